@@ -1,0 +1,124 @@
+"""The one tree of exceptions, shared by both sides of the wire.
+
+    ThinRowError
+    ├── UsageError                  what the user gave cannot work; the message says what to do
+    │   ├── SchemaError             the schema file
+    │   ├── InputError              events, requests, rows or users files
+    │   └── RequestError            a call that the server refused (``name`` tells why)
+    │       ├── AnswerTooLargeError ask for fewer examples at once
+    │       └── UnknownTenantError  no such tenant at this server
+    ├── StoreError                  the store cannot be read or written
+    │   ├── StoreMissingError       no published generation there
+    │   ├── StoreLockedError        another compaction is running
+    │   ├── StoreFullError          the disk is full
+    │   └── StoreCorruptError       a file is missing or failed its checksum; names the file
+    ├── UnavailableError            no replica answered in the retries allowed
+    ├── DeadlineError               the deadline passed first
+    └── StatusError                 an example's status is one that the caller does not accept
+
+Every message is one sentence for the person who sees it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AnswerTooLargeError",
+    "DeadlineError",
+    "InputError",
+    "RequestError",
+    "SchemaError",
+    "StatusError",
+    "StoreCorruptError",
+    "StoreError",
+    "StoreFullError",
+    "StoreLockedError",
+    "StoreMissingError",
+    "ThinRowError",
+    "UnavailableError",
+    "UnknownTenantError",
+    "UsageError",
+]
+
+
+class ThinRowError(Exception):
+    """Base of every error that ThinRow raises on purpose.
+
+    ``name`` identifies the kind on the wire (trailing metadata ``thinrow-error``); docs/errors.md
+    has the table of names and gRPC codes.
+    """
+
+    name: ClassVar[str] = "INTERNAL"
+
+
+class UsageError(ThinRowError):
+    """What the user gave cannot work."""
+
+    name = "INVALID_REQUEST"
+
+
+class SchemaError(UsageError):
+    """The schema file is wrong, or does not fit the store's schema."""
+
+
+class InputError(UsageError):
+    """A file of events, requests, rows or users is missing, unreadable or of the wrong shape."""
+
+
+class RequestError(UsageError):
+    """The server refused the call as asked; asking again changes nothing."""
+
+
+class AnswerTooLargeError(RequestError):
+    """The answer would be larger than the server sends; ask for fewer examples at once."""
+
+    name = "ANSWER_TOO_LARGE"
+
+
+class UnknownTenantError(RequestError):
+    """The server has no tenant of that name."""
+
+    name = "UNKNOWN_TENANT"
+
+
+class StoreError(ThinRowError):
+    """The store cannot be read or written."""
+
+    name = "STORE_FAILED"
+
+
+class StoreMissingError(StoreError):
+    """There is no published generation at that path."""
+
+
+class StoreLockedError(StoreError):
+    """Another compaction holds the store."""
+
+
+class StoreFullError(StoreError):
+    """The disk filled up; what was published before still serves."""
+
+
+class StoreCorruptError(StoreError):
+    """A file of the store is missing, altered or unreadable; the message names it."""
+
+    name = "STORE_CORRUPT"
+
+
+class UnavailableError(ThinRowError):
+    """No server answered within the retries allowed."""
+
+    name = "UNAVAILABLE"
+
+
+class DeadlineError(ThinRowError):
+    """The deadline passed before the answer came."""
+
+    name = "DEADLINE_EXCEEDED"
+
+
+class StatusError(ThinRowError):
+    """An example has a status that the caller does not accept."""
+
+    name = "STATUS_NOT_ACCEPTED"
