@@ -6,6 +6,7 @@
     │   ├── InputError              events, requests, rows or users files
     │   └── RequestError            a call that the server refused (``name`` tells why)
     │       ├── AnswerTooLargeError ask for fewer examples at once
+    │       ├── TooManyCallsError   the server is at its limit; ask again later
     │       └── UnknownTenantError  no such tenant at this server
     ├── StoreError                  the store cannot be read or written
     │   ├── StoreMissingError       no published generation there
@@ -36,6 +37,7 @@ __all__ = [
     "StoreLockedError",
     "StoreMissingError",
     "ThinRowError",
+    "TooManyCallsError",
     "UnavailableError",
     "UnknownTenantError",
     "UsageError",
@@ -74,6 +76,12 @@ class AnswerTooLargeError(RequestError):
     """The answer would be larger than the server sends; ask for fewer examples at once."""
 
     name = "ANSWER_TOO_LARGE"
+
+
+class TooManyCallsError(RequestError):
+    """The server is at one of its limits of calls or streams; ask again later, or elsewhere."""
+
+    name = "TOO_MANY_CALLS"
 
 
 class UnknownTenantError(RequestError):
