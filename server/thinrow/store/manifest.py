@@ -1,0 +1,222 @@
+"""What a generation says of itself, and which generation of a store is current.
+
+``manifest.json`` is written last: a folder without it is not a generation. ``CURRENT`` names the
+serving generation and is replaced atomically.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, ValidationError
+from thinrow.errors import StoreCorruptError, StoreMissingError
+from thinrow.schema import Schema
+from thinrow.store.shard import fsync
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+CURRENT = "CURRENT"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoredFile(_Record):
+    """One file of a shard."""
+
+    name: str
+    bytes: int
+    xxh3: str
+    """XXH3 (64 bits) of the content, hexadecimal."""
+
+
+class ShardSummary(_Record):
+    """One shard."""
+
+    name: str
+    keys: int
+    events: int
+    users: int
+    """Users that have events."""
+    files: list[StoredFile]
+
+
+class RunInputs(_Record):
+    """What one compaction was asked to do, to recognise the same run again."""
+
+    events: list[str]
+    """Name and size of each input file, sorted."""
+    erase_xxh3: str
+    """XXH3 (64 bits) over the sorted ids of users erased in this run, hexadecimal."""
+    cadence_ms: int | None
+    lookback_ms: int | None
+    dedup_window_ms: int
+    accept_late: bool
+
+
+class Manifest(_Record):
+    """A complete generation."""
+
+    format: int
+    number: int
+    """From 1."""
+    watermarks: list[int]
+    """Watermarks of all generations so far, ms, ascending; the last is this one's."""
+    stored_schema: dict[str, Any]
+    shards: list[ShardSummary]
+    run: RunInputs
+
+    @property
+    def watermark_ts(self) -> int:
+        """Everything that arrived before is in this generation."""
+        return self.watermarks[-1]
+
+    @property
+    def schema_(self) -> Schema:
+        """The schema as of this generation."""
+        return Schema.from_json(self.stored_schema)
+
+    @property
+    def event_count(self) -> int:
+        return sum(shard.events for shard in self.shards)
+
+    @property
+    def user_count(self) -> int:
+        return sum(shard.users for shard in self.shards)
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(file.bytes for shard in self.shards for file in shard.files)
+
+
+def generation_name(number: int) -> str:
+    """The folder's name of a generation."""
+    return f"generation-{number:06d}"
+
+
+def generation_number(name: str) -> int | None:
+    """The inverse; None where the name is not a generation's."""
+    match = re.fullmatch(r"generation-(\d{6,})", name)
+    return int(match[1]) if match else None
+
+
+def file_summary(path: Path) -> StoredFile:
+    """Measures a file."""
+    hasher = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            hasher.update(chunk)
+    return StoredFile(name=path.name, bytes=path.stat().st_size, xxh3=hasher.hexdigest())
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Completes the generation in ``folder``."""
+    body = manifest.model_dump(mode="json")
+    body["xxh3"] = _checksum(body)
+    write_atomically(folder / MANIFEST, json.dumps(body, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads and checks a manifest.
+
+    Raises:
+        StoreCorruptError: it is missing or altered.
+    """
+    path = folder / MANIFEST
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        if body.pop("xxh3") != _checksum(body):
+            raise ValueError("its checksum does not fit")
+        manifest = Manifest.model_validate(body)
+    except (OSError, ValueError, KeyError, AttributeError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise StoreCorruptError(
+            f"{path} is damaged ({reason}); restore it from a replica or build the generation "
+            f"again."
+        ) from error
+    if manifest.format != FORMAT:
+        raise StoreCorruptError(
+            f"{path} has format {manifest.format}, and this ThinRow reads format {FORMAT}; use "
+            f"the version that wrote it."
+        )
+    return manifest
+
+
+def check_files(folder: Path, manifest: Manifest, *, contents: bool = False) -> None:
+    """Checks that every file of a generation is there and of the right size.
+
+    With ``contents`` every byte is read and checked; otherwise only the small files are, since
+    RocksDB checks each block of the large ones when it reads it.
+
+    Raises:
+        StoreCorruptError: names the first file at fault.
+    """
+    for shard in manifest.shards:
+        for expected in shard.files:
+            path = folder / shard.name / expected.name
+            try:
+                if path.stat().st_size != expected.bytes:
+                    raise StoreCorruptError(_damaged(path, "its size differs"))
+                small = not path.name.endswith(".sst")
+                if (contents or small) and file_summary(path) != expected:
+                    raise StoreCorruptError(_damaged(path, "its checksum differs"))
+            except OSError as error:
+                raise StoreCorruptError(_damaged(path, str(error.strerror))) from error
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return f"{path} is damaged ({reason}); restore it from a replica or build the generation again."
+
+
+def current_folder(store: Path) -> Path | None:
+    """The serving generation's folder; None where nothing was published yet."""
+    try:
+        name = (store / CURRENT).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    if generation_number(name) is None:
+        raise StoreCorruptError(_damaged(store / CURRENT, "it names no generation"))
+    return store / name
+
+
+def require_current_folder(store: Path) -> Path:
+    """As :func:`current_folder`.
+
+    Raises:
+        StoreMissingError: nothing was published there.
+    """
+    folder = current_folder(store)
+    if folder is None:
+        raise StoreMissingError(
+            f"{store} holds no published generation; build one with thinrow compact … --store "
+            f"{store}."
+        )
+    return folder
+
+
+def publish(store: Path, folder: Path) -> None:
+    """Makes a complete generation the serving one."""
+    fsync(folder)
+    fsync(store)
+    write_atomically(store / CURRENT, folder.name + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a small file so that readers see the old content or the new, also after a crash."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync(path.parent)
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())

@@ -1,0 +1,110 @@
+"""Frame of reference: blocks of 64-bit words as a base and narrow offsets.
+
+A column of words is cut into blocks. Word j of a block is ``base + offset[j]`` modulo 2^64, each
+block's offsets taking the narrowest of 0, 1, 2, 4 or 8 bytes. Byte-aligned, so that a slice of a
+block is a slice of its bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from thinrow.errors import StoreCorruptError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WIDTHS = (1, 2, 4, 8)
+"""Bytes per offset of blocks that have offsets at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowBlocks:
+    """Blocks of one column, wherever their bytes lie."""
+
+    bases: NDArray[np.int64]
+    """Shape (blocks,)."""
+    widths: NDArray[np.uint8]
+    """Bytes per offset, shape (blocks,)."""
+    counts: NDArray[np.int64]
+    """Words, shape (blocks,)."""
+    starts: NDArray[np.int64]
+    """Where each block's offsets begin in the buffer, bytes, shape (blocks,)."""
+
+    @property
+    def byte_lengths(self) -> NDArray[np.int64]:
+        return self.counts * self.widths
+
+
+def starts_of(counts: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Where each of several runs starts, and where the last ends: shape (runs + 1,)."""
+    starts = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=starts[1:])
+    return starts
+
+
+def ranges(first: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The integers of several ranges, one range after the other."""
+    starts = starts_of(counts)
+    return np.arange(starts[-1]) + np.repeat(first - starts[:-1], counts)
+
+
+def narrow(
+    words: NDArray[np.uint64], counts: NDArray[np.int64]
+) -> tuple[NarrowBlocks, NDArray[np.uint8]]:
+    """Encodes blocks of ``counts`` words each; their bytes lie in block order."""
+    bases = np.zeros(len(counts), dtype=np.int64)
+    widths = np.zeros(len(counts), dtype=np.uint8)
+    full = counts > 0
+    if full.any():
+        signed = words.view(np.int64)
+        starts = starts_of(counts)[:-1][full]
+        lowest = np.minimum.reduceat(signed, starts)
+        span = np.maximum.reduceat(signed, starts).view(np.uint64) - lowest.view(np.uint64)
+        bases[full] = lowest
+        widths[full] = np.select(
+            [span == 0, span < 1 << 8, span < 1 << 16, span < 1 << 32], [0, 1, 2, 4], 8
+        )
+    lengths = counts * widths
+    blocks = NarrowBlocks(bases, widths, counts, starts_of(lengths)[:-1])
+    data = np.empty(int(lengths.sum()), dtype=np.uint8)
+    offsets = words - np.repeat(bases.view(np.uint64), counts)
+    for width in WIDTHS:
+        of_width = widths == width
+        if of_width.any():
+            chosen = offsets if of_width.all() else offsets[np.repeat(of_width, counts)]
+            data[np.repeat(of_width, lengths)] = chosen.astype(f"<u{width}").view(np.uint8)
+    return blocks, data
+
+
+def joined(buffer: memoryview, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> bytes:
+    """Slices of ``buffer``, one after the other.
+
+    Raises:
+        StoreCorruptError: where a slice would reach past the buffer's end.
+    """
+    pieces = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
+    data = b"".join([buffer[start:end] for start, end in pieces if start != end])
+    if len(data) != int(lengths.sum()):
+        raise StoreCorruptError("A stripe is shorter than its header says.")
+    return data
+
+
+def by_width(buffer: memoryview, blocks: NarrowBlocks) -> bytes:
+    """Offsets of all blocks of width 1 in block order, then of width 2, 4 and 8."""
+    order = np.argsort(blocks.widths, kind="stable")
+    return joined(buffer, blocks.starts[order], blocks.byte_lengths[order])
+
+
+def widened(buffer: memoryview, blocks: NarrowBlocks) -> NDArray[np.uint64]:
+    """The words of all blocks, one block after the other."""
+    words = np.repeat(blocks.bases.view(np.uint64), blocks.counts)
+    lengths = blocks.byte_lengths
+    for width in WIDTHS:
+        of_width = blocks.widths == width
+        if of_width.any():
+            data = joined(buffer, blocks.starts[of_width], lengths[of_width])
+            words[np.repeat(of_width, blocks.counts)] += np.frombuffer(data, dtype=f"<u{width}")
+    return words

@@ -1,0 +1,229 @@
+"""One shard: a RocksDB directory, written once in key order and from then on only read.
+
+Every RocksDB option that matters is set here, explicitly.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, cast
+
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    Cache,
+    ChecksumType,
+    DBCompressionType,
+    IngestExternalFileOptions,
+    Options,
+    Rdict,
+    SstFileWriter,
+)
+from thinrow.errors import StoreCorruptError, StoreError, StoreFullError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+BLOCK_BYTES = 16 * 1024
+SST_BYTES_MAX = 256 * 1024 * 1024
+BLOOM_BITS_PER_KEY = 10
+BLOCK_CACHE_BYTES = 256 * 1024 * 1024
+"""Shared by all shards that one process has open."""
+
+_cache: list[Cache] = []
+
+
+def _options() -> Options:
+    if not _cache:
+        _cache.append(Cache(BLOCK_CACHE_BYTES))
+    table = BlockBasedOptions()
+    table.set_block_size(BLOCK_BYTES)
+    table.set_format_version(5)
+    table.set_checksum_type(ChecksumType.xxh3())
+    table.set_bloom_filter(BLOOM_BITS_PER_KEY, False)
+    table.set_block_cache(_cache[0])
+    options = Options(raw_mode=True)
+    options.set_block_based_table_factory(table)
+    options.set_compression_type(DBCompressionType.lz4())
+    options.set_disable_auto_compactions(True)
+    options.set_paranoid_checks(True)
+    options.set_max_open_files(-1)  # all files stay open: pruning cannot take one away
+    options.set_keep_log_file_num(1)
+    options.set_stats_dump_period_sec(0)
+    options.set_write_buffer_size(1 << 20)
+    return options
+
+
+def storage_error(error: Exception, path: Path) -> StoreError:
+    """The one of our exceptions that says what went wrong below ``path``."""
+    text = str(error)
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in text:
+        return StoreFullError(
+            f"The disk that holds {path} is full; free some space and run again "
+            f"(the last published generation still serves)."
+        )
+    if text.startswith("Corruption") or "No such file" in text:
+        named = re.search(r"(/\S+\.(?:sst|log)|/\S*MANIFEST-\d+|/\S+/CURRENT)", text)
+        return StoreCorruptError(
+            f"{named[1].rstrip(':') if named else path} is damaged ({text.splitlines()[0]}); "
+            f"restore it from a replica or build the generation again."
+        )
+    return StoreError(f"RocksDB failed at {path}: {text}.")
+
+
+class ShardWriter:
+    """Writes a shard: keys must come in ascending order, each once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: list[Path] = []
+        self._writer: SstFileWriter | None = None
+        self._file_bytes = 0
+        self.key_count = 0
+        path.mkdir(parents=True)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Adds one pair. Raises StoreError where the disk does."""
+        try:
+            if self._writer is None:
+                self._files.append(self._path / f"bulk-{len(self._files):06d}.sst")
+                self._writer = SstFileWriter(_options())
+                self._writer.open(str(self._files[-1]))
+            self._writer[key] = value
+            self.key_count += 1
+            self._file_bytes += len(key) + len(value)
+            if self._file_bytes >= SST_BYTES_MAX:
+                self._finish_file()
+        except StoreError:
+            raise
+        except Exception as error:
+            raise storage_error(error, self._path) from error
+
+    def _finish_file(self) -> None:
+        if self._writer is not None:
+            self._writer.finish()
+            self._writer, self._file_bytes = None, 0
+
+    def finish(self) -> None:
+        """Makes the shard ready to be read, all of it on disk."""
+        try:
+            self._finish_file()
+            with Rdict(str(self._path), _options()) as database:
+                if self._files:
+                    options = IngestExternalFileOptions()
+                    options.set_move_files(True)
+                    database.ingest_external_file([str(file) for file in self._files], options)
+            for file in self._files:
+                file.unlink(missing_ok=True)
+            for file in self._path.iterdir():
+                # The info log tells of this machine and moment; the rest is the shard.
+                if file.name.startswith("LOG"):
+                    file.unlink()
+                else:
+                    fsync(file)
+            fsync(self._path)
+        except Exception as error:
+            raise storage_error(error, self._path) from error
+
+
+def fsync(path: Path) -> None:
+    """Forces a file or a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Shard:
+    """A finished shard, open for reading. Thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            options = _options()
+            options.set_db_log_dir("/dev/null")
+            self._database = Rdict(
+                str(path), options, access_type=AccessType.read_only(error_if_log_file_exist=False)
+            )
+        except Exception as error:
+            raise storage_error(error, path) from error
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values of the keys, None where there is none. Releases the GIL."""
+        try:
+            values = self._database.get(list(keys))
+        except Exception as error:
+            raise storage_error(error, self.path) from error
+        return cast("list[bytes | None]", values)
+
+    def get_all(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Values of keys that must be there. Raises StoreCorruptError where one is not."""
+        values = [value for value in self.get(keys) if value is not None]
+        if len(values) != len(keys):
+            raise StoreCorruptError(
+                f"{self.path} lacks a stripe that its directory names; restore it from a replica "
+                f"or build the generation again."
+            )
+        return values
+
+    def items(self, key_count: int) -> Iterator[tuple[bytes, bytes]]:
+        """Every pair, in key order.
+
+        Raises:
+            StoreCorruptError: a block failed its checksum, or there are not ``key_count`` pairs.
+        """
+        seen = 0
+        iterator = self._database.iter()
+        try:
+            iterator.seek_to_first()
+            while iterator.valid():
+                yield iterator.key(), iterator.value()
+                seen += 1
+                iterator.next()
+            # An iterator that hit a bad block just ends; only its status tells.
+            iterator.status()
+        except StoreError:
+            raise
+        except Exception as error:
+            raise storage_error(error, self.path) from error
+        if seen != key_count:
+            raise StoreCorruptError(
+                f"{self.path} holds {seen} keys where its manifest says {key_count}; restore it "
+                f"from a replica or build the generation again."
+            )
+
+    def first_of_each_prefix(self, prefix_bytes: int) -> Iterator[tuple[bytes, bytes]]:
+        """The first pair of every distinct key prefix, in key order.
+
+        Raises:
+            StoreCorruptError: a block failed its checksum.
+        """
+        iterator = self._database.iter()
+        try:
+            iterator.seek_to_first()
+            while iterator.valid():
+                key = iterator.key()
+                yield key, iterator.value()
+                prefix = int.from_bytes(key[:prefix_bytes], "big") + 1
+                if prefix == 1 << (8 * prefix_bytes):
+                    break
+                iterator.seek(prefix.to_bytes(prefix_bytes, "big"))
+            iterator.status()
+        except StoreError:
+            raise
+        except Exception as error:
+            raise storage_error(error, self.path) from error
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

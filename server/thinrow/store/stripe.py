@@ -1,0 +1,369 @@
+"""Stripes: consecutive events of one user in one feature group, encoded together.
+
+Layout, little-endian::
+
+    header      u32 events, u16 columns, u16 zero
+    columns     one COLUMN record each, ascending by trait number
+    data        presence bitmaps, dictionaries and offsets, where the records point
+
+A column's words are narrowed by frame of reference (narrow.py); those of a dictionary trait
+index the column's own dictionary. A nullable column that has nulls carries a bitmap, lowest bit
+first, and words only of the events that have the trait.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from thinrow.errors import StoreCorruptError
+from thinrow.schema import Trait, TraitType
+from thinrow.store.narrow import (
+    NarrowBlocks,
+    joined,
+    narrow,
+    ranges,
+    starts_of,
+    widened,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+HEADER = np.dtype([("events", "<u4"), ("columns", "<u2"), ("zero", "<u2")])
+COLUMN = np.dtype(
+    [
+        ("number", "<u2"),
+        ("width", "u1"),
+        ("presence", "u1"),
+        ("data", "<u4"),
+        ("bitmap", "<u4"),
+        ("dictionary", "<u4"),
+        ("dictionary_count", "<u4"),
+        ("dictionary_bytes", "<u4"),
+        ("base", "<i8"),
+    ]
+)
+PRESENT_ALL, PRESENT_SOME, PRESENT_NONE = 0, 1, 2
+
+STRIPE_EVENTS_MAX = 512
+"""A user's newest stripe is rewritten until it holds this many events."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraitValues:
+    """One trait of consecutive events, ready to be encoded."""
+
+    trait: Trait
+    words: NDArray[np.uint64]
+    """Words of the events that have the trait, ``trait.size`` each."""
+    present: NDArray[np.bool_] | None = None
+    """Which events have the trait, shape (events,); None: all of them."""
+    dictionary: NDArray[np.int64] | pa.Array | None = None
+    """What the words of a dictionary trait index: int64, or Arrow large_string."""
+
+
+def encode_stripes(columns: Sequence[TraitValues], counts: NDArray[np.int64]) -> list[bytes]:
+    """Encodes stripes of ``counts`` events each; ``columns`` ascend by trait number."""
+    stripes = len(counts)
+    records = np.zeros((stripes, len(columns)), dtype=COLUMN)
+    offset = np.full(stripes, HEADER.itemsize + records.dtype.itemsize * len(columns))
+    parts: list[list[bytes]] = []
+    placed: dict[int, tuple[TraitValues, NDArray[np.int64]]] = {}
+    for index, column in enumerate(columns):
+        record = records[:, index]
+        record["number"] = column.trait.number
+        present_counts = counts
+        if column.present is not None:
+            bitmaps, present_counts = _bitmaps(column.present, counts, record)
+            record["bitmap"], offset = offset, offset + _lengths(bitmaps)
+            parts.append(bitmaps)
+        words = column.words
+        if column.dictionary is not None:
+            dictionaries, words = _dictionaries(column, present_counts, record)
+            record["dictionary"], offset = offset, offset + record["dictionary_bytes"]
+            parts.append(dictionaries)
+        blocks, data = narrow(words, present_counts * column.trait.size)
+        record["base"], record["width"] = blocks.bases, blocks.widths
+        lengths = blocks.byte_lengths
+        record["data"] = offset
+        # event_ts mostly equals visible_ts: a stripe where it does stores the offsets once.
+        twin = _twin(column, placed, counts)
+        if twin is not None:
+            same, place = twin
+            record["data"] = np.where(same, place, offset)
+            lengths = np.where(same, 0, lengths)
+        placed[column.trait.number] = (column, record["data"].astype(np.int64))
+        parts.append(_cut(data.tobytes(), blocks.starts, lengths))
+        offset = offset + lengths
+    header = np.zeros(stripes, dtype=HEADER)
+    header["events"], header["columns"] = counts, len(columns)
+    heads = _rows(header)
+    bodies = _rows(records)
+    return [b"".join(pieces) for pieces in zip(heads, bodies, *parts, strict=True)]
+
+
+def _rows(array: NDArray[np.void]) -> list[bytes]:
+    data = array.tobytes()
+    size = len(data) // len(array) if len(array) else 0
+    return [data[at : at + size] for at in range(0, len(data), size or 1)]
+
+
+def _cut(data: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[bytes]:
+    ends = starts + lengths
+    return [data[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def _lengths(pieces: list[bytes]) -> NDArray[np.int64]:
+    return np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
+
+
+def _twin(
+    column: TraitValues,
+    placed: dict[int, tuple[TraitValues, NDArray[np.int64]]],
+    counts: NDArray[np.int64],
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]] | None:
+    if column.trait.number != 2 or 1 not in placed:
+        return None
+    visible, place = placed[1]
+    equal = column.words == visible.words
+    return np.logical_and.reduceat(equal, starts_of(counts)[:-1]), place
+
+
+def _bitmaps(
+    present: NDArray[np.bool_], counts: NDArray[np.int64], record: NDArray[np.void]
+) -> tuple[list[bytes], NDArray[np.int64]]:
+    present_counts = np.add.reduceat(present.astype(np.int64), starts_of(counts)[:-1])
+    some = (present_counts > 0) & (present_counts < counts)
+    record["presence"] = np.select(
+        [some, present_counts == counts], [PRESENT_SOME, PRESENT_ALL], PRESENT_NONE
+    )
+    lengths = -(-counts // 8)
+    starts = starts_of(lengths)
+    bits = np.zeros(8 * starts[-1], dtype=np.bool_)
+    bits[ranges(8 * starts[:-1], counts)] = present
+    data = np.packbits(bits, bitorder="little").tobytes()
+    return _cut(data, starts[:-1], np.where(some, lengths, 0)), present_counts
+
+
+def _dictionaries(
+    column: TraitValues, counts: NDArray[np.int64], record: NDArray[np.void]
+) -> tuple[list[bytes], NDArray[np.uint64]]:
+    """Each stripe's own dictionary, and the words that index it."""
+    assert column.dictionary is not None
+    stripe = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    span = max(1, len(column.dictionary))
+    pairs, local = np.unique(stripe * span + column.words.astype(np.int64), return_inverse=True)
+    entry_counts = np.bincount(pairs // span, minlength=len(counts)).astype(np.int64)
+    starts = starts_of(entry_counts)
+    record["dictionary_count"] = entry_counts
+    entries = pairs % span
+    if column.trait.type is TraitType.CATEGORICAL:
+        values = np.asarray(column.dictionary)[entries].astype("<i8").tobytes()
+        pieces = _cut(values, 8 * starts[:-1], 8 * entry_counts)
+    else:
+        pieces = _text_dictionaries(column.dictionary.take(pa.array(entries)), starts)
+    record["dictionary_bytes"] = _lengths(pieces)
+    return pieces, (local - starts[stripe]).astype(np.uint64)
+
+
+def _text_dictionaries(texts: pa.Array, starts: NDArray[np.int64]) -> list[bytes]:
+    # Each dictionary: u32 end of every text, then the texts' UTF-8.
+    encoded = [text.encode() for text in texts.to_pylist()]
+    pieces = []
+    for first, last in pairwise(starts.tolist()):
+        chosen = encoded[first:last]
+        ends = np.cumsum(_lengths(chosen)).astype("<u4").tobytes()
+        pieces.append(ends + b"".join(chosen))
+    return pieces
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSlices:
+    """One column of several slices of stripes, still encoded."""
+
+    blocks: NarrowBlocks
+    """One block a slice; ``counts`` are words of events that have the trait."""
+    present: NDArray[np.bool_] | None
+    """Which events of the slices have the trait; None: all of them."""
+
+
+class StripeSet:
+    """Stripes of one feature group, read together.
+
+    Raises StoreCorruptError, from any method, where a stripe contradicts itself.
+    """
+
+    def __init__(self, stripes: Sequence[bytes]) -> None:
+        self.buffer = memoryview(b"".join(stripes))
+        self._bytes = np.frombuffer(self.buffer, dtype=np.uint8)
+        lengths = np.fromiter(map(len, stripes), dtype=np.int64, count=len(stripes))
+        self.starts = starts_of(lengths)[:-1]
+        if len(lengths) and int(lengths.min()) < HEADER.itemsize:
+            raise StoreCorruptError("A stripe has no header.")
+        header = self._records(self.starts, HEADER, 1)[:, 0]
+        self.event_counts = header["events"].astype(np.int64)
+        self._column_counts = header["columns"].astype(np.int64)
+        if (lengths < HEADER.itemsize + self._column_counts * COLUMN.itemsize).any():
+            raise StoreCorruptError("A stripe is shorter than its header says.")
+
+    def _records(
+        self, starts: NDArray[np.int64], dtype: np.dtype[np.void], count: int
+    ) -> NDArray[np.void]:
+        span = dtype.itemsize * count
+        picked = self._bytes[starts[:, None] + np.arange(span)].reshape(-1)
+        records: NDArray[np.void] = picked.view(dtype).reshape(len(starts), count)
+        return records
+
+    @cached_property
+    def _columns(self) -> dict[int, tuple[NDArray[np.bool_], NDArray[np.void]]]:
+        """By trait number: which stripes have the column, and every stripe's record of it."""
+        columns: dict[int, tuple[NDArray[np.bool_], NDArray[np.void]]] = {}
+        for count in np.unique(self._column_counts).tolist():
+            rows = np.flatnonzero(self._column_counts == count)
+            records = self._records(self.starts[rows] + HEADER.itemsize, COLUMN, count)
+            for number in np.unique(records["number"]).tolist():
+                if number not in columns:
+                    size = len(self.starts)
+                    columns[number] = (np.zeros(size, np.bool_), np.zeros(size, COLUMN))
+                has, record = columns[number]
+                row, place = np.nonzero(records["number"] == number)
+                has[rows[row]] = True
+                record[rows[row]] = records[row, place]
+        return columns
+
+    def _column(self, trait: Trait) -> tuple[NDArray[np.bool_], NDArray[np.void]]:
+        size = len(self.starts)
+        absent = (np.zeros(size, np.bool_), np.zeros(size, COLUMN))
+        has, record = self._columns.get(trait.number, absent)
+        if not has.all():
+            # Written before the trait was added: its default, or null.
+            record = record.copy()
+            record["base"][~has] = 0 if trait.type.is_dictionary else trait.default_word
+            record["presence"][~has] = PRESENT_NONE if trait.nullable else PRESENT_ALL
+        return has, record
+
+    def slices(
+        self,
+        trait: Trait,
+        stripe: NDArray[np.int64],
+        first: NDArray[np.int64],
+        counts: NDArray[np.int64],
+    ) -> ColumnSlices:
+        """Events ``[first, first + counts)`` of each of the named stripes, one trait of them."""
+        _, records = self._column(trait)
+        record = records[stripe]
+        presence = record["presence"]
+        value_first, value_counts, present = first, counts, None
+        if trait.nullable and (presence != PRESENT_ALL).any():
+            value_first, value_counts, present = self._present(record, stripe, first, counts)
+        widths = record["width"]
+        blocks = NarrowBlocks(
+            bases=record["base"].astype(np.int64),
+            widths=widths,
+            counts=value_counts * trait.size,
+            starts=self.starts[stripe] + record["data"] + value_first * trait.size * widths,
+        )
+        return ColumnSlices(blocks, present)
+
+    def _present(
+        self,
+        record: NDArray[np.void],
+        stripe: NDArray[np.int64],
+        first: NDArray[np.int64],
+        counts: NDArray[np.int64],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Of each slice: values before it in its stripe, values in it; which events have one."""
+        present = np.repeat(record["presence"] == PRESENT_ALL, counts)
+        value_first = np.where(record["presence"] == PRESENT_ALL, first, 0)
+        value_counts = np.where(record["presence"] == PRESENT_ALL, counts, 0)
+        some = np.flatnonzero(record["presence"] == PRESENT_SOME)
+        if some.size:
+            lengths = -(-(first[some] + counts[some]) // 8)
+            starts = self.starts[stripe[some]] + record["bitmap"][some]
+            data = np.frombuffer(joined(self.buffer, starts, lengths), dtype=np.uint8)
+            bits = np.unpackbits(data, bitorder="little").view(np.bool_)
+            rank = starts_of(bits.view(np.int8))
+            bit = 8 * starts_of(lengths)[:-1]
+            value_first[some] = rank[bit + first[some]] - rank[bit]
+            value_counts[some] = rank[bit + first[some] + counts[some]] - rank[bit + first[some]]
+            within = ranges(starts_of(counts)[:-1][some], counts[some])
+            present[within] = bits[ranges(bit + first[some], counts[some])]
+        return value_first, value_counts, present
+
+    def words(
+        self,
+        trait: Trait,
+        stripe: NDArray[np.int64],
+        first: NDArray[np.int64],
+        counts: NDArray[np.int64],
+    ) -> TraitValues:
+        """The same slices, decoded. Words of a dictionary trait index the result's dictionary."""
+        slices = self.slices(trait, stripe, first, counts)
+        words = widened(self.buffer, slices.blocks)
+        if not trait.type.is_dictionary:
+            return TraitValues(trait, words, slices.present)
+        used, place = np.unique(stripe, return_inverse=True)
+        has, records = self._column(trait)
+        record = records[used]
+        entry_counts = np.where(has[used], record["dictionary_count"], 1).astype(np.int64)
+        entry_starts = starts_of(entry_counts)
+        if (words >= np.repeat(entry_counts[place], slices.blocks.counts).view(np.uint64)).any():
+            raise StoreCorruptError("A stripe's word points past its dictionary.")
+        words += np.repeat(entry_starts[:-1][place], slices.blocks.counts).view(np.uint64)
+        # Only what the slices use: a short slice must not drag a long dictionary along.
+        wanted = np.zeros(entry_starts[-1], dtype=np.bool_)
+        wanted[words] = True
+        words = (np.cumsum(wanted) - 1).astype(np.uint64)[words]
+        if trait.type is TraitType.CATEGORICAL:
+            dictionary = self._numbers(trait, has[used], record, used, entry_starts)[wanted]
+            return TraitValues(trait, words, slices.present, dictionary)
+        texts = self._texts(trait, has[used], record, used, entry_starts, wanted)
+        return TraitValues(trait, words, slices.present, texts)
+
+    def _numbers(
+        self,
+        trait: Trait,
+        has: NDArray[np.bool_],
+        record: NDArray[np.void],
+        used: NDArray[np.int64],
+        entry_starts: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        numbers = np.full(entry_starts[-1], trait.default_word, dtype=np.int64)
+        lengths = np.diff(entry_starts)
+        starts = self.starts[used] + record["dictionary"]
+        data = joined(self.buffer, starts[has], 8 * lengths[has])
+        numbers[np.repeat(has, lengths)] = np.frombuffer(data, dtype="<i8")
+        return numbers
+
+    def _texts(
+        self,
+        trait: Trait,
+        has: NDArray[np.bool_],
+        record: NDArray[np.void],
+        used: NDArray[np.int64],
+        entry_starts: NDArray[np.int64],
+        wanted: NDArray[np.bool_],
+    ) -> pa.Array:
+        texts: list[str] = []
+        places = (self.starts[used] + record["dictionary"]).tolist()
+        for index, place in enumerate(places):
+            chosen = np.flatnonzero(wanted[entry_starts[index] : entry_starts[index + 1]])
+            if not has[index]:
+                texts += [str(trait.default)] * len(chosen)
+                continue
+            count = int(record["dictionary_count"][index])
+            ends = np.frombuffer(self.buffer[place : place + 4 * count], dtype="<u4")
+            body = self.buffer[place + 4 * count :]
+            begins = np.concatenate([[0], ends[:-1]])
+            texts += [
+                str(body[a:b], "utf-8")
+                for a, b in zip(begins[chosen].tolist(), ends[chosen].tolist(), strict=True)
+            ]
+        return pa.array(texts, type=pa.large_string())
