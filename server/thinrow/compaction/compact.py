@@ -1,0 +1,368 @@
+"""Compaction: raw events and the last generation become the next generation, all or nothing.
+
+Two phases, so that memory holds one shard: events are split by shard into scratch files, then
+each shard is sorted and written. Everything happens in a scratch folder that no reader looks at;
+the new generation appears by one rename, and serves once CURRENT names it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from thinrow.compaction.shard import PreviousShard, ShardCounts, ShardTask, write_shard
+from thinrow.errors import InputError, StoreError, StoreLockedError, UsageError
+from thinrow.events.canonical import (
+    ignored_columns,
+    open_parquet,
+    parquet_files,
+)
+from thinrow.events.order import planned_cuts
+from thinrow.events.split import Progress, split_events
+from thinrow.schema import Schema, evolve, read_schema
+from thinrow.store.generation import Generation
+from thinrow.store.hashing import shard_of
+from thinrow.store.manifest import (
+    FORMAT,
+    Manifest,
+    RunInputs,
+    ShardSummary,
+    current_folder,
+    file_summary,
+    generation_name,
+    generation_number,
+    publish,
+    write_manifest,
+)
+from thinrow.store.shard import fsync, storage_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+SHARDS_DEFAULT = 4
+SHARDS_MAX = 4096
+DEDUP_WINDOW_MS = 7 * 24 * 3600 * 1000
+CUTS_MAX = 1_000_000
+_BUILDING = "building"
+_REMOVING = "removing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactionConfig:
+    """One run of compaction."""
+
+    store: Path
+    """Folder of the store; made where there is none."""
+    events: list[Path]
+    """Parquet files, or folders of them."""
+    schema: Path
+    """TOML file of feature groups."""
+    watermark_ts: int
+    """The new generation holds what arrived before, ms."""
+    shards: int | None = None
+    """Shards of a new store (SHARDS_DEFAULT); a store keeps the number it was built with."""
+    cadence_ms: int | None = None
+    """Also cuts at every multiple of this up to the watermark; None: at the watermark only."""
+    dedup_window_ms: int = DEDUP_WINDOW_MS
+    """How far before the last watermark duplicates are looked for in stored histories."""
+    lookback_ms: int | None = None
+    """Drops events older than this before the watermark; None keeps all."""
+    erase_users: Path | None = None
+    """Users to erase: Parquet with user_id, or a text file with one id a line."""
+    accept_late: bool = False
+    """Takes events from before the last watermark as arriving at it, instead of skipping them."""
+    keep: int | None = None
+    """Generations to keep, the new one included; None keeps all."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for values that make no sense."""
+        checks = [
+            (
+                self.shards is None or 1 <= self.shards <= SHARDS_MAX,
+                f"--shards from 1 to {SHARDS_MAX}",
+            ),
+            (self.cadence_ms is None or self.cadence_ms > 0, "--cadence longer than 0"),
+            (self.lookback_ms is None or self.lookback_ms > 0, "--lookback longer than 0"),
+            (self.dedup_window_ms >= 0, "--dedup-window of 0 or more"),
+            (self.keep is None or self.keep >= 1, "--keep of at least 1"),
+        ]
+        for holds, wanted in checks:
+            if not holds:
+                raise UsageError(f"Compaction needs {wanted}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactionReport:
+    """What a run did."""
+
+    generation: int
+    watermark_ts: int
+    already_published: bool = False
+    """True where the very same run was done before; then nothing was done and counts are 0."""
+    rows_read: int = 0
+    events_added: int = 0
+    duplicates: int = 0
+    late: int = 0
+    """Skipped: arrived before the last watermark, so taken as already there."""
+    left_for_later: int = 0
+    """Arrived at or after the watermark."""
+    erased_users: int = 0
+    events_dropped: int = 0
+    """By retention and erasure."""
+    event_count: int = 0
+    """Events in the generation."""
+    user_count: int = 0
+    stored_bytes: int = 0
+    ignored_columns: list[str] = field(default_factory=list)
+    """Input columns that the schema does not list."""
+
+
+def compact(config: CompactionConfig, progress: Progress = lambda *_: None) -> CompactionReport:
+    """Builds and publishes the next generation of a store.
+
+    Killed at any point it leaves the last generation serving, and can be run again.
+
+    Raises:
+        UsageError: the schema, the events or the watermark cannot be used as they are.
+        StoreLockedError: another compaction is running on this store.
+        StoreFullError: the disk is full.
+        StoreCorruptError: a file of the last generation is damaged.
+    """
+    try:
+        config.store.mkdir(parents=True, exist_ok=True)
+        with _locked(config.store), ExitStack() as stack:
+            previous = None
+            if current_folder(config.store) is not None:
+                previous = stack.enter_context(Generation.open_current(config.store))
+            return _compact(config, previous, progress)
+    except OSError as error:
+        raise storage_error(error, config.store) from error
+
+
+@contextmanager
+def _locked(store: Path) -> Iterator[None]:
+    with (store / "LOCK").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreLockedError(
+                f"Another compaction is running on {store}; wait until it ends."
+            ) from error
+        yield
+
+
+def _compact(
+    config: CompactionConfig, previous: Generation | None, progress: Progress
+) -> CompactionReport:
+    schema = read_schema(config.schema)
+    if previous is not None:
+        schema = evolve(previous.schema, schema)
+    files = parquet_files(config.events)
+    erased = np.unique(read_user_ids(config.erase_users))
+    run = RunInputs(
+        events=sorted(f"{file.name} {file.stat().st_size}" for file in files),
+        erase_xxh3=xxhash.xxh3_64_hexdigest(erased.tobytes()),
+        cadence_ms=config.cadence_ms,
+        lookback_ms=config.lookback_ms,
+        dedup_window_ms=config.dedup_window_ms,
+        accept_late=config.accept_late,
+    )
+    if previous is not None and config.watermark_ts <= previous.watermark_ts:
+        return _already_there(config, previous, schema, run)
+    shards = _shard_count(config, previous)
+
+    building = config.store / _BUILDING
+    _remove_leftovers(config.store)
+    try:
+        building.mkdir()
+        split = split_events(files, schema, shards, building / "events", progress)
+        cuts = planned_cuts(
+            None if previous is None else previous.watermark_ts,
+            split.earliest_arrival_ts,
+            config.watermark_ts,
+            config.cadence_ms,
+        )
+        if len(cuts.watermarks) > CUTS_MAX:
+            raise UsageError(
+                f"--cadence would cut {len(cuts.watermarks)} generations; at most {CUTS_MAX} are "
+                f"supported, so use a longer cadence."
+            )
+        known = set() if previous is None else {group.number for group in previous.schema.groups}
+        new_groups = frozenset(group.number for group in schema.groups) - known
+        owners = shard_of(erased, shards)
+        totals: list[ShardCounts] = []
+        for number in range(shards):
+            progress("Writing shards", number, shards)
+            task = ShardTask(
+                schema=schema,
+                new_groups=new_groups if previous is not None else frozenset(),
+                cuts=cuts,
+                dedup_window_ms=config.dedup_window_ms,
+                lookback_ms=config.lookback_ms,
+                erased=erased[owners == number],
+                accept_late=config.accept_late,
+            )
+            totals.append(
+                write_shard(
+                    split.read(number),
+                    _previous_shard(previous, number),
+                    task,
+                    building / f"shard-{number:04d}",
+                )
+            )
+        progress("Writing shards", shards, shards)
+        shutil.rmtree(building / "events")
+        manifest = Manifest(
+            format=FORMAT,
+            number=1 if previous is None else previous.number + 1,
+            watermarks=[
+                *([] if previous is None else previous.manifest.watermarks),
+                *cuts.watermarks.tolist(),
+            ],
+            stored_schema=schema.to_json(),
+            shards=[
+                _summary(building / f"shard-{number:04d}", counts)
+                for number, counts in enumerate(totals)
+            ],
+            run=run,
+        )
+        write_manifest(building, manifest)
+        folder = config.store / generation_name(manifest.number)
+        building.rename(folder)
+    except (OSError, StoreError, UsageError, pa.ArrowException):
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    publish(config.store, folder)
+    if config.keep is not None:
+        _prune(config.store, manifest.number, config.keep)
+    ignored = {name for file in files for name in ignored_columns(file, schema)}
+    return CompactionReport(
+        generation=manifest.number,
+        watermark_ts=manifest.watermark_ts,
+        rows_read=split.rows,
+        events_added=sum(counts.events_added for counts in totals),
+        duplicates=sum(counts.duplicates for counts in totals),
+        late=sum(counts.late for counts in totals),
+        left_for_later=sum(counts.left_for_later for counts in totals),
+        erased_users=len(erased),
+        events_dropped=sum(counts.events_dropped for counts in totals),
+        event_count=manifest.event_count,
+        user_count=manifest.user_count,
+        stored_bytes=manifest.stored_bytes,
+        ignored_columns=sorted(ignored),
+    )
+
+
+def _already_there(
+    config: CompactionConfig, previous: Generation, schema: Schema, run: RunInputs
+) -> CompactionReport:
+    manifest = previous.manifest
+    if config.watermark_ts < previous.watermark_ts:
+        raise UsageError(
+            f"The store already has watermark {previous.watermark_ts}, which is after "
+            f"{config.watermark_ts}; give a later --watermark."
+        )
+    if run != manifest.run or schema != previous.schema:
+        raise UsageError(
+            f"Watermark {previous.watermark_ts} was published with other input or options; a "
+            f"generation never changes, so give a later --watermark."
+        )
+    if config.keep is not None:
+        _prune(config.store, manifest.number, config.keep)
+    return CompactionReport(
+        generation=manifest.number,
+        watermark_ts=manifest.watermark_ts,
+        already_published=True,
+        event_count=manifest.event_count,
+        user_count=manifest.user_count,
+        stored_bytes=manifest.stored_bytes,
+    )
+
+
+def _shard_count(config: CompactionConfig, previous: Generation | None) -> int:
+    if previous is None:
+        return config.shards or SHARDS_DEFAULT
+    if config.shards not in (None, len(previous.shards)):
+        raise UsageError(
+            f"The store has {len(previous.shards)} shards and keeps them; leave --shards out."
+        )
+    return len(previous.shards)
+
+
+def read_user_ids(path: Path | None) -> NDArray[np.int64]:
+    """User ids of a Parquet file with user_id, or of a text file with one a line.
+
+    Raises:
+        InputError: names the file and what is wrong in it.
+    """
+    if path is None:
+        return np.empty(0, dtype=np.int64)
+    if path.suffix == ".parquet":
+        file = open_parquet(path)
+        if "user_id" not in file.schema_arrow.names:
+            raise InputError(f"{path} has no column user_id; it names the users to erase.")
+        column = file.read(columns=["user_id"]).column("user_id")
+        if not pa.types.is_integer(column.type) or column.null_count:
+            raise InputError(f"{path}: user_id must be integers without nulls.")
+        return np.asarray(column.cast(pa.int64()), dtype=np.int64)
+    try:
+        lines = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read the users to erase from {path}: {error}.") from error
+    try:
+        return np.array([int(line) for line in lines], dtype=np.int64)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{path} is not a list of user ids, one a line: {error}.") from error
+
+
+def _previous_shard(previous: Generation | None, number: int) -> PreviousShard | None:
+    if previous is None:
+        return None
+    summary = previous.manifest.shards[number]
+    return PreviousShard(
+        shard=previous.shards[number],
+        key_count=summary.keys,
+        event_count=summary.events,
+        user_count=summary.users,
+    )
+
+
+def _summary(folder: Path, counts: ShardCounts) -> ShardSummary:
+    return ShardSummary(
+        name=folder.name,
+        keys=counts.keys,
+        events=counts.events,
+        users=counts.users,
+        files=[file_summary(file) for file in sorted(folder.iterdir())],
+    )
+
+
+def _remove_leftovers(store: Path) -> None:
+    """What a killed run left: scratch folders, and a generation that was never published."""
+    current = current_folder(store)
+    serving = 0 if current is None else generation_number(current.name) or 0
+    for folder in store.iterdir():
+        number = generation_number(folder.name)
+        unpublished = number is not None and number > serving
+        if folder.name.startswith((_BUILDING, _REMOVING)) or unpublished:
+            shutil.rmtree(folder)
+
+
+def _prune(store: Path, serving: int, keep: int) -> None:
+    """Removes old generations; servers that have one open read on until they let go of it."""
+    for folder in sorted(store.iterdir()):
+        number = generation_number(folder.name)
+        if number is not None and number <= serving - keep:
+            doomed = store / f"{_REMOVING}-{folder.name}"
+            folder.rename(doomed)
+            shutil.rmtree(doomed)
+    fsync(store)

@@ -1,0 +1,342 @@
+"""Some users' histories, continued: their new events, their unfinished stripes, their directories.
+
+Full stripes are left alone. What is decoded and written anew is a user's last stripe where it is
+not full, and the one stripe that a retention horizon cuts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from thinrow.events.canonical import canonical_type
+from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS, TraitType
+from thinrow.store.digest import digest_fields
+from thinrow.store.directory import Directories, encode_directories, parse_directories
+from thinrow.store.hashing import event_digests
+from thinrow.store.history import bisect_left
+from thinrow.store.keys import pack_keys
+from thinrow.store.narrow import ranges, starts_of
+from thinrow.store.stripe import STRIPE_EVENTS_MAX, StripeSet, TraitValues, encode_stripes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from thinrow.schema import Schema, Trait
+    from thinrow.store.shard import Shard
+
+FRONT, TAIL = 0, 1
+"""Runs of rows that are cut into stripes: one that retention cut, and a history's end."""
+DROP_ALL = 1 << 32
+"""Above every stripe number."""
+_EVENT_TRAITS = (VISIBLE_TS, EVENT_TS, EVENT_ID)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewritePlan:
+    """What holds for every user of a run."""
+
+    schema: Schema
+    new_groups: frozenset[int]
+    """Groups that stored stripes do not have yet."""
+    horizon_ts: int
+    """Events before are dropped; NEVER_TS keeps all."""
+    erased: NDArray[np.int64]
+    """Users to erase, ascending."""
+    watermark_ts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewritten:
+    """What becomes of some users."""
+
+    keys: list[bytes]
+    """Ascending."""
+    values: list[bytes]
+    keep_from: dict[int, int]
+    """By user id: the first stripe number whose old pairs stay where no new pair replaces them."""
+    events_added: int
+    events_dropped: int
+    users_added: int
+    """Change in the number of users that have events."""
+
+
+def rewrite_users(
+    user_ids: NDArray[np.int64], events: pl.DataFrame, previous: Shard | None, plan: RewritePlan
+) -> Rewritten:
+    """Continues the histories of ``user_ids`` (ascending as keys are) with ``events``.
+
+    ``events`` are those users' new events, in order, in canonical form with ``visible_ts``.
+    """
+    users = len(user_ids)
+    stored, old = _old_directories(user_ids, previous, plan)
+    tail, cut = _stripes_to_decode(old, plan.horizon_ts)
+    fresh_user = np.searchsorted(
+        user_ids.view(np.uint64), events["user_id"].to_numpy().view(np.uint64)
+    )
+    fresh_counts = np.bincount(fresh_user, minlength=users)
+    fresh = events.select(
+        pl.Series("run", 2 * fresh_user + TAIL, dtype=pl.Int64),
+        pl.Series("ordinal", ranges(old.event_counts, fresh_counts), dtype=pl.Int64),
+        *(trait.name for trait in (*_EVENT_TRAITS, *plan.schema.traits)),
+    )
+    rows = pl.concat([_decoded(user_ids, old, tail, cut, previous, plan), fresh])
+    rows = rows.sort("run", "ordinal")
+
+    run_sums = np.stack([_sum_before(old, cut), _sum_before(old, tail)], axis=1).reshape(-1)
+    before, run_sums = _running_sums(rows, run_sums, plan.schema)
+    kept = rows["visible_ts"].to_numpy() >= plan.horizon_ts
+    dropped_ts = old.dropped_ts.copy()
+    np.maximum.at(
+        dropped_ts, rows["run"].to_numpy()[~kept] // 2, rows["visible_ts"].to_numpy()[~kept]
+    )
+    rows, before = rows.filter(kept), before[kept]
+
+    # Each run is cut into stripes that continue the numbers of those before it.
+    run = rows["run"].to_numpy()
+    run_starts = starts_of(np.bincount(run, minlength=2 * users))
+    within = np.arange(len(run)) - run_starts[run]
+    first_rows = np.flatnonzero(within % STRIPE_EVENTS_MAX == 0)
+    low, high = old.starts[:-1], old.starts[1:]
+    run_numbers = old.first_stripe[:, None] + np.stack(
+        [np.maximum(cut - low, 0), np.where(tail >= 0, tail, high) - low], axis=1
+    )
+    fresh_stripes = _Stripes(
+        user=run[first_rows] // 2,
+        number=run_numbers.reshape(-1)[run[first_rows]] + within[first_rows] // STRIPE_EVENTS_MAX,
+        ts=rows["visible_ts"].to_numpy()[first_rows],
+        ordinals=rows["ordinal"].to_numpy()[first_rows],
+        sums=before[first_rows],
+        counts=np.diff(np.append(first_rows, len(run))),
+    )
+    left_alone = _left_alone(old, tail, cut)
+    new = _new_directories(
+        old, [left_alone, fresh_stripes], fresh_counts, run_sums[TAIL::2], dropped_ts
+    )
+    keys, values = _encoded(user_ids, new, rows, fresh_stripes, left_alone, plan)
+    had = stored.event_counts - stored.first_ordinals
+    has = new.event_counts - new.first_ordinals
+    erased = np.isin(user_ids, plan.erased)
+    keep_from = np.where(erased, DROP_ALL, new.first_stripe)
+    return Rewritten(
+        keys=keys,
+        values=values,
+        keep_from=dict(zip(user_ids.tolist(), keep_from.tolist(), strict=True)),
+        events_added=len(events),
+        events_dropped=int((had + fresh_counts - has).sum()),
+        users_added=int((has > 0).sum() - (had > 0).sum()),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stripes:
+    """Stripes by where they begin; arrays of shape (stripes,)."""
+
+    user: NDArray[np.int64]
+    """Index of the user."""
+    number: NDArray[np.int64]
+    ts: NDArray[np.int64]
+    ordinals: NDArray[np.int64]
+    sums: NDArray[np.uint64]
+    counts: NDArray[np.int64]
+
+
+def _old_directories(
+    user_ids: NDArray[np.int64], previous: Shard | None, plan: RewritePlan
+) -> tuple[Directories, Directories]:
+    """Directories as stored, and as they count: those of erased users are new and empty."""
+    keys = pack_keys(user_ids, DIRECTORY_GROUP, 0)
+    values = [None] * len(keys) if previous is None else previous.get(keys)
+    stored = parse_directories(values)
+    erased = np.isin(user_ids, plan.erased)
+    old = parse_directories([None if gone else v for gone, v in zip(erased, values, strict=True)])
+    erased_ts = np.where(erased, plan.watermark_ts, old.erased_ts)
+    return stored, replace(old, erased_ts=erased_ts)
+
+
+def _stripe_ends(old: Directories) -> NDArray[np.int64]:
+    ends = np.append(old.stripe_ordinals[1:], 0)
+    has = np.diff(old.starts) > 0
+    ends[old.starts[1:][has] - 1] = old.event_counts[has]
+    return ends
+
+
+def _stripes_to_decode(
+    old: Directories, horizon_ts: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each user's last stripe where it has room, and the one the horizon cuts; -1 for none."""
+    low, high = old.starts[:-1], old.starts[1:]
+    counts = _stripe_ends(old) - old.stripe_ordinals
+    has_room = np.zeros(len(low), dtype=np.bool_)
+    has_room[high > low] = counts[high[high > low] - 1] < STRIPE_EVENTS_MAX
+    tail = np.where(has_room, high - 1, -1)
+    cut = bisect_left(old.stripe_ts, low, high, np.full(len(low), horizon_ts)) - 1
+    return tail, np.where(cut >= low, cut, -1)
+
+
+def _decoded(
+    user_ids: NDArray[np.int64],
+    old: Directories,
+    tail: NDArray[np.int64],
+    cut: NDArray[np.int64],
+    previous: Shard | None,
+    plan: RewritePlan,
+) -> pl.DataFrame:
+    """Rows of the stripes to be written anew."""
+    chosen = np.unique(np.concatenate([tail[tail >= 0], cut[cut >= 0]]))
+    user = np.searchsorted(old.starts, chosen, side="right") - 1
+    counts = (_stripe_ends(old) - old.stripe_ordinals)[chosen]
+    numbers = old.first_stripe[user] + chosen - old.starts[user]
+    is_tail = tail[user] == chosen
+    columns: dict[str, pl.Series] = {
+        "run": pl.Series(np.repeat(2 * user + np.where(is_tail, TAIL, FRONT), counts)),
+        "ordinal": pl.Series(ranges(old.stripe_ordinals[chosen], counts)),
+    }
+    for number, traits in _stored_groups(plan.schema):
+        if previous is None or number in plan.new_groups:
+            values = encode_stripes([], counts)
+        else:
+            values = previous.get_all(pack_keys(user_ids[user], number, numbers))
+        stripes = StripeSet(values)
+        every = np.arange(len(chosen))
+        for trait in traits:
+            columns[trait.name] = to_series(
+                stripes.words(trait, every, np.zeros_like(every), counts), int(counts.sum())
+            )
+    return pl.DataFrame(columns)
+
+
+def _stored_groups(schema: Schema) -> list[tuple[int, tuple[Trait, ...]]]:
+    groups: list[tuple[int, tuple[Trait, ...]]] = [(EVENT_GROUP, _EVENT_TRAITS)]
+    return groups + [(group.number, group.traits) for group in schema.groups]
+
+
+def _sum_before(old: Directories, stripes: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Digest sum before the given stripe of each user; of the whole history where it is -1."""
+    if not len(old.stripe_sums):
+        return old.digest_sums
+    return np.where(stripes >= 0, old.stripe_sums[stripes], old.digest_sums)
+
+
+def _running_sums(
+    rows: pl.DataFrame, run_sums: NDArray[np.uint64], schema: Schema
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Digest sum before each row, and after each run."""
+    fields = digest_fields(
+        to_values(rows["visible_ts"], VISIBLE_TS),
+        to_values(rows["event_ts"], EVENT_TS),
+        to_values(rows["event_id"], EVENT_ID),
+        [to_values(rows[trait.name], trait) for trait in schema.key_traits],
+    )
+    total = np.zeros(len(rows) + 1, dtype=np.uint64)
+    np.cumsum(event_digests(rows["ordinal"].to_numpy(), fields), out=total[1:])
+    run = rows["run"].to_numpy()
+    starts = starts_of(np.bincount(run, minlength=len(run_sums)))
+    before = total[:-1] + (run_sums - total[starts[:-1]])[run]
+    return before, run_sums + total[starts[1:]] - total[starts[:-1]]
+
+
+def _left_alone(old: Directories, tail: NDArray[np.int64], cut: NDArray[np.int64]) -> _Stripes:
+    """Stripes that stay as they are: after the one cut, before the one continued."""
+    low, high = old.starts[:-1], old.starts[1:]
+    first = np.where(cut >= 0, cut + 1, low)
+    counts = np.maximum(0, np.where(tail >= 0, tail, high) - first)
+    chosen = ranges(first, counts)
+    user = np.repeat(np.arange(len(low)), counts)
+    return _Stripes(
+        user=user,
+        number=old.first_stripe[user] + chosen - low[user],
+        ts=old.stripe_ts[chosen],
+        ordinals=old.stripe_ordinals[chosen],
+        sums=old.stripe_sums[chosen],
+        counts=(_stripe_ends(old) - old.stripe_ordinals)[chosen],
+    )
+
+
+def _new_directories(
+    old: Directories,
+    stripes: Sequence[_Stripes],
+    fresh_counts: NDArray[np.int64],
+    digest_sums: NDArray[np.uint64],
+    dropped_ts: NDArray[np.int64],
+) -> Directories:
+    user = np.concatenate([part.user for part in stripes])
+    number = np.concatenate([part.number for part in stripes])
+    order = np.lexsort([number, user])
+    starts = starts_of(np.bincount(user, minlength=len(fresh_counts)))
+    first_stripe = old.first_stripe + np.diff(old.starts)
+    has = np.diff(starts) > 0
+    first_stripe[has] = number[order][starts[:-1][has]]
+    return Directories(
+        first_stripe=first_stripe,
+        event_counts=old.event_counts + fresh_counts,
+        digest_sums=digest_sums,
+        dropped_ts=dropped_ts,
+        erased_ts=old.erased_ts,
+        starts=starts,
+        stripe_ts=np.concatenate([part.ts for part in stripes])[order],
+        stripe_ordinals=np.concatenate([part.ordinals for part in stripes])[order],
+        stripe_sums=np.concatenate([part.sums for part in stripes])[order],
+    )
+
+
+def _encoded(
+    user_ids: NDArray[np.int64],
+    directories: Directories,
+    rows: pl.DataFrame,
+    fresh: _Stripes,
+    left_alone: _Stripes,
+    plan: RewritePlan,
+) -> tuple[list[bytes], list[bytes]]:
+    """All new pairs, ascending by key."""
+    keys = pack_keys(user_ids, DIRECTORY_GROUP, 0)
+    values = encode_directories(directories)
+    for number, traits in _stored_groups(plan.schema):
+        ascending = sorted(traits, key=lambda trait: trait.number)
+        columns = [to_values(rows[trait.name], trait) for trait in ascending]
+        keys += pack_keys(user_ids[fresh.user], number, fresh.number)
+        values += encode_stripes(columns, fresh.counts)
+        if number in plan.new_groups:
+            # Stripes from before the group: bare, so that a missing one is always an error.
+            keys += pack_keys(user_ids[left_alone.user], number, left_alone.number)
+            values += encode_stripes([], left_alone.counts)
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return [keys[place] for place in order], [values[place] for place in order]
+
+
+def to_values(column: pl.Series, trait: Trait) -> TraitValues:
+    """A canonical column as words."""
+    present = column.is_not_null().to_numpy() if trait.nullable else None
+    if trait.nullable:
+        column = column.drop_nulls()
+    if trait.type is TraitType.STRING:
+        encoded = column.to_arrow().cast(pa.large_string()).dictionary_encode()
+        words = encoded.indices.to_numpy(zero_copy_only=False).astype(np.uint64)
+        return TraitValues(trait, words, present, encoded.dictionary)
+    numbers = column.to_numpy().reshape(-1)
+    if trait.type is TraitType.CATEGORICAL:
+        dictionary, words = np.unique(numbers, return_inverse=True)
+        return TraitValues(trait, words.astype(np.uint64), present, dictionary)
+    wide = numbers.astype(np.int64 if numbers.dtype.kind == "i" else np.uint64)
+    return TraitValues(trait, wide.view(np.uint64), present)
+
+
+def to_series(values: TraitValues, events: int) -> pl.Series:
+    """The inverse of :func:`to_values`, for ``events`` events."""
+    trait, kind = values.trait, canonical_type(values.trait)
+    if values.dictionary is None:
+        flat = pa.array(values.words.astype(trait.type.word_dtype))
+    else:
+        flat = pa.array(values.dictionary).take(pa.array(values.words))
+    items = pa.FixedSizeListArray.from_arrays(flat, trait.size) if trait.size > 1 else flat
+    if values.present is not None:
+        place = np.cumsum(values.present) - 1
+        items = items.take(pa.array(place, mask=~values.present))
+    assert len(items) == events
+    series = pl.from_arrow(items.cast(kind))
+    assert isinstance(series, pl.Series)
+    return series

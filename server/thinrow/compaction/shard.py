@@ -1,0 +1,266 @@
+"""Sort and write one shard: a plain function over Arrow data.
+
+A distributed engine can call it in place of the embedded one; it needs only the shard's raw
+events (in canonical form, any order) and the shard's previous files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from thinrow.compaction.rewrite import RewritePlan, Rewritten, rewrite_users
+from thinrow.events.order import (
+    Cuts,
+    ordered,
+    placed,
+    with_late_accepted,
+    without_duplicates,
+)
+from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_ID, VISIBLE_TS
+from thinrow.store.directory import NEVER_TS, parse_directories
+from thinrow.store.history import bisect_left
+from thinrow.store.keys import USER_BYTES, group_and_stripe, pack_keys
+from thinrow.store.narrow import ranges
+from thinrow.store.shard import Shard, ShardWriter
+from thinrow.store.stripe import StripeSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+    from thinrow.schema import Schema
+
+USERS_PER_CHUNK = 8192
+EVENTS_PER_CHUNK = 1 << 19
+"""Bounds on what is encoded at once; one user's events always stay together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardTask:
+    """What one run does to one shard."""
+
+    schema: Schema
+    new_groups: frozenset[int]
+    """Groups that the previous generation does not have."""
+    cuts: Cuts
+    dedup_window_ms: int
+    lookback_ms: int | None
+    erased: NDArray[np.int64]
+    """Users of this shard to erase, int64, any order."""
+    accept_late: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviousShard:
+    """The shard as the last generation left it."""
+
+    shard: Shard
+    key_count: int
+    event_count: int
+    user_count: int
+
+
+@dataclass(slots=True, kw_only=True)
+class ShardCounts:
+    """What became of a shard and of its input."""
+
+    keys: int = 0
+    events: int = 0
+    users: int = 0
+    duplicates: int = 0
+    late: int = 0
+    left_for_later: int = 0
+    events_added: int = 0
+    events_dropped: int = 0
+
+
+def write_shard(
+    events: pa.Table, previous: PreviousShard | None, task: ShardTask, path: Path
+) -> ShardCounts:
+    """Writes the next generation of one shard.
+
+    Args:
+        events: the shard's raw events in canonical form, in any order.
+        previous: the shard so far; None in a first build.
+        task: what to do.
+        path: folder to create.
+
+    Raises:
+        StoreError: the disk is full, or the previous files are damaged.
+    """
+    counts = ShardCounts()
+    frame = pl.from_arrow(events)
+    assert isinstance(frame, pl.DataFrame)
+    frame = _admitted(frame, previous, task, counts)
+    frame = ordered(placed(frame, task.cuts), task.schema)
+    horizon_ts = NEVER_TS
+    if task.lookback_ms is not None:
+        horizon_ts = task.cuts.watermark_ts - task.lookback_ms
+    plan = RewritePlan(
+        schema=task.schema,
+        new_groups=task.new_groups,
+        horizon_ts=horizon_ts,
+        erased=np.sort(task.erased),
+        watermark_ts=task.cuts.watermark_ts,
+    )
+    if previous is not None:
+        counts.events, counts.users = previous.event_count, previous.user_count
+    touched = _touched_users(frame, previous, plan)
+    writer = ShardWriter(path)
+    _merge(writer, previous, _rewritten(touched, frame, previous, plan, counts), task.schema)
+    writer.finish()
+    counts.keys = writer.key_count
+    return counts
+
+
+def _admitted(
+    events: pl.DataFrame, previous: PreviousShard | None, task: ShardTask, counts: ShardCounts
+) -> pl.DataFrame:
+    """The events that enter the store; the others are counted."""
+    cuts, offered = task.cuts, len(events)
+    if cuts.previous_ts is not None and task.accept_late:
+        events = with_late_accepted(events, cuts.previous_ts)
+    events = without_duplicates(events, task.schema)
+    counts.duplicates = offered - len(events)
+    if cuts.previous_ts is not None and previous is not None:
+        in_time = events.filter(pl.col("arrival_ts") >= cuts.previous_ts)
+        counts.late = len(events) - len(in_time)
+        known = _recent_ids(in_time, previous.shard, cuts.previous_ts - task.dedup_window_ms)
+        events = in_time.join(known, on=["user_id", "event_id"], how="anti")
+        counts.duplicates += len(in_time) - len(events)
+    arrived = events.filter(pl.col("arrival_ts") < cuts.watermark_ts)
+    counts.left_for_later = len(events) - len(arrived)
+    return arrived.filter(~pl.col("user_id").is_in(task.erased.tolist()))
+
+
+def _recent_ids(events: pl.DataFrame, shard: Shard, since_ts: int) -> pl.DataFrame:
+    """(user, id) of stored events at or after ``since_ts``, of the users in ``events``."""
+    with_id = events.filter(pl.col("event_id").is_not_null())
+    user_ids = with_id["user_id"].unique().sort().to_numpy()
+    parts = [pl.DataFrame(schema={"user_id": pl.Int64, "event_id": pl.Int64})]
+    for start in range(0, len(user_ids), USERS_PER_CHUNK):
+        chunk = user_ids[start : start + USERS_PER_CHUNK]
+        directories = parse_directories(shard.get(pack_keys(chunk, DIRECTORY_GROUP, 0)))
+        low, high = directories.starts[:-1], directories.starts[1:]
+        first = bisect_left(directories.stripe_ts, low, high, np.full(len(low), since_ts)) - 1
+        first = np.maximum(first, low)
+        counts = high - first
+        user = np.repeat(np.arange(len(chunk)), counts)
+        numbers = directories.first_stripe[user] + ranges(first - low, counts)
+        stripes = StripeSet(shard.get_all(pack_keys(chunk[user], EVENT_GROUP, numbers)))
+        every = np.arange(len(stripes.event_counts))
+        whole = (every, np.zeros_like(every), stripes.event_counts)
+        ids = stripes.words(EVENT_ID, *whole)
+        visible = stripes.words(VISIBLE_TS, *whole).words.view(np.int64)
+        owner = np.repeat(chunk[user], stripes.event_counts)
+        if ids.present is not None:
+            visible, owner = visible[ids.present], owner[ids.present]
+        recent = visible >= since_ts
+        parts.append(
+            pl.DataFrame({"user_id": owner[recent], "event_id": ids.words.view(np.int64)[recent]})
+        )
+    return pl.concat(parts).unique()
+
+
+def _touched_users(
+    events: pl.DataFrame, previous: PreviousShard | None, plan: RewritePlan
+) -> NDArray[np.int64]:
+    """Users whose pairs change, ascending as keys are."""
+    users = [events["user_id"].unique().to_numpy(), plan.erased]
+    if previous is not None and (plan.new_groups or plan.horizon_ts != NEVER_TS):
+        chunk: list[tuple[bytes, bytes]] = []
+        for pair in previous.shard.first_of_each_prefix(USER_BYTES):
+            chunk.append(pair)
+            if len(chunk) == USERS_PER_CHUNK:
+                users.append(_users_to_change(chunk, plan))
+                chunk = []
+        users.append(_users_to_change(chunk, plan))
+    unsigned = np.unique(np.concatenate(users).astype(np.int64).view(np.uint64))
+    return unsigned.view(np.int64)
+
+
+def _users_to_change(pairs: list[tuple[bytes, bytes]], plan: RewritePlan) -> NDArray[np.int64]:
+    keys = b"".join(key[:USER_BYTES] for key, _ in pairs)
+    user_ids = np.frombuffer(keys, dtype=">i8").astype(np.int64)
+    if plan.new_groups:
+        return user_ids
+    directories = parse_directories([value for _, value in pairs])
+    has = np.flatnonzero(np.diff(directories.starts) > 0)
+    oldest_ts = directories.stripe_ts[directories.starts[has]]
+    return user_ids[has[oldest_ts < plan.horizon_ts]]
+
+
+def _rewritten(
+    touched: NDArray[np.int64],
+    events: pl.DataFrame,
+    previous: PreviousShard | None,
+    plan: RewritePlan,
+    counts: ShardCounts,
+) -> Iterator[Rewritten]:
+    """Continues the touched users' histories, chunk by chunk."""
+    owners = events["user_id"].to_numpy().view(np.uint64)
+    row_ends = np.searchsorted(owners, touched.view(np.uint64), side="right")
+    first_user = first_row = 0
+    while first_user < len(touched):
+        full = np.searchsorted(row_ends, first_row + EVENTS_PER_CHUNK, side="right")
+        last_user = int(np.clip(full, first_user + 1, first_user + USERS_PER_CHUNK))
+        last_user = min(last_user, len(touched))
+        last_row = int(row_ends[last_user - 1])
+        part = rewrite_users(
+            touched[first_user:last_user],
+            events[first_row:last_row],
+            None if previous is None else previous.shard,
+            plan,
+        )
+        counts.events_added += part.events_added
+        counts.events_dropped += part.events_dropped
+        counts.events += part.events_added - part.events_dropped
+        counts.users += part.users_added
+        yield part
+        first_user, first_row = last_user, last_row
+
+
+def _merge(
+    writer: ShardWriter,
+    previous: PreviousShard | None,
+    parts: Iterator[Rewritten],
+    schema: Schema,
+) -> None:
+    """Writes new pairs and, between them, the old ones that stay, as they are."""
+    old: Iterator[tuple[bytes, bytes]] = iter(())
+    if previous is not None:
+        old = previous.shard.items(previous.key_count)
+    groups = {DIRECTORY_GROUP, EVENT_GROUP, *(group.number for group in schema.groups)}
+    pair = next(old, None)
+    for part in parts:
+        for key, value in zip(part.keys, part.values, strict=True):
+            while pair is not None and pair[0] < key:
+                if _stays(pair[0], part.keep_from, groups):
+                    writer.put(*pair)
+                pair = next(old, None)
+            if pair is not None and pair[0] == key:
+                pair = next(old, None)
+            writer.put(key, value)
+        # Old pairs of the last user of a part may follow its last new one.
+        last_user = part.keys[-1][:USER_BYTES]
+        while pair is not None and pair[0][:USER_BYTES] == last_user:
+            if _stays(pair[0], part.keep_from, groups):
+                writer.put(*pair)
+            pair = next(old, None)
+    while pair is not None:
+        if _stays(pair[0], {}, groups):
+            writer.put(*pair)
+        pair = next(old, None)
+
+
+def _stays(key: bytes, keep_from: dict[int, int], groups: set[int]) -> bool:
+    group, stripe = group_and_stripe(key)
+    if group not in groups:
+        return False
+    user_id = int.from_bytes(key[:USER_BYTES], "big", signed=True)
+    return group == DIRECTORY_GROUP or stripe >= keep_from.get(user_id, 0)

@@ -1,0 +1,260 @@
+"""Raw events: from Parquet as users write it to one canonical Arrow form.
+
+Canonical columns: ``user_id``, ``event_ts``, ``arrival_ts`` (int64), ``event_id`` (int64, null
+where there is none), then the traits in schema order as integers of their size: floats and bools
+travel as their bits, so that nothing on the way can change them. Only nullable traits hold nulls.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from thinrow.errors import InputError
+from thinrow.schema import Schema, Trait, TraitType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+BATCH_ROWS = 1 << 18
+ID_COLUMNS = ("user_id", "event_ts", "arrival_ts", "event_id")
+_MS_PER_UNIT = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
+
+
+def canonical_type(trait: Trait) -> pa.DataType:
+    """Arrow type of a trait in canonical form."""
+    if trait.type is TraitType.STRING:
+        return pa.large_string()
+    scalar = pa.from_numpy_dtype(trait.type.word_dtype)
+    return pa.list_(scalar, trait.size) if trait.size > 1 else scalar
+
+
+def canonical_schema(schema: Schema) -> pa.Schema:
+    """Arrow schema of events in canonical form."""
+    ids = [pa.field(name, pa.int64()) for name in ID_COLUMNS]
+    return pa.schema([*ids, *(pa.field(t.name, canonical_type(t)) for t in schema.traits)])
+
+
+def parquet_files(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and the ``*.parquet`` files of folders named.
+
+    Raises:
+        InputError: one does not exist, or there are none.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(path.glob("*.parquet"))
+            if not found:
+                raise InputError(f"The folder {path} has no *.parquet files; name the right one.")
+            files += found
+        elif path.exists():
+            files.append(path)
+        else:
+            raise InputError(f"There is no file {path}; check the name.")
+    return files
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Opens a Parquet file. Raises InputError, naming it, where it is none."""
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file {path}; check the name.") from error
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0].rstrip(".")
+    return InputError(f"{path} cannot be read as Parquet: {reason}; write the file again.")
+
+
+def ignored_columns(path: Path, schema: Schema) -> list[str]:
+    """Columns of a file that are neither an event's own nor a trait."""
+    known = {*ID_COLUMNS, *(trait.name for trait in schema.traits)}
+    return [name for name in open_parquet(path).schema_arrow.names if name not in known]
+
+
+def read_events(path: Path, schema: Schema) -> Iterator[pa.Table]:
+    """Reads one file of events in canonical form, in batches of at most BATCH_ROWS rows.
+
+    Raises:
+        InputError: names the file, the column at fault and what would be right.
+    """
+    file = open_parquet(path)
+    names = set(file.schema_arrow.names)
+    for required in ("user_id", "event_ts"):
+        if required not in names:
+            raise InputError(f"{path} has no column {required}; every event needs one.")
+    for trait in schema.traits:
+        if trait.name not in names and not trait.sparse and trait.default is None:
+            raise InputError(
+                f"{path} has no column {trait.name}, which the schema lists; add it, or give the "
+                f"trait sparse = true or a default."
+            )
+    wanted = [name for name in (*ID_COLUMNS, *schema.by_name) if name in names]
+    try:
+        for batch in file.iter_batches(BATCH_ROWS, columns=sorted(set(wanted))):
+            yield _canonical(path, schema, pa.table(batch))
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _canonical(path: Path, schema: Schema, table: pa.Table) -> pa.Table:
+    event_ts = times_ms(path, table.column("event_ts"), "event_ts")
+    arrival_ts = event_ts
+    if "arrival_ts" in table.column_names:
+        arrived = times_ms(path, table.column("arrival_ts"), "arrival_ts", nullable=True)
+        arrival_ts = pc.coalesce(arrived, event_ts)
+    if "event_id" in table.column_names:
+        event_id = _cast(path, table.column("event_id"), "event_id", pa.int64())
+    else:
+        event_id = pa.chunked_array([pa.nulls(table.num_rows, pa.int64())])
+    user_id = _cast(path, table.column("user_id"), "user_id", pa.int64())
+    _refuse_nulls(path, user_id, "user_id", "every event needs one")
+    traits = [_trait_column(path, table, trait) for trait in schema.traits]
+    return pa.Table.from_arrays(
+        [user_id, event_ts, arrival_ts, event_id, *traits], schema=canonical_schema(schema)
+    )
+
+
+def _refuse_nulls(path: Path, column: pa.ChunkedArray, name: str, advice: str) -> None:
+    if column.null_count:
+        raise InputError(f"{path}: {name} has {column.null_count} nulls; {advice}.")
+
+
+def _cast(path: Path, column: pa.ChunkedArray, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+    if not pa.types.is_integer(column.type):
+        raise InputError(f"{path}: {name} is {column.type}; it must be an integer.")
+    try:
+        return column.cast(kind)
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"{path}: {name} does not fit into {kind}: {reason}.") from error
+
+
+def _times(path: Path, table: pa.Table, name: str, *, nullable: bool = False) -> pa.ChunkedArray:
+    """A time column as int64 milliseconds; finer units are rounded down."""
+    return times_ms(path, table.column(name), name, nullable=nullable)
+
+
+def times_ms(
+    path: Path, column: pa.ChunkedArray, name: str, *, nullable: bool = False
+) -> pa.ChunkedArray:
+    """A time column as int64 milliseconds; finer units are rounded down.
+
+    Raises:
+        InputError: it is neither int64 nor a timestamp, or holds nulls and must not.
+    """
+    if not nullable:
+        _refuse_nulls(path, column, name, "every row needs one")
+    if pa.types.is_timestamp(column.type):
+        times, per_unit = _MS_PER_UNIT[column.type.unit]
+        ticks = column.cast(pa.int64())
+        if times > 1:
+            return pc.multiply_checked(ticks, times)
+        if per_unit > 1:
+            # Integer division rounds towards zero; times before 1970 must go down as well.
+            whole = pc.divide(ticks, per_unit)
+            below = pc.less(ticks, pc.multiply(whole, per_unit))
+            return pc.subtract(whole, below.cast(pa.int64()))
+        return ticks
+    if not pa.types.is_integer(column.type):
+        raise InputError(
+            f"{path}: {name} is {column.type}; it must be int64 milliseconds or a timestamp."
+        )
+    return _cast(path, column, name, pa.int64())
+
+
+def _trait_column(path: Path, table: pa.Table, trait: Trait) -> pa.ChunkedArray:
+    kind = canonical_type(trait)
+    if trait.name not in table.column_names:
+        column = pa.chunked_array([pa.nulls(table.num_rows, _input_type(trait))])
+    else:
+        column = _typed(path, table.column(trait.name), trait)
+    if trait.default is not None:
+        column = _filled(column, trait)
+    if not trait.nullable:
+        _refuse_nulls(path, column, trait.name, "mark the trait sparse = true to allow them")
+    return pa.chunked_array([_same_bits(chunk, trait, kind) for chunk in column.chunks], type=kind)
+
+
+def _input_type(trait: Trait) -> pa.DataType:
+    if trait.type is TraitType.STRING:
+        return pa.large_string()
+    if trait.type is TraitType.BOOL:
+        return pa.bool_()
+    scalar = pa.from_numpy_dtype(trait.type.value_dtype)
+    return pa.list_(scalar, trait.size) if trait.size > 1 else scalar
+
+
+def _typed(path: Path, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray:
+    """The column as the trait's own Arrow type."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind, types = column.type, pa.types
+    if trait.size > 1:
+        return _vectors(path, column, trait)
+    if trait.type is TraitType.STRING:
+        fits = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    elif trait.type is TraitType.BOOL:
+        fits = types.is_boolean(kind)
+    elif trait.type.is_float:
+        fits = types.is_floating(kind) or types.is_integer(kind)
+    else:
+        return _cast(path, column, trait.name, _input_type(trait))
+    if not fits:
+        raise InputError(f"{path}: {trait.name} is {kind}; the schema says {trait.type.label}.")
+    return column.cast(_input_type(trait))
+
+
+def _vectors(path: Path, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray:
+    kind, types = column.type, pa.types
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if not is_list or not types.is_floating(kind.value_type):
+        raise InputError(
+            f"{path}: {trait.name} is {kind}; the schema says a list of {trait.size} "
+            f"{trait.type.label}."
+        )
+    lengths = pc.unique(pc.drop_null(pc.list_value_length(column))).to_pylist()
+    if any(length != trait.size for length in lengths):
+        raise InputError(
+            f"{path}: {trait.name} has vectors of length {sorted(lengths)}; the schema says "
+            f"{trait.size}."
+        )
+    vectors = column.cast(_input_type(trait))
+    if any(pc.list_flatten(chunk.drop_null()).null_count for chunk in vectors.chunks):
+        raise InputError(f"{path}: {trait.name} has nulls inside vectors; fill them.")
+    return vectors
+
+
+def _filled(column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray:
+    if not column.null_count:
+        return column
+    if trait.size > 1:
+        return pc.fill_null(column, pa.scalar([trait.default] * trait.size, type=column.type))
+    value = np.array(trait.default, dtype=trait.type.value_dtype)[()]
+    return pc.fill_null(column, pa.scalar(value, type=column.type))
+
+
+def _same_bits(values: pa.Array, trait: Trait, kind: pa.DataType) -> pa.Array:
+    """Values as another type of the same size, bits unchanged."""
+    if trait.type is TraitType.BOOL:
+        return values.cast(kind)
+    if trait.size > 1:
+        mask = values.is_null() if values.null_count else None
+        flat = values.fill_null([0] * trait.size) if values.null_count else values
+        return pa.FixedSizeListArray.from_arrays(
+            flat.flatten().view(kind.value_type), trait.size, mask=mask
+        )
+    return values.view(kind) if trait.type.is_float else values
+
+
+def from_canonical(values: pa.Array, trait: Trait) -> pa.Array:
+    """A canonical column as users read and write it."""
+    return _same_bits(values, trait, _input_type(trait))

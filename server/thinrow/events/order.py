@@ -1,0 +1,147 @@
+"""Which raw events count, where each stands in time, and in which order (docs/semantics.md).
+
+Frames hold events in canonical form (events.py); ``visible_ts`` is added on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from thinrow.schema import TraitType
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from thinrow.schema import Schema, Trait
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cuts:
+    """The generations that one run adds."""
+
+    previous_ts: int | None
+    """The last watermark before this run, ms; None for a first build."""
+    watermarks: NDArray[np.int64]
+    """New watermarks, ms, ascending; the last is the generation to publish."""
+
+    @property
+    def watermark_ts(self) -> int:
+        return int(self.watermarks[-1])
+
+
+def planned_cuts(
+    previous_ts: int | None,
+    earliest_arrival_ts: int | None,
+    watermark_ts: int,
+    cadence_ms: int | None,
+) -> Cuts:
+    """Cuts at every multiple of the cadence since the epoch, and at ``watermark_ts`` at the end.
+
+    A first build starts with the first multiple after the earliest arrival.
+    """
+    watermarks = [watermark_ts]
+    floor_ts = earliest_arrival_ts if previous_ts is None else previous_ts
+    if cadence_ms is not None and floor_ts is not None and floor_ts < watermark_ts:
+        first = (floor_ts // cadence_ms + 1) * cadence_ms
+        watermarks = [*range(first, watermark_ts, cadence_ms), watermark_ts]
+    return Cuts(previous_ts=previous_ts, watermarks=np.array(watermarks, dtype=np.int64))
+
+
+def with_late_accepted(events: pl.DataFrame, previous_ts: int) -> pl.DataFrame:
+    """Events that came too late for the last generation, as if they arrived at its watermark."""
+    return events.with_columns(pl.col("arrival_ts").clip(lower_bound=previous_ts))
+
+
+def without_duplicates(events: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """Of events with the same user and id, the first arrival."""
+    with_id = events.select("user_id", "event_id").filter(pl.col("event_id").is_not_null())
+    if with_id.n_unique() == len(with_id):
+        return events
+    events = events.with_row_index("row")
+    repeated = events.filter(
+        pl.col("event_id").is_not_null() & pl.struct("user_id", "event_id").is_duplicated()
+    )
+    order = order_by(repeated, ["user_id", "event_id", "arrival_ts", "event_ts"], schema.traits)
+    repeated = repeated[order]
+    later = repeated.filter(~pl.struct("user_id", "event_id").is_first_distinct())
+    return events.join(later.select("row"), on="row", how="anti").drop("row")
+
+
+def placed(events: pl.DataFrame, cuts: Cuts) -> pl.DataFrame:
+    """Adds ``visible_ts``: ``event_ts`` clamped into the generation that first holds the event.
+
+    Every ``arrival_ts`` must lie in ``[previous_ts, watermark_ts)``.
+    """
+    generation = np.searchsorted(cuts.watermarks, events["arrival_ts"].to_numpy(), side="right")
+    lowest = np.iinfo(np.int64).min if cuts.previous_ts is None else cuts.previous_ts
+    lower = np.concatenate([[lowest], cuts.watermarks[:-1]])
+    visible = np.clip(
+        events["event_ts"].to_numpy(), lower[generation], cuts.watermarks[generation] - 1
+    )
+    return events.with_columns(pl.Series("visible_ts", visible, dtype=pl.Int64))
+
+
+def ordered(events: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """By user (as unsigned numbers, as keys sort), then in the order of a history."""
+    by_user = pl.col("user_id").reinterpret(signed=False)
+    keys = ["visible_ts", "event_ts", "event_id"]
+    events = events.sort(by_user, *keys, nulls_last=False)
+    # The traits decide only among the few events that agree in everything else.
+    same = events.select(
+        pl.all_horizontal(
+            pl.col(name).eq_missing(pl.col(name).shift(1)) for name in ("user_id", *keys)
+        )
+    ).to_series()
+    if not same.any():
+        return events
+    like_previous = same.to_numpy()
+    tied = np.flatnonzero(like_previous | np.append(like_previous[1:], False))
+    run = np.cumsum(~like_previous)[tied]
+    order = np.arange(len(events))
+    order[tied] = tied[order_by(events[tied], [], schema.traits, first=[run])]
+    return events[order]
+
+
+def order_by(
+    events: pl.DataFrame,
+    columns: Sequence[str],
+    traits: Sequence[Trait],
+    first: Sequence[NDArray[Any]] = (),
+) -> NDArray[np.int64]:
+    """Row numbers that sort ``events`` by ``first``, int64 columns (null first), then traits."""
+    keys = [*first]
+    for name in columns:
+        keys += _number_keys(events[name])
+    for trait in traits:
+        keys += _trait_keys(events[trait.name], trait)
+    return np.lexsort(keys[::-1]) if keys else np.arange(len(events))
+
+
+def _number_keys(column: pl.Series) -> list[NDArray[Any]]:
+    present = column.is_not_null().to_numpy()
+    return [present, column.fill_null(0).to_numpy()]
+
+
+def _trait_keys(column: pl.Series, trait: Trait) -> list[NDArray[Any]]:
+    if trait.type is TraitType.STRING:
+        # Python compares bytes as UTF-8 sorts; ranks make them numbers.
+        encoded = [b"" if text is None else text.encode() for text in column.to_list()]
+        rank = {text: place for place, text in enumerate(sorted(set(encoded)))}
+        return [column.is_not_null().to_numpy(), np.array([rank[text] for text in encoded])]
+    if trait.size > 1:
+        present = column.is_not_null().to_numpy()
+        rows = np.zeros((len(column), trait.size), dtype=trait.type.word_dtype)
+        rows[present] = column.drop_nulls().to_numpy().reshape(-1, trait.size)
+        return [present, *_total_order(rows).T]
+    present, words = _number_keys(column)
+    return [present, _total_order(words) if trait.type.is_float else words]
+
+
+def _total_order(bits: NDArray[Any]) -> NDArray[Any]:
+    """Integers that sort as the floats of these bits do by IEEE 754 totalOrder."""
+    sign = bits.dtype.type(1) << bits.dtype.type(8 * bits.dtype.itemsize - 1)
+    return np.where(bits & sign, ~bits, bits | sign)

@@ -1,0 +1,76 @@
+"""The first phase of work on many events: to scratch files by shard, so that memory holds one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from thinrow.events.canonical import canonical_schema, open_parquet, read_events
+from thinrow.store.hashing import shard_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from thinrow.schema import Schema
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitEvents:
+    """Events in canonical form, by shard."""
+
+    folder: Path
+    rows: int
+    earliest_arrival_ts: int | None
+    """None where there are no events."""
+
+    def read(self, shard: int) -> pa.Table:
+        """The events of one shard, in no order."""
+        with pa.memory_map(str(self.folder / f"{shard:04d}.arrow")) as source:
+            return pa.ipc.open_stream(source).read_all()
+
+
+def split_events(
+    files: Sequence[Path], schema: Schema, shards: int, folder: Path, progress: Progress
+) -> SplitEvents:
+    """Reads Parquet files of events and writes them by shard into ``folder``, which it makes.
+
+    Raises:
+        InputError: names the file, the column at fault and what would be right.
+    """
+    folder.mkdir()
+    total = sum(open_parquet(file).metadata.num_rows for file in files)
+    rows = 0
+    earliest: list[int] = []
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                pa.ipc.new_stream(
+                    stack.enter_context(pa.OSFile(str(folder / f"{shard:04d}.arrow"), "wb")),
+                    canonical_schema(schema),
+                    options=options,
+                )
+            )
+            for shard in range(shards)
+        ]
+        for file in files:
+            for table in read_events(file, schema):
+                if not table.num_rows:
+                    continue
+                owners = shard_of(table.column("user_id").to_numpy(), shards)
+                for shard in np.unique(owners).tolist():
+                    part = table if shards == 1 else table.filter(pa.array(owners == shard))
+                    writers[shard].write_table(part)
+                rows += table.num_rows
+                earliest.append(pc.min(table.column("arrival_ts")).as_py())
+                progress("Reading events", rows, total)
+    return SplitEvents(folder=folder, rows=rows, earliest_arrival_ts=min(earliest, default=None))
