@@ -1,0 +1,330 @@
+"""The gRPC methods: take a request in, keep the limits, and answer through store and assembler."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, NoReturn
+
+import grpc
+import numpy as np
+from thinrow.errors import (
+    AnswerTooLargeError,
+    DeadlineError,
+    RequestError,
+    StoreCorruptError,
+    StoreError,
+    ThinRowError,
+    TooManyCallsError,
+    UnavailableError,
+    UnknownTenantError,
+)
+from thinrow.serving.assemble import assemble, wire_type
+from thinrow.serving.inspect import inspect
+from thinrow.serving.projection import resolve
+from thinrow.store.history import HistoryPlan, Pointers, Status
+from thinrow.v1 import materialization_pb2 as wire
+from thinrow.v1 import materialization_pb2_grpc as wire_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from thinrow.serving.config import ServerConfig, Tenant
+    from thinrow.serving.current import CurrentGeneration
+    from thinrow.serving.metrics import Metrics
+    from thinrow.serving.projection import ResolvedProjection
+    from thinrow.store.generation import Generation
+
+log = logging.getLogger("thinrow.serving")
+
+# The one table of errors; docs/errors.md tells what to do about each.
+CODES: dict[type[ThinRowError], grpc.StatusCode] = {
+    AnswerTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TooManyCallsError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UnknownTenantError: grpc.StatusCode.NOT_FOUND,
+    RequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    StoreCorruptError: grpc.StatusCode.DATA_LOSS,
+    StoreError: grpc.StatusCode.INTERNAL,
+    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    ThinRowError: grpc.StatusCode.INTERNAL,
+}
+ERROR_METADATA = "thinrow-error"
+
+
+class Budget:
+    """Bytes that requests in work may hold together."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._free = limit
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, amount: int, timeout_s: float | None) -> Iterator[None]:
+        """Waits for room. Raises AnswerTooLargeError or DeadlineError where there is none."""
+        if amount > self._limit:
+            raise AnswerTooLargeError(
+                "The batch's histories are larger than this server decodes at once "
+                "(work_bytes_max); ask for fewer examples at once, shorter sequences or fewer "
+                "traits."
+            )
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._free >= amount, timeout_s):
+                raise DeadlineError("The deadline passed while the request waited for its turn.")
+            self._free -= amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += amount
+                self._changed.notify_all()
+
+
+class MaterializationService(wire_grpc.MaterializationServiceServicer):
+    """Pure reads of the serving generation."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        current: CurrentGeneration,
+        tenants: Mapping[str, Tenant],
+        metrics: Metrics,
+    ) -> None:
+        self._config = config
+        self._current = current
+        self._tenants = tenants
+        self._metrics = metrics
+        self._calls = threading.BoundedSemaphore(config.calls_max)
+        self._streams = threading.BoundedSemaphore(config.streams_max)
+        self._work = threading.BoundedSemaphore(config.work_max)
+        self._budget = Budget(config.work_bytes_max)
+        self._draining = threading.Event()
+
+    def drain(self) -> None:
+        """From now on streams end, UNAVAILABLE, at their next request."""
+        self._draining.set()
+
+    def Materialize(  # noqa: N802 - named by the protocol
+        self, request: wire.MaterializeRequest, context: grpc.ServicerContext
+    ) -> wire.MaterializeResponse:
+        """One batch."""
+        with self._answering(context, self._calls, "calls_max"):
+            return self._materialize(request, context)
+
+    def MaterializeStream(  # noqa: N802 - named by the protocol
+        self,
+        request_iterator: Iterator[wire.MaterializeStreamRequest],
+        context: grpc.ServicerContext,
+    ) -> Iterator[wire.MaterializeStreamResponse]:
+        """Batch after batch, answers in order."""
+        with (
+            self._answering(context, self._streams, "streams_max"),
+            self._metrics.streams.track_inprogress(),
+        ):
+            for request in request_iterator:
+                if self._draining.is_set():
+                    raise UnavailableError("This server is stopping; ask another replica.")
+                response = self._materialize(request.request, context)
+                yield wire.MaterializeStreamResponse(cursor=request.cursor, response=response)
+
+    def Inspect(  # noqa: N802 - named by the protocol
+        self, request: wire.InspectRequest, context: grpc.ServicerContext
+    ) -> wire.InspectResponse:
+        """One history, readable."""
+        with (
+            self._answering(context, self._calls, "calls_max"),
+            self._current.use() as generation,
+        ):
+            return inspect(
+                generation,
+                request,
+                self._config.inspect_events_max,
+                self._config.response_bytes_max,
+            )
+
+    def DescribeStore(  # noqa: N802 - named by the protocol
+        self,
+        request: wire.DescribeStoreRequest,  # noqa: ARG002 - it has no fields
+        context: grpc.ServicerContext,
+    ) -> wire.DescribeStoreResponse:
+        """Schema, watermarks, limits."""
+        with (
+            self._answering(context, self._calls, "calls_max"),
+            self._current.use() as generation,
+        ):
+            return self._description(generation)
+
+    @contextmanager
+    def _answering(
+        self, context: grpc.ServicerContext, slots: threading.BoundedSemaphore, limit: str
+    ) -> Iterator[None]:
+        """Keeps a limit of calls, and turns errors into their gRPC codes."""
+        if not slots.acquire(blocking=False):
+            full = TooManyCallsError(
+                f"This server is at its limit ({limit}); ask again later, or another replica."
+            )
+            self._abort(context, full)
+        try:
+            yield
+        except ThinRowError as error:
+            self._abort(context, error)
+        except Exception as error:
+            if not context.is_active():  # cancelled: nobody waits for the answer
+                raise
+            log.exception("call failed")
+            self._abort(context, ThinRowError(f"The server failed ({type(error).__name__})."))
+        finally:
+            slots.release()
+
+    def _abort(self, context: grpc.ServicerContext, error: ThinRowError) -> NoReturn:
+        self._metrics.errors.labels(error.name).inc()
+        code = next(code for kind, code in CODES.items() if isinstance(error, kind))
+        if isinstance(error, StoreError):
+            log.error("store failed", extra={"reason": str(error)})
+        context.set_trailing_metadata(((ERROR_METADATA, error.name),))
+        context.abort(code, str(error))
+
+    def _materialize(
+        self, request: wire.MaterializeRequest, context: grpc.ServicerContext
+    ) -> wire.MaterializeResponse:
+        metrics = self._metrics
+        with metrics.in_flight.track_inprogress(), self._current.use() as generation:
+            projection = resolve(request, generation.schema, self._tenants)
+            pointers = read_pointers(request, self._config.examples_max)
+            with self._stage("wait"):
+                if not self._work.acquire(timeout=_remaining_s(context)):
+                    raise DeadlineError("The deadline passed while the request waited.")
+            try:
+                response = self._answer(generation, pointers, projection, context)
+            finally:
+                self._work.release()
+        tenant = request.tenant
+        counts = np.bincount(np.array(response.statuses, dtype=np.int64), minlength=len(Status) + 1)
+        for status in Status:
+            if counts[status]:
+                metrics.examples.labels(tenant, status.name).inc(int(counts[status]))
+        metrics.events.inc(sum(response.view_lengths))
+        metrics.sent_bytes.inc(response.ByteSize())
+        return response
+
+    def _answer(
+        self,
+        generation: Generation,
+        pointers: Pointers,
+        projection: ResolvedProjection,
+        context: grpc.ServicerContext,
+    ) -> wire.MaterializeResponse:
+        _check_wanted(context)
+        with self._stage("plan"):
+            plan = HistoryPlan(generation, pointers, projection.truncation, projection.groups)
+        amount = plan.events_at_most * projection.event_bytes
+        with self._budget.hold(amount, _remaining_s(context)):
+            _check_wanted(context)
+            with self._stage("read"):
+                stripes = plan.read()
+            self._metrics.read_bytes.inc(sum(len(s.buffer) for s in stripes.values()))
+            _check_wanted(context)
+            with self._stage("assemble"):
+                selection = plan.resolve(stripes)
+                return assemble(
+                    plan, selection, stripes, projection, self._config.response_bytes_max
+                )
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._metrics.stage_seconds.labels(name).observe(time.perf_counter() - start)
+
+    def _description(self, generation: Generation) -> wire.DescribeStoreResponse:
+        manifest, config = generation.manifest, self._config
+        return wire.DescribeStoreResponse(
+            generation=generation.number,
+            watermark_ts=generation.watermark_ts,
+            watermarks=manifest.watermarks,
+            shards=len(generation.shards),
+            event_count=manifest.event_count,
+            user_count=manifest.user_count,
+            stored_bytes=manifest.stored_bytes,
+            feature_groups=[
+                wire.FeatureGroup(
+                    name=group.name,
+                    traits=[
+                        wire.Trait(
+                            name=trait.name,
+                            type=wire_type(trait),
+                            vector_size=trait.size,
+                            nullable=trait.nullable,
+                        )
+                        for trait in group.traits
+                    ],
+                )
+                for group in generation.schema.groups
+            ],
+            tenants=sorted(self._tenants),
+            limits=wire.Limits(
+                examples_max=config.examples_max,
+                response_bytes_max=config.response_bytes_max,
+                streams_max=config.streams_max,
+            ),
+            server_version=version("thinrow"),
+        )
+
+
+def read_pointers(request: wire.MaterializeRequest, examples_max: int) -> Pointers:
+    """A request's arrays, those left out filled in.
+
+    Raises:
+        RequestError: lengths differ, or there are more than ``examples_max`` examples.
+    """
+    examples = len(request.user_ids)
+    if examples > examples_max:
+        raise RequestError(
+            f"{examples} examples in one request; this server takes {examples_max}, so ask in "
+            f"several."
+        )
+
+    def array(name: str, values: Sequence[int], default: NDArray[np.int64]) -> NDArray[np.int64]:
+        if not values and examples:
+            return default
+        if len(values) != examples:
+            raise RequestError(
+                f"{name} has {len(values)} elements and user_ids has {examples}; give each "
+                f"example one."
+            )
+        return np.array(values, dtype=default.dtype)
+
+    if len(request.end_ts) != examples:
+        raise RequestError(
+            f"end_ts has {len(request.end_ts)} elements and user_ids has {examples}; give each "
+            f"example one."
+        )
+    zeros = np.zeros(examples, dtype=np.int64)
+    end_ts = np.array(request.end_ts, dtype=np.int64)
+    return Pointers(
+        user_ids=np.array(request.user_ids, dtype=np.int64),
+        start_ts=array("start_ts", request.start_ts, zeros),
+        end_ts=end_ts,
+        max_lengths=array("max_lengths", request.max_lengths, zeros),
+        digests=array("digests", request.digests, zeros.view(np.uint64)),  # type: ignore[arg-type]
+        request_ts=array("request_ts", request.request_ts, end_ts),
+        mutable_lengths=array("mutable_lengths", request.mutable_lengths, zeros),
+    )
+
+
+def _remaining_s(context: grpc.ServicerContext) -> float | None:
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else min(max(remaining, 0.0), threading.TIMEOUT_MAX)
+
+
+def _check_wanted(context: grpc.ServicerContext) -> None:
+    """Ends work that nobody waits for any more."""
+    if not context.is_active():
+        raise DeadlineError("The caller stopped waiting.")
