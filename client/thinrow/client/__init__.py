@@ -1,0 +1,30 @@
+"""The client: asks a server for the histories that thin rows point at.
+
+from thinrow.client import Pointers, Projection, connect
+
+with connect("localhost:7878") as client:
+    batch = client.materialize(
+        Pointers(user_ids=[7], end_ts=[1_700_000_000_000]), Projection(sequence_length=100)
+    )
+    batch.to_lists("item_id")
+"""
+
+from thinrow.client.batch import Batch
+from thinrow.client.client import Client, connect
+from thinrow.client.config import ClientConfig
+from thinrow.client.pointers import MutableColumn, MutableEvents, Pointers, Projection, ThinRows
+from thinrow.client.rows import read_thin_rows, row_count
+
+__all__ = [
+    "Batch",
+    "Client",
+    "ClientConfig",
+    "MutableColumn",
+    "MutableEvents",
+    "Pointers",
+    "Projection",
+    "ThinRows",
+    "connect",
+    "read_thin_rows",
+    "row_count",
+]

@@ -1,0 +1,191 @@
+"""Connections to the replicas of one store: options, credentials, errors and retries."""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from typing import TYPE_CHECKING, cast
+
+import grpc
+from thinrow.errors import (
+    AnswerTooLargeError,
+    DeadlineError,
+    RequestError,
+    StoreCorruptError,
+    StoreError,
+    ThinRowError,
+    UnavailableError,
+    UnknownTenantError,
+    UsageError,
+)
+from thinrow.v1 import materialization_pb2_grpc
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from thinrow.client.config import ClientConfig
+
+__all__ = ["Channels", "Retries", "translate"]
+
+# A default server takes pings closer than 5 minutes for abuse and hangs up.
+KEEPALIVE_INTERVAL_MS = 360_000
+KEEPALIVE_TIMEOUT_MS = 20_000
+# How soon a channel that failed may try again. Our own retries set the pace, so it is short.
+RECONNECT_BACKOFF_MS_INITIAL = 100
+RECONNECT_BACKOFF_MS_MAX = 1_000
+
+ERRORS_BY_NAME: dict[str, type[ThinRowError]] = {
+    error.name: error
+    for error in (AnswerTooLargeError, UnknownTenantError, StoreError, StoreCorruptError)
+}
+ERRORS_BY_CODE: dict[grpc.StatusCode, type[ThinRowError]] = {
+    grpc.StatusCode.DATA_LOSS: StoreCorruptError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.FAILED_PRECONDITION: RequestError,
+    grpc.StatusCode.INVALID_ARGUMENT: RequestError,
+    grpc.StatusCode.NOT_FOUND: RequestError,
+    grpc.StatusCode.OUT_OF_RANGE: RequestError,
+    grpc.StatusCode.PERMISSION_DENIED: RequestError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: RequestError,
+    grpc.StatusCode.UNAUTHENTICATED: RequestError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.UNIMPLEMENTED: RequestError,
+}
+
+
+class Channels:
+    """One channel per replica; calls go to the current one until it is unavailable."""
+
+    def __init__(self, targets: tuple[str, ...], config: ClientConfig) -> None:
+        if not targets:
+            raise UsageError("Name at least one server to connect to, as HOST:PORT.")
+        self.targets = targets
+        self.config = config
+        self.current = 0
+        for target in targets:
+            if config.token is not None and config.credentials is None and not is_local(target):
+                warnings.warn(
+                    f"The token travels in the clear to {target}; give credentials for TLS.",
+                    stacklevel=3,
+                )
+        self._channels = [open_channel(target, config) for target in targets]
+        self._stubs = [
+            materialization_pb2_grpc.MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
+            for channel in self._channels
+        ]
+
+    @property
+    def stub(self) -> materialization_pb2_grpc.MaterializationServiceStub:
+        """The generated stub of the current replica."""
+        return self._stubs[self.current]
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with every call."""
+        token = self.config.token
+        if token is None:
+            return ()
+        return (("authorization", f"Bearer {token if isinstance(token, str) else token()}"),)
+
+    def fail_over(self, failed: int) -> None:
+        """Turns to the replica after `failed`, unless another caller has done so already."""
+        if self.current == failed:
+            self.current = (failed + 1) % len(self.targets)
+
+    def call(self, method: str, request: Message, deadline_s: float) -> Message:
+        """Makes a unary call, again for as long as the retries allow."""
+        retries = Retries(self.config)
+        while True:
+            asked = self.current
+            try:
+                answer: Message = getattr(self.stub, method)(
+                    request, timeout=deadline_s, metadata=self.metadata, wait_for_ready=False
+                )
+                return answer
+            except grpc.RpcError as error:
+                failure = translate(error, self.targets)
+                if not isinstance(failure, UnavailableError) or not retries.pause():
+                    raise failure from error
+                self.fail_over(asked)
+
+    def close(self) -> None:
+        """Closes every channel; calls under way are cancelled."""
+        for channel in self._channels:
+            channel.close()
+
+
+class Retries:
+    """Paces and bounds the retries since the last answer. Exponential backoff, full jitter."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._config = config
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts over: an answer came."""
+        self._pause_s_max = self._config.backoff_initial_s
+        self._give_up_s: float | None = None
+
+    def pause(self) -> bool:
+        """Waits before the next try; False at once where no time is left for one."""
+        now_s = time.monotonic()
+        if self._give_up_s is None:
+            self._give_up_s = now_s + self._config.retry_deadline_s
+        pause_s = random.uniform(0, self._pause_s_max)
+        if now_s + pause_s >= self._give_up_s:
+            return False
+        self._pause_s_max = min(2 * self._pause_s_max, self._config.backoff_max_s)
+        time.sleep(pause_s)
+        return True
+
+
+def open_channel(target: str, config: ClientConfig) -> grpc.Channel:
+    """Makes a channel, which connects when it is first used."""
+    options = [
+        ("grpc.max_send_message_length", config.request_bytes_max),
+        ("grpc.max_receive_message_length", config.response_bytes_max),
+        ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 0),
+        # Also how long one attempt to connect may take.
+        ("grpc.min_reconnect_backoff_ms", int(config.connect_timeout_s * 1000)),
+        ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_MS_INITIAL),
+        ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MS_MAX),
+        # Otherwise all clients of a process share one connection, and one server's thread.
+        ("grpc.use_local_subchannel_pool", 1),
+        # We know what was delivered; gRPC does not.
+        ("grpc.enable_retries", 0),
+        ("grpc.service_config_disable_resolution", 1),
+    ]
+    if config.credentials is None:
+        return grpc.insecure_channel(target, options=options)
+    return grpc.secure_channel(target, config.credentials, options=options)
+
+
+def is_local(target: str) -> bool:
+    """Tells whether what is sent there stays on this machine."""
+    return target.startswith(("localhost:", "127.", "[::1]:", "unix:"))
+
+
+def translate(error: grpc.RpcError, targets: tuple[str, ...]) -> ThinRowError:
+    """Says a gRPC error in terms of the one tree of exceptions."""
+    call = cast("grpc.Call", error)  # every RpcError of a call is that call
+    code = call.code()
+    details = call.details() or "no details given"
+    where = ", ".join(targets)
+    metadata = dict(call.trailing_metadata() or ())
+    kind = ERRORS_BY_NAME.get(
+        str(metadata.get("thinrow-error")), ERRORS_BY_CODE.get(code, ThinRowError)
+    )
+    if kind is UnavailableError:
+        return UnavailableError(
+            f"No server answered at {where} ({details}); check the address, and that "
+            f"`thinrow serve` runs there."
+        )
+    if kind is DeadlineError:
+        return DeadlineError(
+            f"No answer came from {where} before the deadline; allow more time, or ask for less."
+        )
+    if kind is ThinRowError:
+        return ThinRowError(f"The call to {where} failed with {code.name}: {details}")
+    return kind(details)

@@ -1,0 +1,147 @@
+"""The client of one store."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Self
+
+from thinrow.client.assemble import assemble
+from thinrow.client.batch import Batch
+from thinrow.client.channel import Channels
+from thinrow.client.config import ClientConfig
+from thinrow.client.pointers import Pointers, ThinRows
+from thinrow.client.request import Piece, split, to_request, to_wire_projection
+from thinrow.client.stream import stream
+from thinrow.errors import AnswerTooLargeError
+from thinrow.v1 import materialization_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Sequence
+
+    from google.protobuf.message import Message
+    from thinrow.client.pointers import Projection
+    from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
+
+__all__ = ["Client", "connect"]
+
+
+def connect(target: str | Sequence[str], config: ClientConfig | None = None) -> Client:
+    """Makes a client of the server at `target`, HOST:PORT, or of several replicas of one store.
+
+    It connects at the first call, so a server that is not there yet is no error. Of replicas the
+    first is asked until it is unavailable, then the next. Raises UsageError for no target.
+    """
+    targets = (target,) if isinstance(target, str) else tuple(target)
+    return Client(Channels(targets, config or ClientConfig()))
+
+
+class Client:
+    """Asks for histories. Made by `connect`; a context manager, closed at its end.
+
+    Safe to share between threads. A process that forks must do so before its first client.
+
+    Every call raises UnavailableError where no replica answers in `config.retry_deadline_s`,
+    DeadlineError, RequestError (UnknownTenantError, AnswerTooLargeError) for a call that the
+    server refuses, StoreCorruptError for a damaged store, and ThinRowError for an answer that
+    contradicts itself.
+    """
+
+    def __init__(self, channels: Channels) -> None:
+        self._channels = channels
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({', '.join(self._channels.targets)})"
+
+    @property
+    def config(self) -> ClientConfig:
+        """The bounds this client keeps."""
+        return self._channels.config
+
+    @property
+    def stub(self) -> MaterializationServiceStub:
+        """The generated stub of the replica asked now, for calls of one's own."""
+        return self._channels.stub
+
+    def close(self) -> None:
+        """Closes the connections; calls and streams under way fail."""
+        self._channels.close()
+
+    def materialize(
+        self,
+        rows: ThinRows | Pointers,
+        projection: Projection | str,
+        *,
+        deadline_s: float | None = None,
+    ) -> Batch:
+        """Puts back the histories of `rows`, mutable events appended.
+
+        A `str` is the name of a tenant, whose projection the server knows. More rows than
+        `config.examples_per_request`, or than fit one answer, are asked for in several requests;
+        `deadline_s` (default `config.request_deadline_s`) bounds each. Faults of one example are
+        its status. Raises InputError for mutable events that lack a trait they need.
+        """
+        rows = ThinRows(rows) if isinstance(rows, Pointers) else rows
+        pieces = deque(split(Piece(rows, last=True), self.config.examples_per_request))
+        batches = []
+        while pieces:
+            piece = pieces.popleft()
+            request = to_request(piece.rows, projection)
+            try:
+                response = self._call("Materialize", request, deadline_s)
+            except AnswerTooLargeError:
+                if len(piece.rows) <= 1:
+                    raise
+                pieces.extendleft(reversed(split(piece, (len(piece.rows) + 1) // 2)))
+            else:
+                assert isinstance(response, wire.MaterializeResponse)
+                batches.append(assemble(response, piece.rows, projection))
+        return Batch.concatenate(batches)
+
+    def stream(
+        self,
+        batches: Iterable[ThinRows | Pointers],
+        projection: Projection | str,
+        *,
+        deadline_s: float | None = None,
+    ) -> Generator[Batch, None, None]:
+        """Puts back batch after batch: one for each of `batches`, in order, exactly once.
+
+        Up to `config.requests_in_flight` requests are under way, and `batches` is pulled that far
+        ahead, in the caller's thread. When a server dies, what was not delivered is asked for
+        again, there or at the next replica. `deadline_s` (default `config.request_deadline_s`)
+        is how long each answer may keep the caller waiting. Closing the iterator, or letting go
+        of it, ends the call. Otherwise as `materialize`.
+        """
+        return stream(self._channels, batches, projection, self._deadline_s(deadline_s))
+
+    def inspect(
+        self, user_id: int, as_of_ts: int = 0, projection: Projection | None = None
+    ) -> wire.InspectResponse:
+        """Shows one history, readable, as a request at `as_of_ts` (ms; 0: now) would have had it.
+
+        A projection without sequence length, or none, shows the newest 20 events.
+        """
+        request = wire.InspectRequest(user_id=user_id, as_of_ts=as_of_ts)
+        if projection is not None:
+            request.projection.CopyFrom(to_wire_projection(projection))
+        response = self._call("Inspect", request, None)
+        assert isinstance(response, wire.InspectResponse)
+        return response
+
+    def describe_store(self) -> wire.DescribeStoreResponse:
+        """Describes the store: schema, watermarks, shards, limits, versions."""
+        response = self._call("DescribeStore", wire.DescribeStoreRequest(), None)
+        assert isinstance(response, wire.DescribeStoreResponse)
+        return response
+
+    def _call(self, method: str, request: Message, deadline_s: float | None) -> Message:
+        return self._channels.call(method, request, self._deadline_s(deadline_s))
+
+    def _deadline_s(self, deadline_s: float | None) -> float:
+        return self.config.request_deadline_s if deadline_s is None else deadline_s

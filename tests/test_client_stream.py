@@ -1,0 +1,374 @@
+"""Streams when things go wrong: servers that die, refuse, dawdle or lie, callers that leave."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import threading
+import time
+from concurrent import futures
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+import pytest
+from thinrow.client import ClientConfig, Pointers, Projection, connect
+from thinrow.errors import (
+    AnswerTooLargeError,
+    DeadlineError,
+    RequestError,
+    StoreCorruptError,
+    ThinRowError,
+    UnavailableError,
+    UnknownTenantError,
+    UsageError,
+)
+from thinrow.v1 import materialization_pb2 as wire
+from thinrow.v1 import materialization_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from thinrow.client import Batch, Client
+
+PROJECTION = Projection(sequence_length=5)
+CONFIG = ClientConfig(
+    examples_per_request=4,
+    requests_in_flight=3,
+    request_deadline_s=5,
+    retry_deadline_s=5,
+    backoff_max_s=0.2,
+)
+
+
+class Fake(materialization_pb2_grpc.MaterializationServiceServicer):
+    """Gives user u the one event u, unless told to misbehave."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+        self.metadata: dict[str, str | bytes] = {}
+        self.examples_max = 1_000
+        self.pause_s = 0.0
+        self.failures: list[tuple[grpc.StatusCode, str]] = []
+        self.die_after: int | None = None
+        self.skew = 0
+
+    def Materialize(  # noqa: N802
+        self, request: wire.MaterializeRequest, context: grpc.ServicerContext
+    ) -> wire.MaterializeResponse:
+        self.metadata = dict(context.invocation_metadata())
+        users = list(request.user_ids)
+        self.asked.append(users)
+        if self.failures:
+            code, name = self.failures.pop()
+            context.set_trailing_metadata((("thinrow-error", name),))
+            context.abort(code, f"because of {name}")
+        if len(users) > self.examples_max:
+            context.set_trailing_metadata((("thinrow-error", "ANSWER_TOO_LARGE"),))
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "ask for fewer examples")
+        time.sleep(self.pause_s)
+        column = wire.Column(
+            trait="t",
+            type=wire.TRAIT_TYPE_INT64,
+            vector_size=1,
+            bases=[0],
+            widths=b"\x08",
+            data=np.array(users, np.int64).tobytes(),
+        )
+        return wire.MaterializeResponse(
+            generation=1,
+            statuses=[wire.STATUS_OK] * len(users),
+            view_starts=range(len(users)),
+            view_lengths=[1] * len(users),
+            block_lengths=[len(users)],
+            columns=[column],
+            sequence_length=PROJECTION.sequence_length,
+            truncation=wire.TRUNCATION_NEWEST,
+        )
+
+    def MaterializeStream(  # noqa: N802
+        self, requests: Iterator[wire.MaterializeStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[wire.MaterializeStreamResponse]:
+        for message in requests:
+            if self.die_after is not None:
+                self.die_after -= 1
+                if self.die_after < 0:
+                    self.die_after = None
+                    context.abort(grpc.StatusCode.UNAVAILABLE, "going down")
+            yield wire.MaterializeStreamResponse(
+                cursor=message.cursor + self.skew,
+                response=self.Materialize(message.request, context),
+            )
+
+    def DescribeStore(  # noqa: N802
+        self,
+        request: wire.DescribeStoreRequest,  # noqa: ARG002
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> wire.DescribeStoreResponse:
+        return wire.DescribeStoreResponse(generation=7)
+
+    def Inspect(  # noqa: N802
+        self,
+        request: wire.InspectRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> wire.InspectResponse:
+        return wire.InspectResponse(event_count=request.user_id + request.as_of_ts)
+
+
+@contextmanager
+def serving(fake: Fake, address: str = "localhost:0") -> Iterator[tuple[grpc.Server, str]]:
+    server = grpc.server(futures.ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
+    materialization_pb2_grpc.add_MaterializationServiceServicer_to_server(fake, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port(address)
+    server.start()
+    try:
+        yield server, f"localhost:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+@pytest.fixture
+def fake() -> Fake:
+    return Fake()
+
+
+@pytest.fixture
+def client(fake: Fake) -> Iterator[Client]:
+    with serving(fake) as (_, target), connect(target, CONFIG) as client:
+        yield client
+
+
+def inputs(count: int, examples: int = 3) -> Iterator[Pointers]:
+    for batch in range(count):
+        users = range(batch * examples, (batch + 1) * examples)
+        yield Pointers(user_ids=users, end_ts=[9] * examples)
+
+
+def users(batches: list[Batch]) -> list[int]:
+    return [user for batch in batches for [user] in batch.to_lists("t")]  # type: ignore[misc]
+
+
+def own_threads() -> list[threading.Thread]:
+    return [
+        thread
+        for thread in threading.enumerate()
+        if "thinrow" in thread.name or "consume_request_iterator" in thread.name
+    ]
+
+
+def assert_no_thread_left() -> None:
+    until = time.monotonic() + 3
+    while own_threads() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not own_threads()
+
+
+def test_one_batch_for_each_in_order_exactly_once(client: Client) -> None:
+    batches = list(client.stream(inputs(20), PROJECTION))
+    assert [len(batch) for batch in batches] == [3] * 20
+    assert users(batches) == list(range(60))
+    assert list(client.stream([], PROJECTION)) == []
+    assert_no_thread_left()
+
+
+def test_large_batches_are_asked_for_in_pieces(fake: Fake, client: Client) -> None:
+    batches = list(client.stream(inputs(3, examples=10), PROJECTION))
+    assert users(batches) == list(range(30))
+    assert [len(asked) for asked in fake.asked] == [4, 4, 2] * 3
+    fake.asked.clear()
+    (batch,) = (client.materialize(rows, PROJECTION) for rows in inputs(1, examples=10))
+    assert users([batch]) == list(range(10))
+    assert [len(asked) for asked in fake.asked] == [4, 4, 2]
+    assert len(client.materialize(Pointers(user_ids=[], end_ts=[]), PROJECTION)) == 0
+
+
+def test_the_input_is_pulled_no_further_than_the_pipeline_is_deep(client: Client) -> None:
+    pulled = 0
+
+    def counting() -> Iterator[Pointers]:
+        nonlocal pulled
+        for rows in inputs(50):
+            pulled += 1
+            yield rows
+
+    stream = client.stream(counting(), PROJECTION)
+    assert pulled == 0
+    for delivered in range(1, 11):
+        next(stream)
+        assert pulled < delivered + CONFIG.requests_in_flight
+    stream.close()
+
+
+@pytest.mark.parametrize("answers", [0, 1, 5])
+def test_a_stream_survives_a_server_that_fails(fake: Fake, client: Client, answers: int) -> None:
+    fake.die_after = answers
+    assert users(list(client.stream(inputs(20), PROJECTION))) == list(range(60))
+    assert fake.die_after is None
+
+
+def test_a_stream_survives_a_server_that_is_killed_and_started_again(fake: Fake) -> None:
+    fake.pause_s = 0.01
+    with serving(fake) as (server, target), connect(target, CONFIG) as client:
+        stream = client.stream(inputs(20), PROJECTION)
+        batches = list(itertools.islice(stream, 5))
+        server.stop(None).wait()
+        with serving(fake, target):
+            batches += stream
+    assert users(batches) == list(range(60))
+    assert_no_thread_left()
+
+
+def test_a_stream_goes_on_at_the_next_replica() -> None:
+    first, second = Fake(), Fake()
+    with (
+        serving(first) as (server, target),
+        serving(second) as (_, other),
+        connect([target, other], CONFIG) as client,
+    ):
+        stream = client.stream(inputs(20), PROJECTION)
+        batches = list(itertools.islice(stream, 5))
+        assert not second.asked
+        server.stop(None).wait()
+        batches += stream
+        assert users(batches) == list(range(60))
+        assert second.asked
+        assert client.describe_store().generation == 7
+
+
+def test_a_replica_that_is_not_there_is_passed_over(fake: Fake) -> None:
+    with serving(fake) as (_, target), connect(["localhost:1", target], CONFIG) as client:
+        assert users([client.materialize(next(inputs(1)), PROJECTION)]) == [0, 1, 2]
+
+
+def test_retries_end() -> None:
+    config = ClientConfig(retry_deadline_s=0.3, backoff_max_s=0.1)
+    with connect("localhost:1", config) as client:
+        assert "localhost:1" in repr(client)
+        for ask in (
+            client.describe_store,
+            lambda: client.materialize(next(inputs(1)), PROJECTION),
+            lambda: list(client.stream(inputs(1), PROJECTION)),
+        ):
+            start_s = time.monotonic()
+            with pytest.raises(UnavailableError, match="localhost:1"):
+                ask()
+            assert time.monotonic() - start_s < 2
+    assert_no_thread_left()
+
+
+@pytest.mark.parametrize("examples_max", [1, 2, 3])
+def test_a_request_too_large_is_halved(fake: Fake, client: Client, examples_max: int) -> None:
+    fake.examples_max = examples_max
+    assert users(list(client.stream(inputs(6, examples=7), PROJECTION))) == list(range(42))
+    (batch,) = (client.materialize(rows, PROJECTION) for rows in inputs(1, examples=7))
+    assert users([batch]) == list(range(7))
+
+
+def test_one_example_too_large_is_an_error(fake: Fake, client: Client) -> None:
+    fake.examples_max = 0
+    with pytest.raises(AnswerTooLargeError, match="fewer"):
+        client.materialize(next(inputs(1)), PROJECTION)
+    with pytest.raises(AnswerTooLargeError, match="fewer"):
+        list(client.stream(inputs(2), PROJECTION))
+    assert_no_thread_left()
+
+
+def test_an_answer_that_does_not_come_is_a_deadline_error(fake: Fake, client: Client) -> None:
+    fake.pause_s = 0.5
+    with pytest.raises(DeadlineError, match="deadline"):
+        client.materialize(next(inputs(1)), PROJECTION, deadline_s=0.1)
+    with pytest.raises(DeadlineError, match="No answer"):
+        list(client.stream(inputs(2), PROJECTION, deadline_s=0.1))
+    assert_no_thread_left()
+
+
+def test_the_deadline_is_for_each_answer_and_not_for_the_caller(fake: Fake, client: Client) -> None:
+    fake.pause_s = 0.1
+    stream = client.stream(inputs(5), PROJECTION, deadline_s=0.3)
+    batches = [next(stream)]
+    time.sleep(0.6)
+    batches += stream
+    assert users(batches) == list(range(15))
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "error"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", RequestError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", RequestError),
+        (grpc.StatusCode.NOT_FOUND, "UNKNOWN_TENANT", UnknownTenantError),
+        (grpc.StatusCode.DATA_LOSS, "STORE_CORRUPT", StoreCorruptError),
+        (grpc.StatusCode.INTERNAL, "INTERNAL", ThinRowError),
+    ],
+)
+def test_what_a_server_refuses_is_not_asked_again(
+    fake: Fake, client: Client, code: grpc.StatusCode, name: str, error: type[ThinRowError]
+) -> None:
+    for ask in (
+        lambda: client.materialize(next(inputs(1)), "tenant"),
+        lambda: list(client.stream(inputs(9), "tenant")),
+    ):
+        fake.asked.clear()
+        fake.failures = [(code, name)]
+        with pytest.raises(error, match=f"because of {name}") as caught:
+            ask()
+        assert type(caught.value) is error
+        assert isinstance(caught.value.__cause__, grpc.RpcError)
+        assert len(fake.asked) == 1
+    assert_no_thread_left()
+
+
+def test_an_answer_to_another_request_is_refused(fake: Fake, client: Client) -> None:
+    fake.skew = 1
+    with pytest.raises(ThinRowError, match="cursor"):
+        list(client.stream(inputs(2), PROJECTION))
+
+
+def test_leaving_early_leaves_no_thread(client: Client) -> None:
+    for leave in ("close", "forget", "raise"):
+        stream = client.stream(inputs(50), PROJECTION)
+        next(stream)
+        assert own_threads()
+        if leave == "close":
+            stream.close()
+        elif leave == "raise":
+            with pytest.raises(KeyboardInterrupt):
+                stream.throw(KeyboardInterrupt)
+        del stream
+        gc.collect()
+        assert_no_thread_left()
+
+
+def test_what_the_input_raises_ends_the_stream(client: Client) -> None:
+    def failing() -> Iterator[Pointers]:
+        yield from inputs(2)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(client.stream(failing(), PROJECTION))
+    assert_no_thread_left()
+
+
+def test_inspect_and_the_raw_stub(client: Client) -> None:
+    assert client.inspect(4, 5, PROJECTION).event_count == 9
+    assert client.stub.DescribeStore(wire.DescribeStoreRequest(), timeout=5).generation == 7
+
+
+def test_the_token_goes_along_and_is_not_shown(fake: Fake) -> None:
+    tokens = iter(["first", "second"])
+    config = ClientConfig(token=lambda: next(tokens))
+    with serving(fake) as (_, target), connect(target, config) as client:
+        for token in ("first", "second"):
+            client.materialize(next(inputs(1)), PROJECTION)
+            assert fake.metadata["authorization"] == f"Bearer {token}"
+    assert "token" not in repr(config)
+    with pytest.warns(UserWarning, match="in the clear"):
+        connect("example.org:1", config).close()
+
+
+def test_bounds_are_checked() -> None:
+    with pytest.raises(UsageError, match="requests_in_flight"):
+        ClientConfig(requests_in_flight=0)
+    with pytest.raises(UsageError, match="HOST:PORT"):
+        connect([])
