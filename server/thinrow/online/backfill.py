@@ -1,0 +1,364 @@
+"""Backfill: thin rows for past requests, as if they had been written at request time.
+
+The past is simulated: generations were cut at every multiple of a cadence since the epoch, and
+published some time after. The store must have been compacted with those same watermarks; it
+tells the digests, and so proves that pointers and store belong together.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from thinrow.errors import InputError, UsageError
+from thinrow.events.canonical import (
+    canonical_type,
+    from_canonical,
+    open_parquet,
+    parquet_files,
+    times_ms,
+)
+from thinrow.events.order import ordered, without_duplicates
+from thinrow.events.split import Progress, SplitEvents, split_events
+from thinrow.store.generation import Generation
+from thinrow.store.hashing import shard_of
+from thinrow.store.history import bisect_left, digests_at
+from thinrow.store.narrow import ranges, starts_of
+from thinrow.store.shard import storage_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from thinrow.schema import Schema
+
+DAY_MS = 24 * 3600 * 1000
+MUTABLE_EVENTS_PER_CHUNK = 1 << 20
+REQUESTS_PER_CHUNK = 1 << 15
+OUTPUT_ROWS = 1 << 14
+"""Bounds on what is held at once, beside one shard's events and 16 bytes a request."""
+
+UIH_TYPE = pa.struct(
+    [
+        ("start_ts", pa.int64()),
+        ("end_ts", pa.int64()),
+        ("max_length", pa.int64()),
+        ("digest", pa.uint64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackfillConfig:
+    """One run of backfill."""
+
+    requests: Path
+    """Parquet with user_id, request_ts and any other columns, which pass through."""
+    store: Path
+    """Folder of the store that the rows will point at."""
+    events: list[Path]
+    """The raw events, as they were given to compaction."""
+    rows: Path
+    """Parquet file of thin rows to write."""
+    cadence_ms: int = DAY_MS
+    """Generations were cut at every multiple of this since the epoch."""
+    publish_delay_ms: int = 0
+    """How long after its watermark a generation was published."""
+    lookback_ms: int | None = None
+    """How far before the request a history reaches; None for no bound."""
+    max_length: int = 0
+    """Most immutable events of a history; 0 for no limit."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for values that make no sense."""
+        checks = [
+            (self.cadence_ms > 0, "--cadence longer than 0"),
+            (self.publish_delay_ms >= 0, "--publish-delay of 0 or more"),
+            (self.lookback_ms is None or self.lookback_ms > 0, "--lookback longer than 0"),
+            (self.max_length >= 0, "--max-length of 0 or more"),
+        ]
+        for holds, wanted in checks:
+            if not holds:
+                raise UsageError(f"Backfill needs {wanted}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackfillReport:
+    """What a run did."""
+
+    rows: int
+    mutable_events: int
+    """Events carried inside the rows."""
+    before_first_generation: int
+    """Rows that carry their whole history."""
+    without_digest: int
+    """Rows whose digest the store cannot tell any more, for retention or erasure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Requests:
+    """What each request was served from; int64 arrays of shape (requests,)."""
+
+    user_ids: NDArray[np.int64]
+    request_ts: NDArray[np.int64]
+    start_ts: NDArray[np.int64]
+    end_ts: NDArray[np.int64]
+    mutable_from_ts: NDArray[np.int64]
+    """Events that arrived since then are mutable."""
+
+
+def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> BackfillReport:
+    """Writes a thin row for every request, in the order of the requests.
+
+    Raises:
+        UsageError: the store does not reach the requests, or was cut at other watermarks.
+        InputError: a file cannot be used as it is.
+        StoreError: the store cannot be read, or the disk is full.
+    """
+    with Generation.open_current(config.store) as generation:
+        files = parquet_files(config.events)
+        config.rows.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{config.rows.name}-", dir=config.rows.parent))
+        try:
+            shards = len(generation.shards)
+            split = split_events(files, generation.schema, shards, scratch / "events", progress)
+            requests = _read_requests(config, generation, split.earliest_arrival_ts)
+            report = _backfill(config, generation, split, requests, scratch, progress)
+            (scratch / "rows.parquet").replace(config.rows)
+        except (OSError, pa.ArrowException) as error:
+            raise storage_error(error, config.rows) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return report
+
+
+def _read_requests(
+    config: BackfillConfig, generation: Generation, earliest_arrival_ts: int | None
+) -> _Requests:
+    path = config.requests
+    file = open_parquet(path)
+    names = file.schema_arrow.names
+    for required in ("user_id", "request_ts"):
+        if required not in names:
+            raise InputError(f"{path} has no column {required}; every request needs one.")
+    for reserved in ("uih", "mutable"):
+        if reserved in names:
+            raise InputError(
+                f"{path} already has a column {reserved}, which backfill writes; rename it."
+            )
+    table = file.read(columns=["user_id", "request_ts"])
+    users = table.column("user_id")
+    if not pa.types.is_integer(users.type) or users.null_count:
+        raise InputError(f"{path}: user_id must be int64 without nulls.")
+    request_ts = times_ms(path, table.column("request_ts"), "request_ts").to_numpy()
+    served_from = _watermarks(config, generation.watermarks, earliest_arrival_ts, request_ts)
+    start_ts = np.zeros_like(request_ts)
+    if config.lookback_ms is not None:
+        start_ts = request_ts - config.lookback_ms
+    before_first = served_from < generation.watermarks[0]
+    end_ts = np.where(before_first, start_ts, served_from)
+    return _Requests(
+        user_ids=users.cast(pa.int64()).to_numpy(),
+        request_ts=request_ts,
+        # A lookback shorter than the generation is old leaves nothing of it: an empty window.
+        start_ts=np.minimum(start_ts, end_ts),
+        end_ts=end_ts,
+        mutable_from_ts=np.where(before_first, np.iinfo(np.int64).min, served_from),
+    )
+
+
+def _watermarks(
+    config: BackfillConfig,
+    stored: NDArray[np.int64],
+    earliest_arrival_ts: int | None,
+    request_ts: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """The newest watermark published by each request; below the first where there was none."""
+    cadence = config.cadence_ms
+    served_from = (request_ts - config.publish_delay_ms) // cadence * cadence
+    first = int(stored[0])
+    if earliest_arrival_ts is not None:
+        first = min(first, (earliest_arrival_ts // cadence + 1) * cadence)
+    newest = int(served_from.max(initial=first - 1))
+    if newest > stored[-1]:
+        raise UsageError(
+            f"The last requests were served from watermark {newest}, and the store only reaches "
+            f"{stored[-1]}; compact up to --watermark {newest} first."
+        )
+    if newest >= first:
+        simulated = np.arange(first, newest + 1, cadence)
+        cut = stored[stored <= newest]
+        if not np.array_equal(simulated, cut):
+            raise UsageError(
+                f"The store was not cut at every multiple of {cadence} ms from {first} to "
+                f"{newest}; give the --cadence that compact was given, or compact anew with this "
+                f"one."
+            )
+    return served_from
+
+
+def _backfill(
+    config: BackfillConfig,
+    generation: Generation,
+    split: SplitEvents,
+    requests: _Requests,
+    scratch: Path,
+    progress: Progress,
+) -> BackfillReport:
+    owners = shard_of(requests.user_ids, len(generation.shards))
+    parts, places = [], [np.empty(0, dtype=np.int64)]
+    done = mutable_events = 0
+    total = len(requests.user_ids)
+    for shard in range(len(generation.shards)):
+        chosen = np.flatnonzero(owners == shard)
+        path = scratch / f"rows-{shard:04d}.arrow"
+        kind = pa.schema([("uih", UIH_TYPE), ("mutable", mutable_type(generation.schema))])
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, kind) as writer:
+            events = _Mutable(split.read(shard), requests.user_ids[chosen], generation.schema)
+            for rows in events.chunks(requests, chosen):
+                mutable = events.snapshots(requests, rows)
+                uih = _pointers(config, generation, requests, rows)
+                writer.write_batch(pa.record_batch([uih, mutable], schema=kind))
+                places.append(rows)
+                done += len(rows)
+                mutable_events += len(mutable.values)
+                progress("Writing thin rows", done, total)
+        parts.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+    thin = pa.concat_tables(parts)
+    order = np.argsort(np.concatenate(places), kind="stable")
+    digests = _write_rows(config, thin, order, scratch / "rows.parquet")
+    pointing = requests.mutable_from_ts != np.iinfo(np.int64).min
+    return BackfillReport(
+        rows=total,
+        mutable_events=mutable_events,
+        before_first_generation=int((~pointing).sum()),
+        without_digest=int((pointing & (digests == 0)).sum()),
+    )
+
+
+def mutable_type(schema: Schema) -> pa.DataType:
+    """Arrow type of the column ``mutable``: the snapshot, oldest event first."""
+    traits = [
+        pa.field(trait.name, from_canonical(pa.array([], canonical_type(trait)), trait).type)
+        for trait in schema.traits
+    ]
+    ids = [pa.field(name, pa.int64()) for name in ("event_ts", "arrival_ts", "event_id")]
+    return pa.list_(pa.struct([*ids, *traits]))
+
+
+class _Mutable:
+    """One shard's events, ready to be cut into snapshots."""
+
+    def __init__(self, events: pa.Table, user_ids: NDArray[np.int64], schema: Schema) -> None:
+        frame = pl.from_arrow(events)
+        assert isinstance(frame, pl.DataFrame)
+        wanted = pl.DataFrame({"user_id": user_ids}).unique()
+        frame = without_duplicates(frame.join(wanted, on="user_id", how="semi"), schema)
+        # In a snapshot events stand by event_ts; a row's number in this order is its rank.
+        frame = ordered(frame.with_columns(visible_ts="event_ts"), schema).drop("visible_ts")
+        self._schema = schema
+        self._frame = frame
+        users = frame["user_id"].to_numpy()
+        arrival = frame["arrival_ts"].to_numpy()
+        self._by_arrival = np.lexsort([arrival, users])
+        self._users = users[self._by_arrival]
+        self._arrival_ts = arrival[self._by_arrival]
+
+    def _bounds(
+        self, requests: _Requests, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        user_ids = requests.user_ids[rows]
+        low = np.searchsorted(self._users, user_ids, side="left")
+        high = np.searchsorted(self._users, user_ids, side="right")
+        first = bisect_left(self._arrival_ts, low, high, requests.mutable_from_ts[rows])
+        last = bisect_left(self._arrival_ts, low, high, requests.request_ts[rows])
+        return first, np.maximum(last - first, 0)
+
+    def chunks(self, requests: _Requests, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Cuts rows so that each part carries a bounded number of events."""
+        _, counts = self._bounds(requests, rows)
+        ends = np.cumsum(counts)
+        start = 0
+        while start < len(rows):
+            carried = int(ends[start - 1]) if start else 0
+            stop = int(np.searchsorted(ends, carried + MUTABLE_EVENTS_PER_CHUNK, side="right"))
+            stop = min(max(stop, start + 1), start + REQUESTS_PER_CHUNK, len(rows))
+            yield rows[start:stop]
+            start = stop
+
+    def snapshots(self, requests: _Requests, rows: NDArray[np.int64]) -> pa.ListArray:
+        """The column ``mutable`` of some requests."""
+        first, counts = self._bounds(requests, rows)
+        owner = np.repeat(np.arange(len(rows)), counts)
+        picked = self._by_arrival[ranges(first, counts)]
+        picked = picked[np.lexsort([picked, owner])]
+        frame = self._frame[picked]
+        columns = [frame[name].to_arrow() for name in ("event_ts", "arrival_ts", "event_id")]
+        for trait in self._schema.traits:
+            canonical = frame[trait.name].to_arrow().cast(canonical_type(trait))
+            columns.append(from_canonical(canonical, trait))
+        kind = mutable_type(self._schema)
+        fields = [kind.value_type.field(index) for index in range(kind.value_type.num_fields)]
+        events = pa.StructArray.from_arrays(columns, fields=fields)
+        return pa.ListArray.from_arrays(pa.array(starts_of(counts), pa.int32()), events, type=kind)
+
+
+def _pointers(
+    config: BackfillConfig, generation: Generation, requests: _Requests, rows: NDArray[np.int64]
+) -> pa.StructArray:
+    digests = np.zeros(len(rows), dtype=np.uint64)
+    pointing = requests.mutable_from_ts[rows] != np.iinfo(np.int64).min
+    digests[pointing] = digests_at(
+        generation, requests.user_ids[rows[pointing]], requests.end_ts[rows[pointing]]
+    )
+    return pa.StructArray.from_arrays(
+        [
+            pa.array(requests.start_ts[rows]),
+            pa.array(requests.end_ts[rows]),
+            pa.array(np.full(len(rows), config.max_length, dtype=np.int64)),
+            pa.array(digests),
+        ],
+        fields=[UIH_TYPE.field(index) for index in range(UIH_TYPE.num_fields)],
+    )
+
+
+def _write_rows(
+    config: BackfillConfig, thin: pa.Table, order: NDArray[np.int64], path: Path
+) -> NDArray[np.uint64]:
+    """Writes requests and thin columns side by side; returns the digests, in row order."""
+    file = open_parquet(config.requests)
+    digests = [np.empty(0, dtype=np.uint64)]
+    start = 0
+    writer = None
+    try:
+        for batch in file.iter_batches(OUTPUT_ROWS):
+            table = pa.table(batch)
+            times = times_ms(config.requests, table.column("request_ts"), "request_ts")
+            for name, column in (
+                ("user_id", table.column("user_id").cast(pa.int64())),
+                ("request_ts", times),
+            ):
+                table = table.set_column(table.column_names.index(name), name, column)
+            part = thin.take(pa.array(order[start : start + len(batch)]))
+            for name in ("uih", "mutable"):
+                table = table.append_column(name, part.column(name))
+            digests.append(pc.struct_field(part.column("uih"), "digest").to_numpy())
+            if writer is None:
+                writer = pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer.write_table(table)
+            start += len(batch)
+        if writer is None:
+            empty = pa.schema([*file.schema_arrow, *thin.schema])
+            writer = pq.ParquetWriter(path, empty, compression="zstd")
+    finally:
+        if writer is not None:
+            writer.close()
+    return np.concatenate(digests)
