@@ -135,7 +135,9 @@ def _admitted(
         counts.duplicates += len(in_time) - len(events)
     arrived = events.filter(pl.col("arrival_ts") < cuts.watermark_ts)
     counts.left_for_later = len(events) - len(arrived)
-    return arrived.filter(~pl.col("user_id").is_in(task.erased.tolist()))
+    staying = arrived.filter(~pl.col("user_id").is_in(task.erased.tolist()))
+    counts.events_added = counts.events_dropped = len(arrived) - len(staying)
+    return staying
 
 
 def _recent_ids(events: pl.DataFrame, shard: Shard, since_ts: int) -> pl.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from thinrow.schema import BUILT_IN, EVENT_GROUP, TraitType
 from thinrow.serving.assemble import assemble
 from thinrow.serving.projection import resolve_projection
 from thinrow.store.history import HistoryPlan, Pointers
+from thinrow.store.times import readable_time
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from thinrow.store.generation import Generation
 
 EVENTS_DEFAULT = 20
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SIGNED = range(TraitType.INT8, TraitType.INT64 + 1)
 _UNSIGNED = range(TraitType.UINT8, TraitType.UINT64 + 1)
 
@@ -124,12 +123,3 @@ def _trait(trait: Trait, value: Any) -> wire.InspectedTrait:  # noqa: ANN401 - b
     if trait.type is TraitType.STRING:
         return wire.InspectedTrait(name=trait.name, string_value=value)
     return wire.InspectedTrait(name=trait.name, float_value=value)
-
-
-def readable_time(time_ts: int) -> str:
-    """RFC 3339 in UTC; the bare number where no calendar reaches."""
-    try:
-        moment = _EPOCH + timedelta(milliseconds=time_ts)
-    except OverflowError:
-        return str(time_ts)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

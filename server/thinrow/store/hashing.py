@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _BITFLIP = np.uint64(0x1CAD21F72C81017C ^ 0xDB979083E96DD4DE)  # bytes 8..24 of XXH3's secret
 _PRIME_MX2 = np.uint64(0x9FB21C651E98DF25)
 _DIGEST_SEED = np.uint64(0x7468696E726F7731)
-_ORDINAL_STEP = np.uint64(0x9E3779B97F4A7C15)
+_STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 def xxh3(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -55,10 +55,14 @@ def event_digests(
     sum, because it can be taken up to any event at once and continued by a later generation;
     with the ordinal inside each term, because order matters.
     """
-    state = np.full(ordinals.shape, _DIGEST_SEED, dtype=np.uint64)
+    state = ordinals.view(np.uint64) * _STEP
+    state += _DIGEST_SEED
     for field in fields:
-        state = xxh3(state ^ field)
-    return xxh3(state ^ (ordinals.view(np.uint64) * _ORDINAL_STEP))
+        # Multiply and fold: each field moves every bit of what came before it.
+        state ^= field
+        state *= _STEP
+        state ^= state >> np.uint64(32)
+    return xxh3(state)
 
 
 def close_digest(sums: NDArray[np.uint64], event_counts: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -380,26 +380,28 @@ class HistoryPlan:
         )
         inside = self.checked & (end < _picked(self.stripe_ends, self.newest))
         if inside.any():
-            cut = np.unique(self.newest[inside])
-            before, starts = self._sums_within(stripes, cut)
-            row = starts[np.searchsorted(cut, self.newest[inside])]
-            count = end[inside] - directories.stripe_ordinals[self.newest[inside]]
-            sums[inside] = before[row + count]
+            newest = self.newest[inside]
+            counts = end[inside] - directories.stripe_ordinals[newest]
+            sums[inside] = self._sums_within(stripes, newest, counts)
         known = self.checked | ((self.newest < 0) & (directories.dropped_ts[user] < self.end_ts))
         return np.where(known, close_digest(sums, end), np.uint64(0))
 
     def _sums_within(
-        self, stripes: Mapping[int, StripeSet], cut: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Digest sums before each event of stripes and after the last; where each starts."""
+        self,
+        stripes: Mapping[int, StripeSet],
+        newest: NDArray[np.int64],
+        counts: NDArray[np.int64],
+    ) -> NDArray[np.uint64]:
+        """Digest sums after so many events of each of the stripes."""
         schema = self.generation.schema
-        first = self.directories.stripe_ordinals[cut]
-        counts = self.stripe_ends[cut] - first
+        cut, place = np.unique(newest, return_inverse=True)
+        longest = np.zeros(len(cut), dtype=np.int64)
+        np.maximum.at(longest, place, counts)
 
         def decoded(trait: Trait) -> TraitValues:
             group = schema.group_of[trait.name]
             rows = np.searchsorted(self.stripes_wanted[group], cut)
-            return stripes[group].words(trait, rows, np.zeros_like(rows), counts)
+            return stripes[group].words(trait, rows, np.zeros_like(rows), longest)
 
         fields = digest_fields(
             decoded(VISIBLE_TS),
@@ -407,14 +409,12 @@ class HistoryPlan:
             decoded(EVENT_ID),
             [decoded(trait) for trait in schema.key_traits],
         )
-        terms = event_digests(ranges(first, counts), fields)
-        starts = starts_of(counts)
+        terms = event_digests(ranges(self.directories.stripe_ordinals[cut], longest), fields)
         total = np.zeros(len(terms) + 1, dtype=np.uint64)
         np.cumsum(terms, out=total[1:])
-        # One place more per stripe, for the sum after its last event.
-        before = total[ranges(starts[:-1], counts + 1)]
-        base = self.directories.stripe_sums[cut] - total[starts[:-1]]
-        return before + np.repeat(base, counts + 1), starts_of(counts + 1)[:-1]
+        first = starts_of(longest)[place]
+        sums: NDArray[np.uint64] = self.directories.stripe_sums[newest] + total[first + counts]
+        return sums - total[first]
 
 
 def _picked(values: NDArray[Any], places: NDArray[np.int64]) -> NDArray[Any]:

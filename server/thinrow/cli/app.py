@@ -1,0 +1,409 @@
+"""The commands, as typed. Each reads its options and hands over to the package that does it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+from thinrow.cli.report import (
+    EXIT_FAILED,
+    facts,
+    one_sentence,
+    out,
+    progress_bar,
+    readable_bytes,
+)
+from thinrow.cli.values import parse_duration, parse_time
+
+app = typer.Typer(
+    help="Store user histories once, and put them back at training time exactly as serving saw "
+    "them. Start with: thinrow demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Defaults that a parser reads are given as typed: the command shows them so.
+DURATION = "a number and ms, s, m, h, d or w, such as 1d"
+TIME = "milliseconds since the epoch, or ISO 8601 in UTC, such as 2026-01-31"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"thinrow {version('thinrow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def thinrow(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Holds the options that stand before a command."""
+
+
+@app.command("compact")
+def compact_command(
+    events: Annotated[
+        list[Path], typer.Argument(metavar="EVENTS...", help="Parquet files of events, or folders.")
+    ],
+    store: Annotated[Path, typer.Option(help="Folder of the store; made where there is none.")],
+    schema: Annotated[Path, typer.Option(help="TOML file of feature groups and traits.")],
+    watermark: Annotated[
+        int,
+        typer.Option(
+            parser=parse_time,
+            metavar="TIME",
+            help=f"The generation holds every event that arrived before: {TIME}.",
+        ),
+    ],
+    shards: Annotated[
+        int | None, typer.Option(help="Shards of a new store. [default: 4]", show_default=False)
+    ] = None,
+    cadence: Annotated[
+        int | None,
+        typer.Option(
+            parser=parse_duration,
+            metavar="DURATION",
+            help=f"Also cut a generation at every multiple of this: {DURATION}.",
+        ),
+    ] = None,
+    dedup_window: Annotated[
+        int,
+        typer.Option(
+            parser=parse_duration,
+            metavar="DURATION",
+            help="How far before the last watermark to look for duplicates in the store.",
+        ),
+    ] = "7d",  # type: ignore[assignment]
+    lookback: Annotated[
+        int | None,
+        typer.Option(
+            parser=parse_duration,
+            metavar="DURATION",
+            help="Drop events older than this before the watermark.",
+        ),
+    ] = None,
+    erase: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="USERS",
+            help="Erase these users: Parquet with user_id, or a text file with one id a line.",
+        ),
+    ] = None,
+    accept_late: Annotated[
+        bool,
+        typer.Option(
+            "--accept-late",
+            help="Take events from before the last watermark as arriving now, not as known.",
+        ),
+    ] = False,
+    keep: Annotated[
+        int | None, typer.Option(help="Remove old generations but for this many newest.")
+    ] = None,
+) -> None:
+    """Build and publish the next generation of a store from raw events."""
+    with one_sentence():
+        from thinrow.compaction import CompactionConfig, compact
+        from thinrow.store.times import readable_time
+
+        config = CompactionConfig(
+            store=store,
+            events=events,
+            schema=schema,
+            watermark_ts=watermark,
+            shards=shards,
+            cadence_ms=cadence,
+            dedup_window_ms=dedup_window,
+            lookback_ms=lookback,
+            erase_users=erase,
+            accept_late=accept_late,
+            keep=keep,
+        )
+        with progress_bar() as progress:
+            report = compact(config, progress)
+        if report.already_published:
+            out.print(f"Generation {report.generation} was already built by this very run.")
+            return
+        shown: dict[str, object] = {
+            "watermark": readable_time(report.watermark_ts),
+            "rows read": report.rows_read,
+            "events added": report.events_added,
+            "duplicates dropped": report.duplicates,
+            "skipped: before the last watermark": report.late,
+            "left for later: at or after this watermark": report.left_for_later,
+            "events dropped by retention and erasure": report.events_dropped,
+            "users erased": report.erased_users,
+            "events in the store": report.event_count,
+            "users in the store": report.user_count,
+            "stored": readable_bytes(report.stored_bytes),
+        }
+        out.print(facts(f"Generation {report.generation} of {store}", shown))
+        if report.ignored_columns:
+            out.print(f"Not in the schema, so not stored: {', '.join(report.ignored_columns)}")
+
+
+@app.command("backfill")
+def backfill_command(
+    requests: Annotated[
+        Path, typer.Argument(help="Parquet with user_id, request_ts and any other columns.")
+    ],
+    store: Annotated[Path, typer.Option(help="Folder of the store to point at.")],
+    events: Annotated[
+        list[Path], typer.Option(help="Raw events as given to compact; may be repeated.")
+    ],
+    rows: Annotated[Path, typer.Option("--out", help="Parquet file of thin rows to write.")],
+    more_events: Annotated[
+        list[Path] | None, typer.Argument(metavar="[MORE_EVENTS]...", help="More event files.")
+    ] = None,
+    cadence: Annotated[
+        int,
+        typer.Option(
+            parser=parse_duration,
+            metavar="DURATION",
+            help="Generations were cut at every multiple of this.",
+        ),
+    ] = "1d",  # type: ignore[assignment]
+    publish_delay: Annotated[
+        int,
+        typer.Option(
+            parser=parse_duration,
+            metavar="DURATION",
+            help="How long after its watermark each was published.",
+        ),
+    ] = "0ms",  # type: ignore[assignment]
+    lookback: Annotated[
+        int | None,
+        typer.Option(
+            parser=parse_duration,
+            metavar="DURATION",
+            help="How far before its request a history reaches. [default: no bound]",
+            show_default=False,
+        ),
+    ] = None,
+    max_length: Annotated[
+        int, typer.Option(help="Most immutable events of a history; 0 for no limit.")
+    ] = 0,
+) -> None:
+    """Write thin rows for past requests, as if they had been logged then."""
+    with one_sentence():
+        from thinrow.online import BackfillConfig, backfill
+
+        config = BackfillConfig(
+            requests=requests,
+            store=store,
+            events=[*events, *(more_events or [])],
+            rows=rows,
+            cadence_ms=cadence,
+            publish_delay_ms=publish_delay,
+            lookback_ms=lookback,
+            max_length=max_length,
+        )
+        with progress_bar() as progress:
+            report = backfill(config, progress)
+        shown: dict[str, object] = {
+            "thin rows": report.rows,
+            "events carried inside": report.mutable_events,
+            "rows before the first generation": report.before_first_generation,
+            "rows without digest": report.without_digest,
+            "written": readable_bytes(rows.stat().st_size),
+        }
+        out.print(facts(str(rows), shown))
+
+
+@app.command("serve")
+def serve_command(
+    store: Annotated[Path, typer.Option(help="Folder of the store.")],
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where to serve gRPC; port 0 takes a free one.")
+    ] = "127.0.0.1:7878",
+    metrics: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT", help="Where Prometheus scrapes /metrics; 'off' for none."
+        ),
+    ] = "127.0.0.1:7879",
+    tenants: Annotated[Path | None, typer.Option(help="TOML file of named projections.")] = None,
+    examples_max: Annotated[int, typer.Option(help="Most examples in one request.")] = 8192,
+    response_bytes_max: Annotated[int, typer.Option(help="Most bytes in one answer.")] = 64
+    * 1024
+    * 1024,
+    work_bytes_max: Annotated[
+        int, typer.Option(help="Most decoded bytes that requests in work may hold together.")
+    ] = 1024 * 1024 * 1024,
+    calls_max: Annotated[int, typer.Option(help="Most single calls at once.")] = 64,
+    streams_max: Annotated[int, typer.Option(help="Most streams open at once.")] = 64,
+    drain: Annotated[
+        int,
+        typer.Option(
+            parser=parse_duration,
+            metavar="DURATION",
+            help="How long calls under way may take to end after SIGTERM.",
+        ),
+    ] = "10s",  # type: ignore[assignment]
+) -> None:
+    """Serve a store until SIGTERM or Ctrl-C; new generations are taken up as they appear."""
+    with one_sentence():
+        from thinrow.serving import Server, ServerConfig
+        from thinrow.serving.logs import log_to_stderr
+
+        config = ServerConfig(
+            store=store,
+            listen=listen,
+            metrics=None if metrics == "off" else metrics,
+            tenants=tenants,
+            examples_max=examples_max,
+            response_bytes_max=response_bytes_max,
+            work_bytes_max=work_bytes_max,
+            calls_max=calls_max,
+            streams_max=streams_max,
+            drain_s=drain / 1000,
+        )
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        log_to_stderr()
+        with Server(config):
+            stop.wait()
+
+
+Target = Annotated[
+    list[str],
+    typer.Option("--server", metavar="HOST:PORT", help="The server; repeat to name replicas."),
+]
+Traits = Annotated[
+    str,
+    typer.Option(help="Only these traits, by name with commas between. [default: all]"),
+]
+SequenceLength = Annotated[
+    int, typer.Option(help="Most events of each history, the newest; 0 for all.")
+]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+@app.command("materialize")
+def materialize_command(
+    rows: Annotated[Path, typer.Argument(help="Parquet file of thin rows.")],
+    server: Target,
+    fat: Annotated[Path, typer.Option("--out", help="Parquet file of fat rows to write.")],
+    sequence_length: SequenceLength = 0,
+    traits: Traits = "",
+    truncation: Annotated[
+        Literal["newest", "head"], typer.Option(help="Which end of a long history stays.")
+    ] = "newest",
+    tenant: Annotated[
+        str, typer.Option(help="Use the projection that the server knows by this name.")
+    ] = "",
+) -> None:
+    """Write fat rows again, for export and audit; every row says its status."""
+    with one_sentence():
+        from thinrow.cli.fat_rows import materialize
+        from thinrow.client import Projection, connect
+        from thinrow.errors import UsageError
+
+        projection: Projection | str = tenant
+        if not tenant:
+            wanted = _names(traits)
+            projection = Projection(
+                sequence_length,
+                traits=("event_ts", *(name for name in wanted if name != "event_ts"))
+                if wanted
+                else (),
+                truncation=truncation,
+            )
+        elif sequence_length or traits:
+            raise UsageError(
+                "A tenant brings its own sequence length and traits; give --tenant alone."
+            )
+        with connect(server) as client, progress_bar() as progress:
+            report = materialize(client, rows, projection, fat, progress)
+        shown: dict[str, object] = {"rows": report.rows, "events": report.events}
+        shown |= {f"rows {status}": count for status, count in sorted(report.statuses.items())}
+        shown["written"] = readable_bytes(fat.stat().st_size)
+        out.print(facts(str(fat), shown))
+
+
+@app.command("verify")
+def verify_command(
+    rows: Annotated[Path, typer.Argument(help="Parquet file of thin rows.")],
+    server: Target,
+    against: Annotated[
+        Path, typer.Option(metavar="FAT", help="Parquet file of fat rows, in the same order.")
+    ],
+    sequence_length: SequenceLength = 0,
+) -> None:
+    """Compare what training would see with fat rows, event by event; exit 1 where they differ."""
+    with one_sentence():
+        from thinrow.cli.verify import difference_fields, verify
+        from thinrow.client import connect
+
+        with connect(server) as client, progress_bar() as progress:
+            report = verify(client, rows, against, sequence_length, progress)
+        shown: dict[str, object] = {
+            "compared": ", ".join(report.traits),
+            "rows": report.rows,
+            "events": report.events,
+            "values": report.values,
+            "rows that differ": report.rows_that_differ,
+        }
+        out.print(facts(f"{rows} against {against}", shown))
+        if report.not_compared:
+            out.print(f"Not in the store, so not compared: {', '.join(report.not_compared)}")
+        if not report.rows_that_differ:
+            out.print("[bold green]Every event is equal.[/]")
+            return
+        table = Table("row", "user", "request_ts", "where", "fat row", "thin row")
+        for difference in report.differences:
+            table.add_row(*difference_fields(difference))
+        out.print("The first differences:", table, sep="\n")
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command("inspect")
+def inspect_command(
+    server: Target,
+    user: Annotated[int, typer.Option(help="The user's id.")],
+    as_of: Annotated[
+        int,
+        typer.Option(
+            parser=parse_time,
+            metavar="TIME",
+            help="Show what a request at this moment was served. [default: the newest]",
+            show_default=False,
+        ),
+    ] = "0",  # type: ignore[assignment]
+    limit: Annotated[int, typer.Option(help="Most events to show, the newest.")] = 20,
+    traits: Traits = "",
+) -> None:
+    """Show one history, as a person reads it."""
+    with one_sentence():
+        from thinrow.cli.history_table import history_table
+        from thinrow.client import Projection, connect
+
+        with connect(server) as client:
+            answer = client.inspect(user, as_of, Projection(limit, traits=_names(traits)))
+        out.print(*history_table(user, answer), sep="\n", soft_wrap=True)
+
+
+@app.command("demo")
+def demo_command(
+    directory: Annotated[Path, typer.Option(help="Folder for the demo's files.")] = Path(".demo"),
+    dataset: Annotated[
+        Literal["movielens", "completejourney"], typer.Option(help="Which real events to use.")
+    ] = "movielens",
+) -> None:
+    """Run the whole loop on real events, ending in a model trained from the stream."""
+    with one_sentence():
+        from thinrow.cli.demo import run_demo
+
+        run_demo(directory, dataset)

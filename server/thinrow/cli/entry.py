@@ -1,0 +1,24 @@
+"""The command ``thinrow``."""
+
+from __future__ import annotations
+
+import sys
+
+EXIT_USAGE = 2
+
+
+def main() -> None:
+    """Runs the command line; a mistake ends in one sentence and exit status 2."""
+    try:
+        from thinrow.cli.app import app
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("thinrow"):
+            raise
+        needs = f"Error: the thinrow command needs {error.name}; pip install 'thinrow[server]'.\n"
+        sys.stderr.write(needs)
+        sys.exit(EXIT_USAGE)
+    app()
+
+
+if __name__ == "__main__":
+    main()

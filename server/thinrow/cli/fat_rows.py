@@ -1,0 +1,136 @@
+"""Fat rows: thin rows with their histories put back inside, as Parquet."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from thinrow.client import Batch, read_thin_rows, row_count
+from thinrow.errors import InputError
+from thinrow.store.shard import storage_error
+from thinrow.v1 import materialization_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from thinrow.client import Client, Projection, ThinRows
+
+STATUS_COLUMN = "uih_status"
+BATCH_EXAMPLES = 512
+ROW_GROUP_ROWS = 8192
+
+
+@dataclass(slots=True)
+class MaterializeReport:
+    """What a run did."""
+
+    rows: int = 0
+    events: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+    """Rows by status."""
+
+
+def stream_rows(
+    client: Client, rows: Path, projection: Projection | str, examples: int = BATCH_EXAMPLES
+) -> Iterator[tuple[Batch, pa.Table]]:
+    """The histories of a file of thin rows, batch by batch, and the columns beside them."""
+    tables: deque[pa.Table] = deque()
+
+    def read() -> Iterator[ThinRows]:
+        for thin_rows, table in read_thin_rows(rows, examples=examples):
+            tables.append(table)
+            yield thin_rows
+
+    for batch in client.stream(read(), projection):
+        yield batch, tables.popleft()
+
+
+def materialize(
+    client: Client,
+    rows: Path,
+    projection: Projection | str,
+    fat: Path,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> MaterializeReport:
+    """Writes fat rows for a file of thin rows, in its order.
+
+    Raises:
+        InputError: ``rows`` is no file of thin rows, or a column of it has a trait's name.
+        ThinRowError: the server failed, or cannot be reached.
+    """
+    report = MaterializeReport()
+    total = row_count(rows)
+    temporary = fat.with_name(fat.name + ".new")
+    writer = None
+    try:
+        for batch, table in stream_rows(client, rows, projection):
+            fat_table = to_fat(batch, table, rows)
+            if writer is None:
+                fat.parent.mkdir(parents=True, exist_ok=True)
+                writer = pq.ParquetWriter(temporary, fat_table.schema, compression="zstd")
+            writer.write_table(fat_table, row_group_size=ROW_GROUP_ROWS)
+            report.rows += len(batch)
+            report.events += int(batch.offsets[-1])
+            numbers, counts = np.unique(batch.statuses, return_counts=True)
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+                name = status_name(number)
+                report.statuses[name] = report.statuses.get(name, 0) + count
+            progress("Writing fat rows", report.rows, total)
+        if writer is None:
+            raise InputError(f"{rows} holds no rows, so there is nothing to write.")
+        writer.close()
+        temporary.replace(fat)
+    except (OSError, pa.ArrowException) as error:
+        raise storage_error(error, fat) from error
+    finally:
+        if writer is not None:
+            writer.close()
+        temporary.unlink(missing_ok=True)
+    return report
+
+
+def status_name(number: int) -> str:
+    """A status as people write it, such as NOT_READY."""
+    return wire.Status.Name(wire.Status.ValueType(number)).removeprefix("STATUS_")
+
+
+def to_fat(batch: Batch, table: pa.Table, source: Path) -> pa.Table:
+    """The columns of ``table``, the status, and a list column per trait.
+
+    A row whose status is not OK has null for every list. Raises InputError where a column of
+    ``table`` has the name of a trait.
+    """
+    for name in (STATUS_COLUMN, *batch.values):
+        if name in table.column_names:
+            raise InputError(
+                f"{source} has a column {name}, and fat rows have a history of that name; rename "
+                f"the column (for example label_{name}), or leave the trait out with --traits."
+            )
+    statuses = pa.array([status_name(number) for number in batch.statuses.tolist()])
+    table = table.append_column(STATUS_COLUMN, statuses)
+    failed = pa.array(batch.statuses != wire.STATUS_OK)
+    offsets = pa.array(batch.offsets, pa.int32())
+    for name in batch.values:
+        values = to_arrow(batch, name)
+        table = table.append_column(name, pa.ListArray.from_arrays(offsets, values, mask=failed))
+    return table
+
+
+def to_arrow(batch: Batch, trait: str) -> pa.Array:
+    """One trait of all events of a batch."""
+    values = batch.values[trait]
+    present = batch.present.get(trait)
+    mask = None if present is None else ~present
+    if trait in batch.strings:
+        codes = pa.array(values, mask=mask)
+        return pa.array(batch.strings[trait], pa.string()).take(codes)
+    if values.ndim == 2:
+        flat = pa.array(values.reshape(-1))
+        null = None if mask is None else pa.array(mask)
+        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=null)
+    return pa.array(values, mask=mask)

@@ -1,0 +1,55 @@
+"""One history as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from thinrow.cli.fat_rows import status_name
+from thinrow.store.times import readable_time
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from thinrow.v1 import materialization_pb2 as wire
+
+
+def history_table(user_id: int, answer: wire.InspectResponse) -> list[RenderableType]:
+    """What Inspect answered: when, how much, and the events, oldest first.
+
+    A time in history is shown where it differs from the event's own, and an id where it has one.
+    """
+    heading = (
+        f"User {user_id}, served from watermark {readable_time(answer.end_ts)} "
+        f"({answer.end_ts}): {status_name(answer.status)}, {answer.event_count:,} events, "
+        f"digest {answer.digest:016x}"
+    )
+    if not answer.events:
+        return [heading, "No events to show."]
+    moved = any(event.visible_ts != event.event_ts for event in answer.events)
+    with_ids = any(event.HasField("event_id") for event in answer.events)
+    names = list(dict.fromkeys(trait.name for event in answer.events for trait in event.traits))
+    table = Table("event time")
+    if moved:
+        table.add_column("visible since")
+    if with_ids:
+        table.add_column("event_id", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    for event in answer.events:
+        cells = [event.event_time]
+        if moved:
+            cells.append(readable_time(event.visible_ts))
+        if with_ids:
+            cells.append(str(event.event_id) if event.HasField("event_id") else "")
+        values = {trait.name: _text(trait) for trait in event.traits}
+        table.add_row(*cells, *(values.get(name, "") for name in names))
+    return [heading, table]
+
+
+def _text(trait: wire.InspectedTrait) -> str:
+    kind = trait.WhichOneof("value")
+    if kind == "vector_value":
+        return "[" + ", ".join(f"{element:g}" for element in trait.vector_value.values) + "]"
+    if kind == "float_value":
+        return f"{trait.float_value:g}"
+    return str(getattr(trait, str(kind)))
