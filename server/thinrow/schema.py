@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import struct
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
@@ -400,9 +401,10 @@ def _checked_default(where: str, kind: TraitType, default: object) -> int | floa
         raise SchemaError(f"{where}: the default of a bool is true or false.")
     if kind.is_float:
         if isinstance(default, int | float) and type(default) is not bool and default == default:
-            with np.errstate(over="ignore"):
+            # A whole number past every float has no infinity to become.
+            with np.errstate(over="ignore"), suppress(OverflowError):
                 return float(np.array(default, dtype=kind.value_dtype))
-        raise SchemaError(f"{where}: the default of a {kind.label} is a number, not NaN.")
+        raise SchemaError(f"{where}: the default of a {kind.label} is a number that fits, not NaN.")
     bounds = np.iinfo(kind.value_dtype)
     if type(default) is int and bounds.min <= default <= bounds.max:
         return default

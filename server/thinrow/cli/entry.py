@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 EXIT_USAGE = 2
@@ -9,6 +10,8 @@ EXIT_USAGE = 2
 
 def main() -> None:
     """Runs the command line; a mistake ends in one sentence and exit status 2."""
+    # gRPC's own complaints would stand beside our sentence; set the variable to see them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from thinrow.cli.app import app
     except ModuleNotFoundError as error:

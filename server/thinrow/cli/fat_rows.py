@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -88,9 +89,12 @@ def materialize(
     except (OSError, pa.ArrowException) as error:
         raise storage_error(error, fat) from error
     finally:
-        if writer is not None:
-            writer.close()
-        temporary.unlink(missing_ok=True)
+        # What failed has been told; a full disk fails here once more.
+        with suppress(OSError, pa.ArrowException):
+            if writer is not None:
+                writer.close()
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return report
 
 

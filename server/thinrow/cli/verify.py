@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from thinrow.cli.fat_rows import STATUS_COLUMN, status_name, stream_rows, to_arrow
 from thinrow.client import Projection, row_count
 from thinrow.errors import InputError
-from thinrow.events.canonical import open_parquet
+from thinrow.events.canonical import open_parquet, read_batches
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -94,8 +94,11 @@ def verify(
     for key in KEYS:
         if key not in file.schema_arrow.names:
             raise InputError(f"{fat} has no column {key}, which tells whose row is whose.")
+        kind = file.schema_arrow.field(key).type
+        if not pa.types.is_integer(kind):
+            raise InputError(f"{fat}: {key} is {kind}; it must be an integer.")
     projection = Projection(sequence_length, traits=tuple(report.traits))
-    parts = _Reader(file, [*KEYS, *report.traits])
+    parts = _Reader(fat, file, [*KEYS, *report.traits])
     for batch, table in stream_rows(client, rows, projection):
         _compare(batch, table, parts.read(len(batch)), report, fat)
         progress("Comparing rows", report.rows, total)
@@ -105,11 +108,11 @@ def verify(
 class _Reader:
     """Reads a Parquet file a chosen number of rows at a time."""
 
-    def __init__(self, file: pq.ParquetFile, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, file: pq.ParquetFile, columns: Sequence[str]) -> None:
         names = [*columns]
         if STATUS_COLUMN in file.schema_arrow.names:
             names.append(STATUS_COLUMN)
-        self._batches: Iterator[pa.RecordBatch] = file.iter_batches(8192, columns=names)
+        self._batches: Iterator[pa.RecordBatch] = read_batches(path, file, 8192, names)
         self._rest = file.schema_arrow.empty_table().select(names)
 
     def read(self, rows: int) -> pa.Table:

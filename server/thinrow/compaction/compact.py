@@ -23,6 +23,8 @@ from thinrow.events.canonical import (
     ignored_columns,
     open_parquet,
     parquet_files,
+    read_columns,
+    user_ids,
 )
 from thinrow.events.order import planned_cuts
 from thinrow.events.split import Progress, split_events
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
 SHARDS_DEFAULT = 4
 SHARDS_MAX = 4096
 DEDUP_WINDOW_MS = 7 * 24 * 3600 * 1000
-CUTS_MAX = 1_000_000
 _BUILDING = "building"
 _REMOVING = "removing"
 
@@ -191,11 +192,6 @@ def _compact(
             config.watermark_ts,
             config.cadence_ms,
         )
-        if len(cuts.watermarks) > CUTS_MAX:
-            raise UsageError(
-                f"--cadence would cut {len(cuts.watermarks)} generations; at most {CUTS_MAX} are "
-                f"supported, so use a longer cadence."
-            )
         known = set() if previous is None else {group.number for group in previous.schema.groups}
         new_groups = frozenset(group.number for group in schema.groups) - known
         owners = shard_of(erased, shards)
@@ -310,10 +306,8 @@ def read_user_ids(path: Path | None) -> NDArray[np.int64]:
         file = open_parquet(path)
         if "user_id" not in file.schema_arrow.names:
             raise InputError(f"{path} has no column user_id; it names the users to erase.")
-        column = file.read(columns=["user_id"]).column("user_id")
-        if not pa.types.is_integer(column.type) or column.null_count:
-            raise InputError(f"{path}: user_id must be integers without nulls.")
-        return np.asarray(column.cast(pa.int64()), dtype=np.int64)
+        column = read_columns(path, file, ["user_id"]).column("user_id")
+        return np.asarray(user_ids(path, column), dtype=np.int64)
     try:
         lines = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:

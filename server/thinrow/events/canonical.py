@@ -69,6 +69,28 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise _unreadable(path, error) from error
 
 
+def read_batches(
+    path: Path, file: pq.ParquetFile, rows: int, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Reads an open file, at most ``rows`` at a time. Raises InputError, naming it."""
+    try:
+        yield from file.iter_batches(rows, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_columns(path: Path, file: pq.ParquetFile, columns: Sequence[str]) -> pa.Table:
+    """Reads whole columns of an open file. Raises InputError, naming it."""
+    kinds = pa.schema([file.schema_arrow.field(name) for name in columns])
+    return pa.Table.from_batches(read_batches(path, file, BATCH_ROWS, columns), kinds)
+
+
+def user_ids(path: Path, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of users as int64. Raises InputError where it has nulls or does not fit."""
+    _refuse_nulls(path, column, "user_id", "every row needs one")
+    return _cast(path, column, "user_id", pa.int64())
+
+
 def _unreadable(path: Path, error: Exception) -> InputError:
     reason = str(error).splitlines()[0].rstrip(".")
     return InputError(f"{path} cannot be read as Parquet: {reason}; write the file again.")
@@ -131,6 +153,10 @@ def _refuse_nulls(path: Path, column: pa.ChunkedArray, name: str, advice: str) -
 def _cast(path: Path, column: pa.ChunkedArray, name: str, kind: pa.DataType) -> pa.ChunkedArray:
     if not pa.types.is_integer(column.type):
         raise InputError(f"{path}: {name} is {column.type}; it must be an integer.")
+    return _fitted(path, column, name, kind)
+
+
+def _fitted(path: Path, column: pa.ChunkedArray, name: str, kind: pa.DataType) -> pa.ChunkedArray:
     try:
         return column.cast(kind)
     except pa.ArrowInvalid as error:
@@ -210,7 +236,7 @@ def _typed(path: Path, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray
         return _cast(path, column, trait.name, _input_type(trait))
     if not fits:
         raise InputError(f"{path}: {trait.name} is {kind}; the schema says {trait.type.label}.")
-    return column.cast(_input_type(trait))
+    return _fitted(path, column, trait.name, _input_type(trait))
 
 
 def _vectors(path: Path, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from thinrow.errors import UsageError
 from thinrow.schema import TraitType
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from thinrow.schema import Schema, Trait
+
+CUTS_MAX = 1_000_000
+"""Generations that one run may cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +45,19 @@ def planned_cuts(
 ) -> Cuts:
     """Cuts at every multiple of the cadence since the epoch, and at ``watermark_ts`` at the end.
 
-    A first build starts with the first multiple after the earliest arrival.
+    A first build starts with the first multiple after the earliest arrival. Raises UsageError
+    where there would be more than CUTS_MAX.
     """
     watermarks = [watermark_ts]
     floor_ts = earliest_arrival_ts if previous_ts is None else previous_ts
     if cadence_ms is not None and floor_ts is not None and floor_ts < watermark_ts:
         first = (floor_ts // cadence_ms + 1) * cadence_ms
+        count = -((first - watermark_ts) // cadence_ms) + 1
+        if count > CUTS_MAX:  # before they fill the memory: a time in nanoseconds is a slip away
+            raise UsageError(
+                f"--cadence would cut {count} generations; at most {CUTS_MAX} are supported, so "
+                f"use a longer cadence, and check that --watermark is in milliseconds."
+            )
         watermarks = [*range(first, watermark_ts, cadence_ms), watermark_ts]
     return Cuts(previous_ts=previous_ts, watermarks=np.array(watermarks, dtype=np.int64))
 

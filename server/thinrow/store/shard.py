@@ -71,7 +71,9 @@ def storage_error(error: Exception, path: Path) -> StoreError:
             f"{named[1].rstrip(':') if named else path} is damaged ({text.splitlines()[0]}); "
             f"restore it from a replica or build the generation again."
         )
-    return StoreError(f"RocksDB failed at {path}: {text}.")
+    if isinstance(error, OSError) and error.errno is not None:
+        return StoreError(f"Cannot read or write {path}: {os.strerror(error.errno)}.")
+    return StoreError(f"Storage failed at {path}: {text.splitlines()[0].rstrip('.')}.")
 
 
 class ShardWriter:

