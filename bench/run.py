@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -66,15 +68,34 @@ class Comparison:
     events: int
     thin_s: float
     fat_s: float
+    stage_s: dict[str, float]
+    """Seconds of one thin round that the server spent in each stage."""
     store_bytes: int
     rows_bytes: int
     fat_bytes: int
 
 
+class Served(NamedTuple):
+    """A server in a process of its own."""
+
+    client: Client
+    metrics: str
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds that the server has spent in each stage so far."""
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics") as answer:
+            text = answer.read().decode()
+        found = re.findall(
+            r'^thinrow_stage_seconds_sum\{stage="(\w+)"\} (\S+)$', text, re.MULTILINE
+        )
+        return {stage: float(seconds) for stage, seconds in found}
+
+
 @contextmanager
-def serving(store: Path, log: Path) -> Iterator[Client]:
-    """A client of a server in a process of its own."""
-    command = ["serve", "--store", str(store), "--listen", "127.0.0.1:0", "--metrics", "off"]
+def serving(store: Path, log: Path) -> Iterator[Served]:
+    """A server of a store, and a client of it."""
+    command = ["serve", "--store", str(store)]
+    command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
     with log.open("w") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "thinrow.cli.entry", *command], stderr=output
@@ -84,9 +105,9 @@ def serving(store: Path, log: Path) -> Iterator[Client]:
             if server.poll() is not None:
                 raise SystemExit(f"The server ended: {log.read_text()}")
             time.sleep(0.05)
-        address = json.loads(log.read_text().splitlines()[0])["address"]
-        with connect(address) as client:
-            yield client
+        told = json.loads(log.read_text().splitlines()[0])
+        with connect(told["address"]) as client:
+            yield Served(client, told["metrics"])
     finally:
         server.terminate()
         server.wait()
@@ -167,7 +188,8 @@ def compare(sample: SampleData, folder: Path) -> Iterator[Comparison]:
         )
     )
     requests = requests_every(sample.events, REQUEST_EVERY).select("user_id", "request_ts")
-    with serving(store, folder / "server.log") as client:
+    with serving(store, folder / "server.log") as served:
+        client = served.client
         for number, (order, keys) in enumerate(ORDERS.items()):
             asked = folder / f"requests-{number}.parquet"
             rows, fat = folder / f"rows-{number}.parquet", folder / f"fat-{number}.parquet"
@@ -177,6 +199,7 @@ def compare(sample: SampleData, folder: Path) -> Iterator[Comparison]:
             # As a warehouse would have written it: PyArrow's own defaults, zstd.
             rewrite(fat)
             check_equal(thin_batches(client, rows, integers), fat_batches(fat, integers))
+            before = served.stage_seconds()
             thin_s, fat_s = alternating(
                 lambda rows=rows: consume(thin_batches(client, rows, integers)),  # type: ignore[misc]
                 lambda fat=fat: consume(fat_batches(fat, integers)),  # type: ignore[misc]
@@ -188,6 +211,10 @@ def compare(sample: SampleData, folder: Path) -> Iterator[Comparison]:
                 events=consume(fat_batches(fat, integers)),
                 thin_s=thin_s,
                 fat_s=fat_s,
+                stage_s={
+                    stage: (seconds - before.get(stage, 0.0)) / (RUNS + 1)
+                    for stage, seconds in served.stage_seconds().items()
+                },
                 store_bytes=size(store),
                 rows_bytes=size(rows),
                 fat_bytes=size(fat),
@@ -231,7 +258,8 @@ def length_cost(folder: Path) -> tuple[list[float], list[float]]:
     end_ts = 1001 * DAY_MS
     compact(CompactionConfig(store=store, events=[events], schema=schema, watermark_ts=end_ts))
     milliseconds: tuple[list[float], list[float]] = ([], [])
-    with serving(store, folder / "server.log") as client:
+    with serving(store, folder / "server.log") as served:
+        client = served.client
         for run in range(LENGTH_RUNS + 5):
             for group in range(len(LENGTHS)):
                 users = np.arange(LENGTH_USERS) * 2 + group
@@ -271,6 +299,12 @@ def report(comparisons: list[Comparison], lengths: tuple[list[float], list[float
         f"| {c.fat_bytes / 1e6:,.1f} | **{(c.store_bytes + c.rows_bytes) / c.fat_bytes:.1%}** |"
         for c in comparisons
     ]
+    stages = [
+        f"| {c.data} | {c.order} | "
+        + " | ".join(f"{c.stage_s[stage] / c.thin_s:.0%}" for stage in ("plan", "read", "assemble"))
+        + " |"
+        for c in comparisons
+    ]
     short, long = (median(part) for part in lengths)
     template = (Path(__file__).parent / "benchmarks.md.in").read_text()
     return template.format(
@@ -281,6 +315,7 @@ def report(comparisons: list[Comparison], lengths: tuple[list[float], list[float
         request_every=REQUEST_EVERY,
         speed="\n".join(speed),
         stored="\n".join(stored),
+        stages="\n".join(stages),
         length_users=LENGTH_USERS,
         length_runs=LENGTH_RUNS,
         newest_events=NEWEST_EVENTS,
@@ -297,7 +332,7 @@ def plot(comparisons: list[Comparison], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = [f"{c.data}\n{c.order}" for c in comparisons]
+    names = [f"{c.data.split(' (')[0]}\n{c.order}".replace(" ", "\n", 1) for c in comparisons]
     places = np.arange(len(names))
     figure, (speed, stored) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for axes, thin, fat, title in (

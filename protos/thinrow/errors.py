@@ -47,7 +47,7 @@ __all__ = [
 class ThinRowError(Exception):
     """Base of every error that ThinRow raises on purpose.
 
-    ``name`` identifies the kind on the wire (trailing metadata ``thinrow-error``); docs/errors.md
+    ``name`` identifies the kind on the wire (trailing metadata ``thinrow-error``); docs/operations.md
     has the table of names and gRPC codes.
     """
 

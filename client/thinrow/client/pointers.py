@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MutableColumn", "MutableEvents", "Pointers", "Projection", "ThinRows"]
 
+INT64_MAX = np.iinfo(np.int64).max
+
 
 @dataclass(frozen=True, slots=True)
 class Projection:
@@ -87,6 +89,8 @@ class Pointers:
         if digests is not None and not isinstance(digests, np.ndarray):
             digests = np.array(digests, np.uint64)
         # Digests are bits: tables without unsigned integers carry them as int64.
+        if isinstance(digests, np.ndarray) and digests.dtype == np.uint64:
+            digests = digests.view(np.int64)
         self.digests = integers("digests", or_zeros(digests, examples), examples).view(np.uint64)
         self.request_ts = (
             self.end_ts.copy()
@@ -220,4 +224,7 @@ def integers(name: str, values: ArrayLike, length: int | None = None) -> NDArray
         raise InputError(f"{name} must be a flat array of integers.")
     if length is not None and len(array) != length:
         raise InputError(f"{name} has {len(array)} elements for {length} examples.")
+    if array.dtype == np.uint64 and array.size and array.max() > INT64_MAX:
+        # Wrapped round, it would be another user or another time.
+        raise InputError(f"{name} must fit into int64, but has {array.max()}.")
     return array.astype(np.int64, copy=False)

@@ -61,8 +61,13 @@ def open_parquet(path: str | Path) -> Iterator[Any]:
     try:
         with pa.parquet.ParquetFile(path) as file:
             yield file
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file {path}; check the name.") from error
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"{path} cannot be read as Parquet: {reason}; write the file again."
+        ) from error
 
 
 def check(path: str | Path, schema: pa.Schema) -> None:

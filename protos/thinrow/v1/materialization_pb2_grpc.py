@@ -29,7 +29,7 @@ class MaterializationServiceStub:
     """Puts back, exactly as serving saw them, the histories that thin rows point at. Every call is a
     pure read: any replica may answer it and any may be asked again.
 
-    Errors of a whole call carry a name in the trailing metadata `thinrow-error`; docs/errors.md
+    Errors of a whole call carry a name in the trailing metadata `thinrow-error`; docs/operations.md
     lists them. Faults of one example never fail a call: they are that example's Status.
     """
 
@@ -65,7 +65,7 @@ class MaterializationServiceServicer:
     """Puts back, exactly as serving saw them, the histories that thin rows point at. Every call is a
     pure read: any replica may answer it and any may be asked again.
 
-    Errors of a whole call carry a name in the trailing metadata `thinrow-error`; docs/errors.md
+    Errors of a whole call carry a name in the trailing metadata `thinrow-error`; docs/operations.md
     lists them. Faults of one example never fail a call: they are that example's Status.
     """
 
@@ -140,7 +140,7 @@ class MaterializationService:
     """Puts back, exactly as serving saw them, the histories that thin rows point at. Every call is a
     pure read: any replica may answer it and any may be asked again.
 
-    Errors of a whole call carry a name in the trailing metadata `thinrow-error`; docs/errors.md
+    Errors of a whole call carry a name in the trailing metadata `thinrow-error`; docs/operations.md
     lists them. Faults of one example never fail a call: they are that example's Status.
     """
 

@@ -272,6 +272,7 @@ def _already_there(
             f"Watermark {previous.watermark_ts} was published with other input or options; a "
             f"generation never changes, so give a later --watermark."
         )
+    _remove_leftovers(config.store)
     if config.keep is not None:
         _prune(config.store, manifest.number, config.keep)
     return CompactionReport(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -18,12 +18,46 @@ from thinrow.serving.service import MaterializationService
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import materialization_pb2_grpc as wire_grpc
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 log = logging.getLogger("thinrow.serving")
 
 SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
 SPARE_THREADS = 8
 """Kept for health, reflection and the refusal of calls over a limit."""
 MIN_PING_INTERVAL_MS = 10_000
+
+
+class Health(health.HealthServicer):  # type: ignore[misc]
+    """Health whose watches can be ended: they are calls, and would hold up every drain."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            experimental_non_blocking=True, experimental_thread_pool=ThreadPoolExecutor(1)
+        )
+        self._ends: dict[grpc.ServicerContext, Callable[[None], None]] = {}
+
+    def Watch(  # noqa: N802 - named by the protocol
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: grpc.ServicerContext,
+        send_response_callback: Callable[[Any], None],
+    ) -> None:
+        """As the library does it."""
+
+        def ended() -> None:
+            self._ends.pop(context, None)
+
+        self._ends[context] = send_response_callback
+        if not context.add_callback(ended):
+            ended()
+        super().Watch(request, context, send_response_callback)
+
+    def end_watches(self) -> None:
+        """Ends them after what they were told last."""
+        for end in list(self._ends.values()):
+            end(None)
 
 
 class Server:
@@ -66,9 +100,7 @@ class Server:
             self._stack.callback(endpoint.close)
             self.metrics_address = endpoint.address
         self._service = MaterializationService(config, current, tenants, metrics)
-        self._health = health.HealthServicer(
-            experimental_non_blocking=True, experimental_thread_pool=ThreadPoolExecutor(1)
-        )
+        self._health = Health()
         self._server = self._grpc_server()
         try:
             port = self._server.add_insecure_port(config.listen)
@@ -122,5 +154,7 @@ class Server:
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._service.drain()
         log.info("draining", extra={"drain_s": self._config.drain_s})
-        self._server.stop(self._config.drain_s).wait()
+        stopped = self._server.stop(self._config.drain_s)
+        self._health.end_watches()
+        stopped.wait()
         log.info("stopped")

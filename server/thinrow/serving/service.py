@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("thinrow.serving")
 
-# The one table of errors; docs/errors.md tells what to do about each.
+# The one table of errors; docs/operations.md tells what to do about each.
 CODES: dict[type[ThinRowError], grpc.StatusCode] = {
     AnswerTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooManyCallsError: grpc.StatusCode.RESOURCE_EXHAUSTED,

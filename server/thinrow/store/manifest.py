@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from thinrow.errors import StoreCorruptError, StoreMissingError
 from thinrow.schema import Schema
 from thinrow.store.shard import fsync
@@ -134,12 +134,8 @@ def read_manifest(folder: Path) -> Manifest:
         if body.pop("xxh3") != _checksum(body):
             raise ValueError("its checksum does not fit")
         manifest = Manifest.model_validate(body)
-    except (OSError, ValueError, KeyError, AttributeError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise StoreCorruptError(
-            f"{path} is damaged ({reason}); restore it from a replica or build the generation "
-            f"again."
-        ) from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise StoreCorruptError(_damaged(path, _reason(error))) from error
     if manifest.format != FORMAT:
         raise StoreCorruptError(
             f"{path} has format {manifest.format}, and this ThinRow reads format {FORMAT}; use "
@@ -167,7 +163,13 @@ def check_files(folder: Path, manifest: Manifest, *, contents: bool = False) -> 
                 if (contents or small) and file_summary(path) != expected:
                     raise StoreCorruptError(_damaged(path, "its checksum differs"))
             except OSError as error:
-                raise StoreCorruptError(_damaged(path, str(error.strerror))) from error
+                raise StoreCorruptError(_damaged(path, _reason(error))) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0].rstrip(".")
 
 
 def _damaged(path: Path, reason: str) -> str:
@@ -180,6 +182,8 @@ def current_folder(store: Path) -> Path | None:
         name = (store / CURRENT).read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreCorruptError(_damaged(store / CURRENT, _reason(error))) from error
     if generation_number(name) is None:
         raise StoreCorruptError(_damaged(store / CURRENT, "it names no generation"))
     return store / name

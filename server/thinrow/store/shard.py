@@ -102,6 +102,7 @@ class ShardWriter:
         except StoreError:
             raise
         except Exception as error:
+            self._writer = None  # lets go of the file, so that removing it makes room
             raise storage_error(error, self._path) from error
 
     def _finish_file(self) -> None:
@@ -128,6 +129,7 @@ class ShardWriter:
                     fsync(file)
             fsync(self._path)
         except Exception as error:
+            self._writer = None
             raise storage_error(error, self._path) from error
 
 

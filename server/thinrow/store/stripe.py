@@ -112,7 +112,8 @@ def encode_stripes(columns: Sequence[TraitValues], counts: NDArray[np.int64]) ->
 def _rows(array: NDArray[np.void]) -> list[bytes]:
     data = array.tobytes()
     size = len(data) // len(array) if len(array) else 0
-    return [data[at : at + size] for at in range(0, len(data), size or 1)]
+    # Counted by rows: those of a stripe without columns are empty, but there.
+    return [data[row * size : (row + 1) * size] for row in range(len(array))]
 
 
 def _cut(data: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[bytes]:
