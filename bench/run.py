@@ -378,7 +378,7 @@ def main() -> None:
                 console.print(comparison)
         lengths = length_cost(Path(scratch) / "lengths")
     page = report(comparisons, lengths)
-    console.print(page)
+    console.print(page, soft_wrap=True)
     (ROOT / "docs/benchmarks.md").write_text(page)
     plot(comparisons, ROOT / "docs/benchmarks.png")
 

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
 from thinrow.client import Pointers, connect
+from thinrow.compaction import compact
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
 from thinrow.serving import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
@@ -259,8 +261,6 @@ def test_compaction_does_not_build_on_damage(world: World, tmp_path: Path) -> No
     path = max(store_files(hurt), key=lambda path: path.stat().st_size)
     flipped(path, 8 * 5000)
     events = [hurt.write("next.parquet", some_events(10, users=3, days=1, first_day=4))]
-    from thinrow.compaction import compact
-
     with pytest.raises(StoreCorruptError) as raised:
         compact(hurt.compaction(events, 5))
     assert str(path.parent) in str(raised.value)
@@ -283,7 +283,9 @@ def test_a_server_names_the_file_and_serves_the_others(
                 try:
                     batch = client.materialize(asked[n : n + 1], ALL)
                 except StoreCorruptError as error:
-                    assert str(path.parent) in str(error)
+                    assert str(path) in str(error)
+                    assert isinstance(error.__cause__, grpc.RpcError)
+                    assert error.__cause__.code() is grpc.StatusCode.DATA_LOSS
                     lost.append(int(asked.user_ids[n]))
                 else:
                     assert shown(batch) == right[n : n + 1]

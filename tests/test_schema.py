@@ -274,7 +274,7 @@ def test_mutable_events_of_an_older_schema(past: Past) -> None:
         for name in batch.values:
             (shown,) = batch.to_lists(name)
             assert shown is not None
-            expected = old.get(name, None if name == "rating" else default(name, ADDED))
+            expected = old[name] if name in old else default(name, ADDED)
             assert shown == [*(r[name] for r in past.rows[1][-2:]), expected], name
         # What every event must have cannot be made up.
         del columns["price"]

@@ -15,6 +15,7 @@ from thinrow.errors import (
     StoreCorruptError,
     StoreError,
     ThinRowError,
+    TooManyCallsError,
     UnavailableError,
     UnknownTenantError,
     UsageError,
@@ -36,7 +37,13 @@ RECONNECT_BACKOFF_MS_MAX = 1_000
 
 ERRORS_BY_NAME: dict[str, type[ThinRowError]] = {
     error.name: error
-    for error in (AnswerTooLargeError, UnknownTenantError, StoreError, StoreCorruptError)
+    for error in (
+        AnswerTooLargeError,
+        TooManyCallsError,
+        UnknownTenantError,
+        StoreError,
+        StoreCorruptError,
+    )
 }
 ERRORS_BY_CODE: dict[grpc.StatusCode, type[ThinRowError]] = {
     grpc.StatusCode.DATA_LOSS: StoreCorruptError,

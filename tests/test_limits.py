@@ -1,0 +1,245 @@
+"""A server under load: deadlines, cancellation, refusals, and numbers that add up after it all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import Counter, Gauge, Histogram
+from thinrow.client import ClientConfig, Pointers, Projection, connect
+from thinrow.errors import DeadlineError, RequestError, TooManyCallsError
+from thinrow.serving.metrics import Metrics
+from thinrow.v1 import materialization_pb2 as wire
+from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
+from worlds import (
+    ALL,
+    REPEATS,
+    World,
+    as_of,
+    built_world,
+    days,
+    pointers_to,
+    read_store,
+    running_server,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worlds import Running
+
+AT_ONCE = ClientConfig(retry_deadline_s=0, examples_per_request=8192)
+SLOW = wire.MaterializeRequest(user_ids=range(1, 4001), end_ts=days(3) * 4000)
+"""A request that takes a while: every user's history."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return built_world(tmp_path_factory.mktemp("world"), count=120_000, users=4000)
+
+
+@pytest.fixture(scope="module")
+def tight(world: World) -> Iterator[Running]:
+    """A server of narrow limits that all of these tests press on."""
+    limits = ("--calls-max", 2, "--streams-max", 2)
+    with running_server(world.store, *limits) as server:
+        yield server
+
+
+def settled(server: Running) -> dict[str, float]:
+    """The metrics, once nothing is in flight."""
+    end_s = time.monotonic() + 20
+    while True:
+        series = server.scrape()
+        if not series["thinrow_in_flight_requests"] and not series["thinrow_streams"]:
+            return series
+        assert time.monotonic() < end_s, series
+        time.sleep(0.02)
+
+
+def check_serves(server: Running, world: World) -> None:
+    settled(server)
+    with connect(server.address, AT_ONCE) as client:
+        batch = client.materialize(pointers_to(days(3)), ALL)
+    assert shown(batch) == read_store(world.store, pointers_to(days(3)))
+
+
+def health(server: Running) -> int:
+    with grpc.insecure_channel(server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status)
+
+
+def test_a_deadline_too_short(tight: Running, world: World) -> None:
+    pointers = Pointers(user_ids=list(SLOW.user_ids), end_ts=list(SLOW.end_ts))
+    with connect(tight.address, AT_ONCE) as client:
+        client.describe_store()  # connected: from here on only the answer takes time
+        for deadline_s in (0.000_001, 0.001, 0.01):
+            with pytest.raises(DeadlineError):
+                client.materialize(pointers, ALL, deadline_s=deadline_s)
+        with pytest.raises(DeadlineError):
+            list(client.stream([pointers], ALL, deadline_s=0.001))
+    check_serves(tight, world)
+
+
+def test_callers_who_leave(tight: Running, world: World) -> None:
+    with grpc.insecure_channel(tight.address) as channel:
+        stub = MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
+        for pause_s in (0, 0.005, 0.05):
+            call = stub.Materialize.future(SLOW)
+            time.sleep(pause_s)
+            call.cancel()
+            requests = iter([wire.MaterializeStreamRequest(cursor=n, request=SLOW) for n in (1, 2)])
+            stream = stub.MaterializeStream(requests)
+            time.sleep(pause_s)
+            stream.cancel()
+    # A channel that goes away with calls on it, too.
+    channel = grpc.insecure_channel(tight.address)
+    stub = MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
+    stub.Materialize.future(SLOW)
+    channel.close()
+    check_serves(tight, world)
+    assert not [line for line in tight.events() if line["event"] == "call failed"]
+
+
+def test_too_many_streams(tight: Running, world: World) -> None:
+    with ExitStack() as stack:
+        enough = threading.Event()
+        stack.callback(enough.set)
+
+        def one_and_wait() -> Iterator[Pointers]:
+            yield pointers_to(days(3))
+            enough.wait(30)
+
+        def hold() -> None:
+            with connect(tight.address, AT_ONCE) as client:
+                list(client.stream(one_and_wait(), ALL))
+
+        holders = [threading.Thread(target=hold) for _ in range(2)]
+        for holder in holders:
+            holder.start()
+        while tight.scrape()["thinrow_streams"] < 2:
+            time.sleep(0.01)
+        with connect(tight.address, AT_ONCE) as client:
+            with pytest.raises(TooManyCallsError, match="streams_max"):
+                list(client.stream([pointers_to(days(3))], ALL))
+            # Single calls have a limit of their own.
+            assert len(client.materialize(pointers_to(days(3)), ALL)) == 6
+        assert health(tight) == health_pb2.HealthCheckResponse.SERVING
+        enough.set()
+        for holder in holders:
+            holder.join()
+    check_serves(tight, world)
+
+
+def test_too_many_calls(tight: Running, world: World) -> None:
+    """More callers than are let in: each is answered rightly or refused by name, none hangs."""
+    pointers = Pointers(user_ids=list(SLOW.user_ids), end_ts=list(SLOW.end_ts))
+    right = read_store(world.store, pointers, Projection(traits=("event_ts",)))
+    errors = []
+    answers = []
+
+    def ask() -> None:
+        with connect(tight.address, AT_ONCE) as client:
+            for _ in range(4):
+                try:
+                    answers.append(client.materialize(pointers, Projection(traits=("event_ts",))))
+                except TooManyCallsError as error:
+                    errors.append(str(error))
+
+    callers = [threading.Thread(target=ask) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    while any(caller.is_alive() for caller in callers):
+        assert health(tight) == health_pb2.HealthCheckResponse.SERVING
+    assert len(answers) + len(errors) == 32
+    assert answers
+    assert errors
+    assert {shown(answer) == right for answer in answers} == {True}
+    assert all("calls_max" in error and error.endswith(".") for error in errors)
+    check_serves(tight, world)
+
+
+def names_of(metrics: Metrics) -> set[str]:
+    """Series as Prometheus names them."""
+    suffixes = {Counter: ["_total"], Gauge: [""], Histogram: ["_bucket", "_count", "_sum"]}
+    return {
+        f"{series._name}{suffix}"
+        for series in vars(metrics).values()
+        for kind, ends in suffixes.items()
+        if isinstance(series, kind)
+        for suffix in ends
+    }
+
+
+def test_numbers_add_up(world: World) -> None:
+    """Known traffic, counted: a server of its own."""
+    tenants = world.folder / "tenants.toml"
+    tenants.write_text('[ranker]\nsequence_length = 3\ntraits = ["brand"]\n', encoding="utf-8")
+    with running_server(world.store, "--tenants", tenants) as server:
+        with connect(server.address, AT_ONCE) as client:
+            whole = client.materialize(pointers_to(days(3)), ALL)
+            short = client.materialize(pointers_to(days(3)), "ranker")
+            late = Pointers(user_ids=[1, 2, 3], end_ts=days(3, 4, 3), digests=[0, 0, 1])
+            mixed = client.materialize(late, ALL)
+            streamed = list(client.stream([pointers_to(days(3))] * 5, ALL))
+            with pytest.raises(RequestError):
+                client.materialize(late, Projection(traits=("colour",)))
+            with pytest.raises(RequestError):
+                client.materialize(late, "nobody")
+        series = settled(server)
+        held = {name.split("{")[0] for name in series}
+        assert names_of(Metrics()) <= held
+        counted = {
+            (tenant, status): series.get(
+                f'thinrow_examples_total{{status="{status}",tenant="{tenant}"}}'
+            )
+            for tenant in ("", "ranker")
+            for status in ("OK", "NOT_READY", "DIGEST_MISMATCH", "EXPIRED")
+        }
+        assert {key: count for key, count in counted.items() if count} == {
+            ("", "OK"): 6 + 1 + 5 * 6,
+            ("ranker", "OK"): 6,
+            ("", "NOT_READY"): 1,
+            ("", "DIGEST_MISMATCH"): 1,
+        }
+        events = sum(int(batch.offsets[-1]) for batch in (whole, short, mixed, *streamed))
+        assert series["thinrow_events_total"] == events
+        assert series['thinrow_errors_total{name="INVALID_REQUEST"}'] == 1
+        assert series['thinrow_errors_total{name="UNKNOWN_TENANT"}'] == 1
+        for stage in ("wait", "plan", "read", "assemble"):
+            assert series[f'thinrow_stage_seconds_count{{stage="{stage}"}}'] == 8, stage
+        assert 0 < series["thinrow_sent_bytes_total"] < series["thinrow_read_bytes_total"] * 10
+        assert series["thinrow_generation"] == 1
+        age_s = series["thinrow_watermark_age_seconds"]
+        assert abs(age_s - (time.time() - as_of(3) / 1000)) < 60
+        assert series["thinrow_generation_open_failures_total"] == 0
+        assert server.stop() == 0
+
+
+def test_no_leak_over_thousands_of_batches(world: World) -> None:
+    batches = [pointers_to(days(3), range(n, n + 4)) for n in range(1, 801, 4)]
+    with running_server(world.store) as server, connect(server.address, AT_ONCE) as client:
+
+        def traffic(rounds: int) -> None:
+            for _ in range(rounds):
+                for batch in client.stream(batches, ALL):
+                    assert len(batch) == 4
+                for batch in batches[:100]:
+                    client.materialize(batch, Projection(5))
+                with pytest.raises(RequestError):
+                    client.materialize(batches[0], "nobody")
+
+        traffic(2)  # caches, pools and arenas fill
+        before, threads = server.resident_bytes(), server.threads()
+        traffic(7 * REPEATS)
+        grown = server.resident_bytes() - before
+        assert grown < 6 << 20, f"{grown:,} bytes more after {2100 * REPEATS} batches"
+        assert server.threads() <= threads + 2
+        assert settled(server)["thinrow_in_flight_requests"] == 0
