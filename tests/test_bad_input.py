@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -393,6 +394,9 @@ def test_a_store_that_is_a_file(fresh: World) -> None:
     fresh.store.write_text("not a folder", encoding="utf-8")
     told = refused(*compact(fresh, events), says=str(fresh.store), status=FAILED)
     assert "File exists" in told
+    command = compact(fresh, events)
+    command[command.index(fresh.store)] = "/proc/none/store"
+    refused(*command, says="Cannot read or write /proc/none/store", status=FAILED)
 
 
 # Backfill.
@@ -480,7 +484,7 @@ def test_backfill_out_of_range(cut: World, options: tuple[str, str], says: str) 
 def test_backfill_without_a_store(cut: World, tmp_path: Path) -> None:
     command = backfill(cut, requests_of(cut))
     command[command.index(cut.store)] = tmp_path / "none"
-    refused(*command, says=("holds no published generation", "thinrow compact"), status=FAILED)
+    refused(*command, says=("holds no published generation", "thinrow compact"))
 
 
 def test_a_place_that_cannot_be_written(cut: World) -> None:
@@ -868,7 +872,23 @@ def test_ports_in_use(built: World) -> None:
 
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     options = ("--store", tmp_path / "none", "--metrics", "off")
-    serve_refused(*options, says=("holds no published generation", "compact"), status=FAILED)
+    serve_refused(*options, says=("holds no published generation", "compact"))
+
+
+def test_a_server_that_is_not_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    started_s = time.monotonic()
+    refused(
+        "inspect",
+        "--server",
+        address,
+        "--user",
+        1,
+        says=(address, "check the address"),
+        status=FAILED,
+    )
+    assert time.monotonic() - started_s < 20
 
 
 @pytest.mark.parametrize("listen", ["7878", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:70000"])
@@ -884,6 +904,7 @@ def test_what_is_no_address(built: World, listen: str) -> None:
     ("text", "says"),
     [
         ("[ranker", "Cannot read the tenants file"),
+        ('[ranker]\ntraits = ["colour"]', "ranker: There is no trait 'colour'"),
         ("[ranker]\nlength = 3", "ranker.length"),
         ("[ranker]\nsequence_length = -1", "ranker.sequence_length"),
         ('[ranker]\ntruncation = "oldest"', "ranker.truncation"),

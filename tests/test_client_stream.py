@@ -20,6 +20,7 @@ from thinrow.errors import (
     RequestError,
     StoreCorruptError,
     ThinRowError,
+    TooManyCallsError,
     UnavailableError,
     UnknownTenantError,
     UsageError,
@@ -296,7 +297,7 @@ def test_the_deadline_is_for_each_answer_and_not_for_the_caller(fake: Fake, clie
     ("code", "name", "error"),
     [
         (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", RequestError),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", RequestError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", TooManyCallsError),
         (grpc.StatusCode.NOT_FOUND, "UNKNOWN_TENANT", UnknownTenantError),
         (grpc.StatusCode.DATA_LOSS, "STORE_CORRUPT", StoreCorruptError),
         (grpc.StatusCode.INTERNAL, "INTERNAL", ThinRowError),

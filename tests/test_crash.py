@@ -280,7 +280,7 @@ def test_a_call_under_way_is_answered(tmp_path: Path) -> None:
                 target=lambda: answers.append(client.materialize(pointers, ALL))
             )
             caller.start()
-            while not server.scrape()["thinrow_in_flight_requests"]:
+            while caller.is_alive() and not server.scrape()["thinrow_in_flight_requests"]:
                 time.sleep(0.001)
             server.process.send_signal(signal.SIGTERM)
             told.append(next(watch).status)

@@ -47,8 +47,8 @@ __all__ = [
 class ThinRowError(Exception):
     """Base of every error that ThinRow raises on purpose.
 
-    ``name`` identifies the kind on the wire (trailing metadata ``thinrow-error``); docs/operations.md
-    has the table of names and gRPC codes.
+    ``name`` identifies the kind on the wire (trailing metadata ``thinrow-error``);
+    docs/operations.md has the table of names and gRPC codes.
     """
 
     name: ClassVar[str] = "INTERNAL"

@@ -307,8 +307,9 @@ def materialize_command(
 ) -> None:
     """Write fat rows again, for export and audit; every row says its status."""
     with one_sentence():
+        from thinrow.cli.connecting import connected
         from thinrow.cli.fat_rows import materialize
-        from thinrow.client import Projection, connect
+        from thinrow.client import Projection
         from thinrow.errors import UsageError
 
         projection: Projection | str = tenant
@@ -325,7 +326,7 @@ def materialize_command(
             raise UsageError(
                 "A tenant brings its own sequence length and traits; give --tenant alone."
             )
-        with connect(server) as client, progress_bar() as progress:
+        with connected(server) as client, progress_bar() as progress:
             report = materialize(client, rows, projection, fat, progress)
         shown: dict[str, object] = {"rows": report.rows, "events": report.events}
         shown |= {f"rows {status}": count for status, count in sorted(report.statuses.items())}
@@ -344,10 +345,10 @@ def verify_command(
 ) -> None:
     """Compare what training would see with fat rows, event by event; exit 1 where they differ."""
     with one_sentence():
+        from thinrow.cli.connecting import connected
         from thinrow.cli.verify import difference_fields, verify
-        from thinrow.client import connect
 
-        with connect(server) as client, progress_bar() as progress:
+        with connected(server) as client, progress_bar() as progress:
             report = verify(client, rows, against, sequence_length, progress)
         shown: dict[str, object] = {
             "compared": ", ".join(report.traits),
@@ -387,10 +388,11 @@ def inspect_command(
 ) -> None:
     """Show one history, as a person reads it."""
     with one_sentence():
+        from thinrow.cli.connecting import connected
         from thinrow.cli.history_table import history_table
-        from thinrow.client import Projection, connect
+        from thinrow.client import Projection
 
-        with connect(server) as client:
+        with connected(server) as client:
             answer = client.inspect(user, as_of, Projection(limit, traits=_names(traits)))
         out.print(*history_table(user, answer), sep="\n", soft_wrap=True)
 

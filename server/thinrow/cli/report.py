@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from thinrow.errors import StatusError, ThinRowError, UsageError
+from thinrow.errors import StoreMissingError, ThinRowError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ def one_sentence() -> Iterator[None]:
         yield
     except ThinRowError as error:
         err.print(f"[bold red]Error:[/] {_escaped(error)}", soft_wrap=True)
-        mistake = isinstance(error, UsageError) and not isinstance(error, StatusError)
+        mistake = isinstance(error, UsageError | StoreMissingError)
         raise typer.Exit(EXIT_USAGE if mistake else EXIT_FAILED) from None
     except KeyboardInterrupt:
         err.print("Stopped.")

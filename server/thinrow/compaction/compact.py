@@ -8,6 +8,7 @@ the new generation appears by one rename, and serves once CURRENT names it.
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 SHARDS_DEFAULT = 4
 SHARDS_MAX = 4096
 DEDUP_WINDOW_MS = 7 * 24 * 3600 * 1000
+FINGERPRINT_BYTES = 1 << 16
 _BUILDING = "building"
 _REMOVING = "removing"
 
@@ -170,7 +172,7 @@ def _compact(
     files = parquet_files(config.events)
     erased = np.unique(read_user_ids(config.erase_users))
     run = RunInputs(
-        events=sorted(f"{file.name} {file.stat().st_size}" for file in files),
+        events=sorted(_fingerprint(file) for file in files),
         erase_xxh3=xxhash.xxh3_64_hexdigest(erased.tobytes()),
         cadence_ms=config.cadence_ms,
         lookback_ms=config.lookback_ms,
@@ -256,6 +258,14 @@ def _compact(
         stored_bytes=manifest.stored_bytes,
         ignored_columns=sorted(ignored),
     )
+
+
+def _fingerprint(path: Path) -> str:
+    """Name, size, and XXH3 of the end of a file: a Parquet footer knows what is before it."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - FINGERPRINT_BYTES))
+        return f"{path.name} {size} {xxhash.xxh3_64_hexdigest(file.read())}"
 
 
 def _already_there(

@@ -51,6 +51,11 @@ def resolve(
         raise UnknownTenantError(
             f"There is no tenant {request.tenant!r} at this server; it knows: {known}."
         )
+    return resolve_tenant(tenant, schema)
+
+
+def resolve_tenant(tenant: Tenant, schema: Schema) -> ResolvedProjection:
+    """A configured projection. Errors as :func:`resolve`."""
     return _resolved(
         Truncation(sequence_length=tenant.sequence_length, head=tenant.truncation == "head"),
         tenant.feature_groups,

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from thinrow.errors import UsageError
+from thinrow.errors import InputError, RequestError, UsageError
 from thinrow.serving.config import ServerConfig, read_tenants
 from thinrow.serving.current import CurrentGeneration
 from thinrow.serving.metrics import Metrics, MetricsEndpoint, split_address
+from thinrow.serving.projection import resolve_tenant
 from thinrow.serving.service import MaterializationService
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import materialization_pb2_grpc as wire_grpc
@@ -94,6 +95,12 @@ class Server:
         metrics = Metrics()
         current = CurrentGeneration(config.store, config.poll_s, metrics.open_failures.inc)
         self._stack.enter_context(current)
+        with current.use() as generation:
+            for name, tenant in tenants.items():
+                try:
+                    resolve_tenant(tenant, generation.schema)
+                except RequestError as error:
+                    raise InputError(f"{config.tenants}: {name}: {error}") from error
         metrics.follow(lambda: current.number, lambda: current.watermark_ts)
         if config.metrics is not None:
             endpoint = MetricsEndpoint(metrics, config.metrics)

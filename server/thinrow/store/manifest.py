@@ -51,7 +51,7 @@ class RunInputs(_Record):
     """What one compaction was asked to do, to recognise the same run again."""
 
     events: list[str]
-    """Name and size of each input file, sorted."""
+    """Name, size and XXH3 of the last bytes of each input file, sorted."""
     erase_xxh3: str
     """XXH3 (64 bits) over the sorted ids of users erased in this run, hexadecimal."""
     cadence_ms: int | None

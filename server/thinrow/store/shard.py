@@ -65,14 +65,14 @@ def storage_error(error: Exception, path: Path) -> StoreError:
             f"The disk that holds {path} is full; free some space and run again "
             f"(the last published generation still serves)."
         )
+    if isinstance(error, OSError) and error.errno is not None:
+        return StoreError(f"Cannot read or write {path}: {os.strerror(error.errno)}.")
     if text.startswith("Corruption") or "No such file" in text:
         named = re.search(r"(/\S+\.(?:sst|log)|/\S*MANIFEST-\d+|/\S+/CURRENT)", text)
         return StoreCorruptError(
             f"{named[1].rstrip(':') if named else path} is damaged ({text.splitlines()[0]}); "
             f"restore it from a replica or build the generation again."
         )
-    if isinstance(error, OSError) and error.errno is not None:
-        return StoreError(f"Cannot read or write {path}: {os.strerror(error.errno)}.")
     return StoreError(f"Storage failed at {path}: {text.splitlines()[0].rstrip('.')}.")
 
 
