@@ -294,12 +294,12 @@ class Oracle:
             if event.arrival_ts >= request_ts or (not empty and event.arrival_ts < end_ts):
                 return "INVALID", []
         snapshot = [Entry(None, event) for event in mutable]
-        if empty:
-            return "OK", truncate(snapshot, wanted)
-        if cut is None:
+        if not empty and cut is None:
             return "NOT_READY", []
         if user_id in self.erased_at and end_ts < self.erased_at[user_id]:
             return "ERASED", []
+        if empty:
+            return "OK", truncate(snapshot, wanted)
 
         window = [
             entry

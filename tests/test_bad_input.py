@@ -242,6 +242,9 @@ def test_unknown_columns_are_named(fresh: World) -> None:
     [
         ("", ("No feature groups", "[item]")),
         ("[item", "Not a TOML file"),
+        ('[a]\nuih_status = "int8"', ("a.uih_status", "remove the line")),
+        ('[a]\nrequest_ts = "int64"', ("a.request_ts", "remove the line")),
+        ('[a]\nx = { type = "float32", default = 1e39 }', ("a.x", "a number that fits")),
         ('item_id = "int64"', ("item_id stands outside of a feature group", "[item]")),
         ("[item]", ("[item] has no traits", "list at least one")),
         ('["my item"]\na = "int8"', ("'my item' is not a name", "letters, digits and _")),
@@ -311,9 +314,10 @@ def test_watermarks_only_go_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("--shards", 0, "--shards from 1 to 4096"),
-        ("--shards", 5000, "--shards from 1 to 4096"),
+        ("--shards", 0, "--shards from 1 to 512"),
+        ("--shards", 5000, "--shards from 1 to 512"),
         ("--keep", 0, "--keep of at least 1"),
+        ("--watermark", 0, "--watermark after 1970"),
         ("--cadence", "0d", "--cadence longer than 0"),
         ("--lookback", "0s", "--lookback longer than 0"),
     ],
@@ -615,6 +619,7 @@ def test_what_a_tenant_does_not_go_with(cut: World, served: str, thin: pa.Table)
     command = ("materialize", rows, "--server", served, "--out", fat)
     refused(*command, "--tenant", "nobody", says="no tenant 'nobody'")
     refused(*command, "--tenant", "nobody", "--traits", "brand", says="give --tenant alone")
+    refused(*command, "--tenant", "nobody", "--truncation", "head", says="give --tenant alone")
     refused(*command, "--traits", "colour", says=("no trait 'colour'", "the store has"))
     refused(*command, "--sequence-length", "-1", says="must be 0 (no limit) or more")
     assert not list(cut.folder.glob("fat.parquet*"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+import xxhash
 from thinrow.client import Pointers, connect
 from thinrow.compaction import compact
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
@@ -337,3 +338,14 @@ def test_a_damaged_new_generation_is_not_taken_up(tmp_path: Path) -> None:
         batch = client.materialize(old, ALL)
         assert (batch.generation, shown(batch)) == (2, right)
         assert server.stop() == 0
+
+
+def test_a_manifest_of_another_format_is_not_called_damaged(tmp_path: Path) -> None:
+    other = built_world(tmp_path)
+    path = next(other.store.glob("generation-*")) / "manifest.json"
+    body = json.loads(path.read_text(encoding="utf-8")) | {"format": 2, "new": 1}
+    del body["xxh3"]
+    body["xxh3"] = xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
+    path.write_text(json.dumps(body), encoding="utf-8")
+    with pytest.raises(StoreError, match="has format 2, and this ThinRow reads format 1"):
+        read_store(other.store, pointers_to(days(3)))

@@ -8,12 +8,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import grpc
+import pyarrow as pa
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import Counter, Gauge, Histogram
 from thinrow.client import ClientConfig, Pointers, Projection, connect
-from thinrow.errors import DeadlineError, RequestError, TooManyCallsError
+from thinrow.errors import AnswerTooLargeError, DeadlineError, RequestError, TooManyCallsError
 from thinrow.serving.metrics import Metrics
+from thinrow.serving.service import Budget
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 from worlds import (
@@ -23,6 +25,7 @@ from worlds import (
     as_of,
     built_world,
     days,
+    new_world,
     pointers_to,
     read_store,
     running_server,
@@ -31,6 +34,7 @@ from worlds import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from worlds import Running
 
@@ -228,6 +232,66 @@ def test_numbers_add_up(world: World) -> None:
         assert abs(age_s - (time.time() - as_of(3) / 1000)) < 60
         assert series["thinrow_generation_open_failures_total"] == 0
         assert server.stop() == 0
+
+
+def test_the_oldest_few_of_a_long_history_fit_a_small_budget(tmp_path: Path) -> None:
+    long = built_world(tmp_path, count=60_000, users=1)
+    pointers = pointers_to(days(3), users=(1,))
+    oldest = Projection(5, truncation="head")
+    with (
+        running_server(long.store, "--work-bytes-max", 1 << 18) as server,
+        connect(server.address, AT_ONCE) as client,
+    ):
+        batch = client.materialize(pointers, oldest)
+        shown_by_inspect = client.inspect(1, 0, oldest).events
+        with pytest.raises(AnswerTooLargeError, match="work_bytes_max"):
+            client.materialize(pointers, ALL)
+    assert shown(batch) == read_store(long.store, pointers, oldest)
+    every = read_store(long.store, pointers)[0][1]["event_ts"]
+    assert every is not None
+    assert [event.event_ts for event in shown_by_inspect] == every[:5]
+
+
+def test_a_large_request_is_not_starved_by_small_ones() -> None:
+    budget, stop = Budget(100), threading.Event()
+
+    def nibble() -> None:
+        while not stop.is_set():
+            with budget.hold(40, None):
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=nibble) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        with budget.hold(100, timeout_s=20):
+            pass
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_who_gives_up_waiting_leaves_the_queue() -> None:
+    budget = Budget(100)
+    with budget.hold(60, None):
+        with pytest.raises(DeadlineError), budget.hold(60, timeout_s=0.05):
+            pass
+        with budget.hold(40, timeout_s=0.05):
+            pass
+    with pytest.raises(AnswerTooLargeError), budget.hold(101, None):
+        pass
+
+
+def test_a_long_message_does_not_take_the_errors_place(tmp_path: Path) -> None:
+    names = [f"trait_with_a_name_of_some_length_{number}" for number in range(800)]
+    wide = new_world(tmp_path, "[group]\n" + "".join(f'{name} = "int8"\n' for name in names))
+    columns = {name: pa.array([1], pa.int8()) for name in names}
+    wide.compact(pa.table({"user_id": [1], "event_ts": days(1), **columns}), 3)
+    with running_server(wide.store) as server, connect(server.address, AT_ONCE) as client:
+        for asked in ("nope", "n" * 10_000, "\u00e9" * 5_000):
+            with pytest.raises(RequestError, match="There is no trait"):
+                client.materialize(pointers_to(days(3)), Projection(traits=(asked,)))
 
 
 def test_no_leak_over_thousands_of_batches(world: World) -> None:

@@ -15,6 +15,7 @@ from thinrow.client import Client, Pointers, Projection, connect
 from thinrow.client.pointers import MutableColumn, MutableEvents, ThinRows
 from thinrow.compaction import compact
 from thinrow.errors import InputError, RequestError, SchemaError
+from thinrow.schema import Schema, evolve, parse_schema
 from thinrow.serving import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from worlds import ALL, DAY_MS, World, as_of, leftovers, new_world
@@ -356,3 +357,12 @@ def test_forbidden_changes(
         assert words in str(raised.value)
     assert leftovers(past.world.store) == []
     assert (past.world.store / "CURRENT").read_text(encoding="utf-8") == "generation-000001\n"
+
+
+def test_numbers_are_not_given_out_twice_and_run_out_in_a_sentence() -> None:
+    def groups(prefix: str) -> Schema:
+        line = '[{0}{1}]\n{0}_{1} = {{ type = "int8", default = 0 }}\n'
+        return parse_schema("".join(line.format(prefix, n) for n in range(130)))
+
+    with pytest.raises(SchemaError, match="given out every number"):
+        evolve(groups("a"), groups("b"))

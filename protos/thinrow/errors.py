@@ -14,8 +14,7 @@
     │   ├── StoreFullError          the disk is full
     │   └── StoreCorruptError       a file is missing or failed its checksum; names the file
     ├── UnavailableError            no replica answered in the retries allowed
-    ├── DeadlineError               the deadline passed first
-    └── StatusError                 an example's status is one that the caller does not accept
+    └── DeadlineError               the deadline passed first
 
 Every message is one sentence for the person who sees it.
 """
@@ -30,7 +29,6 @@ __all__ = [
     "InputError",
     "RequestError",
     "SchemaError",
-    "StatusError",
     "StoreCorruptError",
     "StoreError",
     "StoreFullError",
@@ -124,9 +122,3 @@ class DeadlineError(ThinRowError):
     """The deadline passed before the answer came."""
 
     name = "DEADLINE_EXCEEDED"
-
-
-class StatusError(ThinRowError):
-    """An example has a status that the caller does not accept."""
-
-    name = "STATUS_NOT_ACCEPTED"

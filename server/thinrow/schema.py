@@ -15,6 +15,7 @@ A schema file is TOML, a table per feature group, a line per trait::
 
 from __future__ import annotations
 
+import math
 import struct
 import tomllib
 from contextlib import suppress
@@ -34,6 +35,10 @@ GROUPS_MAX = 200
 TRAITS_MAX = 4096
 VECTOR_SIZE_MAX = 4096
 NAME_BYTES_MAX = 128
+
+GROUP_NUMBERS = 1 << 8
+TRAIT_NUMBERS = 1 << 16
+"""Numbers that fit into a key and into a stripe; those of what was removed stay taken."""
 
 DIRECTORY_GROUP = 0
 EVENT_GROUP = 1
@@ -85,6 +90,8 @@ class TraitType(IntEnum):
         """Integer dtype of equal size that carries a value's bits through the store."""
         if self.is_float:
             return np.dtype(f"uint{8 * self.value_dtype.itemsize}")
+        if self is TraitType.STRING:
+            return np.dtype("uint64")  # an index
         return np.dtype("uint8") if self is TraitType.BOOL else self.value_dtype
 
 
@@ -128,7 +135,11 @@ EVENT_ID = Trait(name="event_id", type=TraitType.INT64, number=3, sparse=True)
 BUILT_IN = (EVENT_TS, EVENT_ID, VISIBLE_TS)
 """Traits that every event has, in the order answers list them."""
 FIRST_NUMBER = 16
-RESERVED = {"user_id", "arrival_ts", *(trait.name for trait in BUILT_IN)}
+RESERVED = {
+    *("user_id", "arrival_ts", "request_ts", "uih", "mutable", "uih_status"),
+    *(trait.name for trait in BUILT_IN),
+}
+"""Columns of events, requests, thin rows and fat rows that are not traits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,6 +325,11 @@ def evolve(stored: Schema, wanted: Schema) -> Schema:
             raise SchemaError(
                 f"{trait.name} is a key of the stored digests and cannot be removed; put it back."
             )
+    if group_number > GROUP_NUMBERS or number > TRAIT_NUMBERS:
+        raise SchemaError(
+            "The store has given out every number that it has for groups or for traits, which "
+            "are never used again; build a new store."
+        )
     return Schema(groups=tuple(groups), next_group=group_number, next_trait=number)
 
 
@@ -403,7 +419,9 @@ def _checked_default(where: str, kind: TraitType, default: object) -> int | floa
         if isinstance(default, int | float) and type(default) is not bool and default == default:
             # A whole number past every float has no infinity to become.
             with np.errstate(over="ignore"), suppress(OverflowError):
-                return float(np.array(default, dtype=kind.value_dtype))
+                fitted = float(np.array(default, dtype=kind.value_dtype))
+                if math.isfinite(fitted) or math.isinf(default):
+                    return fitted
         raise SchemaError(f"{where}: the default of a {kind.label} is a number that fits, not NaN.")
     bounds = np.iinfo(kind.value_dtype)
     if type(default) is int and bounds.min <= default <= bounds.max:

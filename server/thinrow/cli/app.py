@@ -322,9 +322,9 @@ def materialize_command(
                 else (),
                 truncation=truncation,
             )
-        elif sequence_length or traits:
+        elif sequence_length or traits or truncation != "newest":
             raise UsageError(
-                "A tenant brings its own sequence length and traits; give --tenant alone."
+                "A tenant brings its own length, traits and truncation; give --tenant alone."
             )
         with connected(server) as client, progress_bar() as progress:
             report = materialize(client, rows, projection, fat, progress)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 STATUS_COLUMN = "uih_status"
 BATCH_EXAMPLES = 512
 ROW_GROUP_ROWS = 8192
+ROW_GROUP_BYTES = 64 << 20
+"""A row group of a fat file is written once it has one or the other."""
 
 
 @dataclass(slots=True)
@@ -68,13 +70,19 @@ def materialize(
     total = row_count(rows)
     temporary = fat.with_name(fat.name + ".new")
     writer = None
+    group: list[pa.Table] = []
     try:
         for batch, table in stream_rows(client, rows, projection):
-            fat_table = to_fat(batch, table, rows)
+            group.append(to_fat(batch, table, rows))
             if writer is None:
                 fat.parent.mkdir(parents=True, exist_ok=True)
-                writer = pq.ParquetWriter(temporary, fat_table.schema, compression="zstd")
-            writer.write_table(fat_table, row_group_size=ROW_GROUP_ROWS)
+                writer = pq.ParquetWriter(temporary, group[0].schema, compression="zstd")
+            if (
+                sum(len(part) for part in group) >= ROW_GROUP_ROWS
+                or sum(part.nbytes for part in group) >= ROW_GROUP_BYTES
+            ):
+                writer.write_table(pa.concat_tables(group))
+                group = []
             report.rows += len(batch)
             report.events += int(batch.offsets[-1])
             numbers, counts = np.unique(batch.statuses, return_counts=True)
@@ -84,6 +92,8 @@ def materialize(
             progress("Writing fat rows", report.rows, total)
         if writer is None:
             raise InputError(f"{rows} holds no rows, so there is nothing to write.")
+        if group:
+            writer.write_table(pa.concat_tables(group))
         writer.close()
         temporary.replace(fat)
     except (OSError, pa.ArrowException) as error:

@@ -76,7 +76,7 @@ def verify(
             f"{rows} has {total} rows and {fat} has {file.metadata.num_rows}; compare files of "
             f"the same requests."
         )
-    known = {"event_ts", "event_id"}
+    known = {"event_ts", "event_id", "visible_ts"}
     known |= {t.name for group in client.describe_store().feature_groups for t in group.traits}
     lists = [
         item.name

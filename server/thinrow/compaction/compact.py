@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHARDS_DEFAULT = 4
-SHARDS_MAX = 4096
+SHARDS_MAX = 512
+"""Each is a file while events are split, and at least one open file in a server."""
 DEDUP_WINDOW_MS = 7 * 24 * 3600 * 1000
 FINGERPRINT_BYTES = 1 << 16
 _BUILDING = "building"
@@ -89,6 +90,7 @@ class CompactionConfig:
     def __post_init__(self) -> None:
         """Raises UsageError for values that make no sense."""
         checks = [
+            (self.watermark_ts > 0, "--watermark after 1970"),
             (
                 self.shards is None or 1 <= self.shards <= SHARDS_MAX,
                 f"--shards from 1 to {SHARDS_MAX}",

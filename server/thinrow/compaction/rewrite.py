@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from thinrow.events.canonical import canonical_type
 from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS, TraitType
 from thinrow.store.digest import digest_fields
@@ -158,19 +159,12 @@ def _old_directories(
     return stored, replace(old, erased_ts=erased_ts)
 
 
-def _stripe_ends(old: Directories) -> NDArray[np.int64]:
-    ends = np.append(old.stripe_ordinals[1:], 0)
-    has = np.diff(old.starts) > 0
-    ends[old.starts[1:][has] - 1] = old.event_counts[has]
-    return ends
-
-
 def _stripes_to_decode(
     old: Directories, horizon_ts: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Each user's last stripe where it has room, and the one the horizon cuts; -1 for none."""
     low, high = old.starts[:-1], old.starts[1:]
-    counts = _stripe_ends(old) - old.stripe_ordinals
+    counts = old.stripe_ends - old.stripe_ordinals
     has_room = np.zeros(len(low), dtype=np.bool_)
     has_room[high > low] = counts[high[high > low] - 1] < STRIPE_EVENTS_MAX
     tail = np.where(has_room, high - 1, -1)
@@ -189,7 +183,7 @@ def _decoded(
     """Rows of the stripes to be written anew."""
     chosen = np.unique(np.concatenate([tail[tail >= 0], cut[cut >= 0]]))
     user = np.searchsorted(old.starts, chosen, side="right") - 1
-    counts = (_stripe_ends(old) - old.stripe_ordinals)[chosen]
+    counts = (old.stripe_ends - old.stripe_ordinals)[chosen]
     numbers = old.first_stripe[user] + chosen - old.starts[user]
     is_tail = tail[user] == chosen
     columns: dict[str, pl.Series] = {
@@ -253,7 +247,7 @@ def _left_alone(old: Directories, tail: NDArray[np.int64], cut: NDArray[np.int64
         ts=old.stripe_ts[chosen],
         ordinals=old.stripe_ordinals[chosen],
         sums=old.stripe_sums[chosen],
-        counts=(_stripe_ends(old) - old.stripe_ordinals)[chosen],
+        counts=(old.stripe_ends - old.stripe_ordinals)[chosen],
     )
 
 
@@ -315,8 +309,12 @@ def to_values(column: pl.Series, trait: Trait) -> TraitValues:
         column = column.drop_nulls()
     if trait.type is TraitType.STRING:
         encoded = column.to_arrow().cast(pa.large_string()).dictionary_encode()
-        words = encoded.indices.to_numpy(zero_copy_only=False).astype(np.uint64)
-        return TraitValues(trait, words, present, encoded.dictionary)
+        # Sorted, so that a stripe's bytes do not depend on its neighbours.
+        order = pc.sort_indices(encoded.dictionary)
+        rank = np.empty(len(order), dtype=np.uint64)
+        rank[order.to_numpy()] = np.arange(len(order), dtype=np.uint64)
+        words = rank[encoded.indices.to_numpy()]
+        return TraitValues(trait, words, present, encoded.dictionary.take(order))
     numbers = column.to_numpy().reshape(-1)
     if trait.type is TraitType.CATEGORICAL:
         dictionary, words = np.unique(numbers, return_inverse=True)

@@ -25,7 +25,7 @@ from thinrow.store.history import bisect_left
 from thinrow.store.keys import USER_BYTES, group_and_stripe, pack_keys
 from thinrow.store.narrow import ranges
 from thinrow.store.shard import Shard, ShardWriter
-from thinrow.store.stripe import StripeSet
+from thinrow.store.stripe import STRIPE_EVENTS_MAX, StripeSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 USERS_PER_CHUNK = 8192
 EVENTS_PER_CHUNK = 1 << 19
 """Bounds on what is encoded at once; one user's events always stay together."""
+CONTINUED_USERS_PER_CHUNK = EVENTS_PER_CHUNK // STRIPE_EVENTS_MAX
+"""The same for users who may each bring an unfinished stripe along."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +129,8 @@ def _admitted(
         events = with_late_accepted(events, cuts.previous_ts)
     events = without_duplicates(events, task.schema)
     counts.duplicates = offered - len(events)
-    if cuts.previous_ts is not None and previous is not None:
+    if previous is not None:
+        assert cuts.previous_ts is not None
         in_time = events.filter(pl.col("arrival_ts") >= cuts.previous_ts)
         counts.late = len(events) - len(in_time)
         known = _recent_ids(in_time, previous.shard, cuts.previous_ts - task.dedup_window_ms)
@@ -207,10 +210,11 @@ def _rewritten(
     """Continues the touched users' histories, chunk by chunk."""
     owners = events["user_id"].to_numpy().view(np.uint64)
     row_ends = np.searchsorted(owners, touched.view(np.uint64), side="right")
+    users_max = USERS_PER_CHUNK if previous is None else CONTINUED_USERS_PER_CHUNK
     first_user = first_row = 0
     while first_user < len(touched):
         full = np.searchsorted(row_ends, first_row + EVENTS_PER_CHUNK, side="right")
-        last_user = int(np.clip(full, first_user + 1, first_user + USERS_PER_CHUNK))
+        last_user = int(np.clip(full, first_user + 1, first_user + users_max))
         last_user = min(last_user, len(touched))
         last_row = int(row_ends[last_user - 1])
         part = rewrite_users(

@@ -164,11 +164,6 @@ def _fitted(path: Path, column: pa.ChunkedArray, name: str, kind: pa.DataType) -
         raise InputError(f"{path}: {name} does not fit into {kind}: {reason}.") from error
 
 
-def _times(path: Path, table: pa.Table, name: str, *, nullable: bool = False) -> pa.ChunkedArray:
-    """A time column as int64 milliseconds; finer units are rounded down."""
-    return times_ms(path, table.column(name), name, nullable=nullable)
-
-
 def times_ms(
     path: Path, column: pa.ChunkedArray, name: str, *, nullable: bool = False
 ) -> pa.ChunkedArray:

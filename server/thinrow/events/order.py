@@ -45,13 +45,14 @@ def planned_cuts(
 ) -> Cuts:
     """Cuts at every multiple of the cadence since the epoch, and at ``watermark_ts`` at the end.
 
-    A first build starts with the first multiple after the earliest arrival. Raises UsageError
+    A first build starts with the first multiple after the earliest arrival (and after 1970, since
+    0 stands for no lookback in pointers). Raises UsageError
     where there would be more than CUTS_MAX.
     """
     watermarks = [watermark_ts]
     floor_ts = earliest_arrival_ts if previous_ts is None else previous_ts
     if cadence_ms is not None and floor_ts is not None and floor_ts < watermark_ts:
-        first = (floor_ts // cadence_ms + 1) * cadence_ms
+        first = (max(floor_ts, 0) // cadence_ms + 1) * cadence_ms
         count = -((first - watermark_ts) // cadence_ms) + 1
         if count > CUTS_MAX:  # before they fill the memory: a time in nanoseconds is a slip away
             raise UsageError(
@@ -100,7 +101,7 @@ def ordered(events: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     """By user (as unsigned numbers, as keys sort), then in the order of a history."""
     by_user = pl.col("user_id").reinterpret(signed=False)
     keys = ["visible_ts", "event_ts", "event_id"]
-    events = events.sort(by_user, *keys, nulls_last=False)
+    events = events.sort(by_user, *keys, nulls_last=False, maintain_order=True)
     # The traits decide only among the few events that agree in everything else.
     same = events.select(
         pl.all_horizontal(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.events.canonical import canonical_schema, open_parquet, read_events
 from thinrow.store.hashing import shard_of
+from thinrow.store.narrow import starts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,9 +69,11 @@ def split_events(
                 if not table.num_rows:
                     continue
                 owners = shard_of(table.column("user_id").to_numpy(), shards)
-                for shard in np.unique(owners).tolist():
-                    part = table if shards == 1 else table.filter(pa.array(owners == shard))
-                    writers[shard].write_table(part)
+                by_shard = table.take(pa.array(np.argsort(owners, kind="stable")))
+                bounds = starts_of(np.bincount(owners, minlength=shards)).tolist()
+                for shard, (first, last) in enumerate(pairwise(bounds)):
+                    if first < last:
+                        writers[shard].write_table(by_shard.slice(first, last - first))
                 rows += table.num_rows
                 earliest.append(pc.min(table.column("arrival_ts")).as_py())
                 progress("Reading events", rows, total)

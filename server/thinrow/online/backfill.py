@@ -47,7 +47,7 @@ DAY_MS = 24 * 3600 * 1000
 MUTABLE_EVENTS_PER_CHUNK = 1 << 20
 REQUESTS_PER_CHUNK = 1 << 15
 OUTPUT_ROWS = 1 << 14
-"""Bounds on what is held at once, beside one shard's events and 16 bytes a request."""
+"""Bounds on what is held at once, beside one shard's events and some 70 bytes a request."""
 
 UIH_TYPE = pa.struct(
     [
@@ -136,7 +136,7 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
         try:
             shards = len(generation.shards)
             split = split_events(files, generation.schema, shards, scratch / "events", progress)
-            requests = _read_requests(config, generation, split.earliest_arrival_ts)
+            requests = _read_requests(config, generation)
             report = _backfill(config, generation, split, requests, scratch, progress)
             (scratch / "rows.parquet").replace(config.rows)
         except (OSError, pa.ArrowException) as error:
@@ -146,9 +146,7 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
     return report
 
 
-def _read_requests(
-    config: BackfillConfig, generation: Generation, earliest_arrival_ts: int | None
-) -> _Requests:
+def _read_requests(config: BackfillConfig, generation: Generation) -> _Requests:
     path = config.requests
     file = open_parquet(path)
     names = file.schema_arrow.names
@@ -163,7 +161,7 @@ def _read_requests(
     table = read_columns(path, file, ["user_id", "request_ts"])
     users = user_ids(path, table.column("user_id"))
     request_ts = times_ms(path, table.column("request_ts"), "request_ts").to_numpy()
-    served_from = _watermarks(config, generation.watermarks, earliest_arrival_ts, request_ts)
+    served_from = _watermarks(config, generation.watermarks, request_ts)
     start_ts = np.zeros_like(request_ts)
     if config.lookback_ms is not None:
         start_ts = request_ts - config.lookback_ms
@@ -180,17 +178,12 @@ def _read_requests(
 
 
 def _watermarks(
-    config: BackfillConfig,
-    stored: NDArray[np.int64],
-    earliest_arrival_ts: int | None,
-    request_ts: NDArray[np.int64],
+    config: BackfillConfig, stored: NDArray[np.int64], request_ts: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """The newest watermark published by each request; below the first where there was none."""
     cadence = config.cadence_ms
     served_from = (request_ts - config.publish_delay_ms) // cadence * cadence
     first = int(stored[0])
-    if earliest_arrival_ts is not None:
-        first = min(first, (earliest_arrival_ts // cadence + 1) * cadence)
     newest = int(served_from.max(initial=first - 1))
     if newest > stored[-1]:
         raise UsageError(
@@ -227,7 +220,7 @@ def _backfill(
         path = scratch / f"rows-{shard:04d}.arrow"
         kind = pa.schema([("uih", UIH_TYPE), ("mutable", mutable_type(generation.schema))])
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, kind) as writer:
-            events = _Mutable(split.read(shard), requests.user_ids[chosen], generation.schema)
+            events = _Mutable(split.read(shard), requests.user_ids[chosen], generation)
             for rows in events.chunks(requests, chosen):
                 mutable = events.snapshots(requests, rows)
                 uih = _pointers(config, generation, requests, rows)
@@ -262,13 +255,22 @@ def mutable_type(schema: Schema) -> pa.DataType:
 class _Mutable:
     """One shard's events, ready to be cut into snapshots."""
 
-    def __init__(self, events: pa.Table, user_ids: NDArray[np.int64], schema: Schema) -> None:
+    def __init__(
+        self, events: pa.Table, user_ids: NDArray[np.int64], generation: Generation
+    ) -> None:
+        schema = generation.schema
         frame = pl.from_arrow(events)
         assert isinstance(frame, pl.DataFrame)
-        wanted = pl.DataFrame({"user_id": user_ids}).unique()
-        frame = without_duplicates(frame.join(wanted, on="user_id", how="semi"), schema)
-        # In a snapshot events stand by event_ts; a row's number in this order is its rank.
-        frame = ordered(frame.with_columns(visible_ts="event_ts"), schema).drop("visible_ts")
+        # The raw events may still hold what the store was told to erase.
+        asking = np.unique(user_ids)
+        erased_ts = generation.directories(asking).erased_ts
+        frame = frame.join(pl.DataFrame({"user_id": asking, "erased_ts": erased_ts}), on="user_id")
+        frame = frame.filter(pl.col("arrival_ts") >= pl.col("erased_ts")).drop("erased_ts")
+        frame = without_duplicates(frame, schema)
+        # In a snapshot events stand by event_ts; a row's number in this order is its rank. Sorted
+        # by arrival first: events that agree in all else then stand alike on every machine.
+        frame = frame.sort("arrival_ts").with_columns(visible_ts="event_ts")
+        frame = ordered(frame, schema).drop("visible_ts")
         self._schema = schema
         self._frame = frame
         users = frame["user_id"].to_numpy()
@@ -290,14 +292,8 @@ class _Mutable:
     def chunks(self, requests: _Requests, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Cuts rows so that each part carries a bounded number of events."""
         _, counts = self._bounds(requests, rows)
-        ends = np.cumsum(counts)
-        start = 0
-        while start < len(rows):
-            carried = int(ends[start - 1]) if start else 0
-            stop = int(np.searchsorted(ends, carried + MUTABLE_EVENTS_PER_CHUNK, side="right"))
-            stop = min(max(stop, start + 1), start + REQUESTS_PER_CHUNK, len(rows))
-            yield rows[start:stop]
-            start = stop
+        for first, last in cut_by_events(np.cumsum(counts), 0, len(rows)):
+            yield rows[first:last]
 
     def snapshots(self, requests: _Requests, rows: NDArray[np.int64]) -> pa.ListArray:
         """The column ``mutable`` of some requests."""
@@ -314,6 +310,19 @@ class _Mutable:
         fields = [kind.value_type.field(index) for index in range(kind.value_type.num_fields)]
         events = pa.StructArray.from_arrays(columns, fields=fields)
         return pa.ListArray.from_arrays(pa.array(starts_of(counts), pa.int32()), events, type=kind)
+
+
+def cut_by_events(carried: NDArray[np.int64], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cuts rows ``[start, end)`` so that each part carries a bounded number of events.
+
+    ``carried`` are the events of all rows up to each, that row included.
+    """
+    while start < end:
+        before = int(carried[start - 1]) if start else 0
+        stop = int(np.searchsorted(carried, before + MUTABLE_EVENTS_PER_CHUNK, side="right"))
+        stop = min(max(stop, start + 1), start + REQUESTS_PER_CHUNK, end)
+        yield start, stop
+        start = stop
 
 
 def _pointers(
@@ -341,6 +350,7 @@ def _write_rows(
     """Writes requests and thin columns side by side; returns the digests, in row order."""
     file = open_parquet(config.requests)
     digests = [np.empty(0, dtype=np.uint64)]
+    carried = np.cumsum(pc.list_value_length(thin.column("mutable")).to_numpy()[order])
     start = 0
     writer = None
     try:
@@ -352,14 +362,17 @@ def _write_rows(
                 ("request_ts", times),
             ):
                 table = table.set_column(table.column_names.index(name), name, column)
-            part = thin.take(pa.array(order[start : start + len(batch)]))
-            for name in ("uih", "mutable"):
-                table = table.append_column(name, part.column(name))
-            digests.append(pc.struct_field(part.column("uih"), "digest").to_numpy())
-            if writer is None:
-                writer = pq.ParquetWriter(path, table.schema, compression="zstd")
-            writer.write_table(table)
-            start += len(batch)
+            end = start + len(batch)
+            for first, last in cut_by_events(carried, start, end):
+                rows = table.slice(first - start, last - first)
+                part = thin.take(pa.array(order[first:last]))
+                for name in ("uih", "mutable"):
+                    rows = rows.append_column(name, part.column(name))
+                digests.append(pc.struct_field(part.column("uih"), "digest").to_numpy())
+                if writer is None:
+                    writer = pq.ParquetWriter(path, rows.schema, compression="zstd")
+                writer.write_table(rows)
+            start = end
         if writer is None:
             empty = pa.schema([*file.schema_arrow, *thin.schema])
             writer = pq.ParquetWriter(path, empty, compression="zstd")

@@ -11,82 +11,78 @@ from thinrow.client.pointers import Pointers as ClientPointers
 from thinrow.client.pointers import Projection, ThinRows
 from thinrow.errors import RequestError
 from thinrow.schema import BUILT_IN, EVENT_GROUP, TraitType
-from thinrow.serving.assemble import assemble
 from thinrow.serving.projection import resolve_projection
-from thinrow.store.history import HistoryPlan, Pointers
+from thinrow.store.history import Pointers
 from thinrow.store.times import readable_time
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from thinrow.schema import Trait
     from thinrow.store.generation import Generation
+    from thinrow.store.history import Selection
 
 EVENTS_DEFAULT = 20
 _SIGNED = range(TraitType.INT8, TraitType.INT64 + 1)
 _UNSIGNED = range(TraitType.UINT8, TraitType.UINT64 + 1)
 
 
-def inspect(
-    generation: Generation,
-    request: wire.InspectRequest,
-    events_max: int,
-    response_bytes_max: int,
-) -> wire.InspectResponse:
-    """Answers Inspect.
+class Question:
+    """What Inspect is asked, as a batch of one pointer."""
 
-    Raises:
-        RequestError: a projection that does not fit the schema, or more than ``events_max``.
-        StoreCorruptError: a file is damaged.
-    """
-    asked = wire.Projection()
-    asked.CopyFrom(request.projection)
-    asked.sequence_length = asked.sequence_length or EVENTS_DEFAULT
-    if asked.sequence_length > events_max:
-        raise RequestError(
-            f"Inspect shows at most {events_max} events; ask for a shorter sequence_length."
+    def __init__(
+        self, generation: Generation, request: wire.InspectRequest, events_max: int
+    ) -> None:
+        """Raises RequestError for a projection that does not fit, or more than ``events_max``."""
+        asked = wire.Projection()
+        asked.CopyFrom(request.projection)
+        asked.sequence_length = asked.sequence_length or EVENTS_DEFAULT
+        if asked.sequence_length > events_max:
+            raise RequestError(
+                f"Inspect shows at most {events_max} events; ask for a shorter sequence_length."
+            )
+        resolved = resolve_projection(asked, generation.schema)
+        self._traits = [trait for trait in resolved.traits if trait not in BUILT_IN]
+        self.projection = replace(
+            resolved, traits=(*BUILT_IN, *self._traits), groups=resolved.groups | {EVENT_GROUP}
         )
-    projection = resolve_projection(asked, generation.schema)
-    wanted = [trait for trait in projection.traits if trait not in BUILT_IN]
-    projection = replace(
-        projection, traits=(*BUILT_IN, *wanted), groups=projection.groups | {EVENT_GROUP}
-    )
-    end_ts = _end_ts(generation, request.as_of_ts)
-    zero = np.zeros(1, dtype=np.int64)
-    user_ids = np.array([request.user_id], dtype=np.int64)
-    pointers = Pointers(
-        user_ids=user_ids,
-        start_ts=np.minimum(zero, end_ts),
-        end_ts=zero + end_ts,
-        max_lengths=zero,
-        digests=zero.view(np.uint64),
-        request_ts=zero + max(request.as_of_ts, end_ts),
-        mutable_lengths=zero,
-    )
-    plan = HistoryPlan(
-        generation, pointers, projection.truncation, projection.groups, record_digests=True
-    )
-    stripes = plan.read()
-    selection = plan.resolve(stripes)
-    answer = assemble(plan, selection, stripes, projection, response_bytes_max)
-    head = projection.truncation.head
-    batch = to_batch(
-        answer,
-        ThinRows(ClientPointers(user_ids=user_ids, end_ts=zero + end_ts)),
-        Projection(asked.sequence_length, truncation="head" if head else "newest"),
-    )
-    columns = {trait.name: batch.to_lists(trait.name)[0] or [] for trait in projection.traits}
-    return wire.InspectResponse(
-        generation=generation.number,
-        watermark_ts=generation.watermark_ts,
-        status=answer.statuses[0],
-        end_ts=end_ts,
-        event_count=int(selection.left[0]),
-        digest=int(selection.digests[0]),
-        events=[
-            _event({name: column[row] for name, column in columns.items()}, wanted)
-            for row in range(len(columns["event_ts"]))
-        ],
-    )
+        self._end_ts = _end_ts(generation, request.as_of_ts)
+        zero = np.zeros(1, dtype=np.int64)
+        self.pointers = Pointers(
+            user_ids=zero + request.user_id,
+            start_ts=zero,
+            end_ts=zero + self._end_ts,
+            max_lengths=zero,
+            digests=zero.view(np.uint64),
+            request_ts=zero + max(request.as_of_ts, self._end_ts),
+            mutable_lengths=zero,
+        )
+
+    def readable(
+        self, selection: Selection, answer: wire.MaterializeResponse
+    ) -> wire.InspectResponse:
+        """The answer as a person reads it, widened as a trainer's client does it."""
+        pointers, truncation = self.pointers, self.projection.truncation
+        batch = to_batch(
+            answer,
+            ThinRows(ClientPointers(user_ids=pointers.user_ids, end_ts=pointers.end_ts)),
+            Projection(
+                truncation.sequence_length, truncation="head" if truncation.head else "newest"
+            ),
+        )
+        names = [trait.name for trait in self.projection.traits]
+        columns = {name: batch.to_lists(name)[0] or [] for name in names}
+        return wire.InspectResponse(
+            generation=answer.generation,
+            watermark_ts=answer.watermark_ts,
+            status=answer.statuses[0],
+            end_ts=self._end_ts,
+            event_count=int(selection.left[0]),
+            digest=int(selection.digests[0]),
+            events=[
+                _event({name: column[row] for name, column in columns.items()}, self._traits)
+                for row in range(len(columns["event_ts"]))
+            ],
+        )
 
 
 def _end_ts(generation: Generation, as_of_ts: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, NoReturn
@@ -23,7 +24,7 @@ from thinrow.errors import (
     UnknownTenantError,
 )
 from thinrow.serving.assemble import assemble, wire_type
-from thinrow.serving.inspect import inspect
+from thinrow.serving.inspect import Question
 from thinrow.serving.projection import resolve
 from thinrow.store.history import HistoryPlan, Pointers, Status
 from thinrow.v1 import materialization_pb2 as wire
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from thinrow.serving.metrics import Metrics
     from thinrow.serving.projection import ResolvedProjection
     from thinrow.store.generation import Generation
+    from thinrow.store.history import Selection
 
 log = logging.getLogger("thinrow.serving")
 
@@ -54,6 +56,7 @@ CODES: dict[type[ThinRowError], grpc.StatusCode] = {
     ThinRowError: grpc.StatusCode.INTERNAL,
 }
 ERROR_METADATA = "thinrow-error"
+MESSAGE_LETTERS_MAX = 1000
 
 
 class Budget:
@@ -63,20 +66,34 @@ class Budget:
         self._limit = limit
         self._free = limit
         self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
 
     @contextmanager
     def hold(self, amount: int, timeout_s: float | None) -> Iterator[None]:
-        """Waits for room. Raises AnswerTooLargeError or DeadlineError where there is none."""
+        """Waits for room, first come, first served: a large request is not starved.
+
+        Raises:
+            AnswerTooLargeError: there never will be room.
+            DeadlineError: there was none in time.
+        """
         if amount > self._limit:
             raise AnswerTooLargeError(
                 "The batch's histories are larger than this server decodes at once "
                 "(work_bytes_max); ask for fewer examples at once, shorter sequences or fewer "
                 "traits."
             )
+        turn = object()
         with self._changed:
-            if not self._changed.wait_for(lambda: self._free >= amount, timeout_s):
-                raise DeadlineError("The deadline passed while the request waited for its turn.")
-            self._free -= amount
+            self._waiting.append(turn)
+            try:
+                if not self._changed.wait_for(
+                    lambda: self._waiting[0] is turn and self._free >= amount, timeout_s
+                ):
+                    raise DeadlineError("The deadline passed while the request waited for room.")
+                self._free -= amount
+            finally:
+                self._waiting.remove(turn)
+                self._changed.notify_all()
         try:
             yield
         finally:
@@ -140,12 +157,11 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
             self._answering(context, self._calls, "calls_max"),
             self._current.use() as generation,
         ):
-            return inspect(
-                generation,
-                request,
-                self._config.inspect_events_max,
-                self._config.response_bytes_max,
+            question = Question(generation, request, self._config.inspect_events_max)
+            selection, response = self._answer(
+                generation, question.pointers, question.projection, context, record_digests=True
             )
+            return question.readable(selection, response)
 
     def DescribeStore(  # noqa: N802 - named by the protocol
         self,
@@ -187,7 +203,11 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
         if isinstance(error, StoreError):
             log.error("store failed", extra={"reason": str(error)})
         context.set_trailing_metadata(((ERROR_METADATA, error.name),))
-        context.abort(code, str(error))
+        # gRPC carries it in a header: one that is too long would take the error's place.
+        message = str(error)
+        if len(message) > MESSAGE_LETTERS_MAX:
+            message = message[:MESSAGE_LETTERS_MAX] + "…"
+        context.abort(code, message)
 
     def _materialize(
         self, request: wire.MaterializeRequest, context: grpc.ServicerContext
@@ -196,13 +216,7 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
         with metrics.in_flight.track_inprogress(), self._current.use() as generation:
             projection = resolve(request, generation.schema, self._tenants)
             pointers = read_pointers(request, self._config.examples_max)
-            with self._stage("wait"):
-                if not self._work.acquire(timeout=_remaining_s(context)):
-                    raise DeadlineError("The deadline passed while the request waited.")
-            try:
-                response = self._answer(generation, pointers, projection, context)
-            finally:
-                self._work.release()
+            _, response = self._answer(generation, pointers, projection, context)
         tenant = request.tenant
         counts = np.bincount(np.array(response.statuses, dtype=np.int64), minlength=len(Status) + 1)
         for status in Status:
@@ -218,22 +232,39 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
         pointers: Pointers,
         projection: ResolvedProjection,
         context: grpc.ServicerContext,
-    ) -> wire.MaterializeResponse:
-        _check_wanted(context)
-        with self._stage("plan"):
-            plan = HistoryPlan(generation, pointers, projection.truncation, projection.groups)
-        amount = plan.events_at_most * projection.event_bytes
-        with self._budget.hold(amount, _remaining_s(context)):
+        *,
+        record_digests: bool = False,
+    ) -> tuple[Selection, wire.MaterializeResponse]:
+        """Waits for its turn, and works within the budget of memory."""
+        metrics, config = self._metrics, self._config
+        with self._stage("wait"):
+            if not self._work.acquire(timeout=_remaining_s(context)):
+                raise DeadlineError("The deadline passed while the request waited for its turn.")
+        try:
             _check_wanted(context)
-            with self._stage("read"):
-                stripes = plan.read()
-            self._metrics.read_bytes.inc(sum(len(s.buffer) for s in stripes.values()))
-            _check_wanted(context)
-            with self._stage("assemble"):
-                selection = plan.resolve(stripes)
-                return assemble(
-                    plan, selection, stripes, projection, self._config.response_bytes_max
+            with self._stage("plan"):
+                plan = HistoryPlan(
+                    generation,
+                    pointers,
+                    projection.truncation,
+                    projection.groups,
+                    record_digests=record_digests,
                 )
+            amount = plan.stripe_bytes_at_most + plan.events_at_most * projection.event_bytes
+            with self._budget.hold(amount, _remaining_s(context)):
+                _check_wanted(context)
+                with self._stage("read"):
+                    stripes = plan.read()
+                metrics.read_bytes.inc(sum(len(part.buffer) for part in stripes.values()))
+                _check_wanted(context)
+                with self._stage("assemble"):
+                    selection = plan.resolve(stripes)
+                    response = assemble(
+                        plan, selection, stripes, projection, config.response_bytes_max
+                    )
+        finally:
+            self._work.release()
+        return selection, response
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:

@@ -60,6 +60,14 @@ class Directories:
         first[has] = self.stripe_ordinals[self.starts[:-1][has]]
         return first
 
+    @property
+    def stripe_ends(self) -> NDArray[np.int64]:
+        """Ordinal after each stripe's last event, shape (stripes,)."""
+        has = np.diff(self.starts) > 0
+        ends = np.append(self.stripe_ordinals[1:], 0)[: len(self.stripe_ordinals)]
+        ends[self.starts[1:][has] - 1] = self.event_counts[has]
+        return ends
+
 
 def _rows_of_unknown() -> NDArray[np.int64]:
     header = np.zeros(HEADER_ROWS * ROW_WORDS, dtype=np.int64)

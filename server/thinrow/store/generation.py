@@ -55,13 +55,12 @@ class Generation:
             StoreMissingError: nothing was published there.
             StoreCorruptError: a file is missing or altered.
         """
-        for attempt in range(OPEN_ATTEMPTS_MAX):
+        for _ in range(OPEN_ATTEMPTS_MAX):
             folder = require_current_folder(store)
             try:
                 return cls(folder)
             except StoreError:
-                last = attempt == OPEN_ATTEMPTS_MAX - 1
-                if last or require_current_folder(store) == folder:
+                if require_current_folder(store) == folder:
                     raise
         raise StoreMissingError(f"The current generation of {store} keeps changing; try again.")
 

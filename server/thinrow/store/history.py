@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow.errors import StoreCorruptError
-from thinrow.schema import EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS
+from thinrow.schema import BUILT_IN, EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS
 from thinrow.store.digest import digest_fields
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.hashing import close_digest, event_digests
@@ -86,7 +86,8 @@ class Selection:
     counts: NDArray[np.int64]
     """Events of each example; 0 where the status is not OK."""
     left: NDArray[np.int64]
-    """Events in each pointer's window that the store still has, before any limit."""
+    """Events in each pointer's window that the store still has; where the window is longer than
+    what is wanted of it, at least that many."""
     digests: NDArray[np.uint64]
     """Digest of each history up to end_ts; 0 where it was not asked for or cannot be known."""
 
@@ -157,7 +158,8 @@ class HistoryPlan:
         self.pointers = pointers
         self.truncation = truncation
         self.statuses = _statuses_without_reading(generation.watermarks, pointers)
-        live = (self.statuses == Status.OK) & (pointers.start_ts < pointers.end_ts)
+        # An empty window has no events to read, but its user may have been erased.
+        live = self.statuses == Status.OK
         self.user_ids, user_of_live = np.unique(pointers.user_ids[live], return_inverse=True)
         self.user = np.zeros(len(pointers), dtype=np.int64)
         self.user[live] = user_of_live
@@ -174,12 +176,10 @@ class HistoryPlan:
         self.stripe_user = np.repeat(np.arange(len(self.user_ids)), stripe_counts)
         self.user_places = starts_of(directories.event_counts)
         self.stripe_places = directories.stripe_ordinals + self.user_places[:-1][self.stripe_user]
-        self.stripe_ends = np.append(directories.stripe_ordinals[1:], 0)
-        last = directories.starts[1:][stripe_counts > 0] - 1
-        self.stripe_ends[last] = directories.event_counts[stripe_counts > 0]
+        self.stripe_ends = directories.stripe_ends
 
         # From here on arrays are of the examples that have a window to look for.
-        self.live = np.flatnonzero(live & ~erased)
+        self.live = np.flatnonzero(live & ~erased & (pointers.start_ts < pointers.end_ts))
         self._bound_windows()
         self.stripes_wanted = self._choose_stripes(frozenset(groups), record_digests)
 
@@ -217,9 +217,23 @@ class HistoryPlan:
         least = np.maximum(least, _picked(directories.stripe_ordinals, self.oldest))
         reads = has & (self.wanted > 0)
         first = self._stripe_at(user[reads], least[reads])
+        last = self.newest[reads]
+        if self.truncation.head and self.truncation.sequence_length:
+            # Without a limit of its own the pointer's first event is at most one stripe on.
+            begins = np.where(
+                self.oldest >= 0,
+                _picked(self.stripe_ends, self.oldest),
+                directories.first_ordinals[user],
+            )
+            reach = begins[reads] + self.truncation.sequence_length
+            reach = np.minimum(reach, self.end_at_least[reads]) - 1
+            enough = np.where(
+                self.named[reads] == UNLIMITED, self._stripe_at(user[reads], reach), last
+            )
+            last = np.maximum(first, np.minimum(last, enough))
         marks = np.zeros(stripes + 1, dtype=np.int64)
         np.add.at(marks, first, 1)
-        np.add.at(marks, self.newest[reads] + 1, -1)
+        np.add.at(marks, last + 1, -1)
         needed = np.cumsum(marks[:-1]) > 0
 
         cuts = np.zeros(stripes, dtype=np.bool_)
@@ -252,11 +266,29 @@ class HistoryPlan:
             _picked(self.stripe_ends, self.newest) - self.directories.first_ordinals[user],
             0,
         )
+        wanted = self.wanted
+        if self.truncation.head and self.truncation.sequence_length:
+            wanted = np.minimum(wanted, self.truncation.sequence_length)
         total = np.zeros(len(self.user_ids), dtype=np.int64)
-        np.add.at(total, user, np.minimum(left, self.wanted))
+        np.add.at(total, user, np.minimum(left, wanted))
         # Of one user, no more than the whole history travels.
         whole = self.directories.event_counts - self.directories.first_ordinals
         return int(np.minimum(total, whole).sum())
+
+    @property
+    def stripe_bytes_at_most(self) -> int:
+        """Bound on the bytes of the stripes to read, text aside, known before they are read."""
+        lengths = self.stripe_ends - self.directories.stripe_ordinals
+        schema = self.generation.schema
+        event_bytes = {EVENT_GROUP: 8 * len(BUILT_IN)}
+        for group in schema.groups:
+            event_bytes[group.number] = sum(
+                trait.type.word_dtype.itemsize * trait.size for trait in group.traits
+            )
+        return sum(
+            int(lengths[chosen].sum()) * event_bytes[group]
+            for group, chosen in self.stripes_wanted.items()
+        )
 
     def read(self) -> dict[int, StripeSet]:
         """Reads the chosen stripes: by group, in the order of ``stripes_wanted``.

@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 from pydantic import BaseModel, ConfigDict
-from thinrow.errors import StoreCorruptError, StoreMissingError
+from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
 from thinrow.schema import Schema
 from thinrow.store.shard import fsync
 
@@ -127,21 +127,21 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         StoreCorruptError: it is missing or altered.
+        StoreError: another version of ThinRow wrote it.
     """
     path = folder / MANIFEST
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         if body.pop("xxh3") != _checksum(body):
             raise ValueError("its checksum does not fit")
-        manifest = Manifest.model_validate(body)
+        if body["format"] != FORMAT:
+            raise StoreError(
+                f"{path} has format {body['format']}, and this ThinRow reads format {FORMAT}; use "
+                f"the version that wrote it."
+            )
+        return Manifest.model_validate(body)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StoreCorruptError(_damaged(path, _reason(error))) from error
-    if manifest.format != FORMAT:
-        raise StoreCorruptError(
-            f"{path} has format {manifest.format}, and this ThinRow reads format {FORMAT}; use "
-            f"the version that wrote it."
-        )
-    return manifest
 
 
 def check_files(folder: Path, manifest: Manifest, *, contents: bool = False) -> None:

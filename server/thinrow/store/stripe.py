@@ -203,7 +203,6 @@ class StripeSet:
 
     def __init__(self, stripes: Sequence[bytes]) -> None:
         self.buffer = memoryview(b"".join(stripes))
-        self._bytes = np.frombuffer(self.buffer, dtype=np.uint8)
         lengths = np.fromiter(map(len, stripes), dtype=np.int64, count=len(stripes))
         self.starts = starts_of(lengths)[:-1]
         if len(lengths) and int(lengths.min()) < HEADER.itemsize:
@@ -217,10 +216,9 @@ class StripeSet:
     def _records(
         self, starts: NDArray[np.int64], dtype: np.dtype[np.void], count: int
     ) -> NDArray[np.void]:
-        span = dtype.itemsize * count
-        picked = self._bytes[starts[:, None] + np.arange(span)].reshape(-1)
-        records: NDArray[np.void] = picked.view(dtype).reshape(len(starts), count)
-        return records
+        lengths = np.full(len(starts), dtype.itemsize * count)
+        picked = joined(self.buffer, starts, lengths)
+        return np.frombuffer(picked, dtype).reshape(len(starts), count)
 
     @cached_property
     def _columns(self) -> dict[int, tuple[NDArray[np.bool_], NDArray[np.void]]]:
