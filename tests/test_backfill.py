@@ -30,9 +30,7 @@ def thin_rows(world: World, events: Sequence[Path], requests: Sequence[tuple[int
     user_ids, times = zip(*requests, strict=True)
     asked = world.write("requests.parquet", pa.table({"user_id": user_ids, "request_ts": times}))
     rows = world.folder / "rows.parquet"
-    backfill(
-        BackfillConfig(requests=asked, store=world.store, events=list(events), rows=rows, **options)
-    )
+    backfill(BackfillConfig(requests=asked, store=world.store, events=list(events), rows=rows))
     return rows
 
 
