@@ -1,12 +1,14 @@
 """The client: asks a server for the histories that thin rows point at.
 
-from thinrow.client import Pointers, Projection, connect
+::
 
-with connect("localhost:7878") as client:
-    batch = client.materialize(
-        Pointers(user_ids=[7], end_ts=[1_700_000_000_000]), Projection(sequence_length=100)
-    )
-    batch.to_lists("item_id")
+    from thinrow.client import Pointers, Projection, connect
+
+    with connect("localhost:7878") as client:
+        batch = client.materialize(
+            Pointers(user_ids=[7], end_ts=[1_700_000_000_000]), Projection(sequence_length=100)
+        )
+        batch.to_lists("item_id")
 """
 
 from thinrow.client.batch import Batch

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
@@ -33,18 +34,19 @@ BLOOM_BITS_PER_KEY = 10
 BLOCK_CACHE_BYTES = 256 * 1024 * 1024
 """Shared by all shards that one process has open."""
 
-_cache: list[Cache] = []
+
+@cache
+def _block_cache() -> Cache:
+    return Cache(BLOCK_CACHE_BYTES)
 
 
 def _options() -> Options:
-    if not _cache:
-        _cache.append(Cache(BLOCK_CACHE_BYTES))
     table = BlockBasedOptions()
     table.set_block_size(BLOCK_BYTES)
     table.set_format_version(5)
     table.set_checksum_type(ChecksumType.xxh3())
     table.set_bloom_filter(BLOOM_BITS_PER_KEY, False)
-    table.set_block_cache(_cache[0])
+    table.set_block_cache(_block_cache())
     options = Options(raw_mode=True)
     options.set_block_based_table_factory(table)
     options.set_compression_type(DBCompressionType.lz4())
