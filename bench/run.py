@@ -332,7 +332,7 @@ def plot(comparisons: list[Comparison], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = [f"{c.data.split(' (')[0]}\n{c.order}".replace(" ", "\n", 1) for c in comparisons]
+    names = [f"{c.data.removeprefix('The ').split(' (')[0]}\n{c.order}" for c in comparisons]
     places = np.arange(len(names))
     figure, (speed, stored) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for axes, thin, fat, title in (
