@@ -220,6 +220,14 @@ class Oracle:
 
         events = run.events
         if run.accept_late and last is not None:
+            # What was erased stays erased, however late it comes again.
+            staying = [
+                event
+                for event in events
+                if event.arrival_ts >= self.erased_at.get(event.user_id, event.arrival_ts)
+            ]
+            report.late += len(events) - len(staying)
+            events = staying
             events = [replace(event, arrival_ts=max(event.arrival_ts, last)) for event in events]
         seen = set()
         for event in sorted(events, key=lambda event: arrival_order(event, self.schema)):

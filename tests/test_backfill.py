@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+from thinrow.cli.fat_rows import materialize
 from thinrow.client import Projection, connect, read_thin_rows
+from thinrow.errors import InputError
 from thinrow.online import BackfillConfig, backfill
 from thinrow.serving import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
@@ -90,3 +93,29 @@ def test_events_that_differ_in_arrival_only_stand_in_its_order(tmp_path: Path) -
         [snapshot] = pq.read_table(rows)["mutable"].to_pylist()
         arrivals.append([event["arrival_ts"] for event in snapshot])
     assert arrivals == [[as_of(1) + 10, as_of(1) + 20]] * 2
+
+
+def test_an_output_that_is_also_an_input_is_refused(tmp_path: Path) -> None:
+    world = new_world(tmp_path, SCHEMA)
+    world.compact(events_of((1, as_of(0), 10)), 1, cadence_ms=DAY_MS)
+    rows = thin_rows(world, [world.folder / "events-1.parquet"], [(1, as_of(1))])
+    before = rows.read_bytes()
+    for events in ([rows], [world.folder / "events-1.parquet"]):
+        config = BackfillConfig(requests=rows, store=world.store, events=events, rows=rows)
+        with pytest.raises(InputError, match="is also an input"):
+            backfill(config)
+    with connect("127.0.0.1:9") as client, pytest.raises(InputError, match="is also an input"):
+        materialize(client, rows, Projection(), rows)
+    assert rows.read_bytes() == before
+
+
+def test_late_events_do_not_undo_an_erasure(tmp_path: Path) -> None:
+    world = new_world(tmp_path, SCHEMA)
+    raw = events_of((1, as_of(0), 10), (2, as_of(0), 20))
+    world.compact(raw, 1, cadence_ms=DAY_MS)
+    erase = world.folder / "erase.txt"
+    erase.write_text("1\n")
+    world.compact(events_of((2, as_of(1), 21)), 2, erase_users=erase)
+    report = world.compact(raw, 3, accept_late=True)
+    assert (report.late, report.events_added) == (1, 1)
+    assert report.user_count == 1

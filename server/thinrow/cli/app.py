@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,6 +32,7 @@ app = typer.Typer(
 
 # Defaults that a parser reads are given as typed: the command shows them so.
 DURATION = "a number and ms, s, m, h, d or w, such as 1d"
+YEAR_2000_TS = 946_684_800_000
 TIME = "milliseconds since the epoch, or ISO 8601 in UTC, such as 2026-01-31"
 
 
@@ -146,6 +148,12 @@ def compact_command(
             "stored": readable_bytes(report.stored_bytes),
         }
         out.print(facts(f"Generation {report.generation} of {store}", shown))
+        if watermark < YEAR_2000_TS:
+            out.print("The watermark lies before 2000: times are in milliseconds, not seconds.")
+        elif watermark > time.time() * 1000:
+            out.print("The watermark lies in the future: what arrives before it will be too late.")
+        if erase is not None and keep != 1:
+            out.print("Older generations still hold the users erased: --keep 1 removes those.")
         if report.ignored_columns:
             out.print(f"Not in the schema, so not stored: {', '.join(report.ignored_columns)}")
 
@@ -212,7 +220,7 @@ def backfill_command(
             "thin rows": report.rows,
             "events carried inside": report.mutable_events,
             "rows before the first generation": report.before_first_generation,
-            "rows without digest": report.without_digest,
+            "rows without digest: history cut or erased": report.without_digest,
             "written": readable_bytes(rows.stat().st_size),
         }
         out.print(facts(str(rows), shown))
@@ -360,6 +368,8 @@ def verify_command(
         out.print(facts(f"{rows} against {against}", shown))
         if report.not_compared:
             out.print(f"Not in the store, so not compared: {', '.join(report.not_compared)}")
+        if report.not_in_fat:
+            out.print(f"Not in the fat rows, so not compared: {', '.join(report.not_in_fat)}")
         if not report.rows_that_differ:
             out.print("[bold green]Every event is equal.[/]")
             return
@@ -394,7 +404,9 @@ def inspect_command(
 
         with connected(server) as client:
             answer = client.inspect(user, as_of, Projection(limit, traits=_names(traits)))
-        out.print(*history_table(user, answer), sep="\n", soft_wrap=True)
+            groups = client.describe_store().feature_groups
+        names = [trait.name for group in groups for trait in group.traits]
+        out.print(*history_table(user, answer, names), sep="\n", soft_wrap=True)
 
 
 @app.command("demo")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from thinrow.client import Batch, read_thin_rows, row_count
 from thinrow.errors import InputError
+from thinrow.events.canonical import check_output
 from thinrow.store.shard import storage_error
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -66,6 +67,7 @@ def materialize(
         InputError: ``rows`` is no file of thin rows, or a column of it has a trait's name.
         ThinRowError: the server failed, or cannot be reached.
     """
+    check_output(fat, [rows])
     report = MaterializeReport()
     total = row_count(rows)
     temporary = fat.with_name(fat.name + ".new")

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from thinrow.v1 import materialization_pb2 as wire
 
 
-def history_table(user_id: int, answer: wire.InspectResponse) -> list[RenderableType]:
-    """What Inspect answered: when, how much, and the events, oldest first.
+def history_table(
+    user_id: int, answer: wire.InspectResponse, traits: list[str]
+) -> list[RenderableType]:
+    """What Inspect answered: when, how much, and the events, oldest first; ``traits`` in order.
 
     A time in history is shown where it differs from the event's own, and an id where it has one.
     """
+    if not answer.end_ts:
+        return [f"User {user_id}: that moment lies before the first generation."]
     heading = (
         f"User {user_id}, served from watermark {readable_time(answer.end_ts)} "
         f"({answer.end_ts}): {status_name(answer.status)}, {answer.event_count:,} events, "
@@ -27,7 +31,8 @@ def history_table(user_id: int, answer: wire.InspectResponse) -> list[Renderable
         return [heading, "No events to show."]
     moved = any(event.visible_ts != event.event_ts for event in answer.events)
     with_ids = any(event.HasField("event_id") for event in answer.events)
-    names = list(dict.fromkeys(trait.name for event in answer.events for trait in event.traits))
+    shown = {trait.name for event in answer.events for trait in event.traits}
+    names = [name for name in traits if name in shown]
     table = Table("event time")
     if moved:
         table.add_column("visible since")

@@ -48,6 +48,8 @@ class VerifyReport:
     """Compared."""
     not_compared: list[str]
     """List columns of the fat rows that the store does not have."""
+    not_in_fat: list[str]
+    """Traits of the store that the fat rows do not have."""
     rows: int = 0
     events: int = 0
     values: int = 0
@@ -76,8 +78,9 @@ def verify(
             f"{rows} has {total} rows and {fat} has {file.metadata.num_rows}; compare files of "
             f"the same requests."
         )
-    known = {"event_ts", "event_id", "visible_ts"}
-    known |= {t.name for group in client.describe_store().feature_groups for t in group.traits}
+    groups = client.describe_store().feature_groups
+    stored = [trait.name for group in groups for trait in group.traits]
+    known = {"event_ts", "event_id", "visible_ts", *stored}
     lists = [
         item.name
         for item in file.schema_arrow
@@ -88,6 +91,7 @@ def verify(
     report = VerifyReport(
         traits=[name for name in lists if name in known],
         not_compared=[name for name in lists if name not in known and name != "mutable"],
+        not_in_fat=[name for name in stored if name not in lists],
     )
     if not report.traits:
         raise InputError(f"{fat} has no list column named as a trait of the store; check the file.")

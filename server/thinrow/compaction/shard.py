@@ -125,14 +125,17 @@ def _admitted(
 ) -> pl.DataFrame:
     """The events that enter the store; the others are counted."""
     cuts, offered = task.cuts, len(events)
-    if cuts.previous_ts is not None and task.accept_late:
+    if previous is not None and cuts.previous_ts is not None and task.accept_late:
+        events = _without_erased(events, previous.shard)
+        counts.late = offered - len(events)
         events = with_late_accepted(events, cuts.previous_ts)
+    offered = len(events)
     events = without_duplicates(events, task.schema)
     counts.duplicates = offered - len(events)
     if previous is not None:
         assert cuts.previous_ts is not None
         in_time = events.filter(pl.col("arrival_ts") >= cuts.previous_ts)
-        counts.late = len(events) - len(in_time)
+        counts.late += len(events) - len(in_time)
         known = _recent_ids(in_time, previous.shard, cuts.previous_ts - task.dedup_window_ms)
         events = in_time.join(known, on=["user_id", "event_id"], how="anti")
         counts.duplicates += len(in_time) - len(events)
@@ -141,6 +144,20 @@ def _admitted(
     staying = arrived.filter(~pl.col("user_id").is_in(task.erased.tolist()))
     counts.events_added = counts.events_dropped = len(arrived) - len(staying)
     return staying
+
+
+def _without_erased(events: pl.DataFrame, shard: Shard) -> pl.DataFrame:
+    """Late events, less those of erased users from before their erasure: it is for good."""
+    user_ids = events["user_id"].unique().sort().to_numpy()
+    parts = []
+    for start in range(0, len(user_ids), USERS_PER_CHUNK):
+        chunk = user_ids[start : start + USERS_PER_CHUNK]
+        directories = parse_directories(shard.get(pack_keys(chunk, DIRECTORY_GROUP, 0)))
+        parts.append(pl.DataFrame({"user_id": chunk, "erased_ts": directories.erased_ts}))
+    if not parts:
+        return events
+    events = events.join(pl.concat(parts), on="user_id")
+    return events.filter(pl.col("arrival_ts") >= pl.col("erased_ts")).drop("erased_ts")
 
 
 def _recent_ids(events: pl.DataFrame, shard: Shard, since_ts: int) -> pl.DataFrame:

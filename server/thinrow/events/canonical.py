@@ -59,6 +59,13 @@ def parquet_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
+def check_output(out: Path, inputs: Sequence[Path]) -> None:
+    """Raises InputError where a file to be written is one of those to be read."""
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise InputError(f"--out {out} is also an input, and would be lost; name another file.")
+
+
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Opens a Parquet file. Raises InputError, naming it, where it is none."""
     try:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from thinrow.errors import InputError, UsageError
 from thinrow.events.canonical import (
     canonical_type,
+    check_output,
     from_canonical,
     open_parquet,
     parquet_files,
@@ -128,6 +129,7 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
     """
     with Generation.open_current(config.store) as generation:
         files = parquet_files(config.events)
+        check_output(config.rows, [config.requests, *files])
         try:
             config.rows.parent.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=f".{config.rows.name}-", dir=config.rows.parent))
