@@ -34,7 +34,7 @@ from thinrow.store.history import HistoryPlan
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from thinrow.client import Batch, Client
+    from thinrow.client import Batch
     from thinrow.compaction import CompactionReport
 
 DAY_MS = 86_400_000
@@ -145,12 +145,6 @@ def shown(batch: Batch) -> Answers:
         (status, {trait: column[n] for trait, column in lists.items()})
         for n, status in enumerate(batch.statuses.tolist())
     ]
-
-
-def digests_of(client: Client, pointers: Pointers) -> list[int]:
-    """What pointers written then would carry."""
-    pairs = zip(pointers.user_ids.tolist(), pointers.end_ts.tolist(), strict=True)
-    return [client.inspect(user, end_ts).digest for user, end_ts in pairs]
 
 
 def read_store(store: Path, pointers: Pointers, projection: Projection = ALL) -> Answers:

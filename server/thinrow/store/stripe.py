@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 from thinrow.errors import StoreCorruptError
-from thinrow.schema import Trait, TraitType
+from thinrow.schema import EVENT_TS, VISIBLE_TS, Trait, TraitType
 from thinrow.store.narrow import (
     NarrowBlocks,
     joined,
@@ -130,9 +130,9 @@ def _twin(
     placed: dict[int, tuple[TraitValues, NDArray[np.int64]]],
     counts: NDArray[np.int64],
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]] | None:
-    if column.trait.number != 2 or 1 not in placed:
+    if column.trait != EVENT_TS or VISIBLE_TS.number not in placed:
         return None
-    visible, place = placed[1]
+    visible, place = placed[VISIBLE_TS.number]
     equal = column.words == visible.words
     return np.logical_and.reduceat(equal, starts_of(counts)[:-1]), place
 
