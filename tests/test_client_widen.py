@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from thinrow.client.assemble import assemble
 from thinrow.client.batch import Batch
+from thinrow.client.lookup import Lookup
 from thinrow.client.pointers import MutableColumn, MutableEvents, Pointers, Projection, ThinRows
-from thinrow.client.widen import widen
+from thinrow.client.widen import NarrowColumn, Views
 from thinrow.errors import InputError, ThinRowError, UsageError
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from thinrow.client.answer import Answer
 
 # struct's code of each type's values; what a word is comes from the comments of the proto alone.
 CODES = {
@@ -115,24 +117,19 @@ def value(column: wire.Column, word: int) -> bytes | int | str:
 @given(encoded_columns())
 def test_widening_reads_what_the_contract_says(encoded: Encoded) -> None:
     column, block_lengths, events = encoded
-    wide = widen(column, np.array(block_lengths, np.int64))
-    assert len(wide.values) == len(events)
-    if column.nullable:
-        assert wide.present is not None
-        assert wide.present.tolist() == [event is not None for event in events]
-    else:
-        assert wide.present is None
+    narrow = NarrowColumn(column, np.array(block_lengths, np.int64))
+    values = np.full((len(events), *narrow.kind.shape), 99, narrow.kind.dtype)
+    present = np.full(len(events), True)
+    whole = Views(np.zeros(1, np.int64), np.array([len(events)]), np.zeros(1, np.int64))
+    narrow.write(whole, values, present)
+    assert present.tolist() == [event is not None for event in events]
     if column.type in CODES:
-        code = CODES[column.type]
-        assert wide.values.dtype == np.dtype(code)
-    for event, got in zip(
-        events, wide.values.reshape(len(events), column.vector_size), strict=True
-    ):
+        assert values.dtype == np.dtype(CODES[column.type])
+    for event, got in zip(events, values.reshape(len(events), column.vector_size), strict=True):
         if event is None:
             assert not got.any()
         elif column.type == wire.TRAIT_TYPE_STRING:
-            assert wide.strings is not None
-            assert [wide.strings[code] for code in got] == [value(column, w) for w in event]
+            assert [column.strings[code] for code in got] == [value(column, w) for w in event]
         elif column.type == wire.TRAIT_TYPE_CATEGORICAL:
             assert got.tolist() == [value(column, w) for w in event]
         else:
@@ -145,7 +142,26 @@ def test_a_column_that_contradicts_itself_is_refused(encoded: Encoded, data: st.
     part = data.draw(st.sampled_from(["data", "widths", "present"]))
     setattr(column, part, getattr(column, part) + b"\1")
     with pytest.raises(ThinRowError, match="malformed"):
-        widen(column, np.array(block_lengths, np.int64))
+        NarrowColumn(column, np.array(block_lengths, np.int64))
+
+
+def assemble(
+    response: wire.MaterializeResponse, rows: ThinRows, projection: Projection | str
+) -> Batch:
+    return Batch.from_answers([read(response, rows, projection)])
+
+
+def read(
+    response: wire.MaterializeResponse, rows: ThinRows, projection: Projection | str
+) -> Answer:
+    [piece] = Lookup(rows, projection).pieces(max(1, len(rows)))
+    piece.answered(response)
+    return piece.lookup.answer()
+
+
+def twice(response: wire.MaterializeResponse, rows: ThinRows) -> Batch:
+    once = read(response, rows, Projection())
+    return Batch.from_answers([once, once])
 
 
 def int64_column(trait: str, values: list[int | None], *, nullable: bool = False) -> wire.Column:
@@ -216,21 +232,9 @@ def test_mutable_events_follow_and_truncation_counts_both(
     batch = assemble(response, rows, projection)
     assert batch.to_lists("t") == want
     assert (batch.statuses == wire.STATUS_INVALID).tolist() == [w is None for w in want]
-    halves = [
-        assemble(slice_answer(response, part), rows[part], projection)
-        for part in (slice(0, 3), slice(3, None))
-    ]
-    assert Batch.concatenate(halves).to_lists("t") == want
-
-
-def slice_answer(response: wire.MaterializeResponse, part: slice) -> wire.MaterializeResponse:
-    sliced = wire.MaterializeResponse()
-    sliced.CopyFrom(response)
-    for name in ("statuses", "view_starts", "view_lengths"):
-        kept = list(getattr(response, name))[part]
-        sliced.ClearField(name)
-        getattr(sliced, name).extend(kept)
-    return sliced
+    whole = read(response, rows, projection)
+    parts = [whole[:3], whole[3:3], whole[3:]]
+    assert Batch.from_answers(parts).to_lists("t") == want
 
 
 def rows_with(arrival_ts: int, start_ts: int = 0, **columns: MutableColumn) -> ThinRows:
@@ -276,7 +280,7 @@ def test_absent_mutable_values_are_absent_defaulted_or_refused() -> None:
     assert batch.to_lists("b") == [[2, -5]]
     assert batch.to_lists("c") == [["x", "none"]]
     assert batch.to_lists("d") == [[[0.0, 2.0], [1.0, 1.0]]]
-    joined = Batch.concatenate([batch, batch])
+    joined = twice(response, rows_with(150))
     assert joined.to_lists("c") == [["x", "none"]] * 2
     assert joined.to_lists("a") == [[1, None]] * 2
 
@@ -306,7 +310,7 @@ def test_mutable_text_joins_the_texts() -> None:
     batch = assemble(answer([(0, 2)], [column], 2), rows, Projection())
     assert batch.to_lists("t") == [[None, "y", "z"]]
     assert batch.values["t"].dtype == np.int32
-    joined = Batch.concatenate([batch, batch])
+    joined = twice(answer([(0, 2)], [column], 2), rows)
     assert joined.to_lists("t") == [[None, "y", "z"]] * 2
     assert joined.values["t"][3] == 0  # 0 where absent
     with pytest.raises(InputError, match="text"):
@@ -355,14 +359,6 @@ def test_a_pointer_of_negative_length_may_be_answered_as_invalid() -> None:
     response.statuses[0] = wire.STATUS_INVALID
     rows = ThinRows(Pointers(user_ids=[7], end_ts=[9], max_lengths=[-1]))
     assert assemble(response, rows, Projection()).to_lists("t") == [None]
-
-
-def test_a_run_without_sharing_is_not_copied() -> None:
-    response = answer([(0, 2), (0, 0), (2, 1)], [int64_column("t", [1, 2, 3])], 3)
-    rows = ThinRows(Pointers(user_ids=[1, 2, 3], end_ts=[9] * 3))
-    batch = assemble(response, rows, Projection())
-    assert batch.values["t"].base is not None
-    assert batch.to_lists("t") == [[1, 2], [], [3]]
 
 
 def test_rows_that_do_not_fit_together_are_refused() -> None:

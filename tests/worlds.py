@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from thinrow.client import Pointers, Projection
-from thinrow.client.assemble import assemble as to_batch
+from thinrow.client import Batch, Pointers, Projection
+from thinrow.client.lookup import Lookup
 from thinrow.client.pointers import ThinRows
-from thinrow.client.request import to_request
 from thinrow.compaction import CompactionConfig, compact
 from thinrow.serving.assemble import assemble
 from thinrow.serving.projection import resolve_projection
@@ -34,7 +33,6 @@ from thinrow.store.history import HistoryPlan
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from thinrow.client import Batch
     from thinrow.compaction import CompactionReport
 
 DAY_MS = 86_400_000
@@ -149,7 +147,8 @@ def shown(batch: Batch) -> Answers:
 
 def read_store(store: Path, pointers: Pointers, projection: Projection = ALL) -> Answers:
     """What a server would answer, without one: opens, reads, assembles, widens."""
-    request = to_request(ThinRows(pointers), projection)
+    [piece] = Lookup(ThinRows(pointers), projection).pieces(len(pointers))
+    request = piece.request()
     with Generation.open_current(store) as generation:
         resolved = resolve_projection(request.projection, generation.schema)
         plan = HistoryPlan(
@@ -159,8 +158,9 @@ def read_store(store: Path, pointers: Pointers, projection: Projection = ALL) ->
             resolved.groups,
         )
         stripes = plan.read()
-        response = assemble(plan, plan.resolve(stripes), stripes, resolved, 1 << 30)
-    return shown(to_batch(response, ThinRows(pointers), projection))
+        response, _ = assemble(plan, plan.resolve(stripes), stripes, resolved, 1 << 30)
+    piece.answered(response)
+    return shown(Batch.from_answers([piece.lookup.answer()]))
 
 
 def leftovers(store: Path) -> list[str]:

@@ -11,16 +11,20 @@
         batch.to_lists("item_id")
 """
 
+from thinrow.client.answer import Answer
 from thinrow.client.batch import Batch
 from thinrow.client.client import Client, connect
 from thinrow.client.config import ClientConfig
 from thinrow.client.pointers import MutableColumn, MutableEvents, Pointers, Projection, ThinRows
 from thinrow.client.rows import read_thin_rows, row_count
+from thinrow.client.widen import ColumnKind
 
 __all__ = [
+    "Answer",
     "Batch",
     "Client",
     "ClientConfig",
+    "ColumnKind",
     "MutableColumn",
     "MutableEvents",
     "Pointers",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.errors import ThinRowError
+from thinrow.client.answer import Answer
 from thinrow.v1.materialization_pb2 import STATUS_OK
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "write_trait"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,60 +79,60 @@ class Batch:
         ]
 
     @staticmethod
-    def concatenate(batches: Sequence[Batch]) -> Batch:
-        """Joins one batch or more into one, in their order.
+    def from_answers(answers: Sequence[Answer]) -> Batch:
+        """Widens one answer or more into one batch, in their order.
 
         Raises ThinRowError where their traits differ, as across a change of schema.
         """
-        first = batches[0]
-        if len(batches) == 1:
-            return first
-        for batch in batches[1:]:
-            if kinds(batch) != kinds(first):
-                raise ThinRowError(
-                    "The batches hold different traits, so the schema changed between their "
-                    "answers; ask for them again."
-                )
-        oldest = min(batches, key=lambda batch: batch.generation)
-        values = {
-            trait: np.concatenate([batch.values[trait] for batch in batches])
-            for trait in first.values
-        }
-        nullable = {trait for batch in batches for trait in batch.present}
-        present = {
-            trait: np.concatenate([presence(batch, trait) for batch in batches])
-            for trait in first.values
-            if trait in nullable
-        }
-        strings = {}
-        for trait in first.strings:
-            sizes = [len(batch.strings[trait]) for batch in batches]
-            shifts = np.cumsum([0, *sizes[:-1]], dtype=np.int32)
-            values[trait] += np.repeat(shifts, [batch.offsets[-1] for batch in batches])
-            if trait in present:
-                values[trait][~present[trait]] = 0
-            strings[trait] = [text for batch in batches for text in batch.strings[trait]]
-        lengths = np.concatenate([np.diff(batch.offsets) for batch in batches])
-        return Batch(
-            statuses=np.concatenate([batch.statuses for batch in batches]),
-            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
-            values=values,
-            present=present,
-            strings=strings,
+        kinds = Answer.joint_kinds(answers)
+        lengths = np.concatenate([answer.lengths for answer in answers])
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        oldest = min(answers, key=lambda answer: answer.generation)
+        batch = Batch(
+            statuses=np.concatenate([answer.statuses for answer in answers]),
+            offsets=offsets,
+            values={},
+            present={},
+            strings={},
             generation=oldest.generation,
             watermark_ts=oldest.watermark_ts,
         )
+        events = int(offsets[-1])
+        for trait, kind in kinds.items():
+            batch.values[trait] = np.empty((events, *kind.shape), kind.dtype)
+            if kind.nullable:
+                batch.present[trait] = np.empty(events, np.bool_)
+            if kind.text:
+                batch.strings[trait] = []
+            write_trait(
+                answers,
+                trait,
+                batch.values[trait],
+                batch.present.get(trait),
+                batch.strings.get(trait),
+            )
+        return batch
 
 
-def kinds(batch: Batch) -> list[tuple[str, np.dtype[Any], tuple[int, ...], bool]]:
-    """Tells which traits a batch holds, and of what type."""
-    return [
-        (trait, values.dtype, values.shape[1:], trait in batch.strings)
-        for trait, values in batch.values.items()
-    ]
+def write_trait(
+    answers: Sequence[Answer],
+    trait: str,
+    values: NDArray[Any],
+    present: NDArray[np.bool_] | None,
+    strings: list[str] | None,
+) -> None:
+    """Widens a trait of several answers, one behind the other; see Answer.write.
 
-
-def presence(batch: Batch, trait: str) -> NDArray[np.bool_]:
-    """Tells which events have a trait, nullable or not."""
-    there = batch.present.get(trait)
-    return np.ones(len(batch.values[trait]), np.bool_) if there is None else there
+    `strings` takes the texts of a text trait; codes are those of the joint list.
+    """
+    first = 0
+    for answer in answers:
+        events = slice(first, first + int(answer.lengths.sum()))
+        first = events.stop
+        there = None if present is None else present[events]
+        answer.write(trait, values[events], there)
+        if strings is not None:
+            values[events] += len(strings)
+            if there is not None:
+                values[events][~there] = 0
+            strings += answer.strings(trait)

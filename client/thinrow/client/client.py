@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import closing
 from typing import TYPE_CHECKING, Self
 
-from thinrow.client.assemble import assemble
 from thinrow.client.batch import Batch
 from thinrow.client.channel import Channels
 from thinrow.client.config import ClientConfig
-from thinrow.client.pointers import Pointers, ThinRows
-from thinrow.client.request import Piece, split, to_request, to_wire_projection
-from thinrow.client.stream import stream
+from thinrow.client.lookup import Lookup
+from thinrow.client.request import to_wire_projection
+from thinrow.client.stream import answers
 from thinrow.errors import AnswerTooLargeError
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
 
     from google.protobuf.message import Message
-    from thinrow.client.pointers import Projection
+    from thinrow.client.answer import Answer
+    from thinrow.client.pointers import Pointers, Projection, ThinRows
     from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 
 __all__ = ["Client", "connect"]
@@ -86,22 +87,21 @@ class Client:
         `deadline_s` (default `config.request_deadline_s`) bounds each. Faults of one example are
         its status. Raises InputError for mutable events that lack a trait they need.
         """
-        rows = ThinRows(rows) if isinstance(rows, Pointers) else rows
-        pieces = deque(split(Piece(rows, last=True), self.config.examples_per_request))
-        batches = []
+        lookup = Lookup(rows, projection)
+        pieces = deque(lookup.pieces(self.config.examples_per_request))
         while pieces:
             piece = pieces.popleft()
-            request = to_request(piece.rows, projection)
             try:
-                response = self._call("Materialize", request, deadline_s)
+                response = self._call("Materialize", piece.request(), deadline_s)
             except AnswerTooLargeError:
-                if len(piece.rows) <= 1:
+                examples = len(piece.examples)
+                if examples <= 1:
                     raise
-                pieces.extendleft(reversed(split(piece, (len(piece.rows) + 1) // 2)))
+                pieces.extendleft(reversed(piece.split((examples + 1) // 2)))
             else:
                 assert isinstance(response, wire.MaterializeResponse)
-                batches.append(assemble(response, piece.rows, projection))
-        return Batch.concatenate(batches)
+                piece.answered(response)
+        return Batch.from_answers([lookup.answer()])
 
     def stream(
         self,
@@ -118,7 +118,19 @@ class Client:
         is how long each answer may keep the caller waiting. Closing the iterator, or letting go
         of it, ends the call. Otherwise as `materialize`.
         """
-        return stream(self._channels, batches, projection, self._deadline_s(deadline_s))
+        with closing(self.answers(batches, projection, deadline_s=deadline_s)) as answered:
+            for answer in answered:
+                yield Batch.from_answers([answer])
+
+    def answers(
+        self,
+        batches: Iterable[ThinRows | Pointers],
+        projection: Projection | str,
+        *,
+        deadline_s: float | None = None,
+    ) -> Generator[Answer, None, None]:
+        """As `stream`, but not widened."""
+        return answers(self._channels, batches, projection, self._deadline_s(deadline_s))
 
     def inspect(
         self, user_id: int, as_of_ts: int = 0, projection: Projection | None = None

@@ -101,7 +101,7 @@ class Pointers:
     def __len__(self) -> int:
         return len(self.user_ids)
 
-    def __getitem__(self, examples: slice) -> Pointers:
+    def __getitem__(self, examples: slice | NDArray[np.int64]) -> Pointers:
         return Pointers(**{name: getattr(self, name)[examples] for name in self.__slots__})
 
     def __repr__(self) -> str:

@@ -1,16 +1,17 @@
-"""From thin rows to requests."""
+"""Requests, from pointers and a projection."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from thinrow.client.pointers import Projection, ThinRows
+    from numpy.typing import NDArray
+    from thinrow.client.pointers import Pointers, Projection
 
-__all__ = ["TRUNCATIONS", "Piece", "split", "to_request", "to_wire_projection"]
+__all__ = ["TRUNCATIONS", "to_request", "to_wire_projection"]
 
 TRUNCATIONS: dict[str, wire.Truncation] = {
     "newest": wire.TRUNCATION_NEWEST,
@@ -18,26 +19,10 @@ TRUNCATIONS: dict[str, wire.Truncation] = {
 }
 
 
-class Piece(NamedTuple):
-    """As much of one batch as one request asks for."""
-
-    rows: ThinRows
-    last: bool
-    """True where it completes its batch."""
-
-
-def split(piece: Piece, examples: int) -> list[Piece]:
-    """Cuts into pieces of at most `examples`; an empty batch is one empty piece."""
-    starts = range(0, max(len(piece.rows), 1), examples)
-    return [
-        Piece(piece.rows[start : start + examples], piece.last and start == starts[-1])
-        for start in starts
-    ]
-
-
-def to_request(rows: ThinRows, projection: Projection | str) -> wire.MaterializeRequest:
-    """Asks for rows; arrays that say nothing stay at home, and so do the mutable events."""
-    pointers = rows.pointers
+def to_request(
+    pointers: Pointers, mutable_lengths: NDArray[np.int64], projection: Projection | str
+) -> wire.MaterializeRequest:
+    """Asks about examples; arrays that say nothing stay at home, and so do the mutable events."""
     request = wire.MaterializeRequest(user_ids=pointers.user_ids, end_ts=pointers.end_ts)
     if isinstance(projection, str):
         request.tenant = projection
@@ -51,8 +36,8 @@ def to_request(rows: ThinRows, projection: Projection | str) -> wire.Materialize
         request.digests.extend(pointers.digests)
     if not np.array_equal(pointers.request_ts, pointers.end_ts):
         request.request_ts.extend(pointers.request_ts)
-    if rows.mutable is not None and len(rows.mutable.arrival_ts):
-        request.mutable_lengths.extend(np.diff(rows.mutable.offsets))
+    if mutable_lengths.any():
+        request.mutable_lengths.extend(mutable_lengths)
     return request
 
 

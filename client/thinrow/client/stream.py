@@ -14,11 +14,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from thinrow.client.assemble import assemble
-from thinrow.client.batch import Batch
 from thinrow.client.channel import Channels, Retries, translate
-from thinrow.client.pointers import Pointers, ThinRows
-from thinrow.client.request import Piece, split, to_request
+from thinrow.client.lookup import Lookup, Piece
 from thinrow.client.widen import require
 from thinrow.errors import AnswerTooLargeError, DeadlineError, UnavailableError
 from thinrow.v1 import materialization_pb2 as wire
@@ -26,9 +23,10 @@ from thinrow.v1 import materialization_pb2 as wire
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
-    from thinrow.client.pointers import Projection
+    from thinrow.client.answer import Answer
+    from thinrow.client.pointers import Pointers, Projection, ThinRows
 
-__all__ = ["stream"]
+__all__ = ["answers"]
 
 # How long a stream whose answers have all come may take to end by itself.
 FAREWELL_S = 1.0
@@ -36,13 +34,13 @@ FAREWELL_S = 1.0
 REGROWTH_ANSWERS = 64
 
 
-def stream(
+def answers(
     channels: Channels,
     batches: Iterable[ThinRows | Pointers],
     projection: Projection | str,
     deadline_s: float,
-) -> Generator[Batch, None, None]:
-    """See Client.stream."""
+) -> Generator[Answer, None, None]:
+    """See Client.answers."""
     config = channels.config
     inputs: Iterator[ThinRows | Pointers] = iter(batches)
     cursors = itertools.count(1)
@@ -50,7 +48,6 @@ def stream(
     examples = config.examples_per_request
     planned: deque[Piece] = deque()  # of the input pulled last, not yet asked for
     asked: deque[tuple[int, Piece]] = deque()  # by cursor, not yet answered
-    answered: list[Batch] = []  # the pieces so far of the batch to be delivered next
     connection: Connection | None = None
     try:
         while True:
@@ -60,13 +57,12 @@ def stream(
                     if rows is None:
                         inputs = iter(())
                         break
-                    rows = ThinRows(rows) if isinstance(rows, Pointers) else rows
-                    planned.extend(split(Piece(rows, last=True), examples))
+                    planned.extend(Lookup(rows, projection).pieces(examples))
                 if connection is None:
                     connection = Connection(channels)
                 piece = planned.popleft()
                 asked.append((next(cursors), piece))
-                connection.send(asked[-1][0], to_request(piece.rows, projection))
+                connection.send(asked[-1][0], piece.request())
             if not asked:
                 if connection is not None:
                     connection.finish()
@@ -81,11 +77,11 @@ def stream(
                 asked.clear()
                 if isinstance(error, AnswerTooLargeError):
                     # Answers come in order, so the first without one is the one refused.
-                    refused = len(planned[0].rows)
+                    refused = len(planned[0].examples)
                     if refused <= 1:
                         raise
                     examples = (refused + 1) // 2
-                    planned = deque(part for piece in planned for part in split(piece, examples))
+                    planned = deque(part for piece in planned for part in piece.split(examples))
                 elif retries.pause():
                     channels.fail_over(failed)
                 else:
@@ -94,12 +90,11 @@ def stream(
             retries.reset()
             cursor, piece = asked.popleft()
             require(answer.cursor == cursor, f"it has cursor {answer.cursor} instead of {cursor}")
-            answered.append(assemble(answer.response, piece.rows, projection))
+            piece.answered(answer.response)
             most = config.examples_per_request
             examples = min(most, examples + max(1, most // REGROWTH_ANSWERS))
             if piece.last:
-                batch, answered = Batch.concatenate(answered), []
-                yield batch
+                yield piece.lookup.answer()
     finally:
         if connection is not None:
             connection.close()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from thinrow.errors import ThinRowError
+from thinrow.client import kernel
+from thinrow.errors import InputError, ThinRowError
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["VALUE_DTYPES", "WideColumn", "require", "widen"]
+__all__ = ["VALUE_DTYPES", "ColumnKind", "NarrowColumn", "Views", "cast_integers", "require"]
 
 VALUE_DTYPES: dict[int, np.dtype[Any]] = {
     wire.TRAIT_TYPE_INT8: np.dtype(np.int8),
@@ -30,23 +31,38 @@ VALUE_DTYPES: dict[int, np.dtype[Any]] = {
     wire.TRAIT_TYPE_CATEGORICAL: np.dtype(np.int64),
     wire.TRAIT_TYPE_STRING: np.dtype(np.int32),
 }
-"""What a trait's values are in a Batch, by its type."""
+"""What a trait's values are, by its type, unless other integers are asked for."""
 
-WIDTHS = (1, 2, 4, 8)
+INDEX_TYPES = (wire.TRAIT_TYPE_CATEGORICAL, wire.TRAIT_TYPE_STRING)
+CHECKED_TYPES = (*INDEX_TYPES, wire.TRAIT_TYPE_BOOL)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class WideColumn:
-    """One trait of every event of a run.
+class ColumnKind(NamedTuple):
+    """What the values of a trait are."""
 
-    values: shape (events,) or (events, size), 0 where absent; dtypes as in VALUE_DTYPES.
-    present: bool, shape (events,). None: not nullable.
-    strings: the texts that a text trait's values index. None: no text.
-    """
+    dtype: np.dtype[Any]
+    """Integers, floats and bools in their own dtype, categorical traits int64, text int32."""
 
-    values: NDArray[Any]
-    present: NDArray[np.bool_] | None
-    strings: list[str] | None
+    shape: tuple[int, ...]
+    """() for scalars, (size,) for vectors."""
+
+    text: bool
+    """True where values are codes of strings."""
+
+    nullable: bool
+    """True where events may lack it."""
+
+
+class Views(NamedTuple):
+    """Slices of a run, and where in the output each goes; int64, shape (views,)."""
+
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    places: NDArray[np.int64]
+
+    def times(self, size: int) -> Views:
+        """The same views of words, `size` per event."""
+        return self if size == 1 else Views(*(size * part for part in self))
 
 
 def require(condition: bool | np.bool_, what: str) -> None:
@@ -55,83 +71,143 @@ def require(condition: bool | np.bool_, what: str) -> None:
         raise ThinRowError(f"The server's answer is malformed: {what}.")
 
 
-def widen(column: wire.Column, block_lengths: NDArray[np.int64]) -> WideColumn:
-    """Widens a column of a run whose blocks have `block_lengths` events, int64, shape (blocks,).
+class NarrowColumn:
+    """One trait of every event of a run, checked and still narrow.
 
     Raises ThinRowError where the column's parts do not fit together.
     """
-    name, size = column.trait, column.vector_size
-    require(column.type in VALUE_DTYPES, f"{name} has the unknown type {column.type}")
-    require(size >= 1, f"{name} has no vector size")
-    require(column.nullable or not column.present, f"{name} has present bits, but is not nullable")
-    events = int(block_lengths.sum())
-    present = None
-    counts = block_lengths
-    if column.nullable:
+
+    def __init__(self, column: wire.Column, block_lengths: NDArray[np.int64]) -> None:
+        name, size = column.trait, column.vector_size
+        require(column.type in VALUE_DTYPES, f"{name} has the unknown type {column.type}")
+        require(size >= 1, f"{name} has no vector size")
         require(
-            len(column.present) == (events + 7) // 8, f"{name} has too few or many present bits"
+            column.nullable or not column.present, f"{name} has present bits, but is not nullable"
         )
-        bits = np.frombuffer(column.present, np.uint8)
-        present = np.unpackbits(bits, count=events, bitorder="little").view(np.bool_)
-        running = np.concatenate([np.zeros(1, np.int64), np.cumsum(present)])
-        ends = np.cumsum(block_lengths)
-        counts = running[ends] - running[ends - block_lengths]
-    values = to_values(column, to_words(column, counts * size))
-    if size > 1:
-        values = values.reshape(-1, size)
-    if present is not None and len(values) < events:
-        scattered = np.zeros((events, *values.shape[1:]), values.dtype)
-        scattered[present] = values
-        values = scattered
-    strings = list(column.strings) if column.type == wire.TRAIT_TYPE_STRING else None
-    return WideColumn(values, present, strings)
+        self.message = column
+        self.kind = ColumnKind(
+            VALUE_DTYPES[column.type],
+            () if size == 1 else (size,),
+            column.type == wire.TRAIT_TYPE_STRING,
+            column.nullable,
+        )
+        self._size = size
+        self._events = int(block_lengths.sum())
+        self._present: NDArray[np.bool_] | None = None
+        counts = block_lengths
+        if column.nullable:
+            require(
+                len(column.present) == (self._events + 7) // 8,
+                f"{name} has too few or many present bits",
+            )
+            bits = np.frombuffer(column.present, np.uint8)
+            unpacked = np.unpackbits(bits, count=self._events, bitorder="little")
+            self._present = unpacked.view(np.bool_)
+            running = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._present)])
+            ends = np.cumsum(block_lengths)
+            counts = running[ends] - running[ends - block_lengths]
+        self._counts = counts * size
+        self._widths = np.frombuffer(column.widths, np.uint8)
+        self._bases = np.array(column.bases, np.int64)
+        self._data = np.frombuffer(column.data, np.uint8)
+        require(
+            len(self._bases) == len(self._widths) == len(counts),
+            f"{name} has not one base and width per block",
+        )
+        require(np.isin(self._widths, (0, *kernel.WIDTHS)).all(), f"{name} has an unknown width")
+        require(
+            int(self._widths @ self._counts) == len(self._data),
+            f"{name} has too few or many bytes",
+        )
 
+    @property
+    def travelled_bytes(self) -> int:
+        """Size of the column in the answer. Asking the message itself would encode it again."""
+        message = self.message
+        entries = 8 * len(message.dictionary) + sum(map(len, message.strings))
+        bitmap = 0 if self._present is None else (self._events + 7) // 8
+        return len(self._data) + 9 * len(self._widths) + bitmap + entries
 
-def to_words(column: wire.Column, counts: NDArray[np.int64]) -> NDArray[Any]:
-    """Adds each block's base to its offsets: words, unsigned, as wide as the trait needs."""
-    name = column.trait
-    widths = np.frombuffer(column.widths, np.uint8)
-    bases = np.array(column.bases, np.int64)
-    require(
-        len(bases) == len(widths) == len(counts), f"{name} has not one base and width per block"
-    )
-    require(np.isin(widths, (0, *WIDTHS)).all(), f"{name} has an unknown width")
-    require(int(widths @ counts) == len(column.data), f"{name} has too few or many bytes")
-    indexes = column.type in (wire.TRAIT_TYPE_CATEGORICAL, wire.TRAIT_TYPE_STRING)
-    # Arithmetic modulo 2^64 is exact modulo 2^8 too: narrow traits never need wide words. Only
-    # an index keeps all its bits, to be checked against the bounds of its dictionary.
-    itemsize = 8 if indexes else VALUE_DTYPES[column.type].itemsize
-    dtype = np.dtype(f"u{itemsize}")
-    words = np.repeat(bases.astype(dtype), counts)
-    start = 0
-    for width in WIDTHS:
-        blocks = widths == width
-        count = int(counts[blocks].sum())
-        if not count:
-            continue
-        offsets = np.frombuffer(column.data, f"<u{width}", count, start).astype(dtype, copy=False)
-        start += count * width
-        if count == len(words):
-            words += offsets
+    def write(
+        self, views: Views, values: NDArray[Any], present: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Writes the events of `views` to `values`, shape (events,) or (events, size).
+
+        `values` has the kind's dtype or, for integers, another integer dtype; 0 where absent.
+        Raises InputError for a value that does not fit, ThinRowError for a malformed column.
+        """
+        if present is not None:
+            if self._present is None:
+                present[kernel.ranges(views.places, views.lengths)] = True
+            else:
+                kernel.copy_views(self._present, *views, present)
+        if self._present is not None or self.message.type in CHECKED_TYPES:
+            kernel.copy_views(self._whole_as(values.dtype), *views, values)
+        elif self._fits(values.dtype):
+            self._widen(views.times(self._size), values.reshape(-1))
         else:
-            words[np.repeat(blocks, counts)] += offsets
-    return words
+            kernel.copy_views(self._whole_as(values.dtype), *views, values)
+
+    def _widen(self, views: Views, out: NDArray[Any], dtype: np.dtype[Any] | None = None) -> None:
+        narrow = (self._data, self._widths, self._bases, self._counts)
+        kernel.widen_views(*narrow, dtype or self.kind.dtype, *views, out)
+
+    def _fits(self, dtype: np.dtype[Any]) -> bool:
+        """Tells from bases and widths alone that every value fits another integer dtype."""
+        if dtype == self.kind.dtype or np.can_cast(self.kind.dtype, dtype):
+            return True
+        bounds = np.iinfo(dtype)
+        most = self._bases.astype(object) + (1 << 8 * self._widths.astype(object)) - 1
+        return bool((self._bases >= max(bounds.min, 0)).all() and (most <= bounds.max).all())
+
+    def _whole_as(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        whole = self._whole
+        return whole if whole.dtype == dtype else cast_integers(self.message.trait, whole, dtype)
+
+    @cached_property
+    def _whole(self) -> NDArray[Any]:
+        """Every event of the run, for what cannot be read event by event or must be checked."""
+        # Arithmetic modulo 2^64 is exact modulo 2^8 too: narrow traits never need wide words.
+        # Only an index keeps all its bits, to be checked against the bounds of its dictionary.
+        indexes = self.message.type in INDEX_TYPES
+        dtype = np.dtype(np.uint64) if indexes else self.kind.dtype
+        values = np.empty(int(self._counts.sum()), dtype)
+        zero = np.zeros(1, np.int64)
+        self._widen(Views(zero, np.array([len(values)]), zero), values, dtype)
+        values = self._checked(values)
+        if self._size > 1:
+            values = values.reshape(-1, self._size)
+        if len(values) == self._events:
+            return values
+        scattered = np.zeros((self._events, *values.shape[1:]), values.dtype)
+        scattered[self._present] = values
+        return scattered
+
+    def _checked(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Refuses indexes past what is there, and looks the others up."""
+        message = self.message
+        if message.type == wire.TRAIT_TYPE_CATEGORICAL:
+            dictionary = np.array(message.dictionary, np.int64)
+            self._require_below(values, len(dictionary))
+            return dictionary[values.view(np.int64)]
+        if message.type == wire.TRAIT_TYPE_STRING:
+            self._require_below(values, len(message.strings))
+            return values.astype(np.int32)
+        if message.type == wire.TRAIT_TYPE_BOOL:
+            self._require_below(values.view(np.uint8), 2)
+        return values
+
+    def _require_below(self, words: NDArray[Any], bound: int) -> None:
+        fits = not len(words) or bool(words.max() < bound)
+        require(fits, f"{self.message.trait} has a value that does not exist")
 
 
-def to_values(column: wire.Column, words: NDArray[Any]) -> NDArray[Any]:
-    """Reads words as the trait's type says."""
-    if column.type == wire.TRAIT_TYPE_CATEGORICAL:
-        dictionary = np.array(column.dictionary, np.int64)
-        require_below(words, len(dictionary), column.trait)
-        return dictionary[words.view(np.int64)]
-    if column.type == wire.TRAIT_TYPE_STRING:
-        require_below(words, len(column.strings), column.trait)
-        return words.astype(np.int32)
-    if column.type == wire.TRAIT_TYPE_BOOL:
-        require_below(words, 2, column.trait)
-    return words.view(VALUE_DTYPES[column.type])
-
-
-def require_below(words: NDArray[Any], bound: int, name: str) -> None:
-    """Refuses words that index past what is there."""
-    require(not len(words) or words.max() < bound, f"{name} has a value that does not exist")
+def cast_integers(trait: str, values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Casts integers. Raises InputError where one does not fit."""
+    if not np.can_cast(values.dtype, dtype) and values.size:
+        bounds = np.iinfo(dtype)
+        if values.min() < bounds.min or values.max() > bounds.max:
+            raise InputError(
+                f"The trait {trait!r} has values that do not fit {dtype}; ask for wider integers."
+            )
+    return values.astype(dtype)

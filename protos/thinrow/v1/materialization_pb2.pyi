@@ -101,7 +101,7 @@ class MaterializeRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., user_ids: _Optional[_Iterable[int]] = ..., start_ts: _Optional[_Iterable[int]] = ..., end_ts: _Optional[_Iterable[int]] = ..., max_lengths: _Optional[_Iterable[int]] = ..., digests: _Optional[_Iterable[int]] = ..., request_ts: _Optional[_Iterable[int]] = ..., mutable_lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MaterializeResponse(_message.Message):
-    __slots__ = ("generation", "watermark_ts", "statuses", "view_starts", "view_lengths", "block_lengths", "columns", "sequence_length", "truncation")
+    __slots__ = ("generation", "watermark_ts", "statuses", "view_starts", "view_lengths", "block_lengths", "columns", "sequence_length", "truncation", "server_us")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     WATERMARK_TS_FIELD_NUMBER: _ClassVar[int]
     STATUSES_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,7 @@ class MaterializeResponse(_message.Message):
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    SERVER_US_FIELD_NUMBER: _ClassVar[int]
     generation: int
     watermark_ts: int
     statuses: _containers.RepeatedScalarFieldContainer[Status]
@@ -120,7 +121,8 @@ class MaterializeResponse(_message.Message):
     columns: _containers.RepeatedCompositeFieldContainer[Column]
     sequence_length: int
     truncation: Truncation
-    def __init__(self, generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., statuses: _Optional[_Iterable[_Union[Status, str]]] = ..., view_starts: _Optional[_Iterable[int]] = ..., view_lengths: _Optional[_Iterable[int]] = ..., block_lengths: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., sequence_length: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ...) -> None: ...
+    server_us: int
+    def __init__(self, generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., statuses: _Optional[_Iterable[_Union[Status, str]]] = ..., view_starts: _Optional[_Iterable[int]] = ..., view_lengths: _Optional[_Iterable[int]] = ..., block_lengths: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., sequence_length: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., server_us: _Optional[int] = ...) -> None: ...
 
 class Column(_message.Message):
     __slots__ = ("trait", "type", "vector_size", "nullable", "bases", "widths", "data", "present", "dictionary", "strings", "default_word", "default_string")

@@ -261,6 +261,7 @@ def serve_command(
     with one_sentence():
         from thinrow.serving import Server, ServerConfig
         from thinrow.serving.logs import log_to_stderr
+        from thinrow.serving.memory import keep_freed_memory
 
         config = ServerConfig(
             store=store,
@@ -278,6 +279,7 @@ def serve_command(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         log_to_stderr()
+        keep_freed_memory()
         with Server(config):
             stop.wait()
 

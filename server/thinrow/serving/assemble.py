@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 from thinrow.errors import AnswerTooLargeError, StoreCorruptError
+from thinrow.schema import TraitType
 from thinrow.store.narrow import NarrowBlocks, by_width, narrow, ranges, starts_of
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from thinrow.serving.projection import ResolvedProjection
     from thinrow.store.history import HistoryPlan, Selection
     from thinrow.store.stripe import StripeSet
+
+COLUMN_BYTES = 128
+"""More than a column's type, lengths and tags take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,15 @@ def assemble(
     stripes: Mapping[int, StripeSet],
     projection: ResolvedProjection,
     response_bytes_max: int,
-) -> wire.MaterializeResponse:
+) -> tuple[wire.MaterializeResponse, int]:
     """Builds the answer.
 
     Raises:
         AnswerTooLargeError: it would be larger than ``response_bytes_max``.
         StoreCorruptError: a stripe contradicts itself.
+
+    Returns:
+        The answer, and its size in bytes, within a few per column.
     """
     run = lay_out(plan, selection)
     head = projection.truncation.head
@@ -95,15 +102,16 @@ def assemble(
         sequence_length=projection.truncation.sequence_length,
         truncation=wire.TRUNCATION_HEAD if head else wire.TRUNCATION_NEWEST,
     )
-    room = response_bytes_max - response.ByteSize()
+    size = response.ByteSize()
     try:
         for trait in projection.traits:
             group = plan.generation.schema.group_of[trait.name]
             rows = np.searchsorted(plan.stripes_wanted[group], run.stripes)
-            room -= _add_column(response, stripes[group], trait, rows, run, room)
+            room = response_bytes_max - size
+            size += _add_column(response, stripes[group], trait, rows, run, room)
     except StoreCorruptError as error:
         raise plan.generation.corrupt(error) from error
-    return response
+    return response, size
 
 
 def wire_type(trait: Trait) -> wire.TraitType:
@@ -126,37 +134,57 @@ def _add_column(
         vector_size=trait.size,
         nullable=trait.nullable,
     )
-    if trait.type.is_dictionary:
-        values = stripes.words(trait, rows, run.first, run.counts)
+    entry_bytes = 0
+    where = (rows, run.first, run.counts)
+    if trait.type is TraitType.CATEGORICAL:
+        codes, numbers, present = stripes.categories(trait, *where)
+        blocks, buffer = one_base(codes, value_counts(run, present)), codes.view(np.uint8)
+        column.dictionary.extend(numbers.tolist())
+        entry_bytes = numbers.nbytes
+    elif trait.type is TraitType.STRING:
+        values = stripes.words(trait, *where)
         present = values.present
-        value_counts = run.counts
-        if present is not None:
-            before = starts_of(present.view(np.int8))
-            value_counts = np.diff(before[starts_of(run.counts)])
-        blocks, data = narrow(values.words, value_counts)
-        buffer = memoryview(data.data)
-        if isinstance(values.dictionary, pa.Array):
-            column.strings.extend(values.dictionary.to_pylist())
-        elif values.dictionary is not None:
-            column.dictionary.extend(values.dictionary.tolist())
+        blocks, buffer = narrow(values.words, value_counts(run, present))
+        assert isinstance(values.dictionary, pa.Array)
+        column.strings.extend(values.dictionary.to_pylist())
+        entry_bytes = values.dictionary.nbytes
     else:
-        slices = stripes.slices(trait, rows, run.first, run.counts)
+        slices = stripes.slices(trait, *where)
         present, blocks, buffer = slices.present, slices.blocks, stripes.buffer
     _check_room(blocks, room)
     column.bases.extend(blocks.bases.tolist())
     column.widths = blocks.widths.tobytes()
-    column.data = by_width(buffer, blocks)
+    data, bits = by_width(buffer, blocks), b""
+    column.data = data
     if trait.nullable:
         if present is None:
             present = np.ones(int(run.counts.sum()), dtype=np.bool_)
-        column.present = np.packbits(present, bitorder="little").tobytes()
+        bits = np.packbits(present, bitorder="little").tobytes()
+        column.present = bits
     elif isinstance(trait.default, str):
         column.default_string = trait.default
     elif trait.default is not None:
         column.default_word = trait.default_word
-    size = column.ByteSize()
+    # Asking the message for its size would encode it once more.
+    names = len(trait.name.encode()) + len(str(trait.default).encode())
+    size = COLUMN_BYTES + names + 9 * len(blocks.bases) + len(data) + len(bits) + entry_bytes
     _check_size(size, room)
     return size
+
+
+def value_counts(run: Run, present: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    """Events of each block that have a trait."""
+    if present is None:
+        return run.counts
+    before = starts_of(present.view(np.int8))
+    return np.diff(before[starts_of(run.counts)])
+
+
+def one_base(codes: NDArray[np.unsignedinteger[Any]], counts: NDArray[np.int64]) -> NarrowBlocks:
+    """Blocks of codes that are all of one width, as they are."""
+    widths = np.full(len(counts), codes.itemsize, np.uint8)
+    starts = starts_of(counts * codes.itemsize)[:-1]
+    return NarrowBlocks(np.zeros(len(counts), np.int64), widths, counts, starts)
 
 
 def _check_room(blocks: NarrowBlocks, room: int) -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.client.assemble import assemble as to_batch
+from thinrow.client.batch import Batch
+from thinrow.client.lookup import Lookup
 from thinrow.client.pointers import Pointers as ClientPointers
 from thinrow.client.pointers import Projection, ThinRows
 from thinrow.errors import RequestError
@@ -62,13 +63,13 @@ class Question:
     ) -> wire.InspectResponse:
         """The answer as a person reads it, widened as a trainer's client does it."""
         pointers, truncation = self.pointers, self.projection.truncation
-        batch = to_batch(
-            answer,
-            ThinRows(ClientPointers(user_ids=pointers.user_ids, end_ts=pointers.end_ts)),
-            Projection(
-                truncation.sequence_length, truncation="head" if truncation.head else "newest"
-            ),
+        rows = ThinRows(ClientPointers(user_ids=pointers.user_ids, end_ts=pointers.end_ts))
+        projection = Projection(
+            truncation.sequence_length, truncation="head" if truncation.head else "newest"
         )
+        [piece] = Lookup(rows, projection).pieces(examples_max=1)
+        piece.answered(answer)
+        batch = Batch.from_answers([piece.lookup.answer()])
         names = [trait.name for trait in self.projection.traits]
         columns = {name: batch.to_lists(name)[0] or [] for name in names}
         return wire.InspectResponse(

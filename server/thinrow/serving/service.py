@@ -158,7 +158,7 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
             self._current.use() as generation,
         ):
             question = Question(generation, request, self._config.inspect_events_max)
-            selection, response = self._answer(
+            selection, response, _ = self._answer(
                 generation, question.pointers, question.projection, context, record_digests=True
             )
             return question.readable(selection, response)
@@ -213,17 +213,19 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
         self, request: wire.MaterializeRequest, context: grpc.ServicerContext
     ) -> wire.MaterializeResponse:
         metrics = self._metrics
+        started_s = time.perf_counter()
         with metrics.in_flight.track_inprogress(), self._current.use() as generation:
             projection = resolve(request, generation.schema, self._tenants)
             pointers = read_pointers(request, self._config.examples_max)
-            _, response = self._answer(generation, pointers, projection, context)
+            _, response, size = self._answer(generation, pointers, projection, context)
+        response.server_us = int(1e6 * (time.perf_counter() - started_s))
         tenant = request.tenant
         counts = np.bincount(np.array(response.statuses, dtype=np.int64), minlength=len(Status) + 1)
         for status in Status:
             if counts[status]:
                 metrics.examples.labels(tenant, status.name).inc(int(counts[status]))
         metrics.events.inc(sum(response.view_lengths))
-        metrics.sent_bytes.inc(response.ByteSize())
+        metrics.sent_bytes.inc(size)
         return response
 
     def _answer(
@@ -234,8 +236,8 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
         context: grpc.ServicerContext,
         *,
         record_digests: bool = False,
-    ) -> tuple[Selection, wire.MaterializeResponse]:
-        """Waits for its turn, and works within the budget of memory."""
+    ) -> tuple[Selection, wire.MaterializeResponse, int]:
+        """Waits for its turn, and works within the budget of memory; also tells the bytes."""
         metrics, config = self._metrics, self._config
         with self._stage("wait"):
             if not self._work.acquire(timeout=_remaining_s(context)):
@@ -259,12 +261,12 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
                 _check_wanted(context)
                 with self._stage("assemble"):
                     selection = plan.resolve(stripes)
-                    response = assemble(
+                    response, size = assemble(
                         plan, selection, stripes, projection, config.response_bytes_max
                     )
         finally:
             self._work.release()
-        return selection, response
+        return selection, response, size
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:

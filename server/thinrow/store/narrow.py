@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from thinrow._native import gather
 from thinrow.errors import StoreCorruptError
 
 if TYPE_CHECKING:
@@ -79,26 +80,27 @@ def narrow(
     return blocks, data
 
 
-def joined(buffer: memoryview, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> bytes:
+def joined(
+    buffer: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> bytes:
     """Slices of ``buffer``, one after the other.
 
     Raises:
         StoreCorruptError: where a slice would reach past the buffer's end.
     """
-    pieces = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
-    data = b"".join([buffer[start:end] for start, end in pieces if start != end])
-    if len(data) != int(lengths.sum()):
-        raise StoreCorruptError("A stripe is shorter than its header says.")
-    return data
+    try:
+        return gather(buffer, starts, lengths)
+    except IndexError as error:
+        raise StoreCorruptError("A stripe is shorter than its header says.") from error
 
 
-def by_width(buffer: memoryview, blocks: NarrowBlocks) -> bytes:
+def by_width(buffer: NDArray[np.uint8], blocks: NarrowBlocks) -> bytes:
     """Offsets of all blocks of width 1 in block order, then of width 2, 4 and 8."""
     order = np.argsort(blocks.widths, kind="stable")
     return joined(buffer, blocks.starts[order], blocks.byte_lengths[order])
 
 
-def widened(buffer: memoryview, blocks: NarrowBlocks) -> NDArray[np.uint64]:
+def widened(buffer: NDArray[np.uint8], blocks: NarrowBlocks) -> NDArray[np.uint64]:
     """The words of all blocks, one block after the other."""
     words = np.repeat(blocks.bases.view(np.uint64), blocks.counts)
     lengths = blocks.byte_lengths

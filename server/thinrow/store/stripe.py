@@ -16,13 +16,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from thinrow._native import number_values, recode
 from thinrow.errors import StoreCorruptError
 from thinrow.schema import EVENT_TS, VISIBLE_TS, Trait, TraitType
 from thinrow.store.narrow import (
+    WIDTHS,
     NarrowBlocks,
     joined,
     narrow,
@@ -54,6 +56,9 @@ PRESENT_ALL, PRESENT_SOME, PRESENT_NONE = 0, 1, 2
 
 STRIPE_EVENTS_MAX = 512
 """A user's newest stripe is rewritten until it holds this many events."""
+
+CODES_PER_ENTRY_MIN = 4
+"""An answer's dictionary with fewer events per entry is cut to the entries that they use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +207,7 @@ class StripeSet:
     """
 
     def __init__(self, stripes: Sequence[bytes]) -> None:
-        self.buffer = memoryview(b"".join(stripes))
+        self.buffer = np.frombuffer(b"".join(stripes), dtype=np.uint8)
         lengths = np.fromiter(map(len, stripes), dtype=np.int64, count=len(stripes))
         self.starts = starts_of(lengths)[:-1]
         if len(lengths) and int(lengths.min()) < HEADER.itemsize:
@@ -305,6 +310,9 @@ class StripeSet:
     ) -> TraitValues:
         """The same slices, decoded. Words of a dictionary trait index the result's dictionary."""
         slices = self.slices(trait, stripe, first, counts)
+        if trait.type is TraitType.CATEGORICAL:
+            codes, dictionary = self._recoded(trait, stripe, slices.blocks)
+            return TraitValues(trait, codes.astype(np.uint64), slices.present, dictionary)
         words = widened(self.buffer, slices.blocks)
         if not trait.type.is_dictionary:
             return TraitValues(trait, words, slices.present)
@@ -320,11 +328,50 @@ class StripeSet:
         wanted = np.zeros(entry_starts[-1], dtype=np.bool_)
         wanted[words] = True
         words = (np.cumsum(wanted) - 1).astype(np.uint64)[words]
-        if trait.type is TraitType.CATEGORICAL:
-            dictionary = self._numbers(trait, has[used], record, used, entry_starts)[wanted]
-            return TraitValues(trait, words, slices.present, dictionary)
         texts = self._texts(trait, has[used], record, used, entry_starts, wanted)
         return TraitValues(trait, words, slices.present, texts)
+
+    def categories(
+        self,
+        trait: Trait,
+        stripe: NDArray[np.int64],
+        first: NDArray[np.int64],
+        counts: NDArray[np.int64],
+    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.int64], NDArray[np.bool_] | None]:
+        """A categorical trait's slices: codes, the dictionary that they index, and `present`.
+
+        Codes are as narrow as the dictionary allows, of events that have the trait only.
+        """
+        slices = self.slices(trait, stripe, first, counts)
+        return *self._recoded(trait, stripe, slices.blocks), slices.present
+
+    def _recoded(
+        self, trait: Trait, stripe: NDArray[np.int64], blocks: NarrowBlocks
+    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.int64]]:
+        """Puts one dictionary in the place of the stripes' own."""
+        used, place = np.unique(stripe, return_inverse=True)
+        has, records = self._column(trait)
+        record = records[used]
+        entry_counts = np.where(has[used], record["dictionary_count"], 1).astype(np.int64)
+        entry_starts = starts_of(entry_counts)
+        values = self._numbers(trait, has[used], record, used, entry_starts)
+        codes, distinct = np.empty(len(values), np.uint32), np.empty(len(values), np.int64)
+        dictionary = distinct[: number_values(values, codes, distinct)]
+        size = next(width for width in WIDTHS if len(dictionary) <= 1 << 8 * width)
+        recoded = np.empty(int(blocks.counts.sum()), f"<u{size}")
+        entries = (codes, entry_starts[:-1][place], entry_counts[place])
+        try:
+            recode(
+                *(self.buffer, blocks.starts, blocks.widths, blocks.bases, blocks.counts),
+                *(*entries, size, recoded.view(np.uint8)),
+            )
+        except IndexError as error:
+            raise StoreCorruptError("A stripe's word points past its dictionary.") from error
+        if len(recoded) < CODES_PER_ENTRY_MIN * len(dictionary):
+            # A short slice must not drag a long dictionary along.
+            wanted, codes_used = np.unique(recoded, return_inverse=True)
+            return codes_used.astype(recoded.dtype), dictionary[wanted]
+        return recoded, dictionary
 
     def _numbers(
         self,
@@ -362,7 +409,7 @@ class StripeSet:
             body = self.buffer[place + 4 * count :]
             begins = np.concatenate([[0], ends[:-1]])
             texts += [
-                str(body[a:b], "utf-8")
+                str(bytes(body[a:b]), "utf-8")
                 for a, b in zip(begins[chosen].tolist(), ends[chosen].tolist(), strict=True)
             ]
         return pa.array(texts, type=pa.large_string())

@@ -1,0 +1,35 @@
+// The loops over every event. Compiled once for any machine and once for AVX2.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// What a word is read as; written are the signed ones.
+enum class Integer : int { i8, i16, i32, i64, u8, u16, u32, u64 };
+
+// Blocks of narrow words. Word j of a block is base + offset j, modulo 2^64.
+struct Blocks {
+  const uint8_t *data;
+  const uint8_t *widths;     // bytes per offset: 0, 1, 2, 4 or 8
+  const int64_t *bases;
+  const int64_t *first_word; // of each block, and the number of all words at the end
+  const int64_t *first_byte; // of each block's offsets in data
+  size_t count;
+};
+
+// Slices [start, start + length) of a run, and where in the output each goes.
+struct Views {
+  const int64_t *starts;
+  const int64_t *lengths;
+  const int64_t *places;
+  size_t count;
+};
+
+#define DECLARE_LOOPS(name)                                                                \
+  namespace name {                                                                         \
+  void widen_views(const Blocks &, Integer from, Integer to, const Views &, uint8_t *out); \
+  void copy_views(const uint8_t *source, size_t item_bytes, const Views &, uint8_t *out);  \
+  }
+
+DECLARE_LOOPS(any)
+DECLARE_LOOPS(avx2)

@@ -1,0 +1,223 @@
+// Python's side of the loops: checks that nothing is read or written out of bounds, lets go of
+// the interpreter's lock, and picks the loops that this machine can run.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <type_traits>
+#include <unordered_map>
+#include <vector>
+
+#include "loops.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+template <typename T>
+using In = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Out = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using AnyIn = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+using AnyOut = nb::ndarray<nb::c_contig, nb::device::cpu>;
+
+bool has_avx2() {
+#ifdef HAS_AVX2
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+#else
+  return false;
+#endif
+}
+
+const bool use_avx2 = has_avx2();
+
+// Refuses views that reach past the run or the output.
+Views checked(const In<int64_t> &starts, const In<int64_t> &lengths, const In<int64_t> &places,
+              int64_t source_items, int64_t out_items) {
+  const size_t count = lengths.size();
+  if (starts.size() != count || places.size() != count)
+    throw std::invalid_argument("views need as many starts and places as lengths");
+  for (size_t v = 0; v < count; ++v) {
+    const int64_t start = starts.data()[v], length = lengths.data()[v], place = places.data()[v];
+    if (start < 0 || length < 0 || place < 0 || start > source_items - length ||
+        place > out_items - length)
+      throw std::out_of_range("a view reaches past what it is a view of");
+  }
+  return {starts.data(), lengths.data(), places.data(), count};
+}
+
+void widen_views(In<uint8_t> data, In<uint8_t> widths, In<int64_t> bases, In<int64_t> counts,
+                 int from, In<int64_t> starts, In<int64_t> lengths, In<int64_t> places, int to,
+                 AnyOut out) {
+  const size_t blocks = widths.size();
+  if (bases.size() != blocks || counts.size() != blocks)
+    throw std::invalid_argument("blocks need as many bases and counts as widths");
+  // Offsets of all blocks of width 1 come first, in block order, then of width 2, 4 and 8.
+  std::vector<int64_t> first_word(blocks + 1, 0), first_byte(blocks, 0);
+  for (size_t b = 0; b < blocks; ++b) {
+    const int width = widths.data()[b];
+    if (width > 8 || (width & (width - 1))) throw std::invalid_argument("no such width");
+    if (counts.data()[b] < 0) throw std::invalid_argument("a block has a negative length");
+    first_word[b + 1] = first_word[b] + counts.data()[b];
+  }
+  int64_t byte = 0;
+  for (int width : {1, 2, 4, 8})
+    for (size_t b = 0; b < blocks; ++b)
+      if (widths.data()[b] == width) {
+        first_byte[b] = byte;
+        byte += width * counts.data()[b];
+      }
+  if (byte != static_cast<int64_t>(data.size()))
+    throw std::invalid_argument("the blocks' bytes are not those that are there");
+  if (from < 0 || from > 7 || to < 0 || to > 3) throw std::invalid_argument("no such integers");
+  const Views views =
+      checked(starts, lengths, places, first_word[blocks], out.nbytes() >> to);
+  const Blocks narrow{data.data(), widths.data(),     bases.data(),
+                      first_word.data(), first_byte.data(), blocks};
+  auto *target = static_cast<uint8_t *>(out.data());
+  nb::gil_scoped_release release;
+  (use_avx2 ? avx2::widen_views : any::widen_views)(narrow, static_cast<Integer>(from),
+                                                    static_cast<Integer>(to), views, target);
+}
+
+void copy_views(AnyIn source, In<int64_t> starts, In<int64_t> lengths, In<int64_t> places,
+                size_t item_bytes, AnyOut out) {
+  if (!item_bytes) throw std::invalid_argument("items have no size");
+  const Views views = checked(starts, lengths, places, source.nbytes() / item_bytes,
+                              out.nbytes() / item_bytes);
+  const auto *from = static_cast<const uint8_t *>(source.data());
+  auto *target = static_cast<uint8_t *>(out.data());
+  nb::gil_scoped_release release;
+  (use_avx2 ? avx2::copy_views : any::copy_views)(from, item_bytes, views, target);
+}
+
+// Slices of a buffer, one behind the other.
+nb::bytes gather(In<uint8_t> buffer, In<int64_t> starts, In<int64_t> lengths) {
+  const size_t count = lengths.size();
+  if (starts.size() != count) throw std::invalid_argument("as many starts as lengths");
+  const int64_t size = buffer.size();
+  int64_t total = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t start = starts.data()[i], length = lengths.data()[i];
+    if (start < 0 || length < 0 || start > size - length)
+      throw std::out_of_range("a slice reaches past the buffer");
+    total += length;
+  }
+  // Bytes that nobody else has seen yet may be written.
+  nb::bytes joined = nb::steal<nb::bytes>(PyBytes_FromStringAndSize(nullptr, total));
+  if (!joined.ptr()) throw nb::python_error();
+  auto *target = reinterpret_cast<uint8_t *>(PyBytes_AS_STRING(joined.ptr()));
+  nb::gil_scoped_release release;
+  for (size_t i = 0; i < count; ++i) {
+    std::memcpy(target, buffer.data() + starts.data()[i], lengths.data()[i]);
+    target += lengths.data()[i];
+  }
+  return joined;
+}
+
+// Numbers values in the order of their first appearance: writes each one's number to `codes`, the
+// distinct values to the front of `distinct`, and returns how many those are.
+size_t number_values(In<int64_t> values, Out<uint32_t> codes, Out<int64_t> distinct) {
+  if (codes.size() != values.size() || distinct.size() != values.size())
+    throw std::invalid_argument("as many codes and distinct values as values");
+  nb::gil_scoped_release release;
+  std::unordered_map<int64_t, uint32_t> numbers;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const auto [entry, is_new] = numbers.try_emplace(values.data()[i], numbers.size());
+    if (is_new) distinct.data()[entry->second] = values.data()[i];
+    codes.data()[i] = entry->second;
+  }
+  return numbers.size();
+}
+
+template <typename Offset, typename Code>
+bool recode_block(const uint8_t *data, int64_t base, int64_t words, const uint32_t *codes,
+                  uint64_t entries, Code *out) {
+  for (int64_t i = 0; i < words; ++i) {
+    uint64_t word = base;
+    if constexpr (!std::is_void_v<Offset>) {
+      Offset offset;
+      std::memcpy(&offset, data + i * sizeof(Offset), sizeof(Offset));
+      word += offset;
+    }
+    if (word >= entries) return false;
+    out[i] = static_cast<Code>(codes[word]);
+  }
+  return true;
+}
+
+template <typename Code>
+bool recode_all(const uint8_t *buffer, const int64_t *starts, const uint8_t *widths,
+                const int64_t *bases, const int64_t *counts, size_t blocks, const uint32_t *codes,
+                const int64_t *first_entries, const int64_t *entries, Code *out) {
+  for (size_t b = 0; b < blocks; ++b) {
+    const uint8_t *data = buffer + starts[b];
+    const uint32_t *mine = codes + first_entries[b];
+    bool inside;
+    switch (widths[b]) {
+      case 0: inside = recode_block<void>(data, bases[b], counts[b], mine, entries[b], out); break;
+      case 1:
+        inside = recode_block<uint8_t>(data, bases[b], counts[b], mine, entries[b], out);
+        break;
+      case 2:
+        inside = recode_block<uint16_t>(data, bases[b], counts[b], mine, entries[b], out);
+        break;
+      case 4:
+        inside = recode_block<uint32_t>(data, bases[b], counts[b], mine, entries[b], out);
+        break;
+      default: inside = recode_block<uint64_t>(data, bases[b], counts[b], mine, entries[b], out);
+    }
+    if (!inside) return false;
+    out += counts[b];
+  }
+  return true;
+}
+
+// Replaces the words of blocks, each an index into its block's own part of `codes`, by the codes
+// there: all as wide as `out`'s items.
+void recode(In<uint8_t> buffer, In<int64_t> starts, In<uint8_t> widths, In<int64_t> bases,
+            In<int64_t> counts, In<uint32_t> codes, In<int64_t> first_entries, In<int64_t> entries,
+            int code_bytes, Out<uint8_t> out) {
+  const size_t blocks = widths.size();
+  if (starts.size() != blocks || bases.size() != blocks || counts.size() != blocks ||
+      first_entries.size() != blocks || entries.size() != blocks)
+    throw std::invalid_argument("blocks need as many of each");
+  const int64_t size = buffer.size(), known = codes.size();
+  int64_t words = 0;
+  for (size_t b = 0; b < blocks; ++b) {
+    const int64_t start = starts.data()[b], count = counts.data()[b], width = widths.data()[b];
+    const int64_t first = first_entries.data()[b], mine = entries.data()[b];
+    if (width > 8 || (width & (width - 1)) || start < 0 || count < 0 ||
+        count > (width ? size / width : INT64_MAX) || start > size - count * width || first < 0 ||
+        mine < 0 || first > known - mine)
+      throw std::out_of_range("a block reaches past its buffer or its entries");
+    words += count;
+  }
+  if (words * code_bytes != static_cast<int64_t>(out.size()))
+    throw std::invalid_argument("the output has another size");
+  auto run = [&](auto *target) {
+    nb::gil_scoped_release release;
+    return recode_all(buffer.data(), starts.data(), widths.data(), bases.data(), counts.data(),
+                      blocks, codes.data(), first_entries.data(), entries.data(), target);
+  };
+  bool inside;
+  switch (code_bytes) {
+    case 1: inside = run(out.data()); break;
+    case 2: inside = run(reinterpret_cast<uint16_t *>(out.data())); break;
+    case 4: inside = run(reinterpret_cast<uint32_t *>(out.data())); break;
+    default: throw std::invalid_argument("codes have 1, 2 or 4 bytes");
+  }
+  if (!inside) throw std::out_of_range("a word points past its dictionary");
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.def("widen_views", &widen_views);
+  m.def("copy_views", &copy_views);
+  m.def("gather", &gather);
+  m.def("number_values", &number_values);
+  m.def("recode", &recode);
+}

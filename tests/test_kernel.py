@@ -1,0 +1,245 @@
+"""The native loops say what plain numpy says, and refuse what reaches out of bounds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytest
+import thinrow._native as native
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from thinrow.client import kernel
+from thinrow.client.widen import NarrowColumn, Views
+from thinrow.errors import InputError
+from thinrow.store.narrow import NarrowBlocks, joined, narrow, widened
+from thinrow.v1 import materialization_pb2 as wire
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WORDS = st.integers(0, (1 << 64) - 1)
+INTEGERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
+
+
+class Run(NamedTuple):
+    """Narrow blocks as they travel, and the words they hold."""
+
+    data: NDArray[np.uint8]
+    blocks: NarrowBlocks
+    words: NDArray[np.uint64]
+
+
+@st.composite
+def runs(draw: st.DrawFn, most: int = 200) -> Run:
+    counts = np.array(draw(st.lists(st.integers(0, 40), max_size=most // 40)), np.int64)
+    parts = []
+    for count in counts.tolist():
+        base, span = draw(WORDS), draw(st.sampled_from([1, 200, 60_000, 1 << 31, 1 << 63]))
+        seed = np.random.default_rng(draw(st.integers(0, 1000)))
+        offsets = seed.integers(0, span, count, dtype=np.uint64)
+        parts.append(np.uint64(base) + offsets)
+    words = np.concatenate([np.empty(0, np.uint64), *parts])
+    blocks, stored = narrow(words, counts)
+    order = np.argsort(blocks.widths, kind="stable")
+    data = joined(stored, blocks.starts[order], blocks.byte_lengths[order])
+    return Run(np.frombuffer(data, np.uint8), blocks, words)
+
+
+@st.composite
+def views_of(draw: st.DrawFn, events: int) -> Views:
+    slices = draw(
+        st.lists(st.tuples(st.integers(0, events), st.integers(0, events)).map(sorted), max_size=8)
+    )
+    starts = np.array([a for a, _ in slices], np.int64)
+    lengths = np.array([b - a for a, b in slices], np.int64)
+    gaps = np.array(draw(st.lists(st.integers(0, 3), min_size=len(slices), max_size=len(slices))))
+    places = np.cumsum(lengths + gaps.astype(np.int64)) - lengths
+    return Views(starts, lengths, places)
+
+
+def picked(values: NDArray[Any], views: Views, out: NDArray[Any]) -> NDArray[Any]:
+    """The same by plain slices."""
+    for start, length, place in zip(*(part.tolist() for part in views), strict=True):
+        out[place : place + length] = values[start : start + length]
+    return out
+
+
+def room_for(views: Views) -> int:
+    return int((views.places + views.lengths).max(initial=0)) + 2
+
+
+@given(st.data(), runs(), st.sampled_from(INTEGERS))
+def test_widening(data: st.DataObject, run: Run, name: str) -> None:
+    dtype = np.dtype(name)
+    views = data.draw(views_of(len(run.words)))
+    targets = [dtype, np.dtype(np.int64)] if name != "u8" else [dtype]
+    words = run.words.astype(f"u{dtype.itemsize}").view(dtype)
+    for target in targets:
+        want = picked(words, views, np.full(room_for(views), 77, target))
+        got = np.full(room_for(views), 77, target)
+        blocks = run.blocks
+        kernel.widen_views(run.data, blocks.widths, blocks.bases, blocks.counts, dtype, *views, got)
+        np.testing.assert_array_equal(got, want)
+
+
+@given(
+    st.data(),
+    hnp.arrays(
+        st.sampled_from(["?", "i2", "f4", "f8", "u8"]),
+        st.tuples(st.integers(0, 60)) | st.tuples(st.integers(0, 60), st.integers(1, 3)),
+        elements={"allow_nan": False},
+    ),
+)
+def test_copying(data: st.DataObject, values: NDArray[Any]) -> None:
+    views = data.draw(views_of(len(values)))
+    shape = (room_for(views), *values.shape[1:])
+    got, want = np.zeros(shape, values.dtype), np.zeros(shape, values.dtype)
+    kernel.copy_views(values, *views, got)
+    np.testing.assert_array_equal(got, picked(values, views, want))
+
+
+@given(runs(), st.data())
+def test_recoding(run: Run, data: st.DataObject) -> None:
+    """Each block's words index its own part of the codes."""
+    blocks = run.blocks
+    entries = np.full(len(blocks.counts), 50)
+    words = run.words % np.uint64(50)
+    blocks, stored = narrow(words, blocks.counts)
+    values = np.array(
+        data.draw(st.lists(st.integers(-9, 9), min_size=50, max_size=50)) * len(entries), np.int64
+    )
+    codes, distinct = np.empty(len(values), np.uint32), np.empty(len(values), np.int64)
+    distinct = distinct[: native.number_values(values, codes, distinct)]
+    assert distinct.tolist() == list(dict.fromkeys(values.tolist()))
+    np.testing.assert_array_equal(distinct[codes], values)
+    first = np.arange(len(entries)) * 50
+    for size in (1, 2, 4):
+        got = np.empty(len(words), f"u{size}")
+        native.recode(
+            *(stored, blocks.starts, blocks.widths, blocks.bases, blocks.counts),
+            *(codes, first, entries, size, got.view(np.uint8)),
+        )
+        index = words.astype(np.int64) + np.repeat(first, blocks.counts)
+        np.testing.assert_array_equal(distinct[got], values[index])
+    if len(words) and words.max() > 0:
+        with pytest.raises(IndexError):
+            native.recode(
+                *(stored, blocks.starts, blocks.widths, blocks.bases, blocks.counts),
+                *(codes, first, np.zeros_like(entries), 4, np.empty(4 * len(words), np.uint8)),
+            )
+
+
+@given(st.binary(max_size=50), st.lists(st.tuples(st.integers(-5, 60), st.integers(-5, 60))))
+def test_gathering(buffer: bytes, slices: list[tuple[int, int]]) -> None:
+    starts = np.array([a for a, _ in slices], np.int64)
+    lengths = np.array([b for _, b in slices], np.int64)
+    array = np.frombuffer(buffer, np.uint8)
+    if any(a < 0 or b < 0 or a + b > len(buffer) for a, b in slices):
+        with pytest.raises(IndexError):
+            native.gather(array, starts, lengths)
+    else:
+        assert native.gather(array, starts, lengths) == b"".join(
+            buffer[a : a + b] for a, b in slices
+        )
+
+
+@given(runs())
+def test_the_stores_own_widening_agrees(run: Run) -> None:
+    blocks, stored = narrow(run.words, run.blocks.counts)
+    np.testing.assert_array_equal(widened(stored, blocks), run.words)
+
+
+ONE = np.ones(1, np.int64)
+NARROW = (np.arange(4, dtype=np.uint8), np.ones(1, np.uint8), ONE, 4 * ONE)
+
+
+@pytest.mark.parametrize(
+    ("error", "narrow", "views"),
+    [
+        (IndexError, NARROW, (ONE, 4 * ONE, 0 * ONE)),
+        (IndexError, NARROW, (-ONE, ONE, 0 * ONE)),
+        (IndexError, NARROW, (ONE, -ONE, 0 * ONE)),
+        (IndexError, NARROW, (ONE, ONE, 4 * ONE)),
+        (IndexError, NARROW, (ONE, ONE, -ONE)),
+        (IndexError, NARROW, (ONE, np.array([1 << 62]), 0 * ONE)),
+        (ValueError, NARROW, (ONE, np.ones(2, np.int64), ONE)),
+        (ValueError, (NARROW[0][:3], *NARROW[1:]), (ONE, ONE, ONE)),
+        (ValueError, (NARROW[0], np.full(1, 3, np.uint8), *NARROW[2:]), (ONE, ONE, ONE)),
+        (ValueError, (*NARROW[:3], -ONE), (ONE, ONE, ONE)),
+    ],
+)
+def test_what_reaches_out_of_bounds_is_refused(
+    error: type[Exception], narrow: tuple[Any, ...], views: tuple[Any, ...]
+) -> None:
+    with pytest.raises(error):
+        kernel.widen_views(*narrow, np.dtype(np.int64), *views, np.zeros(4, np.int64))
+    if error is IndexError:
+        with pytest.raises(error):
+            kernel.copy_views(np.zeros(4, np.int64), *views, np.zeros(4, np.int64))
+
+
+def whole(column: wire.Column, dtype: str) -> NDArray[Any]:
+    narrow = NarrowColumn(column, np.array([2]))
+    values = np.zeros(2, dtype)
+    narrow.write(Views(0 * ONE, 2 * ONE, 0 * ONE), values, np.zeros(2, np.bool_))
+    return values
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "fits"),
+    [
+        (wire.TRAIT_TYPE_INT64, (1 << 31) - 256, True),
+        (wire.TRAIT_TYPE_INT64, (1 << 31) - 255, True),  # only the values tell
+        (wire.TRAIT_TYPE_INT64, (1 << 31) - 7, False),
+        (wire.TRAIT_TYPE_INT64, -(1 << 31), True),
+        (wire.TRAIT_TYPE_INT64, -(1 << 31) - 1, False),
+        (wire.TRAIT_TYPE_UINT32, (1 << 32) - 9, False),
+        (wire.TRAIT_TYPE_UINT64, -9, False),
+        (wire.TRAIT_TYPE_INT8, -8, True),
+    ],
+)
+def test_other_integers_hold_every_value_or_are_refused(kind: int, base: int, fits: bool) -> None:
+    column = wire.Column(trait="t", type=kind, vector_size=1, bases=[base])  # type: ignore[arg-type]
+    column.widths, column.data = b"\1", b"\0\7"
+    if fits:
+        assert whole(column, "i4").tolist() == [base, base + 7]
+        assert whole(column, "i8").tolist() == [base, base + 7]
+    else:
+        with pytest.raises(InputError, match="wider"):
+            whole(column, "i4")
+
+
+def test_lookups_of_several_threads_do_not_wait_for_each_other() -> None:
+    """The loops let go of the interpreter's lock: another thread runs meanwhile."""
+    script = """
+import threading, time
+import numpy as np
+from thinrow.client import kernel
+n = 30_000_000
+one, zero = np.array([n]), np.zeros(1, np.int64)
+out = np.zeros(n, np.int64)
+done = threading.Event()
+def work():
+    kernel.widen_views(np.zeros(n, np.uint8), np.ones(1, np.uint8), zero, one, np.dtype("i8"),
+                       zero, one, zero, out)
+    done.set()
+thread = threading.Thread(target=work)
+switch = 1000.0
+import sys
+sys.setswitchinterval(switch)  # only a released lock lets the main thread run
+thread.start()
+ticks = 0
+while not done.is_set():
+    ticks += 1
+    time.sleep(0)
+thread.join()
+print(ticks)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert int(result.stdout) > 10
