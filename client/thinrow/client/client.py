@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from contextlib import closing
 from typing import TYPE_CHECKING, Self
 
 from thinrow.client.batch import Batch
 from thinrow.client.channel import Channels
 from thinrow.client.config import ClientConfig
-from thinrow.client.lookup import Lookup
+from thinrow.client.lookup import Lookup, Piece, RequestSize
 from thinrow.client.request import to_wire_projection
 from thinrow.client.stream import answers
 from thinrow.errors import AnswerTooLargeError
@@ -88,19 +87,20 @@ class Client:
         its status. Raises InputError for mutable events that lack a trait they need.
         """
         lookup = Lookup(rows, projection)
-        pieces = deque(lookup.pieces(self.config.examples_per_request))
-        while pieces:
-            piece = pieces.popleft()
+        size = RequestSize(self.config)
+        rest: Piece | None = lookup.whole()
+        while rest is not None:
+            piece, later = rest.cut(size.examples)
             try:
                 response = self._call("Materialize", piece.request(), deadline_s)
             except AnswerTooLargeError:
-                examples = len(piece.examples)
-                if examples <= 1:
+                if len(piece.examples) <= 1:
                     raise
-                pieces.extendleft(reversed(piece.split((examples + 1) // 2)))
+                size.refused(len(piece.examples))
             else:
                 assert isinstance(response, wire.MaterializeResponse)
-                piece.answered(response)
+                size.answered(piece.answered(response))
+                rest = later
         return Batch.from_answers([lookup.answer()])
 
     def stream(
@@ -113,7 +113,8 @@ class Client:
         """Puts back batch after batch: one for each of `batches`, in order, exactly once.
 
         Up to `config.requests_in_flight` requests are under way, and `batches` is pulled that far
-        ahead, in the caller's thread. When a server dies, what was not delivered is asked for
+        ahead, in the caller's thread; an empty batch says that the next may take a while, and all
+        before it is delivered first. When a server dies, what was not delivered is asked for
         again, there or at the next replica. `deadline_s` (default `config.request_deadline_s`)
         is how long each answer may keep the caller waiting. Closing the iterator, or letting go
         of it, ends the call. Otherwise as `materialize`.

@@ -24,8 +24,11 @@ class ClientConfig:
     examples_per_request: int = 512
     """Most examples in one request; larger batches are asked for in several."""
 
-    requests_in_flight: int = 4
-    """Most requests of one stream that wait for their answers."""
+    answer_bytes_wanted: int = 4 * MIB
+    """How large an answer should be: requests name fewer examples where answers grow beyond."""
+
+    requests_in_flight: int = 32
+    """Most requests of one stream that wait for their answers, or whose answers wait to be used."""
 
     request_deadline_s: float = 60.0
     """Seconds to wait for an answer before DeadlineError."""
@@ -57,6 +60,7 @@ class ClientConfig:
     def __post_init__(self) -> None:
         for name in (
             "examples_per_request",
+            "answer_bytes_wanted",
             "requests_in_flight",
             "request_deadline_s",
             "backoff_initial_s",

@@ -11,10 +11,38 @@ from thinrow.client.request import to_request
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from thinrow.client.config import ClientConfig
     from thinrow.client.pointers import Projection
     from thinrow.v1 import materialization_pb2 as wire
 
-__all__ = ["Lookup", "Piece"]
+__all__ = ["Lookup", "Piece", "RequestSize"]
+
+
+FIRST_REQUEST_EXAMPLES = 64
+"""Until an answer has told how large answers are."""
+REGROWTH_ANSWERS = 64
+"""A request that was too large halves those to come; so many answers restore their size."""
+
+
+class RequestSize:
+    """How many examples to name in the next request."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._most = config.examples_per_request
+        self._answer_bytes = config.answer_bytes_wanted
+        self._taken = self._most
+        self.examples = min(FIRST_REQUEST_EXAMPLES, self._most)
+
+    def answered(self, part: Part) -> None:
+        """Learns from an answer: sizes follow the answers', but slowly where one was refused."""
+        self._taken = min(self._most, self._taken + max(1, self._most // REGROWTH_ANSWERS))
+        if len(part.examples):
+            wanted = self._answer_bytes * len(part.examples) // max(1, part.travelled_bytes)
+            self.examples = max(1, min(self._taken, wanted))
+
+    def refused(self, examples: int) -> None:
+        """Learns that an answer about so many examples would be too large."""
+        self.examples = self._taken = (examples + 1) // 2
 
 
 class Lookup:
@@ -29,28 +57,27 @@ class Lookup:
         )
         self._parts: list[Part] = []
 
-    def pieces(self, examples_max: int) -> list[Piece]:
-        """Cuts the batch into pieces; an empty one is one empty piece.
+    def whole(self) -> Piece:
+        """The batch as one piece.
 
         The examples of one user come one after the other, so that his events travel once however
         far apart they stand in the batch.
         """
-        order = np.arange(len(self.rows))
-        if len(order) > examples_max:
-            order = np.argsort(self.rows.pointers.user_ids, kind="stable")
-        return Piece(self, order, last=True).split(examples_max)
+        order = np.argsort(self.rows.pointers.user_ids, kind="stable")
+        return Piece(self, order, last=True)
 
     def request(self, examples: NDArray[np.int64]) -> wire.MaterializeRequest:
         """Asks about some of the examples."""
         pointers = self.rows.pointers[examples]
         return to_request(pointers, self._mutable_lengths[examples], self._projection)
 
-    def add(self, examples: NDArray[np.int64], response: wire.MaterializeResponse) -> None:
+    def add(self, examples: NDArray[np.int64], response: wire.MaterializeResponse) -> Part:
         """Takes in what was answered. Raises ThinRowError for a malformed answer."""
         pointers = self.rows.pointers[examples]
         mutable_lengths = self._mutable_lengths[examples]
         part = Part.read(response, examples, pointers, mutable_lengths, self._projection)
         self._parts.append(part)
+        return part
 
     def answer(self) -> Answer:
         """All that came back, once every piece has been answered."""
@@ -66,22 +93,17 @@ class Piece(NamedTuple):
     last: bool
     """True where it completes its batch."""
 
-    def split(self, examples_max: int) -> list[Piece]:
-        """Cuts into smaller pieces."""
-        starts = range(0, max(len(self.examples), 1), examples_max)
-        return [
-            Piece(
-                self.lookup,
-                self.examples[start : start + examples_max],
-                self.last and start == starts[-1],
-            )
-            for start in starts
-        ]
+    def cut(self, examples_max: int) -> tuple[Piece, Piece | None]:
+        """Its first examples, and the rest where there is one."""
+        if len(self.examples) <= examples_max:
+            return self, None
+        first, rest = self.examples[:examples_max], self.examples[examples_max:]
+        return Piece(self.lookup, first, last=False), Piece(self.lookup, rest, self.last)
 
     def request(self) -> wire.MaterializeRequest:
         """Asks about it."""
         return self.lookup.request(self.examples)
 
-    def answered(self, response: wire.MaterializeResponse) -> None:
+    def answered(self, response: wire.MaterializeResponse) -> Part:
         """Takes in what was answered. Raises ThinRowError for a malformed answer."""
-        self.lookup.add(self.examples, response)
+        return self.lookup.add(self.examples, response)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from thinrow.client.channel import Channels, Retries, translate
-from thinrow.client.lookup import Lookup, Piece
+from thinrow.client.lookup import Lookup, Piece, RequestSize
 from thinrow.client.widen import require
 from thinrow.errors import AnswerTooLargeError, DeadlineError, UnavailableError
 from thinrow.v1 import materialization_pb2 as wire
@@ -30,8 +30,6 @@ __all__ = ["answers"]
 
 # How long a stream whose answers have all come may take to end by itself.
 FAREWELL_S = 1.0
-# A request that was too large halves the size of those to come; this many answers restore it.
-REGROWTH_ANSWERS = 64
 
 
 def answers(
@@ -45,22 +43,26 @@ def answers(
     inputs: Iterator[ThinRows | Pointers] = iter(batches)
     cursors = itertools.count(1)
     retries = Retries(config)
-    examples = config.examples_per_request
+    size = RequestSize(config)
     planned: deque[Piece] = deque()  # of the input pulled last, not yet asked for
     asked: deque[tuple[int, Piece]] = deque()  # by cursor, not yet answered
+    draining = False  # an empty batch: whoever gives it has nothing yet, and waits for answers
     connection: Connection | None = None
     try:
         while True:
-            while len(asked) < config.requests_in_flight:
+            while len(asked) < config.requests_in_flight and (planned or not draining):
                 if not planned:
                     rows = next(inputs, None)
                     if rows is None:
                         inputs = iter(())
                         break
-                    planned.extend(Lookup(rows, projection).pieces(examples))
+                    planned.append(Lookup(rows, projection).whole())
+                    draining = not len(rows)
                 if connection is None:
                     connection = Connection(channels)
-                piece = planned.popleft()
+                piece, rest = planned.popleft().cut(size.examples)
+                if rest is not None:
+                    planned.appendleft(rest)
                 asked.append((next(cursors), piece))
                 connection.send(asked[-1][0], piece.request())
             if not asked:
@@ -80,8 +82,7 @@ def answers(
                     refused = len(planned[0].examples)
                     if refused <= 1:
                         raise
-                    examples = (refused + 1) // 2
-                    planned = deque(part for piece in planned for part in piece.split(examples))
+                    size.refused(refused)
                 elif retries.pause():
                     channels.fail_over(failed)
                 else:
@@ -89,10 +90,9 @@ def answers(
                 continue
             retries.reset()
             cursor, piece = asked.popleft()
+            draining = draining and bool(asked or planned)
             require(answer.cursor == cursor, f"it has cursor {answer.cursor} instead of {cursor}")
-            piece.answered(answer.response)
-            most = config.examples_per_request
-            examples = min(most, examples + max(1, most // REGROWTH_ANSWERS))
+            size.answered(piece.answered(answer.response))
             if piece.last:
                 yield piece.lookup.answer()
     finally:

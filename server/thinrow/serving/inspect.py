@@ -67,7 +67,7 @@ class Question:
         projection = Projection(
             truncation.sequence_length, truncation="head" if truncation.head else "newest"
         )
-        [piece] = Lookup(rows, projection).pieces(examples_max=1)
+        piece = Lookup(rows, projection).whole()
         piece.answered(answer)
         batch = Batch.from_answers([piece.lookup.answer()])
         names = [trait.name for trait in self.projection.traits]
