@@ -13,6 +13,7 @@
     │   ├── StoreLockedError        another compaction is running
     │   ├── StoreFullError          the disk is full
     │   └── StoreCorruptError       a file is missing or failed its checksum; names the file
+    ├── StatusError                 an example has a status that the loader's policy fails on
     ├── UnavailableError            no replica answered in the retries allowed
     └── DeadlineError               the deadline passed first
 
@@ -29,6 +30,7 @@ __all__ = [
     "InputError",
     "RequestError",
     "SchemaError",
+    "StatusError",
     "StoreCorruptError",
     "StoreError",
     "StoreFullError",
@@ -110,6 +112,10 @@ class StoreCorruptError(StoreError):
     """A file of the store is missing, altered or unreadable; the message names it."""
 
     name = "STORE_CORRUPT"
+
+
+class StatusError(ThinRowError):
+    """An example could not be answered, and the loader's policy for its status is to fail."""
 
 
 class UnavailableError(ThinRowError):

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["read_thin_rows", "row_count"]
+__all__ = [
+    "check",
+    "complete",
+    "load_pyarrow",
+    "open_parquet",
+    "other_columns",
+    "read_thin_rows",
+    "row_count",
+    "to_thin_rows",
+]
 
 
 def read_thin_rows(path: str | Path, *, examples: int) -> Iterator[tuple[ThinRows, pa.Table]]:
@@ -30,15 +39,24 @@ def read_thin_rows(path: str | Path, *, examples: int) -> Iterator[tuple[ThinRow
     with open_parquet(path) as file:
         check(path, file.schema_arrow)
         for batch in file.iter_batches(batch_size=examples):
-            rows = ThinRows(to_pointers(path, batch), to_mutable(path, batch.column("mutable")))
-            others = [name for name in batch.schema.names if name not in ("uih", "mutable")]
-            yield rows, pa.Table.from_batches([batch.select(others)])
+            others = batch.select(other_columns(batch.schema))
+            yield to_thin_rows(path, batch), pa.Table.from_batches([others])
 
 
 def row_count(path: str | Path) -> int:
     """Counts the rows of a Parquet file without reading them. Raises InputError."""
     with open_parquet(path) as file:
         return int(file.metadata.num_rows)
+
+
+def to_thin_rows(path: str | Path, batch: pa.RecordBatch) -> ThinRows:
+    """Takes the pointers and mutable events of some rows; `path` is named in errors."""
+    return ThinRows(to_pointers(path, batch), to_mutable(path, batch.column("mutable")))
+
+
+def other_columns(schema: pa.Schema) -> list[str]:
+    """Names the columns that pass through, user_id and request_ts among them."""
+    return [name for name in schema.names if name not in ("uih", "mutable")]
 
 
 def load_pyarrow() -> ModuleType:
@@ -55,11 +73,14 @@ def load_pyarrow() -> ModuleType:
 
 
 @contextmanager
-def open_parquet(path: str | Path) -> Iterator[Any]:
-    """Opens a Parquet file; what goes wrong while reading it is an InputError, too."""
+def open_parquet(path: str | Path, filesystem: object = None) -> Iterator[Any]:
+    """Opens a Parquet file; what goes wrong while reading it is an InputError, too.
+
+    filesystem: one of fsspec's or pyarrow's, in which `path` lies. None: this machine's.
+    """
     pa = load_pyarrow()
     try:
-        with pa.parquet.ParquetFile(path) as file:
+        with pa.parquet.ParquetFile(path, filesystem=filesystem) as file:
             yield file
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}; check the name.") from error

@@ -1,0 +1,38 @@
+"""The trainer's side: thin rows in, batches of histories as tensors out.
+
+::
+
+    from thinrow.client import Projection
+    from thinrow.client.torch import LoaderConfig, ThinRowLoader
+
+    with ThinRowLoader(
+        "rows/*.parquet",
+        "localhost:7878",
+        Projection(sequence_length=100),
+        LoaderConfig(batch_examples=512),
+        device="cuda",
+    ) as loader:
+        for batch in loader:
+            ...
+        print(loader.starvation)
+"""
+
+from thinrow.client.torch.batch import TensorBatch
+from thinrow.client.torch.config import LoaderConfig
+from thinrow.client.torch.dataset import ThinRowDataset
+from thinrow.client.torch.files import FileSource, RowFiles
+from thinrow.client.torch.loader import ThinRowLoader
+from thinrow.client.torch.source import RowChunk, RowSource
+from thinrow.client.torch.starvation import Starvation
+
+__all__ = [
+    "FileSource",
+    "LoaderConfig",
+    "RowChunk",
+    "RowFiles",
+    "RowSource",
+    "Starvation",
+    "TensorBatch",
+    "ThinRowDataset",
+    "ThinRowLoader",
+]

@@ -1,0 +1,226 @@
+"""From answers to batches: what stays, where a batch ends, and how it becomes tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from thinrow.client.answer import Answer
+from thinrow.client.batch import write_trait
+from thinrow.client.rows import load_pyarrow
+from thinrow.client.torch.batch import lay_out, plain_memory
+from thinrow.client.torch.config import status_name
+from thinrow.errors import InputError, StatusError
+from thinrow.v1.materialization_pb2 import STATUS_OK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import pyarrow as pa
+    import torch
+    from numpy.typing import NDArray
+    from thinrow.client.torch.batch import TensorBatch
+    from thinrow.client.torch.config import LoaderConfig
+
+__all__ = ["Batcher", "Group", "Part", "chosen", "to_tensors"]
+
+ADVICE = {
+    "NOT_READY": "wait for compaction with not_ready_wait_s",
+    "EXPIRED": "train on newer examples, ask for shorter sequences",
+    "DIGEST_MISMATCH": "check that rows and store belong together",
+    "ERASED": "drop them",
+    "INVALID": "mend what wrote the rows",
+}
+
+
+class Part(NamedTuple):
+    """Some examples, in order: what came back for them and what they bring along."""
+
+    answer: Answer
+    columns: pa.Table
+    example_ids: NDArray[np.int64]
+
+    def cut(self, start: int, stop: int) -> Part:
+        """The examples [start, stop)."""
+        return Part(
+            self.answer[start:stop],
+            self.columns.slice(start, stop - start),
+            self.example_ids[start:stop],
+        )
+
+
+@dataclass(slots=True)
+class Group:
+    """What makes one batch."""
+
+    parts: list[Part] = field(default_factory=list)
+
+    rows: int = 0
+    """Rows of the source up to its end and after the last group's, also those left out."""
+
+    statuses: dict[int, int] = field(default_factory=dict)
+    """How many of those rows have which status."""
+
+    examples: int = 0
+    events: int = 0
+
+    def count(self, statuses: NDArray[np.uint8]) -> None:
+        """Counts rows, whether they stay or not."""
+        self.rows += len(statuses)
+        for status, count in zip(*np.unique(statuses, return_counts=True), strict=True):
+            self.statuses[int(status)] = self.statuses.get(int(status), 0) + int(count)
+
+
+class Batcher:
+    """Cuts examples into groups, greedily: from any end of a group on, the same groups follow."""
+
+    def __init__(self, config: LoaderConfig) -> None:
+        self._config = config
+        self._group = Group()
+
+    def add(self, part: Part) -> Iterator[Group]:
+        """Takes the next examples and yields the groups that they complete.
+
+        Raises StatusError at the first example whose status is to fail.
+        """
+        answer = part.answer
+        keeps, fails = self._judge(answer.statuses)
+        edges = np.flatnonzero(np.diff(keeps[:fails])) + 1
+        for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), fails], strict=True):
+            if start < stop and not keeps[start]:
+                self._group.count(answer.statuses[start:stop])
+                continue
+            place = start
+            while place < stop:
+                fitting = self._fitting(answer.lengths[place:stop])
+                if fitting:
+                    self._take(part.cut(place, place + fitting))
+                    place += fitting
+                if place < stop or self._group.examples == self._config.batch_examples:
+                    yield self.rest()
+        if fails < len(keeps):
+            raise failure(part, fails)
+
+    def rest(self) -> Group:
+        """Ends the group, complete or not."""
+        group, self._group = self._group, Group()
+        return group
+
+    def _judge(self, statuses: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:
+        """Tells which examples stay, and the place of the first that fails."""
+        keeps = np.ones(len(statuses), np.bool_)
+        fails = len(statuses)
+        for status in np.unique(statuses[statuses != STATUS_OK]).tolist():
+            concerned = statuses == status
+            policy = self._config.policy(status_name(status))
+            if policy == "skip":
+                keeps[concerned] = False
+            elif policy == "fail":
+                fails = min(fails, int(concerned.argmax()))
+        return keeps, fails
+
+    def _fitting(self, lengths: NDArray[np.int64]) -> int:
+        """Tells how many of these examples the group has room for."""
+        group, config = self._group, self._config
+        examples = min(len(lengths), config.batch_examples - group.examples)
+        if config.batch_events is not None:
+            events = np.cumsum(lengths[:examples])
+            examples = int(np.searchsorted(events, config.batch_events - group.events, "right"))
+        return examples if examples or group.examples else 1
+
+    def _take(self, part: Part) -> None:
+        group = self._group
+        group.count(part.answer.statuses)
+        group.parts.append(part)
+        group.examples += len(part.answer)
+        group.events += int(part.answer.lengths.sum())
+
+
+def failure(part: Part, place: int) -> StatusError:
+    """Says which example failed and what to do."""
+    statuses = part.answer.statuses
+    name = status_name(int(statuses[place]))
+    count = np.count_nonzero(statuses == statuses[place])
+    return StatusError(
+        f"{count} of {len(statuses)} examples are {name}, the first of them example "
+        f"{part.example_ids[place]} of user {part.answer.rows.pointers.user_ids[place]}; "
+        f"{ADVICE.get(name, 'update this client')}, or let the policy for {name} be 'skip' or "
+        f"'pass'."
+    )
+
+
+def to_tensors(
+    parts: Sequence[Part],
+    integer_dtype: torch.dtype,
+    allocate: Callable[[int], torch.Tensor] = plain_memory,
+) -> TensorBatch:
+    """Widens some examples into tensors, one part behind the other; `allocate` as in lay_out.
+
+    Raises InputError where a value does not fit `integer_dtype` or a column has nulls, and
+    ThinRowError where the schema changed between the answers.
+    """
+    answers = [part.answer for part in parts]
+    oldest = min(answers, key=lambda answer: answer.generation)
+    kinds = Answer.joint_kinds(answers)
+    batch = lay_out(
+        kinds,
+        np.concatenate([answer.lengths for answer in answers]),
+        statuses=np.concatenate([answer.statuses for answer in answers]),
+        example_ids=np.concatenate([part.example_ids for part in parts]),
+        columns=to_arrays(load_pyarrow().concat_tables([part.columns for part in parts])),
+        generation=oldest.generation,
+        watermark_ts=oldest.watermark_ts,
+        integer_dtype=integer_dtype,
+        allocate=allocate,
+    )
+    for trait in kinds:
+        present = batch.present.get(trait)
+        write_trait(
+            answers,
+            trait,
+            batch.values[trait].numpy(),
+            None if present is None else present.numpy(),
+            batch.strings.get(trait),
+        )
+    return batch
+
+
+def chosen(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    """Takes the columns that are to go along. Raises InputError for one that is not there."""
+    if columns is None:
+        return table
+    for name in columns:
+        if name not in table.column_names:
+            raise InputError(
+                f"The thin rows have no column {name!r}; there are {', '.join(table.column_names)}."
+            )
+    return table.select(list(columns))
+
+
+def to_arrays(table: pa.Table) -> dict[str, NDArray[Any] | list[Any]]:
+    """Turns columns into arrays: integers and times (ms) int64, floats and bools as they are.
+
+    A float that is null is nan; anything that is no number is a list.
+    """
+    pa = load_pyarrow()
+    types = pa.types
+    arrays: dict[str, NDArray[Any] | list[Any]] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        kind = column.type
+        if types.is_floating(kind):
+            arrays[name] = column.to_numpy()
+        elif types.is_integer(kind) or types.is_timestamp(kind) or types.is_boolean(kind):
+            if column.null_count:
+                raise InputError(
+                    f"Column {name!r} has a null, which a tensor of {kind} cannot hold; fill it, "
+                    f"or leave the column out of `columns`."
+                )
+            if types.is_timestamp(kind):
+                column = column.cast(pa.timestamp("ms", kind.tz), safe=False)
+            if not types.is_boolean(kind):
+                column = column.cast(pa.int64())
+            arrays[name] = column.to_numpy()
+        else:
+            arrays[name] = column.to_pylist()
+    return arrays

@@ -1,0 +1,113 @@
+"""From host memory to the device on which a model is trained."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from thinrow.client.torch.ring import Ring
+from thinrow.errors import UsageError
+
+if TYPE_CHECKING:
+    from thinrow.client.torch.batch import TensorBatch
+    from torch import Tensor
+
+__all__ = ["DeviceCopy", "Sent"]
+
+
+class Sent(NamedTuple):
+    """A batch on its way."""
+
+    batch: TensorBatch
+    """On the device; to be read after `copied`."""
+
+    copied: torch.cuda.Event | None
+    """None: it is there already."""
+
+
+class DeviceCopy:
+    """Copies batches to a device on a CUDA stream of its own, beside what the trainer computes.
+
+    One thread calls `allocate` and `send`, the trainer `receive`. Without CUDA the same calls hand
+    on the host's tensors.
+
+    device: where batches go; a CUDA device, or the CPU.
+    slots: batches that may be on their way and not yet handed out, and one that is being written.
+    slot_bytes: size of the largest batch, or 0 where that is not known; see Ring.
+
+    Raises UsageError for a device that is not there, or of another kind.
+    """
+
+    def __init__(self, device: torch.device | str, *, slots: int, slot_bytes: int = 0) -> None:
+        self.device = resolved(torch.device(device))
+        self.copied_bytes = 0
+        cuda = self.device.type == "cuda"
+        self._ring = Ring(slots, slot_bytes, pinned=cuda)
+        self._slots = slots
+        self._stream = torch.cuda.Stream(self.device) if cuda else None  # type: ignore[no-untyped-call]
+        # Host memory must outlive the copy that reads it.
+        self._reading: deque[tuple[torch.cuda.Event, TensorBatch]] = deque()
+
+    @property
+    def allocations(self) -> int:
+        """Pieces of host memory allocated so far; constant once it has warmed up."""
+        return self._ring.allocations
+
+    def allocate(self, size_bytes: int) -> Tensor:
+        """Lends host memory for a batch: uint8, shape (size_bytes,). See `lay_out`.
+
+        Waits for the oldest copy where all slots are being read.
+        """
+        while self._reading:
+            copied = self._reading[0][0]
+            done = copied.query()  # type: ignore[no-untyped-call]
+            if not done and len(self._reading) < self._slots:
+                break
+            copied.synchronize()
+            self._reading.popleft()
+        return self._ring.borrow(size_bytes)
+
+    def send(self, batch: TensorBatch) -> Sent:
+        """Enqueues the copy of a batch, which must not be written any more; waits for nothing."""
+        if self._stream is None:
+            return Sent(batch, None)
+        self.copied_bytes += batch.nbytes
+        with torch.cuda.stream(self._stream):
+            moved = batch.to(self.device, non_blocking=True)
+            copied = self._stream.record_event()
+        self._reading.append((copied, batch))
+        return Sent(moved, copied)
+
+    def receive(self, sent: Sent) -> TensorBatch:
+        """Hands a batch to the current stream: what is enqueued there from now on sees it whole.
+
+        The host does not wait, only the stream does.
+        """
+        if sent.copied is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(sent.copied)
+            # It was allocated on the copying stream, which must not have it back too early.
+            sent.batch.record_stream(stream)
+        return sent.batch
+
+    def close(self) -> None:
+        """Waits for the copies under way. Batches handed out stay valid."""
+        while self._reading:
+            self._reading.popleft()[0].synchronize()
+
+
+def resolved(device: torch.device) -> torch.device:
+    """Names the CUDA device that is meant: other threads may have another current one."""
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(
+            f"Batches are copied to CUDA devices only, not to {device}; load them on the 'cpu' and "
+            f"move them with `batch.to`."
+        )
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        raise UsageError(f"There is no CUDA device here to copy to {device}; take 'cpu'.")
+    return torch.device(
+        "cuda", torch.cuda.current_device() if device.index is None else device.index
+    )

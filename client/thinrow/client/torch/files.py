@@ -1,0 +1,428 @@
+"""Files of thin rows as a source: which rows are whose, in what order, and how far one has come.
+
+docs/training.md has the contract.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch.distributed
+from thinrow.client.rows import (
+    check,
+    complete,
+    load_pyarrow,
+    open_parquet,
+    other_columns,
+    to_thin_rows,
+)
+from thinrow.client.torch.source import RowChunk
+from thinrow.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+__all__ = ["FileSource", "RowFiles"]
+
+STATE_VERSION = 1
+# Rows decoded at once; what a row group has before the rows wanted is decoded and let go.
+READ_ROWS = 8192
+# Footers are mostly waiting for a remote store.
+FOOTER_THREADS_MAX = 16
+
+Order = Literal["users", "rows", "files"]
+
+
+class Footer(NamedTuple):
+    """What is known of a file before it is read."""
+
+    schema: pa.Schema
+    group_rows: list[int]
+    group_bytes: list[int]
+
+
+class RowFiles:
+    """Parquet files of thin rows, the order of their rows, and this trainer's rank among others.
+
+    paths: files, globs, or URLs of either that fsspec knows, one or several. They are sorted, and
+        one that is named twice counts once.
+    order: "users" puts one user's rows of a window together, users in seeded order; "rows"
+        shuffles a window's rows; both shuffle row groups, too. "files": as they are in the files.
+    seed: of the shuffle; each epoch has another one.
+    window_rows: rows shuffled with each other, and held in memory.
+    rank, world_size: of this trainer. Default: those of torch.distributed where it is
+        initialised, otherwise 0 and 1.
+
+    All footers are read here, once. Copies for other processes take them along. Raises InputError
+    where there is no file, or one holds other columns than the first.
+    """
+
+    def __init__(
+        self,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        order: Order = "users",
+        seed: int = 0,
+        window_rows: int = 65_536,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if order not in ("users", "rows", "files"):
+            raise UsageError(f"order is {order!r}, but must be 'users', 'rows' or 'files'.")
+        if window_rows < 1:
+            raise UsageError(f"window_rows is {window_rows}, but must be 1 or more.")
+        if (rank is None) != (world_size is None):
+            raise UsageError("Give both rank and world_size, or neither.")
+        if rank is None or world_size is None:
+            rank, world_size = ranks()
+        if not 0 <= rank < world_size:
+            raise UsageError(f"rank is {rank}, but must be in 0..{world_size - 1}.")
+        self.order, self.seed, self.window_rows = order, seed, window_rows
+        self.rank, self.world_size = rank, world_size
+        named = [paths] if isinstance(paths, str | Path) else paths
+        self.paths = sorted({path for name in named for path in expand(str(name))})
+        if not self.paths:
+            raise InputError("No file of thin rows was named; name at least one.")
+        threads = min(FOOTER_THREADS_MAX, len(self.paths))
+        with ThreadPoolExecutor(threads, thread_name_prefix="thinrow-footers") as pool:
+            footers = list(pool.map(read_footer, self.paths))
+        self.schema = joint_schema(self.paths, [footer.schema for footer in footers])
+        self.fingerprint = fingerprint(self.paths, footers)
+        counts = [len(footer.group_rows) for footer in footers]
+        self._group_files = np.repeat(np.arange(len(footers)), counts)
+        self._group_places = np.concatenate([np.arange(count) for count in counts])
+        self._group_rows = np.array(
+            [rows for footer in footers for rows in footer.group_rows], np.int64
+        )
+        self._group_ids = np.cumsum(self._group_rows) - self._group_rows
+
+    def __len__(self) -> int:
+        """Rows in all files."""
+        return int(self._group_rows.sum())
+
+    def __repr__(self) -> str:
+        return f"RowFiles({len(self.paths)} files, {len(self)} rows, order {self.order!r})"
+
+    def source(
+        self, worker: int = 0, workers: int = 1, columns: Sequence[str] | None = None
+    ) -> FileSource:
+        """Makes the source of one worker of this rank.
+
+        columns: those of the other columns that are read. None: all. Raises InputError for one
+            that is not there.
+        """
+        return FileSource(
+            self, self.rank * workers + worker, self.world_size * workers, self.reads(columns)
+        )
+
+    def reads(self, columns: Sequence[str] | None) -> pa.Schema:
+        """Chooses the columns to read; those of the pointers always are."""
+        others = other_columns(self.schema)
+        if columns is not None:
+            missing = [name for name in columns if name not in others]
+            if missing:
+                raise InputError(
+                    f"The thin rows have no column {missing[0]!r}; there are {', '.join(others)}."
+                )
+            others = [name for name in others if name in {*columns, "user_id", "request_ts"}]
+        fields = [self.schema.field(name) for name in (*others, "uih", "mutable")]
+        schema: pa.Schema = load_pyarrow().schema(fields)
+        return schema
+
+    def read(
+        self, epoch: int, start: int, stop: int, schema: pa.Schema
+    ) -> Iterator[tuple[pa.RecordBatch, int, str]]:
+        """Reads the places [start, stop) of an epoch's sequence: rows, first number, file."""
+        groups = np.arange(len(self._group_rows))
+        if self.order != "files":
+            groups = shuffled(groups, self.seed, epoch)
+        ends = np.cumsum(self._group_rows[groups])
+        for place in range(int(np.searchsorted(ends, start, side="right")), len(groups)):
+            group = groups[place]
+            begin = int(ends[place] - self._group_rows[group])
+            if begin >= stop:
+                return
+            path = self.paths[self._group_files[group]]
+            first, last = max(start - begin, 0), min(stop, int(ends[place])) - begin
+            seen = 0
+            with open_parquet(*located(path)) as file:
+                for batch in file.iter_batches(
+                    READ_ROWS, row_groups=[int(self._group_places[group])], columns=schema.names
+                ):
+                    low, high = max(first - seen, 0), min(last - seen, len(batch))
+                    if low < high:
+                        part = batch.slice(low, high - low).select(schema.names).cast(schema)
+                        yield part, int(self._group_ids[group]) + seen + low, path
+                    seen += len(batch)
+                    if seen >= last:
+                        break
+
+
+class FileSource:
+    """The rows of one shard: a RowSource.
+
+    State: version, files (a fingerprint), rows, order, window_rows, seed, shard, shards, epoch,
+    done (rows of this shard that were taken in this epoch).
+    """
+
+    def __init__(self, files: RowFiles, shard: int, shards: int, schema: pa.Schema) -> None:
+        self._files, self._schema = files, schema
+        self.shard, self.shards = shard, shards
+        self._start = shard * len(files) // shards
+        self._stop = (shard + 1) * len(files) // shards
+        self._epoch = 0
+        self._done = 0
+
+    def __len__(self) -> int:
+        """Rows of this shard."""
+        return self._stop - self._start
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose rows are taken."""
+        return self._epoch
+
+    @property
+    def done(self) -> int:
+        """Rows of the shard that were taken in this epoch."""
+        return self._done
+
+    def set_epoch(self, epoch: int) -> None:
+        """Goes to the start of an epoch; the epoch it is in already goes on."""
+        if epoch != self._epoch:
+            self._epoch, self._done = epoch, 0
+
+    def restart(self) -> None:
+        """Goes back to the start of the epoch."""
+        self._done = 0
+
+    def chunks(self, examples: int) -> Iterator[RowChunk]:
+        """See RowSource: in epoch order, at most `examples` at a time."""
+        number, skip = divmod(self._done, self._files.window_rows)
+        for window in self._windows(self._epoch, number):
+            order = window.order[skip:]
+            skip = 0
+            for first in range(0, len(order), examples):
+                yield window.chunk(order[first : first + examples])
+
+    def took(self, rows: int) -> None:
+        """See RowSource."""
+        self._done += rows
+
+    def commit(self) -> None:
+        """Files have nothing to let go of."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """See RowSource."""
+        return {**self._identity(), "epoch": self._epoch, "done": self._done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See RowSource. Raises UsageError where it is of other files, shards or order."""
+        told = state.get("version")
+        if told != STATE_VERSION:
+            raise UsageError(
+                f"The state has version {told}, but this release reads {STATE_VERSION}; resume "
+                f"with the release that saved it, or start the epoch anew."
+            )
+        mine = self._identity()
+        differing = [name for name in mine if state.get(name) != mine[name]]
+        if {"files", "rows"} & set(differing):
+            raise UsageError(
+                "The state belongs to other files of thin rows; resume with the same files, or "
+                "start the epoch anew."
+            )
+        if {"shard", "shards"} & set(differing):
+            raise UsageError(
+                f"The state belongs to shard {state.get('shard')} of {state.get('shards')}, but "
+                f"this is shard {self.shard} of {self.shards} (world size x workers); resume with "
+                f"as many ranks and workers, each with its own state, or start the epoch anew."
+            )
+        for name in differing:
+            raise UsageError(
+                f"The state was saved with {name} {state.get(name)!r}, but this has "
+                f"{mine[name]!r}; give the same, or start the epoch anew."
+            )
+        epoch, done = state.get("epoch"), state.get("done")
+        if not (isinstance(epoch, int) and isinstance(done, int) and 0 <= done <= len(self)):
+            raise UsageError("The state is damaged: it needs an epoch, and the rows done in it.")
+        self._epoch, self._done = epoch, done
+
+    def close(self) -> None:
+        """Files are closed when `chunks` is."""
+
+    def _identity(self) -> dict[str, Any]:
+        """What a state must have in common with this source."""
+        files = self._files
+        return {
+            "version": STATE_VERSION,
+            "files": files.fingerprint,
+            "rows": len(files),
+            "order": files.order,
+            "window_rows": files.window_rows,
+            "seed": files.seed,
+            "shard": self.shard,
+            "shards": self.shards,
+        }
+
+    def _windows(self, epoch: int, number: int) -> Iterator[Window]:
+        """Reads the shard's windows from the one with this number on."""
+        files = self._files
+        start = self._start + number * files.window_rows
+        held: list[tuple[pa.RecordBatch, int, str]] = []
+        room = files.window_rows
+        for batch, first, path in files.read(epoch, start, self._stop, self._schema):
+            while len(batch) >= room:
+                held.append((batch.slice(0, room), first, path))
+                yield Window(held, files, (epoch, number))
+                batch, first = batch.slice(room), first + room
+                held, room, number = [], files.window_rows, number + 1
+            if len(batch):
+                held.append((batch, first, path))
+                room -= len(batch)
+        if held:
+            yield Window(held, files, (epoch, number))
+
+
+class Window:
+    """Rows that are put in order together."""
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[pa.RecordBatch, int, str]],
+        files: RowFiles,
+        salts: tuple[int, int],
+    ) -> None:
+        table = load_pyarrow().Table.from_batches([batch for batch, _, _ in parts])
+        self._rows: pa.RecordBatch = table.combine_chunks().to_batches()[0]
+        self._ids = np.concatenate(
+            [np.arange(first, first + len(batch)) for batch, first, _ in parts]
+        )
+        self._paths = ", ".join(dict.fromkeys(path for _, _, path in parts))
+        order = np.arange(len(self._ids))
+        if files.order == "users":
+            users = np.concatenate(
+                [complete(path, "user_id", batch["user_id"]) for batch, _, path in parts]
+            )
+            order = order[np.argsort(mixed(users, files.seed, *salts), kind="stable")]
+        elif files.order == "rows":
+            order = shuffled(order, files.seed, *salts)
+        self.order: NDArray[np.int64] = order
+
+    def chunk(self, places: NDArray[np.int64]) -> RowChunk:
+        """Takes the rows at some places of the window, in that order."""
+        pa = load_pyarrow()
+        batch = self._rows.take(pa.array(places))
+        others = pa.Table.from_batches([batch.select(other_columns(batch.schema))])
+        return RowChunk(to_thin_rows(self._paths, batch), others, self._ids[places])
+
+
+def ranks() -> tuple[int, int]:
+    """This process's rank and the world size."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def located(path: str) -> tuple[str, Any]:
+    """Splits a URL into a path and the file system it lies in; None: this machine's."""
+    if "://" not in path and "::" not in path:
+        return path, None
+    try:
+        import fsspec.core
+
+        filesystem, inner = fsspec.core.url_to_fs(path)
+    except ImportError as error:
+        raise UsageError(f"{path} cannot be opened: {str(error).rstrip('.')}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no URL that fsspec knows: {error}.") from error
+    return str(inner), filesystem
+
+
+def expand(name: str) -> list[str]:
+    """Lists what a path, glob or URL stands for. Raises InputError for a glob of nothing."""
+    path, filesystem = located(name)
+    if filesystem is None:
+        if not glob.has_magic(path) or Path(path).exists():
+            return [str(Path(path))]
+        found = [str(Path(match)) for match in glob.iglob(path, recursive=True)]  # noqa: PTH207
+    else:
+        if not glob.has_magic(path):
+            return [name]
+        found = [filesystem.unstrip_protocol(match) for match in filesystem.glob(path)]
+    if not found:
+        raise InputError(f"No file matches {name}; check the name.")
+    return found
+
+
+def read_footer(path: str) -> Footer:
+    """Reads what a file holds. Raises InputError where it does not hold thin rows."""
+    with open_parquet(*located(path)) as file:
+        check(path, file.schema_arrow)
+        groups = [file.metadata.row_group(place) for place in range(file.metadata.num_row_groups)]
+        return Footer(
+            file.schema_arrow.remove_metadata(),
+            [group.num_rows for group in groups],
+            [group.total_byte_size for group in groups],
+        )
+
+
+def joint_schema(paths: Sequence[str], schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The schema of all files; mutable events may have grown traits, columns must be the same."""
+    pa = load_pyarrow()
+    joint = schemas[0]
+    names = set(joint.names)
+    for path, schema in zip(paths, schemas, strict=True):
+        differing = names.symmetric_difference(schema.names)
+        if differing:
+            name = min(differing)
+            has, lacks = (path, paths[0]) if name in schema.names else (paths[0], path)
+            raise InputError(
+                f"{lacks} lacks the column {name!r}, which {has} has; write both alike."
+            )
+        try:
+            joint = pa.unify_schemas([joint, schema], promote_options="permissive")
+        except pa.ArrowException as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise InputError(
+                f"{path} has a column of another type than {paths[0]}: {reason}; write both alike."
+            ) from error
+    return joint
+
+
+def fingerprint(paths: Sequence[str], footers: Sequence[Footer]) -> str:
+    """Tells lists of files apart; where they lie does not matter."""
+    digest = hashlib.sha256()
+    for path, footer in zip(paths, footers, strict=True):
+        told = (path.rsplit("/", 1)[-1], footer.group_rows, footer.group_bytes)
+        digest.update(repr(told).encode())
+    return digest.hexdigest()[:16]
+
+
+def shuffled(values: NDArray[np.int64], *salts: int) -> NDArray[np.int64]:
+    """Puts values in an order that the salts name, the same with every release of numpy."""
+    return values[np.argsort(mixed(np.arange(len(values)), *salts), kind="stable")]
+
+
+def mixed(values: NDArray[np.int64], *salts: int) -> NDArray[np.uint64]:
+    """Scatters values over 64 bits, one to one, so that two users never fall together."""
+    words = values.astype(np.int64).view(np.uint64)
+    for salt in salts:
+        words = scatter(words ^ scatter(np.array([salt % (1 << 64)], np.uint64)))
+    return words
+
+
+def scatter(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64: a step of its sequence and its finalizer."""
+    words = words + np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))

@@ -1,0 +1,168 @@
+"""The loader: batches on the trainer's device, from within its own process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from thinrow.client.torch.config import LoaderConfig
+from thinrow.client.torch.device import DeviceCopy
+from thinrow.client.torch.files import FileSource, RowFiles
+from thinrow.client.torch.pipeline import BATCHES_ELSEWHERE, Pipeline
+from thinrow.client.torch.starvation import Starvation
+from thinrow.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+
+    import torch
+    from prometheus_client import CollectorRegistry
+    from thinrow.client.pointers import Projection
+    from thinrow.client.torch.batch import TensorBatch
+    from thinrow.client.torch.source import RowSource
+
+__all__ = ["ThinRowLoader"]
+
+
+class ThinRowLoader:
+    """Iterates over batches of thin rows put back into histories, read and copied ahead.
+
+    ::
+
+        loader = ThinRowLoader("rows/*.parquet", "localhost:7878", Projection(), device="cuda")
+        with loader:
+            for batch in loader:
+                train(batch)
+
+    rows: files (see RowFiles), or any RowSource.
+    server: HOST:PORT, or several replicas of one store.
+    projection: what is wanted of each history, or the name of a tenant.
+    device: where the batches are to be.
+    registry: of Prometheus, for the metrics of `starvation`.
+
+    A pass over files is one epoch, in the order of that epoch; the next pass is the next epoch. A
+    pass that was left goes on behind the last batch handed out. Everything but the iteration may be
+    called between batches. Raises what Client.stream raises, StatusError, and InputError.
+    """
+
+    def __init__(
+        self,
+        rows: str | Path | Sequence[str | Path] | RowFiles | RowSource,
+        server: str | Sequence[str],
+        projection: Projection | str,
+        config: LoaderConfig | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self._config = config or LoaderConfig()
+        self._source = to_source(rows, self._config.columns)
+        self._server = server
+        self._projection = projection
+        self._copies = DeviceCopy(device, slots=self._config.batches_ahead + BATCHES_ELSEWHERE)
+        self._starvation = Starvation(registry)
+        self._pipeline: Pipeline | None = None
+        self._uncommitted = False
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        # The batch that failed is not done with.
+        self._uncommitted = self._uncommitted and failed is None
+        self.close()
+
+    def __iter__(self) -> Iterator[TensorBatch]:
+        return self._pass()
+
+    @property
+    def starvation(self) -> Starvation:
+        """How long the trainer waited, and for what."""
+        return self._starvation
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next batch. Raises UsageError where the source has none."""
+        return self._files().epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Goes to the start of another epoch. Raises UsageError where the source has none."""
+        self._between_passes("set the epoch")
+        self._files().set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tells the place behind the last batch handed out: a handful of JSON fields."""
+        return self._source.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a place. Raises UsageError where it belongs to something else."""
+        self._between_passes("load a state")
+        self._source.load_state_dict(state)
+
+    def close(self) -> None:
+        """Ends everything: threads, connections, files. What was handed out counts as done."""
+        if self._closed:
+            return
+        self._closed = True
+        self._end_pass()
+        self._commit()
+        self._copies.close()
+        self._source.close()
+
+    def _pass(self) -> Generator[TensorBatch, None, None]:
+        if self._closed:
+            raise UsageError("The loader is closed; make another one.")
+        self._end_pass()
+        self._commit()
+        pipeline = self._pipeline = Pipeline(
+            self._source,
+            self._server,
+            self._projection,
+            self._config,
+            self._copies,
+            self._starvation,
+        )
+        try:
+            for batch in pipeline.batches():
+                self._uncommitted = True
+                yield batch
+                self._commit()
+        finally:
+            pipeline.close()
+            if self._pipeline is pipeline:
+                self._pipeline = None
+        self._source.commit()
+        if isinstance(self._source, FileSource):
+            self._source.set_epoch(self._source.epoch + 1)
+
+    def _commit(self) -> None:
+        if self._uncommitted:
+            self._uncommitted = False
+            self._source.commit()
+
+    def _end_pass(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+
+    def _between_passes(self, what: str) -> None:
+        """Refuses what a pass under way would not heed: its rows are read ahead already."""
+        if self._pipeline is not None:
+            raise UsageError(f"Leave the loop over the loader before you {what}.")
+
+    def _files(self) -> FileSource:
+        if not isinstance(self._source, FileSource):
+            raise UsageError("Only files have epochs; this source has none.")
+        return self._source
+
+
+def to_source(
+    rows: str | Path | Sequence[str | Path] | RowFiles | RowSource, columns: Sequence[str] | None
+) -> RowSource:
+    """Opens files; a source is one already."""
+    if isinstance(rows, str | Path | list | tuple):
+        rows = RowFiles(rows)
+    if isinstance(rows, RowFiles):
+        return rows.source(columns=columns)
+    return cast("RowSource", rows)

@@ -1,0 +1,273 @@
+"""One pass over a source: rows are read, looked up, made tensors and copied, ahead of the trainer.
+
+Three threads with bounded queues between them: `rows` reads chunks; `lookup` has them looked up;
+`widen` cuts batches from the answers, widens these into host memory and starts their copies; the
+trainer takes them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+from collections import deque
+from contextlib import closing
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from thinrow.client.client import connect
+from thinrow.client.torch.batching import Batcher, Part, chosen, to_tensors
+from thinrow.client.torch.config import status_name
+from thinrow.client.torch.queues import BoundedQueue, ClosedError
+from thinrow.client.torch.starvation import StageClock
+from thinrow.errors import UsageError
+from thinrow.v1.materialization_pb2 import STATUS_NOT_READY
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+
+    from thinrow.client.answer import Answer
+    from thinrow.client.pointers import Projection, ThinRows
+    from thinrow.client.torch.batch import TensorBatch
+    from thinrow.client.torch.batching import Group
+    from thinrow.client.torch.config import LoaderConfig
+    from thinrow.client.torch.device import DeviceCopy, Sent
+    from thinrow.client.torch.source import RowChunk, RowSource
+    from thinrow.client.torch.starvation import Starvation
+
+__all__ = ["BATCHES_ELSEWHERE", "Pipeline"]
+
+log = logging.getLogger("thinrow.loader")
+
+# Beside those that are ready: the trainer's, and the one being written.
+BATCHES_ELSEWHERE = 2
+# How often examples that are not ready are asked for again.
+NOT_READY_PAUSE_S_INITIAL = 0.1
+NOT_READY_PAUSE_S_MAX = 5.0
+# Answers that were taken in and are not yet widened.
+ANSWERS_AHEAD = 1
+# How often a long epoch says how the trainer fares.
+LOG_INTERVAL_S = 60.0
+
+
+class Ready(NamedTuple):
+    """A batch to be handed out, and what it stands for."""
+
+    sent: Sent | None
+    """None: only rows that were left out, behind the last batch."""
+
+    rows: int
+    statuses: dict[str, int]
+
+
+class Pipeline:
+    """Starts with the first batch asked for; to be closed whatever happens."""
+
+    def __init__(
+        self,
+        source: RowSource,
+        server: str | Sequence[str],
+        projection: Projection | str,
+        config: LoaderConfig,
+        copies: DeviceCopy,
+        starvation: Starvation,
+    ) -> None:
+        self._source = source
+        self._projection = projection
+        self._config = config
+        self._copies = copies
+        self._starvation = starvation
+        self._client = connect(server, config.client)
+        self._clock = StageClock("rows")
+        self._chunks: BoundedQueue[RowChunk] = BoundedQueue(config.chunks_ahead)
+        self._asked: deque[RowChunk] = deque()
+        self._answers: BoundedQueue[Part] = BoundedQueue(ANSWERS_AHEAD)
+        self._ready: BoundedQueue[Ready] = BoundedQueue(config.batches_ahead)
+        self._input_error: Exception | None = None
+        self._closing = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._read, name="thinrow-rows", daemon=True),
+            threading.Thread(target=self._look_up, name="thinrow-lookup", daemon=True),
+            threading.Thread(target=self._widen, name="thinrow-widen", daemon=True),
+        ]
+
+    def batches(self) -> Generator[TensorBatch, None, None]:
+        """Hands out the batches, in the trainer's thread."""
+        last_s = logged_s = time.perf_counter()
+        left_out: dict[str, int] = {}
+        # A thread that a dying interpreter stops inside gRPC would bring it down.
+        atexit.register(self.close)
+        try:
+            for thread in self._threads:
+                thread.start()
+            while True:
+                asked_s = time.perf_counter()
+                try:
+                    ready = next(self._ready, None)
+                except ClosedError:
+                    raise UsageError(
+                        "The loader was closed or is iterated anew; iterate over it again."
+                    ) from None
+                ready_s = time.perf_counter()
+                batch = None
+                if ready is not None and ready.sent is not None:
+                    batch = self._copies.receive(ready.sent)
+                now_s = time.perf_counter()
+                self._starvation.waited(self._clock.between(asked_s, ready_s))
+                self._starvation.waited({"copy": now_s - ready_s})
+                self._starvation.elapsed(now_s - last_s)
+                last_s = now_s
+                if ready is None:
+                    return
+                self._source.took(ready.rows)
+                self._starvation.count(ready.statuses)
+                for status, count in ready.statuses.items():
+                    if status != "OK" and self._config.policy(status) == "skip":
+                        left_out[status] = left_out.get(status, 0) + count
+                if now_s - logged_s > LOG_INTERVAL_S:
+                    logged_s = now_s
+                    log.info("So far %s.", self._starvation)
+                if batch is not None:
+                    yield batch
+        finally:
+            self.close()
+            log.info("In all %s.", self._starvation)
+            if left_out:
+                told = ", ".join(f"{count} {status}" for status, count in left_out.items())
+                log.warning("Skipped as the policies say: %s.", told)
+
+    def close(self) -> None:
+        """Ends the threads; waits for them. A batch handed out stays valid."""
+        atexit.unregister(self.close)
+        self._closing.set()
+        self._chunks.close()
+        self._answers.close()
+        self._ready.close()
+        self._client.close()
+        for thread in self._threads:
+            # The collector of garbage may call from within one of them.
+            if thread.ident is not None and thread is not threading.current_thread():
+                thread.join()
+
+    def _read(self) -> None:
+        try:
+            for chunk in self._source.chunks(self._config.lookup_examples):
+                self._chunks.put(chunk)
+        except ClosedError:
+            pass
+        except BaseException as error:
+            self._chunks.finish(error)
+        else:
+            self._chunks.finish()
+
+    def _look_up(self) -> None:
+        try:
+            for part in self._parts():
+                self._answers.put(part)
+        except ClosedError:
+            pass
+        except BaseException as error:
+            self._answers.finish(error)
+        else:
+            self._answers.finish()
+
+    def _widen(self) -> None:
+        try:
+            batcher = Batcher(self._config)
+            for part in self._answers:
+                self._clock.work("widen")
+                for group in batcher.add(part):
+                    self._hand_over(group)
+                self._clock.rest()
+            self._hand_over(batcher.rest(), last=True)
+        except ClosedError:
+            pass
+        except BaseException as error:
+            self._ready.finish(error)
+        else:
+            self._ready.finish()
+
+    def _hand_over(self, group: Group, *, last: bool = False) -> None:
+        sent = None
+        if last and self._config.drop_last and group.examples < self._config.batch_examples:
+            if group.examples:
+                log.info("Left out the last %d examples, too few for a batch.", group.examples)
+        elif group.examples:
+            self._clock.work("widen")
+            batch = to_tensors(group.parts, self._config.integer_dtype, self._copies.allocate)
+            self._clock.work("copy")
+            sent = self._copies.send(batch)
+            self._clock.work("widen")
+        if group.rows:
+            statuses = {status_name(status): count for status, count in group.statuses.items()}
+            self._ready.put(Ready(sent, group.rows, statuses))
+
+    def _parts(self) -> Iterator[Part]:
+        """What came back for each chunk, in order."""
+        with closing(self._client.answers(self._rows(), self._projection)) as stream:
+            while True:
+                since_s = time.perf_counter()
+                self._clock.enter("wire")
+                answer = next(stream, None)
+                if answer is None:
+                    break
+                self._clock.answered(since_s, answer.server_s)
+                chunk = self._asked.popleft()
+                if not len(answer):
+                    continue
+                columns = chosen(chunk.columns, self._config.columns)
+                start = 0
+                for settled in self._settled(answer):
+                    stop = start + len(settled)
+                    yield Part(
+                        settled, columns.slice(start, len(settled)), chunk.example_ids[start:stop]
+                    )
+                    start = stop
+        if self._input_error is not None:
+            raise self._input_error
+
+    def _rows(self) -> Iterator[ThinRows]:
+        """What to ask for; called back from within the stream."""
+        self._clock.enter("rows")
+        try:
+            for chunk in self._chunks:
+                self._clock.enter("wire")
+                self._asked.append(chunk)
+                yield chunk.rows
+                self._clock.enter("rows")
+        except ClosedError:
+            raise
+        except Exception as error:
+            # What was read before is delivered first.
+            self._input_error = error
+        self._clock.enter("wire")
+
+    def _settled(self, answer: Answer) -> list[Answer]:
+        """Asks again for examples that are not ready, for as long as the config allows."""
+        answers = [answer]
+        give_up_s = time.monotonic() + self._config.not_ready_wait_s
+        pause_s = NOT_READY_PAUSE_S_INITIAL
+        while any((answer.statuses == STATUS_NOT_READY).any() for answer in answers):
+            left_s = give_up_s - time.monotonic()
+            if left_s <= 0:
+                break
+            self._clock.enter("lookup")
+            if self._closing.wait(min(pause_s, left_s)):
+                raise ClosedError
+            pause_s = min(2 * pause_s, NOT_READY_PAUSE_S_MAX)
+            answers = [run for answer in answers for run in split_by_readiness(answer)]
+            waiting = [run.rows for run in answers if run.statuses[0] == STATUS_NOT_READY]
+            with closing(self._client.answers(waiting, self._projection)) as again:
+                answers = [
+                    next(again) if run.statuses[0] == STATUS_NOT_READY else run for run in answers
+                ]
+        return answers
+
+
+def split_by_readiness(answer: Answer) -> list[Answer]:
+    """Cuts an answer where examples begin or cease to be ready."""
+    edges = np.flatnonzero(np.diff(answer.statuses == STATUS_NOT_READY)) + 1
+    starts = [0, *edges.tolist()]
+    stops = [*edges.tolist(), len(answer)]
+    return [answer[a:b] for a, b in zip(starts, stops, strict=True) if a < b]
