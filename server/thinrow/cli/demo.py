@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import pyarrow as pa
-    from numpy.typing import NDArray
     from thinrow.client import Batch
 
 __all__ = ["Dataset", "run_demo"]
@@ -42,7 +41,6 @@ Dataset = Literal["movielens", "completejourney"]
 DAY_MS = 24 * 60 * 60 * 1000
 BATCH_EXAMPLES = 256
 CHECKED_EXAMPLES = 1000
-HELD_OUT_SHARE = 0.1
 SERVER_START_S_MAX = 30.0
 SERVER_STOP_S_MAX = 30.0
 
@@ -88,7 +86,7 @@ def run_demo(
     dataset: Dataset = "movielens",
     *,
     examples_max: int = 20_000,
-    epochs: int = 2,
+    epochs: int = 3,
     sequence_length: int = 50,
 ) -> None:
     """Runs every step in ``directory`` (default ``.demo``), saying what it does and where.
@@ -106,7 +104,7 @@ def run_demo(
         demo.verify(client, address)
         demo.measure(client)
         if find_spec("torch"):
-            demo.train(client, recipe, epochs, sequence_length)
+            demo.train(address, recipe, epochs, sequence_length)
         else:
             demo.say("No model is trained, for want of PyTorch: pip install torch")
     out.print(demo.summary, recipe.remark, f"All files are in {demo.root}", sep="\n\n")
@@ -286,54 +284,31 @@ class Demo:
         for name, count in (("examples/s", examples), ("events/s", events)):
             self.summary.add_row(name, f"{count / thin_s:,.0f}", f"{count / fat_s:,.0f}")
 
-    def train(self, client: Client, recipe: Recipe, epochs: int, sequence_length: int) -> None:
+    def train(self, address: str, recipe: Recipe, epochs: int, sequence_length: int) -> None:
         """Learns from the earlier requests and is asked about the later ones."""
         # PyTorch takes seconds to import, and only this step needs it.
-        from thinrow.cli.demo_model import ModelConfig, NextItemModel
+        from thinrow.cli.training import Split, Study
 
-        train, held_out, cut_ts = self.split()
-        target = recipe.target
-        self.say(f"Train a small transformer from the stream to tell each request's {target}")
-        events = pl.read_parquet(self.events, columns=[target, "event_ts"])
-        catalogue = events[target].unique().sort().to_numpy()
-
-        def number(values: NDArray[np.int64]) -> NDArray[np.int64]:
-            return np.searchsorted(catalogue, values) + 1
-
-        def examples(rows: Path) -> Iterator[tuple[NDArray[np.int64], ...]]:
-            projection = Projection(sequence_length=sequence_length, traits=(target,))
-            for batch, table in self.batches(client, rows, projection):
-                labels = table.column(f"label_{target}").to_numpy()
-                yield number(batch.values[target]), batch.offsets, number(labels)
-
-        known = number(events.filter(pl.col("event_ts") < cut_ts)[target].to_numpy())
-        counts = np.bincount(known, minlength=len(catalogue) + 1)
-        model = NextItemModel(ModelConfig(sequence_length=sequence_length), counts)
-        losses: list[float] = []
-        for epoch in range(1, epochs + 1):
-            losses += [model.train_step(*example) for example in examples(train)]
-            out.print(f"Pass {epoch} over {row_count(train):,} examples: loss {losses[-1]:.2f}")
-        hits = [model.count_hits(*e, repeats=recipe.repeats) for e in examples(held_out)]
-        rate, popularity = np.sum(hits, axis=0) / row_count(held_out)
+        self.say(f"Train a small HSTU from the stream to tell each request's {recipe.target}")
+        split = Split.of(self.rows, self.root)
+        study = Study(split, address, recipe.target, repeats=recipe.repeats)
+        with progress_bar() as progress:
+            model, losses = study.train(
+                sequence_length,
+                epochs,
+                progress=lambda step, steps: progress("Training", step, steps),
+            )
+        out.print(f"{epochs} passes over {row_count(split.train):,} examples, on {study.device}")
+        quality = study.ask(model, sequence_length)
         out.print(
-            f"Of {row_count(held_out):,} later requests the label is among ten guesses in "
-            f"{rate:.1%}; among the ten most popular in {popularity:.1%}"
+            f"Of {row_count(split.held_out):,} later requests the label is among ten guesses in "
+            f"{quality.hit_rate:.1%}; among the ten most popular in "
+            f"{quality.popularity_hit_rate:.1%}"
         )
         self.summary.add_section()
         self.summary.add_row("loss, first → last step", f"{losses[0]:.2f} → {losses[-1]:.2f}")
-        self.summary.add_row("hit rate@10: model", f"{rate:.1%}")
-        self.summary.add_row("hit rate@10: most popular", f"{popularity:.1%}")
-
-    def split(self) -> tuple[Path, Path, int]:
-        """Splits thin rows by time, and shuffles the earlier: they are small enough for that."""
-        rows = pq.read_table(self.rows)
-        request_ts = rows.column("request_ts").to_numpy()
-        cut_ts = int(np.quantile(request_ts, 1 - HELD_OUT_SHARE))
-        earlier = np.random.default_rng(0).permutation(np.flatnonzero(request_ts < cut_ts))
-        train, held_out = self.root / "train-rows.parquet", self.root / "held-out-rows.parquet"
-        pq.write_table(rows.take(earlier), train)
-        pq.write_table(rows.filter(request_ts >= cut_ts), held_out)
-        return train, held_out, cut_ts
+        self.summary.add_row("hit rate@10: model", f"{quality.hit_rate:.1%}")
+        self.summary.add_row("hit rate@10: most popular", f"{quality.popularity_hit_rate:.1%}")
 
     def batches(
         self, client: Client, rows: Path, projection: Projection
