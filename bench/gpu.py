@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from run import machine, serving
 from synthetic import TRAITS, build
 from thinrow.client import Answer, Projection, ThinRows, connect, read_thin_rows
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.client.torch.batch import lay_out
 from thinrow.client.torch.device import DeviceCopy
 from thinrow.client.torch.narrow import narrow_runs, widen_on_device
+
+from server import machine, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -302,7 +303,7 @@ def main() -> None:
             folder = Path(scratch) / str(number)
             sample = build(folder, users=case.users, events=case.events, requests=case.requests)
             with serving(sample.store, folder / "server.log") as served:
-                address = served.client._channels.targets[0]
+                address = served.address
                 copied += copies(case, first_answer(sample, case, address), device, limit)
                 trained.append(training(case, sample, address, device))
     title = f"{name}, torch {torch.__version__}; {machine()}"

@@ -6,37 +6,33 @@ in it. Nothing is timed before its result has been compared with the other side'
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import re
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from rich.console import Console
-from thinrow.cli.fat_rows import materialize, stream_rows
+from starvation import CASES, copy_bytes_per_s, measure
+from thinrow.cli.fat_rows import materialize
 from thinrow.cli.sample_data import complete_journey, mathoverflow, requests_every
-from thinrow.client import Client, Pointers, Projection, connect
+from thinrow.client import Pointers, Projection
+from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
 from thinrow.compaction import CompactionConfig, compact
 from thinrow.online import BackfillConfig, backfill
+from workload import SCHEMA, workload
+
+from server import machine, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from numpy.typing import NDArray
     from thinrow.cli.sample_data import SampleData
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +41,10 @@ DAY_MS = 24 * 3600 * 1000
 RUNS = 5
 BATCH_EXAMPLES = 512
 REQUEST_EVERY = 20
+MADE_USERS = 1000
+MADE_EVENTS_MEDIAN = 4000
+MADE_DAYS = 365
+MADE_REQUEST_DAYS = 3
 LENGTH_USERS = 64
 LENGTHS = (1_000, 100_000)
 LENGTH_RUNS = 40
@@ -55,7 +55,7 @@ ORDERS = {
 }
 
 console = Console(highlight=False)
-Tensors = list["NDArray[np.int64]"]
+Tensors = list[torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,47 +70,23 @@ class Comparison:
     fat_s: float
     stage_s: dict[str, float]
     """Seconds of one thin round that the server spent in each stage."""
+    waited_s: dict[str, float]
+    """Seconds of one thin round that the consumer waited for each stage of the loader."""
     store_bytes: int
     rows_bytes: int
     fat_bytes: int
 
 
-class Served(NamedTuple):
-    """A server in a process of its own."""
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Data to compare on."""
 
-    client: Client
-    metrics: str
-
-    def stage_seconds(self) -> dict[str, float]:
-        """Seconds that the server has spent in each stage so far."""
-        with urllib.request.urlopen(f"http://{self.metrics}/metrics") as answer:
-            text = answer.read().decode()
-        found = re.findall(
-            r'^thinrow_stage_seconds_sum\{stage="(\w+)"\} (\S+)$', text, re.MULTILINE
-        )
-        return {stage: float(seconds) for stage, seconds in found}
-
-
-@contextmanager
-def serving(store: Path, log: Path) -> Iterator[Served]:
-    """A server of a store, and a client of it."""
-    command = ["serve", "--store", str(store)]
-    command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "thinrow.cli.entry", *command], stderr=output
-        )
-    try:
-        while '"serving"' not in log.read_text():
-            if server.poll() is not None:
-                raise SystemExit(f"The server ended: {log.read_text()}")
-            time.sleep(0.05)
-        told = json.loads(log.read_text().splitlines()[0])
-        with connect(told["address"]) as client:
-            yield Served(client, told["metrics"])
-    finally:
-        server.terminate()
-        server.wait()
+    name: str
+    events: pl.DataFrame
+    schema: str
+    requests: pl.DataFrame
+    watermark_ts: int
+    sequence_length: int
 
 
 def alternating(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
@@ -127,21 +103,25 @@ def alternating(first: Callable[[], object], second: Callable[[], object]) -> tu
     return median(a for a, _ in counted), median(b for _, b in counted)
 
 
-def thin_batches(client: Client, rows: Path, traits: list[str]) -> Iterator[Tensors]:
-    """Final int64 arrays per batch, offsets first, through server and client."""
-    projection = Projection(traits=tuple(traits))
-    for batch, _ in stream_rows(client, rows, projection, BATCH_EXAMPLES):
-        values = [batch.values[trait].astype(np.int64, copy=False) for trait in traits]
-        yield [batch.offsets, *values]
+def thin_loader(address: str, rows: Path, projection: Projection) -> ThinRowLoader:
+    """A loader of the rows in their file's order, and of nothing beside the histories."""
+    config = LoaderConfig(batch_examples=BATCH_EXAMPLES, columns=())
+    return ThinRowLoader(RowFiles(rows, order="files"), address, projection, config)
 
 
-def fat_batches(fat: Path, traits: list[str]) -> Iterator[Tensors]:
+def thin_batches(loader: ThinRowLoader, traits: Sequence[str]) -> Iterator[Tensors]:
+    """Final int64 tensors per batch, offsets first, through server, client and loader."""
+    for batch in loader:
+        yield [batch.offsets, *(batch.values[trait] for trait in traits)]
+
+
+def fat_batches(fat: Path, traits: Sequence[str]) -> Iterator[Tensors]:
     """The same from fat rows, read by PyArrow."""
-    for batch in pq.ParquetFile(fat).iter_batches(BATCH_EXAMPLES, columns=traits):
+    for batch in pq.ParquetFile(fat).iter_batches(BATCH_EXAMPLES, columns=list(traits)):
         columns = [batch.column(trait) for trait in traits]
         offsets = columns[0].offsets.to_numpy().astype(np.int64)
         values = [column.flatten().to_numpy().astype(np.int64, copy=False) for column in columns]
-        yield [offsets - offsets[0], *values]
+        yield [torch.from_numpy(array) for array in (offsets - offsets[0], *values)]
 
 
 def consume(batches: Iterator[Tensors]) -> int:
@@ -153,7 +133,7 @@ def check_equal(thin: Iterator[Tensors], fat: Iterator[Tensors]) -> None:
     """Both sides must have the very same tensors."""
     for ours, theirs in zip(thin, fat, strict=True):
         for mine, other in zip(ours, theirs, strict=True):
-            if not np.array_equal(mine, other):
+            if not torch.equal(mine, other):
                 raise SystemExit("The two sides differ: nothing was measured.")
 
 
@@ -164,61 +144,96 @@ def size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def compare(sample: SampleData, folder: Path) -> Iterator[Comparison]:
-    """Builds everything for one data set and compares it in both orders."""
+def real(sample: SampleData) -> Case:
+    """Whole histories of real users; every so many events of a user one is a request."""
+    last_ts = int(sample.events["event_ts"].to_numpy().max())
+    return Case(
+        name=sample.name,
+        events=sample.events,
+        schema=sample.schema,
+        requests=requests_every(sample.events, REQUEST_EVERY).select("user_id", "request_ts"),
+        watermark_ts=(last_ts // DAY_MS + 1) * DAY_MS,
+        sequence_length=0,
+    )
+
+
+def made_up() -> Case:
+    """Long histories and many requests, as recommenders have them."""
+    made = workload(
+        users=MADE_USERS,
+        events_median=MADE_EVENTS_MEDIAN,
+        days=MADE_DAYS,
+        request_days=MADE_REQUEST_DAYS,
+    )
+    return Case(
+        name="made up, newest 4,096",
+        events=made.events,
+        schema=SCHEMA,
+        requests=made.requests,
+        watermark_ts=made.watermark_ts,
+        sequence_length=4096,
+    )
+
+
+def compare(case: Case, folder: Path) -> Iterator[Comparison]:
+    """Builds everything for one case and compares it in both orders."""
     folder.mkdir()
     events, schema, store = folder / "events.parquet", folder / "schema.toml", folder / "store"
-    schema.write_text(sample.schema)
+    schema.write_text(case.schema)
     # Both sides deliver integers: what differs is only how the data comes.
-    integers = [
+    integers = tuple(
         name
-        for name, kind in sample.events.schema.items()
+        for name, kind in case.events.schema.items()
         if kind.is_integer() and name not in ("user_id", "arrival_ts", "event_id")
-    ]
-    sample.events.write_parquet(events)
-    last_ts = int(sample.events["event_ts"].to_numpy().max())
-    watermark_ts = (last_ts // DAY_MS + 1) * DAY_MS
+    )
+    projection = Projection(case.sequence_length, traits=integers)
+    case.events.write_parquet(events)
     compact(
         CompactionConfig(
             store=store,
             events=[events],
             schema=schema,
-            watermark_ts=watermark_ts,
+            watermark_ts=case.watermark_ts,
             cadence_ms=DAY_MS,
         )
     )
-    requests = requests_every(sample.events, REQUEST_EVERY).select("user_id", "request_ts")
     with serving(store, folder / "server.log") as served:
-        client = served.client
         for number, (order, keys) in enumerate(ORDERS.items()):
             asked = folder / f"requests-{number}.parquet"
             rows, fat = folder / f"rows-{number}.parquet", folder / f"fat-{number}.parquet"
-            requests.sort(keys).write_parquet(asked)
+            case.requests.sort(keys).write_parquet(asked)
             backfill(BackfillConfig(requests=asked, store=store, events=[events], rows=rows))
-            materialize(client, rows, Projection(), fat)
+            materialize(served.client, rows, Projection(case.sequence_length), fat)
             # As a warehouse would have written it: PyArrow's own defaults, zstd.
             rewrite(fat)
-            check_equal(thin_batches(client, rows, integers), fat_batches(fat, integers))
-            before = served.stage_seconds()
-            thin_s, fat_s = alternating(
-                lambda rows=rows: consume(thin_batches(client, rows, integers)),  # type: ignore[misc]
-                lambda fat=fat: consume(fat_batches(fat, integers)),  # type: ignore[misc]
-            )
-            yield Comparison(
-                data=sample.name,
-                order=order,
-                examples=len(requests),
-                events=consume(fat_batches(fat, integers)),
-                thin_s=thin_s,
-                fat_s=fat_s,
-                stage_s={
-                    stage: (seconds - before.get(stage, 0.0)) / (RUNS + 1)
-                    for stage, seconds in served.stage_seconds().items()
-                },
-                store_bytes=size(store),
-                rows_bytes=size(rows),
-                fat_bytes=size(fat),
-            )
+            with thin_loader(served.address, rows, projection) as loader:
+                check_equal(thin_batches(loader, integers), fat_batches(fat, integers))
+                before, waited = served.stage_seconds(), loader.starvation.waited_s
+                thin_s, fat_s = alternating(
+                    lambda loader=loader: consume(thin_batches(loader, integers)),  # type: ignore[misc]
+                    lambda fat=fat: consume(fat_batches(fat, integers)),  # type: ignore[misc]
+                )
+                after = served.stage_seconds()
+                yield Comparison(
+                    data=case.name,
+                    order=order,
+                    examples=len(case.requests),
+                    events=consume(fat_batches(fat, integers)),
+                    thin_s=thin_s,
+                    fat_s=fat_s,
+                    stage_s={
+                        stage: (after[stage] - before.get(stage, 0.0)) / (RUNS + 1)
+                        for stage in after
+                    },
+                    waited_s={
+                        stage: (seconds - waited[stage]) / (RUNS + 1)
+                        for stage, seconds in loader.starvation.waited_s.items()
+                    },
+                    store_bytes=size(store),
+                    rows_bytes=size(rows),
+                    fat_bytes=size(fat),
+                )
+            fat.unlink()
 
 
 def rewrite(fat: Path) -> None:
@@ -274,18 +289,12 @@ def length_cost(folder: Path) -> tuple[list[float], list[float]]:
     return milliseconds
 
 
-def machine() -> str:
-    """What this ran on."""
-    names = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    processor = names[0].split(":")[1].strip() if names else platform.processor()
-    cores = len(os.sched_getaffinity(0))
-    packages = ", ".join(f"{name} {version(name)}" for name in ("grpcio", "numpy", "pyarrow"))
-    return f"{cores} cores of {processor}, Python {platform.python_version()}, {packages}"
-
-
-def report(comparisons: list[Comparison], lengths: tuple[list[float], list[float]]) -> str:
+def report(
+    comparisons: list[Comparison],
+    lengths: tuple[list[float], list[float]],
+    starvation: list[str],
+    copied: float,
+) -> str:
     """The page docs/benchmarks.md."""
     speed = [
         f"| {c.data} | {c.order} | {c.examples:,} | {c.events / c.examples:,.0f} "
@@ -306,6 +315,12 @@ def report(comparisons: list[Comparison], lengths: tuple[list[float], list[float
         for c in comparisons
     ]
     short, long = (median(part) for part in lengths)
+    waits = [
+        f"| {c.data} | {c.order} | "
+        + " | ".join(f"{seconds / c.thin_s:.0%}" for seconds in c.waited_s.values())
+        + " |"
+        for c in comparisons
+    ]
     template = (Path(__file__).parent / "benchmarks.md.in").read_text()
     return template.format(
         machine=machine(),
@@ -316,6 +331,12 @@ def report(comparisons: list[Comparison], lengths: tuple[list[float], list[float
         speed="\n".join(speed),
         stored="\n".join(stored),
         stages="\n".join(stages),
+        waits="\n".join(waits),
+        made_users=f"{MADE_USERS:,}",
+        made_days=MADE_DAYS,
+        made_request_days=MADE_REQUEST_DAYS,
+        starvation="\n".join(starvation),
+        copy_gb_per_s=f"{copied / 1e9:.1f}",
         length_users=LENGTH_USERS,
         length_runs=LENGTH_RUNS,
         newest_events=NEWEST_EVENTS,
@@ -334,7 +355,7 @@ def plot(comparisons: list[Comparison], path: Path) -> None:
 
     names = [f"{c.data.removeprefix('The ').split(' (')[0]}\n{c.order}" for c in comparisons]
     places = np.arange(len(names))
-    figure, (speed, stored) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (speed, stored) = plt.subplots(2, 1, figsize=(10, 7), layout="constrained")
     for axes, thin, fat, title in (
         (
             speed,
@@ -354,7 +375,7 @@ def plot(comparisons: list[Comparison], path: Path) -> None:
             (0.2, fat, "fat rows, zstd Parquet", "#c46a3b"),
         ):
             axes.bar_label(
-                axes.bar(places + shift, values, 0.4, label=label, color=colour), fmt="%.3g"
+                axes.bar(places + shift, values, 0.4, label=label, color=colour), fmt="{:,.0f}"
             )
         axes.set_xticks(places, names, fontsize=8)
         axes.set_title(title)
@@ -365,19 +386,24 @@ def plot(comparisons: list[Comparison], path: Path) -> None:
 
 def main() -> None:
     """Measures everything, shows it, writes it down."""
-    samples = [complete_journey()]
+    samples: list[Callable[[], Case]] = [made_up, lambda: real(complete_journey())]
     if MATHOVERFLOW.exists():
-        samples.append(mathoverflow(MATHOVERFLOW))
+        samples.append(lambda: real(mathoverflow(MATHOVERFLOW)))
     else:
         console.print(f"Without the MathOverflow events: there is no {MATHOVERFLOW}")
     with tempfile.TemporaryDirectory(prefix="thinrow-bench-") as scratch:
         comparisons = []
         for number, sample in enumerate(samples):
-            for comparison in compare(sample, Path(scratch) / str(number)):
+            for comparison in compare(sample(), Path(scratch) / str(number)):
                 comparisons.append(comparison)
                 console.print(comparison)
         lengths = length_cost(Path(scratch) / "lengths")
-    page = report(comparisons, lengths)
+        copied = copy_bytes_per_s()
+        starvation = [
+            "| " + " | ".join(measure(case, Path(scratch) / str(case.events), copied)) + " |"
+            for case in CASES
+        ]
+    page = report(comparisons, lengths, starvation, copied)
     console.print(page, soft_wrap=True)
     (ROOT / "docs/benchmarks.md").write_text(page)
     plot(comparisons, ROOT / "docs/benchmarks.png")

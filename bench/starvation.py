@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from run import machine, serving
 from synthetic import TRAITS, build
 from thinrow.client import Projection
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
+
+from server import machine, serving
 
 COPY_BYTES = 1 << 28
 COPY_RUNS = 5
@@ -60,9 +61,7 @@ def measure(case: Case, folder: Path, bytes_per_s: float) -> list[str]:
     projection = Projection(sequence_length=case.events, traits=TRAITS)
     with (
         serving(sample.store, folder / "server.log") as served,
-        ThinRowLoader(
-            sample.rows, served.client._channels.targets[0], projection, config
-        ) as loader,
+        ThinRowLoader(sample.rows, served.address, projection, config) as loader,
     ):
         steps = 0
         nbytes = 0

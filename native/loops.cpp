@@ -4,11 +4,6 @@
 #include <cstring>
 #include <type_traits>
 
-#ifndef LOOPS
-#define LOOPS any
-#endif
-
-namespace LOOPS {
 namespace {
 
 template <typename From, typename To, typename Offset>
@@ -23,8 +18,9 @@ void widen(const uint8_t *data, int64_t base, int64_t words, To *out) {
 }
 
 template <typename From, typename To>
-void widen_all(const Blocks &blocks, const Views &views, To *out) {
+void widen_all(const Blocks *runs, const Views &views, To *out) {
   for (size_t v = 0; v < views.count; ++v) {
+    const Blocks &blocks = runs[views.runs[v]];
     int64_t word = views.starts[v];
     const int64_t end = word + views.lengths[v];
     To *target = out + views.places[v];
@@ -51,52 +47,50 @@ void widen_all(const Blocks &blocks, const Views &views, To *out) {
 }
 
 template <typename From>
-void widen_from(const Blocks &blocks, Integer to, const Views &views, uint8_t *out) {
+void widen_from(const Blocks *runs, Integer to, const Views &views, uint8_t *out) {
   switch (to) {
-    case Integer::i8: return widen_all<From>(blocks, views, reinterpret_cast<int8_t *>(out));
-    case Integer::i16: return widen_all<From>(blocks, views, reinterpret_cast<int16_t *>(out));
-    case Integer::i32: return widen_all<From>(blocks, views, reinterpret_cast<int32_t *>(out));
-    default: return widen_all<From>(blocks, views, reinterpret_cast<int64_t *>(out));
+    case Integer::i8: return widen_all<From>(runs, views, reinterpret_cast<int8_t *>(out));
+    case Integer::i16: return widen_all<From>(runs, views, reinterpret_cast<int16_t *>(out));
+    case Integer::i32: return widen_all<From>(runs, views, reinterpret_cast<int32_t *>(out));
+    default: return widen_all<From>(runs, views, reinterpret_cast<int64_t *>(out));
   }
 }
 
 template <typename Item>
-void copy_items(const Item *source, const Views &views, Item *out) {
-  for (size_t v = 0; v < views.count; ++v)
+void copy_items(const uint8_t *const *runs, const Views &views, uint8_t *out) {
+  for (size_t v = 0; v < views.count; ++v) {
+    const Item *source = reinterpret_cast<const Item *>(runs[views.runs[v]]) + views.starts[v];
+    Item *target = reinterpret_cast<Item *>(out) + views.places[v];
     // A plain loop: the library's memcpy is slow here for some middling sizes.
-    for (int64_t i = 0; i < views.lengths[v]; ++i)
-      out[views.places[v] + i] = source[views.starts[v] + i];
+    for (int64_t i = 0; i < views.lengths[v]; ++i) target[i] = source[i];
+  }
 }
 
 }  // namespace
 
-void widen_views(const Blocks &blocks, Integer from, Integer to, const Views &views, uint8_t *out) {
+void widen_views(const Blocks *runs, Integer from, Integer to, const Views &views, uint8_t *out) {
   switch (from) {
-    case Integer::i8: return widen_from<int8_t>(blocks, to, views, out);
-    case Integer::i16: return widen_from<int16_t>(blocks, to, views, out);
-    case Integer::i32: return widen_from<int32_t>(blocks, to, views, out);
-    case Integer::i64: return widen_from<int64_t>(blocks, to, views, out);
-    case Integer::u8: return widen_from<uint8_t>(blocks, to, views, out);
-    case Integer::u16: return widen_from<uint16_t>(blocks, to, views, out);
-    case Integer::u32: return widen_from<uint32_t>(blocks, to, views, out);
-    case Integer::u64: return widen_from<uint64_t>(blocks, to, views, out);
+    case Integer::i8: return widen_from<int8_t>(runs, to, views, out);
+    case Integer::i16: return widen_from<int16_t>(runs, to, views, out);
+    case Integer::i32: return widen_from<int32_t>(runs, to, views, out);
+    case Integer::i64: return widen_from<int64_t>(runs, to, views, out);
+    case Integer::u8: return widen_from<uint8_t>(runs, to, views, out);
+    case Integer::u16: return widen_from<uint16_t>(runs, to, views, out);
+    case Integer::u32: return widen_from<uint32_t>(runs, to, views, out);
+    case Integer::u64: return widen_from<uint64_t>(runs, to, views, out);
   }
 }
 
-void copy_views(const uint8_t *source, size_t item_bytes, const Views &views, uint8_t *out) {
+void copy_views(const uint8_t *const *runs, size_t item_bytes, const Views &views, uint8_t *out) {
   switch (item_bytes) {
-    case 1: copy_items(source, views, out); return;
-    case 2: copy_items(reinterpret_cast<const uint16_t *>(source), views,
-                       reinterpret_cast<uint16_t *>(out)); return;
-    case 4: copy_items(reinterpret_cast<const uint32_t *>(source), views,
-                       reinterpret_cast<uint32_t *>(out)); return;
-    case 8: copy_items(reinterpret_cast<const uint64_t *>(source), views,
-                       reinterpret_cast<uint64_t *>(out)); return;
+    case 1: return copy_items<uint8_t>(runs, views, out);
+    case 2: return copy_items<uint16_t>(runs, views, out);
+    case 4: return copy_items<uint32_t>(runs, views, out);
+    case 8: return copy_items<uint64_t>(runs, views, out);
     default:
       for (size_t v = 0; v < views.count; ++v)
-        std::memcpy(out + views.places[v] * item_bytes, source + views.starts[v] * item_bytes,
+        std::memcpy(out + views.places[v] * item_bytes,
+                    runs[views.runs[v]] + views.starts[v] * item_bytes,
                     views.lengths[v] * item_bytes);
   }
 }
-
-}  // namespace LOOPS

@@ -1,7 +1,8 @@
-// Python's side of the loops: checks that nothing is read or written out of bounds, lets go of
-// the interpreter's lock, and picks the loops that this machine can run.
+// Python's side of the loops: checks that nothing is read or written out of bounds, and lets go of
+// the interpreter's lock.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstring>
 #include <stdexcept>
@@ -23,74 +24,94 @@ using Out = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using AnyIn = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using AnyOut = nb::ndarray<nb::c_contig, nb::device::cpu>;
 
-bool has_avx2() {
-#ifdef HAS_AVX2
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
-#else
-  return false;
-#endif
-}
+// One column of an answer: narrow blocks, where each begins, and the arrays that hold them.
+class Run {
+ public:
+  Run(In<uint8_t> data, In<uint8_t> widths, In<int64_t> bases, In<int64_t> counts)
+      : data_(data), widths_(widths), bases_(bases) {
+    const size_t blocks = widths.size();
+    if (bases.size() != blocks || counts.size() != blocks)
+      throw std::invalid_argument("blocks need as many bases and counts as widths");
+    first_word_.assign(blocks + 1, 0);
+    first_byte_.assign(blocks, 0);
+    for (size_t b = 0; b < blocks; ++b) {
+      const int width = widths.data()[b];
+      if (width > 8 || (width & (width - 1))) throw std::invalid_argument("no such width");
+      if (counts.data()[b] < 0) throw std::invalid_argument("a block has a negative length");
+      first_word_[b + 1] = first_word_[b] + counts.data()[b];
+    }
+    // Offsets of all blocks of width 1 come first, in block order, then of width 2, 4 and 8.
+    int64_t byte = 0;
+    for (int width : {1, 2, 4, 8})
+      for (size_t b = 0; b < blocks; ++b)
+        if (widths.data()[b] == width) {
+          first_byte_[b] = byte;
+          byte += width * counts.data()[b];
+        }
+    if (byte != static_cast<int64_t>(data.size()))
+      throw std::invalid_argument("the blocks' bytes are not those that are there");
+  }
 
-const bool use_avx2 = has_avx2();
+  int64_t words() const { return first_word_.back(); }
 
-// Refuses views that reach past the run or the output.
-Views checked(const In<int64_t> &starts, const In<int64_t> &lengths, const In<int64_t> &places,
-              int64_t source_items, int64_t out_items) {
+  Blocks blocks() const {
+    return {data_.data(),       widths_.data(),     bases_.data(),
+            first_word_.data(), first_byte_.data(), first_byte_.size()};
+  }
+
+ private:
+  In<uint8_t> data_, widths_;
+  In<int64_t> bases_;
+  std::vector<int64_t> first_word_, first_byte_;
+};
+
+// Refuses views that reach past their runs or the output.
+template <typename Items>
+Views checked(const In<int64_t> &runs, const In<int64_t> &starts, const In<int64_t> &lengths,
+              const In<int64_t> &places, const std::vector<Items> &run_items, int64_t out_items) {
   const size_t count = lengths.size();
-  if (starts.size() != count || places.size() != count)
-    throw std::invalid_argument("views need as many starts and places as lengths");
+  if (runs.size() != count || starts.size() != count || places.size() != count)
+    throw std::invalid_argument("views need as many runs, starts and places as lengths");
   for (size_t v = 0; v < count; ++v) {
+    const int64_t run = runs.data()[v];
+    if (run < 0 || run >= static_cast<int64_t>(run_items.size()))
+      throw std::out_of_range("a view is of a run that is not there");
     const int64_t start = starts.data()[v], length = lengths.data()[v], place = places.data()[v];
-    if (start < 0 || length < 0 || place < 0 || start > source_items - length ||
+    if (start < 0 || length < 0 || place < 0 || start > run_items[run] - length ||
         place > out_items - length)
       throw std::out_of_range("a view reaches past what it is a view of");
   }
-  return {starts.data(), lengths.data(), places.data(), count};
+  return {runs.data(), starts.data(), lengths.data(), places.data(), count};
 }
 
-void widen_views(In<uint8_t> data, In<uint8_t> widths, In<int64_t> bases, In<int64_t> counts,
-                 int from, In<int64_t> starts, In<int64_t> lengths, In<int64_t> places, int to,
-                 AnyOut out) {
-  const size_t blocks = widths.size();
-  if (bases.size() != blocks || counts.size() != blocks)
-    throw std::invalid_argument("blocks need as many bases and counts as widths");
-  // Offsets of all blocks of width 1 come first, in block order, then of width 2, 4 and 8.
-  std::vector<int64_t> first_word(blocks + 1, 0), first_byte(blocks, 0);
-  for (size_t b = 0; b < blocks; ++b) {
-    const int width = widths.data()[b];
-    if (width > 8 || (width & (width - 1))) throw std::invalid_argument("no such width");
-    if (counts.data()[b] < 0) throw std::invalid_argument("a block has a negative length");
-    first_word[b + 1] = first_word[b] + counts.data()[b];
-  }
-  int64_t byte = 0;
-  for (int width : {1, 2, 4, 8})
-    for (size_t b = 0; b < blocks; ++b)
-      if (widths.data()[b] == width) {
-        first_byte[b] = byte;
-        byte += width * counts.data()[b];
-      }
-  if (byte != static_cast<int64_t>(data.size()))
-    throw std::invalid_argument("the blocks' bytes are not those that are there");
+void widen(const std::vector<const Run *> &runs, int from, In<int64_t> run_of, In<int64_t> starts,
+           In<int64_t> lengths, In<int64_t> places, int to, AnyOut out) {
   if (from < 0 || from > 7 || to < 0 || to > 3) throw std::invalid_argument("no such integers");
-  const Views views =
-      checked(starts, lengths, places, first_word[blocks], out.nbytes() >> to);
-  const Blocks narrow{data.data(), widths.data(),     bases.data(),
-                      first_word.data(), first_byte.data(), blocks};
+  std::vector<Blocks> blocks;
+  std::vector<int64_t> words;
+  for (const Run *run : runs) {
+    blocks.push_back(run->blocks());
+    words.push_back(run->words());
+  }
+  const Views views = checked(run_of, starts, lengths, places, words, out.nbytes() >> to);
   auto *target = static_cast<uint8_t *>(out.data());
   nb::gil_scoped_release release;
-  (use_avx2 ? avx2::widen_views : any::widen_views)(narrow, static_cast<Integer>(from),
-                                                    static_cast<Integer>(to), views, target);
+  ::widen_views(blocks.data(), static_cast<Integer>(from), static_cast<Integer>(to), views, target);
 }
 
-void copy_views(AnyIn source, In<int64_t> starts, In<int64_t> lengths, In<int64_t> places,
-                size_t item_bytes, AnyOut out) {
+void copy(const std::vector<AnyIn> &sources, In<int64_t> run_of, In<int64_t> starts,
+          In<int64_t> lengths, In<int64_t> places, size_t item_bytes, AnyOut out) {
   if (!item_bytes) throw std::invalid_argument("items have no size");
-  const Views views = checked(starts, lengths, places, source.nbytes() / item_bytes,
-                              out.nbytes() / item_bytes);
-  const auto *from = static_cast<const uint8_t *>(source.data());
+  std::vector<const uint8_t *> runs;
+  std::vector<int64_t> items;
+  for (const AnyIn &source : sources) {
+    runs.push_back(static_cast<const uint8_t *>(source.data()));
+    items.push_back(source.nbytes() / item_bytes);
+  }
+  const Views views = checked(run_of, starts, lengths, places, items, out.nbytes() / item_bytes);
   auto *target = static_cast<uint8_t *>(out.data());
   nb::gil_scoped_release release;
-  (use_avx2 ? avx2::copy_views : any::copy_views)(from, item_bytes, views, target);
+  ::copy_views(runs.data(), item_bytes, views, target);
 }
 
 // Slices of a buffer, one behind the other.
@@ -215,8 +236,10 @@ void recode(In<uint8_t> buffer, In<int64_t> starts, In<uint8_t> widths, In<int64
 }  // namespace
 
 NB_MODULE(_native, m) {
-  m.def("widen_views", &widen_views);
-  m.def("copy_views", &copy_views);
+  nb::class_<Run>(m, "Run").def(
+      nb::init<In<uint8_t>, In<uint8_t>, In<int64_t>, In<int64_t>>());
+  m.def("widen_views", &widen);
+  m.def("copy_views", &copy);
   m.def("gather", &gather);
   m.def("number_values", &number_values);
   m.def("recode", &recode);

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from thinrow.client.batch import Batch
+from thinrow.client.kernel import Views
 from thinrow.client.lookup import Lookup
 from thinrow.client.pointers import MutableColumn, MutableEvents, Pointers, Projection, ThinRows
-from thinrow.client.widen import NarrowColumn, Views
+from thinrow.client.widen import NarrowColumn
 from thinrow.errors import InputError, ThinRowError, UsageError
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -120,8 +121,8 @@ def test_widening_reads_what_the_contract_says(encoded: Encoded) -> None:
     narrow = NarrowColumn(column, np.array(block_lengths, np.int64))
     values = np.full((len(events), *narrow.kind.shape), 99, narrow.kind.dtype)
     present = np.full(len(events), True)
-    whole = Views(np.zeros(1, np.int64), np.array([len(events)]), np.zeros(1, np.int64))
-    narrow.write(whole, values, present)
+    zero = np.zeros(1, np.int64)
+    NarrowColumn.write([narrow], Views(zero, zero, zero + len(events), zero), values, present)
     assert present.tolist() == [event is not None for event in events]
     if column.type in CODES:
         assert values.dtype == np.dtype(CODES[column.type])

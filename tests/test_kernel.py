@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from thinrow.client import kernel
-from thinrow.client.widen import NarrowColumn, Views
+from thinrow.client.kernel import Views
+from thinrow.client.widen import NarrowColumn
 from thinrow.errors import InputError
 from thinrow.store.narrow import NarrowBlocks, joined, narrow, widened
 from thinrow.v1 import materialization_pb2 as wire
@@ -50,21 +51,21 @@ def runs(draw: st.DrawFn, most: int = 200) -> Run:
 
 
 @st.composite
-def views_of(draw: st.DrawFn, events: int) -> Views:
-    slices = draw(
-        st.lists(st.tuples(st.integers(0, events), st.integers(0, events)).map(sorted), max_size=8)
-    )
+def views_of(draw: st.DrawFn, *events: int) -> Views:
+    """Slices of runs that have so many events."""
+    runs = draw(st.lists(st.integers(0, len(events) - 1), max_size=8))
+    slices = [sorted(draw(st.tuples(*2 * [st.integers(0, events[run])]))) for run in runs]
     starts = np.array([a for a, _ in slices], np.int64)
     lengths = np.array([b - a for a, b in slices], np.int64)
     gaps = np.array(draw(st.lists(st.integers(0, 3), min_size=len(slices), max_size=len(slices))))
     places = np.cumsum(lengths + gaps.astype(np.int64)) - lengths
-    return Views(starts, lengths, places)
+    return Views(np.array(runs, np.int64), starts, lengths, places)
 
 
-def picked(values: NDArray[Any], views: Views, out: NDArray[Any]) -> NDArray[Any]:
+def picked(runs: list[NDArray[Any]], views: Views, out: NDArray[Any]) -> NDArray[Any]:
     """The same by plain slices."""
-    for start, length, place in zip(*(part.tolist() for part in views), strict=True):
-        out[place : place + length] = values[start : start + length]
+    for run, start, length, place in zip(*(part.tolist() for part in views), strict=True):
+        out[place : place + length] = runs[run][start : start + length]
     return out
 
 
@@ -72,34 +73,39 @@ def room_for(views: Views) -> int:
     return int((views.places + views.lengths).max(initial=0)) + 2
 
 
-@given(st.data(), runs(), st.sampled_from(INTEGERS))
-def test_widening(data: st.DataObject, run: Run, name: str) -> None:
+@given(st.data(), st.lists(runs(), min_size=1, max_size=3), st.sampled_from(INTEGERS))
+def test_widening(data: st.DataObject, drawn: list[Run], name: str) -> None:
     dtype = np.dtype(name)
-    views = data.draw(views_of(len(run.words)))
+    views = data.draw(views_of(*(len(run.words) for run in drawn)))
     targets = [dtype, np.dtype(np.int64)] if name != "u8" else [dtype]
-    words = run.words.astype(f"u{dtype.itemsize}").view(dtype)
+    words = [run.words.astype(f"u{dtype.itemsize}").view(dtype) for run in drawn]
+    narrow = [
+        kernel.Run(run.data, run.blocks.widths, run.blocks.bases, run.blocks.counts)
+        for run in drawn
+    ]
     for target in targets:
         want = picked(words, views, np.full(room_for(views), 77, target))
         got = np.full(room_for(views), 77, target)
-        blocks = run.blocks
-        kernel.widen_views(run.data, blocks.widths, blocks.bases, blocks.counts, dtype, *views, got)
+        kernel.widen_views(narrow, dtype, views, got)
         np.testing.assert_array_equal(got, want)
 
 
 @given(
     st.data(),
+    st.integers(0, 60),
     hnp.arrays(
         st.sampled_from(["?", "i2", "f4", "f8", "u8"]),
         st.tuples(st.integers(0, 60)) | st.tuples(st.integers(0, 60), st.integers(1, 3)),
         elements={"allow_nan": False},
     ),
 )
-def test_copying(data: st.DataObject, values: NDArray[Any]) -> None:
-    views = data.draw(views_of(len(values)))
+def test_copying(data: st.DataObject, cut: int, values: NDArray[Any]) -> None:
+    runs = [values[:cut], values[cut:]]
+    views = data.draw(views_of(*map(len, runs)))
     shape = (room_for(views), *values.shape[1:])
     got, want = np.zeros(shape, values.dtype), np.zeros(shape, values.dtype)
-    kernel.copy_views(values, *views, got)
-    np.testing.assert_array_equal(got, picked(values, views, want))
+    kernel.copy_views(runs, views, got)
+    np.testing.assert_array_equal(got, picked(runs, views, want))
 
 
 @given(runs(), st.data())
@@ -154,38 +160,44 @@ def test_the_stores_own_widening_agrees(run: Run) -> None:
 
 
 ONE = np.ones(1, np.int64)
+FIRST = 0 * ONE
 NARROW = (np.arange(4, dtype=np.uint8), np.ones(1, np.uint8), ONE, 4 * ONE)
 
 
 @pytest.mark.parametrize(
     ("error", "narrow", "views"),
     [
-        (IndexError, NARROW, (ONE, 4 * ONE, 0 * ONE)),
-        (IndexError, NARROW, (-ONE, ONE, 0 * ONE)),
-        (IndexError, NARROW, (ONE, -ONE, 0 * ONE)),
-        (IndexError, NARROW, (ONE, ONE, 4 * ONE)),
-        (IndexError, NARROW, (ONE, ONE, -ONE)),
-        (IndexError, NARROW, (ONE, np.array([1 << 62]), 0 * ONE)),
-        (ValueError, NARROW, (ONE, np.ones(2, np.int64), ONE)),
-        (ValueError, (NARROW[0][:3], *NARROW[1:]), (ONE, ONE, ONE)),
-        (ValueError, (NARROW[0], np.full(1, 3, np.uint8), *NARROW[2:]), (ONE, ONE, ONE)),
-        (ValueError, (*NARROW[:3], -ONE), (ONE, ONE, ONE)),
+        (IndexError, NARROW, (FIRST, ONE, 4 * ONE, 0 * ONE)),
+        (IndexError, NARROW, (FIRST, -ONE, ONE, 0 * ONE)),
+        (IndexError, NARROW, (FIRST, ONE, -ONE, 0 * ONE)),
+        (IndexError, NARROW, (FIRST, ONE, ONE, 4 * ONE)),
+        (IndexError, NARROW, (FIRST, ONE, ONE, -ONE)),
+        (IndexError, NARROW, (FIRST, ONE, np.array([1 << 62]), 0 * ONE)),
+        (IndexError, NARROW, (ONE, ONE, ONE, ONE)),
+        (IndexError, NARROW, (-ONE, ONE, ONE, ONE)),
+        (ValueError, NARROW, (FIRST, ONE, np.ones(2, np.int64), ONE)),
+        (ValueError, (NARROW[0][:3], *NARROW[1:]), (FIRST, ONE, ONE, ONE)),
+        (ValueError, (NARROW[0], np.full(1, 3, np.uint8), *NARROW[2:]), (FIRST, ONE, ONE, ONE)),
+        (ValueError, (*NARROW[:3], -ONE), (FIRST, ONE, ONE, ONE)),
     ],
 )
 def test_what_reaches_out_of_bounds_is_refused(
     error: type[Exception], narrow: tuple[Any, ...], views: tuple[Any, ...]
 ) -> None:
     with pytest.raises(error):
-        kernel.widen_views(*narrow, np.dtype(np.int64), *views, np.zeros(4, np.int64))
+        kernel.widen_views(
+            [kernel.Run(*narrow)], np.dtype(np.int64), Views(*views), np.zeros(4, np.int64)
+        )
     if error is IndexError:
         with pytest.raises(error):
-            kernel.copy_views(np.zeros(4, np.int64), *views, np.zeros(4, np.int64))
+            kernel.copy_views([np.zeros(4, np.int64)], Views(*views), np.zeros(4, np.int64))
 
 
 def whole(column: wire.Column, dtype: str) -> NDArray[Any]:
     narrow = NarrowColumn(column, np.array([2]))
     values = np.zeros(2, dtype)
-    narrow.write(Views(0 * ONE, 2 * ONE, 0 * ONE), values, np.zeros(2, np.bool_))
+    views = Views(FIRST, FIRST, 2 * ONE, FIRST)
+    NarrowColumn.write([narrow], views, values, np.zeros(2, np.bool_))
     return values
 
 
@@ -224,8 +236,8 @@ one, zero = np.array([n]), np.zeros(1, np.int64)
 out = np.zeros(n, np.int64)
 done = threading.Event()
 def work():
-    kernel.widen_views(np.zeros(n, np.uint8), np.ones(1, np.uint8), zero, one, np.dtype("i8"),
-                       zero, one, zero, out)
+    run = kernel.Run(np.zeros(n, np.uint8), np.ones(1, np.uint8), zero, one)
+    kernel.widen_views([run], np.dtype("i8"), kernel.Views(zero, zero, one, zero), out)
     done.set()
 thread = threading.Thread(target=work)
 switch = 1000.0

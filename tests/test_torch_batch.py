@@ -24,9 +24,10 @@ from thinrow.client import (
     connect,
 )
 from thinrow.client.batch import write_trait
+from thinrow.client.kernel import Views
 from thinrow.client.torch.batch import TensorBatch, lay_out
 from thinrow.client.torch.narrow import narrow_runs, to_run, widen_on_device
-from thinrow.client.widen import VALUE_DTYPES, NarrowColumn, Views
+from thinrow.client.widen import VALUE_DTYPES, NarrowColumn
 from thinrow.errors import InputError, UsageError
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -363,9 +364,9 @@ def test_every_dtype_and_width_widens_bit_by_bit(
         data=b"".join(section.astype(np.uint8).tobytes() for section in sections.values()),
     )
     narrow = NarrowColumn(column, lengths)
-    views = Views(*np.array([[3, 0, 20, 7], [6, 28, 1, 0], [0, 6, 40, 34]], np.int64))
+    views = Views(*np.array([[0, 0, 0, 0], [3, 0, 20, 7], [6, 28, 1, 0], [0, 6, 40, 34]], np.int64))
     expected = np.zeros((41, size), dtype)
-    narrow.write(views, expected)
+    NarrowColumn.write([narrow], views, expected)
     integers = np.dtype(dtype).kind in "iu"
     wide = np.dtype(np.int64) if integers else np.dtype(dtype)
     out = torch.zeros(41, size, dtype=torch.from_numpy(np.empty(0, wide)).dtype)

@@ -1,19 +1,26 @@
-"""Loops over every event, in native code. Arrays are contiguous; without the interpreter's lock.
+# Loops over every event, in native code, without the interpreter's lock. Arrays are contiguous.
+# They raise ValueError for arrays that do not fit together, IndexError for what is out of bounds.
 
-Raises ValueError for arrays that do not fit together, IndexError for what reaches out of bounds.
-"""
-
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+class Run:
+    def __init__(
+        self,
+        data: NDArray[np.uint8],
+        widths: NDArray[np.uint8],
+        bases: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        /,
+    ) -> None: ...
+
 def widen_views(
-    data: NDArray[np.uint8],
-    widths: NDArray[np.uint8],
-    bases: NDArray[np.int64],
-    counts: NDArray[np.int64],
+    runs: Sequence[Run],
     read_as: int,
+    run_of: NDArray[np.int64],
     starts: NDArray[np.int64],
     lengths: NDArray[np.int64],
     places: NDArray[np.int64],
@@ -22,7 +29,8 @@ def widen_views(
     /,
 ) -> None: ...
 def copy_views(
-    source: NDArray[np.uint8],
+    sources: Sequence[NDArray[np.uint8]],
+    run_of: NDArray[np.int64],
     starts: NDArray[np.int64],
     lengths: NDArray[np.int64],
     places: NDArray[np.int64],

@@ -12,16 +12,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from thinrow.client.kernel import ranges
+from thinrow.client.kernel import Views, ranges
 from thinrow.client.mutable import MutableTail
 from thinrow.client.pointers import MutableEvents, Projection, bounds
 from thinrow.client.request import TRUNCATIONS
-from thinrow.client.widen import ColumnKind, NarrowColumn, Views, require
+from thinrow.client.widen import ColumnKind, NarrowColumn, require
 from thinrow.errors import ThinRowError
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from thinrow.client.pointers import Pointers, ThinRows
@@ -124,8 +124,8 @@ class Answer:
     answer_bytes: int
     """Size of the whole answer as it travelled, but for the messages' own few bytes."""
 
-    _columns: tuple[Columns, ...]
-    """Of each response."""
+    columns: tuple[Columns, ...]
+    """Of each response, by trait, still narrow."""
     _response: NDArray[np.int64]
     """Number of the response that holds each example, shape (examples,)."""
     _starts: NDArray[np.int64]
@@ -167,7 +167,7 @@ class Answer:
             watermark_ts=oldest.watermark_ts,
             server_s=sum(part.response.server_us for part in parts) / 1e6,
             answer_bytes=sum(part.travelled_bytes for part in parts),
-            _columns=tuple(part.columns for part in parts),
+            columns=tuple(part.columns for part in parts),
             _response=response,
             _starts=starts,
             _mutable=kept,
@@ -198,7 +198,7 @@ class Answer:
     @cached_property
     def kinds(self) -> dict[str, ColumnKind]:
         """What the values of each trait are, in the order of the projection."""
-        return joint_kinds(self._columns)
+        return joint_kinds(self.columns)
 
     @staticmethod
     def joint_kinds(answers: Sequence[Answer]) -> dict[str, ColumnKind]:
@@ -206,7 +206,7 @@ class Answer:
 
         Raises ThinRowError where they differ, as across a change of schema.
         """
-        return joint_kinds(columns for answer in answers for columns in answer._columns)
+        return joint_kinds(columns for answer in answers for columns in answer.columns)
 
     def write(
         self, trait: str, values: NDArray[Any], present: NDArray[np.bool_] | None = None
@@ -220,21 +220,16 @@ class Answer:
         Raises InputError where a value does not fit `values`, or where mutable events lack a
         trait they need or hold it in another type; ThinRowError for a malformed answer.
         """
+        columns = [response[trait] for response in self.columns]
+        NarrowColumn.write(columns, self._views, values, present)
         first_code = 0
-        for columns, views in self._views:
-            column = columns[trait]
-            column.write(views, values, present)
-            if column.kind.text:
-                if first_code:
-                    events = ranges(views.places, views.lengths)
-                    there = True if present is None else present[events]
-                    values[events] += np.where(there, first_code, 0).astype(values.dtype)
-                first_code += len(column.message.strings)
+        if self.kinds[trait].text:
+            first_code = self._shift_codes(columns, values, present)
         if len(self._mutable.arrival_ts):
             ends = np.cumsum(self.lengths)
             lengths = np.diff(self._mutable.offsets)
             events = ranges(ends - lengths, lengths)
-            tail = self._tail(trait, first_code)
+            tail = self.tail(trait, first_code)
             values[events] = tail.values(values.dtype)
             if present is not None:
                 present[events] = tail.present
@@ -242,27 +237,58 @@ class Answer:
     def strings(self, trait: str) -> list[str]:
         """The texts that the codes of a text trait index. May repeat one."""
         texts: list[str] = []
-        for columns, _ in self._views:
-            texts += columns[trait].message.strings
+        for number in self._responses_used:
+            texts += self.columns[number][trait].message.strings
         if len(self._mutable.arrival_ts):
-            texts += self._tail(trait, len(texts)).strings
+            texts += self.tail(trait, len(texts)).strings
         return texts
 
-    def _tail(self, trait: str, first_code: int) -> MutableTail:
-        return MutableTail(self._columns[0][trait], self._mutable, first_code)
+    def _shift_codes(
+        self,
+        columns: Sequence[NarrowColumn],
+        values: NDArray[Any],
+        present: NDArray[np.bool_] | None,
+    ) -> int:
+        """Lets the codes of each response index the joint `strings`; returns how many those are."""
+        first_code = 0
+        for number in self._responses_used:
+            if first_code:
+                mine = self._views.runs == number
+                events = ranges(self._views.places[mine], self._views.lengths[mine])
+                if present is not None:
+                    events = events[present[events]]
+                values[events] += first_code
+            first_code += len(columns[number].message.strings)
+        return first_code
+
+    def by_response(self) -> Iterator[tuple[Columns, Views]]:
+        """Of each response that has some of the events: its columns, and where its events go."""
+        for number in self._responses_used:
+            mine = self._views.runs == number
+            yield self.columns[number], Views(*(part[mine] for part in self._views))
+
+    @property
+    def mutable(self) -> MutableEvents:
+        """The mutable events that are left after truncation; they come behind each example's."""
+        return self._mutable
+
+    def tail(self, trait: str, first_code: int = 0) -> MutableTail:
+        """A trait of the mutable events; codes of texts start at `first_code`."""
+        return MutableTail(self.columns[0][trait], self._mutable, first_code)
 
     @cached_property
-    def _views(self) -> list[tuple[Columns, Views]]:
-        """Of each response that has some of the events: its columns, and where the events go."""
+    def _views(self) -> Views:
+        """Where the immutable events of each example that has some come from, and go."""
         lengths = self.lengths - np.diff(self._mutable.offsets)
         places = np.cumsum(self.lengths) - self.lengths
-        views = []
-        for number in np.unique(self._response[lengths > 0]).tolist():
-            mine = np.flatnonzero((self._response == number) & (lengths > 0))
-            views.append(
-                (self._columns[number], Views(self._starts[mine], lengths[mine], places[mine]))
-            )
-        return views
+        there = np.flatnonzero(lengths)
+        return Views(self._response[there], self._starts[there], lengths[there], places[there])
+
+    @cached_property
+    def _responses_used(self) -> list[int]:
+        """Numbers of the responses that have some of the events."""
+        numbers: list[int] = np.unique(self._views.runs).tolist()
+        return numbers
 
 
 def joint_kinds(responses: Iterable[Columns]) -> dict[str, ColumnKind]:

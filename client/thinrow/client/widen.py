@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from thinrow.client import kernel
+from thinrow.client.kernel import Views
 from thinrow.errors import InputError, ThinRowError
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-__all__ = ["VALUE_DTYPES", "ColumnKind", "NarrowColumn", "Views", "cast_integers", "require"]
+__all__ = ["VALUE_DTYPES", "ColumnKind", "NarrowColumn", "cast_integers", "require"]
 
 VALUE_DTYPES: dict[int, np.dtype[Any]] = {
     wire.TRAIT_TYPE_INT8: np.dtype(np.int8),
@@ -53,16 +56,16 @@ class ColumnKind(NamedTuple):
     """True where events may lack it."""
 
 
-class Views(NamedTuple):
-    """Slices of a run, and where in the output each goes; int64, shape (views,)."""
+class Blocks(NamedTuple):
+    """The narrow words of a column that are there, by block of its run."""
 
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    places: NDArray[np.int64]
-
-    def times(self, size: int) -> Views:
-        """The same views of words, `size` per event."""
-        return self if size == 1 else Views(*(size * part for part in self))
+    data: NDArray[np.uint8]
+    """Offsets of all blocks of width 1 in block order, then of width 2, 4 and 8."""
+    widths: NDArray[np.uint8]
+    """Bytes per offset."""
+    bases: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    """Words."""
 
 
 def require(condition: bool | np.bool_, what: str) -> None:
@@ -106,19 +109,20 @@ class NarrowColumn:
             running = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._present)])
             ends = np.cumsum(block_lengths)
             counts = running[ends] - running[ends - block_lengths]
-        self._counts = counts * size
-        self._widths = np.frombuffer(column.widths, np.uint8)
-        self._bases = np.array(column.bases, np.int64)
-        self._data = np.frombuffer(column.data, np.uint8)
+        self.blocks = Blocks(
+            np.frombuffer(column.data, np.uint8),
+            np.frombuffer(column.widths, np.uint8),
+            np.array(column.bases, np.int64),
+            counts * size,
+        )
+        data, widths, bases, words = self.blocks
         require(
-            len(self._bases) == len(self._widths) == len(counts),
+            len(bases) == len(widths) == len(words),
             f"{name} has not one base and width per block",
         )
-        require(np.isin(self._widths, (0, *kernel.WIDTHS)).all(), f"{name} has an unknown width")
-        require(
-            int(self._widths @ self._counts) == len(self._data),
-            f"{name} has too few or many bytes",
-        )
+        require(np.isin(widths, (0, *kernel.WIDTHS)).all(), f"{name} has an unknown width")
+        require(int(widths @ words) == len(data), f"{name} has too few or many bytes")
+        self._run = kernel.Run(*self.blocks)
 
     @property
     def travelled_bytes(self) -> int:
@@ -126,39 +130,54 @@ class NarrowColumn:
         message = self.message
         entries = 8 * len(message.dictionary) + sum(map(len, message.strings))
         bitmap = 0 if self._present is None else (self._events + 7) // 8
-        return len(self._data) + 9 * len(self._widths) + bitmap + entries
+        return len(self.blocks.data) + 9 * len(self.blocks.widths) + bitmap + entries
 
+    @staticmethod
     def write(
-        self, views: Views, values: NDArray[Any], present: NDArray[np.bool_] | None = None
+        columns: Sequence[NarrowColumn],
+        views: Views,
+        values: NDArray[Any],
+        present: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Writes the events of `views` to `values`, shape (events,) or (events, size).
+        """Writes events of one trait's columns, `views.runs` saying which, to `values`.
 
-        `values` has the kind's dtype or, for integers, another integer dtype; 0 where absent.
+        values: shape (events,) or (events, size), of the kind's dtype or, for integers, of another
+            integer dtype; 0 where absent. present: shape (events,).
+
         Raises InputError for a value that does not fit, ThinRowError for a malformed column.
         """
         if present is not None:
-            if self._present is None:
-                present[kernel.ranges(views.places, views.lengths)] = True
-            else:
-                kernel.copy_views(self._present, *views, present)
-        if self._present is not None or self.message.type in CHECKED_TYPES:
-            kernel.copy_views(self._whole_as(values.dtype), *views, values)
-        elif self._fits(values.dtype):
-            self._widen(views.times(self._size), values.reshape(-1))
-        else:
-            kernel.copy_views(self._whole_as(values.dtype), *views, values)
+            kernel.copy_views([column._presence for column in columns], views, present)
+        if all(column.is_plain and column.fits(values.dtype) for column in columns):
+            first = columns[0]
+            runs = [column._run for column in columns]
+            kernel.widen_views(runs, first.kind.dtype, views.times(first._size), values.reshape(-1))
+            return
+        used = set(np.unique(views.runs).tolist())
+        nothing = np.empty((0, *values.shape[1:]), values.dtype)
+        sources = [
+            column._whole_as(values.dtype) if number in used else nothing
+            for number, column in enumerate(columns)
+        ]
+        kernel.copy_views(sources, views, values)
 
-    def _widen(self, views: Views, out: NDArray[Any], dtype: np.dtype[Any] | None = None) -> None:
-        narrow = (self._data, self._widths, self._bases, self._counts)
-        kernel.widen_views(*narrow, dtype or self.kind.dtype, *views, out)
+    @property
+    def is_plain(self) -> bool:
+        """Whether each event can be read without looking at others."""
+        return self._present is None and self.message.type not in CHECKED_TYPES
 
-    def _fits(self, dtype: np.dtype[Any]) -> bool:
+    @property
+    def _presence(self) -> NDArray[np.bool_]:
+        return np.ones(self._events, np.bool_) if self._present is None else self._present
+
+    def fits(self, dtype: np.dtype[Any]) -> bool:
         """Tells from bases and widths alone that every value fits another integer dtype."""
         if dtype == self.kind.dtype or np.can_cast(self.kind.dtype, dtype):
             return True
         bounds = np.iinfo(dtype)
-        most = self._bases.astype(object) + (1 << 8 * self._widths.astype(object)) - 1
-        return bool((self._bases >= max(bounds.min, 0)).all() and (most <= bounds.max).all())
+        bases, widths = self.blocks.bases, self.blocks.widths
+        most = bases.astype(object) + (1 << 8 * widths.astype(object)) - 1
+        return bool((bases >= max(bounds.min, 0)).all() and (most <= bounds.max).all())
 
     def _whole_as(self, dtype: np.dtype[Any]) -> NDArray[Any]:
         whole = self._whole
@@ -171,9 +190,9 @@ class NarrowColumn:
         # Only an index keeps all its bits, to be checked against the bounds of its dictionary.
         indexes = self.message.type in INDEX_TYPES
         dtype = np.dtype(np.uint64) if indexes else self.kind.dtype
-        values = np.empty(int(self._counts.sum()), dtype)
+        values = np.empty(int(self.blocks.counts.sum()), dtype)
         zero = np.zeros(1, np.int64)
-        self._widen(Views(zero, np.array([len(values)]), zero), values, dtype)
+        kernel.widen_views([self._run], dtype, Views(zero, zero, zero + len(values), zero), values)
         values = self._checked(values)
         if self._size > 1:
             values = values.reshape(-1, self._size)

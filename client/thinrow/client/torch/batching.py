@@ -15,7 +15,7 @@ from thinrow.errors import InputError, StatusError
 from thinrow.v1.materialization_pb2 import STATUS_OK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import pyarrow as pa
     import torch
@@ -32,6 +32,10 @@ ADVICE = {
     "ERASED": "drop them",
     "INVALID": "mend what wrote the rows",
 }
+
+
+SHARED_BYTES_MIN = 4 << 20
+"""Smaller batches are widened sooner than other threads would have woken up."""
 
 
 class Part(NamedTuple):
@@ -154,8 +158,11 @@ def to_tensors(
     parts: Sequence[Part],
     integer_dtype: torch.dtype,
     allocate: Callable[[int], torch.Tensor] = plain_memory,
+    each: Callable[[Callable[[str], None], Iterable[str]], Iterator[None]] = map,
 ) -> TensorBatch:
     """Widens some examples into tensors, one part behind the other; `allocate` as in lay_out.
+
+    each: as `map`, perhaps with several threads; called with the traits.
 
     Raises InputError where a value does not fit `integer_dtype` or a column has nulls, and
     ThinRowError where the schema changed between the answers.
@@ -174,7 +181,8 @@ def to_tensors(
         integer_dtype=integer_dtype,
         allocate=allocate,
     )
-    for trait in kinds:
+
+    def write(trait: str) -> None:
         present = batch.present.get(trait)
         write_trait(
             answers,
@@ -183,6 +191,9 @@ def to_tensors(
             None if present is None else present.numpy(),
             batch.strings.get(trait),
         )
+
+    for _ in (map if batch.nbytes < SHARED_BYTES_MIN else each)(write, kinds):
+        pass
     return batch
 
 

@@ -62,6 +62,9 @@ class LoaderConfig:
     chunks_ahead: int = 2
     """Most chunks of `lookup_examples` rows that are read and not yet asked for."""
 
+    widen_threads: int = 2
+    """Threads that widen traits of a batch side by side."""
+
     batches_ahead: int = 2
     """Most batches that are ready and not yet handed out."""
 
@@ -69,7 +72,13 @@ class LoaderConfig:
     """Deadlines, retries and credentials of the client."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_examples", "lookup_examples", "chunks_ahead", "batches_ahead"):
+        for name in (
+            "batch_examples",
+            "lookup_examples",
+            "chunks_ahead",
+            "widen_threads",
+            "batches_ahead",
+        ):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, but must be 1 or more.")
         if self.batch_events is not None and self.batch_events < 1:

@@ -5,13 +5,13 @@ A history that several examples share goes once; what the host does not widen it
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from thinrow.client.torch.batch import carve, move_together, plain_memory
-from thinrow.client.widen import CHECKED_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from thinrow.client.answer import Answer
-    from thinrow.client.widen import NarrowColumn, Views
+    from thinrow.client.kernel import Views
+    from thinrow.client.widen import NarrowColumn
     from torch import Tensor
 
 __all__ = ["NarrowRun", "narrow_runs", "widen_on_device"]
@@ -111,25 +112,19 @@ def narrow_runs(answer: Answer, dtypes: Mapping[str, np.dtype[Any]]) -> list[Nar
     traits = [
         trait
         for trait, dtype in dtypes.items()
-        if all(may_stay_narrow(columns[trait], dtype) for columns in answer._columns)
+        if all(columns[trait].is_plain and columns[trait].fits(dtype) for columns in answer.columns)
     ]
-    runs = [to_run(columns, views, traits) for columns, views in answer._views]
-    if len(answer._mutable):
+    runs = [to_run(columns, views, traits) for columns, views in answer.by_response()]
+    if len(answer.mutable):
         runs.append(to_mutable_run(answer, {trait: dtypes[trait] for trait in traits}))
     return [run for run in runs if run.events and run.traits]
-
-
-def may_stay_narrow(column: NarrowColumn, dtype: np.dtype[Any]) -> bool:
-    """Tells whether values can be widened without looking at them."""
-    checked = column.kind.nullable or column.message.type in CHECKED_TYPES
-    return not checked and column._fits(dtype)
 
 
 def to_run(columns: Mapping[str, NarrowColumn], views: Views, traits: Sequence[str]) -> NarrowRun:
     """What one response holds."""
     counts = np.zeros(0, np.int64)
     for trait in traits:
-        counts = columns[trait]._counts // columns[trait]._size
+        counts = columns[trait].blocks.counts // math.prod(columns[trait].kind.shape)
     return NarrowRun(
         events=int(views.lengths.sum()),
         starts=torch.from_numpy(views.starts),
@@ -142,12 +137,12 @@ def to_run(columns: Mapping[str, NarrowColumn], views: Views, traits: Sequence[s
 
 def to_mutable_run(answer: Answer, dtypes: Mapping[str, np.dtype[Any]]) -> NarrowRun:
     """The mutable events: one block, as wide as its values, without a base."""
-    offsets = answer._mutable.offsets
+    offsets = answer.mutable.offsets
     lengths = np.diff(offsets)
     zero = torch.zeros(1, dtype=torch.int64)
     traits = {}
     for trait, dtype in dtypes.items():
-        values = answer._tail(trait, 0).values(dtype)
+        values = answer.tail(trait).values(dtype)
         data = np.zeros(-(-values.nbytes // WORD_BYTES) * WORD_BYTES, np.uint8)
         data[: values.nbytes] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         width = dtype.itemsize
@@ -168,30 +163,31 @@ def to_mutable_run(answer: Answer, dtypes: Mapping[str, np.dtype[Any]]) -> Narro
 
 def to_narrow(column: NarrowColumn) -> NarrowTrait:
     """Puts each width's offsets where a device can read them, and counts where blocks begin."""
-    widths = column._widths.astype(np.int64)
-    lengths = widths * column._counts
+    blocks = column.blocks
+    widths = blocks.widths.astype(np.int64)
+    lengths = widths * blocks.counts
     first_bytes = np.zeros(len(widths), np.int64)
     parts: list[NDArray[np.uint8]] = []
     used = tuple(sorted({int(width) for width in widths if width}))
     before = laid = 0
     for width in used:
-        blocks = widths == width
-        ends = np.cumsum(lengths[blocks])
-        first_bytes[blocks] = laid + ends - lengths[blocks]
+        mine = widths == width
+        ends = np.cumsum(lengths[mine])
+        first_bytes[mine] = laid + ends - lengths[mine]
         size = int(ends[-1])
         padding = -size % WORD_BYTES
-        parts += [column._data[before : before + size], np.zeros(padding, np.uint8)]
+        parts += [blocks.data[before : before + size], np.zeros(padding, np.uint8)]
         before += size
         laid += size + padding
     data = np.concatenate([*parts, np.zeros(0, np.uint8)])
     return NarrowTrait(
         data=torch.from_numpy(data),
-        bases=torch.from_numpy(column._bases),
+        bases=torch.from_numpy(blocks.bases),
         widths=torch.from_numpy(widths),
         first_bytes=torch.from_numpy(first_bytes),
         widths_used=used,
         dtype=column.kind.dtype,
-        size=column._size,
+        size=math.prod(column.kind.shape),
     )
 
 

@@ -1,8 +1,8 @@
 """One pass over a source: rows are read, looked up, made tensors and copied, ahead of the trainer.
 
 Three threads with bounded queues between them: `rows` reads chunks; `lookup` has them looked up;
-`widen` cuts batches from the answers, widens these into host memory and starts their copies; the
-trainer takes them.
+`widen` cuts batches from the answers, has some threads more widen these into host memory, and
+starts their copies; the trainer takes them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +26,7 @@ from thinrow.errors import UsageError
 from thinrow.v1.materialization_pb2 import STATUS_NOT_READY
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from thinrow.client.answer import Answer
     from thinrow.client.pointers import Projection, ThinRows
@@ -86,6 +87,7 @@ class Pipeline:
         self._ready: BoundedQueue[Ready] = BoundedQueue(config.batches_ahead)
         self._input_error: Exception | None = None
         self._closing = threading.Event()
+        self._widening = ThreadPoolExecutor(config.widen_threads, "thinrow-widen")
         self._threads = [
             threading.Thread(target=self._read, name="thinrow-rows", daemon=True),
             threading.Thread(target=self._look_up, name="thinrow-lookup", daemon=True),
@@ -149,6 +151,7 @@ class Pipeline:
             # The collector of garbage may call from within one of them.
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join()
+        self._widening.shutdown()
 
     def _read(self) -> None:
         try:
@@ -195,7 +198,9 @@ class Pipeline:
                 log.info("Left out the last %d examples, too few for a batch.", group.examples)
         elif group.examples:
             self._clock.work("widen")
-            batch = to_tensors(group.parts, self._config.integer_dtype, self._copies.allocate)
+            batch = to_tensors(
+                group.parts, self._config.integer_dtype, self._copies.allocate, self._widening.map
+            )
             self._clock.work("copy")
             sent = self._copies.send(batch)
             self._clock.work("widen")
@@ -231,7 +236,7 @@ class Pipeline:
         """What to ask for; called back from within the stream."""
         self._clock.enter("rows")
         try:
-            for chunk in self._chunks:
+            for chunk in growing(self._chunks, self._config.batch_examples):
                 self._clock.enter("wire")
                 self._asked.append(chunk)
                 yield chunk.rows
@@ -263,6 +268,17 @@ class Pipeline:
                     next(again) if run.statuses[0] == STATUS_NOT_READY else run for run in answers
                 ]
         return answers
+
+
+def growing(chunks: Iterable[RowChunk], examples: int) -> Iterator[RowChunk]:
+    """Cuts the first chunks small, each as large as all before: the first batch comes soon."""
+    for chunk in chunks:
+        start = 0
+        while len(chunk.rows) - start > examples:
+            yield chunk.cut(start, start + examples)
+            start += examples
+            examples *= 2
+        yield chunk.cut(start, len(chunk.rows))
 
 
 def split_by_readiness(answer: Answer) -> list[Answer]:

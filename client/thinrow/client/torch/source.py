@@ -28,6 +28,14 @@ class RowChunk:
     example_ids: NDArray[np.int64]
     """Shape (rows,): numbers that no other row of the source has."""
 
+    def cut(self, start: int, stop: int) -> RowChunk:
+        """The rows [start, stop)."""
+        return RowChunk(
+            self.rows[start:stop],
+            self.columns.slice(start, stop - start),
+            self.example_ids[start:stop],
+        )
+
 
 class RowSource(Protocol):
     """A sequence of thin rows that knows how far the trainer has come.
