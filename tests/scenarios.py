@@ -199,7 +199,7 @@ def worlds(
         runs,
         moments,
         shards=draw(st.integers(1, 3)),
-        stripe_events=draw(st.sampled_from((512, 1, 2, 5))),
+        stripe_events=draw(st.sampled_from((1024, 1, 2, 5, 8))),
         plain=draw(st.booleans()),
     )
 
@@ -219,7 +219,7 @@ def bulk(world: World, seed: int, count: int) -> World:
             more.append(Event(USERS[0], arrival_ts - skew, arrival_ts, event_id, known))
         last_ts = run.watermark_ts
         runs.append(replace(run, events=run.events + more))
-    return replace(world, runs=runs, stripe_events=512, plain=False)
+    return replace(world, runs=runs, stripe_events=1024, plain=False)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class Client:
         its status. Raises InputError for mutable events that lack a trait they need.
         """
         lookup = Lookup(rows, projection)
-        size = RequestSize(self.config)
+        size = RequestSize(self.config, first=self.config.examples_per_request)
         rest: Piece | None = lookup.whole()
         while rest is not None:
             piece, later = rest.cut(size.examples)

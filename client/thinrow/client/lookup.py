@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Lookup", "Piece", "RequestSize"]
 
 
-FIRST_REQUEST_EXAMPLES = 64
-"""Until an answer has told how large answers are."""
 REGROWTH_ANSWERS = 64
 """A request that was too large halves those to come; so many answers restore their size."""
 
@@ -27,11 +25,11 @@ REGROWTH_ANSWERS = 64
 class RequestSize:
     """How many examples to name in the next request."""
 
-    def __init__(self, config: ClientConfig) -> None:
+    def __init__(self, config: ClientConfig, first: int) -> None:
         self._most = config.examples_per_request
         self._answer_bytes = config.answer_bytes_wanted
         self._taken = self._most
-        self.examples = min(FIRST_REQUEST_EXAMPLES, self._most)
+        self.examples = min(first, self._most)
 
     def answered(self, part: Part) -> None:
         """Learns from an answer: sizes follow the answers', but slowly where one was refused."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["answers"]
 
+# Until an answer has told how large answers are.
+FIRST_REQUEST_EXAMPLES = 64
 # How long a stream whose answers have all come may take to end by itself.
 FAREWELL_S = 1.0
 
@@ -43,7 +45,7 @@ def answers(
     inputs: Iterator[ThinRows | Pointers] = iter(batches)
     cursors = itertools.count(1)
     retries = Retries(config)
-    size = RequestSize(config)
+    size = RequestSize(config, FIRST_REQUEST_EXAMPLES)
     planned: deque[Piece] = deque()  # of the input pulled last, not yet asked for
     asked: deque[tuple[int, Piece]] = deque()  # by cursor, not yet answered
     draining = False  # an empty batch: whoever gives it has nothing yet, and waits for answers

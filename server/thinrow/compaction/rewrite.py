@@ -1,7 +1,7 @@
 """Some users' histories, continued: their new events, their unfinished stripes, their directories.
 
-Full stripes are left alone. What is decoded and written anew is a user's last stripe where it is
-not full, and the one stripe that a retention horizon cuts.
+Full stripes are left alone. What is decoded and written anew are the short stripes behind a user's
+last full one, and the one stripe that a retention horizon cuts.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 FRONT, TAIL = 0, 1
 """Runs of rows that are cut into stripes: one that retention cut, and a history's end."""
-DROP_ALL = 1 << 32
-"""Above every stripe number."""
 _EVENT_TRAITS = (VISIBLE_TS, EVENT_TS, EVENT_ID)
 
 
@@ -58,8 +56,8 @@ class Rewritten:
     keys: list[bytes]
     """Ascending."""
     values: list[bytes]
-    keep_from: dict[int, int]
-    """By user id: the first stripe number whose old pairs stay where no new pair replaces them."""
+    keep: dict[int, range]
+    """By user id: the stripe numbers whose old pairs stay where no new pair replaces them."""
     events_added: int
     events_dropped: int
     users_added: int
@@ -99,20 +97,20 @@ def rewrite_users(
 
     # Each run is cut into stripes that continue the numbers of those before it.
     run = rows["run"].to_numpy()
-    run_starts = starts_of(np.bincount(run, minlength=2 * users))
-    within = np.arange(len(run)) - run_starts[run]
-    first_rows = np.flatnonzero(within % STRIPE_EVENTS_MAX == 0)
+    stripe_run, stripe_sizes = _cut(np.bincount(run, minlength=2 * users))
+    first_rows = starts_of(stripe_sizes)[:-1]
+    place = np.arange(len(stripe_run)) - np.searchsorted(stripe_run, stripe_run)
     low, high = old.starts[:-1], old.starts[1:]
     run_numbers = old.first_stripe[:, None] + np.stack(
         [np.maximum(cut - low, 0), np.where(tail >= 0, tail, high) - low], axis=1
     )
     fresh_stripes = _Stripes(
-        user=run[first_rows] // 2,
-        number=run_numbers.reshape(-1)[run[first_rows]] + within[first_rows] // STRIPE_EVENTS_MAX,
+        user=stripe_run // 2,
+        number=run_numbers.reshape(-1)[stripe_run] + place,
         ts=rows["visible_ts"].to_numpy()[first_rows],
         ordinals=rows["ordinal"].to_numpy()[first_rows],
         sums=before[first_rows],
-        counts=np.diff(np.append(first_rows, len(run))),
+        counts=stripe_sizes,
     )
     left_alone = _left_alone(old, tail, cut)
     new = _new_directories(
@@ -122,11 +120,12 @@ def rewrite_users(
     had = stored.event_counts - stored.first_ordinals
     has = new.event_counts - new.first_ordinals
     erased = np.isin(user_ids, plan.erased)
-    keep_from = np.where(erased, DROP_ALL, new.first_stripe)
+    keep_until = np.where(erased, 0, run_numbers[:, TAIL])
+    kept_numbers = map(range, new.first_stripe.tolist(), keep_until.tolist())
     return Rewritten(
         keys=keys,
         values=values,
-        keep_from=dict(zip(user_ids.tolist(), keep_from.tolist(), strict=True)),
+        keep=dict(zip(user_ids.tolist(), kept_numbers, strict=True)),
         events_added=len(events),
         events_dropped=int((had + fresh_counts - has).sum()),
         users_added=int((has > 0).sum() - (had > 0).sum()),
@@ -162,12 +161,12 @@ def _old_directories(
 def _stripes_to_decode(
     old: Directories, horizon_ts: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each user's last stripe where it has room, and the one the horizon cuts; -1 for none."""
+    """Where each user's last short stripes begin, and the one the horizon cuts; -1 for none."""
     low, high = old.starts[:-1], old.starts[1:]
-    counts = old.stripe_ends - old.stripe_ordinals
-    has_room = np.zeros(len(low), dtype=np.bool_)
-    has_room[high > low] = counts[high[high > low] - 1] < STRIPE_EVENTS_MAX
-    tail = np.where(has_room, high - 1, -1)
+    full = np.flatnonzero(old.stripe_ends - old.stripe_ordinals >= STRIPE_EVENTS_MAX)
+    last_full = np.append(full, -1)[np.searchsorted(full, high) - 1]
+    tail = np.maximum(low, last_full + 1)
+    tail = np.where(tail < high, tail, -1)
     cut = bisect_left(old.stripe_ts, low, high, np.full(len(low), horizon_ts)) - 1
     return tail, np.where(cut >= low, cut, -1)
 
@@ -181,11 +180,12 @@ def _decoded(
     plan: RewritePlan,
 ) -> pl.DataFrame:
     """Rows of the stripes to be written anew."""
-    chosen = np.unique(np.concatenate([tail[tail >= 0], cut[cut >= 0]]))
+    tail_counts = np.where(tail >= 0, old.starts[1:] - tail, 0)
+    chosen = np.unique(np.concatenate([ranges(tail, tail_counts), cut[cut >= 0]]))
     user = np.searchsorted(old.starts, chosen, side="right") - 1
     counts = (old.stripe_ends - old.stripe_ordinals)[chosen]
     numbers = old.first_stripe[user] + chosen - old.starts[user]
-    is_tail = tail[user] == chosen
+    is_tail = (tail[user] >= 0) & (chosen >= tail[user])
     columns: dict[str, pl.Series] = {
         "run": pl.Series(np.repeat(2 * user + np.where(is_tail, TAIL, FRONT), counts)),
         "ordinal": pl.Series(ranges(old.stripe_ordinals[chosen], counts)),
@@ -202,6 +202,28 @@ def _decoded(
                 stripes.words(trait, every, np.zeros_like(every), counts), int(counts.sum())
             )
     return pl.DataFrame(columns)
+
+
+def _cut(run_lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cuts runs into stripes: the run of each, and its events.
+
+    A front is one stripe. A history's end is full stripes, then ever shorter ones: who wants the
+    newest events reads few, who wants many reads few stripes.
+    """
+    is_tail = np.arange(len(run_lengths)) % 2 == TAIL
+    full = np.where(is_tail, run_lengths // STRIPE_EVENTS_MAX, 0)
+    rest = run_lengths - full * STRIPE_EVENTS_MAX
+    shorter = []
+    for size in (STRIPE_EVENTS_MAX // 2, STRIPE_EVENTS_MAX // 4, STRIPE_EVENTS_MAX // 8):
+        taken = np.where(is_tail & (rest >= size), size, 0)
+        shorter.append(taken)
+        rest = rest - taken
+    sizes = np.column_stack([*shorter, rest])
+    run, column = np.nonzero(sizes)
+    runs = np.concatenate([np.repeat(np.arange(len(full)), full), run])
+    order = np.argsort(runs, kind="stable")
+    sizes = np.concatenate([np.full(full.sum(), STRIPE_EVENTS_MAX), sizes[run, column]])
+    return runs[order], sizes[order]
 
 
 def _stored_groups(schema: Schema) -> list[tuple[int, tuple[Trait, ...]]]:

@@ -263,7 +263,7 @@ def _merge(
     for part in parts:
         for key, value in zip(part.keys, part.values, strict=True):
             while pair is not None and pair[0] < key:
-                if _stays(pair[0], part.keep_from, groups):
+                if _stays(pair[0], part.keep, groups):
                     writer.put(*pair)
                 pair = next(old, None)
             if pair is not None and pair[0] == key:
@@ -272,7 +272,7 @@ def _merge(
         # Old pairs of the last user of a part may follow its last new one.
         last_user = part.keys[-1][:USER_BYTES]
         while pair is not None and pair[0][:USER_BYTES] == last_user:
-            if _stays(pair[0], part.keep_from, groups):
+            if _stays(pair[0], part.keep, groups):
                 writer.put(*pair)
             pair = next(old, None)
     while pair is not None:
@@ -281,9 +281,9 @@ def _merge(
         pair = next(old, None)
 
 
-def _stays(key: bytes, keep_from: dict[int, int], groups: set[int]) -> bool:
+def _stays(key: bytes, keep: dict[int, range], groups: set[int]) -> bool:
     group, stripe = group_and_stripe(key)
     if group not in groups:
         return False
     user_id = int.from_bytes(key[:USER_BYTES], "big", signed=True)
-    return group == DIRECTORY_GROUP or stripe >= keep_from.get(user_id, 0)
+    return group == DIRECTORY_GROUP or user_id not in keep or stripe in keep[user_id]

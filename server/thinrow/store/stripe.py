@@ -54,8 +54,8 @@ COLUMN = np.dtype(
 )
 PRESENT_ALL, PRESENT_SOME, PRESENT_NONE = 0, 1, 2
 
-STRIPE_EVENTS_MAX = 512
-"""A user's newest stripe is rewritten until it holds this many events."""
+STRIPE_EVENTS_MAX = 1024
+"""A user's newest stripes are shorter, and rewritten until they make one of this many events."""
 
 CODES_PER_ENTRY_MIN = 4
 """An answer's dictionary with fewer events per entry is cut to the entries that they use."""

@@ -143,14 +143,11 @@ class Batcher:
 
 def failure(part: Part, place: int) -> StatusError:
     """Says which example failed and what to do."""
-    statuses = part.answer.statuses
-    name = status_name(int(statuses[place]))
-    count = np.count_nonzero(statuses == statuses[place])
+    name = status_name(int(part.answer.statuses[place]))
     return StatusError(
-        f"{count} of {len(statuses)} examples are {name}, the first of them example "
-        f"{part.example_ids[place]} of user {part.answer.rows.pointers.user_ids[place]}; "
-        f"{ADVICE.get(name, 'update this client')}, or let the policy for {name} be 'skip' or "
-        f"'pass'."
+        f"Example {part.example_ids[place]} of user {part.answer.rows.pointers.user_ids[place]} "
+        f"is {name}; {ADVICE.get(name, 'update this client')}, or let the policy for {name} be "
+        f"'skip' or 'pass'."
     )
 
 
