@@ -24,6 +24,9 @@ using Out = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using AnyIn = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using AnyOut = nb::ndarray<nb::c_contig, nb::device::cpu>;
 
+// Far more than memory holds, and few enough that their bytes can be counted.
+constexpr int64_t words_max = int64_t{1} << 48;
+
 // One column of an answer: narrow blocks, where each begins, and the arrays that hold them.
 class Run {
  public:
@@ -38,6 +41,8 @@ class Run {
       const int width = widths.data()[b];
       if (width > 8 || (width & (width - 1))) throw std::invalid_argument("no such width");
       if (counts.data()[b] < 0) throw std::invalid_argument("a block has a negative length");
+      if (counts.data()[b] > words_max - first_word_[b])
+        throw std::invalid_argument("the blocks have more words than any run");
       first_word_[b + 1] = first_word_[b] + counts.data()[b];
     }
     // Offsets of all blocks of width 1 come first, in block order, then of width 2, 4 and 8.
@@ -124,6 +129,7 @@ nb::bytes gather(In<uint8_t> buffer, In<int64_t> starts, In<int64_t> lengths) {
     const int64_t start = starts.data()[i], length = lengths.data()[i];
     if (start < 0 || length < 0 || start > size - length)
       throw std::out_of_range("a slice reaches past the buffer");
+    if (length > words_max - total) throw std::out_of_range("the slices are larger than memory");
     total += length;
   }
   // Bytes that nobody else has seen yet may be written.
@@ -205,6 +211,8 @@ void recode(In<uint8_t> buffer, In<int64_t> starts, In<uint8_t> widths, In<int64
   if (starts.size() != blocks || bases.size() != blocks || counts.size() != blocks ||
       first_entries.size() != blocks || entries.size() != blocks)
     throw std::invalid_argument("blocks need as many of each");
+  if (code_bytes != 1 && code_bytes != 2 && code_bytes != 4)
+    throw std::invalid_argument("codes have 1, 2 or 4 bytes");
   const int64_t size = buffer.size(), known = codes.size();
   int64_t words = 0;
   for (size_t b = 0; b < blocks; ++b) {
@@ -212,7 +220,7 @@ void recode(In<uint8_t> buffer, In<int64_t> starts, In<uint8_t> widths, In<int64
     const int64_t first = first_entries.data()[b], mine = entries.data()[b];
     if (width > 8 || (width & (width - 1)) || start < 0 || count < 0 ||
         count > (width ? size / width : INT64_MAX) || start > size - count * width || first < 0 ||
-        mine < 0 || first > known - mine)
+        mine < 0 || first > known - mine || count > words_max - words)
       throw std::out_of_range("a block reaches past its buffer or its entries");
     words += count;
   }
@@ -227,8 +235,7 @@ void recode(In<uint8_t> buffer, In<int64_t> starts, In<uint8_t> widths, In<int64
   switch (code_bytes) {
     case 1: inside = run(out.data()); break;
     case 2: inside = run(reinterpret_cast<uint16_t *>(out.data())); break;
-    case 4: inside = run(reinterpret_cast<uint32_t *>(out.data())); break;
-    default: throw std::invalid_argument("codes have 1, 2 or 4 bytes");
+    default: inside = run(reinterpret_cast<uint32_t *>(out.data()));
   }
   if (!inside) throw std::out_of_range("a word points past its dictionary");
 }

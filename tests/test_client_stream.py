@@ -385,13 +385,24 @@ def test_an_empty_batch_brings_out_what_came_before(
 
     def batches() -> Iterator[Pointers]:
         nonlocal pulled
-        for mine in ([1], [2], [], [3]):
+        for mine in ([1], [], [2], [], [3]):
             pulled += 1
             yield Pointers(user_ids=mine, end_ts=[9] * len(mine))
 
     delivered = []
     for batch in client.stream(batches(), PROJECTION):
-        assert pulled == (3 if len(delivered) < 3 else 4)
+        assert pulled == (2, 2, 4, 4, 5)[len(delivered)]
         delivered.append(batch)
-    assert [users([batch]) for batch in delivered] == [[1], [2], [], [3]]
+    assert [users([batch]) for batch in delivered] == [[1], [], [2], [], [3]]
     assert fake.die_after is None
+
+
+@pytest.mark.parametrize("target", ["", "localhost", "http://localhost:7878", "a:b"])
+def test_what_is_no_address_is_refused(target: str) -> None:
+    with pytest.raises(UsageError, match="HOST:PORT"):
+        connect(target)
+
+
+def test_names_are_not_spelled_into_letters() -> None:
+    with pytest.raises(UsageError, match=r"\('item_id',\)"):
+        Projection(traits="item_id")  # type: ignore[arg-type]

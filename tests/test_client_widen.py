@@ -319,6 +319,57 @@ def test_mutable_text_joins_the_texts() -> None:
         assemble(answer([(0, 2)], [column], 2), rows, Projection())
 
 
+def overflow(answer: wire.MaterializeResponse) -> None:
+    """So many words that their bytes, counted in 64 bits, are none."""
+    answer.block_lengths[0] = 1 << 31
+    column = answer.columns[0]
+    column.vector_size, column.widths, column.data = 1 << 30, b"\x08", b""
+
+
+def bomb(answer: wire.MaterializeResponse) -> None:
+    """Equal values without end, which cost no bytes on the wire."""
+    del answer.columns[0].bases[:]
+    answer.columns[0].bases.extend([0] * 64)
+    answer.columns[0].widths, answer.columns[0].data = bytes(64), b""
+    del answer.block_lengths[:]
+    answer.block_lengths.extend([(1 << 32) - 1] * 64)
+
+
+def test_an_answer_without_what_was_asked_for_is_refused() -> None:
+    rows = ThinRows(Pointers(user_ids=[7], end_ts=[100]))
+    response = answer([(0, 1)], [int64_column("t", [1])], 1)
+    with pytest.raises(ThinRowError, match="lacks other"):
+        assemble(response, rows, Projection(traits=("t", "other")))
+
+
+def test_mutable_events_are_judged_by_all_responses_together() -> None:
+    """Nullable in one response and not in the other, as across a change of schema."""
+    kinds = [int64_column("t", [1], nullable=True), int64_column("t", [2])]
+    for columns in (kinds, kinds[::-1]):
+        rows = ThinRows(
+            Pointers(user_ids=[1, 2], end_ts=[100] * 2, request_ts=[200] * 2),
+            MutableEvents(np.array([0, 1, 2]), np.array([150, 150]), {}),
+        )
+        lookup = Lookup(rows, "tenant")
+        for example, column in enumerate(columns):
+            lookup.add(np.array([example]), answer([(0, 1)], [column], 1))
+        batch = Batch.from_answers([lookup.answer()])
+        assert [values[1:] for values in batch.to_lists("t") if values] == [[None], [None]]
+
+
+def test_other_examples_values_do_not_matter() -> None:
+    rows = ThinRows(Pointers(user_ids=[1, 2], end_ts=[100] * 2))
+    column = int64_column("t", [5, 1 << 40])
+    whole = read(answer([(0, 1), (1, 1)], [column], 2), rows, Projection())
+    values = np.zeros(1, np.int32)
+    whole[:1].write("t", values)
+    assert values.tolist() == [5]
+    with pytest.raises(InputError, match="int32"):
+        whole[1:].write("t", values)
+    places = np.array([1, 0, 1])
+    assert Batch.from_answers([whole[places]]).to_lists("t") == [[1 << 40], [5], [1 << 40]]
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -333,6 +384,9 @@ def test_mutable_text_joins_the_texts() -> None:
         lambda answer: setattr(answer.columns[0], "type", 99),
         lambda answer: setattr(answer.columns[0], "vector_size", 0),
         lambda answer: setattr(answer.columns[0], "widths", b"\3"),
+        lambda answer: setattr(answer.columns[0], "vector_size", 1 << 30),
+        lambda answer: overflow(answer),
+        lambda answer: bomb(answer),
         lambda answer: setattr(answer, "sequence_length", 2),
         lambda answer: setattr(answer, "truncation", wire.TRUNCATION_HEAD),
     ],

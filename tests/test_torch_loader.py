@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ from scenarios import asked, examples, projections, worlds
 from scenarios import rows_table as drawn_rows
 from test_meaning import Built, bits, new_folder
 from thin_rows import rows_table, shown, write_rows
-from thinrow.client import ClientConfig, Projection
+from thinrow.client import Answer, ClientConfig, Projection
 from thinrow.client.torch import (
     FileSource,
     LoaderConfig,
@@ -571,3 +572,24 @@ def test_config_is_checked() -> None:
             LoaderConfig(**arguments)  # type: ignore[arg-type]
     assert LoaderConfig().policy("77") == "fail"
     assert status_name(77) == "77"
+
+
+def test_skipped_rows_cost_no_more_than_others(troubled: tuple[Path, str]) -> None:
+    """What stays of a lookup is widened in one piece, however the rows to skip are scattered."""
+    path, address = troubled
+    table = pq.read_table(path)
+    scattered = table.take([5, 0, 6, 1, 39, 2] * 40)
+    pq.write_table(scattered, path)
+    config = LoaderConfig(batch_examples=32)
+    with (
+        mock.patch.object(Answer, "write", autospec=True, side_effect=Answer.write) as write,
+        ThinRowLoader(RowFiles(path, order="files"), address, ALL, config) as loader,
+    ):
+        batches = list(loader)
+        statuses = loader.starvation.examples
+    skipped = sum(count for status, count in statuses.items() if status != "OK")
+    assert skipped
+    assert sum(map(len, batches)) == len(scattered) - skipped
+    traits = len(batches[0].values)
+    # A batch may reach over two lookups, and the first of these are small.
+    assert write.call_count <= traits * (2 * len(batches) + 2)

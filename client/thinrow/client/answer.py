@@ -92,6 +92,9 @@ class Part(NamedTuple):
         for column in response.columns:
             require(column.trait not in columns, f"{column.trait} comes twice")
             columns[column.trait] = NarrowColumn(column, block_lengths)
+        if isinstance(projection, Projection):
+            missing = sorted(set(projection.traits) - set(columns))
+            require(not missing, f"it lacks {', '.join(missing)}")
         return Part(examples, response, columns, statuses, starts, lengths)
 
 
@@ -124,8 +127,8 @@ class Answer:
     answer_bytes: int
     """Size of the whole answer as it travelled, but for the messages' own few bytes."""
 
-    columns: tuple[Columns, ...]
-    """Of each response, by trait, still narrow."""
+    parts: tuple[Part, ...]
+    """The responses; a slice has all of them."""
     _response: NDArray[np.int64]
     """Number of the response that holds each example, shape (examples,)."""
     _starts: NDArray[np.int64]
@@ -167,7 +170,7 @@ class Answer:
             watermark_ts=oldest.watermark_ts,
             server_s=sum(part.response.server_us for part in parts) / 1e6,
             answer_bytes=sum(part.travelled_bytes for part in parts),
-            columns=tuple(part.columns for part in parts),
+            parts=tuple(parts),
             _response=response,
             _starts=starts,
             _mutable=kept,
@@ -183,17 +186,29 @@ class Answer:
             f"traits {', '.join(self.kinds)}, generation {self.generation})"
         )
 
-    def __getitem__(self, examples: slice) -> Answer:
-        start, stop = bounds(examples, len(self))
+    def __getitem__(self, examples: slice | NDArray[np.int64]) -> Answer:
+        """An answer about some of the examples: a slice without a step, or their places."""
+        if isinstance(examples, slice):
+            examples = slice(*bounds(examples, len(self)))
         return dataclasses.replace(
             self,
-            rows=self.rows[start:stop],
-            statuses=self.statuses[start:stop],
-            lengths=self.lengths[start:stop],
-            _response=self._response[start:stop],
-            _starts=self._starts[start:stop],
-            _mutable=self._mutable[start:stop],
+            rows=self.rows[examples],
+            statuses=self.statuses[examples],
+            lengths=self.lengths[examples],
+            _response=self._response[examples],
+            _starts=self._starts[examples],
+            _mutable=self._mutable[examples],
         )
+
+    def amended(self, examples: NDArray[np.int64], again: Answer) -> Answer:
+        """This whole answer, with what came `again` for some of its examples in their places."""
+        later = (part._replace(examples=examples[part.examples]) for part in again.parts)
+        return Answer.join(self.rows, [*self.parts, *later])
+
+    @property
+    def columns(self) -> tuple[Columns, ...]:
+        """Of each response, by trait, still narrow."""
+        return tuple(part.columns for part in self.parts)
 
     @cached_property
     def kinds(self) -> dict[str, ColumnKind]:
@@ -274,7 +289,8 @@ class Answer:
 
     def tail(self, trait: str, first_code: int = 0) -> MutableTail:
         """A trait of the mutable events; codes of texts start at `first_code`."""
-        return MutableTail(self.columns[0][trait], self._mutable, first_code)
+        message = self.columns[0][trait].message
+        return MutableTail(message, self.kinds[trait], self._mutable, first_code)
 
     @cached_property
     def _views(self) -> Views:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import re
 import time
 import warnings
 from typing import TYPE_CHECKING, cast
@@ -34,6 +36,11 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 # How soon a channel that failed may try again. Our own retries set the pace, so it is short.
 RECONNECT_BACKOFF_MS_INITIAL = 100
 RECONNECT_BACKOFF_MS_MAX = 1_000
+
+# What gRPC takes for an address, less what people mean for a browser.
+TARGET = re.compile(r"(?!https?:)(unix(-abstract)?:.+|(dns|ipv4|ipv6):.+|[^/]+:\d{1,5})")
+
+log = logging.getLogger("thinrow.client")
 
 ERRORS_BY_NAME: dict[str, type[ThinRowError]] = {
     error.name: error
@@ -70,6 +77,10 @@ class Channels:
         self.config = config
         self.current = 0
         for target in targets:
+            if not TARGET.fullmatch(target):
+                raise UsageError(
+                    f"{target!r} is no address of a server; give HOST:PORT, such as localhost:7878."
+                )
             if config.token is not None and config.credentials is None and not is_local(target):
                 warnings.warn(
                     f"The token travels in the clear to {target}; give credentials for TLS.",
@@ -138,6 +149,7 @@ class Retries:
         now_s = time.monotonic()
         if self._give_up_s is None:
             self._give_up_s = now_s + self._config.retry_deadline_s
+            log.warning("No server answers; asking again for %g s.", self._config.retry_deadline_s)
         pause_s = random.uniform(0, self._pause_s_max)
         if now_s + pause_s >= self._give_up_s:
             return False

@@ -30,10 +30,12 @@ class RequestSize:
         self._answer_bytes = config.answer_bytes_wanted
         self._taken = self._most
         self.examples = min(first, self._most)
+        self.is_known = False
 
     def answered(self, part: Part) -> None:
         """Learns from an answer: sizes follow the answers', but slowly where one was refused."""
         self._taken = min(self._most, self._taken + max(1, self._most // REGROWTH_ANSWERS))
+        self.is_known = True
         if len(part.examples):
             wanted = self._answer_bytes * len(part.examples) // max(1, part.travelled_bytes)
             self.examples = max(1, min(self._taken, wanted))

@@ -13,7 +13,8 @@ from thinrow.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.client.pointers import MutableEvents
-    from thinrow.client.widen import NarrowColumn
+    from thinrow.client.widen import ColumnKind
+    from thinrow.v1 import materialization_pb2 as wire
 
 __all__ = ["MutableTail"]
 
@@ -25,11 +26,14 @@ class MutableTail:
     another type.
     """
 
-    def __init__(self, column: NarrowColumn, events: MutableEvents, first_code: int) -> None:
+    def __init__(
+        self, column: wire.Column, kind: ColumnKind, events: MutableEvents, first_code: int
+    ) -> None:
         """Codes of texts start at `first_code`."""
         count = len(events.arrival_ts)
         self._column = column
-        self._trait = column.message.trait
+        self._kind = kind
+        self._trait = column.trait
         self._first_code = first_code
         if self._trait == "visible_ts":
             mine = MutableColumn(events.arrival_ts)
@@ -43,7 +47,7 @@ class MutableTail:
 
     def values(self, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Values, shape (events, *shape): 0 or the trait's default where absent."""
-        kind = self._column.kind
+        kind = self._kind
         tail = np.zeros((len(self.present), *kind.shape), kind.dtype)
         if self._given is not None:
             tail[self.present] = self._codes if kind.text else self._cast(self._given)
@@ -57,10 +61,10 @@ class MutableTail:
     def strings(self) -> list[str]:
         """Distinct texts of these events, and the default where it is needed."""
         texts = list(self._own_texts)
-        if not self._column.kind.nullable and not self.present.all():
-            if not self._column.message.HasField("default_string"):
+        if not self._kind.nullable and not self.present.all():
+            if not self._column.HasField("default_string"):
                 raise self._lacking()
-            texts.append(self._column.message.default_string)
+            texts.append(self._column.default_string)
         return texts
 
     @cached_property
@@ -84,7 +88,7 @@ class MutableTail:
 
     def _cast(self, given: NDArray[Any]) -> NDArray[Any]:
         """Casts to the trait's dtype; floats may round, integers must fit."""
-        kind = self._column.kind
+        kind = self._kind
         if given.shape[1:] != kind.shape:
             raise InputError(
                 f"The mutable column {self._trait!r} has values of shape {given.shape[1:]}, but "
@@ -106,10 +110,10 @@ class MutableTail:
     @property
     def _default(self) -> NDArray[Any]:
         """What an event without the trait has where the column is not nullable."""
-        if not self._column.message.HasField("default_word"):
+        if not self._column.HasField("default_word"):
             raise self._lacking()
-        dtype = self._column.kind.dtype
-        word = np.array([self._column.message.default_word])
+        dtype = self._kind.dtype
+        word = np.array([self._column.default_word])
         return word.astype(f"i{dtype.itemsize}").view(dtype)
 
     def _lacking(self) -> InputError:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from thinrow.client.kernel import ranges
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ class Projection:
             raise UsageError(
                 f"sequence_length is {self.sequence_length}, but must be 0 (no limit) or more."
             )
+        for name in ("traits", "feature_groups"):
+            if isinstance(getattr(self, name), str):
+                raise UsageError(
+                    f"{name} is the text {getattr(self, name)!r}, but must be a tuple of names, "
+                    f"such as ({getattr(self, name)!r},)."
+                )
         if self.truncation not in ("newest", "head"):
             raise UsageError(f"truncation is {self.truncation!r}, but must be 'newest' or 'head'.")
 
@@ -160,7 +167,11 @@ class MutableEvents:
         """Examples, not events."""
         return len(self.offsets) - 1
 
-    def __getitem__(self, examples: slice) -> MutableEvents:
+    def __getitem__(self, examples: slice | NDArray[np.int64]) -> MutableEvents:
+        if isinstance(examples, np.ndarray):
+            lengths = np.diff(self.offsets)[examples]
+            offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+            return self.take(ranges(self.offsets[examples], lengths), offsets)
         start, stop = bounds(examples, len(self))
         offsets = self.offsets[start : stop + 1]
         return self.take(slice(offsets[0], offsets[-1]), offsets - offsets[0])
@@ -196,7 +207,10 @@ class ThinRows:
     def __len__(self) -> int:
         return len(self.pointers)
 
-    def __getitem__(self, examples: slice) -> ThinRows:
+    def __getitem__(self, examples: slice | NDArray[np.int64]) -> ThinRows:
+        if isinstance(examples, np.ndarray):
+            mutable = None if self.mutable is None else self.mutable[examples]
+            return ThinRows(self.pointers[examples], mutable)
         start, stop = bounds(examples, len(self))
         mutable = None if self.mutable is None else self.mutable[start:stop]
         return ThinRows(self.pointers[start:stop], mutable)

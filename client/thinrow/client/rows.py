@@ -82,6 +82,8 @@ def open_parquet(path: str | Path, filesystem: object = None) -> Iterator[Any]:
     try:
         with pa.parquet.ParquetFile(path, filesystem=filesystem) as file:
             yield file
+    except IsADirectoryError as error:
+        raise InputError(f"{path} is a folder; name its files, as in {path}/*.parquet.") from error
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}; check the name.") from error
     except (OSError, pa.ArrowException) as error:

@@ -30,6 +30,7 @@ __all__ = ["answers"]
 
 # Until an answer has told how large answers are.
 FIRST_REQUEST_EXAMPLES = 64
+FIRST_REQUESTS = 2
 # How long a stream whose answers have all come may take to end by itself.
 FAREWELL_S = 1.0
 
@@ -52,7 +53,8 @@ def answers(
     connection: Connection | None = None
     try:
         while True:
-            while len(asked) < config.requests_in_flight and (planned or not draining):
+            most = config.requests_in_flight if size.is_known else FIRST_REQUESTS
+            while len(asked) < min(most, config.requests_in_flight) and (planned or not draining):
                 if not planned:
                     rows = next(inputs, None)
                     if rows is None:
@@ -133,6 +135,8 @@ class Connection:
             ) from None
         if isinstance(answer, grpc.RpcError):
             raise translate(answer, self._targets) from answer
+        if isinstance(answer, BaseException):
+            raise answer
         if answer is None:
             raise UnavailableError(
                 f"The server at {', '.join(self._targets)} ended the stream before it had "
@@ -150,7 +154,9 @@ class Connection:
         """Ends the call and its threads."""
         self._requests.put(None)
         self._call.cancel()
-        self._reader.join()
+        # The collector of garbage may call from within the reader.
+        if self._reader is not threading.current_thread():
+            self._reader.join()
 
 
 def read(call: Iterable[wire.MaterializeStreamResponse], answers: queue.SimpleQueue[Any]) -> None:
@@ -158,7 +164,7 @@ def read(call: Iterable[wire.MaterializeStreamResponse], answers: queue.SimpleQu
     try:
         for answer in call:
             answers.put(answer)
-    except grpc.RpcError as error:
+    except BaseException as error:  # whatever it is, the caller must not wait for more
         answers.put(error)
     else:
         answers.put(None)

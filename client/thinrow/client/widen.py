@@ -36,6 +36,9 @@ VALUE_DTYPES: dict[int, np.dtype[Any]] = {
 }
 """What a trait's values are, by its type, unless other integers are asked for."""
 
+VECTOR_SIZE_MAX = 1 << 16
+RUN_EVENTS_MAX = 1 << 31
+"""More than any honest answer has."""
 INDEX_TYPES = (wire.TRAIT_TYPE_CATEGORICAL, wire.TRAIT_TYPE_STRING)
 CHECKED_TYPES = (*INDEX_TYPES, wire.TRAIT_TYPE_BOOL)
 
@@ -83,7 +86,10 @@ class NarrowColumn:
     def __init__(self, column: wire.Column, block_lengths: NDArray[np.int64]) -> None:
         name, size = column.trait, column.vector_size
         require(column.type in VALUE_DTYPES, f"{name} has the unknown type {column.type}")
-        require(size >= 1, f"{name} has no vector size")
+        require(1 <= size <= VECTOR_SIZE_MAX, f"{name} has the vector size {size}")
+        require(
+            int(block_lengths.sum()) <= RUN_EVENTS_MAX, f"{name} has more events than any answer"
+        )
         require(
             column.nullable or not column.present, f"{name} has present bits, but is not nullable"
         )
@@ -115,14 +121,10 @@ class NarrowColumn:
             np.array(column.bases, np.int64),
             counts * size,
         )
-        data, widths, bases, words = self.blocks
-        require(
-            len(bases) == len(widths) == len(words),
-            f"{name} has not one base and width per block",
-        )
-        require(np.isin(widths, (0, *kernel.WIDTHS)).all(), f"{name} has an unknown width")
-        require(int(widths @ words) == len(data), f"{name} has too few or many bytes")
-        self._run = kernel.Run(*self.blocks)
+        try:
+            self._run = kernel.Run(*self.blocks)
+        except ValueError as error:
+            raise ThinRowError(f"The server's answer is malformed: {name}: {error}.") from error
 
     @property
     def travelled_bytes(self) -> int:
@@ -154,12 +156,20 @@ class NarrowColumn:
             kernel.widen_views(runs, first.kind.dtype, views.times(first._size), values.reshape(-1))
             return
         used = set(np.unique(views.runs).tolist())
-        nothing = np.empty((0, *values.shape[1:]), values.dtype)
+        kind = columns[0].kind
+        nothing = np.empty((0, *kind.shape), kind.dtype)
         sources = [
-            column._whole_as(values.dtype) if number in used else nothing
-            for number, column in enumerate(columns)
+            column._whole if number in used else nothing for number, column in enumerate(columns)
         ]
-        kernel.copy_views(sources, views, values)
+        if values.dtype == kind.dtype:
+            kernel.copy_views(sources, views, values)
+            return
+        # Only what these views show has to fit.
+        events = np.cumsum(views.lengths)
+        shown = np.empty((int(views.lengths.sum()), *kind.shape), kind.dtype)
+        kernel.copy_views(sources, views._replace(places=events - views.lengths), shown)
+        index = kernel.ranges(views.places, views.lengths)
+        values[index] = cast_integers(columns[0].message.trait, shown, values.dtype)
 
     @property
     def is_plain(self) -> bool:
@@ -178,10 +188,6 @@ class NarrowColumn:
         bases, widths = self.blocks.bases, self.blocks.widths
         most = bases.astype(object) + (1 << 8 * widths.astype(object)) - 1
         return bool((bases >= max(bounds.min, 0)).all() and (most <= bounds.max).all())
-
-    def _whole_as(self, dtype: np.dtype[Any]) -> NDArray[Any]:
-        whole = self._whole
-        return whole if whole.dtype == dtype else cast_integers(self.message.trait, whole, dtype)
 
     @cached_property
     def _whole(self) -> NDArray[Any]:
@@ -227,6 +233,7 @@ def cast_integers(trait: str, values: NDArray[Any], dtype: np.dtype[Any]) -> NDA
         bounds = np.iinfo(dtype)
         if values.min() < bounds.min or values.max() > bounds.max:
             raise InputError(
-                f"The trait {trait!r} has values that do not fit {dtype}; ask for wider integers."
+                f"The trait {trait!r} has values that do not fit {dtype}; ask for wider integers, "
+                f"or leave it out."
             )
     return values.astype(dtype)

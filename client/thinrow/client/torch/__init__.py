@@ -17,6 +17,13 @@
         print(loader.starvation)
 """
 
+from thinrow.errors import UsageError
+
+try:
+    import torch as _  # noqa: F401
+except ImportError as error:
+    raise UsageError("The trainer's side needs PyTorch: pip install 'thinrow[torch]'.") from error
+
 from thinrow.client.torch.batch import TensorBatch
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.dataset import ThinRowDataset

@@ -53,6 +53,10 @@ class Part(NamedTuple):
             self.example_ids[start:stop],
         )
 
+    def pick(self, examples: NDArray[np.int64]) -> Part:
+        """Some of the examples, by their places."""
+        return Part(self.answer[examples], self.columns.take(examples), self.example_ids[examples])
+
 
 @dataclass(slots=True)
 class Group:
@@ -88,21 +92,21 @@ class Batcher:
 
         Raises StatusError at the first example whose status is to fail.
         """
-        answer = part.answer
-        keeps, fails = self._judge(answer.statuses)
-        edges = np.flatnonzero(np.diff(keeps[:fails])) + 1
-        for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), fails], strict=True):
-            if start < stop and not keeps[start]:
-                self._group.count(answer.statuses[start:stop])
-                continue
-            place = start
-            while place < stop:
-                fitting = self._fitting(answer.lengths[place:stop])
-                if fitting:
-                    self._take(part.cut(place, place + fitting))
-                    place += fitting
-                if place < stop or self._group.examples == self._config.batch_examples:
-                    yield self.rest()
+        statuses = part.answer.statuses
+        keeps, fails = self._judge(statuses)
+        kept = np.flatnonzero(keeps[:fails])
+        staying = part if len(kept) == len(statuses) else part.pick(kept)
+        place = counted = 0
+        while place < len(kept):
+            fitting = self._fitting(staying.answer.lengths[place:])
+            if fitting:
+                end = int(kept[place + fitting - 1]) + 1
+                self._group.count(statuses[counted:end])
+                self._take(staying.cut(place, place + fitting))
+                place, counted = place + fitting, end
+            if place < len(kept) or self._group.examples == self._config.batch_examples:
+                yield self.rest()
+        self._group.count(statuses[counted:fails])
         if fails < len(keeps):
             raise failure(part, fails)
 
@@ -135,7 +139,6 @@ class Batcher:
 
     def _take(self, part: Part) -> None:
         group = self._group
-        group.count(part.answer.statuses)
         group.parts.append(part)
         group.examples += len(part.answer)
         group.events += int(part.answer.lengths.sum())
@@ -227,7 +230,13 @@ def to_arrays(table: pa.Table) -> dict[str, NDArray[Any] | list[Any]]:
             if types.is_timestamp(kind):
                 column = column.cast(pa.timestamp("ms", kind.tz), safe=False)
             if not types.is_boolean(kind):
-                column = column.cast(pa.int64())
+                try:
+                    column = column.cast(pa.int64())
+                except pa.ArrowInvalid as error:
+                    raise InputError(
+                        f"Column {name!r} has values that do not fit int64; leave it out of "
+                        f"`columns`, or write it as int64."
+                    ) from error
             arrays[name] = column.to_numpy()
         else:
             arrays[name] = column.to_pylist()

@@ -46,7 +46,8 @@ class LoaderConfig:
     expected and must not be trained on; "fail" for all others."""
 
     not_ready_wait_s: float = 0.0
-    """Seconds to go on asking for examples that are NOT_READY before their policy applies."""
+    """Seconds to go on asking, in each lookup, for examples that are NOT_READY before their policy
+    applies."""
 
     integer_dtype: torch.dtype = torch.int64
     """What integer traits become: torch.int64, or torch.int32, which raises InputError where a
@@ -81,6 +82,11 @@ class LoaderConfig:
         ):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, but must be 1 or more.")
+        if isinstance(self.columns, str):
+            raise UsageError(
+                f"columns is the text {self.columns!r}, but must be a tuple of names, such as "
+                f"({self.columns!r},)."
+            )
         if self.batch_events is not None and self.batch_events < 1:
             raise UsageError(f"batch_events is {self.batch_events}, but must be 1 or more.")
         if self.drop_last and self.batch_events is not None:

@@ -40,7 +40,7 @@ class DeviceCopy:
     """
 
     def __init__(self, device: torch.device | str, *, slots: int, slot_bytes: int = 0) -> None:
-        self.device = resolved(torch.device(device))
+        self.device = resolved(device)
         self.copied_bytes = 0
         cuda = self.device.type == "cuda"
         self._ring = Ring(slots, slot_bytes, pinned=cuda)
@@ -97,8 +97,12 @@ class DeviceCopy:
             self._reading.popleft()[0].synchronize()
 
 
-def resolved(device: torch.device) -> torch.device:
+def resolved(device: torch.device | str) -> torch.device:
     """Names the CUDA device that is meant: other threads may have another current one."""
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"There is no device {device!r}; take 'cpu' or 'cuda'.") from error
     if device.type not in ("cpu", "cuda"):
         raise UsageError(
             f"Batches are copied to CUDA devices only, not to {device}; load them on the 'cpu' and "

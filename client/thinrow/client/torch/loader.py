@@ -165,4 +165,9 @@ def to_source(
         rows = RowFiles(rows)
     if isinstance(rows, RowFiles):
         return rows.source(columns=columns)
+    if not hasattr(rows, "chunks"):
+        raise UsageError(
+            f"The rows are a {type(rows).__name__}, but must be a path, a list of paths, RowFiles "
+            f"or another RowSource."
+        )
     return cast("RowSource", rows)

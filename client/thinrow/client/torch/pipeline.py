@@ -147,11 +147,12 @@ class Pipeline:
         self._answers.close()
         self._ready.close()
         self._client.close()
+        # The collector of garbage may call from within a thread of ours, which must not wait then.
+        waits = not threading.current_thread().name.startswith("thinrow-")
         for thread in self._threads:
-            # The collector of garbage may call from within one of them.
-            if thread.ident is not None and thread is not threading.current_thread():
+            if waits and thread.ident is not None:
                 thread.join()
-        self._widening.shutdown()
+        self._widening.shutdown(wait=waits)
 
     def _read(self) -> None:
         try:
@@ -222,13 +223,7 @@ class Pipeline:
                 if not len(answer):
                     continue
                 columns = chosen(chunk.columns, self._config.columns)
-                start = 0
-                for settled in self._settled(answer):
-                    stop = start + len(settled)
-                    yield Part(
-                        settled, columns.slice(start, len(settled)), chunk.example_ids[start:stop]
-                    )
-                    start = stop
+                yield Part(self._settled(answer), columns, chunk.example_ids)
         if self._input_error is not None:
             raise self._input_error
 
@@ -248,12 +243,11 @@ class Pipeline:
             self._input_error = error
         self._clock.enter("wire")
 
-    def _settled(self, answer: Answer) -> list[Answer]:
+    def _settled(self, answer: Answer) -> Answer:
         """Asks again for examples that are not ready, for as long as the config allows."""
-        answers = [answer]
         give_up_s = time.monotonic() + self._config.not_ready_wait_s
         pause_s = NOT_READY_PAUSE_S_INITIAL
-        while any((answer.statuses == STATUS_NOT_READY).any() for answer in answers):
+        while len(waiting := np.flatnonzero(answer.statuses == STATUS_NOT_READY)):
             left_s = give_up_s - time.monotonic()
             if left_s <= 0:
                 break
@@ -261,13 +255,9 @@ class Pipeline:
             if self._closing.wait(min(pause_s, left_s)):
                 raise ClosedError
             pause_s = min(2 * pause_s, NOT_READY_PAUSE_S_MAX)
-            answers = [run for answer in answers for run in split_by_readiness(answer)]
-            waiting = [run.rows for run in answers if run.statuses[0] == STATUS_NOT_READY]
-            with closing(self._client.answers(waiting, self._projection)) as again:
-                answers = [
-                    next(again) if run.statuses[0] == STATUS_NOT_READY else run for run in answers
-                ]
-        return answers
+            with closing(self._client.answers([answer.rows[waiting]], self._projection)) as again:
+                answer = answer.amended(waiting, next(again))
+        return answer
 
 
 def growing(chunks: Iterable[RowChunk], examples: int) -> Iterator[RowChunk]:
@@ -279,11 +269,3 @@ def growing(chunks: Iterable[RowChunk], examples: int) -> Iterator[RowChunk]:
             start += examples
             examples *= 2
         yield chunk.cut(start, len(chunk.rows))
-
-
-def split_by_readiness(answer: Answer) -> list[Answer]:
-    """Cuts an answer where examples begin or cease to be ready."""
-    edges = np.flatnonzero(np.diff(answer.statuses == STATUS_NOT_READY)) + 1
-    starts = [0, *edges.tolist()]
-    stops = [*edges.tolist(), len(answer)]
-    return [answer[a:b] for a, b in zip(starts, stops, strict=True) if a < b]
