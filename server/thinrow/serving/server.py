@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
@@ -28,6 +29,8 @@ SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
 SPARE_THREADS = 8
 """Kept for health, reflection and the refusal of calls over a limit."""
 MIN_PING_INTERVAL_MS = 10_000
+FAREWELL_S = 0.2
+"""Between the last answer and the end of connections."""
 
 
 class Health(health.HealthServicer):  # type: ignore[misc]
@@ -159,8 +162,10 @@ class Server:
     def _drain(self) -> None:
         """Takes no new calls, lets those under way end, then stops."""
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self._service.drain()
         log.info("draining", extra={"drain_s": self._config.drain_s})
+        self._service.drain(self._config.drain_s)
+        # A connection that is closed while its last bytes are under way may lose them.
+        time.sleep(FAREWELL_S)
         stopped = self._server.stop(self._config.drain_s)
         self._health.end_watches()
         stopped.wait()

@@ -121,10 +121,14 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
         self._work = threading.BoundedSemaphore(config.work_max)
         self._budget = Budget(config.work_bytes_max)
         self._draining = threading.Event()
+        self._under_way = 0
+        self._one_ended = threading.Condition()
 
-    def drain(self) -> None:
-        """From now on streams end, UNAVAILABLE, at their next request."""
+    def drain(self, timeout_s: float) -> None:
+        """Refuses, UNAVAILABLE, what comes from now on, and waits for what is under way."""
         self._draining.set()
+        with self._one_ended:
+            self._one_ended.wait_for(lambda: not self._under_way, timeout_s)
 
     def Materialize(  # noqa: N802 - named by the protocol
         self, request: wire.MaterializeRequest, context: grpc.ServicerContext
@@ -144,8 +148,7 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
             self._metrics.streams.track_inprogress(),
         ):
             for request in request_iterator:
-                if self._draining.is_set():
-                    raise UnavailableError("This server is stopping; ask another replica.")
+                self._check_serving()
                 response = self._materialize(request.request, context)
                 yield wire.MaterializeStreamResponse(cursor=request.cursor, response=response)
 
@@ -186,6 +189,7 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
             )
             self._abort(context, full)
         try:
+            self._check_serving()
             yield
         except ThinRowError as error:
             self._abort(context, error)
@@ -196,6 +200,23 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
             self._abort(context, ThinRowError(f"The server failed ({type(error).__name__})."))
         finally:
             slots.release()
+
+    def _check_serving(self) -> None:
+        if self._draining.is_set():
+            raise UnavailableError("This server is stopping; ask another replica.")
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Counts a request as under way."""
+        with self._one_ended:
+            self._under_way += 1
+        try:
+            with self._metrics.in_flight.track_inprogress():
+                yield
+        finally:
+            with self._one_ended:
+                self._under_way -= 1
+                self._one_ended.notify_all()
 
     def _abort(self, context: grpc.ServicerContext, error: ThinRowError) -> NoReturn:
         self._metrics.errors.labels(error.name).inc()
@@ -214,7 +235,7 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
     ) -> wire.MaterializeResponse:
         metrics = self._metrics
         started_s = time.perf_counter()
-        with metrics.in_flight.track_inprogress(), self._current.use() as generation:
+        with self._working(), self._current.use() as generation:
             projection = resolve(request, generation.schema, self._tenants)
             pointers = read_pointers(request, self._config.examples_max)
             _, response, size = self._answer(generation, pointers, projection, context)
