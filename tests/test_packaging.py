@@ -19,7 +19,8 @@ RANKS = {
     "compaction": 3,
     "online": 3,
     "serving": 3,
-    "cli": 4,
+    "migration": 4,
+    "cli": 5,
 }
 """Packages of the server: each imports only itself and what ranks below."""
 SOURCES = sorted(

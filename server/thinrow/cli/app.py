@@ -463,3 +463,129 @@ def ladder_command(
             epochs=epochs,
             seeds=seeds,
         )
+
+
+@app.command("slim")
+def slim_command(
+    fat: Annotated[
+        list[Path], typer.Argument(metavar="FAT...", help="Parquet files of fat rows, or folders.")
+    ],
+    events: Annotated[Path, typer.Option("--out-events", help="Parquet file of events to write.")],
+    rows: Annotated[Path, typer.Option("--out-rows", help="Parquet file of thin rows to write.")],
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of feature groups and traits. [default: derived, and written beside "
+            "the events]",
+            show_default=False,
+        ),
+    ] = None,
+    cadence: Annotated[
+        int,
+        typer.Option(
+            parser=parse_duration,
+            metavar="DURATION",
+            help="Generations are to be cut at every multiple of this.",
+        ),
+    ] = "1d",  # type: ignore[assignment]
+    on_disagreement: Annotated[
+        Literal["report", "fail"],
+        typer.Option(help="Where rows of one user contradict each other: tell, or write nothing."),
+    ] = "report",
+) -> None:
+    """Turn fat rows into events and thin rows that show the very same histories."""
+    with one_sentence():
+        from thinrow.cli.slim import run_slim
+        from thinrow.migration import SlimConfig
+
+        config = SlimConfig(
+            fat=fat,
+            events=events,
+            rows=rows,
+            schema=schema,
+            cadence_ms=cadence,
+            fail_on_disagreement=on_disagreement == "fail",
+        )
+        run_slim(config)
+
+
+@app.command("wall")
+def wall_command(
+    rows: Annotated[
+        Path | None,
+        typer.Option(help="Thin rows to take figures from. [default: assumed]", show_default=False),
+    ] = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST:PORT", help="The server of their histories."),
+    ] = None,
+    tenant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=LENGTH",
+            help="A model and its sequence length; may be repeated. [default: long=16384, "
+            "mid=4096, short=256]",
+            show_default=False,
+        ),
+    ] = None,
+    users: Annotated[float | None, typer.Option(help="Users.")] = None,
+    requests: Annotated[float | None, typer.Option(help="Requests of a user in a day.")] = None,
+    events: Annotated[float | None, typer.Option(help="Events of a user in a day.")] = None,
+    retention: Annotated[float | None, typer.Option(help="Days that events are kept.")] = None,
+    rows_kept: Annotated[float | None, typer.Option(help="Days that examples are kept.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Times that an example is used.")] = None,
+    sharing: Annotated[
+        float | None, typer.Option(help="Examples of a batch that share one copy of a history.")
+    ] = None,
+    fat_event_bytes: Annotated[
+        float | None, typer.Option(help="Bytes of an event in a file of fat rows.")
+    ] = None,
+    store_event_bytes: Annotated[
+        float | None, typer.Option(help="Bytes of an event in the store.")
+    ] = None,
+    sent_event_bytes: Annotated[
+        float | None, typer.Option(help="Bytes of an event in a server's answer.")
+    ] = None,
+    thin_row_bytes: Annotated[float | None, typer.Option(help="Bytes of a thin row.")] = None,
+    gpu_watts: Annotated[float, typer.Option(help="What a GPU draws.")] = 700,
+    gpu_examples: Annotated[
+        float, typer.Option(help="Examples that a GPU trains on in a second.")
+    ] = 5000,
+    service_watts: Annotated[float, typer.Option(help="What a data host draws.")] = 400,
+    service_mb: Annotated[float, typer.Option(help="Megabytes that it moves in a second.")] = 200,
+    picture: Annotated[Path, typer.Option("--out", help="PNG file to draw.")] = Path("wall.png"),
+) -> None:
+    """Tell what fat rows and thin rows cost at every length, and where the fat-row wall is.
+
+    Figures come from --rows and --server, or are assumed; each that is given counts instead.
+    """
+    with one_sentence():
+        from thinrow.cli.wall import parse_tenants, run_wall
+        from thinrow.migration.wall import Power
+
+        given = {
+            "users": users,
+            "requests_per_day": requests,
+            "events_per_day": events,
+            "retention_days": retention,
+            "rows_kept_days": rows_kept,
+            "epochs": epochs,
+            "sharing": sharing,
+            "fat_row_event": fat_event_bytes,
+            "store_event": store_event_bytes,
+            "answer_event": sent_event_bytes,
+            "thin_row": thin_row_bytes,
+        }
+        run_wall(
+            parse_tenants(tenant or ["long=16384", "mid=4096", "short=256"]),
+            Power(
+                gpu_watts=gpu_watts,
+                gpu_examples_s=gpu_examples,
+                service_watts=service_watts,
+                service_bytes_s=service_mb * 1e6,
+            ),
+            {name: value for name, value in given.items() if value is not None},
+            rows,
+            server or [],
+            picture,
+        )

@@ -129,12 +129,12 @@ def read_events(path: Path, schema: Schema) -> Iterator[pa.Table]:
     wanted = [name for name in (*ID_COLUMNS, *schema.by_name) if name in names]
     try:
         for batch in file.iter_batches(BATCH_ROWS, columns=sorted(set(wanted))):
-            yield _canonical(path, schema, pa.table(batch))
+            yield canonical_table(path, schema, pa.table(batch))
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
 
 
-def _canonical(path: Path, schema: Schema, table: pa.Table) -> pa.Table:
+def canonical_table(path: Path, schema: Schema, table: pa.Table) -> pa.Table:
     event_ts = times_ms(path, table.column("event_ts"), "event_ts")
     arrival_ts = event_ts
     if "arrival_ts" in table.column_names:

@@ -1,0 +1,300 @@
+"""Fat rows, read a piece at a time: whose they are, and their events, each told by a key.
+
+A key is a 64-bit hash of a user, an event's values, and of how many equal events follow it in its
+row. So the same event has one key in all rows of a user, and most work is done on keys alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from thinrow.compaction.rewrite import to_values
+from thinrow.errors import InputError
+from thinrow.events.canonical import (
+    canonical_schema,
+    canonical_table,
+    open_parquet,
+    times_ms,
+    user_ids,
+)
+from thinrow.schema import EVENT_ID, EVENT_TS, RESERVED, TraitType
+from thinrow.store.digest import digest_fields
+from thinrow.store.hashing import event_digests, xxh3
+from thinrow.store.stripe import TraitValues
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from thinrow.schema import Schema, Trait
+
+PIECE_EVENTS = 1 << 22
+PIECE_ROWS = 1 << 20
+"""A piece is so many fat events or rows; at least a row group: Parquet has nothing smaller."""
+BATCH_EVENTS = 1 << 20
+"""Fat events that are decoded at once, about; at least a row."""
+STATUS_COLUMN = "uih_status"
+WRITTEN = ("uih", "mutable")
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Consecutive row groups of one file."""
+
+    path: Path
+    row_groups: range
+    rows: int
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class FatBatch:
+    """Some fat rows."""
+
+    user_ids: NDArray[np.int64]
+    request_ts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    """Events of each row; shape (rows,), as the others."""
+    keys: NDArray[np.uint64]
+    """Of every event, row after row; shape (events,)."""
+    events: pl.DataFrame
+    """Each key once, as ``key``, with the event in canonical form."""
+
+
+def pieces(files: Sequence[Path]) -> list[Piece]:
+    """Cuts files into pieces. Raises InputError where a file is no Parquet of fat rows."""
+    found = []
+    for path in files:
+        metadata = open_parquet(path).metadata
+        leaf = next(
+            (
+                n
+                for n in range(metadata.num_columns)
+                if metadata.schema.column(n).path.split(".")[0] == "event_ts"
+            ),
+            None,
+        )
+        if leaf is None:
+            raise InputError(f"{path} has no column event_ts; every event of a fat row needs one.")
+        first = rows = events = 0
+        for group in range(metadata.num_row_groups):
+            facts = metadata.row_group(group)
+            rows += facts.num_rows
+            events += facts.column(leaf).num_values
+            last = group + 1 == metadata.num_row_groups
+            if last or events >= PIECE_EVENTS or rows >= PIECE_ROWS:
+                groups = range(first, group + 1)
+                if rows:
+                    found.append(Piece(path=path, row_groups=groups, rows=rows, events=events))
+                first, rows, events = group + 1, 0, 0
+    return found
+
+
+def derived_schema(files: Sequence[Path]) -> str:
+    """The schema file that fits fat rows: one feature group of all their lists, none of them a key.
+
+    Raises InputError where a list is of nothing that a trait can be.
+    """
+    file = open_parquet(files[0])
+    lines = ["[history]"]
+    for field in file.schema_arrow:
+        if not is_list(field.type) or field.name in RESERVED:
+            continue
+        kind = field.type.value_type
+        size = 1
+        if pa.types.is_fixed_size_list(kind):
+            kind, size = kind.value_type, kind.list_size
+        label = _label(kind)
+        if label is None or (size > 1 and not label.startswith("float")):
+            raise InputError(
+                f"{files[0]}: {field.name} is {field.type}, which is no trait's; say with --schema "
+                f"which lists are traits."
+            )
+        options = [f'type = "{label}"']
+        options += [f"size = {size}"] if size > 1 else []
+        options += ["sparse = true"] if any(_may_lack(path, field.name) for path in files) else []
+        lines.append(f"{field.name} = {{ {', '.join(options)} }}")
+    if len(lines) == 1:
+        raise InputError(f"{files[0]} has no list column beside event_ts; it holds no fat rows.")
+    return "\n".join(lines) + "\n"
+
+
+def _label(kind: pa.DataType) -> str | None:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "string"
+    if pa.types.is_floating(kind):
+        return f"float{kind.bit_width}"
+    return str(kind) if pa.types.is_integer(kind) or pa.types.is_boolean(kind) else None
+
+
+def _may_lack(path: Path, name: str) -> bool:
+    """Whether some event may lack a trait: whether it has more nulls than there are empty lists."""
+    metadata = open_parquet(path).metadata
+
+    def nulls(column: str) -> list[int | None]:
+        leaves = [
+            n
+            for n in range(metadata.num_columns)
+            if metadata.schema.column(n).path.split(".")[0] == column
+        ]
+        groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+        told = [group.column(leaf).statistics for group in groups for leaf in leaves]
+        return [None if one is None or not one.has_null_count else one.null_count for one in told]
+
+    counted = nulls(name)
+    return None in counted or counted != nulls("event_ts")
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds a list in each row."""
+    return any(test(kind) for test in _LISTS)
+
+
+def passing_columns(path: Path, schema: Schema) -> list[str]:
+    """The columns that thin rows take over as they are.
+
+    Raises InputError where the file lacks what a fat row needs, or has what a thin row brings.
+    """
+    fields = open_parquet(path).schema_arrow
+    for name in ("user_id", "request_ts", "event_ts"):
+        if name not in fields.names:
+            raise InputError(f"{path} has no column {name}; every fat row needs one.")
+    for name in WRITTEN:
+        if name in fields.names:
+            raise InputError(f"{path} already has a column {name}, which slim writes; rename it.")
+    if "visible_ts" in fields.names:
+        raise InputError(
+            f"{path} has a column visible_ts, which follows from the new store; write the fat "
+            f"rows without it."
+        )
+    for trait in schema.traits:
+        if trait.name not in fields.names and not trait.sparse:
+            raise InputError(
+                f"{path} has no column {trait.name}, which the schema lists; take it out of the "
+                f"schema, or give the trait sparse = true."
+            )
+    for name in history_columns(path, schema):
+        if not is_list(fields.field(name).type):
+            raise InputError(f"{path}: {name} is {fields.field(name).type}; it must be a list.")
+    return [
+        name for name in fields.names if name not in {*history_columns(path, schema), STATUS_COLUMN}
+    ]
+
+
+def history_columns(path: Path, schema: Schema) -> list[str]:
+    """The columns of lists: ``event_ts``, ``event_id`` where there is one, and the traits."""
+    names = open_parquet(path).schema_arrow.names
+    return [name for name in ("event_ts", "event_id", *schema.by_name) if name in names]
+
+
+def fat_batches(piece: Piece, schema: Schema) -> Iterator[FatBatch]:
+    """Reads a piece.
+
+    Raises InputError: names the file, the column at fault and what would be right.
+    """
+    file = open_parquet(piece.path)
+    rows = max(1, BATCH_EVENTS * piece.rows // max(piece.events, 1))
+    names = history_columns(piece.path, schema)
+    batches = file.iter_batches(
+        min(rows, PIECE_ROWS),
+        row_groups=list(piece.row_groups),
+        columns=["user_id", "request_ts", *names],
+    )
+    for batch in _readable(piece.path, batches):
+        if len(batch):
+            yield _fat_batch(piece.path, schema, batch, names)
+
+
+def _readable(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from batches
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"{path} cannot be read as Parquet: {reason}; write the file again."
+        ) from error
+
+
+def _fat_batch(path: Path, schema: Schema, batch: pa.RecordBatch, names: Sequence[str]) -> FatBatch:
+    table = pa.table(batch)
+    users = user_ids(path, table.column("user_id")).to_numpy()
+    request_ts = times_ms(path, table.column("request_ts"), "request_ts").to_numpy()
+    lengths: NDArray[np.int64] | None = None
+    flat: dict[str, Any] = {}
+    for name in names:
+        column = batch.column(name)
+        if column.null_count:
+            raise InputError(
+                f"{path}: {name} has {column.null_count} null lists; leave out the rows that have "
+                f"no history, and write an empty list for an empty one."
+            )
+        counts = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
+        if lengths is not None and (counts != lengths).any():
+            row = int(np.flatnonzero(counts != lengths)[0])
+            raise InputError(
+                f"{path}: {name} has {counts[row]} events and {names[0]} has {lengths[row]}, for "
+                f"user {users[row]} at {request_ts[row]}; all lists of a row must be of one length."
+            )
+        lengths = counts
+        flat[name] = column.flatten()
+    assert lengths is not None
+    events = pa.table({"user_id": np.repeat(users, lengths), **flat})
+    frame = pl.from_arrow(canonical_table(path, schema, events))
+    assert isinstance(frame, pl.DataFrame)
+    keys = _numbered(event_keys(frame, schema), lengths)
+    first = pl.Series(keys).arg_unique().to_numpy()
+    return FatBatch(
+        users, request_ts, lengths, keys, frame[first].with_columns(key=pl.Series(keys[first]))
+    )
+
+
+def event_keys(events: pl.DataFrame, schema: Schema) -> NDArray[np.uint64]:
+    """A hash of each event's user and values; uint64, shape (events,)."""
+    fields = digest_fields(
+        whole(events["event_ts"], EVENT_TS),
+        whole(events["event_ts"], EVENT_TS),
+        to_values(events["event_id"], EVENT_ID),
+        [whole(events[trait.name], trait) for trait in schema.traits],
+    )
+    return event_digests(events["user_id"].to_numpy(), fields[1:])
+
+
+def whole(column: pl.Series, trait: Trait) -> TraitValues:
+    """A canonical column as words, categorical ones without the dictionary that hashes skip."""
+    if trait.type is not TraitType.CATEGORICAL:
+        return to_values(column, trait)
+    present = column.is_not_null().to_numpy() if trait.nullable else None
+    return TraitValues(trait, column.drop_nulls().to_numpy().view(np.uint64), present)
+
+
+def _numbered(keys: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Tells equal events of one row apart: by how many follow, for rows lose their oldest."""
+    rows = xxh3(np.arange(len(lengths)).view(np.uint64))
+    in_row = pl.Series(np.repeat(rows, lengths) ^ keys)
+    if in_row.n_unique() == len(keys):
+        return keys
+    again = np.flatnonzero(in_row.is_duplicated().to_numpy())
+    nth: NDArray[np.uint64] = (
+        pl.DataFrame({"of": in_row.gather(again)})
+        .select(pl.int_range(pl.len(), dtype=pl.UInt64).reverse().over("of"))
+        .to_series()
+        .to_numpy()
+    )
+    keys = keys.copy()
+    keys[again] = np.where(nth > 0, xxh3((keys[again] + nth * _STEP).view(np.uint64)), keys[again])
+    return keys
+
+
+def event_schema(schema: Schema) -> pa.Schema:
+    """Arrow schema of ``FatBatch.events``."""
+    return pa.schema([*canonical_schema(schema), ("key", pa.uint64())])

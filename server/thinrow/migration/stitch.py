@@ -1,0 +1,447 @@
+"""Some users' fat rows, stitched: one history each, and what of it every row shows.
+
+A history is what the newest rows tell. An event stands where the last row that has it has it,
+behind what only older rows have. What an earlier row had, and a later one lacks where it should
+stand, is no part of the history: a disagreement, carried by the rows that had it.
+
+Then each row is compared with the history, event by event: as far as its oldest events are
+consecutive events of it, up to some watermark before the request, they are named by a pointer.
+The rest is carried along, as it is. So every row comes out as it was, whatever the rows
+disagree about; what depends on luck is only how much is carried.
+
+Names of arrays: *flat* ones have an entry for each event of each row, *row* ones for each row, by
+user and time; *event* ones for each key, *place* ones for each event of the histories, in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from thinrow.compaction.rewrite import to_values
+from thinrow.events.order import ordered
+from thinrow.migration.fat import whole
+from thinrow.schema import EVENT_ID, EVENT_TS, VISIBLE_TS
+from thinrow.store.digest import digest_fields
+from thinrow.store.hashing import close_digest, event_digests
+from thinrow.store.history import bisect_left
+from thinrow.store.narrow import ranges, starts_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from thinrow.schema import Schema
+
+FIRST_ID = -(1 << 62)
+"""Ids of events that have none begin here: far from those that people give."""
+LOWEST_TS = np.iinfo(np.int64).min
+HIGHEST_TS = np.iinfo(np.int64).max
+EXAMPLES_MAX = 5
+"""Disagreements told of each kind, of each partition."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FatRows:
+    """Fat rows of some users, all that there are of them."""
+
+    user_ids: NDArray[np.int64]
+    request_ts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+    """Of every event, row after row."""
+    events: pl.DataFrame
+    """Each key once, with the event in canonical form."""
+    ids_given: bool
+    """Whether the rows tell each event's id, or that it has none."""
+
+    def sorted(self) -> tuple[FatRows, NDArray[np.int64]]:
+        """By user and time, and where each row was before."""
+        order = np.lexsort([self.request_ts, self.user_ids])
+        lengths = self.lengths[order]
+        starts = starts_of(self.lengths)[:-1]
+        rows = FatRows(
+            user_ids=self.user_ids[order],
+            request_ts=self.request_ts[order],
+            lengths=lengths,
+            keys=self.keys[ranges(starts[order], lengths)],
+            events=self.events,
+            ids_given=self.ids_given,
+        )
+        return rows, order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disagreement:
+    """One place where rows of a user contradict each other."""
+
+    kind: str
+    user_id: int
+    event_ts: int
+    request_ts: int
+    """Of the row that lacks the event, or has it elsewhere."""
+    seen_request_ts: int
+    """Of a row that has it."""
+    event: str
+    """Its traits."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Facts:
+    """What was found in some rows."""
+
+    rows: int = 0
+    fat_events: int = 0
+    events: int = 0
+    """Of the histories."""
+    carried_events: int = 0
+    rows_carried_whole: int = 0
+    """Though there was a generation to point at."""
+    rows_before_first: int = 0
+    """With nothing to point at yet."""
+    late: int = 0
+    """Events stored as having arrived later than they happened."""
+    late_in_place: int = 0
+    """Events that rows show in their place though an earlier row lacks them; stored as in time."""
+    rows_disagreeing: int = 0
+    disagreements: dict[str, int] = field(default_factory=dict)
+    """By kind: how many events, or places in rows."""
+    examples: list[Disagreement] = field(default_factory=list)
+    first_generation: int = np.iinfo(np.int64).max
+    """The earliest one, as a multiple of the cadence; int64's maximum where there are no events."""
+    earliest_below: int = np.iinfo(np.int64).max
+    """The earliest one with an event that happened before it."""
+    last_request_ts: int = LOWEST_TS
+
+
+class Stitched:
+    """What comes out: histories, and of each row a pointer and what it carries."""
+
+    def __init__(
+        self, rows: FatRows, schema: Schema, cadence_ms: int, first_generation: int
+    ) -> None:
+        """Stitches rows that are sorted by user and time.
+
+        first_generation: number of the earliest generation of all users, whose lower end is open;
+        -1 where it is not known yet.
+        """
+        self.rows, self.schema, self.cadence_ms = rows, schema, cadence_ms
+        self.starts = starts_of(rows.lengths)
+        self.row_of = np.repeat(np.arange(len(rows.lengths)), rows.lengths)
+        codes = pl.DataFrame({"key": rows.keys}).join(
+            rows.events.select("key").with_row_index("code"),
+            on="key",
+            how="left",
+            maintain_order="left",
+        )
+        self.event = codes["code"].to_numpy()
+        self._find_first_and_last()
+        self._find_vanished()
+        self._order(first_generation)
+        self._cut()
+
+    def _find_first_and_last(self) -> None:
+        """Where each event is first and last; flat indexes, shape (events,)."""
+        flat = np.arange(len(self.event))
+        self.first = np.zeros(len(self.rows.events), dtype=np.int64)
+        self.last = np.zeros_like(self.first)
+        self.first[self.event[::-1]] = flat[::-1]
+        self.last[self.event] = flat
+
+    def _find_vanished(self) -> None:
+        """Events that a later row lacks, though it has older ones that stand before them.
+
+        ``follower`` is the flat index of the first such older event in the last row of each event.
+        """
+        row = self.row_of[self.last]
+        lives_on = np.append(
+            np.flatnonzero(self.last[self.event] >= self.starts[1:][self.row_of]), HIGHEST_TS
+        )
+        self.older = lives_on[np.searchsorted(lives_on, self.starts[row])]
+        self.vanished = self.older < self.last
+
+    def _order(self, first_generation: int) -> None:
+        """The histories: their events in order, their generations, arrivals and ids."""
+        rows = self.rows
+        told = np.flatnonzero(~self.vanished)
+        told = told[np.argsort(self.last[told])]
+        frame = rows.events[told].with_columns(code=pl.Series(told))
+        if rows.ids_given:  # an id counts once; the last word stays
+            frame = frame.with_row_index("at")
+            kept = frame.filter(
+                pl.col("event_id").is_null() | pl.struct("user_id", "event_id").is_last_distinct()
+            )
+            frame = kept.drop("at")
+            told = frame["code"].to_numpy()
+            superseded = ~self.vanished
+            superseded[told] = False
+            self.vanished |= superseded
+        user, event_ts = frame["user_id"].to_numpy(), frame["event_ts"].to_numpy()
+        seen_ts = rows.request_ts[self.row_of[self.first[told]]]
+        lower_ts = np.maximum(event_ts, self._lacked_until(told))
+        newer = user[1:] == user[:-1]
+        # A history's times descend only where one generation ends and the next begins.
+        descents = np.cumsum(np.append(0, newer & (event_ts[1:] < event_ts[:-1])))[: len(user)]
+        latest = self._generation(seen_ts - 1)
+        bounds = pl.DataFrame(
+            {
+                "user": user,
+                "latest": latest - descents,
+                "wanted": self._generation(lower_ts) - descents,
+            }
+        )
+        steps = bounds.select(
+            pl.min_horizontal("wanted", pl.col("latest").cum_min(reverse=True).over("user"))
+            .cum_max()
+            .over("user")
+        ).to_series()
+        generation = np.maximum(steps.to_numpy() + descents, 0)
+        start_ts = np.where(generation > 0, generation * self.cadence_ms, LOWEST_TS)
+        end_ts = np.minimum((generation + 1) * self.cadence_ms, seen_ts)
+        arrival_ts = np.maximum(np.minimum(lower_ts, end_ts - 1), start_ts)
+        self.lowest_generation = int(generation.min(initial=HIGHEST_TS))
+        below = (event_ts < generation * self.cadence_ms) & (generation > 0)
+        self.lowest_below = int(generation[below].min(initial=HIGHEST_TS))
+        clamped = np.minimum(event_ts, (generation + 1) * self.cadence_ms - 1)
+        visible_ts = np.where(
+            generation == first_generation, clamped, np.maximum(clamped, start_ts)
+        )
+        self.late = arrival_ts > event_ts
+        self.late_in_place = arrival_ts < lower_ts
+        self.late_in_place &= event_ts < seen_ts
+        frame = frame.with_columns(
+            arrival_ts=pl.Series(arrival_ts),
+            visible_ts=pl.Series(visible_ts),
+            generation=pl.Series(generation),
+            seen_ts=pl.Series(seen_ts),
+        )
+        if not rows.ids_given:
+            # Equal times: only an id says which comes first. Others need none.
+            ties = pl.struct("user_id", "event_ts").is_duplicated()
+            ids = pl.int_range(pl.len()) + FIRST_ID
+            frame = frame.with_columns(event_id=pl.when(ties).then(ids.over("user_id")))
+        self.history = ordered(frame, self.schema)
+        self.place = np.full(len(rows.events), -1, dtype=np.int64)
+        self.place[self.history["code"].to_numpy()] = np.arange(len(self.history))
+        self.flat_place = self.place[self.event]
+
+    def _generation(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The generation that holds what arrives then: it is cut at the next multiple."""
+        return np.maximum(times, 0) // self.cadence_ms
+
+    def _lacked_until(self, told: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of events as histories have them: when a row last lacked them where they would stand."""
+        rows = self.rows
+        count = len(rows.lengths)
+        begins = np.ones(count, dtype=np.bool_)
+        begins[1:] = (rows.user_ids[1:] != rows.user_ids[:-1]) | (
+            rows.request_ts[1:] != rows.request_ts[:-1]
+        )
+        moment = np.maximum.accumulate(np.where(begins, np.arange(count), 0))
+        before = (moment - 1)[self.row_of[self.first[told]]]
+        same = (before >= 0) & (
+            rows.user_ids[before] == rows.user_ids[self.row_of[self.first[told]]]
+        )
+        place = np.full(len(rows.events), HIGHEST_TS)
+        place[told] = np.arange(len(told))
+        oldest = np.full(count, -1, dtype=np.int64)
+        filled = rows.lengths > 0
+        oldest[filled] = place[self.event[self.starts[:-1][filled]]]
+        lacked = same & (oldest[before] < np.arange(len(told)))
+        return np.where(lacked, rows.request_ts[before], LOWEST_TS)
+
+    def _cut(self) -> None:
+        """How much of each row a pointer names, from which generation; row arrays."""
+        rows, starts = self.rows, self.starts
+        generation = self.history["generation"].to_numpy()
+        self.low, self.high = self._bounds()
+        breaks = np.ones(len(self.event), dtype=np.bool_)
+        breaks[1:] = self.flat_place[1:] != self.flat_place[:-1] + 1
+        filled = rows.lengths > 0
+        breaks[starts[:-1][filled]] = False
+        where = np.append(np.flatnonzero(breaks), len(breaks))
+        run_end = np.minimum(where[np.searchsorted(where, starts[:-1])], starts[1:])
+        oldest = np.full(len(filled), -1, dtype=np.int64)
+        oldest[filled] = self.flat_place[starts[:-1][filled]]
+        self.oldest = oldest
+        run = np.where(oldest >= 0, run_end - starts[:-1], 0)
+        published = self._generation(rows.request_ts)
+        self.known = bisect_left(generation, self.low, self.high, published)
+        reached = np.minimum(np.where(run > 0, oldest + run, self.low), self.known)
+        # A pointer can end only where a generation does.
+        places = np.arange(len(generation))
+        ends = np.ones(len(generation), dtype=np.bool_)
+        owners = self.history["user_id"].to_numpy()
+        ends[1:] = (owners[1:] != owners[:-1]) | (generation[1:] != generation[:-1])
+        begun = np.append(np.maximum.accumulate(np.where(ends, places, 0)), 0)
+        inside = reached < self.high
+        end = np.where(inside, begun[reached], reached)
+        self.named = np.where(run > 0, np.maximum(end - oldest, 0), 0)
+        pointing = self.named > 0
+        next_generation = np.append(generation, HIGHEST_TS)[end]
+        newest = np.where(end < self.high, np.minimum(next_generation, published), published)
+        whole = np.minimum(rows.request_ts, 0)
+        self.end_ts = np.where(pointing, newest * self.cadence_ms, whole)
+        self.start_ts = np.where(pointing, 0, whole)
+        self.end = np.where(pointing, end, self.low)
+
+    def _bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where each row's user begins and ends in the histories."""
+        owners = self.history["user_id"].to_numpy().view(np.uint64)
+        users = self.rows.user_ids.view(np.uint64)
+        low = np.searchsorted(owners, users, side="left")
+        return low, np.searchsorted(owners, users, side="right")
+
+    @cached_property
+    def digests(self) -> NDArray[np.uint64]:
+        """Of each row's pointer; 0 where it names nothing."""
+        history = self.history
+        owners = history["user_id"].to_numpy()
+        first = np.searchsorted(owners.view(np.uint64), owners.view(np.uint64), side="left")
+        fields = digest_fields(
+            to_values(history["visible_ts"], VISIBLE_TS),
+            to_values(history["event_ts"], EVENT_TS),
+            to_values(history["event_id"], EVENT_ID),
+            [whole(history[trait.name], trait) for trait in self.schema.key_traits],
+        )
+        terms = event_digests(np.arange(len(history)) - first, fields)
+        sums = np.zeros(len(history) + 1, dtype=np.uint64)
+        np.cumsum(terms, out=sums[1:])
+        closed = close_digest(sums[self.end] - sums[self.low], self.end - self.low)
+        return np.where(self.named > 0, closed, np.uint64(0))
+
+    def carried(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], pl.DataFrame]:
+        """What some rows carry: how many events each, and the events, with ``arrival_ts``."""
+        counts = (self.rows.lengths - self.named)[chosen]
+        flat = ranges((self.starts[:-1] + self.named)[chosen], counts)
+        event, row = self.event[flat], np.repeat(chosen, counts)
+        stored = pl.concat(
+            [
+                self.history.select("arrival_ts", "event_id"),
+                pl.DataFrame({"arrival_ts": [None], "event_id": [None]}, strict=False).cast(
+                    pl.Int64
+                ),
+            ]
+        )[np.where(self.place[event] < 0, len(self.history), self.place[event])]
+        frame = self.rows.events[event]
+        floor_ts = np.where(self.named[row] > 0, self.end_ts[row], LOWEST_TS)
+        arrival_ts = stored["arrival_ts"].fill_null(frame["event_ts"]).to_numpy()
+        arrival_ts = np.clip(arrival_ts, floor_ts, self.rows.request_ts[row] - 1)
+        frame = frame.with_columns(
+            arrival_ts=pl.Series(arrival_ts),
+            event_id=stored["event_id"].fill_null(frame["event_id"]),
+        )
+        return counts, frame
+
+    def facts(self) -> Facts:
+        """What is told of these rows."""
+        rows = self.rows
+        whole = (self.named == 0) & (rows.lengths > 0)
+        first = self.known == self.low
+        disagreeing, counts, examples = self._disagreements()
+        return Facts(
+            rows=len(rows.lengths),
+            fat_events=len(self.event),
+            events=len(self.history),
+            carried_events=int((rows.lengths - self.named).sum()),
+            rows_carried_whole=int((whole & ~first).sum()),
+            rows_before_first=int((whole & first).sum()),
+            late=int(self.late.sum()),
+            late_in_place=int(self.late_in_place.sum()),
+            rows_disagreeing=int(disagreeing.sum()),
+            disagreements=counts,
+            examples=examples,
+            first_generation=self.lowest_generation,
+            earliest_below=self.lowest_below,
+            last_request_ts=int(rows.request_ts.max(initial=LOWEST_TS)),
+        )
+
+    def _disagreements(self) -> tuple[NDArray[np.bool_], dict[str, int], list[Disagreement]]:
+        """Which rows disagree with others, how often, and examples."""
+        rows, place, row_of = self.rows, self.flat_place, self.row_of
+        disagreeing = np.zeros(len(rows.lengths), dtype=np.bool_)
+        counts: dict[str, int] = {}
+        examples: list[Disagreement] = []
+
+        def tell(
+            kind: str, event: NDArray[np.int64], lacks: NDArray[np.int64], has: NDArray[np.int64]
+        ) -> None:
+            if len(event):
+                counts[kind] = len(event)
+            for code, row, seen in zip(
+                event[:EXAMPLES_MAX].tolist(),
+                lacks[:EXAMPLES_MAX].tolist(),
+                has[:EXAMPLES_MAX].tolist(),
+                strict=True,
+            ):
+                told = rows.events.row(code, named=True)
+                values = {trait.name: told[trait.name] for trait in self.schema.traits}
+                examples.append(
+                    Disagreement(
+                        kind=kind,
+                        user_id=told["user_id"],
+                        event_ts=told["event_ts"],
+                        request_ts=int(rows.request_ts[row]),
+                        seen_request_ts=int(rows.request_ts[seen]),
+                        event=", ".join(f"{name}={value}" for name, value in values.items()),
+                    )
+                )
+
+        gone = np.flatnonzero(self.vanished)
+        disagreeing[row_of[place < 0]] = True
+        had = row_of[self.last[gone]]
+        older = np.where(self.older[gone] < len(self.event), self.older[gone], self.last[gone])
+        later = row_of[self.last[self.event[older]]]
+        changed = self._changed(gone)
+        tell("changed", gone[changed], later[changed], had[changed])
+        tell("vanished", gone[~changed], later[~changed], had[~changed])
+
+        inner = np.flatnonzero((row_of[1:] == row_of[:-1]) & (place[1:] >= 0) & (place[:-1] >= 0))
+        moved = inner[place[inner + 1] < place[inner]] + 1
+        disagreeing[row_of[moved]] = True
+        event = self.event[moved]
+        tell("elsewhere", event, row_of[moved], row_of[self.last[event]])
+
+        # Events that an earlier row had, and a later one has again: between two of a row, or
+        # behind its newest.
+        gap = inner[place[inner + 1] > place[inner] + 1]
+        filled = np.flatnonzero(rows.lengths > 0)
+        newest = self.low.copy()
+        ending = place[self.starts[1:][filled] - 1]
+        newest[filled] = np.where(ending >= 0, ending + 1, self.high[filled])
+        tail = np.flatnonzero(newest < self.high)
+        seen_ts = self.history["seen_ts"].to_numpy()
+        since = self.history.select(
+            pl.col("seen_ts").cum_min(reverse=True).over("user_id")
+        ).to_series()
+        between = np.ravel(np.column_stack([place[gap] + 1, place[gap + 1]]))
+        earliest = np.minimum.reduceat(seen_ts, between)[::2] if len(gap) else seen_ts[:0]
+        earliest = np.append(earliest, since.to_numpy()[newest[tail]])
+        row = np.append(row_of[gap], tail)
+        missing = np.flatnonzero(earliest < rows.request_ts[row])
+        disagreeing[row[missing]] = True
+        low = np.append(place[gap] + 1, newest[tail])[missing]
+        high = np.append(place[gap + 1], self.high[tail])[missing]
+        at = low.copy()
+        for n in range(min(len(at), EXAMPLES_MAX)):
+            at[n] += np.argmin(seen_ts[low[n] : high[n]])
+        codes = self.history["code"].to_numpy()[at]
+        tell("missing", codes, row[missing], row_of[self.first[codes]])
+        return disagreeing, counts, examples
+
+    def _changed(self, gone: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of some vanished events have another of their time in the history since."""
+        events = self.rows.events
+        since = self.rows.request_ts[self.row_of[self.last[gone]]]
+        theirs = (
+            events[gone]
+            .select("user_id", "event_ts")
+            .with_columns(since=pl.Series(since), at=pl.int_range(pl.len()))
+        )
+        newer = theirs.join(
+            self.history.select("user_id", "event_ts", "seen_ts"), on=["user_id", "event_ts"]
+        ).filter(pl.col("seen_ts") > pl.col("since"))
+        changed = np.zeros(len(gone), dtype=np.bool_)
+        changed[newer["at"].to_numpy()] = True
+        return changed
