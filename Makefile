@@ -11,7 +11,7 @@ BUF := .cache/buf-$(BUF_VERSION)/node_modules/.bin/buf
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos protos/thinrow/v1/*.proto \
 	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1)
 
-.PHONY: help setup demo test check protos verify-protos proto-lint proto-baseline bench gpu
+.PHONY: help setup demo test check protos verify-protos proto-lint proto-baseline bench bench-peers gpu
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -57,6 +57,11 @@ $(BUF):
 
 bench: setup ## measure against fat rows; docs/benchmarks.md tells how to read it
 	$(BIN)/python bench/run.py
+
+bench-peers: setup ## measure against other systems, into docs/benchmarks-peers.md; needs redis-server
+	@command -v redis-server > /dev/null || { echo 'Install a Redis server: apt-get install redis-server' >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python bench/tenants.py $(OPTIONS)
 
 gpu: setup ## on a machine with CUDA: its tests, and figures into docs/gpu.md
 	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
