@@ -454,3 +454,10 @@ def test_without_torchrec_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "torchrec", None)
     with pytest.raises(UsageError, match="pip install torchrec"):
         to_tensors(answers_about(client)).to_kjt()
+
+
+@pytest.mark.parametrize("arguments", [{"side": "LEFT"}, {"length": -1}])
+def test_padding_that_makes_no_sense_is_refused(client: Client, arguments: dict[str, Any]) -> None:
+    batch = to_tensors(answers_about(client, (1,), 5))
+    with pytest.raises(UsageError, match="must be"):
+        batch.to_padded("item_id", **arguments)

@@ -186,7 +186,13 @@ class TensorBatch:
 
         length: default `max_seqlen`; of a longer example the newest events stay.
         value: what fills the rest, which lies on `side` of the events.
+
+        Raises UsageError for another side or a negative length.
         """
+        if side not in ("left", "right"):
+            raise UsageError(f"side is {side!r}, but must be 'left' or 'right'.")
+        if length is not None and length < 0:
+            raise UsageError(f"length is {length}, but must be 0 or more.")
         values = self._trait(trait)
         length = self.max_seqlen if length is None else length
         lengths = self.offsets.diff().clamp(max=length)
