@@ -14,6 +14,8 @@
     │   ├── StoreFullError          the disk is full
     │   └── StoreCorruptError       a file is missing or failed its checksum; names the file
     ├── StatusError                 an example has a status that the loader's policy fails on
+    ├── LoggerFullError             a bound of the thin-row logger is reached; nothing was taken
+    ├── JournalError                the logger's journal is damaged, in use, or of another version
     ├── UnavailableError            no replica answered in the retries allowed
     └── DeadlineError               the deadline passed first
 
@@ -28,6 +30,8 @@ __all__ = [
     "AnswerTooLargeError",
     "DeadlineError",
     "InputError",
+    "JournalError",
+    "LoggerFullError",
     "RequestError",
     "SchemaError",
     "StatusError",
@@ -128,3 +132,15 @@ class DeadlineError(ThinRowError):
     """The deadline passed before the answer came."""
 
     name = "DEADLINE_EXCEEDED"
+
+
+class LoggerFullError(ThinRowError):
+    """One of the logger's bounds is reached; the row or label was not taken."""
+
+    name = "LOGGER_FULL"
+
+
+class JournalError(ThinRowError):
+    """The journal is damaged, in use by another logger, or of another version."""
+
+    name = "JOURNAL_UNUSABLE"

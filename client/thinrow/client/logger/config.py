@@ -1,0 +1,212 @@
+"""What a logger is told: columns, the window of the join, where rows go, and bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+from thinrow.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["FileOutput", "KafkaOutput", "LoggerConfig"]
+
+MIB = 1 << 20
+RESERVED = frozenset({"logged_ts", "request_id", "request_ts", "uih", "user_id", "mutable"})
+"""Names of columns that the logger itself writes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileOutput:
+    """Parquet files `FOLDER/hour=2026-11-23T07/part-….parquet`, the hour that of request_ts, UTC.
+
+    Raises UsageError for a value out of its range.
+    """
+
+    folder: Path
+    """On a local file system, since publishing relies on rename and fsync. Several loggers may
+    share it."""
+
+    part_rows: int = 16_384
+    """Most rows in a file, held in memory while it is written."""
+
+    part_ms: int = 60_000
+    """How long a joined row may wait for others to share its file."""
+
+    def __post_init__(self) -> None:
+        at_least(self, part_rows=1, part_ms=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaOutput:
+    """A topic of messages as thinrow.client.message has them.
+
+    Raises UsageError for a value out of its range.
+    """
+
+    topic: str
+
+    bootstrap_servers: str
+    """HOST:PORT of some brokers, with commas between."""
+
+    message_rows: int = 256
+    """Most rows in a message."""
+
+    message_bytes_max: int = 900_000
+    """Messages larger than this are sent as several; brokers refuse more than 1 MB by default."""
+
+    linger_ms: int = 1_000
+    """How long a joined row may wait for others to share its message."""
+
+    batch_rows: int = 16_384
+    """Most rows sent before the brokers' acknowledgement is waited for."""
+
+    deadline_ms: int = 30_000
+    """How long brokers may take to acknowledge before it is told and tried again."""
+
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """More settings of librdkafka's producer, such as security.protocol and compression.type."""
+
+    def __post_init__(self) -> None:
+        at_least(
+            self, message_rows=1, message_bytes_max=1024, linger_ms=0, batch_rows=1, deadline_ms=1
+        )
+        if self.message_rows > 1024:
+            raise UsageError(f"message_rows is {self.message_rows}, but must be 1024 or fewer.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggerConfig:
+    """One logger. Raises UsageError for values that make no sense."""
+
+    journal: Path
+    """Folder of the logger's own, on a disk that outlives the process. One logger at a time."""
+
+    mutable: pa.DataType
+    """Type of the column `mutable`; mutable_type() makes it from the store's schema."""
+
+    features: pa.Schema
+    """The request's own columns. Each row has them all; numbers, bools and times never null (but
+    floats), since no trainer could read them."""
+
+    labels: pa.Schema
+    """Columns that come later."""
+
+    label_defaults: Mapping[str, object] = field(default_factory=dict)
+    """What a label is that never came. Needed for integers, bools and times; others default to
+    null."""
+
+    join_window_ms: int
+    """How long after its row, or before it, a label may come."""
+
+    unlabelled: Literal["emit", "drop"] = "emit"
+    """What becomes of rows without any label: "emit" gives them the defaults, "drop" leaves them
+    out. Both are counted."""
+
+    files: FileOutput | None = None
+
+    kafka: KafkaOutput | None = None
+
+    commit_ms: int = 20
+    """How long what was logged may wait to be made durable together with more."""
+
+    close_ms: int = 30_000
+    """How long close() tries to write and to publish; what is left stays in the journal."""
+
+    retry_ms: int = 1_000
+    """Pause before what failed, a full disk or a broker that is away, is tried again."""
+
+    queued_events_max: int = 1_000_000
+    """Most that waits in memory to be written: mutable events, each row and label counting as one
+    more."""
+
+    rows_pending_max: int = 1_000_000
+    """Most rows that are not yet in all outputs, at some 300 bytes of memory each."""
+
+    labels_pending_max: int = 1_000_000
+    """Most calls whose labels wait for their row."""
+
+    journal_bytes_max: int = 64 << 30
+    """Most bytes of the journal; it holds what was logged in twice the window, or longer where an
+    output fails."""
+
+    segment_bytes: int = 64 * MIB
+    """Size at which the journal goes on in a new file; whole files are removed."""
+
+    mutable_events_max: int = 10_000
+    """Most mutable events in a row."""
+
+    row_bytes_max: int = MIB // 2
+    """Most bytes of a row, as Arrow counts them."""
+
+    label_bytes_max: int = 4_096
+    """Most bytes of one call's labels, as Arrow counts them."""
+
+    request_id_bytes_max: int = 256
+    """Most bytes of a request id in UTF-8."""
+
+    def __post_init__(self) -> None:
+        at_least(self, join_window_ms=1, commit_ms=1, close_ms=0, retry_ms=1, segment_bytes=1)
+        bounds = [name for name in self.__dataclass_fields__ if name.endswith("_max")]
+        at_least(self, **dict.fromkeys(bounds, 1))
+        if self.files is None and self.kafka is None:
+            raise UsageError("The logger has no output; give it files, kafka or both.")
+        if self.unlabelled not in ("emit", "drop"):
+            raise UsageError(f"unlabelled is {self.unlabelled!r}, but must be 'emit' or 'drop'.")
+        if self.kafka is not None and self.row_bytes_max > self.kafka.message_bytes_max:
+            raise UsageError(
+                f"row_bytes_max is {self.row_bytes_max}, more than a message's "
+                f"{self.kafka.message_bytes_max}; a row must fit into a message."
+            )
+        if not pa.types.is_list(self.mutable) or not pa.types.is_struct(self.mutable.value_type):
+            raise UsageError(
+                "mutable must be the type of a column of snapshots; mutable_type() makes it."
+            )
+        for event_time in ("event_ts", "arrival_ts"):
+            if self.mutable.value_type.get_field_index(event_time) < 0:
+                raise UsageError(
+                    f"mutable has no field {event_time}; mutable_type() makes it from the schema."
+                )
+        for column in (*self.features, *self.labels):
+            if pa.types.is_dictionary(column.type):
+                raise UsageError(
+                    f"The column {column.name} is {column.type}; declare the type of its values."
+                )
+        names = [*self.features.names, *self.labels.names]
+        for name in names:
+            if name in RESERVED or names.count(name) > 1:
+                raise UsageError(
+                    f"The column {name} is there twice or is the logger's own; rename it."
+                )
+        for name in self.label_defaults:
+            if name not in self.labels.names:
+                raise UsageError(f"label_defaults names {name}, which is no label; correct it.")
+        for label in self.labels:
+            default = self.label_defaults.get(label.name)
+            if default is None and never_null(label.type):
+                raise UsageError(
+                    f"The label {label.name} is {label.type} and needs one of label_defaults, for "
+                    f"rows whose label never comes."
+                )
+            try:
+                pa.array([default], label.type)
+            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+                raise UsageError(
+                    f"The default of label {label.name} must be {label.type}, but is {default!r}."
+                ) from error
+
+
+def never_null(kind: pa.DataType) -> bool:
+    """True for columns that a tensor cannot hold nulls of."""
+    types = pa.types
+    return bool(types.is_integer(kind) or types.is_boolean(kind) or types.is_timestamp(kind))
+
+
+def at_least(config: object, **least: int) -> None:
+    """Refuses numbers below their least."""
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise UsageError(f"{name} is {getattr(config, name)}, but must be {value} or more.")

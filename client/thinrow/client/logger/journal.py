@@ -1,0 +1,305 @@
+"""The journal: what was acknowledged, in append-only files of checked frames.
+
+A frame is synced before the next one is begun, so a crash tears at most the last one. Where writing
+fails, the frame goes into a new segment, which tells how many bytes of the last one count.
+It is `MAGIC, length, checksum of the payload, checksum of the three before`, then the payload: a
+letter and what it announces. "E" has rows and labels, "C" a control record in JSON. Each file
+begins with a control record that says all that the removed files said, and has the schemas.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import re
+import struct
+import threading
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from thinrow.errors import JournalError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["Entries", "Journal", "Place", "sync_folder"]
+
+VERSION = 1
+MAGIC = 0x4C526854
+HEAD = struct.Struct("<IIII")
+LENGTHS = struct.Struct("<cII")
+SEGMENT = re.compile(r"segment-(\d{10})\.journal")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a frame is."""
+
+    segment: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entries:
+    """A frame of rows and labels; None where there are none."""
+
+    rows: pa.RecordBatch | None
+    labels: pa.RecordBatch | None
+    place: Place
+
+
+class Journal:
+    """A folder of segments, the newest open for appending. Raises JournalError, OSError.
+
+    `replay` comes first and once; then any thread may append and read.
+    """
+
+    def __init__(self, folder: Path, schemas: tuple[pa.Schema, pa.Schema]) -> None:
+        self._folder = folder
+        self._schemas = schemas
+        self._lock = threading.Lock()
+        self._file: int | None = None
+        self._segment = 0
+        self._end = 0
+        self._sizes: dict[int, int] = {}
+        self.broken = False
+        """Whether appending failed, so that `roll` must come next."""
+        self._read_schemas: dict[int, tuple[pa.Schema, pa.Schema]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._held = os.open(folder / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._held)
+            raise JournalError(
+                f"Another logger uses the journal {folder}; give each one a folder of its own."
+            ) from error
+
+    def replay(self) -> Iterator[Entries | dict[str, Any]]:
+        """Reads everything, oldest first: entries and control records; cuts off a torn end.
+
+        Raises JournalError, naming the file, for damage anywhere else.
+        """
+        numbers = sorted(
+            int(match[1]) for path in self._folder.iterdir() if (match := SEGMENT.match(path.name))
+        )
+        if numbers and not self._begun(numbers[-1]):
+            # A crash while it was made: nothing was acknowledged that is in it.
+            self._path(numbers.pop()).unlink()
+        ends = [self._begins(number) for number in numbers]
+        for place, number in enumerate(numbers):
+            if number != numbers[0] + place:
+                raise self._damaged(numbers[0] + place, 0)
+            data = self._path(number).read_bytes()
+            if number != numbers[-1]:
+                # What is behind failed to be written, and went into the next segment.
+                data = data[: ends[place + 1]]
+            end = 0
+            for frame, payload in self._frames(number, data):
+                end = frame.offset + HEAD.size + frame.length
+                if payload[:1] == b"E":
+                    yield self._entries(frame, payload)
+                else:
+                    yield json.loads(payload[1:])
+            if number != numbers[-1] and end != ends[place + 1]:
+                raise self._damaged(number, end)
+            if end < len(data) and followed(data, end):
+                raise self._damaged(number, end)
+            self._sizes[number] = end
+        self._segment = max(self._sizes, default=-1)
+        self._end = self._sizes.get(self._segment, 0)
+
+    def roll(self, checkpoint: dict[str, Any]) -> None:
+        """Begins a new segment with a checkpoint, from `replay` or where appending failed."""
+        with self._lock:
+            number = self._segment + 1
+            record = {
+                **checkpoint,
+                "version": VERSION,
+                "previous_bytes": self._end,
+                "schemas": [
+                    base64.b64encode(schema.serialize().to_pybytes()).decode()
+                    for schema in self._schemas
+                ],
+            }
+            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            file = os.open(self._path(number), flags, 0o644)
+            try:
+                end = write_frame(file, 0, b"C" + json.dumps(record).encode())
+                sync_folder(self._folder)
+            except OSError:
+                os.close(file)
+                self._path(number).unlink(missing_ok=True)
+                raise
+            if self._file is not None:
+                os.close(self._file)
+            self._file, self._segment, self._end, self.broken = file, number, end, False
+            self._sizes[number] = end
+            self._read_schemas[number] = self._schemas
+
+    def append(self, rows: pa.RecordBatch | None, labels: pa.RecordBatch | None) -> Place:
+        """Writes rows and labels; they are durable when it returns."""
+        parts = [
+            b"" if batch is None else batch.serialize().to_pybytes() for batch in (rows, labels)
+        ]
+        return self._append(LENGTHS.pack(b"E", *map(len, parts)) + b"".join(parts))
+
+    def control(self, record: dict[str, Any]) -> None:
+        """Writes a control record; it is durable when it returns."""
+        self._append(b"C" + json.dumps(record).encode())
+
+    def read(self, place: Place) -> Entries:
+        """Reads a frame again."""
+        with self._path(place.segment).open("rb") as file:
+            data = os.pread(file.fileno(), HEAD.size + place.length, place.offset)
+        payload = frame_at(data, 0)
+        if payload is None:
+            raise self._damaged(place.segment, place.offset)
+        return self._entries(place, payload)
+
+    def has_schema(self, place: Place) -> bool:
+        """Whether a frame's rows and labels were written with the schemas of now."""
+        return self._read_schemas[place.segment] == self._schemas
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all segments."""
+        return sum(self._sizes.copy().values())
+
+    @property
+    def segment(self) -> int:
+        """Number of the open segment."""
+        return self._segment
+
+    @property
+    def segment_bytes(self) -> int:
+        """Bytes of the open segment."""
+        return self._end
+
+    def forget(self, before: int) -> None:
+        """Removes the segments below a number, oldest first, so that none is ever missing."""
+        for number in sorted(number for number in self._sizes if number < before):
+            self._path(number).unlink()
+            del self._sizes[number], self._read_schemas[number]
+
+    def close(self) -> None:
+        """Closes the files and lets another logger in."""
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+            if self._held >= 0:
+                os.close(self._held)
+                self._held = -1
+
+    def _append(self, payload: bytes) -> Place:
+        with self._lock:
+            assert self._file is not None
+            place = Place(self._segment, self._end, len(payload))
+            try:
+                self._end = write_frame(self._file, self._end, payload)
+            except OSError:
+                self.broken = True
+                raise
+            self._sizes[self._segment] = self._end
+            return place
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"segment-{number:010}.journal"
+
+    def _frames(self, number: int, data: bytes) -> Iterator[tuple[Place, bytes]]:
+        """The whole frames from the beginning on."""
+        offset = 0
+        while (payload := frame_at(data, offset)) is not None:
+            yield Place(number, offset, len(payload)), payload
+            offset += HEAD.size + len(payload)
+
+    def _begun(self, number: int) -> bool:
+        data = self._path(number).read_bytes()
+        return frame_at(data, 0) is not None or followed(data, 1)
+
+    def _begins(self, number: int) -> int:
+        """Reads a segment's first record; the bytes that the segment before it has."""
+        path = self._path(number)
+        with path.open("rb") as file:
+            _, length, _, _ = HEAD.unpack(file.read(HEAD.size).ljust(HEAD.size, b"\0"))
+            file.seek(0)
+            payload = frame_at(file.read(HEAD.size + length), 0)
+        if payload is None:
+            raise self._damaged(number, 0)
+        record = json.loads(payload[1:])
+        if record["version"] != VERSION:
+            raise JournalError(
+                f"{path} has version {record['version']}, but this release reads {VERSION}; "
+                f"finish it with the release that wrote it."
+            )
+        rows, labels = (
+            pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema)))
+            for schema in record["schemas"]
+        )
+        self._read_schemas[number] = rows, labels
+        return int(record["previous_bytes"])
+
+    def _entries(self, place: Place, payload: bytes) -> Entries:
+        _, *lengths = LENGTHS.unpack_from(payload)
+        start = LENGTHS.size
+        batches: list[pa.RecordBatch | None] = []
+        for length, schema in zip(lengths, self._read_schemas[place.segment], strict=True):
+            part = pa.py_buffer(payload)[start : start + length]
+            batches.append(pa.ipc.read_record_batch(part, schema) if length else None)
+            start += length
+        return Entries(batches[0], batches[1], place)
+
+    def _damaged(self, number: int, offset: int) -> JournalError:
+        return JournalError(
+            f"{self._path(number)} is damaged at byte {offset}; bring the file back from a copy, "
+            f"or move the journal away and lose what was pending."
+        )
+
+
+def write_frame(file: int, offset: int, payload: bytes) -> int:
+    """Writes and syncs a frame; where it ends."""
+    head = struct.pack("<III", MAGIC, len(payload), zlib.crc32(payload))
+    frame = memoryview(head + struct.pack("<I", zlib.crc32(head)) + payload)
+    while frame:
+        written = os.pwrite(file, frame, offset)
+        frame, offset = frame[written:], offset + written
+    os.fdatasync(file)
+    return offset
+
+
+def frame_at(data: bytes, offset: int) -> bytes | None:
+    """The payload of a frame; None where there is no whole one."""
+    if len(data) - offset < HEAD.size:
+        return None
+    magic, length, checksum, head_checksum = HEAD.unpack_from(data, offset)
+    start = offset + HEAD.size
+    if magic != MAGIC or zlib.crc32(data[offset : start - 4]) != head_checksum:
+        return None
+    payload = data[start : start + length]
+    return payload if len(payload) == length and zlib.crc32(payload) == checksum else None
+
+
+def followed(data: bytes, offset: int) -> bool:
+    """Whether a whole frame comes later: then what is broken before it had been acknowledged."""
+    magic = struct.pack("<I", MAGIC)
+    while (offset := data.find(magic, offset)) >= 0:
+        if frame_at(data, offset) is not None:
+            return True
+        offset += 1
+    return False
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes names in a folder durable."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

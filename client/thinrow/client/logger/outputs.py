@@ -1,0 +1,197 @@
+"""Where joined rows go: Parquet files by hour, and a Kafka topic."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from thinrow.client.logger.journal import sync_folder
+from thinrow.client.message import encode_thin_rows
+from thinrow.errors import UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import ModuleType
+
+    from thinrow.client.logger.config import FileOutput, KafkaOutput
+
+__all__ = ["Files", "Output", "Topic"]
+
+HOUR_MS = 3_600_000
+
+
+class Output(Protocol):
+    """Takes joined rows, in the order in which they were logged."""
+
+    def publish(self, first: int, last: int, table: pa.Table) -> None:
+        """Publishes the rows numbered [first, last), perhaps after a try that was cut off."""
+
+    def close(self) -> None:
+        """Lets go of connections."""
+
+
+class Files:
+    """Writes each row to its hour's folder, exactly once.
+
+    A file is written under a hidden name, synced and renamed. Its name has the rows' numbers, so
+    that a try that was cut off is found again.
+    """
+
+    def __init__(self, config: FileOutput, journal_id: str) -> None:
+        self._folder = config.folder
+        self._journal_id = journal_id
+        make_folder(self._folder)
+        # Files that a crash left half written.
+        for path in self._folder.glob(f"hour=*/.part-{journal_id}-*"):
+            path.unlink()
+
+    def publish(self, first: int, last: int, table: pa.Table) -> None:
+        """See Output. Raises OSError."""
+        hours = table.column("request_ts").to_numpy() // HOUR_MS
+        for hour in np.unique(hours).tolist():
+            folder = self._folder / f"hour={hour_name(hour)}"
+            path = folder / f"part-{self._journal_id}-{first:012}-{last:012}.parquet"
+            if path.exists():
+                continue
+            make_folder(folder)
+            write_part(table.filter(pa.array(hours == hour)), path)
+
+    def close(self) -> None:
+        """See Output."""
+
+
+class Topic:
+    """Sends rows to a Kafka topic, each at least once."""
+
+    def __init__(self, config: KafkaOutput) -> None:
+        self._kafka = load_kafka()
+        self._config = config
+        self._producer: Any = self._connect()
+        self._batch = (0, 0)
+        self._delivered: set[int] = set()
+        """First rows of the batch's messages that brokers have acknowledged."""
+        self._error: Any = None
+
+    def publish(self, first: int, last: int, table: pa.Table) -> None:
+        """See Output. Raises UnavailableError."""
+        if self._batch != (first, last):
+            self._batch, self._delivered = (first, last), set()
+        self._error = None
+        end_s = time.monotonic() + self._config.deadline_ms / 1000
+        if self._producer is None:
+            self._producer = self._connect()
+        try:
+            for start in range(0, len(table), self._config.message_rows):
+                self._send(start, table.slice(start, self._config.message_rows), end_s)
+            left = self._producer.flush(max(end_s - time.monotonic(), 0))
+        except self._kafka.KafkaException as error:
+            self._error, left = error.args[0], 0
+        if left or self._error is not None:
+            reason = "no answer in time" if self._error is None else self._error.str()
+            # What is still under way must not arrive behind the rows sent next.
+            self._producer.purge()
+            self._producer.flush(1)
+            self._producer = None
+            raise UnavailableError(
+                f"Kafka at {self._config.bootstrap_servers} does not take rows for topic "
+                f"{self._config.topic}: {reason}; check the brokers and the settings."
+            )
+
+    def close(self) -> None:
+        """See Output."""
+        self._producer = None
+
+    def _send(self, start: int, rows: pa.Table, end_s: float) -> None:
+        message = encode_thin_rows(rows)
+        if len(message) > self._config.message_bytes_max and len(rows) > 1:
+            half = len(rows) // 2
+            self._send(start, rows.slice(0, half), end_s)
+            self._send(start + half, rows.slice(half), end_s)
+            return
+        if start in self._delivered:
+            return
+
+        def delivered(error: Any, _: object) -> None:  # noqa: ANN401
+            if error is None:
+                self._delivered.add(start)
+            else:
+                self._error = error
+
+        while True:
+            try:
+                self._producer.produce(self._config.topic, message, on_delivery=delivered)
+            except BufferError:
+                if time.monotonic() > end_s:
+                    raise self._kafka.KafkaException(
+                        self._kafka.KafkaError(self._kafka.KafkaError._QUEUE_FULL)
+                    ) from None
+                self._producer.poll(0.1)
+            else:
+                return
+
+    def _connect(self) -> Any:  # noqa: ANN401
+        own = {
+            "bootstrap.servers": self._config.bootstrap_servers,
+            "enable.idempotence": True,
+            "message.max.bytes": self._config.message_bytes_max + 65_536,
+            "delivery.timeout.ms": self._config.deadline_ms,
+        }
+        if taken := self._config.settings.keys() & own.keys():
+            raise UsageError(
+                f"settings must leave out {', '.join(sorted(taken))}, which the logger sets."
+            )
+        try:
+            return self._kafka.Producer(own | dict(self._config.settings))
+        except self._kafka.KafkaException as error:
+            raise UsageError(
+                f"Kafka refuses the settings: {error.args[0].str()}; correct them."
+            ) from error
+
+
+def hour_name(hour: int) -> str:
+    """Names an hour since the epoch, UTC; by its number where no calendar has it."""
+    try:
+        return datetime.fromtimestamp(hour * 3600, UTC).strftime("%Y-%m-%dT%H")
+    except (ValueError, OverflowError, OSError):
+        return str(hour)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder whose name outlives a crash."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def write_part(table: pa.Table, path: Path) -> None:
+    """Writes a file that is there wholly or not at all."""
+    # Neither a shell nor *.parquet finds it.
+    hidden = path.with_name(f".{path.name}.new")
+    try:
+        with hidden.open("wb") as sink:
+            pq.write_table(table, sink, compression="zstd")
+            sink.flush()
+            os.fsync(sink.fileno())
+        hidden.rename(path)
+        sync_folder(path.parent)
+    except OSError:
+        hidden.unlink(missing_ok=True)
+        raise
+
+
+def load_kafka() -> ModuleType:
+    """Imports the Kafka client, which files do without."""
+    try:
+        import confluent_kafka
+    except ImportError as error:
+        raise UsageError(
+            "Writing to Kafka needs confluent-kafka: pip install 'thinrow[kafka]'."
+        ) from error
+    module: ModuleType = confluent_kafka
+    return module

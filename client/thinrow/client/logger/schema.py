@@ -1,0 +1,240 @@
+"""The logger's tables: what is journalled, what comes out, and Python values into them."""
+
+from __future__ import annotations
+
+from itertools import chain
+from operator import itemgetter
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from thinrow.client.logger.config import never_null
+from thinrow.client.rows import to_thin_rows
+from thinrow.errors import InputError, UsageError
+from thinrow.v1 import materialization_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from thinrow.client.logger.config import LoggerConfig
+    from thinrow.client.logger.journal import Entries
+    from thinrow.client.thin_row import ThinRow
+
+__all__ = ["Tables", "fitting", "mutable_type"]
+
+Entry = TypeVar("Entry")
+
+UIH = pa.struct(
+    [(name, pa.int64()) for name in ("start_ts", "end_ts", "max_length")]
+    + [("digest", pa.uint64())]
+)
+SCALARS = {
+    **{
+        getattr(wire, f"TRAIT_TYPE_{kind}".upper()): pa.type_for_alias(kind)
+        for kind in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    },
+    wire.TRAIT_TYPE_FLOAT16: pa.float16(),
+    wire.TRAIT_TYPE_FLOAT32: pa.float32(),
+    wire.TRAIT_TYPE_FLOAT64: pa.float64(),
+    wire.TRAIT_TYPE_BOOL: pa.bool_(),
+    wire.TRAIT_TYPE_CATEGORICAL: pa.int64(),
+    wire.TRAIT_TYPE_STRING: pa.large_string(),
+}
+UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError, KeyError, InputError)
+"""What values of a wrong type, size or name raise."""
+
+
+class Described(Protocol):
+    """What `client.describe_store()` tells, or the online half's `describe()`."""
+
+    @property
+    def feature_groups(self) -> Iterable[wire.FeatureGroup]:
+        """The schema, in order."""
+
+
+def mutable_type(store: Described) -> pa.DataType:
+    """Arrow type of the column `mutable`, from the schema that a server tells."""
+    fields = [pa.field(name, pa.int64()) for name in ("event_ts", "arrival_ts", "event_id")]
+    for group in store.feature_groups:
+        for trait in group.traits:
+            kind = SCALARS[trait.type]
+            size = trait.vector_size
+            fields.append(pa.field(trait.name, pa.list_(kind, size) if size > 1 else kind))
+    return pa.list_(pa.struct(fields))
+
+
+class Tables:
+    """Schemas of one configuration, and the way from Python values to record batches."""
+
+    def __init__(self, config: LoggerConfig) -> None:
+        self._config = config
+        own = [
+            pa.field("request_id", pa.string()),
+            pa.field("user_id", pa.int64()),
+            pa.field("request_ts", pa.int64()),
+        ]
+        thin = [pa.field("uih", UIH), pa.field("mutable", config.mutable)]
+        features, labels = list(config.features), list(config.labels)
+        logged = pa.field("logged_ts", pa.int64())
+        self.rows = pa.schema([logged, *own, *features, *thin])
+        """Of rows in the journal."""
+        self.labels = pa.schema([logged, own[0], *labels])
+        """Of labels in the journal; null where a call did not give one."""
+        self.joined = pa.schema([*own, *features, *labels, *thin]).remove_metadata()
+        """Of what comes out."""
+        events = config.mutable.value_type
+        self._event_names = frozenset(events.names)
+        integers = [field.name for field in events if pa.types.is_integer(field.type)]
+        self._event_integers = itemgetter(*integers)
+
+    def row_batch(
+        self, rows: Sequence[tuple[int, str, ThinRow, Mapping[str, object]]]
+    ) -> pa.RecordBatch:
+        """Converts (logged_ts, request_id, row, features). Raises one of UNFIT."""
+        config = self._config
+        logged_ts, request_ids, thin, features = zip(*rows, strict=True)
+        mutable = [row.mutable for row in thin]
+        self._check_events(list(chain.from_iterable(mutable)))
+        columns = [
+            pa.array(logged_ts, pa.int64()),
+            pa.array(request_ids, pa.string()),
+            integers([row.user_id for row in thin]),
+            integers([row.request_ts for row in thin]),
+        ]
+        for feature in config.features:
+            column = exact([values[feature.name] for values in features], feature)
+            if column.null_count and never_null(feature.type):
+                raise InputError(f"feature {feature.name} must not be None")
+            columns.append(column)
+        pointers = [
+            integers([getattr(row, field.name) for row in thin], field.type) for field in UIH
+        ]
+        columns.append(pa.StructArray.from_arrays(pointers, fields=list(UIH)))
+        columns.append(pa.array(mutable, config.mutable))
+        batch = pa.RecordBatch.from_arrays(columns, schema=self.rows)
+        # What the trainer's reader refuses must not get into a file.
+        to_thin_rows("it", batch)
+        require_size(batch, config.row_bytes_max)
+        return batch
+
+    def label_batch(
+        self, labels: Sequence[tuple[int, str, Mapping[str, object]]]
+    ) -> pa.RecordBatch:
+        """Converts (logged_ts, request_id, labels). Raises one of UNFIT."""
+        logged_ts, request_ids, values = zip(*labels, strict=True)
+        columns = [pa.array(logged_ts, pa.int64()), pa.array(request_ids, pa.string())]
+        for label in self._config.labels:
+            columns.append(exact([given.get(label.name) for given in values], label))  # noqa: PERF401
+        batch = pa.RecordBatch.from_arrays(columns, schema=self.labels)
+        require_size(batch, self._config.label_bytes_max)
+        return batch
+
+    def conformed(self, entries: Entries) -> pa.RecordBatch:
+        """A frame's rows with the columns of this configuration, whichever they were logged with.
+
+        Columns are found by name, and what is new is null. Raises UsageError where that cannot be.
+        """
+        batch = entries.rows
+        if batch is None or batch.schema.equals(self.rows):
+            return batch
+        columns = []
+        for field in self.rows:
+            if field.name in batch.schema.names:
+                try:
+                    columns.append(batch.column(field.name).cast(field.type))
+                except pa.ArrowException as error:
+                    raise UsageError(
+                        f"The journal has a column {field.name} of "
+                        f"{batch.schema.field(field.name).type}, not {field.type}; start the "
+                        f"logger with the columns it had, call drain(), then change them."
+                    ) from error
+            elif never_null(field.type):
+                raise UsageError(
+                    f"The journal has rows without the feature {field.name}; start the logger "
+                    f"without it, call drain(), then add it."
+                )
+            else:
+                columns.append(pa.nulls(len(batch), field.type))
+        return pa.RecordBatch.from_arrays(columns, schema=self.rows)
+
+    def join(
+        self, rows: pa.RecordBatch, labels: Sequence[Mapping[str, object] | None]
+    ) -> pa.RecordBatch:
+        """Puts labels beside rows of the journal."""
+        defaults = self._config.label_defaults
+        columns = []
+        for field in self.joined:
+            if field.name in self.labels.names and field.name != "request_id":
+                default = defaults.get(field.name)
+                values = [(given or {}).get(field.name, default) for given in labels]
+                try:
+                    columns.append(pa.array(values, field.type))
+                except UNFIT as error:
+                    raise UsageError(
+                        f"The journal has labels {field.name} that are no {field.type}; start the "
+                        f"logger with the labels it had, call drain(), then change them."
+                    ) from error
+            else:
+                columns.append(rows.column(field.name))
+        return pa.RecordBatch.from_arrays(columns, schema=self.joined)
+
+    def _check_events(self, events: Sequence[Mapping[str, object]]) -> None:
+        """Refuses events with other fields, and floats where Arrow would cut them to integers."""
+        if not events:
+            return
+        names = self._event_names
+        if not all(event.keys() == names for event in events):
+            raise InputError(
+                f"its mutable events must have the fields "
+                f"{', '.join(self._config.mutable.value_type.names)}, and no others"
+            )
+        no_floats(set(map(type, chain.from_iterable(map(self._event_integers, events)))), "mutable")
+
+
+def exact(values: Sequence[object], field: pa.Field) -> pa.Array:
+    """Converts a column without cutting floats to integers."""
+    if pa.types.is_integer(field.type):
+        no_floats(set(map(type, values)), field.name)
+    return pa.array(values, field.type)
+
+
+def integers(values: Sequence[int], kind: pa.DataType | None = None) -> pa.Array:
+    return exact(values, pa.field("pointer", kind or pa.int64()))
+
+
+def no_floats(kinds: set[type], name: str) -> None:
+    if any(issubclass(kind, float | np.floating) for kind in kinds):
+        raise InputError(f"{name} has a float where an integer must be")
+
+
+def require_size(batch: pa.RecordBatch, bytes_max: int) -> None:
+    """Refuses a batch with a row that is too large."""
+    if batch.nbytes > bytes_max:
+        for place in range(len(batch)):
+            size = batch.slice(place, 1).nbytes
+            if size > bytes_max:
+                raise InputError(f"it has {size} bytes, but at most {bytes_max} are taken")
+
+
+def fitting(
+    entries: list[Entry], convert: Callable[[list[Entry]], pa.RecordBatch]
+) -> tuple[pa.RecordBatch | None, list[Entry], list[tuple[Entry, Exception]]]:
+    """Converts what can be converted: the batch, its entries, and the others with what they lack.
+
+    One that does not fit is found by halves, so that it costs its neighbours little.
+    """
+    if not entries:
+        return None, [], []
+    try:
+        return convert(entries), entries, []
+    except UNFIT as error:
+        if len(entries) == 1:
+            return None, [], [(entries[0], error)]
+    middle = len(entries) // 2
+    parts = [fitting(half, convert) for half in (entries[:middle], entries[middle:])]
+    batches = [batch for batch, _, _ in parts if batch is not None]
+    return (
+        pa.concat_batches(batches) if batches else None,
+        [entry for _, taken, _ in parts for entry in taken],
+        [refused for _, _, others in parts for refused in others],
+    )

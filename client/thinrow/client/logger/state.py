@@ -1,0 +1,254 @@
+"""What a logger knows: the fold of its journal, and how far each output has come."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from bisect import bisect_right
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, Any
+
+from thinrow.client.logger.join import Join, Joined
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from thinrow.client.logger.config import LoggerConfig
+    from thinrow.client.logger.journal import Entries, Journal, Place
+    from thinrow.client.logger.schema import Tables
+
+__all__ = ["Frame", "Progress", "State"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Rows of the journal that are together, and the number of the first."""
+
+    first: int
+    rows: int
+    place: Place
+
+
+@dataclass(slots=True, eq=False)
+class Progress:
+    """How far an output has come."""
+
+    batch_rows: int
+    wait_ms: int
+    done: int = 0
+    """Rows with lower numbers are published."""
+    emitting: tuple[int, int] | None = None
+    """Numbers [first, last) of rows that are being published, or were when a crash came."""
+    ready: deque[Joined] = field(default_factory=deque)
+    """Rows whose window is over, from `done` on."""
+
+
+class State:
+    """Shared between the threads of a logger; whoever touches it holds `lock`."""
+
+    def __init__(self, config: LoggerConfig) -> None:
+        self.lock = threading.Condition()
+        self.join = Join(config.join_window_ms)
+        self.journal_id = secrets.token_hex(4)
+        self.next_row = 0
+        self.now_ts = 0
+        """How far the windows have been closed; ms."""
+        self.frames: list[Frame] = []
+        self.outputs: dict[str, Progress] = {}
+        if config.files is not None:
+            self.outputs["files"] = Progress(config.files.part_rows, config.files.part_ms)
+        if config.kafka is not None:
+            self.outputs["kafka"] = Progress(config.kafka.batch_rows, config.kafka.linger_ms)
+        self.counts: Counter[str] = Counter()
+        """Rows published by output, what was refused, and failures."""
+        self.hurried = False
+        """Whether rows are published without waiting for more."""
+        self._window_ms = config.join_window_ms
+        self._segments: dict[int, int] = {}
+        """When the last row or label of each segment was logged; ms."""
+
+    def replay(self, journal: Journal, tables: Tables) -> dict[str, int]:
+        """Takes in what a journal holds; the rows left of outputs that there are no more."""
+        known: dict[str, int] = {}
+        emitting: dict[str, tuple[int, int]] = {}
+        for record in journal.replay():
+            if not isinstance(record, dict):
+                self.fold(record.place, *decoded(record, tables))
+                continue
+            self.now_ts = max(self.now_ts, record["ts"])
+            if record["kind"] == "checkpoint":
+                self.journal_id = record["id"]
+                self.next_row = record["next_row"]
+                known = record["done"]
+                emitting = {name: tuple(rows) for name, rows in record["emitting"].items()}
+            elif record["kind"] == "emit":
+                emitting[record["output"]] = record["first"], record["last"]
+            else:
+                known[record["output"]] = record["last"]
+                emitting.pop(record["output"], None)
+        self.join.advance(self.now_ts)
+        for name, output in self.outputs.items():
+            # One that is new begins with what is logged from now on; a new journal has no rows.
+            output.done = known.get(name, self.next_row)
+            output.emitting = emitting.get(name)
+            # The window may have been made longer since; what was begun is finished all the same.
+            self.join.close_before(max(output.done, *(output.emitting or (0, 0))))
+        self.hand_out()
+        done = min(output.done for output in self.outputs.values())
+        for frame in self.frames:
+            if frame.first + frame.rows > done and not journal.has_schema(frame.place):
+                tables.conformed(journal.read(frame.place))
+        self.join.counts.clear()
+        return {
+            name: self.next_row - done
+            for name, done in known.items()
+            if name not in self.outputs and done < self.next_row
+        }
+
+    def fold(
+        self,
+        place: Place,
+        rows: Iterable[tuple[int, str]],
+        labels: Iterable[tuple[int, str, dict[str, object]]],
+    ) -> None:
+        """Takes in a frame, in the order of its times; rows go before labels of the same ms."""
+        first = self.next_row
+        entries: list[tuple[int, int, str, dict[str, object] | None]] = []
+        for logged_ts, request_id in rows:
+            entries.append((logged_ts, self.next_row, request_id, None))
+            self.next_row += 1
+        if self.next_row > first:
+            self.frames.append(Frame(first, self.next_row - first, place))
+        entries += [(logged_ts, self.next_row, name, given) for logged_ts, name, given in labels]
+        for logged_ts, number, request_id, given in sorted(entries, key=lambda entry: entry[:2]):
+            if given is None:
+                self.join.row(logged_ts, request_id, number)
+            else:
+                self.join.label(logged_ts, request_id, given)
+            self.now_ts = logged_ts
+        self._segments[place.segment] = self.now_ts
+
+    def advance(self, now_ts: int) -> None:
+        """Closes windows, and wakes outputs that have something to publish."""
+        self.now_ts = max(self.now_ts, now_ts)
+        self.join.advance(self.now_ts)
+        self.hand_out()
+        if any(self.due(output) for output in self.outputs.values()):
+            self.lock.notify_all()
+
+    def hand_out(self) -> None:
+        """Gives the outputs the rows whose windows are over."""
+        closed = self.join.closed
+        while closed:
+            row = closed.popleft()
+            for output in self.outputs.values():
+                if row.number >= output.done:
+                    output.ready.append(row)
+
+    def due(self, output: Progress) -> bool:
+        """Whether an output has enough rows, or they have waited for long enough."""
+        ready = output.ready
+        if not ready:
+            return False
+        waited_ms = self.now_ts - ready[0].logged_ts - self._window_ms
+        return self.hurried or len(ready) >= output.batch_rows or waited_ms >= output.wait_ms
+
+    def batch(self, output: Progress) -> list[Joined]:
+        """The rows to publish next; those of a try that was cut off are published alone."""
+        if output.emitting is None:
+            return list(islice(output.ready, output.batch_rows))
+        last = output.emitting[1]
+        return list(takewhile(lambda row: row.number < last, output.ready))
+
+    def published(self, output: Progress, last: int) -> None:
+        """Takes note that the rows below `last` are published."""
+        output.done, output.emitting = last, None
+        while output.ready and output.ready[0].number < last:
+            output.ready.popleft()
+
+    def frames_of(self, rows: list[Joined]) -> list[Frame]:
+        """The frames that hold some rows."""
+        start = bisect_right(self.frames, rows[0].number, key=lambda frame: frame.first) - 1
+        stop = bisect_right(self.frames, rows[-1].number, key=lambda frame: frame.first)
+        return self.frames[start:stop]
+
+    def needless(self, current: int) -> int:
+        """The first segment that is still needed; frames in those before are forgotten.
+
+        A label belongs to a row logged less than a window later; that no other row has it already
+        is told by rows logged less than a window before.
+        """
+        oldest_ts = self._oldest_ts()
+        segments = iter(sorted(self._segments))
+        needed = next(
+            (
+                number
+                for number in segments
+                if number >= current or self._segments[number] + 2 * self._window_ms > oldest_ts
+            ),
+            current,
+        )
+        for number in [number for number in self._segments if number < needed]:
+            del self._segments[number]
+        kept = bisect_right(self.frames, needed - 1, key=lambda frame: frame.place.segment)
+        del self.frames[:kept]
+        return needed
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All that a new segment must say of the ones before it."""
+        return {
+            "kind": "checkpoint",
+            "id": self.journal_id,
+            "ts": self.now_ts,
+            "next_row": self.next_row,
+            "done": {name: output.done for name, output in self.outputs.items()},
+            "emitting": {
+                name: output.emitting
+                for name, output in self.outputs.items()
+                if output.emitting is not None
+            },
+        }
+
+    @property
+    def rows_pending(self) -> int:
+        """Rows that are not in all outputs yet."""
+        return self.join.open_rows + max(len(output.ready) for output in self.outputs.values())
+
+    @property
+    def behind_ms(self) -> int:
+        """How long ago the oldest row ended its window that is not in all outputs yet."""
+        first = [output.ready[0].logged_ts for output in self.outputs.values() if output.ready]
+        return max(self.now_ts - min(first) - self._window_ms, 0) if first else 0
+
+    def _oldest_ts(self) -> int:
+        """When the oldest row that is not in all outputs was logged; ms."""
+        first = [output.ready[0] for output in self.outputs.values() if output.ready]
+        if self.join.oldest is not None:
+            first.append(self.join.oldest)
+        return min((row.logged_ts for row in first), default=self.now_ts)
+
+
+def decoded(
+    record: Entries, tables: Tables
+) -> tuple[Iterable[tuple[int, str]], Iterable[tuple[int, str, dict[str, object]]]]:
+    """A frame's rows and labels as `State.fold` takes them, without labels that are no more."""
+    rows: list[dict[str, Any]] = []
+    labels: list[dict[str, Any]] = []
+    if record.rows is not None:
+        rows = record.rows.select(["logged_ts", "request_id"]).to_pylist()
+    if record.labels is not None:
+        names = [name for name in tables.labels.names if name in record.labels.schema.names]
+        labels = record.labels.select(names).to_pylist()
+    return (
+        [(row["logged_ts"], row["request_id"]) for row in rows],
+        [
+            (
+                entry.pop("logged_ts"),
+                entry.pop("request_id"),
+                {name: value for name, value in entry.items() if value is not None},
+            )
+            for entry in labels
+        ],
+    )
