@@ -18,6 +18,7 @@ from thinrow.client import Projection
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
 from thinrow.compaction import CompactionConfig, compact
 from thinrow.online import BackfillConfig, backfill
+from thinrow.online.rows_file import thin_rows_writer
 
 from server import serving
 
@@ -156,7 +157,9 @@ def write_rows(folder: Path, store: Path, raw: Path, orders: dict[str, pl.DataFr
     for order, requests in orders.items():
         ordered = rows.take(place[requests["number"].to_numpy()])
         path = folder / f"rows {order}.parquet"
-        pq.write_table(ordered.drop_columns("number"), path, compression="zstd")
+        ordered = ordered.drop_columns("number")
+        with thin_rows_writer(path, ordered.schema) as writer:
+            writer.write_table(ordered)
     everything.unlink()
 
 

@@ -16,9 +16,11 @@ from thinrow.client import Pointers, connect
 from thinrow.compaction import compact
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
 from thinrow.serving import Server, ServerConfig
+from thinrow.store.shard import block_cache
 from thinrow.v1 import materialization_pb2 as wire
 from worlds import (
     ALL,
+    DAY_MS,
     REPEATS,
     Answers,
     World,
@@ -84,6 +86,7 @@ def altered(path: Path, content: bytes | None) -> Iterator[None]:
     """Another content, or none, for a while. A new file: nothing still open sees it change."""
     saved = path.with_name(path.name + ".saved")
     path.rename(saved)
+    block_cache.cache_clear()  # what was read before would hide it
     try:
         if content is not None:
             path.write_bytes(content)
@@ -247,7 +250,8 @@ def test_manifest_altered(
 
 
 def test_shards_swapped(world: World, asked: Pointers, right: Answers) -> None:
-    one, two = sorted(path for path in store_files(world) if path.suffix == ".sst")
+    one = next(path for path in store_files(world) if path.suffix == ".sst")
+    (two,) = (path for path in store_files(world) if path.name == one.name and path != one)
     first, second = one.read_bytes(), two.read_bytes()
     with altered(one, second), altered(two, first):
         assert outcome(world, asked, right) is not None
@@ -256,16 +260,24 @@ def test_shards_swapped(world: World, asked: Pointers, right: Answers) -> None:
 # Through compaction.
 
 
-def test_compaction_does_not_build_on_damage(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", [True, False])
+def test_compaction_does_not_build_on_damage(world: World, tmp_path: Path, *, shared: bool) -> None:
+    """Whether the damaged file would be shared with the next generation, or read and written."""
     shutil.copytree(world.folder, tmp_path / "world")
     hurt = World(tmp_path / "world")
+    if shared:
+        # A whole writing, over which a few events are but a layer.
+        few = some_events(3, users=1, days=1, first_day=4)
+        hurt.compact(few, 5, lookback_ms=100 * DAY_MS)
     path = max(store_files(hurt), key=lambda path: path.stat().st_size)
+    serving = (hurt.store / "CURRENT").read_text(encoding="utf-8")
     flipped(path, 8 * 5000)
-    events = [hurt.write("next.parquet", some_events(10, users=3, days=1, first_day=4))]
+    block_cache.cache_clear()
+    events = [hurt.write("next.parquet", some_events(3, users=1, days=1, first_day=5))]
     with pytest.raises(StoreCorruptError) as raised:
-        compact(hurt.compaction(events, 5))
+        compact(hurt.compaction(events, 6))
     assert str(path.parent) in str(raised.value)
-    assert (hurt.store / "CURRENT").read_text(encoding="utf-8") == "generation-000002\n"
+    assert (hurt.store / "CURRENT").read_text(encoding="utf-8") == serving
     assert not (hurt.store / "building").exists()
 
 

@@ -50,6 +50,7 @@ class Disk:
 
     def used(self) -> int:
         """Bytes of whole pages, as the file system counts."""
+        gc.collect()  # an error that was told may still hold on to files of its run
         told = os.statvfs(self.path)
         return (told.f_blocks - told.f_bfree) * told.f_frsize
 

@@ -316,6 +316,12 @@ def test_late_events_arrive_when_rows_first_lacked_them(tmp_path: Path) -> None:
     done.check()
 
 
+def test_a_contradiction_at_the_very_watermark(tmp_path: Path) -> None:
+    seen = [(1, 1), (2, 2), (3, 3), (4, 4)]
+    rows = [(1, 24, [*seen[:2], (3, 9), (20, 5)]), (1, 26, seen), (1, 50, seen)]
+    slimmed(tmp_path, [fat_file(tmp_path, rows)]).check()
+
+
 def test_late_events_in_their_old_place(tmp_path: Path) -> None:
     """Rows sorted by event_ts: no order of arrival gives both, so the early row carries more."""
     rows = [(1, 10, [A, C]), (1, 50, [A, C, D]), (1, 60, [A, B, C, D]), (1, 80, [A, B, C, D])]

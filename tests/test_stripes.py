@@ -1,17 +1,20 @@
-"""How histories lie on disk: full stripes, then ever shorter ones, and nothing left over."""
+"""How histories lie on disk: full stripes, then shorter ones, in layers, and nothing left over."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from thinrow.compaction import compact
+from thinrow.compaction.rewrite import HALVINGS
 from thinrow.schema import DIRECTORY_GROUP
 from thinrow.store.generation import Generation
 from thinrow.store.keys import USER_BYTES, group_and_stripe
+from thinrow.store.shard import LAYERS_MAX
 from thinrow.store.stripe import STRIPE_EVENTS_MAX
 from worlds import DAY_MS, new_world, some_events
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 USERS = 4
+SHORTER = [STRIPE_EVENTS_MAX >> halving for halving in range(1, HALVINGS + 1)]
 
 
 def stripe_sizes(generation: Generation, user_id: int) -> list[int]:
@@ -49,8 +53,58 @@ def test_stripes_grow_shorter_and_no_old_one_stays(tmp_path: Path, lookback_ms: 
                 full = behind.count(STRIPE_EVENTS_MAX)
                 assert behind[:full] == [STRIPE_EVENTS_MAX] * full
                 shorter = behind[full:]
-                assert sum(shorter) < STRIPE_EVENTS_MAX
                 assert shorter == sorted(shorter, reverse=True)
-                assert len(shorter) <= 4
+                numbers = [shorter.count(size) for size in SHORTER]
+                assert len(shorter) - sum(numbers) <= 1  # what is left
+                # Once or twice each, from the longest that there is on.
+                first = 0 if full else next((n for n, number in enumerate(numbers) if number), 0)
+                assert set(numbers[first:]) <= {1, 2} or not sum(numbers)
+                if not sum(numbers):
+                    assert not full
+                    assert sum(shorter) < SHORTER[-1]
                 for group in {group for _, group in kept} - {DIRECTORY_GROUP}:
                     assert kept[user_id, group] == len(sizes)
+
+
+def test_only_what_grows_into_a_longer_stripe_is_written_again(tmp_path: Path) -> None:
+    """However a history came in, it lies the same; and most of it is shared, not copied."""
+    world, at_once = new_world(tmp_path / "by day"), new_world(tmp_path / "at once")
+    shared, files = [], []
+    for day in range(16):
+        count = 400 if day else 12_000
+        events = some_events(count, USERS, 1, day, first_day=day)
+        files.append(world.write(f"{day}.parquet", events))
+        compact(world.compaction(files[-1:], day + 1, shards=1))
+        compact(replace(at_once.compaction(files, day + 1, shards=1), store=tmp_path / str(day)))
+        with (
+            Generation.open_current(world.store) as generation,
+            Generation.open_current(tmp_path / str(day)) as whole,
+        ):
+            for user_id in range(1, USERS + 1):
+                assert stripe_sizes(generation, user_id) == stripe_sizes(whole, user_id)
+            assert generation.manifest.shards[0].keys == whole.manifest.shards[0].keys
+            pairs = list(generation.shards[0].items(whole.manifest.shards[0].keys))
+            assert pairs == list(whole.shards[0].items(whole.manifest.shards[0].keys))
+            tables = list(generation.folder.rglob("*.sst"))
+            assert len(tables) <= 1 + LAYERS_MAX
+            shared.append(sum(table.stat().st_nlink > 1 for table in tables))
+    assert max(shared) > 1
+    assert 0 in shared[5:], "it was never written whole again"
+
+
+@pytest.mark.parametrize("gone", [None, "erasure", "retention"])
+def test_what_must_be_gone_is_not_in_a_shared_file(tmp_path: Path, gone: str | None) -> None:
+    world = new_world(tmp_path)
+    world.compact(some_events(12_000, USERS, 1), 1, shards=1)
+    options: dict[str, Any] = {}
+    if gone == "erasure":
+        options["erase_users"] = tmp_path / "users.txt"
+        options["erase_users"].write_text("1\n")
+    elif gone == "retention":
+        options["lookback_ms"] = DAY_MS
+    world.compact(some_events(3, USERS, 1, 1, first_day=1), 2, shards=1, **options)
+    tables = list((world.store / "generation-000002").rglob("*.sst"))
+    assert [table.stat().st_nlink for table in tables if table.stat().st_nlink > 1] == (
+        [] if gone else [2]
+    )
+    assert len(tables) == (1 if gone else 2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,13 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 from thinrow.compaction.shard import PreviousShard, ShardCounts, ShardTask, write_shard
-from thinrow.errors import InputError, StoreError, StoreLockedError, UsageError
+from thinrow.errors import (
+    InputError,
+    StoreCorruptError,
+    StoreError,
+    StoreLockedError,
+    UsageError,
+)
 from thinrow.events.canonical import (
     ignored_columns,
     open_parquet,
@@ -28,7 +35,7 @@ from thinrow.events.canonical import (
     user_ids,
 )
 from thinrow.events.order import planned_cuts
-from thinrow.events.split import Progress, split_events
+from thinrow.events.split import Progress, SplitEvents, split_events
 from thinrow.schema import Schema, evolve, read_schema
 from thinrow.store.generation import Generation
 from thinrow.store.hashing import shard_of
@@ -48,8 +55,11 @@ from thinrow.store.shard import fsync, storage_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
+    from thinrow.events.order import Cuts
+    from thinrow.store.shard import ShardWriter
 
 SHARDS_DEFAULT = 4
 SHARDS_MAX = 512
@@ -196,30 +206,7 @@ def _compact(
             config.watermark_ts,
             config.cadence_ms,
         )
-        known = set() if previous is None else {group.number for group in previous.schema.groups}
-        new_groups = frozenset(group.number for group in schema.groups) - known
-        owners = shard_of(erased, shards)
-        totals: list[ShardCounts] = []
-        for number in range(shards):
-            progress("Writing shards", number, shards)
-            task = ShardTask(
-                schema=schema,
-                new_groups=new_groups if previous is not None else frozenset(),
-                cuts=cuts,
-                dedup_window_ms=config.dedup_window_ms,
-                lookback_ms=config.lookback_ms,
-                erased=erased[owners == number],
-                accept_late=config.accept_late,
-            )
-            totals.append(
-                write_shard(
-                    split.read(number),
-                    _previous_shard(previous, number),
-                    task,
-                    building / f"shard-{number:04d}",
-                )
-            )
-        progress("Writing shards", shards, shards)
+        totals, summaries = _write_shards(config, previous, schema, cuts, split, erased, progress)
         shutil.rmtree(building / "events")
         manifest = Manifest(
             format=FORMAT,
@@ -229,10 +216,7 @@ def _compact(
                 *cuts.watermarks.tolist(),
             ],
             stored_schema=schema.to_json(),
-            shards=[
-                _summary(building / f"shard-{number:04d}", counts)
-                for number, counts in enumerate(totals)
-            ],
+            shards=summaries,
             run=run,
         )
         write_manifest(building, manifest)
@@ -260,6 +244,51 @@ def _compact(
         stored_bytes=manifest.stored_bytes,
         ignored_columns=sorted(ignored),
     )
+
+
+def _write_shards(
+    config: CompactionConfig,
+    previous: Generation | None,
+    schema: Schema,
+    cuts: Cuts,
+    split: SplitEvents,
+    erased: NDArray[np.int64],
+    progress: Progress,
+) -> tuple[list[ShardCounts], list[ShardSummary]]:
+    """Writes every shard of the next generation; one at a time is held in memory."""
+    groups = {group.number for group in schema.groups}
+    known = groups
+    if previous is not None:
+        known = {group.number for group in previous.schema.groups}
+    owners = shard_of(erased, split.shards)
+    totals: list[ShardCounts] = []
+    summaries: list[Future[ShardSummary]] = []
+    with ThreadPoolExecutor(1) as background:
+        for number in range(split.shards):
+            progress("Writing shards", number, split.shards)
+            task = ShardTask(
+                schema=schema,
+                new_groups=frozenset(groups - known),
+                cuts=cuts,
+                dedup_window_ms=config.dedup_window_ms,
+                lookback_ms=config.lookback_ms,
+                erased=erased[owners == number],
+                accept_late=config.accept_late,
+                whole=(
+                    groups != known
+                    or config.lookback_ms is not None
+                    or bool((owners == number).any())
+                ),
+            )
+            folder = split.folder.parent / f"shard-{number:04d}"
+            counts, writer = write_shard(
+                split.read(number), _previous_shard(previous, number), task, folder
+            )
+            totals.append(counts)
+            # Much of finishing is waiting for the disk: the next shard is sorted meanwhile.
+            summaries.append(background.submit(_finished, writer, counts, previous))
+        progress("Writing shards", split.shards, split.shards)
+        return totals, [summary.result() for summary in summaries]
 
 
 def _fingerprint(path: Path) -> str:
@@ -343,13 +372,27 @@ def _previous_shard(previous: Generation | None, number: int) -> PreviousShard |
     )
 
 
-def _summary(folder: Path, counts: ShardCounts) -> ShardSummary:
+def _finished(
+    writer: ShardWriter, counts: ShardCounts, previous: Generation | None
+) -> ShardSummary:
+    """Finishes a shard and measures it.
+
+    Raises:
+        StoreError: the disk is full, or a file that it shares with the last generation is damaged.
+    """
+    writer.finish()
+    name = writer.path.name
+    files = [file_summary(file) for file in sorted(writer.path.iterdir())]
+    if previous is not None:
+        (before,) = (shard for shard in previous.manifest.shards if shard.name == name)
+        for file in set(before.files) - set(files):
+            if file.name in writer.linked:
+                raise StoreCorruptError(
+                    f"{previous.folder / name / file.name} is damaged (its checksum differs); "
+                    f"restore it from a replica or build the generation again."
+                )
     return ShardSummary(
-        name=folder.name,
-        keys=counts.keys,
-        events=counts.events,
-        users=counts.users,
-        files=[file_summary(file) for file in sorted(folder.iterdir())],
+        name=name, keys=counts.keys, events=counts.events, users=counts.users, files=files
     )
 
 

@@ -1,7 +1,7 @@
 """Some users' histories, continued: their new events, their unfinished stripes, their directories.
 
-Full stripes are left alone. What is decoded and written anew are the short stripes behind a user's
-last full one, and the one stripe that a retention horizon cuts.
+Full stripes are left alone. What is decoded and written anew are those short stripes behind a
+user's last full one that become longer ones, and the one stripe that a retention horizon cuts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ import pyarrow.compute as pc
 from thinrow.events.canonical import canonical_type
 from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS, TraitType
 from thinrow.store.digest import digest_fields
-from thinrow.store.directory import Directories, encode_directories, parse_directories
+from thinrow.store.directory import (
+    NEVER_TS,
+    Directories,
+    encode_directories,
+    parse_directories,
+)
 from thinrow.store.hashing import event_digests
 from thinrow.store.history import bisect_left
 from thinrow.store.keys import pack_keys
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
 
 FRONT, TAIL = 0, 1
 """Runs of rows that are cut into stripes: one that retention cut, and a history's end."""
+HALVINGS = 3
+"""The shortest stripes have STRIPE_EVENTS_MAX events, halved so often."""
 _EVENT_TRAITS = (VISIBLE_TS, EVENT_TS, EVENT_ID)
 
 
@@ -56,8 +63,8 @@ class Rewritten:
     keys: list[bytes]
     """Ascending."""
     values: list[bytes]
-    keep: dict[int, range]
-    """By user id: the stripe numbers whose old pairs stay where no new pair replaces them."""
+    replaced: list[bytes]
+    """Keys of the old pairs that go; some of them come again."""
     events_added: int
     events_dropped: int
     users_added: int
@@ -83,8 +90,11 @@ def rewrite_users(
         pl.Series("ordinal", ranges(old.event_counts, fresh_counts), dtype=pl.Int64),
         *(trait.name for trait in (*_EVENT_TRAITS, *plan.schema.traits)),
     )
-    rows = pl.concat([_decoded(user_ids, old, tail, cut, previous, plan), fresh])
-    rows = rows.sort("run", "ordinal")
+    unchanged, passed = np.zeros_like(tail), np.zeros_like(tail)
+    if plan.horizon_ts == NEVER_TS:
+        unchanged, passed, tail = _unchanged(old, tail, fresh_counts)
+    decoded = _decoded(user_ids, old, tail, cut, previous, plan)
+    rows = pl.concat([decoded, fresh]).sort("run", "ordinal") if len(decoded) else fresh
 
     run_sums = np.stack([_sum_before(old, cut), _sum_before(old, tail)], axis=1).reshape(-1)
     before, run_sums = _running_sums(rows, run_sums, plan.schema)
@@ -93,13 +103,17 @@ def rewrite_users(
     np.maximum.at(
         dropped_ts, rows["run"].to_numpy()[~kept] // 2, rows["visible_ts"].to_numpy()[~kept]
     )
-    rows, before = rows.filter(kept), before[kept]
+    if not kept.all():
+        rows, before = rows.filter(kept), before[kept]
 
     # Each run is cut into stripes that continue the numbers of those before it.
     run = rows["run"].to_numpy()
-    stripe_run, stripe_sizes = _cut(np.bincount(run, minlength=2 * users))
+    lengths = np.bincount(run, minlength=2 * users)
+    stripe_run, stripe_sizes = _cut(lengths[FRONT::2], lengths[TAIL::2] + passed)
+    place = _places(stripe_run) - np.where(stripe_run % 2 == TAIL, unchanged[stripe_run // 2], 0)
+    stripe_run, stripe_sizes = stripe_run[place >= 0], stripe_sizes[place >= 0]
+    place = place[place >= 0]
     first_rows = starts_of(stripe_sizes)[:-1]
-    place = np.arange(len(stripe_run)) - np.searchsorted(stripe_run, stripe_run)
     low, high = old.starts[:-1], old.starts[1:]
     run_numbers = old.first_stripe[:, None] + np.stack(
         [np.maximum(cut - low, 0), np.where(tail >= 0, tail, high) - low], axis=1
@@ -119,13 +133,10 @@ def rewrite_users(
     keys, values = _encoded(user_ids, new, rows, fresh_stripes, left_alone, plan)
     had = stored.event_counts - stored.first_ordinals
     has = new.event_counts - new.first_ordinals
-    erased = np.isin(user_ids, plan.erased)
-    keep_until = np.where(erased, 0, run_numbers[:, TAIL])
-    kept_numbers = map(range, new.first_stripe.tolist(), keep_until.tolist())
     return Rewritten(
         keys=keys,
         values=values,
-        keep=dict(zip(user_ids.tolist(), kept_numbers, strict=True)),
+        replaced=_replaced(user_ids, stored, left_alone, plan),
         events_added=len(events),
         events_dropped=int((had + fresh_counts - has).sum()),
         users_added=int((has > 0).sum() - (had > 0).sum()),
@@ -204,26 +215,64 @@ def _decoded(
     return pl.DataFrame(columns)
 
 
-def _cut(run_lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cuts runs into stripes: the run of each, and its events.
+def _cut(
+    fronts: NDArray[np.int64], tails: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cuts runs of so many events into stripes: the run of each, and its events.
 
-    A front is one stripe. A history's end is full stripes, then ever shorter ones: who wants the
-    newest events reads few, who wants many reads few stripes.
+    A front is one stripe. A history's end is full stripes, then one or two of every shorter size,
+    then what is left: who wants the newest events reads few, who wants many reads few stripes.
+    Where stripes are cut follows from the number of events alone, and an event comes into a longer
+    stripe HALVINGS times.
     """
-    is_tail = np.arange(len(run_lengths)) % 2 == TAIL
-    full = np.where(is_tail, run_lengths // STRIPE_EVENTS_MAX, 0)
-    rest = run_lengths - full * STRIPE_EVENTS_MAX
-    shorter = []
-    for size in (STRIPE_EVENTS_MAX // 2, STRIPE_EVENTS_MAX // 4, STRIPE_EVENTS_MAX // 8):
-        taken = np.where(is_tail & (rest >= size), size, 0)
-        shorter.append(taken)
-        rest = rest - taken
-    sizes = np.column_stack([*shorter, rest])
-    run, column = np.nonzero(sizes)
-    runs = np.concatenate([np.repeat(np.arange(len(full)), full), run])
-    order = np.argsort(runs, kind="stable")
-    sizes = np.concatenate([np.full(full.sum(), STRIPE_EVENTS_MAX), sizes[run, column]])
-    return runs[order], sizes[order]
+    shorter = [STRIPE_EVENTS_MAX >> halving for halving in range(1, HALVINGS + 1)]
+    shorter = [size for size in shorter if STRIPE_EVENTS_MAX % size == 0] if shorter[-1] else []
+    smallest = shorter[-1] if shorter else STRIPE_EVENTS_MAX
+    units, rest = tails // smallest, tails % smallest
+    numbers = []
+    for _ in shorter:
+        numbers.append(np.where(units > 0, 2 - units % 2, 0))
+        units = (units - numbers[-1]) // 2
+    tail_numbers = np.column_stack([units, *numbers[::-1], rest > 0])
+    front_numbers = np.zeros_like(tail_numbers)
+    front_numbers[:, -1] = fronts > 0
+    repeats = np.stack([front_numbers, tail_numbers], axis=1).reshape(2 * len(tails), -1)
+    sizes = np.empty_like(repeats)
+    sizes[:, :-1] = [STRIPE_EVENTS_MAX, *shorter]
+    sizes[:, -1] = np.stack([fronts, rest], axis=1).reshape(-1)
+    runs = np.repeat(np.arange(len(repeats)), repeats.sum(axis=1))
+    return runs, np.repeat(sizes.reshape(-1), repeats.reshape(-1))
+
+
+def _places(owners: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of each among those of its owner; ``owners`` ascend."""
+    return np.arange(len(owners)) - np.searchsorted(owners, owners)
+
+
+def _unchanged(
+    old: Directories, tail: NDArray[np.int64], fresh_counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Of the stripes from ``tail`` on, those that more events do not change.
+
+    Returns:
+        For each user their number, their events, and the first stripe behind them; -1 for none.
+    """
+    high = old.starts[1:]
+    tail_counts = np.where(tail >= 0, high - tail, 0)
+    chosen = ranges(tail, tail_counts)
+    user = np.repeat(np.arange(len(tail)), tail_counts)
+    sizes = (old.stripe_ends - old.stripe_ordinals)[chosen]
+    events = np.bincount(user, sizes, len(tail)).astype(np.int64)
+    runs, new_sizes = _cut(np.zeros_like(tail), events + fresh_counts)
+    new_starts = starts_of(np.bincount(runs // 2, minlength=len(tail)))
+    place = _places(user)
+    there = np.minimum(new_starts[user] + place, new_starts[user + 1] - 1)
+    differs = (new_starts[user] + place > there) | (new_sizes[there] != sizes)
+    unchanged = tail_counts.copy()
+    np.minimum.at(unchanged, user[differs], place[differs])
+    stays = place < unchanged[user]
+    passed = np.bincount(user[stays], sizes[stays], len(tail)).astype(np.int64)
+    return unchanged, passed, np.where(unchanged < tail_counts, tail + unchanged, -1)
 
 
 def _stored_groups(schema: Schema) -> list[tuple[int, tuple[Trait, ...]]]:
@@ -271,6 +320,25 @@ def _left_alone(old: Directories, tail: NDArray[np.int64], cut: NDArray[np.int64
         sums=old.stripe_sums[chosen],
         counts=(old.stripe_ends - old.stripe_ordinals)[chosen],
     )
+
+
+def _replaced(
+    user_ids: NDArray[np.int64], stored: Directories, left_alone: _Stripes, plan: RewritePlan
+) -> list[bytes]:
+    """Keys of the old directories, and of the old stripes that are not left alone."""
+    known = np.flatnonzero(
+        (stored.event_counts > 0) | (stored.erased_ts != NEVER_TS) | (np.diff(stored.starts) > 0)
+    )
+    counts = np.diff(stored.starts)
+    user = np.repeat(np.arange(len(counts)), counts)
+    number = stored.first_stripe[user] + ranges(np.zeros_like(counts), counts)
+    span = int(max(number.max(initial=0), left_alone.number.max(initial=0))) + 1
+    gone = ~np.isin(user * span + number, left_alone.user * span + left_alone.number)
+    keys = pack_keys(user_ids[known], DIRECTORY_GROUP, 0)
+    for group, _ in _stored_groups(plan.schema):
+        if group not in plan.new_groups:
+            keys += pack_keys(user_ids[user[gone]], group, number[gone])
+    return keys
 
 
 def _new_directories(
@@ -329,18 +397,19 @@ def to_values(column: pl.Series, trait: Trait) -> TraitValues:
     present = column.is_not_null().to_numpy() if trait.nullable else None
     if trait.nullable:
         column = column.drop_nulls()
-    if trait.type is TraitType.STRING:
-        encoded = column.to_arrow().cast(pa.large_string()).dictionary_encode()
+    if trait.type.is_dictionary:
+        kind = pa.large_string() if trait.type is TraitType.STRING else pa.int64()
+        encoded = column.to_arrow().cast(kind).dictionary_encode()
         # Sorted, so that a stripe's bytes do not depend on its neighbours.
         order = pc.sort_indices(encoded.dictionary)
         rank = np.empty(len(order), dtype=np.uint64)
         rank[order.to_numpy()] = np.arange(len(order), dtype=np.uint64)
         words = rank[encoded.indices.to_numpy()]
-        return TraitValues(trait, words, present, encoded.dictionary.take(order))
+        dictionary = encoded.dictionary.take(order)
+        if trait.type is TraitType.CATEGORICAL:
+            dictionary = dictionary.to_numpy()
+        return TraitValues(trait, words, present, dictionary)
     numbers = column.to_numpy().reshape(-1)
-    if trait.type is TraitType.CATEGORICAL:
-        dictionary, words = np.unique(numbers, return_inverse=True)
-        return TraitValues(trait, words.astype(np.uint64), present, dictionary)
     wide = numbers.astype(np.int64 if numbers.dtype.kind == "i" else np.uint64)
     return TraitValues(trait, wide.view(np.uint64), present)
 

@@ -55,6 +55,8 @@ class ShardTask:
     erased: NDArray[np.int64]
     """Users of this shard to erase, int64, any order."""
     accept_late: bool
+    whole: bool
+    """Writes every pair anew: groups came or went, or something must be gone from the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +85,8 @@ class ShardCounts:
 
 def write_shard(
     events: pa.Table, previous: PreviousShard | None, task: ShardTask, path: Path
-) -> ShardCounts:
-    """Writes the next generation of one shard.
+) -> tuple[ShardCounts, ShardWriter]:
+    """Writes the next generation of one shard; its writer is still to be finished.
 
     Args:
         events: the shard's raw events in canonical form, in any order.
@@ -113,11 +115,15 @@ def write_shard(
     if previous is not None:
         counts.events, counts.users = previous.event_count, previous.user_count
     touched = _touched_users(frame, previous, plan)
-    writer = ShardWriter(path)
-    _merge(writer, previous, _rewritten(touched, frame, previous, plan, counts), task.schema)
-    writer.finish()
-    counts.keys = writer.key_count
-    return counts
+    parts = _rewritten(touched, frame, previous, plan, counts)
+    if previous is None or task.whole or not previous.shard.takes_layer:
+        writer = ShardWriter(path)
+        _merge(writer, previous, parts, task.schema)
+        counts.keys = writer.key_count
+    else:
+        writer = ShardWriter(path, previous.shard.path)
+        counts.keys = previous.key_count + _lay_over(writer, parts)
+    return counts, writer
 
 
 def _admitted(
@@ -248,6 +254,18 @@ def _rewritten(
         first_user, first_row = last_user, last_row
 
 
+def _lay_over(writer: ShardWriter, parts: Iterator[Rewritten]) -> int:
+    """Writes what differs from the pairs below; returns by how many pairs there are more now."""
+    more = 0
+    for part in parts:
+        more += len(part.keys) - len(part.replaced)
+        changes: dict[bytes, bytes | None] = dict.fromkeys(part.replaced)
+        changes.update(zip(part.keys, part.values, strict=True))
+        for key in sorted(changes):
+            writer.put(key, changes[key])
+    return more
+
+
 def _merge(
     writer: ShardWriter,
     previous: PreviousShard | None,
@@ -261,29 +279,20 @@ def _merge(
     groups = {DIRECTORY_GROUP, EVENT_GROUP, *(group.number for group in schema.groups)}
     pair = next(old, None)
     for part in parts:
+        replaced = set(part.replaced)
+        last_user = part.keys[-1][:USER_BYTES]
         for key, value in zip(part.keys, part.values, strict=True):
-            while pair is not None and pair[0] < key:
-                if _stays(pair[0], part.keep, groups):
+            while pair is not None and pair[0] <= key:
+                if pair[0] not in replaced and group_and_stripe(pair[0])[0] in groups:
                     writer.put(*pair)
-                pair = next(old, None)
-            if pair is not None and pair[0] == key:
                 pair = next(old, None)
             writer.put(key, value)
         # Old pairs of the last user of a part may follow its last new one.
-        last_user = part.keys[-1][:USER_BYTES]
         while pair is not None and pair[0][:USER_BYTES] == last_user:
-            if _stays(pair[0], part.keep, groups):
+            if pair[0] not in replaced and group_and_stripe(pair[0])[0] in groups:
                 writer.put(*pair)
             pair = next(old, None)
     while pair is not None:
-        if _stays(pair[0], {}, groups):
+        if group_and_stripe(pair[0])[0] in groups:
             writer.put(*pair)
         pair = next(old, None)
-
-
-def _stays(key: bytes, keep: dict[int, range], groups: set[int]) -> bool:
-    group, stripe = group_and_stripe(key)
-    if group not in groups:
-        return False
-    user_id = int.from_bytes(key[:USER_BYTES], "big", signed=True)
-    return group == DIRECTORY_GROUP or user_id not in keep or stripe in keep[user_id]

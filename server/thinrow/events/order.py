@@ -100,12 +100,11 @@ def placed(events: pl.DataFrame, cuts: Cuts) -> pl.DataFrame:
 def ordered(events: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     """By user (as unsigned numbers, as keys sort), then in the order of a history."""
     by_user = pl.col("user_id").reinterpret(signed=False)
-    keys = ["visible_ts", "event_ts", "event_id"]
-    events = events.sort(by_user, *keys, nulls_last=False, maintain_order=True)
-    # The traits decide only among the few events that agree in everything else.
+    events = events.sort(by_user, "visible_ts", maintain_order=True)
+    # The rest decides only among the few events that agree in these.
     same = events.select(
         pl.all_horizontal(
-            pl.col(name).eq_missing(pl.col(name).shift(1)) for name in ("user_id", *keys)
+            pl.col(name).eq_missing(pl.col(name).shift(1)) for name in ("user_id", "visible_ts")
         )
     ).to_series()
     if not same.any():
@@ -114,7 +113,8 @@ def ordered(events: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     tied = np.flatnonzero(like_previous | np.append(like_previous[1:], False))
     run = np.cumsum(~like_previous)[tied]
     order = np.arange(len(events))
-    order[tied] = tied[order_by(events[tied], [], schema.traits, first=[run])]
+    others = ["event_ts", "event_id"]
+    order[tied] = tied[order_by(events[tied], others, schema.traits, first=[run])]
     return events[order]
 
 

@@ -42,6 +42,7 @@ from thinrow.migration.fat import (
 from thinrow.migration.scratch import Scratch, locked_folder
 from thinrow.migration.stitch import Disagreement, Facts, FatRows, Stitched
 from thinrow.online.backfill import DAY_MS, UIH_TYPE, mutable_type
+from thinrow.online.rows_file import thin_rows_writer
 from thinrow.schema import parse_schema
 from thinrow.store.hashing import shard_of
 from thinrow.store.narrow import ranges, starts_of
@@ -358,7 +359,7 @@ class _Run:
                     for name in ("uih", "mutable"):
                         rows = rows.append_column(name, some.column(name))
                     if writer is None:
-                        writer = pq.ParquetWriter(new_rows, rows.schema, compression="zstd")
+                        writer = thin_rows_writer(new_rows, rows.schema)
                     writer.write_table(rows)
                 done += piece.rows
             self.progress("Writing thin rows", done, total)

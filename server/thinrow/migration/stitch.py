@@ -266,23 +266,31 @@ class Stitched:
         oldest[filled] = self.flat_place[starts[:-1][filled]]
         self.oldest = oldest
         run = np.where(oldest >= 0, run_end - starts[:-1], 0)
-        published = self._generation(rows.request_ts)
-        self.known = bisect_left(generation, self.low, self.high, published)
-        reached = np.minimum(np.where(run > 0, oldest + run, self.low), self.known)
         # A pointer can end only where a generation does.
         places = np.arange(len(generation))
         ends = np.ones(len(generation), dtype=np.bool_)
         owners = self.history["user_id"].to_numpy()
         ends[1:] = (owners[1:] != owners[:-1]) | (generation[1:] != generation[:-1])
         begun = np.append(np.maximum.accumulate(np.where(ends, places, 0)), 0)
-        inside = reached < self.high
-        end = np.where(inside, begun[reached], reached)
-        self.named = np.where(run > 0, np.maximum(end - oldest, 0), 0)
+        published = self._generation(rows.request_ts)
+
+        def name() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+            """Where the pointers end that the generations published allow, and their watermark."""
+            self.known = bisect_left(generation, self.low, self.high, published)
+            reached = np.minimum(np.where(run > 0, oldest + run, self.low), self.known)
+            end = np.where(reached < self.high, begun[reached], reached)
+            self.named = np.where(run > 0, np.maximum(end - oldest, 0), 0)
+            next_generation = np.append(generation, HIGHEST_TS)[end]
+            newest = np.where(end < self.high, np.minimum(next_generation, published), published)
+            return end, newest * self.cadence_ms
+
+        end, end_ts = name()
+        # What a row carries beside its pointer arrived in [end_ts, request_ts): never empty, then.
+        published -= (end_ts == rows.request_ts) & (self.named > 0) & (self.named < rows.lengths)
+        end, end_ts = name()
         pointing = self.named > 0
-        next_generation = np.append(generation, HIGHEST_TS)[end]
-        newest = np.where(end < self.high, np.minimum(next_generation, published), published)
         whole = np.minimum(rows.request_ts, 0)
-        self.end_ts = np.where(pointing, newest * self.cadence_ms, whole)
+        self.end_ts = np.where(pointing, end_ts, whole)
         self.start_ts = np.where(pointing, 0, whole)
         self.end = np.where(pointing, end, self.low)
 

@@ -17,7 +17,6 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from thinrow.errors import InputError, UsageError
 from thinrow.events.canonical import (
     canonical_type,
@@ -32,6 +31,7 @@ from thinrow.events.canonical import (
 )
 from thinrow.events.order import ordered, without_duplicates
 from thinrow.events.split import Progress, SplitEvents, split_events
+from thinrow.online.rows_file import thin_rows_writer
 from thinrow.store.generation import Generation
 from thinrow.store.hashing import shard_of
 from thinrow.store.history import bisect_left, digests_at
@@ -372,12 +372,12 @@ def _write_rows(
                     rows = rows.append_column(name, part.column(name))
                 digests.append(pc.struct_field(part.column("uih"), "digest").to_numpy())
                 if writer is None:
-                    writer = pq.ParquetWriter(path, rows.schema, compression="zstd")
+                    writer = thin_rows_writer(path, rows.schema)
                 writer.write_table(rows)
             start = end
         if writer is None:
             empty = pa.schema([*file.schema_arrow, *thin.schema])
-            writer = pq.ParquetWriter(path, empty, compression="zstd")
+            writer = thin_rows_writer(path, empty)
     finally:
         if writer is not None:
             writer.close()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
@@ -21,6 +23,7 @@ from rocksdict import (
     IngestExternalFileOptions,
     Options,
     Rdict,
+    ReadOptions,
     SstFileWriter,
 )
 from thinrow.errors import StoreCorruptError, StoreError, StoreFullError
@@ -28,15 +31,22 @@ from thinrow.errors import StoreCorruptError, StoreError, StoreFullError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-BLOCK_BYTES = 16 * 1024
+BLOCK_BYTES = 8 * 1024
+ZSTD_LEVEL = 3
+ZLIB_WINDOW_BITS = -14
+"""RocksDB's default; zstd does not look at it."""
 SST_BYTES_MAX = 256 * 1024 * 1024
 BLOOM_BITS_PER_KEY = 10
-BLOCK_CACHE_BYTES = 256 * 1024 * 1024
-"""Shared by all shards that one process has open."""
+LAYERS_MAX = 6
+LAYERS_SHARE_MAX = 0.25
+"""Bounds on what lies over a shard's last whole writing: tables, and bytes in proportion to it."""
+BLOCK_CACHE_BYTES = 64 * 1024 * 1024
+"""Shared by all shards that one process has open; values read lately are kept beside it."""
 
 
 @cache
-def _block_cache() -> Cache:
+def block_cache() -> Cache:
+    """Blocks read lately by this process, whatever the shard."""
     return Cache(BLOCK_CACHE_BYTES)
 
 
@@ -46,10 +56,11 @@ def _options() -> Options:
     table.set_format_version(5)
     table.set_checksum_type(ChecksumType.xxh3())
     table.set_bloom_filter(BLOOM_BITS_PER_KEY, False)
-    table.set_block_cache(_block_cache())
+    table.set_block_cache(block_cache())
     options = Options(raw_mode=True)
     options.set_block_based_table_factory(table)
-    options.set_compression_type(DBCompressionType.lz4())
+    options.set_compression_type(DBCompressionType.zstd())
+    options.set_compression_options(ZLIB_WINDOW_BITS, ZSTD_LEVEL, 0, 0)
     options.set_disable_auto_compactions(True)
     options.set_paranoid_checks(True)
     options.set_max_open_files(-1)  # all files stay open: pruning cannot take one away
@@ -79,33 +90,44 @@ def storage_error(error: Exception, path: Path) -> StoreError:
 
 
 class ShardWriter:
-    """Writes a shard: keys must come in ascending order, each once."""
+    """Writes a shard: keys must come in ascending order, each once.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Over a finished shard it writes a layer: that shard's tables are shared, and hold what the layer
+    does not.
+    """
+
+    def __init__(self, path: Path, over: Path | None = None) -> None:
+        self.path = path
+        self.linked: frozenset[str] = frozenset()
+        """Names of the files shared."""
         self._files: list[Path] = []
         self._writer: SstFileWriter | None = None
         self._file_bytes = 0
         self.key_count = 0
         path.mkdir(parents=True)
+        if over is not None:
+            self.linked = _linked(over, path)
 
-    def put(self, key: bytes, value: bytes) -> None:
-        """Adds one pair. Raises StoreError where the disk does."""
+    def put(self, key: bytes, value: bytes | None) -> None:
+        """Adds one pair; None takes away one below. Raises StoreError where the disk does."""
         try:
             if self._writer is None:
-                self._files.append(self._path / f"bulk-{len(self._files):06d}.sst")
+                self._files.append(self.path / f"bulk-{len(self._files):06d}.sst")
                 self._writer = SstFileWriter(_options())
                 self._writer.open(str(self._files[-1]))
-            self._writer[key] = value
-            self.key_count += 1
-            self._file_bytes += len(key) + len(value)
+            if value is None:
+                del self._writer[key]
+            else:
+                self._writer[key] = value
+                self.key_count += 1
+                self._file_bytes += len(key) + len(value)
             if self._file_bytes >= SST_BYTES_MAX:
                 self._finish_file()
         except StoreError:
             raise
         except Exception as error:
             self._writer = None  # lets go of the file, so that removing it makes room
-            raise storage_error(error, self._path) from error
+            raise storage_error(error, self.path) from error
 
     def _finish_file(self) -> None:
         if self._writer is not None:
@@ -116,23 +138,38 @@ class ShardWriter:
         """Makes the shard ready to be read, all of it on disk."""
         try:
             self._finish_file()
-            with Rdict(str(self._path), _options()) as database:
+            options = _options()
+            with Rdict(str(self.path), options, {"default": options}) as database:
                 if self._files:
-                    options = IngestExternalFileOptions()
-                    options.set_move_files(True)
-                    database.ingest_external_file([str(file) for file in self._files], options)
+                    ingestion = IngestExternalFileOptions()
+                    ingestion.set_move_files(True)
+                    database.ingest_external_file([str(file) for file in self._files], ingestion)
             for file in self._files:
                 file.unlink(missing_ok=True)
-            for file in self._path.iterdir():
-                # The info log tells of this machine and moment; the rest is the shard.
-                if file.name.startswith("LOG"):
+            for file in self.path.iterdir():
+                # These tell of this machine and moment; the rest is the shard.
+                if file.name.startswith(("LOG", "OPTIONS")):
                     file.unlink()
                 else:
                     fsync(file)
-            fsync(self._path)
+            fsync(self.path)
         except Exception as error:
             self._writer = None
-            raise storage_error(error, self._path) from error
+            raise storage_error(error, self.path) from error
+
+
+def _linked(source: Path, target: Path) -> frozenset[str]:
+    """Puts a finished shard's files into another folder: tables shared, the others copied."""
+    try:
+        for file in source.iterdir():
+            if file.suffix == ".sst":
+                with suppress(OSError):
+                    os.link(file, target / file.name)
+                    continue
+            shutil.copyfile(file, target / file.name)
+    except OSError as error:
+        raise storage_error(error, target) from error
+    return frozenset(file.name for file in source.glob("*.sst"))
 
 
 def fsync(path: Path) -> None:
@@ -153,7 +190,11 @@ class Shard:
             options = _options()
             options.set_db_log_dir("/dev/null")
             self._database = Rdict(
-                str(path), options, access_type=AccessType.read_only(error_if_log_file_exist=False)
+                str(path),
+                options,
+                # Else the one column family is read with default table options: a cache of 8 MB.
+                column_families={"default": options},
+                access_type=AccessType.read_only(error_if_log_file_exist=False),
             )
         except Exception as error:
             raise storage_error(error, path) from error
@@ -183,7 +224,9 @@ class Shard:
             StoreCorruptError: a block failed its checksum, or there are not ``key_count`` pairs.
         """
         seen = 0
-        iterator = self._database.iter()
+        once = ReadOptions()
+        once.fill_cache(False)  # type: ignore[call-arg]  # its stub forgot the argument
+        iterator = self._database.iter(once)
         try:
             iterator.seek_to_first()
             while iterator.valid():
@@ -223,6 +266,15 @@ class Shard:
             raise
         except Exception as error:
             raise storage_error(error, self.path) from error
+
+    @property
+    def takes_layer(self) -> bool:
+        """Whether a layer may be written over this shard, or it should be written anew."""
+        tables = self._database.live_files()
+        bottom = max((table["level"] for table in tables), default=0)
+        layers = [table["size"] for table in tables if table["level"] < bottom]
+        whole = sum(table["size"] for table in tables) - sum(layers)
+        return bool(tables) and len(layers) < LAYERS_MAX and sum(layers) <= LAYERS_SHARE_MAX * whole
 
     def close(self) -> None:
         """Closes the files."""
