@@ -13,7 +13,6 @@ from limits import BareGets, BareStream, MemoryCopy
 from sides import check_equal, measure
 from thinrow.client import Projection, read_thin_rows
 from thinrow.client.lookup import Lookup
-from thinrow.serving.assemble import assemble
 from thinrow.serving.projection import resolve
 from thinrow.serving.service import read_pointers
 from thinrow.store.generation import Generation
@@ -172,7 +171,7 @@ def requests(
 def recorded(
     generation: Generation, asked: Sequence[wire.MaterializeRequest]
 ) -> list[tuple[str, list[bytes]]]:
-    """The keys that some requests read, get by get, with the shard of each."""
+    """The keys that some requests need, get by get, with the shard of each; none kept in memory."""
     seen: list[tuple[str, list[bytes]]] = []
     get = Shard.get
 
@@ -183,7 +182,8 @@ def recorded(
     Shard.get = recording  # type: ignore[method-assign]
     try:
         for request in asked:
-            plan_of(generation, request).read()
+            with Generation(generation.folder) as fresh:
+                plan_of(fresh, request).read()
     finally:
         Shard.get = get  # type: ignore[method-assign]
     return seen
@@ -204,10 +204,9 @@ def functions(
     profiler.enable()
     for request in asked:
         plan = plan_of(generation, request)
-        stripes = plan.read()
-        selection = plan.resolve(stripes)
-        projection = resolve(request, generation.schema, {})
-        assemble(plan, selection, stripes, projection, ANSWER_BYTES_MAX)
+        plan.read()
+        plan.resolve()
+        plan.answer(resolve(request, generation.schema, {}).traits, ANSWER_BYTES_MAX)
     profiler.disable()
     stats = pstats.Stats(profiler)
     rows = [

@@ -10,6 +10,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "bind_response.h"
+#include "bind_store.h"
 #include "loops.h"
 
 namespace nb = nanobind;
@@ -243,6 +245,8 @@ void recode(In<uint8_t> buffer, In<int64_t> starts, In<uint8_t> widths, In<int64
 }  // namespace
 
 NB_MODULE(_native, m) {
+  // What lives as long as the interpreter does is no leak.
+  nb::set_leak_warnings(false);
   nb::class_<Run>(m, "Run").def(
       nb::init<In<uint8_t>, In<uint8_t>, In<int64_t>, In<int64_t>>());
   m.def("widen_views", &widen);
@@ -250,4 +254,6 @@ NB_MODULE(_native, m) {
   m.def("gather", &gather);
   m.def("number_values", &number_values);
   m.def("recode", &recode);
+  bind_response(m);
+  bind_store(m);
 }

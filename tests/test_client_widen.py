@@ -13,6 +13,7 @@ from thinrow.client.batch import Batch
 from thinrow.client.kernel import Views
 from thinrow.client.lookup import Lookup
 from thinrow.client.pointers import MutableColumn, MutableEvents, Pointers, Projection, ThinRows
+from thinrow.client.response import Column, Response
 from thinrow.client.widen import NarrowColumn
 from thinrow.errors import InputError, ThinRowError, UsageError
 from thinrow.v1 import materialization_pb2 as wire
@@ -118,7 +119,7 @@ def value(column: wire.Column, word: int) -> bytes | int | str:
 @given(encoded_columns())
 def test_widening_reads_what_the_contract_says(encoded: Encoded) -> None:
     column, block_lengths, events = encoded
-    narrow = NarrowColumn(column, np.array(block_lengths, np.int64))
+    narrow = NarrowColumn(Column.of(column), np.array(block_lengths, np.int64))
     values = np.full((len(events), *narrow.kind.shape), 99, narrow.kind.dtype)
     present = np.full(len(events), True)
     zero = np.zeros(1, np.int64)
@@ -143,7 +144,7 @@ def test_a_column_that_contradicts_itself_is_refused(encoded: Encoded, data: st.
     part = data.draw(st.sampled_from(["data", "widths", "present"]))
     setattr(column, part, getattr(column, part) + b"\1")
     with pytest.raises(ThinRowError, match="malformed"):
-        NarrowColumn(column, np.array(block_lengths, np.int64))
+        NarrowColumn(Column.of(column), np.array(block_lengths, np.int64))
 
 
 def assemble(
@@ -156,7 +157,7 @@ def read(
     response: wire.MaterializeResponse, rows: ThinRows, projection: Projection | str
 ) -> Answer:
     piece = Lookup(rows, projection).whole()
-    piece.answered(response)
+    piece.answered(Response.read(response.SerializeToString()))
     return piece.lookup.answer()
 
 
@@ -352,7 +353,8 @@ def test_mutable_events_are_judged_by_all_responses_together() -> None:
         )
         lookup = Lookup(rows, "tenant")
         for example, column in enumerate(columns):
-            lookup.add(np.array([example]), answer([(0, 1)], [column], 1))
+            response = answer([(0, 1)], [column], 1).SerializeToString()
+            lookup.add(np.array([example]), Response.read(response))
         batch = Batch.from_answers([lookup.answer()])
         assert [values[1:] for values in batch.to_lists("t") if values] == [[None], [None]]
 

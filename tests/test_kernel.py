@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from thinrow.client import kernel
 from thinrow.client.kernel import Views
+from thinrow.client.response import Column
 from thinrow.client.widen import NarrowColumn
 from thinrow.errors import InputError
 from thinrow.store.narrow import NarrowBlocks, joined, narrow, widened
@@ -194,7 +195,7 @@ def test_what_reaches_out_of_bounds_is_refused(
 
 
 def whole(column: wire.Column, dtype: str) -> NDArray[Any]:
-    narrow = NarrowColumn(column, np.array([2]))
+    narrow = NarrowColumn(Column.of(column), np.array([2]))
     values = np.zeros(2, dtype)
     views = Views(FIRST, FIRST, 2 * ONE, FIRST)
     NarrowColumn.write([narrow], views, values, np.zeros(2, np.bool_))

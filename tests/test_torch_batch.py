@@ -25,6 +25,7 @@ from thinrow.client import (
 )
 from thinrow.client.batch import write_trait
 from thinrow.client.kernel import Views
+from thinrow.client.response import Column
 from thinrow.client.torch.batch import TensorBatch, lay_out
 from thinrow.client.torch.narrow import narrow_runs, to_run, widen_on_device
 from thinrow.client.widen import VALUE_DTYPES, NarrowColumn
@@ -363,7 +364,7 @@ def test_every_dtype_and_width_widens_bit_by_bit(
         widths=widths.tobytes(),
         data=b"".join(section.astype(np.uint8).tobytes() for section in sections.values()),
     )
-    narrow = NarrowColumn(column, lengths)
+    narrow = NarrowColumn(Column.of(column), lengths)
     views = Views(*np.array([[0, 0, 0, 0], [3, 0, 20, 7], [6, 28, 1, 0], [0, 6, 40, 34]], np.int64))
     expected = np.zeros((41, size), dtype)
     NarrowColumn.write([narrow], views, expected)

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from thinrow.client import Batch, Pointers, Projection
 from thinrow.client.lookup import Lookup
 from thinrow.client.pointers import ThinRows
+from thinrow.client.response import Response
 from thinrow.compaction import CompactionConfig, compact
-from thinrow.serving.assemble import assemble
 from thinrow.serving.projection import resolve_projection
 from thinrow.serving.service import read_pointers
 from thinrow.store.generation import Generation
@@ -157,9 +157,10 @@ def read_store(store: Path, pointers: Pointers, projection: Projection = ALL) ->
             resolved.truncation,
             resolved.groups,
         )
-        stripes = plan.read()
-        response, _ = assemble(plan, plan.resolve(stripes), stripes, resolved, 1 << 30)
-    piece.answered(response)
+        plan.read()
+        plan.resolve()
+        message, _ = plan.answer(resolved.traits, 1 << 30)
+    piece.answered(Response.read(message))
     return shown(Batch.from_answers([piece.lookup.answer()]))
 
 

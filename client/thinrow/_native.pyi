@@ -1,7 +1,7 @@
 # Loops over every event, in native code, without the interpreter's lock. Arrays are contiguous.
 # They raise ValueError for arrays that do not fit together, IndexError for what is out of bounds.
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,3 +57,80 @@ def recode(
     out: NDArray[Any],
     /,
 ) -> None: ...
+
+# What follows reads the store, for the server. Plan and ValueCache raise StoreCorruptError for
+# what contradicts itself.
+
+class Trait:
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        kind: int,
+        size: int,
+        nullable: bool,
+        default_word: int | None,
+        default_text: str | None,
+        group: int,
+        /,
+    ) -> None: ...
+
+class Plan:
+    def __init__(
+        self,
+        user_ids: NDArray[np.int64],
+        start_ts: NDArray[np.int64],
+        end_ts: NDArray[np.int64],
+        max_lengths: NDArray[np.int64],
+        digests: NDArray[np.uint64],
+        request_ts: NDArray[np.int64],
+        mutable_lengths: NDArray[np.int64],
+        watermarks: NDArray[np.int64],
+        sequence_length: int,
+        head: bool,
+        record_digests: bool,
+        /,
+    ) -> None: ...
+    def directory_keys(self) -> bytes: ...
+    def choose(
+        self, directories: list[bytes | None], groups: Sequence[tuple[int, bool, bool, int]], /
+    ) -> None: ...
+    def stripe_keys(self) -> bytes: ...
+    def take(self, stripes: list[bytes | None], /) -> int: ...
+    def resolve(
+        self, key_traits: Sequence[Trait], text_hash: Callable[[bytes], int], /
+    ) -> None: ...
+    def selection(
+        self,
+    ) -> tuple[
+        NDArray[np.uint8],
+        NDArray[np.int64],
+        NDArray[np.int64],
+        NDArray[np.int64],
+        NDArray[np.uint64],
+    ]: ...
+    def answer(
+        self,
+        traits: Sequence[Trait],
+        generation: int,
+        watermark_ts: int,
+        bytes_max: int,
+        cursor: int | None,
+        elapsed_us: int,
+        /,
+    ) -> tuple[bytes, int]: ...
+    @property
+    def events_at_most(self) -> int: ...
+    @property
+    def stripe_bytes_at_most(self) -> int: ...
+
+class ValueCache:
+    def __init__(self, bytes_max: int, /) -> None: ...
+    def look_up(self, keys: bytes, /) -> tuple[list[bytes | None], list[int]]: ...
+    def add(self, keys: bytes, values: Sequence[bytes | None], /) -> None: ...
+
+# Encoded answers, for the client: their fields in the order of thinrow.client.response.Response,
+# and of its columns. They raise ValueError for what is no such message.
+
+def read_response(message: bytes, /) -> tuple[Any, ...]: ...
+def read_stream_response(message: bytes, /) -> tuple[Any, ...]: ...

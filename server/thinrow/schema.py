@@ -25,6 +25,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from thinrow import _native
 from thinrow.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -180,6 +181,37 @@ class Schema:
     def key_traits(self) -> tuple[Trait, ...]:
         """Traits in the digest, by number: an order that no later schema changes."""
         return tuple(sorted((t for t in self.traits if t.key), key=lambda t: t.number))
+
+    @cached_property
+    def digest_traits(self) -> tuple[Trait, ...]:
+        """Everything of an event that enters the digest, in the digest's order."""
+        return (VISIBLE_TS, EVENT_TS, EVENT_ID, *self.key_traits)
+
+    @cached_property
+    def event_bytes(self) -> Mapping[int, int]:
+        """Bytes of one event in each stored group, decoded; text counts as its index."""
+        groups = {group.number: group.traits for group in self.groups} | {EVENT_GROUP: BUILT_IN}
+        return {
+            number: sum(trait.type.word_dtype.itemsize * trait.size for trait in traits)
+            for number, traits in groups.items()
+        }
+
+    @cached_property
+    def native_traits(self) -> Mapping[str, _native.Trait]:
+        """Every trait as the native code knows it, by name."""
+        return {
+            trait.name: _native.Trait(
+                trait.name,
+                trait.number,
+                trait.type.value,
+                trait.size,
+                trait.nullable,
+                None if trait.default is None else trait.default_word,
+                trait.default if isinstance(trait.default, str) else None,
+                self.group_of[trait.name],
+            )
+            for trait in self.by_name.values()
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""

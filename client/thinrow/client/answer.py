@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from thinrow.client.pointers import Pointers, ThinRows
+    from thinrow.client.response import Response
 
 __all__ = ["Answer", "Part"]
 
@@ -36,7 +37,7 @@ class Part(NamedTuple):
 
     examples: NDArray[np.int64]
     """Which of the rows it is about."""
-    response: wire.MaterializeResponse
+    response: Response
     columns: Columns
     statuses: NDArray[np.int64]
     starts: NDArray[np.int64]
@@ -51,22 +52,22 @@ class Part(NamedTuple):
 
     @staticmethod
     def read(
-        response: wire.MaterializeResponse,
+        response: Response,
         examples: NDArray[np.int64],
         pointers: Pointers,
         mutable_lengths: NDArray[np.int64],
         projection: Projection | str,
     ) -> Part:
         """Checks what came back for `pointers`. Raises ThinRowError for a malformed answer."""
-        block_lengths = np.array(response.block_lengths, np.int64)
-        statuses = np.array(response.statuses, np.int64)
-        starts = np.array(response.view_starts, np.int64)
-        lengths = np.array(response.view_lengths, np.int64)
+        block_lengths, statuses = response.block_lengths, response.statuses
+        starts, lengths = response.view_starts, response.view_lengths
         require(
             len(statuses) == len(starts) == len(lengths) == len(pointers),
             f"it is not about the {len(pointers)} examples asked for",
         )
         require(((statuses >= 1) & (statuses <= 255)).all(), "an example has no status")
+        for counts in (starts, lengths, block_lengths):
+            require(((counts >= 0) & (counts < 1 << 32)).all(), "a length is no uint32")
         require((starts + lengths <= block_lengths.sum()).all(), "a view reaches past the run")
         require(
             (lengths[statuses != wire.STATUS_OK] == 0).all(),
@@ -332,7 +333,7 @@ def joint_kinds(responses: Iterable[Columns]) -> dict[str, ColumnKind]:
 
 def truncated(
     sequence_length: int,
-    truncation: wire.Truncation,
+    truncation: int,
     mutable: MutableEvents,
     lengths: NDArray[np.int64],
 ) -> MutableEvents:

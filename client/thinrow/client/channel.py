@@ -7,7 +7,7 @@ import random
 import re
 import time
 import warnings
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
 from thinrow.errors import (
@@ -25,10 +25,14 @@ from thinrow.errors import (
 from thinrow.v1 import materialization_pb2_grpc
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from google.protobuf.message import Message
     from thinrow.client.config import ClientConfig
 
 __all__ = ["Channels", "Retries", "translate"]
+
+T = TypeVar("T")
 
 # A default server takes pings closer than 5 minutes for abuse and hangs up.
 KEEPALIVE_INTERVAL_MS = 360_000
@@ -91,11 +95,29 @@ class Channels:
             materialization_pb2_grpc.MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
             for channel in self._channels
         ]
+        self._further: list[grpc.Channel] = []
+
+    def open_further(self, replica: int) -> grpc.Channel:
+        """Makes one more connection to a replica, open until it is let go, or all are closed."""
+        channel = open_channel(self.targets[replica], self.config)
+        self._further.append(channel)
+        return channel
+
+    def let_go(self, channel: grpc.Channel) -> None:
+        """Closes a further connection, unless that was done."""
+        if channel in self._further:
+            self._further.remove(channel)
+        channel.close()
 
     @property
     def stub(self) -> materialization_pb2_grpc.MaterializationServiceStub:
         """The generated stub of the current replica."""
         return self._stubs[self.current]
+
+    @property
+    def channel(self) -> grpc.Channel:
+        """The connection to the current replica."""
+        return self._channels[self.current]
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -110,16 +132,20 @@ class Channels:
         if self.current == failed:
             self.current = (failed + 1) % len(self.targets)
 
-    def call(self, method: str, request: Message, deadline_s: float) -> Message:
-        """Makes a unary call, again for as long as the retries allow."""
+    def call(
+        self, method: Callable[[Channels], Callable[..., T]], request: Message, deadline_s: float
+    ) -> T:
+        """Makes a unary call, again for as long as the retries allow.
+
+        method: finds the call at the replica asked now.
+        """
         retries = Retries(self.config)
         while True:
             asked = self.current
             try:
-                answer: Message = getattr(self.stub, method)(
+                return method(self)(
                     request, timeout=deadline_s, metadata=self.metadata, wait_for_ready=False
                 )
-                return answer
             except grpc.RpcError as error:
                 failure = translate(error, self.targets)
                 if not isinstance(failure, UnavailableError) or not retries.pause():
@@ -128,7 +154,7 @@ class Channels:
 
     def close(self) -> None:
         """Closes every channel; calls under way are cancelled."""
-        for channel in self._channels:
+        for channel in (*self._channels, *self._further):
             channel.close()
 
 

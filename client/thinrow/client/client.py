@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from thinrow.client.batch import Batch
+from thinrow.client.calls import materialize
 from thinrow.client.channel import Channels
 from thinrow.client.config import ClientConfig
 from thinrow.client.lookup import Lookup, Piece, RequestSize
 from thinrow.client.request import to_wire_projection
+from thinrow.client.response import Response
 from thinrow.client.stream import answers
 from thinrow.errors import AnswerTooLargeError
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
 
     from google.protobuf.message import Message
     from thinrow.client.answer import Answer
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 
 __all__ = ["Client", "connect"]
+
+T = TypeVar("T")
 
 
 def connect(target: str | Sequence[str], config: ClientConfig | None = None) -> Client:
@@ -92,14 +96,13 @@ class Client:
         while rest is not None:
             piece, later = rest.cut(size.examples)
             try:
-                response = self._call("Materialize", piece.request(), deadline_s)
+                answer = self._call(lambda it: materialize(it.channel), piece.request(), deadline_s)
             except AnswerTooLargeError:
                 if len(piece.examples) <= 1:
                     raise
                 size.refused(len(piece.examples))
             else:
-                assert isinstance(response, wire.MaterializeResponse)
-                size.answered(piece.answered(response))
+                size.answered(piece.answered(Response.read(answer)))
                 rest = later
         return Batch.from_answers([lookup.answer()])
 
@@ -143,17 +146,22 @@ class Client:
         request = wire.InspectRequest(user_id=user_id, as_of_ts=as_of_ts)
         if projection is not None:
             request.projection.CopyFrom(to_wire_projection(projection))
-        response = self._call("Inspect", request, None)
-        assert isinstance(response, wire.InspectResponse)
-        return response
+        answer: wire.InspectResponse = self._call(lambda it: it.stub.Inspect, request, None)
+        return answer
 
     def describe_store(self) -> wire.DescribeStoreResponse:
         """Describes the store: schema, watermarks, shards, limits, versions."""
-        response = self._call("DescribeStore", wire.DescribeStoreRequest(), None)
-        assert isinstance(response, wire.DescribeStoreResponse)
-        return response
+        request = wire.DescribeStoreRequest()
+        answer: wire.DescribeStoreResponse
+        answer = self._call(lambda it: it.stub.DescribeStore, request, None)
+        return answer
 
-    def _call(self, method: str, request: Message, deadline_s: float | None) -> Message:
+    def _call(
+        self,
+        method: Callable[[Channels], Callable[..., T]],
+        request: Message,
+        deadline_s: float | None,
+    ) -> T:
         return self._channels.call(method, request, self._deadline_s(deadline_s))
 
     def _deadline_s(self, deadline_s: float | None) -> float:

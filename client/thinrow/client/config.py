@@ -30,6 +30,9 @@ class ClientConfig:
     requests_in_flight: int = 32
     """Most requests of one stream that wait for their answers, or whose answers wait to be used."""
 
+    connections: int = 4
+    """Most connections of one stream: one to each process of a server that runs several."""
+
     request_deadline_s: float = 60.0
     """Seconds to wait for an answer before DeadlineError."""
 
@@ -62,6 +65,7 @@ class ClientConfig:
             "examples_per_request",
             "answer_bytes_wanted",
             "requests_in_flight",
+            "connections",
             "request_deadline_s",
             "backoff_initial_s",
             "backoff_max_s",

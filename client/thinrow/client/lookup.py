@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.client.config import ClientConfig
     from thinrow.client.pointers import Projection
+    from thinrow.client.response import Response
     from thinrow.v1 import materialization_pb2 as wire
 
 __all__ = ["Lookup", "Piece", "RequestSize"]
@@ -71,7 +72,7 @@ class Lookup:
         pointers = self.rows.pointers[examples]
         return to_request(pointers, self._mutable_lengths[examples], self._projection)
 
-    def add(self, examples: NDArray[np.int64], response: wire.MaterializeResponse) -> Part:
+    def add(self, examples: NDArray[np.int64], response: Response) -> Part:
         """Takes in what was answered. Raises ThinRowError for a malformed answer."""
         pointers = self.rows.pointers[examples]
         mutable_lengths = self._mutable_lengths[examples]
@@ -104,6 +105,6 @@ class Piece(NamedTuple):
         """Asks about it."""
         return self.lookup.request(self.examples)
 
-    def answered(self, response: wire.MaterializeResponse) -> Part:
+    def answered(self, response: Response) -> Part:
         """Takes in what was answered. Raises ThinRowError for a malformed answer."""
         return self.lookup.add(self.examples, response)

@@ -13,8 +13,8 @@ from thinrow.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.client.pointers import MutableEvents
+    from thinrow.client.response import Column
     from thinrow.client.widen import ColumnKind
-    from thinrow.v1 import materialization_pb2 as wire
 
 __all__ = ["MutableTail"]
 
@@ -27,7 +27,7 @@ class MutableTail:
     """
 
     def __init__(
-        self, column: wire.Column, kind: ColumnKind, events: MutableEvents, first_code: int
+        self, column: Column, kind: ColumnKind, events: MutableEvents, first_code: int
     ) -> None:
         """Codes of texts start at `first_code`."""
         count = len(events.arrival_ts)
@@ -62,7 +62,7 @@ class MutableTail:
         """Distinct texts of these events, and the default where it is needed."""
         texts = list(self._own_texts)
         if not self._kind.nullable and not self.present.all():
-            if not self._column.HasField("default_string"):
+            if self._column.default_string is None:
                 raise self._lacking()
             texts.append(self._column.default_string)
         return texts
@@ -110,7 +110,7 @@ class MutableTail:
     @property
     def _default(self) -> NDArray[Any]:
         """What an event without the trait has where the column is not nullable."""
-        if not self._column.HasField("default_word"):
+        if self._column.default_word is None:
             raise self._lacking()
         dtype = self._kind.dtype
         word = np.array([self._column.default_word])

@@ -23,21 +23,24 @@ def to_request(
     pointers: Pointers, mutable_lengths: NDArray[np.int64], projection: Projection | str
 ) -> wire.MaterializeRequest:
     """Asks about examples; arrays that say nothing stay at home, and so do the mutable events."""
-    request = wire.MaterializeRequest(user_ids=pointers.user_ids, end_ts=pointers.end_ts)
+    # As lists: protobuf takes numpy's own numbers at a third of the speed.
+    request = wire.MaterializeRequest(
+        user_ids=pointers.user_ids.tolist(), end_ts=pointers.end_ts.tolist()
+    )
     if isinstance(projection, str):
         request.tenant = projection
     else:
         request.projection.CopyFrom(to_wire_projection(projection))
     if pointers.start_ts.any():
-        request.start_ts.extend(pointers.start_ts)
+        request.start_ts.extend(pointers.start_ts.tolist())
     if pointers.max_lengths.any():
-        request.max_lengths.extend(pointers.max_lengths)
+        request.max_lengths.extend(pointers.max_lengths.tolist())
     if pointers.digests.any():
-        request.digests.extend(pointers.digests)
+        request.digests.extend(pointers.digests.tolist())
     if not np.array_equal(pointers.request_ts, pointers.end_ts):
-        request.request_ts.extend(pointers.request_ts)
+        request.request_ts.extend(pointers.request_ts.tolist())
     if mutable_lengths.any():
-        request.mutable_lengths.extend(mutable_lengths)
+        request.mutable_lengths.extend(mutable_lengths.tolist())
     return request
 
 

@@ -2,7 +2,8 @@
 
 The consumer's own thread pulls the input and keeps the book of what was asked and delivered. A
 connection adds two threads, gRPC's to send and ours to receive; both end with the connection,
-and the generator's `finally` ends that.
+and the generator's `finally` ends that. A server of several processes is asked over several
+connections, and what it answers is taken in the order of asking.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from thinrow.client.calls import materialize_stream
 from thinrow.client.channel import Channels, Retries, translate
 from thinrow.client.lookup import Lookup, Piece, RequestSize
+from thinrow.client.response import Response
 from thinrow.client.widen import require
 from thinrow.errors import AnswerTooLargeError, DeadlineError, UnavailableError
 from thinrow.v1 import materialization_pb2 as wire
@@ -33,6 +37,10 @@ FIRST_REQUEST_EXAMPLES = 64
 FIRST_REQUESTS = 2
 # How long a stream whose answers have all come may take to end by itself.
 FAREWELL_S = 1.0
+# Before the next connection is opened, where the last one led to a process that was reached before.
+# Grows so slowly that some thirty are tried in as many seconds: which process is a matter of luck.
+FURTHER_PAUSE_S_MIN, FURTHER_PAUSE_S_MAX = 0.01, 10.0
+FURTHER_PAUSE_GROWTH = 1.25
 
 
 def answers(
@@ -48,9 +56,9 @@ def answers(
     retries = Retries(config)
     size = RequestSize(config, FIRST_REQUEST_EXAMPLES)
     planned: deque[Piece] = deque()  # of the input pulled last, not yet asked for
-    asked: deque[tuple[int, Piece]] = deque()  # by cursor, not yet answered
+    asked: deque[tuple[int, Piece, Connection]] = deque()  # by cursor, not yet answered
     draining = False  # an empty batch: whoever gives it has nothing yet, and waits for answers
-    connection: Connection | None = None
+    connections: Connections | None = None
     try:
         while True:
             most = config.requests_in_flight if size.is_known else FIRST_REQUESTS
@@ -62,24 +70,24 @@ def answers(
                         break
                     planned.append(Lookup(rows, projection).whole())
                     draining = not len(rows)
-                if connection is None:
-                    connection = Connection(channels)
+                if connections is None:
+                    connections = Connections(channels)
                 piece, rest = planned.popleft().cut(size.examples)
                 if rest is not None:
                     planned.appendleft(rest)
-                asked.append((next(cursors), piece))
-                connection.send(asked[-1][0], piece.request())
+                asked.append((next(cursors), piece, connections.least_busy()))
+                asked[-1][2].send(asked[-1][0], piece.request())
             if not asked:
-                if connection is not None:
-                    connection.finish()
+                if connections is not None:
+                    connections.finish()
                 return
-            assert connection is not None
+            assert connections is not None
             try:
-                answer = connection.receive(deadline_s)
+                answer = asked[0][2].receive(deadline_s)
             except (AnswerTooLargeError, UnavailableError) as error:
-                connection.close()
-                failed, connection = connection.replica, None
-                planned.extendleft(piece for _, piece in reversed(asked))
+                connections.close()
+                failed, connections = connections.replica, None
+                planned.extendleft(piece for _, piece, _ in reversed(asked))
                 asked.clear()
                 if isinstance(error, AnswerTooLargeError):
                     # Answers come in order, so the first without one is the one refused.
@@ -93,26 +101,92 @@ def answers(
                     raise
                 continue
             retries.reset()
-            cursor, piece = asked.popleft()
+            cursor, piece, _ = asked.popleft()
             draining = draining and bool(asked or planned)
             require(answer.cursor == cursor, f"it has cursor {answer.cursor} instead of {cursor}")
-            size.answered(piece.answered(answer.response))
+            size.answered(piece.answered(answer))
             if piece.last:
                 yield piece.lookup.answer()
     finally:
-        if connection is not None:
+        if connections is not None:
+            connections.close()
+
+
+class Connections:
+    """The connections of one stream to one replica: where it has several processes, to each.
+
+    Which process a connection leads to is for the kernel to choose, and told with its first answer.
+    One that leads where another does is given up, and another one tried, ever more seldom, so
+    that a process which was away is found again.
+    """
+
+    def __init__(self, channels: Channels) -> None:
+        self.replica = channels.current
+        self._channels = channels
+        self._open = [Connection(channels, channels.channel)]
+        self._given_up: list[Connection] = []
+        self._reached = 0
+        self._pause_s = FURTHER_PAUSE_S_MIN
+        self._next_s = 0.0
+
+    def least_busy(self) -> Connection:
+        """The one to ask next."""
+        processes: set[str] = set()
+        for connection in list(self._open):
+            if connection.process is None:
+                continue
+            if connection.process in processes:
+                self._open.remove(connection)
+                self._given_up.append(connection)
+            processes.add(connection.process)
+        for connection in list(self._given_up):
+            if not connection.awaited:
+                self._given_up.remove(connection)
+                connection.close()
+        wanted = min(self._channels.config.connections, self._open[0].processes)
+        if len(processes) > self._reached:
+            self._reached, self._pause_s = len(processes), FURTHER_PAUSE_S_MIN
+        if len(self._open) < wanted and time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + self._pause_s
+            self._pause_s = min(FURTHER_PAUSE_GROWTH * self._pause_s, FURTHER_PAUSE_S_MAX)
+            channel = self._channels.open_further(self.replica)
+            self._open.append(Connection(self._channels, channel, is_own=True))
+        return min(self._open, key=Connection.unanswered)
+
+    def finish(self) -> None:
+        """Lets the server end the calls in good order."""
+        for connection in (*self._open, *self._given_up):
+            connection.end()
+        for connection in (*self._open, *self._given_up):
+            connection.finish()
+
+    def close(self) -> None:
+        """Ends all calls."""
+        for connection in (*self._open, *self._given_up):
             connection.close()
 
 
 class Connection:
     """One open call of MaterializeStream. Queues stay short: no more answers than requests."""
 
-    def __init__(self, channels: Channels) -> None:
-        self.replica = channels.current
-        self._targets = channels.targets
+    def __init__(
+        self,
+        channels: Channels,
+        channel: grpc.Channel,
+        *,
+        is_own: bool = False,
+    ) -> None:
+        self.process: str | None = None
+        """The process that answers, once it has; "" where it has no name."""
+        self.processes = 1
+        """How many processes share the address, once one has answered."""
+        self.awaited = 0
+        """Answers not yet received."""
+        self._channels = channels
+        self._own = channel if is_own else None
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._call = channels.stub.MaterializeStream(
+        self._call = materialize_stream(channel)(
             iter(self._requests.get, None), metadata=channels.metadata, wait_for_ready=False
         )
         self._reader = threading.Thread(
@@ -122,48 +196,66 @@ class Connection:
 
     def send(self, cursor: int, request: wire.MaterializeRequest) -> None:
         """Sends when there is room on the wire; returns at once."""
+        self.awaited += 1
         self._requests.put(wire.MaterializeStreamRequest(cursor=cursor, request=request))
 
-    def receive(self, deadline_s: float) -> wire.MaterializeStreamResponse:
+    def unanswered(self) -> int:
+        """Requests that the server has not answered, as far as is known here."""
+        return self.awaited - self._answers.qsize()
+
+    def receive(self, deadline_s: float) -> Response:
         """Waits for the next answer, or raises what ended the stream."""
+        targets = self._channels.targets
         try:
             answer = self._answers.get(timeout=deadline_s)
         except queue.Empty:
             raise DeadlineError(
-                f"No answer came from {', '.join(self._targets)} in {deadline_s:g} s; allow more "
+                f"No answer came from {', '.join(targets)} in {deadline_s:g} s; allow more "
                 f"time, or ask for less."
             ) from None
         if isinstance(answer, grpc.RpcError):
-            raise translate(answer, self._targets) from answer
+            raise translate(answer, targets) from answer
         if isinstance(answer, BaseException):
             raise answer
         if answer is None:
             raise UnavailableError(
-                f"The server at {', '.join(self._targets)} ended the stream before it had "
+                f"The server at {', '.join(targets)} ended the stream before it had "
                 f"answered; check its log."
             )
-        assert isinstance(answer, wire.MaterializeStreamResponse)
+        assert isinstance(answer, Response)
+        self.awaited -= 1
+        if self.process is None:
+            told = dict(self._call.initial_metadata() or ())
+            self.process = str(told.get("thinrow-process", ""))
+            self.processes = int(told.get("thinrow-processes", 1))
         return answer
 
-    def finish(self) -> None:
-        """Lets the server end the call in good order."""
+    def end(self) -> None:
+        """Says that no more requests come; returns at once."""
         self._requests.put(None)
+
+    def finish(self) -> None:
+        """Lets the server end the call in good order, and closes what it leaves."""
+        self.end()
         self._reader.join(FAREWELL_S)
+        self.close()
 
     def close(self) -> None:
         """Ends the call and its threads."""
-        self._requests.put(None)
+        self.end()
         self._call.cancel()
         # The collector of garbage may call from within the reader.
         if self._reader is not threading.current_thread():
             self._reader.join()
+        if self._own is not None:
+            self._channels.let_go(self._own)
 
 
-def read(call: Iterable[wire.MaterializeStreamResponse], answers: queue.SimpleQueue[Any]) -> None:
+def read(call: Iterable[bytes], answers: queue.SimpleQueue[Any]) -> None:
     """Queues answers, then what ended them: an error, or None."""
     try:
         for answer in call:
-            answers.put(answer)
+            answers.put(Response.read_from_stream(answer))
     except BaseException as error:  # whatever it is, the caller must not wait for more
         answers.put(error)
     else:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+    from thinrow.client.response import Column
 
 __all__ = ["VALUE_DTYPES", "ColumnKind", "NarrowColumn", "cast_integers", "require"]
 
@@ -83,7 +84,7 @@ class NarrowColumn:
     Raises ThinRowError where the column's parts do not fit together.
     """
 
-    def __init__(self, column: wire.Column, block_lengths: NDArray[np.int64]) -> None:
+    def __init__(self, column: Column, block_lengths: NDArray[np.int64]) -> None:
         name, size = column.trait, column.vector_size
         require(column.type in VALUE_DTYPES, f"{name} has the unknown type {column.type}")
         require(1 <= size <= VECTOR_SIZE_MAX, f"{name} has the vector size {size}")
@@ -91,7 +92,8 @@ class NarrowColumn:
             int(block_lengths.sum()) <= RUN_EVENTS_MAX, f"{name} has more events than any answer"
         )
         require(
-            column.nullable or not column.present, f"{name} has present bits, but is not nullable"
+            column.nullable or not column.present.size,
+            f"{name} has present bits, but is not nullable",
         )
         self.message = column
         self.kind = ColumnKind(
@@ -109,18 +111,12 @@ class NarrowColumn:
                 len(column.present) == (self._events + 7) // 8,
                 f"{name} has too few or many present bits",
             )
-            bits = np.frombuffer(column.present, np.uint8)
-            unpacked = np.unpackbits(bits, count=self._events, bitorder="little")
+            unpacked = np.unpackbits(column.present, count=self._events, bitorder="little")
             self._present = unpacked.view(np.bool_)
             running = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._present)])
             ends = np.cumsum(block_lengths)
             counts = running[ends] - running[ends - block_lengths]
-        self.blocks = Blocks(
-            np.frombuffer(column.data, np.uint8),
-            np.frombuffer(column.widths, np.uint8),
-            np.array(column.bases, np.int64),
-            counts * size,
-        )
+        self.blocks = Blocks(column.data, column.widths, column.bases, counts * size)
         try:
             self._run = kernel.Run(*self.blocks)
         except ValueError as error:
@@ -128,7 +124,7 @@ class NarrowColumn:
 
     @property
     def travelled_bytes(self) -> int:
-        """Size of the column in the answer. Asking the message itself would encode it again."""
+        """Size of the column in the answer."""
         message = self.message
         entries = 8 * len(message.dictionary) + sum(map(len, message.strings))
         bitmap = 0 if self._present is None else (self._events + 7) // 8
@@ -212,9 +208,8 @@ class NarrowColumn:
         """Refuses indexes past what is there, and looks the others up."""
         message = self.message
         if message.type == wire.TRAIT_TYPE_CATEGORICAL:
-            dictionary = np.array(message.dictionary, np.int64)
-            self._require_below(values, len(dictionary))
-            return dictionary[values.view(np.int64)]
+            self._require_below(values, len(message.dictionary))
+            return message.dictionary[values.view(np.int64)]
         if message.type == wire.TRAIT_TYPE_STRING:
             self._require_below(values, len(message.strings))
             return values.astype(np.int32)

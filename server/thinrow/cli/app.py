@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
+from thinrow.cli.online import commands as online_commands
 from thinrow.cli.report import (
     EXIT_FAILED,
     facts,
@@ -239,6 +240,10 @@ def serve_command(
         ),
     ] = "127.0.0.1:7879",
     tenants: Annotated[Path | None, typer.Option(help="TOML file of named projections.")] = None,
+    processes: Annotated[
+        int,
+        typer.Option(help="Processes that share the port; each has the limits below to itself."),
+    ] = 1,
     examples_max: Annotated[int, typer.Option(help="Most examples in one request.")] = 8192,
     response_bytes_max: Annotated[int, typer.Option(help="Most bytes in one answer.")] = 64
     * 1024
@@ -259,7 +264,7 @@ def serve_command(
 ) -> None:
     """Serve a store until SIGTERM or Ctrl-C; new generations are taken up as they appear."""
     with one_sentence():
-        from thinrow.serving import Server, ServerConfig
+        from thinrow.serving import Processes, Server, ServerConfig
         from thinrow.serving.logs import log_to_stderr
         from thinrow.serving.memory import keep_freed_memory
 
@@ -268,6 +273,7 @@ def serve_command(
             listen=listen,
             metrics=None if metrics == "off" else metrics,
             tenants=tenants,
+            processes=processes,
             examples_max=examples_max,
             response_bytes_max=response_bytes_max,
             work_bytes_max=work_bytes_max,
@@ -280,7 +286,7 @@ def serve_command(
             signal.signal(number, lambda *_: stop.set())
         log_to_stderr()
         keep_freed_memory()
-        with Server(config):
+        with Server(config) if processes == 1 else Processes(config):
             stop.wait()
 
 
@@ -409,6 +415,9 @@ def inspect_command(
             groups = client.describe_store().feature_groups
         names = [trait.name for group in groups for trait in group.traits]
         out.print(*history_table(user, answer, names), sep="\n", soft_wrap=True)
+
+
+app.add_typer(online_commands)
 
 
 @app.command("demo")

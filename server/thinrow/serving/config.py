@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MIB = 1 << 20
+PROCESSES_MAX = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """One server. Raises UsageError for a value out of its range."""
+    """One server. Limits hold for each of its processes.
+
+    Raises UsageError for a value out of its range.
+    """
 
     store: Path
     """Folder of the store."""
@@ -29,6 +33,8 @@ class ServerConfig:
     """HOST:PORT for Prometheus over HTTP; None for none."""
     tenants: Path | None = None
     """TOML file of named projections."""
+    processes: int = 1
+    """How many processes share the port. More than one are for `Processes` to start."""
     examples_max: int = 8192
     """Most examples in one request."""
     request_bytes_max: int = 16 * MIB
@@ -52,6 +58,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         for name in (
+            "processes",
             "examples_max",
             "request_bytes_max",
             "response_bytes_max",
@@ -64,6 +71,8 @@ class ServerConfig:
         ):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}, but must be above 0.")
+        if self.processes > PROCESSES_MAX:
+            raise UsageError(f"processes is {self.processes}; {PROCESSES_MAX} are the most.")
         if self.drain_s < 0:
             raise UsageError(f"drain_s is {self.drain_s}, but must not be below 0.")
 

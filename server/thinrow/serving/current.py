@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
-from thinrow.errors import ThinRowError
+from thinrow.errors import StoreError, StoreMissingError, ThinRowError
 from thinrow.store.generation import Generation
 from thinrow.store.manifest import current_folder
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 log = logging.getLogger("thinrow.serving")
+
+OPEN_ATTEMPTS_MAX = 5
+OPEN_PAUSE_S_MAX = 0.05
 
 
 class CurrentGeneration:
@@ -27,7 +32,7 @@ class CurrentGeneration:
         self._poll_s = poll_s
         self._on_failure = on_failure
         self._lock = threading.Lock()
-        self._generation = Generation.open_current(store)
+        self._generation = open_current(store)
         self._readers: dict[Generation, int] = {self._generation: 0}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="thinrow-current", daemon=True)
@@ -79,7 +84,7 @@ class CurrentGeneration:
                 folder = current_folder(self._store)
                 if folder is None or folder.name == self._generation.folder.name:
                     continue
-                opened = Generation.open_current(self._store)
+                opened = open_current(self._store)
             except (ThinRowError, OSError) as error:
                 # The old generation is whole: it serves on, and people are told once.
                 self._on_failure()
@@ -96,3 +101,19 @@ class CurrentGeneration:
                 "generation opened",
                 extra={"generation": opened.number, "watermark_ts": opened.watermark_ts},
             )
+
+
+def open_current(store: Path) -> Generation:
+    """Opens the serving generation, as several processes do at the same moment.
+
+    rocksdict writes a small file of each shard anew whenever it opens one, so another process may
+    find it empty: damage that stays is damage. Raises as Generation.open_current.
+    """
+    for _ in range(OPEN_ATTEMPTS_MAX - 1):
+        try:
+            return Generation.open_current(store)
+        except StoreMissingError:
+            raise
+        except StoreError:
+            time.sleep(random.uniform(0, OPEN_PAUSE_S_MAX))
+    return Generation.open_current(store)

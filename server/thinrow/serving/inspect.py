@@ -18,6 +18,7 @@ from thinrow.store.times import readable_time
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
+    from thinrow.client.response import Response
     from thinrow.schema import Trait
     from thinrow.store.generation import Generation
     from thinrow.store.history import Selection
@@ -58,9 +59,7 @@ class Question:
             mutable_lengths=zero,
         )
 
-    def readable(
-        self, selection: Selection, answer: wire.MaterializeResponse
-    ) -> wire.InspectResponse:
+    def readable(self, selection: Selection, answer: Response) -> wire.InspectResponse:
         """The answer as a person reads it, widened as a trainer's client does it."""
         pointers, truncation = self.pointers, self.projection.truncation
         rows = ThinRows(ClientPointers(user_ids=pointers.user_ids, end_ts=pointers.end_ts))
@@ -75,7 +74,7 @@ class Question:
         return wire.InspectResponse(
             generation=answer.generation,
             watermark_ts=answer.watermark_ts,
-            status=answer.statuses[0],
+            status=wire.Status.Name(int(answer.statuses[0])),
             end_ts=self._end_ts,
             event_count=int(selection.left[0]),
             digest=int(selection.digests[0]),

@@ -1,4 +1,4 @@
-"""What a server tells Prometheus. Each server has a registry of its own."""
+"""What a server tells Prometheus. Each process has a registry of its own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import time
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.metrics_core import Metric
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -78,11 +79,11 @@ class Metrics:
 class MetricsEndpoint:
     """The HTTP port that Prometheus scrapes, /metrics."""
 
-    def __init__(self, metrics: Metrics, listen: str) -> None:
+    def __init__(self, registry: CollectorRegistry, listen: str) -> None:
         """Opens the port. Raises UsageError where it cannot be had."""
         host, port = split_address(listen)
         try:
-            self._server, self._thread = start_http_server(port, host, metrics.registry)
+            self._server, self._thread = start_http_server(port, host, registry)
         except OSError as error:
             raise UsageError(
                 f"Cannot listen on {listen} for metrics ({error.strerror}); choose another "
@@ -95,6 +96,30 @@ class MetricsEndpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+_MERGED: dict[str, Callable[[Iterable[float]], float]] = {
+    "thinrow_generation": min,
+    "thinrow_watermark_age_seconds": max,
+}
+"""Series that do not add up over processes: told is the process that lags behind."""
+
+
+def merged(parts: Iterable[Sequence[Metric]]) -> list[Metric]:
+    """The series of several processes as those of one server."""
+    families: dict[str, Metric] = {}
+    values: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[float]] = {}
+    for family in (family for part in parts for family in part):
+        families.setdefault(
+            family.name, Metric(family.name, family.documentation, family.type, family.unit)
+        )
+        for sample in family.samples:
+            key = (family.name, sample.name, tuple(sample.labels.items()))
+            values.setdefault(key, []).append(sample.value)
+    for (family_name, name, labels), each in values.items():
+        merge = _MERGED.get(name, min if name.endswith("_created") else sum)
+        families[family_name].add_sample(name, dict(labels), merge(each))
+    return list(families.values())
 
 
 def split_address(listen: str) -> tuple[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from thinrow.errors import RequestError, UnknownTenantError
 from thinrow.schema import BUILT_IN, EVENT_TS, Schema, Trait
@@ -107,3 +107,8 @@ def _resolved(
         traits=traits,
         groups=frozenset(schema.group_of[trait.name] for trait in traits),
     )
+
+
+def wire_type(trait: Trait) -> wire.TraitType:
+    """A trait's type in the wire's terms; both number the types alike."""
+    return cast("wire.TraitType", trait.type.value)

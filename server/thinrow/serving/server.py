@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
@@ -18,10 +20,11 @@ from thinrow.serving.metrics import Metrics, MetricsEndpoint, split_address
 from thinrow.serving.projection import resolve_tenant
 from thinrow.serving.service import MaterializationService
 from thinrow.v1 import materialization_pb2 as wire
-from thinrow.v1 import materialization_pb2_grpc as wire_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    Handler = grpc.RpcMethodHandler[Any, Any]
 
 log = logging.getLogger("thinrow.serving")
 
@@ -64,6 +67,112 @@ class Health(health.HealthServicer):  # type: ignore[misc]
             end(None)
 
 
+@contextmanager
+def listening(
+    listen: str,
+    services: Mapping[str, Callable[[grpc.Server], None]],
+    *,
+    calls_max: int,
+    request_bytes_max: int,
+    drain: Callable[[float], None],
+    drain_s: float,
+    reuse_port: bool = False,
+    interceptors: Sequence[grpc.ServerInterceptor] = (),
+) -> Iterator[str]:
+    """Serves gRPC, with health and reflection, until the block ends; yields HOST:PORT.
+
+    `services` has for each service's full name what adds its servicer. Each of `calls_max` calls at
+    once, streams among them, has a thread. At the end health says NOT_SERVING, `drain` refuses
+    what comes from now on and waits so many seconds at most for what is under way, and
+    connections are closed.
+
+    Raises:
+        UsageError: the port cannot be had.
+    """
+    host, _ = split_address(listen)
+    threads = calls_max + SPARE_THREADS
+    health_service = Health()
+    with ThreadPoolExecutor(threads, thread_name_prefix="thinrow-call") as pool:
+        server = grpc.server(
+            pool,
+            maximum_concurrent_rpcs=threads,
+            interceptors=list(interceptors),
+            options=[
+                ("grpc.so_reuseport", int(reuse_port)),
+                ("grpc.max_receive_message_length", request_bytes_max),
+                # Answers are bounded before they are built.
+                ("grpc.max_send_message_length", -1),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+        )
+        for add in services.values():
+            add(server)
+        health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+        reflection.enable_server_reflection(
+            (*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+        try:
+            port = server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise UsageError(
+                f"Cannot listen on {listen}; choose another --listen HOST:PORT."
+            ) from error
+        server.start()
+
+        def tell(status: int) -> None:
+            for name in ("", *services):
+                health_service.set(name, status)
+
+        tell(health_pb2.HealthCheckResponse.SERVING)
+        try:
+            yield f"{host}:{port}"
+        finally:
+            tell(health_pb2.HealthCheckResponse.NOT_SERVING)
+            log.info("draining", extra={"drain_s": drain_s})
+            drain(drain_s)
+            # A connection that is closed while its last bytes are under way may lose them.
+            time.sleep(FAREWELL_S)
+            stopped = server.stop(drain_s)
+            health_service.end_watches()
+            stopped.wait()
+            log.info("stopped")
+
+
+class ProcessNames(grpc.ServerInterceptor):
+    """Tells the caller of a stream which process answers, and how many share the port.
+
+    By that a client spreads its connections, which the kernel deals out to processes at random.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self._metadata = (
+            ("thinrow-process", secrets.token_hex(8)),
+            ("thinrow-processes", str(processes)),
+        )
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """As the library wants it."""
+        handler = continuation(handler_call_details)
+        if handler is None or handler.stream_stream is None:
+            return handler
+        answers = handler.stream_stream
+
+        def answers_with_name(
+            requests: Iterator[Any], context: grpc.ServicerContext
+        ) -> Iterator[Any]:
+            context.send_initial_metadata(self._metadata)
+            return answers(requests, context)
+
+        return grpc.stream_stream_rpc_method_handler(
+            answers_with_name, handler.request_deserializer, handler.response_serializer
+        )
+
+
 class Server:
     """Serves a store until it is closed; a context manager.
 
@@ -79,6 +188,7 @@ class Server:
         """HOST:PORT where gRPC is served, once entered."""
         self.metrics_address: str | None = config.metrics
         """HOST:PORT of the metrics, once entered."""
+        self.metrics = Metrics()
 
     def __enter__(self) -> Self:
         try:
@@ -94,8 +204,7 @@ class Server:
     def _start(self) -> None:
         config = self._config
         tenants = read_tenants(config.tenants)
-        host, _ = split_address(config.listen)
-        metrics = Metrics()
+        metrics = self.metrics
         current = CurrentGeneration(config.store, config.poll_s, metrics.open_failures.inc)
         self._stack.enter_context(current)
         with current.use() as generation:
@@ -106,67 +215,29 @@ class Server:
                     raise InputError(f"{config.tenants}: {name}: {error}") from error
         metrics.follow(lambda: current.number, lambda: current.watermark_ts)
         if config.metrics is not None:
-            endpoint = MetricsEndpoint(metrics, config.metrics)
+            endpoint = MetricsEndpoint(metrics.registry, config.metrics)
             self._stack.callback(endpoint.close)
             self.metrics_address = endpoint.address
-        self._service = MaterializationService(config, current, tenants, metrics)
-        self._health = Health()
-        self._server = self._grpc_server()
-        try:
-            port = self._server.add_insecure_port(config.listen)
-        except RuntimeError as error:
-            raise UsageError(
-                f"Cannot listen on {config.listen}; choose another --listen HOST:PORT."
-            ) from error
-        self.address = f"{host}:{port}"
-        self._server.start()
-        self._stack.callback(self._drain)
-        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        service = MaterializationService(config, current, tenants, metrics)
+        self.address = self._stack.enter_context(
+            listening(
+                config.listen,
+                {SERVICE: service.add_to},
+                calls_max=config.calls_max + config.streams_max,
+                request_bytes_max=config.request_bytes_max,
+                drain=service.drain,
+                drain_s=config.drain_s,
+                reuse_port=config.processes > 1,
+                interceptors=[ProcessNames(config.processes)] if config.processes > 1 else [],
+            )
+        )
         log.info(
-            "serving",
+            "serving" if config.processes == 1 else "worker serving",
             extra={
                 "address": self.address,
                 "metrics": self.metrics_address,
+                "pid": os.getpid(),
                 "generation": current.number,
                 "watermark_ts": current.watermark_ts,
             },
         )
-
-    def _grpc_server(self) -> grpc.Server:
-        config = self._config
-        threads = config.calls_max + config.streams_max + SPARE_THREADS
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="thinrow-call")
-        server = grpc.server(
-            pool,
-            maximum_concurrent_rpcs=threads,
-            options=[
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", config.request_bytes_max),
-                # Answers are bounded by response_bytes_max, before they are built.
-                ("grpc.max_send_message_length", -1),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ],
-        )
-        self._stack.callback(pool.shutdown)
-        wire_grpc.add_MaterializationServiceServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
-        return server
-
-    def _set_health(self, status: int) -> None:
-        for name in ("", SERVICE):
-            self._health.set(name, status)
-
-    def _drain(self) -> None:
-        """Takes no new calls, lets those under way end, then stops."""
-        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        log.info("draining", extra={"drain_s": self._config.drain_s})
-        self._service.drain(self._config.drain_s)
-        # A connection that is closed while its last bytes are under way may lose them.
-        time.sleep(FAREWELL_S)
-        stopped = self._server.stop(self._config.drain_s)
-        self._health.end_watches()
-        stopped.wait()
-        log.info("stopped")

@@ -8,10 +8,11 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import numpy as np
+from thinrow.client.response import Response
 from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,
@@ -23,9 +24,8 @@ from thinrow.errors import (
     UnavailableError,
     UnknownTenantError,
 )
-from thinrow.serving.assemble import assemble, wire_type
 from thinrow.serving.inspect import Question
-from thinrow.serving.projection import resolve
+from thinrow.serving.projection import resolve, wire_type
 from thinrow.store.history import HistoryPlan, Pointers, Status
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import materialization_pb2_grpc as wire_grpc
@@ -55,6 +55,7 @@ CODES: dict[type[ThinRowError], grpc.StatusCode] = {
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
     ThinRowError: grpc.StatusCode.INTERNAL,
 }
+SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
 ERROR_METADATA = "thinrow-error"
 MESSAGE_LETTERS_MAX = 1000
 
@@ -124,6 +125,28 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
         self._under_way = 0
         self._one_ended = threading.Condition()
 
+    def add_to(self, server: grpc.Server) -> None:
+        """Registers the methods; what answers in bytes already needs no serializer."""
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Materialize": grpc.unary_unary_rpc_method_handler(
+                self.Materialize, wire.MaterializeRequest.FromString
+            ),
+            "MaterializeStream": grpc.stream_stream_rpc_method_handler(
+                self.MaterializeStream, wire.MaterializeStreamRequest.FromString
+            ),
+            "Inspect": grpc.unary_unary_rpc_method_handler(
+                self.Inspect,
+                wire.InspectRequest.FromString,
+                wire.InspectResponse.SerializeToString,
+            ),
+            "DescribeStore": grpc.unary_unary_rpc_method_handler(
+                self.DescribeStore,
+                wire.DescribeStoreRequest.FromString,
+                wire.DescribeStoreResponse.SerializeToString,
+            ),
+        }
+        server.add_registered_method_handlers(SERVICE, handlers)
+
     def drain(self, timeout_s: float) -> None:
         """Refuses, UNAVAILABLE, what comes from now on, and waits for what is under way."""
         self._draining.set()
@@ -132,7 +155,7 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
 
     def Materialize(  # noqa: N802 - named by the protocol
         self, request: wire.MaterializeRequest, context: grpc.ServicerContext
-    ) -> wire.MaterializeResponse:
+    ) -> bytes:
         """One batch."""
         with self._answering(context, self._calls, "calls_max"):
             return self._materialize(request, context)
@@ -141,7 +164,7 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
         self,
         request_iterator: Iterator[wire.MaterializeStreamRequest],
         context: grpc.ServicerContext,
-    ) -> Iterator[wire.MaterializeStreamResponse]:
+    ) -> Iterator[bytes]:
         """Batch after batch, answers in order."""
         with (
             self._answering(context, self._streams, "streams_max"),
@@ -149,8 +172,7 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
         ):
             for request in request_iterator:
                 self._check_serving()
-                response = self._materialize(request.request, context)
-                yield wire.MaterializeStreamResponse(cursor=request.cursor, response=response)
+                yield self._materialize(request.request, context, request.cursor)
 
     def Inspect(  # noqa: N802 - named by the protocol
         self, request: wire.InspectRequest, context: grpc.ServicerContext
@@ -161,10 +183,11 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
             self._current.use() as generation,
         ):
             question = Question(generation, request, self._config.inspect_events_max)
-            selection, response, _ = self._answer(
+            with self._selected(
                 generation, question.pointers, question.projection, context, record_digests=True
-            )
-            return question.readable(selection, response)
+            ) as (plan, selection):
+                answer, _ = plan.answer(question.projection.traits, self._config.response_bytes_max)
+            return question.readable(selection, Response.read(answer))
 
     def DescribeStore(  # noqa: N802 - named by the protocol
         self,
@@ -231,25 +254,33 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
         context.abort(code, message)
 
     def _materialize(
-        self, request: wire.MaterializeRequest, context: grpc.ServicerContext
-    ) -> wire.MaterializeResponse:
+        self,
+        request: wire.MaterializeRequest,
+        context: grpc.ServicerContext,
+        cursor: int | None = None,
+    ) -> bytes:
         metrics = self._metrics
         started_s = time.perf_counter()
         with self._working(), self._current.use() as generation:
             projection = resolve(request, generation.schema, self._tenants)
             pointers = read_pointers(request, self._config.examples_max)
-            _, response, size = self._answer(generation, pointers, projection, context)
-        response.server_us = int(1e6 * (time.perf_counter() - started_s))
-        tenant = request.tenant
-        counts = np.bincount(np.array(response.statuses, dtype=np.int64), minlength=len(Status) + 1)
+            with self._selected(generation, pointers, projection, context) as (plan, selection):
+                message, events = plan.answer(
+                    projection.traits,
+                    self._config.response_bytes_max,
+                    cursor=cursor,
+                    elapsed_us=int(1e6 * (time.perf_counter() - started_s)),
+                )
+        counts = np.bincount(selection.statuses, minlength=len(Status) + 1)
         for status in Status:
             if counts[status]:
-                metrics.examples.labels(tenant, status.name).inc(int(counts[status]))
-        metrics.events.inc(sum(response.view_lengths))
-        metrics.sent_bytes.inc(size)
-        return response
+                metrics.examples.labels(request.tenant, status.name).inc(int(counts[status]))
+        metrics.events.inc(events)
+        metrics.sent_bytes.inc(len(message))
+        return message
 
-    def _answer(
+    @contextmanager
+    def _selected(
         self,
         generation: Generation,
         pointers: Pointers,
@@ -257,9 +288,9 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
         context: grpc.ServicerContext,
         *,
         record_digests: bool = False,
-    ) -> tuple[Selection, wire.MaterializeResponse, int]:
-        """Waits for its turn, and works within the budget of memory; also tells the bytes."""
-        metrics, config = self._metrics, self._config
+    ) -> Iterator[tuple[HistoryPlan, Selection]]:
+        """Waits for its turn, and works within the budget of memory until the block ends."""
+        metrics = self._metrics
         with self._stage("wait"):
             if not self._work.acquire(timeout=_remaining_s(context)):
                 raise DeadlineError("The deadline passed while the request waited for its turn.")
@@ -277,17 +308,12 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
             with self._budget.hold(amount, _remaining_s(context)):
                 _check_wanted(context)
                 with self._stage("read"):
-                    stripes = plan.read()
-                metrics.read_bytes.inc(sum(len(part.buffer) for part in stripes.values()))
+                    metrics.read_bytes.inc(plan.read())
                 _check_wanted(context)
                 with self._stage("assemble"):
-                    selection = plan.resolve(stripes)
-                    response, size = assemble(
-                        plan, selection, stripes, projection, config.response_bytes_max
-                    )
+                    yield plan, plan.resolve()
         finally:
             self._work.release()
-        return selection, response, size
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:

@@ -1,15 +1,17 @@
-"""An open generation: batched reads of directories and stripes across shards."""
+"""An open generation: batched reads across shards, and the values that were read lately."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from thinrow import _native
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
 from thinrow.schema import DIRECTORY_GROUP
 from thinrow.store.directory import Directories, parse_directories
 from thinrow.store.hashing import shard_of
-from thinrow.store.keys import pack_keys
+from thinrow.store.keys import KEY_BYTES, USER_BYTES, pack_keys
 from thinrow.store.manifest import (
     check_files,
     generation_name,
@@ -17,16 +19,17 @@ from thinrow.store.manifest import (
     require_current_folder,
 )
 from thinrow.store.shard import Shard
-from thinrow.store.stripe import StripeSet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 OPEN_ATTEMPTS_MAX = 5
 """A generation may be pruned between reading CURRENT and opening it."""
+CACHE_BYTES_MAX = 256 * 1024 * 1024
+"""Most memory of values that an open generation keeps, those asked for lately."""
 
 
 class Generation:
@@ -39,6 +42,7 @@ class Generation:
         check_files(folder, self.manifest)
         self.schema = self.manifest.schema_
         self.watermarks = np.array(self.manifest.watermarks, dtype=np.int64)
+        self._cache = _native.ValueCache(CACHE_BYTES_MAX)
         self.shards: list[Shard] = []
         try:
             for summary in self.manifest.shards:
@@ -72,10 +76,30 @@ class Generation:
     def watermark_ts(self) -> int:
         return self.manifest.watermark_ts
 
-    def read(self, user_ids: NDArray[np.int64], keys: Sequence[bytes]) -> list[bytes | None]:
-        """Values of ``keys``, key i being of user i: one batched get per shard."""
+    def directories(self, user_ids: NDArray[np.int64]) -> Directories:
+        """Directories of several users; unknown ones are empty."""
+        keys = pack_keys(user_ids, DIRECTORY_GROUP, 0)
+        return parse_directories(self.values(b"".join(keys)))
+
+    def values(self, keys: bytes) -> list[bytes | None]:
+        """Values of keys that lie one behind the other: from memory, else a batched get per shard.
+
+        Raises:
+            StoreCorruptError: a file failed its checksum.
+        """
+        values, missing = self._cache.look_up(keys)
+        if missing:
+            wanted = [keys[place * KEY_BYTES : (place + 1) * KEY_BYTES] for place in missing]
+            found = self._read(wanted)
+            self._cache.add(b"".join(wanted), found)
+            for place, value in zip(missing, found, strict=True):
+                values[place] = value
+        return values
+
+    def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         if len(self.shards) == 1:
             return self.shards[0].get(keys)
+        user_ids = np.frombuffer(b"".join(key[:USER_BYTES] for key in keys), dtype=">i8")
         shard = shard_of(user_ids, len(self.shards))
         values: list[bytes | None] = [None] * len(keys)
         for number in np.unique(shard).tolist():
@@ -85,42 +109,15 @@ class Generation:
                 values[place] = value
         return values
 
-    def directories(self, user_ids: NDArray[np.int64]) -> Directories:
-        """Directories of several users; unknown ones are empty."""
-        return parse_directories(self.read(user_ids, pack_keys(user_ids, DIRECTORY_GROUP, 0)))
+    @contextmanager
+    def naming_damage(self) -> Iterator[None]:
+        """Lets StoreCorruptError name this generation."""
+        try:
+            yield
+        except StoreCorruptError as error:
+            raise self._corrupt(error) from error
 
-    def stripes(
-        self,
-        user_ids: NDArray[np.int64],
-        stripes: NDArray[np.int64],
-        wanted: Mapping[int, NDArray[np.int64]],
-    ) -> dict[int, StripeSet]:
-        """Reads stripes of several groups at once.
-
-        Args:
-            user_ids, stripes: user and stripe number of each stripe that may be read.
-            wanted: for each group, indexes into those of the stripes to read.
-
-        Returns:
-            For each group its stripes, in the order of ``wanted``.
-
-        Raises:
-            StoreCorruptError: a stripe is missing that its directory names, or contradicts itself.
-        """
-        keys: list[bytes] = []
-        for group, chosen in wanted.items():
-            keys += pack_keys(user_ids[chosen], group, stripes[chosen])
-        owners = np.concatenate([user_ids[chosen] for chosen in wanted.values()] or [user_ids[:0]])
-        values = [value for value in self.read(owners, keys) if value is not None]
-        if len(values) != len(keys):
-            raise StoreCorruptError("a stripe is missing that its directory names")
-        place, sets = 0, {}
-        for group, chosen in wanted.items():
-            sets[group] = StripeSet(values[place : place + len(chosen)])
-            place += len(chosen)
-        return sets
-
-    def corrupt(self, error: StoreCorruptError) -> StoreCorruptError:
+    def _corrupt(self, error: StoreCorruptError) -> StoreCorruptError:
         """The same error, naming this generation."""
         return StoreCorruptError(
             f"{self.folder} is damaged ({str(error).rstrip('.')}); build {self.folder.name} again."

@@ -331,20 +331,6 @@ class StripeSet:
         texts = self._texts(trait, has[used], record, used, entry_starts, wanted)
         return TraitValues(trait, words, slices.present, texts)
 
-    def categories(
-        self,
-        trait: Trait,
-        stripe: NDArray[np.int64],
-        first: NDArray[np.int64],
-        counts: NDArray[np.int64],
-    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.int64], NDArray[np.bool_] | None]:
-        """A categorical trait's slices: codes, the dictionary that they index, and `present`.
-
-        Codes are as narrow as the dictionary allows, of events that have the trait only.
-        """
-        slices = self.slices(trait, stripe, first, counts)
-        return *self._recoded(trait, stripe, slices.blocks), slices.present
-
     def _recoded(
         self, trait: Trait, stripe: NDArray[np.int64], blocks: NarrowBlocks
     ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.int64]]:

@@ -1,0 +1,266 @@
+"""The online half under load: snapshots while events come in, and how fast they can come in.
+
+Run: python bench/online.py [--seconds 20]. A server, whoever asks it and whoever appends share the
+machine's cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from thinrow.client import Projection
+from thinrow.client.online import OnlineClient, connect_online
+from thinrow.client.request import to_wire_projection
+from thinrow.compaction import CompactionConfig, compact
+from thinrow.v1 import online_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.connection import Connection
+
+USERS = 20_000
+EVENTS_PER_USER = 400
+SEQUENCE_LENGTH = 256
+REQUESTS_PER_S = 1000
+EVENTS_PER_S = 20_000
+BATCH_EVENTS = 500
+FULL_BATCH_EVENTS = 4096
+SCHEMA = """
+[item]
+item_id = { type = "int64", key = true }
+category = "categorical"
+
+[engagement]
+action = "int8"
+watch_ms = "uint32"
+score = { type = "float32", sparse = true }
+liked = { type = "bool", sparse = true, default = false }
+"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one kind of caller found."""
+
+    seconds: float
+    count: int
+    latencies_ms: list[float]
+    failed: int = 0
+
+    def percentile(self, share: float) -> float:
+        return float(np.percentile(self.latencies_ms, 100 * share))
+
+
+def traits_of(rng: np.random.Generator, count: int) -> dict[str, Any]:
+    return {
+        "item_id": rng.integers(0, 1_000_000, count),
+        "category": rng.integers(0, 50, count),
+        "action": rng.integers(0, 6, count).astype(np.int8),
+        "watch_ms": rng.integers(0, 100_000, count).astype(np.uint32),
+        "score": rng.random(count).astype(np.float32),
+        "liked": rng.random(count) < 0.1,
+    }
+
+
+def build(folder: Path) -> None:
+    """A store that knows every user, up to now."""
+    rng = np.random.default_rng(0)
+    count, now_ts = USERS * EVENTS_PER_USER, int(time.time() * 1000)
+    columns = {
+        "user_id": rng.integers(1, USERS + 1, count),
+        "event_ts": now_ts - 1 - rng.integers(0, 90 * 86_400_000, count),
+        "event_id": np.arange(count),
+        **traits_of(rng, count),
+    }
+    pq.write_table(pa.table(columns), folder / "events.parquet")
+    (folder / "schema.toml").write_text(SCHEMA, encoding="utf-8")
+    compact(
+        CompactionConfig(
+            store=folder / "store",
+            events=[folder / "events.parquet"],
+            schema=folder / "schema.toml",
+            watermark_ts=now_ts,
+        )
+    )
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, int]]:
+    """`thinrow online`: its address and process."""
+    command = [sys.executable, "-m", "thinrow.cli.entry", "online", "--store", folder / "store"]
+    command += ["--listen", "127.0.0.1:17888", "--metrics", "off"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*map(str, command)], stderr=log)
+    try:
+        with connect_online("127.0.0.1:17888") as client:
+            while True:
+                try:
+                    client.describe()
+                    break
+                except Exception:
+                    if process.poll() is not None:
+                        raise
+                    time.sleep(0.1)
+        yield "127.0.0.1:17888", process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def batches(client: OnlineClient, seed: int, size: int, count: int) -> list[online_pb2.EventBatch]:
+    """Made beforehand: making them is not the tier's work."""
+    rng = np.random.default_rng(seed)
+    now_ts = int(time.time() * 1000)
+    return [
+        client.events(
+            rng.integers(1, USERS + 1, size),
+            np.full(size, now_ts),
+            traits_of(rng, size),
+            rng.integers(0, 1 << 62, size),
+        )
+        for _ in range(count)
+    ]
+
+
+def append_steadily(address: str, seconds: float, found: Connection[Any, Any]) -> None:
+    """EVENTS_PER_S in batches of BATCH_EVENTS; tells how long each took to be durable."""
+    with connect_online(address) as client:
+        ready = batches(client, 1, BATCH_EVENTS, int(seconds * EVENTS_PER_S / BATCH_EVENTS))
+        found.send(None)
+        found.recv()
+        start_s, took = time.perf_counter(), []
+        sent: list[float] = []
+
+        def paced() -> Iterator[online_pb2.EventBatch]:
+            for number, batch in enumerate(ready):
+                due_s = start_s + number * BATCH_EVENTS / EVENTS_PER_S
+                time.sleep(max(0.0, due_s - time.perf_counter()))
+                sent.append(due_s)
+                yield batch
+
+        for number, _ in enumerate(client.append_all(paced())):
+            took.append(1e3 * (time.perf_counter() - sent[number]))
+        elapsed_s = time.perf_counter() - start_s
+    found.send(Load(elapsed_s, len(took) * BATCH_EVENTS, took))
+
+
+def append_fast(address: str, seconds: float) -> Load:
+    """As fast as one stream takes them."""
+    with connect_online(address) as client:
+        ready = batches(client, 2, FULL_BATCH_EVENTS, int(seconds * 40))
+        start_s = time.perf_counter()
+        took = [1e3 * (time.perf_counter() - start_s) for _ in client.append_all(ready)]
+        return Load(time.perf_counter() - start_s, len(ready) * FULL_BATCH_EVENTS, took)
+
+
+def ask_steadily(address: str, seconds: float) -> Load:
+    """REQUESTS_PER_S, each timed from when it was due."""
+    projection = to_wire_projection(Projection(SEQUENCE_LENGTH))
+    rng = np.random.default_rng(3)
+    count = int(seconds * REQUESTS_PER_S)
+    requests = [
+        online_pb2.SnapshotRequest(user_id=user, projection=projection).SerializeToString()
+        for user in rng.integers(1, USERS + 1, count).tolist()
+    ]
+    due = np.cumsum(rng.exponential(1 / REQUESTS_PER_S, count)).tolist()
+    with grpc.insecure_channel(address) as channel:
+        # As bytes: reading answers is not the tier's work.
+        ask = channel.unary_unary("/thinrow.v1.OnlineService/Snapshot")
+        for request in requests[:200]:
+            ask(request)
+        took: list[float] = []
+        failed: list[grpc.StatusCode] = []
+        start_s = time.perf_counter()
+        for request, after_s in zip(requests, due, strict=True):
+            time.sleep(max(0.0, start_s + after_s - time.perf_counter()))
+
+            def ended(call: Any, due_s: float = start_s + after_s) -> None:  # noqa: ANN401
+                if call.code() is grpc.StatusCode.OK:
+                    took.append(1e3 * (time.perf_counter() - due_s))
+                else:
+                    failed.append(call.code())
+
+            ask.future(request).add_done_callback(ended)
+        while len(took) + len(failed) < count:
+            time.sleep(0.01)
+        return Load(time.perf_counter() - start_s, count, took, len(failed))
+
+
+def warm_up(address: str) -> None:
+    """Asks about every user once, so that directories and newest stripes are in memory."""
+    with connect_online(address) as client:
+        for first in range(1, USERS, 500):
+            client.snapshot_batch(range(first, first + 500), Projection(SEQUENCE_LENGTH))
+
+
+def cpu_s(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(seconds: float) -> Table:
+    """Everything, as a table."""
+    with tempfile.TemporaryDirectory(dir=Path.cwd() / ".cache") as name:
+        folder = Path(name)
+        build(folder)
+        table = Table("what", "rate", "p50 ms", "p99 ms", "failed", "server's cores")
+        with served(folder) as (address, process):
+            warm_up(address)
+            here, there = multiprocessing.Pipe()
+            appender = multiprocessing.get_context("spawn").Process(
+                target=append_steadily, args=(address, seconds + 1, there)
+            )
+            appender.start()
+            here.recv()
+            here.send(None)
+            before_s, start_s = cpu_s(process), time.perf_counter()
+            asked = ask_steadily(address, seconds)
+            used = (cpu_s(process) - before_s) / (time.perf_counter() - start_s)
+            appended = here.recv()
+            appender.join()
+            for what, load, cores in (
+                (f"snapshots, {SEQUENCE_LENGTH} events", asked, f"{used:.2f}"),
+                (f"appends beside them, {BATCH_EVENTS} a batch", appended, ""),
+            ):
+                rate = load.count / load.seconds
+                table.add_row(
+                    what,
+                    f"{rate:,.0f}/s",
+                    *(f"{load.percentile(q):.2f}" for q in (0.5, 0.99)),
+                    f"{load.failed}",
+                    cores,
+                )
+            before_s = cpu_s(process)
+            fast = append_fast(address, seconds / 4)
+            used = (cpu_s(process) - before_s) / fast.seconds
+            table.add_row(
+                f"appends alone, {FULL_BATCH_EVENTS} a batch",
+                f"{fast.count / fast.seconds:,.0f}/s",
+                "",
+                "",
+                "",
+                f"{used:.2f}",
+            )
+    return table
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20)
+    Console().print(measure(parser.parse_args().seconds))

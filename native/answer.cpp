@@ -1,0 +1,292 @@
+#include "answer.h"
+
+#include <algorithm>
+#include <string_view>
+#include <tuple>
+
+#include "errors.h"
+#include "fields.h"
+#include "flat_map.h"
+
+namespace {
+
+// The time taken is known last, so its varint has room for every number below 2^35.
+constexpr int64_t server_us_bytes = 5;
+
+constexpr uint32_t unnumbered = UINT32_MAX;
+
+struct Number {
+  int64_t value = 0;
+  uint64_t hash() const { return mixed(value); }
+  bool operator==(const Number &other) const { return value == other.value; }
+};
+
+struct Text {
+  std::string_view value;
+  uint64_t hash() const { return std::hash<std::string_view>()(value); }
+  bool operator==(const Text &other) const { return value == other.value; }
+};
+
+template <typename Numbers>
+std::vector<uint8_t> packed(const Numbers &numbers) {
+  std::vector<uint8_t> bytes(10 * numbers.size());
+  Writer out(bytes.data());
+  for (const auto number : numbers) out.varint(number);
+  bytes.resize(out.at() - bytes.data());
+  return bytes;
+}
+
+}  // namespace
+
+Run lay_out(const Plan &plan) {
+  const std::vector<Example> &examples = plan.examples;
+  Run run;
+  run.view_starts.assign(examples.size(), 0);
+  std::vector<std::tuple<int64_t, int64_t, size_t>> order; // user, first event, example
+  for (size_t i = 0; i < examples.size(); ++i)
+    if (examples[i].count) order.emplace_back(examples[i].user, examples[i].first, i);
+  std::sort(order.begin(), order.end());
+  struct Segment {
+    int64_t user, begin, end;
+    size_t seen_first; // the example that looks at it first
+    int64_t start = 0; // in the run
+  };
+  std::vector<Segment> segments;
+  std::vector<size_t> segment_of(examples.size());
+  for (const auto &[user, first, i] : order) {
+    const int64_t end = first + examples[i].count;
+    if (segments.empty() || segments.back().user != user || segments.back().end < first)
+      segments.push_back({user, first, end, i});
+    Segment &segment = segments.back();
+    segment.end = std::max(segment.end, end);
+    segment.seen_first = std::min(segment.seen_first, i);
+    segment_of[i] = segments.size() - 1;
+  }
+  // Segments stand in the order in which examples first look at them: where nothing is shared the
+  // run is then the batch itself, and the client has nothing to gather.
+  std::vector<size_t> ranks(segments.size());
+  for (size_t segment = 0; segment < segments.size(); ++segment) ranks[segment] = segment;
+  std::sort(ranks.begin(), ranks.end(), [&](size_t one, size_t other) {
+    return segments[one].seen_first < segments[other].seen_first;
+  });
+  for (const size_t rank : ranks) {
+    Segment &segment = segments[rank];
+    segment.start = run.events;
+    for (int64_t stripe = plan.stripe_at(segment.user, segment.begin), at = segment.begin;
+         at < segment.end; ++stripe) {
+      const Stripe &source = plan.stripes[stripe];
+      const int64_t end = std::min(segment.end, source.end);
+      run.blocks.push_back({stripe, at - source.ordinal, end - at});
+      at = end;
+    }
+    run.events += segment.end - segment.begin;
+  }
+  for (const auto &[user, first, i] : order) {
+    const Segment &segment = segments[segment_of[i]];
+    run.view_starts[i] = segment.start + first - segment.begin;
+  }
+  return run;
+}
+
+AnswerColumn::AnswerColumn(const Plan &plan, const Run &run, const Trait &trait) : trait_(trait) {
+  std::vector<Column> columns; // of each stripe once, also where several blocks look at it
+  std::vector<size_t> column_of;
+  std::vector<Slice> slices;
+  int64_t bits = 0, last_stripe = -1;
+  for (const Run::Block &block : run.blocks) {
+    if (block.stripe != last_stripe) {
+      columns.emplace_back(plan.value(trait.slot, block.stripe), trait);
+      last_stripe = block.stripe;
+    }
+    column_of.push_back(columns.size() - 1);
+    slices.push_back(columns.back().slice(block.first, block.count));
+    if (trait.nullable) columns.back().append_presence(block.first, block.count, present_, bits);
+  }
+  if (trait.is_dictionary()) {
+    number_words(columns, slices, column_of);
+  } else {
+    for (const Slice &slice : slices) {
+      bases_.push_back(slice.base);
+      widths_.push_back(static_cast<uint8_t>(slice.width));
+    }
+    for (const int width : {1, 2, 4, 8})
+      for (const Slice &slice : slices)
+        if (slice.width == width) data_.push_back({slice.offsets, slice.words * width});
+  }
+  for (const Bytes &piece : data_) data_bytes_ += piece.size;
+  bytes_ = count_bytes();
+}
+
+// Puts one dictionary, of what the answer uses only, in the place of the stripes' own.
+void AnswerColumn::number_words(const std::vector<Column> &columns,
+                                const std::vector<Slice> &slices,
+                                const std::vector<size_t> &column_of) {
+  FlatMap<Number, uint32_t> by_number;
+  FlatMap<Text, uint32_t> by_text;
+  const auto numbered = [&](const Column &source, uint64_t entry) {
+    if (trait_.type == categorical) {
+      const int64_t value = source.number(entry);
+      const auto [code, is_new] = by_number.add({value}, by_number.size());
+      if (is_new) numbers_.push_back(value);
+      return code;
+    }
+    const Bytes value = source.words_of(entry);
+    const std::string_view view(reinterpret_cast<const char *>(value.data), value.size);
+    const auto [code, is_new] = by_text.add({view}, by_text.size());
+    if (is_new) texts_.push_back(value);
+    return code;
+  };
+  int64_t words = 0;
+  for (const Slice &slice : slices) words += slice.words;
+  std::vector<uint32_t> codes;
+  codes.reserve(words);
+  std::vector<uint32_t> local; // codes of one stripe's entries
+  for (size_t block = 0; block < slices.size(); ++block) {
+    const Column &source = columns[column_of[block]];
+    if (!block || column_of[block] != column_of[block - 1])
+      local.assign(source.entries(), unnumbered);
+    each_word(slices[block], [&](uint64_t entry) {
+      if (entry >= local.size()) throw Corrupt("a stripe's word points past its dictionary");
+      uint32_t &code = local[entry];
+      if (code == unnumbered) code = numbered(source, entry);
+      codes.push_back(code);
+    });
+  }
+  bases_.assign(slices.size(), 0);
+  widths_.assign(slices.size(), narrow_codes(codes));
+}
+
+int AnswerColumn::narrow_codes(const std::vector<uint32_t> &codes) {
+  const size_t entries = std::max(numbers_.size(), texts_.size());
+  const auto store = [&](auto narrow) {
+    using Code = decltype(narrow);
+    codes_.resize(codes.size() * sizeof(Code));
+    auto *out = reinterpret_cast<Code *>(codes_.data());
+    for (size_t i = 0; i < codes.size(); ++i) out[i] = static_cast<Code>(codes[i]);
+    return static_cast<int>(sizeof(Code));
+  };
+  int width = 0; // one value only: every word is the base
+  if (entries > 1 << 16)
+    width = store(uint32_t{});
+  else if (entries > 1 << 8)
+    width = store(uint16_t{});
+  else if (entries > 1)
+    width = store(uint8_t{});
+  data_.push_back({codes_.data(), static_cast<int64_t>(codes_.size())});
+  return width;
+}
+
+int64_t AnswerColumn::count_bytes() const {
+  int64_t total = optional_bytes(column::trait, trait_.name.size()) +
+                  number_bytes(column::type, trait_.type) +
+                  number_bytes(column::vector_size, trait_.size) +
+                  number_bytes(column::nullable, trait_.nullable) +
+                  optional_bytes(column::bases, 8 * bases_.size()) +
+                  optional_bytes(column::widths, widths_.size()) +
+                  optional_bytes(column::data, data_bytes_) +
+                  optional_bytes(column::present, present_.size()) +
+                  optional_bytes(column::dictionary, 8 * numbers_.size());
+  for (const Bytes &value : texts_) total += field_bytes(column::strings, value.size);
+  if (!trait_.nullable && trait_.has_default)
+    total += trait_.type == text ? field_bytes(column::default_string, trait_.default_text.size())
+                                 : tag_bytes(column::default_word) + 8;
+  return total;
+}
+
+void AnswerColumn::write(Writer &out) const {
+  out.bytes(column::trait, trait_.name.data(), trait_.name.size());
+  out.number(column::type, trait_.type);
+  out.number(column::vector_size, trait_.size);
+  out.number(column::nullable, trait_.nullable);
+  out.bytes(column::bases, bases_.data(), 8 * bases_.size());
+  out.bytes(column::widths, widths_.data(), widths_.size());
+  if (data_bytes_) {
+    out.open(column::data, data_bytes_);
+    for (const Bytes &piece : data_) out.raw(piece.data, piece.size);
+  }
+  out.bytes(column::present, present_.data(), present_.size());
+  out.bytes(column::dictionary, numbers_.data(), 8 * numbers_.size());
+  for (const Bytes &value : texts_) {
+    out.open(column::strings, value.size);
+    out.raw(value.data, value.size);
+  }
+  if (trait_.nullable || !trait_.has_default) return;
+  if (trait_.type == text) {
+    out.open(column::default_string, trait_.default_text.size());
+    out.raw(trait_.default_text.data(), trait_.default_text.size());
+  } else {
+    out.tag(column::default_word, Wire::fixed64);
+    out.raw(&trait_.default_word, 8);
+  }
+}
+
+Answer::Answer(const Plan &plan, const std::vector<Trait> &traits, int64_t generation,
+               int64_t watermark_ts, int64_t bytes_max)
+    : generation_(generation), watermark_ts_(watermark_ts),
+      sequence_length_(plan.sequence_length()), head_(plan.is_head()) {
+  const Run run = lay_out(plan);
+  std::vector<int64_t> statuses, lengths, block_lengths;
+  for (const Example &example : plan.examples) {
+    statuses.push_back(example.status);
+    lengths.push_back(example.count);
+    events_ += example.count;
+  }
+  for (const Run::Block &block : run.blocks) block_lengths.push_back(block.count);
+  statuses_ = packed(statuses);
+  view_starts_ = packed(run.view_starts);
+  view_lengths_ = packed(lengths);
+  block_lengths_ = packed(block_lengths);
+  body_bytes_ = number_bytes(response::generation, generation_) +
+                number_bytes(response::watermark_ts, watermark_ts_) +
+                optional_bytes(response::statuses, statuses_.size()) +
+                optional_bytes(response::view_starts, view_starts_.size()) +
+                optional_bytes(response::view_lengths, view_lengths_.size()) +
+                optional_bytes(response::block_lengths, block_lengths_.size()) +
+                number_bytes(response::sequence_length, sequence_length_) +
+                number_bytes(response::truncation, response::truncation_head) +
+                tag_bytes(response::server_us) + server_us_bytes;
+  columns_.reserve(traits.size());
+  for (const Trait &trait : traits) {
+    columns_.emplace_back(plan, run, trait);
+    body_bytes_ += field_bytes(response::columns, columns_.back().bytes());
+    if (body_bytes_ > bytes_max) throw TooLarge(
+          "The answer would be larger than this server sends (response_bytes_max); ask for fewer "
+          "examples at once, shorter sequences or fewer traits.");
+  }
+}
+
+int64_t Answer::bytes(std::optional<uint64_t> cursor) const {
+  if (!cursor) return body_bytes_;
+  return number_bytes(stream::cursor, *cursor) + field_bytes(stream::response, body_bytes_);
+}
+
+void Answer::open(Writer &out, std::optional<uint64_t> cursor) const {
+  if (!cursor) return;
+  out.number(stream::cursor, *cursor);
+  out.open(stream::response, body_bytes_);
+}
+
+void Answer::write_body(Writer &out) const {
+  out.number(response::generation, generation_);
+  out.number(response::watermark_ts, watermark_ts_);
+  out.bytes(response::statuses, statuses_.data(), statuses_.size());
+  out.bytes(response::view_starts, view_starts_.data(), view_starts_.size());
+  out.bytes(response::view_lengths, view_lengths_.data(), view_lengths_.size());
+  out.bytes(response::block_lengths, block_lengths_.data(), block_lengths_.size());
+  for (const AnswerColumn &column : columns_) {
+    out.open(response::columns, column.bytes());
+    column.write(out);
+  }
+  out.number(response::sequence_length, sequence_length_);
+  out.number(response::truncation,
+             head_ ? response::truncation_head : response::truncation_newest);
+}
+
+void Answer::write_server_us(Writer &out, uint64_t elapsed_us) const {
+  out.tag(response::server_us, Wire::varint);
+  uint8_t padded[server_us_bytes];
+  for (int64_t i = 0; i < server_us_bytes; ++i)
+    padded[i] = static_cast<uint8_t>(elapsed_us >> (7 * i) & 0x7f) |
+                (i + 1 < server_us_bytes ? 0x80 : 0);
+  out.raw(padded, server_us_bytes);
+}

@@ -1,0 +1,119 @@
+// Python's side of reading an answer: its arrays, of which the large ones stay where they lie.
+#include "bind_response.h"
+
+#include <nanobind/ndarray.h>
+
+#include <optional>
+
+#include "fields.h"
+#include "protobuf.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+template <typename T>
+using Made = nb::ndarray<nb::numpy, T, nb::ndim<1>>;
+
+Made<int64_t> array_of(std::vector<int64_t> values) {
+  auto *kept = new std::vector<int64_t>(std::move(values));
+  const nb::capsule owner(
+      kept, [](void *made) noexcept { delete static_cast<std::vector<int64_t> *>(made); });
+  return Made<int64_t>(kept->data(), {kept->size()}, owner);
+}
+
+nb::object text_of(Bytes value) {
+  PyObject *text =
+      PyUnicode_DecodeUTF8(reinterpret_cast<const char *>(value.data), value.size, nullptr);
+  if (!text) {
+    PyErr_Clear();
+    throw std::invalid_argument("a text is not UTF-8");
+  }
+  return nb::steal(text);
+}
+
+class ResponseReader {
+ public:
+  explicit ResponseReader(nb::bytes message) : message_(message) {}
+
+  nb::tuple read(Bytes content, uint64_t cursor) const {
+    int64_t generation = 0, watermark_ts = 0, sequence_length = 0, truncation = 0, server_us = 0;
+    std::vector<int64_t> statuses, view_starts, view_lengths, block_lengths;
+    nb::list columns;
+    for (Reader in(content); in.next();) switch (in.field()) {
+        case response::generation: generation = in.number(); break;
+        case response::watermark_ts: watermark_ts = in.number(); break;
+        case response::statuses: in.append_to(statuses); break;
+        case response::view_starts: in.append_to(view_starts); break;
+        case response::view_lengths: in.append_to(view_lengths); break;
+        case response::block_lengths: in.append_to(block_lengths); break;
+        case response::columns: columns.append(column(in.bytes())); break;
+        case response::sequence_length: sequence_length = in.number(); break;
+        case response::truncation: truncation = in.number(); break;
+        case response::server_us: server_us = in.number(); break;
+      }
+    return nb::make_tuple(cursor, generation, watermark_ts, array_of(std::move(statuses)),
+                          array_of(std::move(view_starts)), array_of(std::move(view_lengths)),
+                          array_of(std::move(block_lengths)), columns, sequence_length, truncation,
+                          server_us);
+  }
+
+ private:
+  nb::tuple column(Bytes content) const {
+    nb::object trait = nb::str(""), default_word = nb::none(), default_string = nb::none();
+    int64_t type = 0, vector_size = 0;
+    bool nullable = false;
+    std::vector<int64_t> bases, dictionary;
+    Bytes widths, data, present;
+    nb::list strings;
+    for (Reader in(content); in.next();) switch (in.field()) {
+        case column::trait: trait = text_of(in.bytes()); break;
+        case column::type: type = in.number(); break;
+        case column::vector_size: vector_size = in.number(); break;
+        case column::nullable: nullable = in.number(); break;
+        case column::bases: in.append_fixed64_to(bases); break;
+        case column::widths: widths = in.bytes(); break;
+        case column::data: data = in.bytes(); break;
+        case column::present: present = in.bytes(); break;
+        case column::dictionary: in.append_fixed64_to(dictionary); break;
+        case column::strings: strings.append(text_of(in.bytes())); break;
+        case column::default_word: default_word = nb::int_(in.fixed64()); break;
+        case column::default_string: default_string = text_of(in.bytes()); break;
+      }
+    return nb::make_tuple(trait, type, vector_size, nullable, array_of(std::move(bases)),
+                          view_of(widths), view_of(data), view_of(present),
+                          array_of(std::move(dictionary)), strings, default_word, default_string);
+  }
+
+  // Part of the message, which lives as long as the view.
+  Made<const uint8_t> view_of(Bytes part) const {
+    return Made<const uint8_t>(part.data, {static_cast<size_t>(part.size)}, message_);
+  }
+
+  nb::bytes message_;
+};
+
+Bytes content_of(const nb::bytes &message) {
+  return {reinterpret_cast<const uint8_t *>(message.c_str()), static_cast<int64_t>(message.size())};
+}
+
+nb::tuple read_response(nb::bytes message) {
+  return ResponseReader(message).read(content_of(message), 0);
+}
+
+nb::tuple read_stream_response(nb::bytes message) {
+  uint64_t cursor = 0;
+  Bytes content;
+  for (Reader in(content_of(message)); in.next();) switch (in.field()) {
+      case stream::cursor: cursor = in.number(); break;
+      case stream::response: content = in.bytes(); break;
+    }
+  return ResponseReader(message).read(content, cursor);
+}
+
+}  // namespace
+
+void bind_response(nb::module_ &m) {
+  m.def("read_response", &read_response);
+  m.def("read_stream_response", &read_stream_response);
+}

@@ -1,0 +1,75 @@
+// A hash map for values that are only ever added: open addressing, linear probing.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+// The finalizer of MurmurHash3 (Austin Appleby, public domain): every bit moves every other.
+inline uint64_t mixed(uint64_t value) {
+  value ^= value >> 33;
+  value *= 0xff51afd7ed558ccdULL;
+  value ^= value >> 33;
+  value *= 0xc4ceb9fe1a85ec53ULL;
+  return value ^ (value >> 33);
+}
+
+template <typename Key, typename Value>
+class FlatMap {
+ public:
+  // The key's value, which is `fresh` where it was not there yet; and whether that was so.
+  std::pair<Value &, bool> add(const Key &key, const Value &fresh) {
+    if (4 * (size_ + 1) > 3 * slots_.size()) grow();
+    Slot &slot = slots_[place(key)];
+    const bool is_new = !slot.used;
+    if (is_new) {
+      slot = {key, fresh, true};
+      ++size_;
+    }
+    return {slot.value, is_new};
+  }
+
+  // nullptr where the key is not there.
+  Value *find(const Key &key) {
+    if (slots_.empty()) return nullptr;
+    Slot &slot = slots_[place(key)];
+    return slot.used ? &slot.value : nullptr;
+  }
+
+  template <typename Use>
+  void each(Use &&use) {
+    for (Slot &slot : slots_)
+      if (slot.used) use(slot.value);
+  }
+
+  size_t size() const { return size_; }
+
+  void clear() {
+    slots_.clear();
+    size_ = 0;
+  }
+
+ private:
+  struct Slot {
+    Key key;
+    Value value;
+    bool used = false;
+  };
+
+  size_t place(const Key &key) const {
+    const size_t mask = slots_.size() - 1;
+    size_t at = key.hash() & mask;
+    while (slots_[at].used && !(slots_[at].key == key)) at = (at + 1) & mask;
+    return at;
+  }
+
+  void grow() {
+    std::vector<Slot> old(slots_.empty() ? 16 : 2 * slots_.size());
+    old.swap(slots_);
+    for (Slot &slot : old)
+      if (slot.used) slots_[place(slot.key)] = std::move(slot);
+  }
+
+  std::vector<Slot> slots_;
+  size_t size_ = 0;
+};

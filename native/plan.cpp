@@ -1,0 +1,313 @@
+#include "plan.h"
+
+#include <algorithm>
+
+#include "digest.h"
+#include "errors.h"
+#include "flat_map.h"
+
+namespace {
+
+// Stands for a length without limit; leaves room to add and subtract ordinals.
+constexpr int64_t unlimited = std::numeric_limits<int64_t>::max() / 4;
+
+constexpr int64_t directory_row_bytes = 24, header_rows = 2, directory_format = 1;
+constexpr int64_t header_bytes = header_rows * directory_row_bytes;
+
+Status status_without_reading(const Pointer &pointer, const std::vector<int64_t> &watermarks) {
+  const bool is_empty = pointer.start_ts == pointer.end_ts;
+  const auto closing = std::lower_bound(watermarks.begin(), watermarks.end(), pointer.end_ts);
+  const bool is_past = closing == watermarks.end();
+  // Events before end_ts arrived before the watermark that closes end_ts's generation; only when
+  // the request came no earlier is it certain that nothing in the answer is from its future.
+  const bool is_from_future = !is_empty && !is_past && *closing > pointer.request_ts;
+  if (pointer.start_ts > pointer.end_ts || pointer.max_length < 0 || pointer.mutable_length < 0 ||
+      pointer.end_ts > pointer.request_ts || is_from_future)
+    return invalid;
+  return !is_empty && is_past ? not_ready : ok;
+}
+
+struct UserKey {
+  int64_t id = 0;
+  uint64_t hash() const { return mixed(id); }
+  bool operator==(const UserKey &other) const { return id == other.id; }
+};
+
+void append_key(std::vector<uint8_t> &keys, int64_t user_id, int group, int64_t stripe) {
+  for (int shift = 56; shift >= 0; shift -= 8)
+    keys.push_back(static_cast<uint8_t>(static_cast<uint64_t>(user_id) >> shift));
+  keys.push_back(static_cast<uint8_t>(group));
+  for (int shift = 24; shift >= 0; shift -= 8) keys.push_back(static_cast<uint8_t>(stripe >> shift));
+}
+
+// visible_ts of every event of a stripe in which windows are cut.
+std::vector<int64_t> visible_times(Bytes events, const Stripe &stripe) {
+  static const Trait visible{"visible_ts", 1, 4, 1, false, false, 0, "", event_group};
+  std::vector<int64_t> times(stripe.end - stripe.ordinal);
+  decode(Column(events, visible).slice(0, times.size()),
+         reinterpret_cast<uint64_t *>(times.data()));
+  if ( times[0] != stripe.first_ts || !std::is_sorted(times.begin(), times.end()))
+    throw Corrupt("a stripe's times differ from its directory's");
+  return times;
+}
+
+int64_t events_before(const std::vector<int64_t> &times, int64_t ts) {
+  return std::lower_bound(times.begin(), times.end(), ts) - times.begin();
+}
+
+}  // namespace
+
+Plan::Plan(std::vector<Pointer> pointers, const std::vector<int64_t> &watermarks,
+           int64_t sequence_length, bool head, bool record_digests)
+    : sequence_length_(sequence_length), head_(head), record_digests_(record_digests) {
+  FlatMap<UserKey, int64_t> numbers;
+  examples.resize(pointers.size());
+  for (size_t i = 0; i < pointers.size(); ++i) {
+    Example &example = examples[i];
+    example.pointer = pointers[i];
+    example.status = status_without_reading(pointers[i], watermarks);
+    // An empty window has no events to read, but its user may have been erased.
+    example.is_live = example.status == ok;
+    if (!example.is_live) continue;
+    const auto [number, is_new] = numbers.add({pointers[i].user_id}, users.size());
+    if (is_new) users.push_back({pointers[i].user_id});
+    example.user = number;
+  }
+}
+
+std::vector<uint8_t> Plan::directory_keys() const {
+  std::vector<uint8_t> keys;
+  for (const User &user : users) append_key(keys, user.user_id, 0, 0);
+  return keys;
+}
+
+void Plan::choose(const std::vector<Bytes> &directories, std::vector<Group> groups) {
+  groups_ = std::move(groups);
+  for (size_t number = 0; number < users.size(); ++number) {
+    User &user = users[number];
+    const Bytes directory = directories[number];
+    user.begin = user.end = stripes.size();
+    if (!directory.data) continue;
+    if (directory.size % directory_row_bytes || directory.size < header_bytes)
+      throw Corrupt("a directory has an impossible length");
+    const auto word = [&](int64_t at) { return load<int64_t>(directory.data + 8 * at); };
+    if (word(0) != directory_format) throw Corrupt("a directory has an unknown format");
+    user.first_stripe = word(1);
+    user.event_count = user.first_ordinal = word(2);
+    user.digest_sum = word(3);
+    user.dropped_ts = word(4);
+    user.erased_ts = word(5);
+    for (int64_t row = header_rows; row < directory.size / directory_row_bytes; ++row) {
+      if (user.end > user.begin) stripes.back().end = word(3 * row + 1);
+      stripes.push_back({static_cast<int64_t>(number), word(3 * row), word(3 * row + 1),
+                         user.event_count, static_cast<uint64_t>(word(3 * row + 2))});
+      ++user.end;
+    }
+    if (user.end > user.begin) user.first_ordinal = stripes[user.begin].ordinal;
+    for (int64_t stripe = user.begin; stripe < user.end; ++stripe)
+      if (stripes[stripe].ordinal < 0 || stripes[stripe].ordinal >= stripes[stripe].end ||
+          (stripe > user.begin && stripes[stripe].first_ts < stripes[stripe - 1].first_ts))
+        throw Corrupt("a directory's stripes are out of order");
+  }
+  for (Example &example : examples) {
+    if (!example.is_live) continue;
+    const Pointer &pointer = example.pointer;
+    if (pointer.end_ts < users[example.user].erased_ts) {
+      example.status = erased;
+    } else if (pointer.start_ts < pointer.end_ts) {
+      example.is_active = true;
+      bound(example);
+      mark(example);
+    }
+  }
+}
+
+int64_t Plan::stripe_before(const User &user, int64_t ts) const {
+  const auto begin = stripes.begin() + user.begin, end = stripes.begin() + user.end;
+  const auto after = std::lower_bound(
+      begin, end, ts, [](const Stripe &stripe, int64_t target) { return stripe.first_ts < target; });
+  return after == begin ? -1 : after - stripes.begin() - 1;
+}
+
+void Plan::bound(Example &example) const {
+  const Pointer &pointer = example.pointer;
+  const User &user = users[example.user];
+  example.start_ts = pointer.start_ts ? pointer.start_ts : never_ts;
+  example.named = pointer.max_length > 0 ? pointer.max_length : unlimited;
+  example.wanted = example.named;
+  if (sequence_length_ > 0 && !head_) {
+    const int64_t room = std::max<int64_t>(0, sequence_length_ - pointer.mutable_length);
+    example.wanted = std::min(example.named, room);
+  }
+  example.newest = stripe_before(user, pointer.end_ts);
+  if (example.newest < 0) return;
+  example.end_at_least = stripes[example.newest].ordinal + 1;
+  example.oldest = stripe_before(user, example.start_ts);
+  // What is wanted starts after that stripe anyway.
+  if (example.oldest >= 0 && stripes[example.oldest].end <= example.end_at_least - example.wanted)
+    example.oldest = -1;
+}
+
+void Plan::mark(Example &example) {
+  if (example.newest < 0) return;
+  const int64_t newest = example.newest, oldest = example.oldest;
+  example.is_checked = record_digests_ || example.pointer.digest;
+  stripes[newest].is_cut = true;
+  stripes[newest].is_checked |= example.is_checked;
+  if (oldest >= 0) stripes[oldest].is_cut = true;
+  if (!example.wanted) return;
+  const int64_t from = users[example.user].first_ordinal;
+  int64_t least = std::max(example.end_at_least - example.wanted, from);
+  if (oldest >= 0) least = std::max(least, stripes[oldest].ordinal);
+  const int64_t first = stripe_at(example.user, least);
+  int64_t last = newest;
+  if (head_ && sequence_length_ && example.named == unlimited) {
+    // Without a limit of its own the pointer's first event is at most one stripe on.
+    const int64_t begins = oldest >= 0 ? stripes[oldest].end : from;
+    const int64_t room = example.end_at_least - begins;
+    const int64_t reach = sequence_length_ < room ? begins + sequence_length_ : example.end_at_least;
+    last = std::max(first, std::min(last, stripe_at(example.user, reach - 1)));
+  }
+  for (int64_t stripe = first; stripe <= last; ++stripe) stripes[stripe].is_needed = true;
+}
+
+int64_t Plan::stripe_at(int64_t user, int64_t ordinal) const {
+  const auto begin = stripes.begin() + users[user].begin, end = stripes.begin() + users[user].end;
+  const auto after = std::upper_bound(
+      begin, end, ordinal, [](int64_t target, const Stripe &stripe) { return target < stripe.ordinal; });
+  return (after == begin ? begin : after - 1) - stripes.begin();
+}
+
+bool Plan::is_chosen(const Stripe &stripe, const Group &group) const {
+  return (group.is_wanted && stripe.is_needed) || (group.is_key && stripe.is_checked) ||
+         (group.number == event_group && stripe.is_cut);
+}
+
+std::vector<uint8_t> Plan::stripe_keys() const {
+  std::vector<uint8_t> keys;
+  for (const User &user : users)
+    for (const Group &group : groups_)
+      for (int64_t stripe = user.begin; stripe < user.end; ++stripe)
+        if (is_chosen(stripes[stripe], group))
+          append_key(keys, user.user_id, group.number, user.first_stripe + stripe - user.begin);
+  return keys;
+}
+
+void Plan::take(const std::vector<Bytes> &values) {
+  values_ = values;
+  places_.assign(groups_.size() * stripes.size(), -1);
+  size_t place = 0;
+  for (const User &user : users)
+    for (size_t slot = 0; slot < groups_.size(); ++slot)
+      for (int64_t stripe = user.begin; stripe < user.end; ++stripe) {
+        if (!is_chosen(stripes[stripe], groups_[slot])) continue;
+        if (place == values_.size()) throw Corrupt("a stripe is missing");
+        if (stripe_events(values_[place]) != stripes[stripe].end - stripes[stripe].ordinal)
+          throw Corrupt("a stripe's length differs from its directory's");
+        places_[slot * stripes.size() + stripe] = place++;
+      }
+}
+
+Bytes Plan::value(int slot, int64_t stripe) const {
+  const int64_t place = places_[slot * stripes.size() + stripe];
+  if (place < 0) throw Corrupt("an event is not where its directory says");
+  return values_[place];
+}
+
+int Plan::slot_of(int group) const {
+  for (size_t slot = 0; slot < groups_.size(); ++slot)
+    if (groups_[slot].number == group) return static_cast<int>(slot);
+  throw std::invalid_argument("a trait's group is not among those read");
+}
+
+int64_t Plan::events_at_most() const {
+  std::vector<int64_t> totals(users.size(), 0);
+  for (const Example &example : examples) {
+    if (!example.is_active || example.newest < 0) continue;
+    const User &user = users[example.user];
+    int64_t most = std::min(stripes[example.newest].end - user.first_ordinal, example.wanted);
+    if (head_ && sequence_length_) most = std::min(most, sequence_length_);
+    // Of one user, no more than the whole history travels.
+    totals[example.user] =
+        std::min(totals[example.user] + most, user.event_count - user.first_ordinal);
+  }
+  int64_t total = 0;
+  for (const int64_t events : totals) total += events;
+  return total;
+}
+
+int64_t Plan::stripe_bytes_at_most() const {
+  int64_t total = 0;
+  for (const Stripe &stripe : stripes)
+    for (const Group &group : groups_)
+      if (is_chosen(stripe, group)) total += (stripe.end - stripe.ordinal) * group.event_bytes;
+  return total;
+}
+
+void Plan::resolve(const std::vector<Trait> &key_traits,
+                   const std::function<uint64_t(Bytes)> &text_hash) {
+  const int events = slot_of(event_group);
+  std::vector<std::vector<int64_t>> times(stripes.size());
+  const auto cut = [&](int64_t stripe, int64_t ts) {
+    if (times[stripe].empty())
+      times[stripe] = visible_times(value(events, stripe), stripes[stripe]);
+    return events_before(times[stripe], ts);
+  };
+  // Digest sums after each event of a stripe, as far as any example needs them.
+  std::vector<int64_t> longest(stripes.size(), 0);
+  std::vector<int64_t> ends(examples.size(), 0);
+  for (size_t i = 0; i < examples.size(); ++i) {
+    Example &example = examples[i];
+    if (!example.is_active) continue;
+    const User &user = users[example.user];
+    int64_t begin = user.first_ordinal, end = user.first_ordinal;
+    if (example.newest >= 0) {
+      const int64_t inside = cut(example.newest, example.pointer.end_ts);
+      // The guard against the future: it looks at the events themselves, not at how they were
+      // found.
+      if (!inside || times[example.newest][inside - 1] >= example.pointer.end_ts)
+        throw Corrupt("an event is not where its directory says");
+      end = stripes[example.newest].ordinal + inside;
+      if (example.is_checked && end < stripes[example.newest].end)
+        longest[example.newest] = std::max(longest[example.newest], inside);
+    }
+    if (example.oldest >= 0)
+      begin = stripes[example.oldest].ordinal + cut(example.oldest, example.start_ts);
+    ends[i] = end;
+    example.left = std::max<int64_t>(0, end - begin);
+    if (user.dropped_ts != never_ts && user.dropped_ts >= example.start_ts &&
+        example.left < example.wanted)
+      example.status = expired;
+    example.count = std::min(example.left, example.wanted);
+    example.first = end - example.count;
+    if (head_ && sequence_length_ > 0) example.count = std::min(example.count, sequence_length_);
+  }
+
+  std::vector<std::vector<uint64_t>> sums(stripes.size());
+  for (size_t stripe = 0; stripe < stripes.size(); ++stripe)
+    if (longest[stripe]) {
+      std::vector<Bytes> parts;
+      for (const Trait &trait : key_traits) parts.push_back(value(trait.slot, stripe));
+      sums[stripe] = digest_sums(key_traits, parts, stripes[stripe].ordinal, longest[stripe],
+                                 stripes[stripe].sum, text_hash);
+    }
+
+  for (size_t i = 0; i < examples.size(); ++i) {
+    Example &example = examples[i];
+    if (!example.is_active) continue;
+    const User &user = users[example.user];
+    const int64_t newest = example.newest;
+    if (example.is_checked || (newest < 0 && user.dropped_ts < example.pointer.end_ts)) {
+      // Up to the end of a stripe the directories know the sum; inside one it is counted out.
+      const int64_t following = newest < 0 ? user.begin : newest + 1;
+      uint64_t sum = following < user.end ? stripes[following].sum : user.digest_sum;
+      if (newest >= 0 && ends[i] < stripes[newest].end)
+        sum = sums[newest][ends[i] - stripes[newest].ordinal - 1];
+      example.digest = close_digest(sum, ends[i]);
+    }
+    if (example.status == ok && example.pointer.digest && example.digest &&
+        example.digest != example.pointer.digest)
+      example.status = digest_mismatch;
+    if (example.status != ok) example.first = example.count = 0;
+  }
+}

@@ -1,0 +1,160 @@
+// The protobuf wire format (its encoding specification): written into memory of a known size, and
+// read without trusting it.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "stripe.h"
+
+enum class Wire : uint32_t { varint = 0, fixed64 = 1, length = 2, fixed32 = 5 };
+
+inline int64_t varint_bytes(uint64_t value) {
+  return value ? (70 - __builtin_clzll(value)) / 7 : 1;
+}
+
+inline int64_t tag_bytes(uint32_t field) { return varint_bytes(field << 3); }
+
+// Bytes of a length-delimited field; `length` those of its content.
+inline int64_t field_bytes(uint32_t field, int64_t length) {
+  return tag_bytes(field) + varint_bytes(length) + length;
+}
+
+class Writer {
+ public:
+  explicit Writer(uint8_t *at) : at_(at) {}
+
+  uint8_t *at() const { return at_; }
+
+  void varint(uint64_t value) {
+    for (; value >= 0x80; value >>= 7) *at_++ = static_cast<uint8_t>(value | 0x80);
+    *at_++ = static_cast<uint8_t>(value);
+  }
+
+  void raw(const void *data, int64_t size) {
+    if (size) std::memcpy(at_, data, size);
+    at_ += size;
+  }
+
+  void tag(uint32_t field, Wire type) { varint(field << 3 | static_cast<uint32_t>(type)); }
+
+  void open(uint32_t field, int64_t length) {
+    tag(field, Wire::length);
+    varint(length);
+  }
+
+  // Fields of value 0 are left out, as protobuf does.
+  void number(uint32_t field, uint64_t value) {
+    if (!value) return;
+    tag(field, Wire::varint);
+    varint(value);
+  }
+
+  void bytes(uint32_t field, const void *data, int64_t size) {
+    if (!size) return;
+    open(field, size);
+    raw(data, size);
+  }
+
+ private:
+  uint8_t *at_;
+};
+
+inline int64_t number_bytes(uint32_t field, uint64_t value) {
+  return value ? tag_bytes(field) + varint_bytes(value) : 0;
+}
+
+inline int64_t optional_bytes(uint32_t field, int64_t length) {
+  return length ? field_bytes(field, length) : 0;
+}
+
+// Field after field of a message. Throws std::invalid_argument for what is none.
+class Reader {
+ public:
+  explicit Reader(Bytes message) : at_(message.data), end_(message.data + message.size) {}
+
+  // Steps to the next field; false at the end.
+  bool next() {
+    if (at_ == end_) return false;
+    const uint64_t tag = varint();
+    field_ = static_cast<uint32_t>(tag >> 3);
+    type_ = static_cast<Wire>(tag & 7);
+    switch (type_) {
+      case Wire::varint: number_ = varint(); break;
+      case Wire::fixed64: content_ = take(8); break;
+      case Wire::fixed32: content_ = take(4); break;
+      case Wire::length: content_ = take(varint()); break;
+      default: throw std::invalid_argument("it is no protobuf message");
+    }
+    return true;
+  }
+
+  uint32_t field() const { return field_; }
+
+  uint64_t number() const {
+    require(Wire::varint);
+    return number_;
+  }
+  Bytes bytes() const {
+    require(Wire::length);
+    return content_;
+  }
+  int64_t fixed64() const {
+    require(Wire::fixed64);
+    return load<int64_t>(content_.data);
+  }
+
+  // A repeated number, packed or one of its elements.
+  template <typename Number>
+  void append_to(std::vector<Number> &numbers) const {
+    if (type_ == Wire::varint) {
+      numbers.push_back(static_cast<Number>(number_));
+      return;
+    }
+    Reader packed(bytes());
+    while (packed.at_ != packed.end_) numbers.push_back(static_cast<Number>(packed.varint()));
+  }
+  template <typename Number>
+  void append_fixed64_to(std::vector<Number> &numbers) const {
+    if (type_ == Wire::fixed64) {
+      numbers.push_back(load<Number>(content_.data));
+      return;
+    }
+    const Bytes packed = bytes();
+    if (packed.size % 8) throw std::invalid_argument("a packed field is cut off");
+    const size_t before = numbers.size();
+    numbers.resize(before + packed.size / 8);
+    if (packed.size) std::memcpy(numbers.data() + before, packed.data, packed.size);
+  }
+
+ private:
+  void require(Wire type) const {
+    if (type_ != type) throw std::invalid_argument("a field has another type");
+  }
+
+  uint64_t varint() {
+    uint64_t value = 0;
+    for (int shift = 0; shift < 70; shift += 7) {
+      if (at_ == end_) throw std::invalid_argument("it is cut off");
+      const uint8_t byte = *at_++;
+      if (shift < 64) value |= static_cast<uint64_t>(byte & 0x7f) << shift;
+      if (!(byte & 0x80)) return value;
+    }
+    throw std::invalid_argument("a number has too many bytes");
+  }
+
+  Bytes take(uint64_t size) {
+    if (size > static_cast<uint64_t>(end_ - at_)) throw std::invalid_argument("it is cut off");
+    const Bytes taken{at_, static_cast<int64_t>(size)};
+    at_ += size;
+    return taken;
+  }
+
+  const uint8_t *at_, *end_;
+  uint32_t field_ = 0;
+  Wire type_ = Wire::varint;
+  uint64_t number_ = 0;
+  Bytes content_;
+};

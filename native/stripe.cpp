@@ -1,0 +1,106 @@
+#include "stripe.h"
+
+#include "errors.h"
+
+namespace {
+
+constexpr int64_t header_bytes = 8, record_bytes = 32;
+
+void check_within(Bytes stripe, int64_t begin, int64_t length) {
+  if (begin < 0 || length < 0 || begin > stripe.size - length)
+    throw Corrupt("a stripe is shorter than its header says");
+}
+
+int64_t ones(const uint8_t *bits, int64_t count) {
+  int64_t total = 0, at = 0;
+  for (; at + 64 <= count; at += 64) total += __builtin_popcountll(load<uint64_t>(bits + at / 8));
+  for (; at + 8 <= count; at += 8) total += __builtin_popcount(bits[at / 8]);
+  if (at < count) total += __builtin_popcount(bits[at / 8] & ((1 << (count - at)) - 1));
+  return total;
+}
+
+}  // namespace
+
+int64_t stripe_events(Bytes stripe) {
+  if (stripe.size < header_bytes) throw Corrupt("a stripe has no header");
+  if (stripe.size < header_bytes + record_bytes * load<uint16_t>(stripe.data + 4))
+    throw Corrupt("a stripe is shorter than its header says");
+  return load<uint32_t>(stripe.data);
+}
+
+void decode(const Slice &slice, uint64_t *out) {
+  each_word(slice, [&](uint64_t word) { *out++ = word; });
+}
+
+Column::Column(Bytes stripe, const Trait &trait) : stripe_(stripe), trait_(&trait) {
+  const int64_t events = stripe_events(stripe);
+  const int columns = load<uint16_t>(stripe.data + 4);
+  const uint8_t *record = stripe.data + header_bytes;
+  for (int column = 0; column < columns; ++column, record += record_bytes) {
+    if (load<uint16_t>(record) != trait.number) continue;
+    stored_ = true;
+    width_ = record[2];
+    if (width_ > 8 || (width_ & (width_ - 1)) || record[3] > 2)
+      throw Corrupt("a stripe has a column of no known kind");
+    presence_ = static_cast<Presence>(record[3]);
+    data_ = load<uint32_t>(record + 4);
+    bitmap_ = load<uint32_t>(record + 8);
+    dictionary_ = load<uint32_t>(record + 12);
+    dictionary_count_ = load<uint32_t>(record + 16);
+    base_ = load<int64_t>(record + 24);
+    if (presence_ == Presence::some) check_within(stripe, bitmap_, (events + 7) / 8);
+    if (trait.is_dictionary())
+      check_within(stripe, dictionary_, dictionary_count_ * (trait.type == text ? 4 : 8));
+    return;
+  }
+  // Its default, or null.
+  base_ = trait.is_dictionary() ? 0 : trait.default_word;
+  presence_ = trait.nullable ? Presence::none : Presence::all;
+}
+
+int64_t Column::values_before(int64_t event) const {
+  switch (presence_) {
+    case Presence::all: return event;
+    case Presence::none: return 0;
+    default: return ones(stripe_.data + bitmap_, event);
+  }
+}
+
+Slice Column::slice(int64_t first, int64_t count) const {
+  const int64_t before = values_before(first) * trait_->size;
+  const int64_t words = values_before(first + count) * trait_->size - before;
+  if (width_) check_within(stripe_, data_ + before * width_, words * width_);
+  return {width_ ? stripe_.data + data_ + before * width_ : nullptr, base_, words, width_};
+}
+
+bool Column::has(int64_t event) const {
+  if (presence_ != Presence::some) return presence_ == Presence::all;
+  return stripe_.data[bitmap_ + event / 8] >> (event % 8) & 1;
+}
+
+void Column::append_presence(int64_t first, int64_t count, std::vector<uint8_t> &bits,
+                             int64_t &bit_count) const {
+  bits.resize((bit_count + count + 7) / 8);
+  if (presence_ == Presence::none) {
+    bit_count += count;
+    return;
+  }
+  for (int64_t event = first; event < first + count; ++event, ++bit_count)
+    if (has(event)) bits[bit_count / 8] |= 1 << (bit_count % 8);
+}
+
+int64_t Column::number(int64_t entry) const {
+  return stored_ ? load<int64_t>(stripe_.data + dictionary_ + 8 * entry) : trait_->default_word;
+}
+
+Bytes Column::words_of(int64_t entry) const {
+  if (!stored_)
+    return {reinterpret_cast<const uint8_t *>(trait_->default_text.data()),
+            static_cast<int64_t>(trait_->default_text.size())};
+  const uint8_t *ends = stripe_.data + dictionary_;
+  const int64_t begin = entry ? load<uint32_t>(ends + 4 * (entry - 1)) : 0;
+  const int64_t end = load<uint32_t>(ends + 4 * entry);
+  const int64_t body = dictionary_ + 4 * dictionary_count_;
+  check_within(stripe_, body + begin, end - begin);
+  return {stripe_.data + body + begin, end - begin};
+}

@@ -1,0 +1,102 @@
+// Stripes as they lie in the store (docs/formats.md), read without trusting them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+struct Bytes {
+  const uint8_t *data = nullptr;
+  int64_t size = 0;
+};
+
+// Little-endian words, which may lie anywhere.
+template <typename T>
+T load(const uint8_t *at) {
+  T value;
+  std::memcpy(&value, at, sizeof(T));
+  return value;
+}
+
+// thinrow.v1.TraitType's numbers of the two whose words index a dictionary.
+constexpr int categorical = 13, text = 14;
+
+struct Trait {
+  std::string name;
+  int number;
+  int type;
+  int64_t size; // words per event
+  bool nullable;
+  bool has_default;
+  int64_t default_word;
+  std::string default_text;
+  int group;
+  int slot = 0; // of its group among those that a plan reads
+
+  bool is_dictionary() const { return type == categorical || type == text; }
+};
+
+// One trait of some consecutive events of a stripe, still encoded, checked to lie within it.
+struct Slice {
+  const uint8_t *offsets;
+  int64_t base;
+  int64_t words; // of events that have the trait
+  int width;     // bytes per offset: 0, 1, 2, 4 or 8
+};
+
+enum class Presence : uint8_t { all, some, none };
+
+// One trait of one stripe.
+class Column {
+ public:
+  // Throws Corrupt where the stripe contradicts itself.
+  Column(Bytes stripe, const Trait &trait);
+
+  // Throws Corrupt where the stripe is too short for it.
+  Slice slice(int64_t first, int64_t count) const;
+
+  // Appends a bit for each of the events: whether it has the trait.
+  void append_presence(int64_t first, int64_t count, std::vector<uint8_t> &bits,
+                       int64_t &bit_count) const;
+  bool has(int64_t event) const;
+
+  int64_t entries() const { return stored_ ? dictionary_count_ : 1; }
+  int64_t number(int64_t entry) const; // of a categorical trait's dictionary
+  Bytes words_of(int64_t entry) const; // of a text trait's dictionary
+
+ private:
+  int64_t values_before(int64_t event) const;
+
+  Bytes stripe_;
+  const Trait *trait_;
+  bool stored_ = false; // else the stripe was written before the trait was added
+  Presence presence_ = Presence::all;
+  int width_ = 0;
+  int64_t base_ = 0, data_ = 0, bitmap_ = 0, dictionary_ = 0, dictionary_count_ = 0;
+};
+
+int64_t stripe_events(Bytes stripe); // throws Corrupt where there is no header
+
+// Writes a slice's words.
+void decode(const Slice &slice, uint64_t *out);
+
+// Calls `use(word)` for each word of a slice, in order.
+template <typename Use>
+void each_word(const Slice &slice, Use &&use) {
+  const auto all = [&](auto narrow) {
+    using Offset = decltype(narrow);
+    for (int64_t i = 0; i < slice.words; ++i)
+      use(static_cast<uint64_t>(slice.base) +
+          load<Offset>(slice.offsets + i * static_cast<int64_t>(sizeof(Offset))));
+  };
+  switch (slice.width) {
+    case 0:
+      for (int64_t i = 0; i < slice.words; ++i) use(static_cast<uint64_t>(slice.base));
+      break;
+    case 1: all(uint8_t{}); break;
+    case 2: all(uint16_t{}); break;
+    case 4: all(uint32_t{}); break;
+    default: all(uint64_t{});
+  }
+}

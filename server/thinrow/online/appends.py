@@ -1,0 +1,97 @@
+"""Group commit: batches of many streams become durable together, by one thread."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Self
+
+from thinrow.errors import StoreError, ThinRowError, UnavailableError
+from thinrow.online.tier import LEASE_MS
+
+if TYPE_CHECKING:
+    from thinrow.online.tier import Batch, Committed, MutableTier
+
+GROUP_EVENTS_MAX = 8192
+"""Events made durable at once, unless one batch has more."""
+PENDING_EVENTS_MAX = 65_536
+"""Events that wait for their turn; more wait in the streams that bring them."""
+
+
+class Appends:
+    """Takes batches from any thread. A context manager: at its end all of them are durable."""
+
+    def __init__(self, tier: MutableTier) -> None:
+        self._tier = tier
+        self._waiting: deque[tuple[Batch, Future[Committed]]] = deque()
+        self._events = 0
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="thinrow-commit", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def submit(self, batch: Batch) -> Future[Committed]:
+        """Takes a batch, waiting for room. The future ends once it is durable, or with StoreError.
+
+        Raises:
+            UnavailableError: the server is stopping.
+        """
+        future: Future[Committed] = Future()
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._events < PENDING_EVENTS_MAX)
+            if self._stopping:
+                raise UnavailableError("This server is stopping; send the events again.")
+            self._waiting.append((batch, future))
+            self._events += len(batch)
+            self._changed.notify_all()
+        return future
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                # A lease that nobody's events renew is renewed in time all the same.
+                self._changed.wait_for(
+                    lambda: self._waiting or self._stopping, timeout=LEASE_MS / 4000
+                )
+                group = self._taken()
+                if self._stopping and not group:
+                    return
+            if not group:
+                self._renew()
+                continue
+            try:
+                committed = self._tier.commit([batch for batch, _ in group])
+            except ThinRowError as error:
+                for _, future in group:
+                    future.set_exception(error)
+                continue
+            for (_, future), result in zip(group, committed, strict=True):
+                future.set_result(result)
+
+    def _taken(self) -> list[tuple[Batch, Future[Committed]]]:
+        group: list[tuple[Batch, Future[Committed]]] = []
+        events = 0
+        while self._waiting and (
+            not group or events + len(self._waiting[0][0]) <= GROUP_EVENTS_MAX
+        ):
+            group.append(self._waiting.popleft())
+            events += len(group[-1][0])
+        self._events -= events
+        self._changed.notify_all()
+        return group
+
+    def _renew(self) -> None:
+        try:
+            self._tier.renew_lease()
+        except StoreError:
+            return  # whoever needs the disk is told

@@ -1,0 +1,111 @@
+"""The generations that requests are served from: none yet, or the newest one published."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Self
+
+from thinrow.errors import StoreMissingError, ThinRowError
+from thinrow.serving.current import CurrentGeneration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from thinrow.online.tier import MutableTier
+    from thinrow.store.generation import Generation
+
+log = logging.getLogger("thinrow.online")
+
+
+class Published:
+    """Follows a store, which may hold nothing yet, and tells the tier of what it finds."""
+
+    def __init__(
+        self, store: Path, tier: MutableTier, poll_s: float, on_failure: Callable[[], None]
+    ) -> None:
+        self._store = store
+        self._tier = tier
+        self._poll_s = poll_s
+        self._on_failure = on_failure
+        self._current: CurrentGeneration | None = None
+        self._taken_up = 0
+        self._refused = 0
+        self._lock = threading.Lock()
+        self._stack = ExitStack()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="thinrow-published", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Opens what is published; raises StoreError where it cannot be."""
+        try:
+            self.look()
+        except BaseException:
+            self._stack.close()
+            raise
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._stack.close()
+
+    @property
+    def number(self) -> int:
+        """Of the newest generation; 0 before the first."""
+        return 0 if self._current is None else self._current.number
+
+    @property
+    def watermark_ts(self) -> int:
+        """Of the newest generation; 0 before the first."""
+        return 0 if self._current is None else self._current.watermark_ts
+
+    @contextmanager
+    def use(self) -> Iterator[Generation | None]:
+        """The newest generation, open until the block ends; None before the first."""
+        if self._current is None:
+            yield None
+        else:
+            with self._current.use() as generation:
+                yield generation
+
+    def look(self) -> None:
+        """Opens the first generation where there is one, and lets the tier take up a new one."""
+        with self._lock:
+            if self._current is None:
+                try:
+                    current = CurrentGeneration(self._store, self._poll_s, self._on_failure)
+                except StoreMissingError:
+                    return
+                self._current = self._stack.enter_context(current)
+            with self._current.use() as generation:
+                if self._taken_up < generation.number:
+                    self._tier.use_schema(generation.schema)
+                # Also looked at again where nothing is new: what retention keeps, time ends.
+                if self._tier.take_up(generation.watermarks.tolist()):
+                    self._taken_up = generation.number
+                elif self._refused < generation.number:
+                    self._refused = generation.number
+                    self._on_failure()
+                    log.error(
+                        "generation was not sealed here",
+                        extra={
+                            "generation": generation.number,
+                            "watermark_ts": generation.watermark_ts,
+                            "sealed_ts": self._tier.sealed_ts,
+                        },
+                    )
+
+    def _follow(self) -> None:
+        failed = None
+        while not self._stop.wait(self._poll_s):
+            try:
+                self.look()
+            except ThinRowError as error:
+                self._on_failure()
+                if str(error) != failed:
+                    failed = str(error)
+                    log.error("store cannot be opened", extra={"reason": failed})

@@ -1,0 +1,189 @@
+"""One event as the tier stores it: a packed record of fixed size, its texts behind it."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from thinrow.client.columns import to_wire
+from thinrow.client.pointers import MutableColumn
+from thinrow.client.widen import VALUE_DTYPES
+from thinrow.errors import RequestError
+from thinrow.schema import EVENT_ID, EVENT_TS, Schema, Trait, TraitType
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from thinrow.v1 import materialization_pb2 as wire
+
+    Columns = Mapping[str, MutableColumn]
+
+HEAD = struct.Struct("<HqBq")
+"""Number of the schema, event_ts, whether there is an id, event_id."""
+
+
+class RecordFormat:
+    """Events of one schema, as bytes and as columns.
+
+    Columns are by name: ``event_ts``, ``event_id`` and the traits, in their own dtypes, text as
+    object arrays. An absent value of a trait with a default is that default.
+    """
+
+    def __init__(self, schema: Schema, number: int) -> None:
+        """`number` names the schema in every record, from 0."""
+        self.schema = schema
+        self.number = number
+        self._texts = [trait for trait in schema.traits if trait.type is TraitType.STRING]
+        fields: list[tuple[Any, ...]] = [
+            ("number", "<u2"),
+            ("event_ts", "<i8"),
+            ("has event_id", "u1"),
+            ("event_id", "<i8"),
+        ]
+        for trait in schema.traits:
+            if trait.nullable:
+                fields.append((f"has {trait.name}", "u1"))
+            word = trait.type.word_dtype if trait.type is not TraitType.STRING else np.dtype("u4")
+            shape = ((trait.size,),) if trait.size > 1 else ()
+            fields.append((f"trait {trait.name}", word.newbyteorder("<"), *shape))
+        self._dtype = np.dtype(fields)
+
+    def checked(self, given: Columns, events: int) -> dict[str, MutableColumn]:
+        """What was given, with defaults for what was not.
+
+        Raises:
+            RequestError: a column that the schema does not know or means otherwise, or that lacks
+                what every event needs.
+        """
+        traits = {trait.name: trait for trait in (EVENT_TS, EVENT_ID, *self.schema.traits)}
+        for name in given:
+            if name not in traits:
+                raise RequestError(f"There is no trait {name!r}; events have {', '.join(traits)}.")
+        return {name: _checked(trait, given.get(name), events) for name, trait in traits.items()}
+
+    def encode(self, columns: Columns, events: int) -> list[bytes]:
+        """Records of events, from all their columns."""
+        records = np.zeros(events, self._dtype)
+        records["number"] = self.number
+        records["event_ts"] = columns["event_ts"].values
+        ids = columns["event_id"]
+        records["event_id"] = ids.values
+        records["has event_id"] = True if ids.present is None else ids.present
+        texts: list[list[bytes]] = []
+        for trait in self.schema.traits:
+            column = columns[trait.name]
+            if trait.nullable:
+                present = True if column.present is None else column.present
+                records[f"has {trait.name}"] = present
+            if trait.type is TraitType.STRING:
+                texts.append([text.encode() for text in column.values.tolist()])
+                records[f"trait {trait.name}"] = [len(text) for text in texts[-1]]
+            else:
+                records[f"trait {trait.name}"] = column.values.view(trait.type.word_dtype)
+        data, size = records.tobytes(), self._dtype.itemsize
+        fixed = [data[at : at + size] for at in range(0, len(data), size)]
+        return [b"".join(parts) for parts in zip(fixed, *texts, strict=True)] if texts else fixed
+
+    def decode(self, records: Sequence[bytes]) -> dict[str, MutableColumn]:
+        """The inverse of :meth:`encode`."""
+        size = self._dtype.itemsize
+        whole = records if not self._texts else [record[:size] for record in records]
+        array = np.frombuffer(b"".join(whole), self._dtype)
+        columns = {
+            "event_ts": MutableColumn(array["event_ts"]),
+            "event_id": MutableColumn(array["event_id"], _present(array["has event_id"])),
+        }
+        texts = self._text_columns(records, array)
+        for trait in self.schema.traits:
+            values = texts.get(trait.name)
+            if values is None:
+                words = np.ascontiguousarray(array[f"trait {trait.name}"])
+                values = words.view(trait.type.value_dtype)
+            present = _present(array[f"has {trait.name}"]) if trait.nullable else None
+            columns[trait.name] = MutableColumn(values, present)
+        return columns
+
+    def _text_columns(
+        self, records: Sequence[bytes], array: NDArray[np.void]
+    ) -> dict[str, NDArray[Any]]:
+        places = [self._dtype.itemsize] * len(records)
+        columns = {}
+        for trait in self._texts:
+            values = np.empty(len(records), object)
+            for row, length in enumerate(array[f"trait {trait.name}"].tolist()):
+                end = places[row] + length
+                values[row] = records[row][places[row] : end].decode()
+                places[row] = end
+            columns[trait.name] = values
+        return columns
+
+    def to_wire(self, columns: Columns) -> list[wire.Column]:
+        """Columns as they travel, every trait in schema order."""
+        return [
+            to_wire(t.name, t.type.value, t.size, t.nullable, columns[t.name])
+            for t in (EVENT_TS, EVENT_ID, *self.schema.traits)
+        ]
+
+    def order(self, record: bytes) -> tuple[object, ...]:
+        """Sorts an event among others (docs/semantics.md, Time)."""
+        columns = self.decode([record])
+        return (*head_order(record), *(_order(t, columns[t.name]) for t in self.schema.traits))
+
+
+def head_order(record: bytes) -> tuple[int, int, int]:
+    """Sorts an event among others by all but its traits."""
+    _, event_ts, has_id, event_id = HEAD.unpack_from(record)
+    return event_ts, has_id, event_id
+
+
+def schema_number(record: bytes) -> int:
+    """Number of the schema that a record was written with."""
+    return int.from_bytes(record[:2], "little")
+
+
+def _checked(trait: Trait, column: MutableColumn | None, events: int) -> MutableColumn:
+    shape = (events, trait.size) if trait.size > 1 else (events,)
+    dtype = trait.type.value_dtype
+    if column is None:
+        column = MutableColumn(np.zeros(shape, dtype), np.zeros(events, np.bool_))
+    elif column.values.shape != shape or column.values.dtype != dtype:
+        raise RequestError(
+            f"{trait.name} has values of {column.values.dtype} and shape "
+            f"{column.values.shape[1:]}; the schema says {trait.type.label}, {trait.size} each."
+        )
+    if column.present is None:
+        return column
+    values, present = column.values.copy(), column.present
+    values[~present] = "" if trait.type is TraitType.STRING else 0
+    if trait.default is not None:
+        values[~present] = trait.default
+        return MutableColumn(values)
+    if not trait.nullable and not present.all():
+        raise RequestError(
+            f"{events - int(present.sum())} events lack {trait.name}, which every event needs; add "
+            f"it, or give the trait sparse = true or a default in the schema."
+        )
+    return MutableColumn(values, present)
+
+
+def _present(flags: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
+    return None if flags.all() else flags != 0
+
+
+def _order(trait: Trait, column: MutableColumn) -> tuple[object, ...]:
+    if column.present is not None:
+        return (0,)
+    value = column.values[0]
+    if trait.type is TraitType.STRING:
+        return (1, value.encode())
+    if not trait.type.is_float:
+        return (1, int(value))
+    bits = 8 * VALUE_DTYPES[trait.type.value].itemsize
+    words = np.atleast_1d(value).view(trait.type.word_dtype).tolist()
+    # By IEEE 754 totalOrder: of negative numbers all bits turn, of others the sign.
+    return (
+        1,
+        *(word ^ ((1 << bits) - 1 if word >> (bits - 1) else 1 << (bits - 1)) for word in words),
+    )

@@ -1,0 +1,341 @@
+"""The gRPC methods of the online half: keep the limits, and hand over to the tier."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+from thinrow.client.columns import from_wire
+from thinrow.errors import (
+    DeadlineError,
+    RequestError,
+    StoreError,
+    ThinRowError,
+    TooManyCallsError,
+    UnavailableError,
+)
+from thinrow.online.tier import batch_of
+from thinrow.serving.projection import wire_type
+from thinrow.serving.service import CODES, ERROR_METADATA, MESSAGE_LETTERS_MAX
+from thinrow.store.directory import NEVER_TS
+from thinrow.v1 import materialization_pb2, online_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
+    from thinrow.online.appends import Appends
+    from thinrow.online.config import OnlineConfig
+    from thinrow.online.metrics import OnlineMetrics
+    from thinrow.online.published import Published
+    from thinrow.online.snapshots import Snapshots
+    from thinrow.online.tier import Batch, Committed, MutableTier
+
+log = logging.getLogger("thinrow.online")
+
+SERVICE = online_pb2.DESCRIPTOR.services_by_name["OnlineService"].full_name
+BATCHES_AHEAD_MAX = 16
+"""Batches of one stream that wait to be durable."""
+
+
+class OnlineService:
+    """Events in; snapshots and exports out."""
+
+    def __init__(
+        self,
+        config: OnlineConfig,
+        tier: MutableTier,
+        appends: Appends,
+        published: Published,
+        snapshots: Snapshots,
+        metrics: OnlineMetrics,
+    ) -> None:
+        self._config = config
+        self._tier = tier
+        self._appends = appends
+        self._published = published
+        self._snapshots = snapshots
+        self._metrics = metrics
+        self._snapshot_seconds = metrics.seconds.labels("snapshot")
+        self._append_seconds = metrics.seconds.labels("append")
+        self._calls = threading.BoundedSemaphore(config.calls_max)
+        self._streams = threading.BoundedSemaphore(config.streams_max)
+        self._work = threading.BoundedSemaphore(config.work_max)
+        self._draining = threading.Event()
+        self._under_way = 0
+        self._one_ended = threading.Condition()
+
+    def add_to(self, server: grpc.Server) -> None:
+        """Registers the methods; snapshots are bytes already."""
+        wire = online_pb2
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "AppendEvents": grpc.stream_stream_rpc_method_handler(
+                self.append_events,
+                wire.AppendEventsRequest.FromString,
+                wire.AppendEventsResponse.SerializeToString,
+            ),
+            "Snapshot": grpc.unary_unary_rpc_method_handler(
+                self.snapshot, wire.SnapshotRequest.FromString
+            ),
+            "SnapshotBatch": grpc.unary_unary_rpc_method_handler(
+                self.snapshot_batch, wire.SnapshotBatchRequest.FromString
+            ),
+            "ExportEvents": grpc.unary_stream_rpc_method_handler(
+                self.export_events,
+                wire.ExportEventsRequest.FromString,
+                wire.ExportEventsResponse.SerializeToString,
+            ),
+            "DescribeTier": grpc.unary_unary_rpc_method_handler(
+                self.describe_tier,
+                wire.DescribeTierRequest.FromString,
+                wire.DescribeTierResponse.SerializeToString,
+            ),
+        }
+        server.add_registered_method_handlers(SERVICE, handlers)
+
+    def drain(self, timeout_s: float) -> None:
+        """Refuses, UNAVAILABLE, what comes from now on, and waits for what is under way."""
+        self._draining.set()
+        with self._one_ended:
+            self._one_ended.wait_for(lambda: not self._under_way, timeout_s)
+
+    def append_events(
+        self, requests: Iterator[online_pb2.AppendEventsRequest], context: grpc.ServicerContext
+    ) -> Iterator[online_pb2.AppendEventsResponse]:
+        """Batch after batch, answered in order once durable."""
+        with self._answering(context, self._streams, "streams_max"):
+            for request, started_s, batch in self._submitted(requests):
+                if isinstance(batch, RequestError):
+                    self._metrics.refused.inc()
+                    yield online_pb2.AppendEventsResponse(
+                        cursor=request, refused=_one_line(str(batch))
+                    )
+                    continue
+                if isinstance(batch, ThinRowError):
+                    raise batch
+                committed = batch.result()
+                self._append_seconds.observe(time.perf_counter() - started_s)
+                self._metrics.appended.inc(committed.appended)
+                self._metrics.duplicates.inc(committed.duplicates)
+                yield online_pb2.AppendEventsResponse(
+                    cursor=request,
+                    appended=committed.appended,
+                    duplicates=committed.duplicates,
+                    arrival_ts=committed.arrival_ts,
+                )
+
+    def _submitted(
+        self, requests: Iterator[online_pb2.AppendEventsRequest]
+    ) -> Iterator[tuple[int, float, Future[Committed] | ThinRowError]]:
+        """Reads ahead: the next batch is decoded while those before it go to the disk."""
+        ready: queue.Queue[tuple[int, float, Future[Committed] | ThinRowError] | None]
+        ready = queue.Queue(BATCHES_AHEAD_MAX)
+        ended = threading.Event()
+
+        def put(item: tuple[int, float, Future[Committed] | ThinRowError] | None) -> None:
+            while not ended.is_set():
+                with suppress(queue.Full):
+                    ready.put(item, timeout=1)
+                    return
+
+        def read() -> None:
+            try:
+                for request in requests:
+                    if ended.is_set():
+                        return
+                    started_s = time.perf_counter()
+                    outcome: Future[Committed] | ThinRowError
+                    try:
+                        self._check_serving()
+                        outcome = self._appends.submit(self._batch(request.events))
+                    except ThinRowError as error:
+                        outcome = error
+                    put((request.cursor, started_s, outcome))
+            except Exception as error:  # the call ended, or this is our fault
+                if not isinstance(error, grpc.RpcError) and not ended.is_set():
+                    log.exception("appending failed")
+            finally:
+                put(None)
+
+        reader = threading.Thread(target=read, name="thinrow-append", daemon=True)
+        reader.start()
+        try:
+            while (item := ready.get()) is not None:
+                yield item
+        finally:
+            ended.set()
+
+    def _batch(self, events: online_pb2.EventBatch) -> Batch:
+        count = len(events.user_ids)
+        if count > self._config.batch_events_max:
+            raise RequestError(
+                f"{count} events in one batch; this server takes {self._config.batch_events_max}, "
+                f"so send several."
+            )
+        record_format = self._tier.format
+        if record_format is None:
+            raise RequestError("This server has no schema yet; publish a generation first.")
+        try:
+            given = from_wire(events.columns, count)
+        except ThinRowError as error:
+            raise RequestError(
+                f"The columns do not fit {count} events or contradict themselves "
+                f"({str(error).rstrip('.')})."
+            ) from error
+        return batch_of(events.user_ids, record_format.checked(given, count), record_format)
+
+    def snapshot(self, request: online_pb2.SnapshotRequest, context: grpc.ServicerContext) -> bytes:
+        """One user."""
+        with self._answering(context, self._calls, "calls_max"):
+            started_s = time.perf_counter()
+            with self._working(context):
+                answer = self._snapshots.take([request.user_id], request, _remaining_s(context))
+            self._metrics.snapshots.inc()
+            self._snapshot_seconds.observe(time.perf_counter() - started_s)
+            return answer
+
+    def snapshot_batch(
+        self, request: online_pb2.SnapshotBatchRequest, context: grpc.ServicerContext
+    ) -> bytes:
+        """Several users."""
+        users, most = len(request.user_ids), self._config.batch_users_max
+        with self._answering(context, self._calls, "calls_max"):
+            if users > most:
+                raise RequestError(
+                    f"{users} users in one request; this server takes {most}, so ask in several."
+                )
+            with self._working(context):
+                answer = self._snapshots.take(request.user_ids, request, _remaining_s(context))
+            self._metrics.snapshots.inc(users)
+            return answer
+
+    def export_events(
+        self, request: online_pb2.ExportEventsRequest, context: grpc.ServicerContext
+    ) -> Iterator[online_pb2.ExportEventsResponse]:
+        """Seals, and sends what is to be compacted."""
+        with self._answering(context, self._streams, "streams_max"):
+            until_ts = request.watermark_ts
+            if until_ts <= 0:
+                raise RequestError(f"watermark_ts is {until_ts}; it must lie after 1970.")
+            from_ts = self._published_before(until_ts)
+            if request.HasField("from_ts"):
+                from_ts = request.from_ts
+            self._tier.check_kept(from_ts)
+            self._tier.seal(until_ts)
+            yield online_pb2.ExportEventsResponse(from_ts=from_ts)
+            for users, arrivals, records in self._tier.scan(from_ts, until_ts):
+                self._check_serving()
+                self._metrics.exported.inc(len(users))
+                columns = self._tier.wire_columns(records)
+                yield online_pb2.ExportEventsResponse(
+                    from_ts=from_ts,
+                    arrival_ts=arrivals,
+                    events=online_pb2.EventBatch(user_ids=users, columns=columns),
+                )
+
+    def _published_before(self, until_ts: int) -> int:
+        with self._published.use() as generation:
+            if generation is None:
+                return self._tier.kept_from_ts
+            before = [ts for ts in generation.manifest.watermarks if ts < until_ts]
+            return before[-1] if before else NEVER_TS
+
+    def describe_tier(
+        self,
+        request: online_pb2.DescribeTierRequest,  # noqa: ARG002 - it has no fields
+        context: grpc.ServicerContext,
+    ) -> online_pb2.DescribeTierResponse:
+        """Clock, schema, limits."""
+        with self._answering(context, self._calls, "calls_max"):
+            tier, record_format = self._tier, self._tier.format
+            kept_from_ts = tier.kept_from_ts
+            return online_pb2.DescribeTierResponse(
+                now_ts=tier.now_ts,
+                sealed_ts=max(0, tier.sealed_ts),
+                generation=self._published.number,
+                watermark_ts=self._published.watermark_ts,
+                kept_from_ts=None if kept_from_ts == NEVER_TS else kept_from_ts,
+                feature_groups=[
+                    materialization_pb2.FeatureGroup(
+                        name=group.name,
+                        traits=[
+                            materialization_pb2.Trait(
+                                name=trait.name,
+                                type=wire_type(trait),
+                                vector_size=trait.size,
+                                nullable=trait.nullable,
+                            )
+                            for trait in group.traits
+                        ],
+                    )
+                    for group in (record_format.schema.groups if record_format else ())
+                ],
+                batch_events_max=self._config.batch_events_max,
+                batch_users_max=self._config.batch_users_max,
+                server_version=version("thinrow"),
+            )
+
+    @contextmanager
+    def _answering(
+        self, context: grpc.ServicerContext, slots: threading.BoundedSemaphore, limit: str
+    ) -> Iterator[None]:
+        """Keeps a limit of calls, counts what is under way, turns errors into their gRPC codes."""
+        if not slots.acquire(blocking=False):
+            full = TooManyCallsError(f"This server is at its limit ({limit}); ask again later.")
+            self._abort(context, full)
+        try:
+            self._check_serving()
+            with self._one_ended:
+                self._under_way += 1
+            try:
+                yield
+            finally:
+                with self._one_ended:
+                    self._under_way -= 1
+                    self._one_ended.notify_all()
+        except ThinRowError as error:
+            self._abort(context, error)
+        except Exception as error:
+            if not context.is_active():  # cancelled: nobody waits for the answer
+                raise
+            log.exception("call failed")
+            self._abort(context, ThinRowError(f"The server failed ({type(error).__name__})."))
+        finally:
+            slots.release()
+
+    @contextmanager
+    def _working(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """Waits for its turn: many at once would only keep each other from ending."""
+        if not self._work.acquire(timeout=_remaining_s(context)):
+            raise DeadlineError("The deadline passed while the request waited for its turn.")
+        try:
+            yield
+        finally:
+            self._work.release()
+
+    def _check_serving(self) -> None:
+        if self._draining.is_set():
+            raise UnavailableError("This server is stopping; ask again once it is back.")
+
+    def _abort(self, context: grpc.ServicerContext, error: ThinRowError) -> NoReturn:
+        self._metrics.errors.labels(error.name).inc()
+        code = next(code for kind, code in CODES.items() if isinstance(error, kind))
+        if isinstance(error, StoreError):
+            log.error("store failed", extra={"reason": str(error)})
+        context.set_trailing_metadata(((ERROR_METADATA, error.name),))
+        context.abort(code, str(error)[:MESSAGE_LETTERS_MAX])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:MESSAGE_LETTERS_MAX]
+
+
+def _remaining_s(context: grpc.ServicerContext) -> float | None:
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else min(max(remaining, 0.0), threading.TIMEOUT_MAX)
