@@ -11,7 +11,7 @@ BUF := .cache/buf-$(BUF_VERSION)/node_modules/.bin/buf
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos protos/thinrow/v1/*.proto \
 	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1)
 
-.PHONY: help setup demo test check protos verify-protos proto-lint proto-baseline bench bench-peers gpu
+.PHONY: help setup demo test check protos verify-protos proto-lint proto-baseline bench bench-peers gpu lock image-test
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -66,3 +66,19 @@ bench-peers: setup ## measure against other systems, into docs/benchmarks-peers.
 gpu: setup ## on a machine with CUDA: its tests, and figures into docs/gpu.md
 	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
 	$(BIN)/python bench/gpu.py --out docs/gpu.md
+
+LOCK = $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --python-version 3.11 \
+	--custom-compile-command 'make lock' --constraints .cache/versions.txt --output-file deploy/requirements
+
+lock: setup ## lock what the images install, at the versions of .venv; uv asks where UV_FIND_LINKS and such say
+	$(BIN)/python -m pip install --quiet --group lock
+	@mkdir -p .cache && $(BIN)/python -m pip freeze --exclude-editable > .cache/versions.txt
+	$(LOCK)/server.txt pyproject.toml --extra server
+	$(LOCK)/trainer.txt pyproject.toml --extra server --extra torch
+	$(LOCK)/build.txt deploy/requirements/build.in
+	$(LOCK)/samples.txt deploy/requirements/samples.in --no-deps
+
+image-test: setup ## build the images and run the compose file's services in them; root on a Debian
+	@for tool in buildah bwrap curl debootstrap dnsmasq ip prometheus; do command -v $$tool > /dev/null || { \
+		echo 'Run: apt-get install buildah bubblewrap curl debootstrap dnsmasq-base iproute2 prometheus' >&2; exit 1; }; done
+	$(BIN)/python -m pytest -s --timeout 3600 tests/images.py

@@ -12,6 +12,7 @@ import shutil
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Self, cast
 
 from rocksdict import (
@@ -37,6 +38,7 @@ ZLIB_WINDOW_BITS = -14
 """RocksDB's default; zstd does not look at it."""
 SST_BYTES_MAX = 256 * 1024 * 1024
 BLOOM_BITS_PER_KEY = 10
+LIBRARY_FILE = "rocksdict-config.json"
 LAYERS_MAX = 6
 LAYERS_SHARE_MAX = 0.25
 """Bounds on what lies over a shard's last whole writing: tables, and bytes in proportion to it."""
@@ -81,6 +83,7 @@ def storage_error(error: Exception, path: Path) -> StoreError:
     if isinstance(error, OSError) and error.errno is not None:
         return StoreError(f"Cannot read or write {path}: {os.strerror(error.errno)}.")
     if text.startswith("Corruption") or "No such file" in text:
+        text = re.sub(r"/\S*/thinrow-shard-[^/\s]+", str(path), text)
         named = re.search(r"(/\S+\.(?:sst|log)|/\S*MANIFEST-\d+|/\S+/CURRENT)", text)
         return StoreCorruptError(
             f"{named[1].rstrip(':') if named else path} is damaged ({text.splitlines()[0]}); "
@@ -189,13 +192,19 @@ class Shard:
         try:
             options = _options()
             options.set_db_log_dir("/dev/null")
-            self._database = Rdict(
-                str(path),
-                options,
-                # Else the one column family is read with default table options: a cache of 8 MB.
-                column_families={"default": options},
-                access_type=AccessType.read_only(error_if_log_file_exist=False),
-            )
+            # The library writes a file of its own wherever it opens, even to read; a store may be
+            # mounted read-only, and is shared. All files stay open, so the links may go at once.
+            with TemporaryDirectory(prefix="thinrow-shard-") as links:
+                for file in path.resolve().iterdir():
+                    if file.name != LIBRARY_FILE:
+                        (Path(links) / file.name).symlink_to(file)
+                self._database = Rdict(
+                    links,
+                    options,
+                    # Else its column family is read with default options: a cache of 8 MB.
+                    column_families={"default": options},
+                    access_type=AccessType.read_only(error_if_log_file_exist=False),
+                )
         except Exception as error:
             raise storage_error(error, path) from error
 
