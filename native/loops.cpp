@@ -17,8 +17,10 @@ void widen(const uint8_t *data, int64_t base, int64_t words, To *out) {
   }
 }
 
-template <typename From, typename To>
-void widen_all(const Blocks *runs, const Views &views, To *out) {
+// Calls `write(run, block's width, its offsets, its base, words, target)` for what views show of
+// each block.
+template <typename To, typename Write>
+void each_block(const Blocks *runs, const Views &views, To *out, Write &&write) {
   for (size_t v = 0; v < views.count; ++v) {
     const Blocks &blocks = runs[views.runs[v]];
     int64_t word = views.starts[v];
@@ -30,20 +32,66 @@ void widen_all(const Blocks *runs, const Views &views, To *out) {
       const int64_t words = std::min(end, blocks.first_word[block + 1]) - word;
       const int64_t within = word - blocks.first_word[block];
       const uint8_t width = blocks.widths[block];
-      const uint8_t *data = blocks.data + blocks.first_byte[block] + within * width;
-      const int64_t base = blocks.bases[block];
-      switch (width) {
-        case 0: std::fill_n(target, words, static_cast<To>(static_cast<From>(base))); break;
-        case 1: widen<From, To, uint8_t>(data, base, words, target); break;
-        case 2: widen<From, To, uint16_t>(data, base, words, target); break;
-        case 4: widen<From, To, uint32_t>(data, base, words, target); break;
-        default: widen<From, To, uint64_t>(data, base, words, target);
-      }
+      write(views.runs[v], width, blocks.data + blocks.first_byte[block] + within * width,
+            blocks.bases[block], words, target);
       target += words;
       word += words;
       ++block;
     }
   }
+}
+
+template <typename From, typename To>
+void widen_all(const Blocks *runs, const Views &views, To *out) {
+  each_block(runs, views, out,
+             [](int64_t, uint8_t width, const uint8_t *data, int64_t base, int64_t words, To *to) {
+               switch (width) {
+                 case 0: std::fill_n(to, words, static_cast<To>(static_cast<From>(base))); break;
+                 case 1: widen<From, To, uint8_t>(data, base, words, to); break;
+                 case 2: widen<From, To, uint16_t>(data, base, words, to); break;
+                 case 4: widen<From, To, uint32_t>(data, base, words, to); break;
+                 default: widen<From, To, uint64_t>(data, base, words, to);
+               }
+             });
+}
+
+template <typename To, typename Offset>
+bool look_up(const uint8_t *data, uint64_t base, int64_t words, const Entries &entries, To *out) {
+  bool is_inside = true;
+  for (int64_t i = 0; i < words; ++i) {
+    Offset offset;
+    std::memcpy(&offset, data + i * sizeof(Offset), sizeof(Offset));
+    const uint64_t word = base + offset;
+    const bool is_entry = word < entries.count;
+    is_inside &= is_entry;
+    out[i] = static_cast<To>(entries.values[is_entry ? word : 0]);
+  }
+  return is_inside;
+}
+
+template <typename To>
+bool look_up_all(const Blocks *runs, const Entries *entries, const Views &views, To *out) {
+  bool is_inside = true;
+  each_block(runs, views, out,
+             [&](int64_t run, uint8_t width, const uint8_t *data, int64_t base, int64_t words,
+                 To *to) {
+               const Entries &mine = entries[run];
+               if (!mine.count) {
+                 is_inside = false;
+                 return;
+               }
+               switch (width) {
+                 case 0:
+                   is_inside &= static_cast<uint64_t>(base) < mine.count;
+                   if (is_inside) std::fill_n(to, words, static_cast<To>(mine.values[base]));
+                   break;
+                 case 1: is_inside &= look_up<To, uint8_t>(data, base, words, mine, to); break;
+                 case 2: is_inside &= look_up<To, uint16_t>(data, base, words, mine, to); break;
+                 case 4: is_inside &= look_up<To, uint32_t>(data, base, words, mine, to); break;
+                 default: is_inside &= look_up<To, uint64_t>(data, base, words, mine, to);
+               }
+             });
+  return is_inside;
 }
 
 template <typename From>
@@ -78,6 +126,16 @@ void widen_views(const Blocks *runs, Integer from, Integer to, const Views &view
     case Integer::u16: return widen_from<uint16_t>(runs, to, views, out);
     case Integer::u32: return widen_from<uint32_t>(runs, to, views, out);
     case Integer::u64: return widen_from<uint64_t>(runs, to, views, out);
+  }
+}
+
+bool look_up_views(const Blocks *runs, const Entries *entries, Integer to, const Views &views,
+                   uint8_t *out) {
+  switch (to) {
+    case Integer::i8: return look_up_all(runs, entries, views, reinterpret_cast<int8_t *>(out));
+    case Integer::i16: return look_up_all(runs, entries, views, reinterpret_cast<int16_t *>(out));
+    case Integer::i32: return look_up_all(runs, entries, views, reinterpret_cast<int32_t *>(out));
+    default: return look_up_all(runs, entries, views, reinterpret_cast<int64_t *>(out));
   }
 }
 

@@ -28,4 +28,13 @@ struct Views {
 };
 
 void widen_views(const Blocks *runs, Integer from, Integer to, const Views &, uint8_t *out);
+// The values that words index.
+struct Entries {
+  const int64_t *values;
+  uint64_t count;
+};
+
+// As widen_views, each word being replaced by what it indexes; false where it indexes nothing.
+bool look_up_views(const Blocks *runs, const Entries *entries, Integer to, const Views &,
+                   uint8_t *out);
 void copy_views(const uint8_t *const *runs, size_t item_bytes, const Views &, uint8_t *out);

@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "bind_records.h"
 #include "bind_response.h"
 #include "bind_store.h"
 #include "loops.h"
@@ -104,6 +105,29 @@ void widen(const std::vector<const Run *> &runs, int from, In<int64_t> run_of, I
   auto *target = static_cast<uint8_t *>(out.data());
   nb::gil_scoped_release release;
   ::widen_views(blocks.data(), static_cast<Integer>(from), static_cast<Integer>(to), views, target);
+}
+
+void look_up(const std::vector<const Run *> &runs, const std::vector<In<int64_t>> &dictionaries,
+             In<int64_t> run_of, In<int64_t> starts, In<int64_t> lengths, In<int64_t> places, int to,
+             AnyOut out) {
+  if (to < 0 || to > 3) throw std::invalid_argument("no such integers");
+  if (runs.size() != dictionaries.size()) throw std::invalid_argument("as many dictionaries as runs");
+  std::vector<Blocks> blocks;
+  std::vector<int64_t> words;
+  std::vector<Entries> entries;
+  for (size_t run = 0; run < runs.size(); ++run) {
+    blocks.push_back(runs[run]->blocks());
+    words.push_back(runs[run]->words());
+    entries.push_back({dictionaries[run].data(), dictionaries[run].size()});
+  }
+  const Views views = checked(run_of, starts, lengths, places, words, out.nbytes() >> to);
+  auto *target = static_cast<uint8_t *>(out.data());
+  bool is_inside;
+  {
+    nb::gil_scoped_release release;
+    is_inside = ::look_up_views(blocks.data(), entries.data(), static_cast<Integer>(to), views, target);
+  }
+  if (!is_inside) throw std::out_of_range("a word points past its dictionary");
 }
 
 void copy(const std::vector<AnyIn> &sources, In<int64_t> run_of, In<int64_t> starts,
@@ -250,10 +274,12 @@ NB_MODULE(_native, m) {
   nb::class_<Run>(m, "Run").def(
       nb::init<In<uint8_t>, In<uint8_t>, In<int64_t>, In<int64_t>>());
   m.def("widen_views", &widen);
+  m.def("look_up_views", &look_up);
   m.def("copy_views", &copy);
   m.def("gather", &gather);
   m.def("number_values", &number_values);
   m.def("recode", &recode);
+  bind_records(m);
   bind_response(m);
   bind_store(m);
 }

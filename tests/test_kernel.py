@@ -226,6 +226,24 @@ def test_other_integers_hold_every_value_or_are_refused(kind: int, base: int, fi
             whole(column, "i4")
 
 
+def test_looked_up_values_are_those_of_each_runs_own_dictionary() -> None:
+    def run(*words: int) -> kernel.Run:
+        narrow = np.array(words, np.uint8), np.ones(1, np.uint8), np.zeros(1, np.int64)
+        return kernel.Run(*narrow, np.array([len(words)]))
+
+    runs, mine = [run(1, 0, 1), run(0, 2, 1)], [np.array([7, -8]), np.array([5, 6, 1 << 30])]
+    views = Views(*np.array([[1, 0, 1], [0, 1, 2], [3, 2, 1], [0, 3, 5]], np.int64))
+    for dtype in ("i4", "i8"):
+        out = np.zeros(6, dtype)
+        kernel.look_up_views(runs, mine, views, out)
+        assert out.tolist() == [5, 1 << 30, 6, 7, -8, 6]
+    for short in ([np.array([7, -8]), np.array([5, 6])], [np.zeros(0, np.int64), mine[1]]):
+        with pytest.raises(IndexError):
+            kernel.look_up_views(runs, short, views, np.zeros(6, np.int64))
+    with pytest.raises(IndexError):
+        kernel.look_up_views(runs, mine, views, np.zeros(5, np.int64))
+
+
 def test_lookups_of_several_threads_do_not_wait_for_each_other() -> None:
     """The loops let go of the interpreter's lock: another thread runs meanwhile."""
     script = """

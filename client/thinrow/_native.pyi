@@ -28,6 +28,17 @@ def widen_views(
     out: NDArray[np.uint8],
     /,
 ) -> None: ...
+def look_up_views(
+    runs: Sequence[Run],
+    dictionaries: Sequence[NDArray[np.int64]],
+    run_of: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    places: NDArray[np.int64],
+    write_as: int,
+    out: NDArray[np.uint8],
+    /,
+) -> None: ...
 def copy_views(
     sources: Sequence[NDArray[np.uint8]],
     run_of: NDArray[np.int64],
@@ -123,6 +134,18 @@ class Plan:
     def events_at_most(self) -> int: ...
     @property
     def stripe_bytes_at_most(self) -> int: ...
+
+class RecordFormat:
+    def __init__(
+        self,
+        number: int,
+        record_bytes: int,
+        columns: Sequence[tuple[str, int, int, bool, int, int, int]],
+        /,
+    ) -> None: ...
+    def events(self, arrival_ts: Sequence[int], records: list[bytes], /) -> bytes | None: ...
+
+def record_order(records: list[bytes], /) -> list[int]: ...
 
 class ValueCache:
     def __init__(self, bytes_max: int, /) -> None: ...

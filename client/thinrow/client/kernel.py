@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["WIDTHS", "Run", "Views", "copy_views", "ranges", "widen_views"]
+__all__ = ["WIDTHS", "Run", "Views", "copy_views", "look_up_views", "ranges", "widen_views"]
 
 WIDTHS = (1, 2, 4, 8)
 """Bytes per offset of blocks that have offsets at all."""
@@ -66,6 +66,17 @@ def widen_views(runs: Sequence[Run], dtype: np.dtype[Any], views: Views, out: ND
         out = out.view(dtype)
     write_as = INTEGERS[np.dtype(f"i{out.dtype.itemsize}")]
     native.widen_views(runs, INTEGERS[dtype], *views, write_as, as_bytes(out))
+
+
+def look_up_views(
+    runs: Sequence[Run], dictionaries: Sequence[NDArray[np.int64]], views: Views, out: NDArray[Any]
+) -> None:
+    """Copies views of what words index, each in its own run's dictionary.
+
+    out: of integers that hold every value. Raises IndexError where a word indexes nothing.
+    """
+    write_as = INTEGERS[np.dtype(f"i{out.dtype.itemsize}")]
+    native.look_up_views(runs, dictionaries, *views, write_as, as_bytes(out))
 
 
 def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -151,6 +151,17 @@ class NarrowColumn:
             runs = [column._run for column in columns]
             kernel.widen_views(runs, first.kind.dtype, views.times(first._size), values.reshape(-1))
             return
+        if all(column.is_dictionary and column.fits(values.dtype) for column in columns):
+            dictionaries = [column.message.dictionary for column in columns]
+            try:
+                runs = [column._run for column in columns]
+                kernel.look_up_views(runs, dictionaries, views, values)
+            except IndexError as error:
+                trait = columns[0].message.trait
+                raise ThinRowError(
+                    f"The server's answer is malformed: {trait} has a value that does not exist."
+                ) from error
+            return
         used = set(np.unique(views.runs).tolist())
         kind = columns[0].kind
         nothing = np.empty((0, *kind.shape), kind.dtype)
@@ -173,14 +184,22 @@ class NarrowColumn:
         return self._present is None and self.message.type not in CHECKED_TYPES
 
     @property
+    def is_dictionary(self) -> bool:
+        """Whether each event has a word that indexes a number."""
+        return self._present is None and self.message.type == wire.TRAIT_TYPE_CATEGORICAL
+
+    @property
     def _presence(self) -> NDArray[np.bool_]:
         return np.ones(self._events, np.bool_) if self._present is None else self._present
 
     def fits(self, dtype: np.dtype[Any]) -> bool:
-        """Tells from bases and widths alone that every value fits another integer dtype."""
+        """Tells from bases and widths, or the dictionary, that every value fits another dtype."""
         if dtype == self.kind.dtype or np.can_cast(self.kind.dtype, dtype):
             return True
         bounds = np.iinfo(dtype)
+        if self.message.type == wire.TRAIT_TYPE_CATEGORICAL:
+            entries = self.message.dictionary
+            return bool(((entries >= bounds.min) & (entries <= bounds.max)).all())
         bases, widths = self.blocks.bases, self.blocks.widths
         most = bases.astype(object) + (1 << 8 * widths.astype(object)) - 1
         return bool((bases >= max(bounds.min, 0)).all() and (most <= bounds.max).all())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
-from thinrow.client.torch.files import FileSource, RowFiles
+from thinrow.client.torch.files import FileSource, RowFiles, traits_named
 from thinrow.client.torch.pipeline import BATCHES_ELSEWHERE, Pipeline
 from thinrow.client.torch.starvation import Starvation
 from thinrow.errors import UsageError
@@ -48,7 +48,7 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
         self._projection = projection
         self._config = config or LoaderConfig()
         # A column that is not there is told here and not by every worker.
-        self._files.reads(self._config.columns)
+        self._files.reads(self._config.columns, traits=None)
         self._epoch = 0
         self._shard: FileSource | None = None
         self._resuming = False
@@ -82,7 +82,9 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
         """The shard of this process."""
         worker = get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        source = self._files.source(number, workers, self._config.columns)
+        source = self._files.source(
+            number, workers, self._config.columns, traits_named(self._projection)
+        )
         mine = self._shard
         if mine is not None and (mine.shard, mine.shards) == (source.shard, source.shards):
             return mine

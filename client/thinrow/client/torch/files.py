@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from numpy.typing import NDArray
+    from thinrow.client.pointers import Projection
 
 __all__ = ["FileSource", "RowFiles"]
 
@@ -39,6 +41,8 @@ READ_ROWS = 8192
 FOOTER_THREADS_MAX = 16
 
 Order = Literal["users", "rows", "files"]
+EVENT_TIMES = ("event_ts", "arrival_ts")
+"""What of a mutable event is read whichever traits are wanted."""
 
 
 class Footer(NamedTuple):
@@ -112,18 +116,21 @@ class RowFiles:
         return f"RowFiles({len(self.paths)} files, {len(self)} rows, order {self.order!r})"
 
     def source(
-        self, worker: int = 0, workers: int = 1, columns: Sequence[str] | None = None
+        self,
+        worker: int = 0,
+        workers: int = 1,
+        columns: Sequence[str] | None = None,
+        traits: Sequence[str] | None = None,
     ) -> FileSource:
         """Makes the source of one worker of this rank.
 
         columns: those of the other columns that are read. None: all. Raises InputError for one
-            that is not there.
+            that is not there. traits: those of the mutable events that are read. None: all.
         """
-        return FileSource(
-            self, self.rank * workers + worker, self.world_size * workers, self.reads(columns)
-        )
+        schema = self.reads(columns, traits)
+        return FileSource(self, self.rank * workers + worker, self.world_size * workers, schema)
 
-    def reads(self, columns: Sequence[str] | None) -> pa.Schema:
+    def reads(self, columns: Sequence[str] | None, traits: Sequence[str] | None) -> pa.Schema:
         """Chooses the columns to read; those of the pointers always are."""
         others = other_columns(self.schema)
         if columns is not None:
@@ -133,8 +140,14 @@ class RowFiles:
                     f"The thin rows have no column {missing[0]!r}; there are {', '.join(others)}."
                 )
             others = [name for name in others if name in {*columns, "user_id", "request_ts"}]
-        fields = [self.schema.field(name) for name in (*others, "uih", "mutable")]
-        schema: pa.Schema = load_pyarrow().schema(fields)
+        arrow = load_pyarrow()
+        mutable = self.schema.field("mutable")
+        if traits is not None:
+            kept = [f for f in mutable.type.value_type if f.name in {*EVENT_TIMES, *traits}]
+            is_large = arrow.types.is_large_list(mutable.type)
+            mutable = mutable.with_type((arrow.large_list if is_large else arrow.list_)(arrow.struct(kept)))
+        fields = [self.schema.field(name) for name in (*others, "uih")]
+        schema: pa.Schema = arrow.schema([*fields, mutable])
         return schema
 
     def read(
@@ -154,8 +167,9 @@ class RowFiles:
             first, last = max(start - begin, 0), min(stop, int(ends[place])) - begin
             seen = 0
             with open_parquet(*located(path)) as file:
+                leaves = leaves_of(file.schema, schema)
                 for batch in file.iter_batches(
-                    READ_ROWS, row_groups=[int(self._group_places[group])], columns=schema.names
+                    READ_ROWS, row_groups=[int(self._group_places[group])], columns=leaves
                 ):
                     low, high = max(first - seen, 0), min(last - seen, len(batch))
                     if low < high:
@@ -324,6 +338,13 @@ class Window:
         return RowChunk(to_thin_rows(self._paths, batch), others, self._ids[places])
 
 
+def traits_named(projection: Projection | str) -> tuple[str, ...] | None:
+    """The traits that a projection is sure to be content with; None where only the server knows."""
+    if isinstance(projection, str) or projection.feature_groups:
+        return None
+    return projection.traits or None
+
+
 def ranks() -> tuple[int, int]:
     """This process's rank and the world size."""
     distributed = torch.distributed
@@ -373,6 +394,19 @@ def read_footer(path: str) -> Footer:
             [group.num_rows for group in groups],
             [group.total_byte_size for group in groups],
         )
+
+
+def leaves_of(stored: pq.ParquetSchema, schema: pa.Schema) -> list[str]:
+    """The columns of a file that hold what a schema has, mutable events without other traits."""
+    traits = {field.name for field in schema.field("mutable").type.value_type}
+    paths = [stored.column(number).path for number in range(len(stored.names))]
+    # They lie there as mutable.list.element.trait; the middle two may be called otherwise.
+    return [
+        path
+        for path in paths
+        if (parts := path.split("."))[0] in schema.names
+        and (parts[0] != "mutable" or len(parts) < 4 or parts[3] in traits)
+    ]
 
 
 def joint_schema(paths: Sequence[str], schemas: Sequence[pa.Schema]) -> pa.Schema:

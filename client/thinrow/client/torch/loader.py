@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
-from thinrow.client.torch.files import FileSource, RowFiles
+from thinrow.client.torch.files import FileSource, RowFiles, traits_named
 from thinrow.client.torch.pipeline import BATCHES_ELSEWHERE, Pipeline
 from thinrow.client.torch.starvation import Starvation
 from thinrow.errors import UsageError
@@ -56,7 +56,7 @@ class ThinRowLoader:
         registry: CollectorRegistry | None = None,
     ) -> None:
         self._config = config or LoaderConfig()
-        self._source = to_source(rows, self._config.columns)
+        self._source = to_source(rows, self._config.columns, projection)
         self._server = server
         self._projection = projection
         self._copies = DeviceCopy(device, slots=self._config.batches_ahead + BATCHES_ELSEWHERE)
@@ -158,13 +158,15 @@ class ThinRowLoader:
 
 
 def to_source(
-    rows: str | Path | Sequence[str | Path] | RowFiles | RowSource, columns: Sequence[str] | None
+    rows: str | Path | Sequence[str | Path] | RowFiles | RowSource,
+    columns: Sequence[str] | None,
+    projection: Projection | str,
 ) -> RowSource:
     """Opens files; a source is one already."""
     if isinstance(rows, str | Path | list | tuple):
         rows = RowFiles(rows)
     if isinstance(rows, RowFiles):
-        return rows.source(columns=columns)
+        return rows.source(columns=columns, traits=traits_named(projection))
     if not hasattr(rows, "chunks"):
         raise UsageError(
             f"The rows are a {type(rows).__name__}, but must be a path, a list of paths, RowFiles "
