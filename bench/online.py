@@ -1,7 +1,8 @@
 """The online half under load: snapshots while events come in, and how fast they can come in.
 
-Run: python bench/online.py [--seconds 20]. A server, whoever asks it and whoever appends share the
-machine's cores.
+Run: python bench/online.py [--seconds 10] [--rounds 3]. A server, whoever asks it and whoever
+appends share the machine's cores. In each round the same is asked of a server that only returns
+bytes, as many as a snapshot has: the least that gRPC in Python takes here at this time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ import grpc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from caller import ask_steadily
 from rich.console import Console
 from rich.table import Table
 from thinrow.client import Projection
@@ -169,37 +172,43 @@ def append_fast(address: str, seconds: float) -> Load:
         return Load(time.perf_counter() - start_s, len(ready) * FULL_BATCH_EVENTS, took)
 
 
-def ask_steadily(address: str, seconds: float) -> Load:
+def ask(address: str, method: str, seconds: float, seed: int) -> Load:
     """REQUESTS_PER_S, each timed from when it was due."""
     projection = to_wire_projection(Projection(SEQUENCE_LENGTH))
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seed)
     count = int(seconds * REQUESTS_PER_S)
     requests = [
         online_pb2.SnapshotRequest(user_id=user, projection=projection).SerializeToString()
         for user in rng.integers(1, USERS + 1, count).tolist()
     ]
     due = np.cumsum(rng.exponential(1 / REQUESTS_PER_S, count)).tolist()
-    with grpc.insecure_channel(address) as channel:
-        # As bytes: reading answers is not the tier's work.
-        ask = channel.unary_unary("/thinrow.v1.OnlineService/Snapshot")
-        for request in requests[:200]:
-            ask(request)
-        took: list[float] = []
-        failed: list[grpc.StatusCode] = []
-        start_s = time.perf_counter()
-        for request, after_s in zip(requests, due, strict=True):
-            time.sleep(max(0.0, start_s + after_s - time.perf_counter()))
+    start_s = time.perf_counter()
+    took, failed = ask_steadily(address, method, requests, due)
+    return Load(time.perf_counter() - start_s, count, took, failed)
 
-            def ended(call: Any, due_s: float = start_s + after_s) -> None:  # noqa: ANN401
-                if call.code() is grpc.StatusCode.OK:
-                    took.append(1e3 * (time.perf_counter() - due_s))
-                else:
-                    failed.append(call.code())
 
-            ask.future(request).add_done_callback(ended)
-        while len(took) + len(failed) < count:
-            time.sleep(0.01)
-        return Load(time.perf_counter() - start_s, count, took, len(failed))
+def answer_size(address: str) -> int:
+    projection = to_wire_projection(Projection(SEQUENCE_LENGTH))
+    with connect_online(address) as client:
+        request = online_pb2.SnapshotRequest(user_id=1, projection=projection)
+        return client.stub.Snapshot(request).ByteSize()
+
+
+def return_bytes(size: int, found: Connection[Any, Any]) -> None:
+    """A server that does nothing else, on gRPC's thread pool as ThinRow's servers are."""
+    answer = bytes(size)
+
+    def same(_request: bytes, _context: grpc.ServicerContext) -> bytes:
+        return answer
+
+    with ThreadPoolExecutor(64) as pool:
+        server = grpc.server(pool)
+        handler = grpc.unary_unary_rpc_method_handler(same)
+        server.add_registered_method_handlers("Floor", {"Ask": handler})
+        found.send(server.add_insecure_port("127.0.0.1:0"))
+        server.start()
+        found.recv()
+        server.stop(None).wait()
 
 
 def warm_up(address: str) -> None:
@@ -214,53 +223,87 @@ def cpu_s(process: int) -> float:
     return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(seconds: float) -> Table:
+@contextmanager
+def appended_to(address: str, seconds: float) -> Iterator[list[Load]]:
+    """Appends go on for so long; what was found is in the list at the end."""
+    here, there = multiprocessing.Pipe()
+    appender = multiprocessing.get_context("spawn").Process(
+        target=append_steadily, args=(address, seconds, there)
+    )
+    appender.start()
+    here.recv()
+    here.send(None)
+    loads: list[Load] = []
+    yield loads
+    loads.append(here.recv())
+    appender.join()
+
+
+def between(values: list[float]) -> str:
+    """The middle one, and the extremes."""
+    low, high = min(values), max(values)
+    return f"{float(np.median(values)):,.2f} ({low:,.2f} to {high:,.2f})"
+
+
+def measure(seconds: float, rounds: int) -> Table:
     """Everything, as a table."""
     with tempfile.TemporaryDirectory(dir=Path.cwd() / ".cache") as name:
         folder = Path(name)
         build(folder)
-        table = Table("what", "rate", "p50 ms", "p99 ms", "failed", "server's cores")
+        table = Table("what", "rate", "p50 ms", "p99 ms", "failed", "server's CPU")
+        found: dict[str, list[Load]] = {"floor": [], "snapshots": [], "appends": []}
+        used: dict[str, float] = {"floor": 0.0, "snapshots": 0.0}
         with served(folder) as (address, process):
             warm_up(address)
             here, there = multiprocessing.Pipe()
-            appender = multiprocessing.get_context("spawn").Process(
-                target=append_steadily, args=(address, seconds + 1, there)
+            floor = multiprocessing.get_context("spawn").Process(
+                target=return_bytes, args=(answer_size(address), there)
             )
-            appender.start()
-            here.recv()
+            floor.start()
+            floor_address = f"127.0.0.1:{here.recv()}"
+            asked = {
+                "floor": (floor_address, "/Floor/Ask", floor.pid or 0),
+                "snapshots": (address, "/thinrow.v1.OnlineService/Snapshot", process),
+            }
+            with appended_to(address, (2 * rounds + 1) * (seconds + 1)) as appends:
+                for seed in range(rounds):
+                    for what, (where, method, server) in asked.items():
+                        before_s = cpu_s(server)
+                        found[what].append(ask(where, method, seconds, seed))
+                        used[what] += cpu_s(server) - before_s
+            found["appends"] = appends
             here.send(None)
-            before_s, start_s = cpu_s(process), time.perf_counter()
-            asked = ask_steadily(address, seconds)
-            used = (cpu_s(process) - before_s) / (time.perf_counter() - start_s)
-            appended = here.recv()
-            appender.join()
-            for what, load, cores in (
-                (f"snapshots, {SEQUENCE_LENGTH} events", asked, f"{used:.2f}"),
-                (f"appends beside them, {BATCH_EVENTS} a batch", appended, ""),
+            floor.join()
+            for what, row in (
+                ("floor", "as many bytes, and no work"),
+                ("snapshots", f"snapshots, {SEQUENCE_LENGTH} events"),
+                ("appends", f"appends beside both, {BATCH_EVENTS} a batch"),
             ):
-                rate = load.count / load.seconds
+                loads = found[what]
+                rates = [load.count / load.seconds for load in loads]
+                cpu = f"{used[what] / rounds / seconds:.2f} cores" if what in used else ""
                 table.add_row(
-                    what,
-                    f"{rate:,.0f}/s",
-                    *(f"{load.percentile(q):.2f}" for q in (0.5, 0.99)),
-                    f"{load.failed}",
-                    cores,
+                    row,
+                    f"{np.median(rates):,.0f}/s",
+                    *(between([load.percentile(q) for load in loads]) for q in (0.5, 0.99)),
+                    f"{sum(load.failed for load in loads)}",
+                    cpu,
                 )
             before_s = cpu_s(process)
-            fast = append_fast(address, seconds / 4)
-            used = (cpu_s(process) - before_s) / fast.seconds
+            fast = append_fast(address, seconds / 2)
+            cores = (cpu_s(process) - before_s) / fast.seconds
             table.add_row(
                 f"appends alone, {FULL_BATCH_EVENTS} a batch",
                 f"{fast.count / fast.seconds:,.0f}/s",
-                "",
-                "",
-                "",
-                f"{used:.2f}",
+                *("", "", ""),
+                f"{cores:.2f} cores",
             )
     return table
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20)
-    Console().print(measure(parser.parse_args().seconds))
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    told = parser.parse_args()
+    Console().print(measure(told.seconds, told.rounds))

@@ -95,7 +95,7 @@ FULL = Sizes(
     mid_examples=16_384,
     stored_users=30,
     stored_days=30,
-    compaction_users=250,
+    compaction_users=500,
 )
 QUICK = Sizes(
     rounds=1,

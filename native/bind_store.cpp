@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
+#include <memory>
 
 #include "answer.h"
 #include "errors.h"
@@ -49,6 +50,9 @@ Made<T> array_of(const std::vector<Example> &examples, Field &&field) {
   return Made<T>(data, {examples.size()}, owner);
 }
 
+// Fewer examples are done sooner than the interpreter's lock is let go and had again.
+constexpr size_t examples_released_min = 16;
+
 // A plan, and what it points into.
 class BoundPlan {
  public:
@@ -71,7 +75,7 @@ class BoundPlan {
     std::vector<Group> chosen;
     for (const auto &[number, is_wanted, is_key, event_bytes] : groups)
       chosen.push_back({number, is_wanted, is_key, event_bytes});
-    nb::gil_scoped_release release;
+    const auto release = released();
     plan_.choose(views, std::move(chosen));
   }
 
@@ -80,7 +84,7 @@ class BoundPlan {
   int64_t take(nb::list values) {
     stripes_ = values;
     const std::vector<Bytes> views = views_of(values);
-    nb::gil_scoped_release release;
+    const auto release = released();
     int64_t bytes = 0;
     for (const Bytes &view : views) {
       if (!view.data) throw Corrupt("a stripe is missing that its directory names");
@@ -90,13 +94,13 @@ class BoundPlan {
     return bytes;
   }
 
-  void resolve(std::vector<Trait> key_traits, nb::callable text_hash) {
+  void resolve(std::vector<Trait> key_traits, nb::callable text_hash, DigestMemory &memory) {
     place(key_traits);
-    nb::gil_scoped_release release;
+    const auto release = released();
     plan_.resolve(key_traits, [&](Bytes value) {
       nb::gil_scoped_acquire acquire;
       return nb::cast<uint64_t>(text_hash(nb::bytes(value.data, value.size)));
-    });
+    }, memory);
   }
 
   nb::tuple answer(std::vector<Trait> traits, int64_t generation, int64_t watermark_ts,
@@ -105,7 +109,7 @@ class BoundPlan {
     place(traits);
     std::optional<Answer> answer;
     {
-      nb::gil_scoped_release release;
+      const auto release = released();
       answer.emplace(plan_, traits, generation, watermark_ts, bytes_max);
     }
     const int64_t size = answer->bytes(cursor);
@@ -114,7 +118,7 @@ class BoundPlan {
     if (!message.ptr()) throw nb::python_error();
     auto *begin = reinterpret_cast<uint8_t *>(PyBytes_AS_STRING(message.ptr()));
     {
-      nb::gil_scoped_release release;
+      const auto release = released();
       Writer out(begin);
       answer->write(out, cursor, [&] {
         const auto taken = std::chrono::steady_clock::now() - start;
@@ -153,6 +157,11 @@ class BoundPlan {
                  max_lengths.data()[i], digests.data()[i], request_ts.data()[i],
                  mutable_lengths.data()[i]};
     return made;
+  }
+
+  std::unique_ptr<nb::gil_scoped_release> released() const {
+    if (plan_.examples.size() < examples_released_min) return nullptr;
+    return std::make_unique<nb::gil_scoped_release>();
   }
 
   void place(std::vector<Trait> &traits) const {
@@ -199,6 +208,7 @@ void bind_store(nb::module_ &m) {
            nb::arg().none(), nb::arg())
       .def_prop_ro("events_at_most", &BoundPlan::events_at_most)
       .def_prop_ro("stripe_bytes_at_most", &BoundPlan::stripe_bytes_at_most);
+  nb::class_<DigestMemory>(m, "DigestMemory").def(nb::init<int64_t>());
   nb::class_<ValueCache>(m, "ValueCache")
       .def(nb::init<int64_t>())
       .def("look_up", &ValueCache::look_up)

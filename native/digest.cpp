@@ -92,3 +92,14 @@ std::vector<uint64_t> digest_sums(const std::vector<Trait> &traits, const std::v
 uint64_t close_digest(uint64_t sum, int64_t event_count) {
   return std::max<uint64_t>(1, xxh3(sum ^ xxh3(static_cast<uint64_t>(event_count) ^ seed)));
 }
+
+std::optional<uint64_t> DigestMemory::find(int64_t user_id, int64_t ordinal) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const uint64_t *sum = sums_.find({user_id, ordinal}, [](uint64_t) { return 1; });
+  return sum ? std::optional(*sum) : std::nullopt;
+}
+
+void DigestMemory::add(int64_t user_id, int64_t ordinal, uint64_t sum) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  sums_.add({user_id, ordinal}, sum, 1);
+}

@@ -3,8 +3,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <mutex>
+#include <optional>
 #include <vector>
 
+#include "recent.h"
 #include "stripe.h"
 
 // Digest sums after each of the first `count` events of a stripe.
@@ -17,3 +20,25 @@ std::vector<uint64_t> digest_sums(const std::vector<Trait> &traits, const std::v
 
 // A digest as pointers carry it, never 0.
 uint64_t close_digest(uint64_t sum, int64_t event_count);
+
+// Sums inside stripes that were counted out lately: a user's requests of one day end at one place.
+class DigestMemory {
+ public:
+  explicit DigestMemory(int64_t sums_max) : sums_(sums_max) {}
+
+  // The sum before a place in a user's history.
+  std::optional<uint64_t> find(int64_t user_id, int64_t ordinal);
+  void add(int64_t user_id, int64_t ordinal, uint64_t sum);
+
+ private:
+  struct Place {
+    int64_t user_id = 0, ordinal = 0;
+    uint64_t hash() const { return mixed(user_id ^ mixed(ordinal)); }
+    bool operator==(const Place &other) const {
+      return user_id == other.user_id && ordinal == other.ordinal;
+    }
+  };
+
+  std::mutex mutex_;
+  Recent<Place, uint64_t> sums_;
+};

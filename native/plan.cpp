@@ -1,8 +1,8 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <optional>
 
-#include "digest.h"
 #include "errors.h"
 #include "flat_map.h"
 
@@ -245,7 +245,7 @@ int64_t Plan::stripe_bytes_at_most() const {
 }
 
 void Plan::resolve(const std::vector<Trait> &key_traits,
-                   const std::function<uint64_t(Bytes)> &text_hash) {
+                   const std::function<uint64_t(Bytes)> &text_hash, DigestMemory &memory) {
   const int events = slot_of(event_group);
   std::vector<std::vector<int64_t>> times(stripes.size());
   const auto cut = [&](int64_t stripe, int64_t ts) {
@@ -253,9 +253,10 @@ void Plan::resolve(const std::vector<Trait> &key_traits,
       times[stripe] = visible_times(value(events, stripe), stripes[stripe]);
     return events_before(times[stripe], ts);
   };
-  // Digest sums after each event of a stripe, as far as any example needs them.
+  // How much of each stripe is to be summed up, as far as nobody remembers.
   std::vector<int64_t> longest(stripes.size(), 0);
   std::vector<int64_t> ends(examples.size(), 0);
+  std::vector<std::optional<uint64_t>> remembered(examples.size());
   for (size_t i = 0; i < examples.size(); ++i) {
     Example &example = examples[i];
     if (!example.is_active) continue;
@@ -268,8 +269,10 @@ void Plan::resolve(const std::vector<Trait> &key_traits,
       if (!inside || times[example.newest][inside - 1] >= example.pointer.end_ts)
         throw Corrupt("an event is not where its directory says");
       end = stripes[example.newest].ordinal + inside;
-      if (example.is_checked && end < stripes[example.newest].end)
-        longest[example.newest] = std::max(longest[example.newest], inside);
+      if (example.is_checked && end < stripes[example.newest].end) {
+        remembered[i] = memory.find(user.user_id, end);
+        if (!remembered[i]) longest[example.newest] = std::max(longest[example.newest], inside);
+      }
     }
     if (example.oldest >= 0)
       begin = stripes[example.oldest].ordinal + cut(example.oldest, example.start_ts);
@@ -301,8 +304,12 @@ void Plan::resolve(const std::vector<Trait> &key_traits,
       // Up to the end of a stripe the directories know the sum; inside one it is counted out.
       const int64_t following = newest < 0 ? user.begin : newest + 1;
       uint64_t sum = following < user.end ? stripes[following].sum : user.digest_sum;
-      if (newest >= 0 && ends[i] < stripes[newest].end)
+      if (remembered[i]) {
+        sum = *remembered[i];
+      } else if (newest >= 0 && ends[i] < stripes[newest].end) {
         sum = sums[newest][ends[i] - stripes[newest].ordinal - 1];
+        memory.add(user.user_id, ends[i], sum);
+      }
       example.digest = close_digest(sum, ends[i]);
     }
     if (example.status == ok && example.pointer.digest && example.digest &&

@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "digest.h"
 #include "stripe.h"
 
 // The numbers of thinrow.v1.Status.
@@ -81,7 +82,7 @@ class Plan {
 
   // Cuts, checks, truncates: fills in every example.
   void resolve(const std::vector<Trait> &key_traits,
-               const std::function<uint64_t(Bytes)> &text_hash);
+               const std::function<uint64_t(Bytes)> &text_hash, DigestMemory &memory);
 
   std::vector<uint8_t> directory_keys() const;
   std::vector<uint8_t> stripe_keys() const;

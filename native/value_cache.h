@@ -1,13 +1,9 @@
-// Values of a store's keys that were read lately, kept within a bound.
-//
-// Two maps, a young and an old one: what is asked for is (again) young; once the young hold half of
-// what is allowed, the old are let go and the young are the old. An approximation of "least recently
-// used" without lists. Used under the interpreter's lock only.
+// Values of a store's keys that were read lately. Used under the interpreter's lock only.
 #pragma once
 
 #include <nanobind/nanobind.h>
 
-#include "flat_map.h"
+#include "recent.h"
 #include "stripe.h"
 
 constexpr int64_t key_bytes = 13;
@@ -27,7 +23,7 @@ struct StoreKey {
 
 class ValueCache {
  public:
-  explicit ValueCache(int64_t bytes_max) : half_(bytes_max / 2) {}
+  explicit ValueCache(int64_t bytes_max) : values_(bytes_max) {}
 
   // The values of keys that lie one behind the other, None where a key has no value; and the
   // numbers of those that are not known here.
@@ -38,8 +34,7 @@ class ValueCache {
     nanobind::list missing;
     for (int64_t i = 0; i < count; ++i, at += key_bytes) {
       const StoreKey key = StoreKey::at(at);
-      const nanobind::object *known = young_.find(key);
-      if (!known && (known = old_.find(key))) known = &keep(key, *known);
+      const nanobind::object *known = values_.find(key, bytes_of);
       if (!known) missing.append(i);
       PyList_SET_ITEM(values.ptr(), i, nanobind::object(known ? *known : nanobind::none()).release().ptr());
     }
@@ -52,27 +47,19 @@ class ValueCache {
       throw std::invalid_argument("as many values as keys");
     const auto *at = reinterpret_cast<const uint8_t *>(keys.c_str());
     for (nanobind::handle value : values) {
-      keep(StoreKey::at(at), nanobind::borrow(value));
+      const nanobind::object kept = nanobind::borrow(value);
+      values_.add(StoreKey::at(at), kept, bytes_of(kept));
       at += key_bytes;
     }
   }
 
  private:
-  // What an entry takes beside its value's bytes, about: its share of the map, a bytes object.
+  // Beside its bytes a value takes, about, its share of the map and a bytes object.
   static constexpr int64_t entry_bytes = 96;
 
-  const nanobind::object &keep(const StoreKey &key, nanobind::object value) {
-    const int64_t bytes = entry_bytes + (value.is_none() ? 0 : PyBytes_GET_SIZE(value.ptr()));
-    if (young_bytes_ + bytes > half_) {
-      old_ = std::move(young_);
-      young_ = {};
-      young_bytes_ = 0;
-    }
-    const auto [kept, is_new] = young_.add(key, value);
-    if (is_new) young_bytes_ += bytes;
-    return kept;
+  static int64_t bytes_of(const nanobind::object &value) {
+    return entry_bytes + (value.is_none() ? 0 : PyBytes_GET_SIZE(value.ptr()));
   }
 
-  int64_t half_, young_bytes_ = 0;
-  FlatMap<StoreKey, nanobind::object> young_, old_;
+  Recent<StoreKey, nanobind::object> values_;
 };

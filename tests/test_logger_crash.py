@@ -94,7 +94,7 @@ def copies(folder: Path, count: int) -> Iterator[Path]:
         shutil.rmtree(copy)
 
 
-def test_a_torn_end_is_cut_off(journal: Path) -> None:
+def test_a_torn_end_is_cut_off_and_told(journal: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(segments(journal)) == 2
     *_, start = frame_starts(segments(journal)[1])
     size = segments(journal)[1].stat().st_size
@@ -107,7 +107,13 @@ def test_a_torn_end_is_cut_off(journal: Path) -> None:
             if n % 2:
                 file.seek(0, 2)
                 file.write(b"\0" * rng.randrange(100))
+        torn = path.stat().st_size - start
+        caplog.clear()
         assert pending(copy) == 9
+        told = [record.getMessage() for record in caplog.records if "tore" in record.message]
+        assert told == [
+            f"{path} ends in {torn} bytes that a crash tore, none of them acknowledged: cut off"
+        ] * bool(torn)
         # And what is logged then is not lost behind the tear.
         with ThinRowLogger(config_in(copy), clock=Clock()) as logger:
             logger.log("more", a_row(1), features_of(1)).wait()

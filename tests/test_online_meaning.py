@@ -129,6 +129,15 @@ class Online:
     def expected(
         self, user_id: int, request_ts: int, lookback_ms: int, max_length: int, wanted: Wanted
     ) -> tuple[Pointer, list[Event], list[Entry]]:
+        pointer, mutable = self.pointer(user_id, request_ts, lookback_ms, max_length)
+        status, sequence = self.oracle.answer(pointer, wanted, mutable, request_ts)
+        assert status == "OK"
+        return pointer, mutable, sequence
+
+    def pointer(
+        self, user_id: int, request_ts: int, lookback_ms: int, max_length: int
+    ) -> tuple[Pointer, list[Event]]:
+        """What the thin row must hold."""
         watermarks = self.oracle.watermarks
         place = bisect_right(watermarks, request_ts)
         start_ts = request_ts - lookback_ms if lookback_ms else 0
@@ -142,9 +151,7 @@ class Online:
             and (not place or event.arrival_ts >= end_ts)
         ]
         mutable.sort(key=lambda event: event_order(event, self.schema))
-        status, sequence = self.oracle.answer(pointer, wanted, mutable, request_ts)
-        assert status == "OK"
-        return pointer, mutable, sequence
+        return pointer, mutable
 
     def check(
         self,

@@ -8,7 +8,7 @@
         online.append([7], event_ts=[1_700_000_000_000], event_ids=[1], traits={"item_id": [42]})
         seen = online.snapshot(7, Projection(sequence_length=100))
         score(seen.batch.values["item_id"])
-        logger.log(seen.thin_row)
+        logger.log("request-1", seen.thin_row, {"score": 0.25})
 """
 
 from __future__ import annotations

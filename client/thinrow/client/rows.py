@@ -66,7 +66,8 @@ def load_pyarrow() -> ModuleType:
         import pyarrow.parquet
     except ImportError as error:
         raise UsageError(
-            "Reading thin rows needs pyarrow: pip install 'thinrow[torch]' or 'thinrow[server]'."
+            "Thin rows in files need pyarrow: pip install 'thinrow[torch]', 'thinrow[logger]' or "
+            "'thinrow[server]'."
         ) from error
     module: ModuleType = pa
     return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from pathlib import Path
@@ -86,6 +87,9 @@ def online_command(
         log_to_stderr()
         keep_freed_memory()
         with OnlineServer(config):
+            # What is here now stays: looking through it for garbage keeps requests waiting.
+            gc.collect()
+            gc.freeze()
             stop.wait()
 
 

@@ -48,7 +48,7 @@ class OnlineConfig:
     work_bytes_max: int = 1024 * MIB
     """Most bytes of events, decoded, that requests in work may hold together."""
     work_max: int = 2
-    """Most snapshots in work at once; others wait for their turn."""
+    """Most snapshots of several users in work at once; others wait for their turn."""
     calls_max: int = 256
     """Most single calls at once; more are refused."""
     streams_max: int = 64

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 from thinrow.errors import StoreMissingError, ThinRowError
 from thinrow.serving.current import CurrentGeneration
+from thinrow.store.directory import NEVER_TS
+from thinrow.store.manifest import current_folder, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,6 +64,11 @@ class Published:
     def watermark_ts(self) -> int:
         """Of the newest generation; 0 before the first."""
         return 0 if self._current is None else self._current.watermark_ts
+
+    def newest_ts(self) -> int:
+        """The watermark published at this moment, open here or not; NEVER_TS before the first."""
+        folder = current_folder(self._store)
+        return NEVER_TS if folder is None else read_manifest(folder).watermark_ts
 
     @contextmanager
     def use(self) -> Iterator[Generation | None]:

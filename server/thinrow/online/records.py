@@ -6,7 +6,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.client.columns import to_wire
+from thinrow import _native
 from thinrow.client.pointers import MutableColumn
 from thinrow.client.widen import VALUE_DTYPES
 from thinrow.errors import RequestError
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
-    from thinrow.v1 import materialization_pb2 as wire
 
     Columns = Mapping[str, MutableColumn]
 
@@ -49,6 +48,25 @@ class RecordFormat:
             shape = ((trait.size,),) if trait.size > 1 else ()
             fields.append((f"trait {trait.name}", word.newbyteorder("<"), *shape))
         self._dtype = np.dtype(fields)
+        self._native = _native.RecordFormat(number, self._dtype.itemsize, self._layout())
+
+    def _layout(self) -> list[tuple[str, int, int, bool, int, int, int]]:
+        """Of each column of the wire: name, type, size, nullable, and where its bytes lie."""
+
+        fields: Any = self._dtype.fields
+
+        def place(name: str) -> tuple[int, int]:
+            kind, at = fields[name][:2]
+            return kind.itemsize, at
+
+        layout = []
+        for trait in (EVENT_TS, EVENT_ID, *self.schema.traits):
+            is_head = trait in (EVENT_TS, EVENT_ID)
+            size, at = place(trait.name if is_head else f"trait {trait.name}")
+            has_at = place(f"has {trait.name}")[1] if trait.nullable else 0
+            words = (trait.name, trait.type.value, trait.size, trait.nullable)
+            layout.append((*words, size // trait.size, at, has_at))
+        return layout
 
     def checked(self, given: Columns, events: int) -> dict[str, MutableColumn]:
         """What was given, with defaults for what was not.
@@ -119,23 +137,15 @@ class RecordFormat:
             columns[trait.name] = values
         return columns
 
-    def to_wire(self, columns: Columns) -> list[wire.Column]:
-        """Columns as they travel, every trait in schema order."""
-        return [
-            to_wire(t.name, t.type.value, t.size, t.nullable, columns[t.name])
-            for t in (EVENT_TS, EVENT_ID, *self.schema.traits)
-        ]
+    def to_wire(self, arrivals: Sequence[int], records: list[bytes]) -> bytes | None:
+        """The bytes of a MutableEvents: every trait in schema order; None for another schema's."""
+        return self._native.events(arrivals, records)
 
     def order(self, record: bytes) -> tuple[object, ...]:
         """Sorts an event among others (docs/semantics.md, Time)."""
         columns = self.decode([record])
-        return (*head_order(record), *(_order(t, columns[t.name]) for t in self.schema.traits))
-
-
-def head_order(record: bytes) -> tuple[int, int, int]:
-    """Sorts an event among others by all but its traits."""
-    _, event_ts, has_id, event_id = HEAD.unpack_from(record)
-    return event_ts, has_id, event_id
+        _, *head = HEAD.unpack_from(record)
+        return (*head, *(_order(t, columns[t.name]) for t in self.schema.traits))
 
 
 def schema_number(record: bytes) -> int:

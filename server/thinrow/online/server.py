@@ -17,7 +17,6 @@ from thinrow.schema import read_schema
 from thinrow.serving.config import read_tenants
 from thinrow.serving.metrics import MetricsEndpoint
 from thinrow.serving.server import listening
-from thinrow.serving.service import Budget
 
 if TYPE_CHECKING:
     from thinrow.online.config import OnlineConfig
@@ -87,7 +86,8 @@ class OnlineServer:
             tier,
             self.published,
             tenants,
-            Budget(config.work_bytes_max),
+            config.work_bytes_max,
+            config.calls_max,
             config.response_bytes_max,
         )
         service = OnlineService(config, tier, appends, self.published, snapshots, metrics)

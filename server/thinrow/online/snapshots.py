@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from thinrow.errors import RequestError, UnavailableError, UnknownTenantError
+from thinrow.serving.limits import Turns
 from thinrow.serving.projection import resolve_projection, resolve_tenant, wire_type
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.history import HistoryPlan, Pointers, Status
@@ -14,22 +16,33 @@ from thinrow.v1 import materialization_pb2, online_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
-    from numpy.typing import NDArray
     from thinrow.online.published import Published
     from thinrow.online.tier import MutableTier
     from thinrow.schema import Schema
     from thinrow.serving.config import Tenant
     from thinrow.serving.projection import ResolvedProjection
-    from thinrow.serving.service import Budget
     from thinrow.store.generation import Generation
 
+    _Resolved = dict[tuple[str, bytes], ResolvedProjection]
     Asked = online_pb2.SnapshotRequest | online_pb2.SnapshotBatchRequest
 
+SMALL_SHARE = 16
+"""The part of memory, one in so many, that is kept for snapshots too small to wait for room."""
+_NO_WAIT = nullcontext()
+PROJECTIONS_MAX = 1024
+"""Projections kept as they were resolved; callers send few."""
+PROJECTION_BYTES_MAX = 4096
+"""Larger ones are not kept: callers choose their size."""
+_MUTABLE_TAG = bytes([online_pb2.SnapshotResponse.MUTABLE_FIELD_NUMBER << 3 | 2])
 _IMMUTABLE_TAG = bytes([online_pb2.SnapshotResponse.IMMUTABLE_FIELD_NUMBER << 3 | 2])
 assert (
-    online_pb2.SnapshotBatchResponse.IMMUTABLE_FIELD_NUMBER
-    == online_pb2.SnapshotResponse.IMMUTABLE_FIELD_NUMBER
+    online_pb2.SnapshotBatchResponse.MUTABLE_FIELD_NUMBER,
+    online_pb2.SnapshotBatchResponse.IMMUTABLE_FIELD_NUMBER,
+) == (
+    online_pb2.SnapshotResponse.MUTABLE_FIELD_NUMBER,
+    online_pb2.SnapshotResponse.IMMUTABLE_FIELD_NUMBER,
 )
 
 
@@ -52,14 +65,18 @@ class Snapshots:
         tier: MutableTier,
         published: Published,
         tenants: Mapping[str, Tenant],
-        budget: Budget,
+        work_bytes_max: int,
+        calls_max: int,
         response_bytes_max: int,
     ) -> None:
+        """All calls at once, `calls_max`, hold `work_bytes_max` of decoded events at most."""
         self._tier = tier
         self._published = published
         self._tenants = tenants
-        self._budget = budget
+        self._small_bytes = work_bytes_max // SMALL_SHARE // calls_max
+        self._budget = Turns(work_bytes_max - self._small_bytes * calls_max)
         self._response_bytes_max = response_bytes_max
+        self._resolved: tuple[Schema | None, _Resolved] = (None, {})
 
     def take(self, user_ids: Sequence[int], asked: Asked, timeout_s: float | None) -> bytes:
         """The bytes of the answer that belongs to `asked`.
@@ -79,36 +96,42 @@ class Snapshots:
             mutable = [
                 self._tier.read(user_id, moment.mutable_from_ts, request_ts) for user_id in user_ids
             ]
-            lengths = np.array([len(records) for _, records in mutable], np.int64)
-            schema = self._schema(generation)
-            projection = self._projection(asked, schema)
+            lengths = [len(records) for _, records in mutable]
+            projection = self._projection(asked, self._schema(generation))
             if generation is None:
-                statuses = np.full(len(user_ids), Status.OK, np.uint8)
-                digests = np.zeros(len(user_ids), np.uint64)
+                statuses = [Status.OK] * len(user_ids)
+                digests = [0] * len(user_ids)
                 immutable = _nothing(projection, len(user_ids))
             else:
-                pointers = _pointers(user_ids, moment, asked.max_length, lengths)
                 plan = HistoryPlan(
                     generation,
-                    pointers,
+                    _pointers(user_ids, moment, asked.max_length, lengths),
                     projection.truncation,
                     projection.groups,
                     record_digests=True,
                 )
                 amount = plan.stripe_bytes_at_most + plan.events_at_most * projection.event_bytes
-                with self._budget.hold(amount, timeout_s):
+                with self._hold(amount, timeout_s):
                     plan.read()
                     selection = plan.resolve()
-                    statuses, digests = selection.statuses, selection.digests
                     immutable, _ = plan.answer(projection.traits, self._response_bytes_max)
-        if (statuses != Status.OK).any():
-            for place in np.flatnonzero(statuses != Status.OK).tolist():
-                mutable[place] = ([], [])
-            lengths[statuses != Status.OK] = 0
-        head = self._head(asked, moment, digests, lengths, mutable)
-        return b"".join(
-            (head.SerializeToString(), _IMMUTABLE_TAG, _varint(len(immutable)), immutable)
-        )
+                statuses, digests = selection.statuses.tolist(), selection.digests.tolist()
+        for place, status in enumerate(statuses):
+            if status != Status.OK:
+                mutable[place], lengths[place] = ([], []), 0
+        parts = [_head(asked, moment, digests, lengths)]
+        if any(lengths):
+            arrivals = [ts for some, _ in mutable for ts in some]
+            records = [record for _, some in mutable for record in some]
+            shown = self._tier.to_wire(arrivals, records)
+            parts += (_MUTABLE_TAG, _varint(len(shown)), shown)
+        parts += (_IMMUTABLE_TAG, _varint(len(immutable)), immutable)
+        return b"".join(parts)
+
+    def _hold(self, amount: int, timeout_s: float | None) -> AbstractContextManager[None]:
+        if amount <= self._small_bytes:
+            return _NO_WAIT  # all calls at once may hold so little
+        return self._budget.hold(amount, timeout_s)
 
     def _moment(self, asked: Asked, request_ts: int, generation: Generation | None) -> _Moment:
         start_ts = request_ts - asked.lookback_ms if asked.lookback_ms else 0
@@ -132,10 +155,23 @@ class Snapshots:
         return record_format.schema
 
     def _projection(self, asked: Asked, schema: Schema) -> ResolvedProjection:
+        of, resolved = self._resolved
+        if of is not schema or len(resolved) >= PROJECTIONS_MAX:
+            resolved = {}
+            self._resolved = (schema, resolved)
+        if asked.tenant and asked.HasField("projection"):
+            raise RequestError("A request names a tenant or carries a projection, not both.")
+        key = (asked.tenant, asked.projection.SerializeToString())
+        projection = resolved.get(key)
+        if projection is None:
+            projection = self._resolve(asked, schema)
+            if len(key[1]) <= PROJECTION_BYTES_MAX:
+                resolved[key] = projection
+        return projection
+
+    def _resolve(self, asked: Asked, schema: Schema) -> ResolvedProjection:
         if not asked.tenant:
             return resolve_projection(asked.projection, schema)
-        if asked.HasField("projection"):
-            raise RequestError("A request names a tenant or carries a projection, not both.")
         tenant = self._tenants.get(asked.tenant)
         if tenant is None:
             known = ", ".join(sorted(self._tenants)) or "none"
@@ -144,46 +180,36 @@ class Snapshots:
             )
         return resolve_tenant(tenant, schema)
 
-    def _head(
-        self,
-        asked: Asked,
-        moment: _Moment,
-        digests: NDArray[np.uint64],
-        lengths: NDArray[np.int64],
-        mutable: Sequence[tuple[list[int], list[bytes]]],
-    ) -> online_pb2.SnapshotResponse | online_pb2.SnapshotBatchResponse:
-        """The answer, all but its immutable part."""
-        head: online_pb2.SnapshotResponse | online_pb2.SnapshotBatchResponse
-        if isinstance(asked, online_pb2.SnapshotRequest):
-            head = online_pb2.SnapshotResponse(digest=int(digests[0]))
-        else:
-            head = online_pb2.SnapshotBatchResponse(
-                digests=digests.tolist(), mutable_lengths=lengths.tolist()
-            )
-        head.request_ts = moment.request_ts
-        head.start_ts = moment.start_ts
-        head.end_ts = moment.end_ts
-        head.max_length = asked.max_length
-        records = [record for _, some in mutable for record in some]
-        if records:
-            for arrivals, _ in mutable:
-                head.mutable.arrival_ts.extend(arrivals)
-            head.mutable.columns.extend(self._tier.wire_columns(records))
-        return head
+
+def _head(asked: Asked, moment: _Moment, digests: Sequence[int], lengths: Sequence[int]) -> bytes:
+    """The answer, all but its events."""
+    head: online_pb2.SnapshotResponse | online_pb2.SnapshotBatchResponse
+    if isinstance(asked, online_pb2.SnapshotRequest):
+        head = online_pb2.SnapshotResponse(digest=digests[0])
+    else:
+        head = online_pb2.SnapshotBatchResponse(digests=digests, mutable_lengths=lengths)
+    head.request_ts = moment.request_ts
+    head.start_ts = moment.start_ts
+    head.end_ts = moment.end_ts
+    head.max_length = asked.max_length
+    return head.SerializeToString()
 
 
 def _pointers(
-    user_ids: Sequence[int], moment: _Moment, max_length: int, lengths: NDArray[np.int64]
+    user_ids: Sequence[int], moment: _Moment, max_length: int, lengths: Sequence[int]
 ) -> Pointers:
-    zeros = np.zeros(len(user_ids), np.int64)
+    table = np.empty((7, len(user_ids)), np.int64)
+    table[0], table[1], table[2], table[3] = user_ids, moment.start_ts, moment.end_ts, max_length
+    table[4], table[5], table[6] = 0, moment.request_ts, lengths
+    users, start_ts, end_ts, max_lengths, digests, request_ts, mutable_lengths = table
     return Pointers(
-        user_ids=np.array(user_ids, np.int64),
-        start_ts=zeros + moment.start_ts,
-        end_ts=zeros + moment.end_ts,
-        max_lengths=zeros + max_length,
-        digests=zeros.view(np.uint64),
-        request_ts=zeros + moment.request_ts,
-        mutable_lengths=lengths,
+        user_ids=users,
+        start_ts=start_ts,
+        end_ts=end_ts,
+        max_lengths=max_lengths,
+        digests=digests.view(np.uint64),
+        request_ts=request_ts,
+        mutable_lengths=mutable_lengths,
     )
 
 

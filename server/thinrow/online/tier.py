@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rocksdict import Rdict, ReadOptions, WriteBatch
+from thinrow import _native
 from thinrow.errors import RequestError, StoreError, StoreLockedError
 from thinrow.online.clock import HybridClock, Wall, wall_ts
 from thinrow.online.database import WriteAheadLog, options
-from thinrow.online.records import RecordFormat, head_order, schema_number
+from thinrow.online.records import RecordFormat, schema_number
 from thinrow.schema import Schema
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.shard import storage_error
@@ -40,15 +41,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thinrow.online.records import Columns
-    from thinrow.v1 import materialization_pb2 as wire
 
 LEASE_MS = 1000
 """Times are given out up to here beyond what is on disk, so that no restart gives them again; after
 a crash the clock may stand still for so long."""
 AHEAD_MS_MAX = 1000
 """How far ahead of the clock a request or a watermark may lie."""
-WRITE_PAIRS_MAX = 256
-"""Pairs written at once: writing keeps requests waiting."""
+WRITE_PAIRS_MAX = 128
+"""Pairs written, and ids looked up, at once: both keep requests waiting."""
 SCAN_EVENTS_MAX = 2048
 """Events of an export held at once."""
 BUCKET_MS_MIN = 3600 * 1000
@@ -149,7 +149,6 @@ class MutableTier:
         self._committing_ts: int | None = None
         self._sequence = (0, 0)
         self._failed: StoreError | None = None
-        self._unsealed_ts = NEVER_TS
 
     def close(self) -> None:
         """Closes the files. What was committed is durable already."""
@@ -158,7 +157,11 @@ class MutableTier:
                 # The next start need not wait for the lease to pass.
                 self._renew(max(self._clock.floor_ts, self._clock.now_ts()) + 1)
         self._log.close()
-        self._database.close()
+        try:
+            self._database.close()
+        except Exception as error:
+            if self._failed is None:  # otherwise it was told
+                raise storage_error(error, self._config.folder) from error
 
     # Schemas
 
@@ -176,14 +179,18 @@ class MutableTier:
         """The format of new events; None before there is a schema."""
         return self._formats[-1] if self._formats else None
 
-    def wire_columns(self, records: Sequence[bytes]) -> list[wire.Column]:
-        """Events of any schemas as columns of the newest."""
+    def to_wire(self, arrivals: Sequence[int], records: list[bytes]) -> bytes:
+        """The bytes of a MutableEvents: events of any schemas as columns of the newest."""
         newest = self._formats[-1]
-        current = [
-            record if schema_number(record) == newest.number else self._rewritten(record)
-            for record in records
-        ]
-        return newest.to_wire(newest.decode(current))
+        message = newest.to_wire(arrivals, records)
+        if message is None:
+            current = [
+                record if schema_number(record) == newest.number else self._rewritten(record)
+                for record in records
+            ]
+            message = newest.to_wire(arrivals, current)
+            assert message is not None
+        return message
 
     def _rewritten(self, record: bytes) -> bytes:
         newest = self._formats[-1]
@@ -217,6 +224,7 @@ class MutableTier:
 
         Raises:
             RequestError: it lies too far ahead of the clock.
+            StoreError: the disk failed, so that nobody knows what arrived before.
         """
         with self._changed:
             now_ts = self._clock.now_ts()
@@ -225,20 +233,22 @@ class MutableTier:
             self._promise(moment_ts)
             return moment_ts
 
-    def seal(self, watermark_ts: int) -> None:
+    def seal(self, watermark_ts: int, published_ts: int = NEVER_TS) -> None:
         """Lets no event arrive before a watermark, for good. Doing so again changes nothing.
 
+        `published_ts` is the watermark that is published at this moment, taken up or not.
+
         Raises:
-            RequestError: it lies too far ahead of the clock, or before a generation that was
-                published without it.
+            RequestError: it lies too far ahead of the clock, or what is published lacks events.
         """
         with self._changed:
             if watermark_ts <= self._state.sealed_ts:
                 return
-            if watermark_ts <= self._unsealed_ts:
+            # Sealed over, such a generation would pass for one that was exported.
+            if not self._is_covered(published_ts):
                 raise RequestError(
-                    f"The store has a generation of watermark {self._unsealed_ts} already, which "
-                    f"this tier never sealed and whose events it may lack; take that generation "
+                    f"The store has a generation of watermark {published_ts} already, which this "
+                    f"tier never sealed and which may lack events it holds; take that generation "
                     f"back, and export before compacting."
                 )
             self._check_ahead(watermark_ts, self._clock.now_ts(), "The watermark")
@@ -265,6 +275,8 @@ class MutableTier:
         self._changed.wait_for(
             lambda: self._committing_ts is None or self._committing_ts >= moment_ts
         )
+        if self._failed is not None:
+            raise self._failed
 
     def renew_lease(self) -> None:
         """Keeps the lease ahead of the clock; for the thread that commits, when it is idle."""
@@ -301,8 +313,9 @@ class MutableTier:
         try:
             with self._storing():
                 chosen = self._without_known(batches, arrival_ts)
-                self._write(batches, chosen, epoch, arrival_ts)
+                # First, so that a log torn behind some events still has it.
                 self._database[b"mceiling"] = b"%d" % (arrival_ts + LEASE_MS)
+                self._write(batches, chosen, epoch, arrival_ts)
                 self._log.sync()
             self._ceiling_ts = max(self._ceiling_ts, arrival_ts + LEASE_MS)
         finally:
@@ -340,10 +353,15 @@ class MutableTier:
         known: set[bytes] = set()
         for bucket in range(self._state.first_bucket, self._bucket(arrival_ts) + 1):
             prefix = b"i" + bucket.to_bytes(4, "big")
-            found = self._database.get([prefix + event_id for event_id in wanted]) or ()
-            known.update(
-                event_id for event_id, value in zip(wanted, found, strict=True) if value is not None
-            )
+            for at in range(0, len(wanted), WRITE_PAIRS_MAX):
+                part = wanted[at : at + WRITE_PAIRS_MAX]
+                found = self._database.get([prefix + event_id for event_id in part]) or ()
+                known.update(
+                    event_id
+                    for event_id, value in zip(part, found, strict=True)
+                    if value is not None
+                )
+                time.sleep(0)  # lets requests have the interpreter
         for event_id, (number, row) in first.items():
             if event_id not in known:
                 chosen[number].append(row)
@@ -352,8 +370,13 @@ class MutableTier:
         return chosen
 
     def _order(self, batch: Batch, row: int) -> tuple[object, ...]:
-        record = batch.records[row]
-        return self._formats[schema_number(record)].order(record)
+        return self._newest_order(batch.records[row])
+
+    def _newest_order(self, record: bytes) -> tuple[object, ...]:
+        """By the newest schema: that is what people are shown, and compares with all others."""
+        newest = self._formats[-1]
+        known = schema_number(record) == newest.number
+        return newest.order(record if known else self._rewritten(record))
 
     def _write(
         self,
@@ -408,10 +431,7 @@ class MutableTier:
             iterator = self._database.iter(options_)
             iterator.seek(prefix + _unsigned(max(from_ts, 0)))
             last = prefix + _unsigned(max(until_ts, 0))
-            while iterator.valid():
-                key = iterator.key()
-                if key >= last:
-                    break
+            while iterator.valid() and (key := iterator.key()) < last:
                 arrivals.append(int.from_bytes(key[-12:-4], "big"))
                 records.append(iterator.value())
                 iterator.next()
@@ -423,19 +443,12 @@ class MutableTier:
             records = [records[row] for row in order]
         return arrivals, records
 
-    def _ordered(self, records: Sequence[bytes]) -> list[int]:
-        keys = [head_order(record) for record in records]
-        if len(set(keys)) == len(keys):
-            return sorted(range(len(keys)), key=keys.__getitem__)
-        # Compared in the newest schema: that is what people are shown.
-        newest = self._formats[-1]
-        full = [
-            newest.order(
-                record if schema_number(record) == newest.number else self._rewritten(record)
-            )
-            for record in records
-        ]
-        return sorted(range(len(keys)), key=full.__getitem__)
+    def _ordered(self, records: list[bytes]) -> list[int]:
+        order = _native.record_order(records)
+        if order:
+            return order
+        full = [self._newest_order(record) for record in records]
+        return sorted(range(len(full)), key=full.__getitem__)
 
     def scan(
         self, from_ts: int, until_ts: int
@@ -499,10 +512,9 @@ class MutableTier:
         """
         with self._changed:
             newest = watermarks[-1]
+            if not self._is_covered(newest):
+                return False
             if newest > self._state.sealed_ts:
-                if not self._is_empty_since(self._state.sealed_ts):
-                    self._unsealed_ts = newest
-                    return False
                 if self.is_new:
                     self._state.kept_from_ts = newest
                 self._seal(newest)
@@ -510,11 +522,21 @@ class MutableTier:
             self._forget(watermarks)
             return True
 
+    def _is_covered(self, watermark_ts: int) -> bool:
+        """Whether no event here can be missing from a generation of that watermark."""
+        if watermark_ts <= self._state.sealed_ts:
+            return True
+        # What is on its way to the disk may have arrived before.
+        self._changed.wait_for(
+            lambda: self._committing_ts is None or self._committing_ts >= watermark_ts
+        )
+        return watermark_ts <= self._state.sealed_ts or self._is_empty_since(self._state.sealed_ts)
+
     def _is_empty_since(self, seal_ts: int) -> bool:
-        prefix = b"e" + self._epoch(seal_ts).to_bytes(4, "big")
+        """Its epoch and all later ones; some events of the first may have arrived before it."""
         iterator = self._database.iter(self._read_options(total_order=True))
-        iterator.seek(prefix)
-        return not (iterator.valid() and iterator.key().startswith(prefix))
+        iterator.seek(b"e" + self._epoch(seal_ts).to_bytes(4, "big"))
+        return not (iterator.valid() and iterator.key().startswith(b"e"))
 
     def _forget(self, watermarks: Sequence[int]) -> None:
         state = self._state

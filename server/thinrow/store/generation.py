@@ -28,21 +28,33 @@ if TYPE_CHECKING:
 
 OPEN_ATTEMPTS_MAX = 5
 """A generation may be pruned between reading CURRENT and opening it."""
+DIGEST_SUMS_MAX = 1 << 20
+"""Most digests that are remembered, some 32 bytes each."""
 CACHE_BYTES_MAX = 256 * 1024 * 1024
-"""Most memory of values that an open generation keeps, those asked for lately."""
+"""Most memory of values that an open generation keeps, those asked for lately, unless told."""
 
 
 class Generation:
     """One generation of a store, open for reading. Thread-safe."""
 
-    def __init__(self, folder: Path) -> None:
-        """Opens the generation in ``folder``. Raises StoreCorruptError, naming the file."""
+    def __init__(self, folder: Path, cache_bytes_max: int = CACHE_BYTES_MAX) -> None:
+        """Opens the generation in ``folder``, to keep so many bytes of values in memory.
+
+        Raises:
+            StoreCorruptError: names the file.
+        """
         self.folder = folder
         self.manifest = read_manifest(folder)
         check_files(folder, self.manifest)
         self.schema = self.manifest.schema_
         self.watermarks = np.array(self.manifest.watermarks, dtype=np.int64)
-        self._cache = _native.ValueCache(CACHE_BYTES_MAX)
+        self._cache = _native.ValueCache(cache_bytes_max)
+        self.digest_memory = _native.DigestMemory(DIGEST_SUMS_MAX)
+        """Digests counted out lately; a generation never changes."""
+        self.values_asked = 0
+        """How many values were asked for."""
+        self.values_read = 0
+        """How many of those were not in memory."""
         self.shards: list[Shard] = []
         try:
             for summary in self.manifest.shards:
@@ -52,7 +64,7 @@ class Generation:
             raise
 
     @classmethod
-    def open_current(cls, store: Path) -> Self:
+    def open_current(cls, store: Path, cache_bytes_max: int = CACHE_BYTES_MAX) -> Self:
         """Opens the serving generation of a store.
 
         Raises:
@@ -62,7 +74,7 @@ class Generation:
         for _ in range(OPEN_ATTEMPTS_MAX):
             folder = require_current_folder(store)
             try:
-                return cls(folder)
+                return cls(folder, cache_bytes_max)
             except StoreError:
                 if require_current_folder(store) == folder:
                     raise
@@ -88,7 +100,9 @@ class Generation:
             StoreCorruptError: a file failed its checksum.
         """
         values, missing = self._cache.look_up(keys)
+        self.values_asked += len(values)
         if missing:
+            self.values_read += len(missing)
             wanted = [keys[place * KEY_BYTES : (place + 1) * KEY_BYTES] for place in missing]
             found = self._read(wanted)
             self._cache.add(b"".join(wanted), found)

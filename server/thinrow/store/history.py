@@ -169,7 +169,11 @@ class HistoryPlan:
         """
         schema = self._generation.schema
         with self._generation.naming_damage():
-            self._plan.resolve(_native_traits(schema, schema.digest_traits), _text_hash)
+            self._plan.resolve(
+                _native_traits(schema, schema.digest_traits),
+                _text_hash,
+                self._generation.digest_memory,
+            )
         statuses, first, counts, left, digests = self._plan.selection()
         return Selection(statuses=statuses, first=first, counts=counts, left=left, digests=digests)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import fcntl
 import json
+import logging
 import os
 import re
 import struct
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["Entries", "Journal", "Place", "sync_folder"]
+
+log = logging.getLogger("thinrow.logger")
 
 VERSION = 1
 MAGIC = 0x4C526854
@@ -111,6 +114,12 @@ class Journal:
                 raise self._damaged(number, end)
             if end < len(data) and followed(data, end):
                 raise self._damaged(number, end)
+            if end < len(data):
+                log.warning(
+                    "%s ends in %d bytes that a crash tore, none of them acknowledged: cut off",
+                    self._path(number),
+                    len(data) - end,
+                )
             self._sizes[number] = end
         self._segment = max(self._sizes, default=-1)
         self._end = self._sizes.get(self._segment, 0)

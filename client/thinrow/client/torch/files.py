@@ -190,6 +190,8 @@ class FileSource:
     def __init__(self, files: RowFiles, shard: int, shards: int, schema: pa.Schema) -> None:
         self._files, self._schema = files, schema
         self.shard, self.shards = shard, shards
+        # Where nothing is shuffled a window need not be waited for.
+        self._window_rows = READ_ROWS if files.order == "files" else files.window_rows
         self._start = shard * len(files) // shards
         self._stop = (shard + 1) * len(files) // shards
         self._epoch = 0
@@ -220,7 +222,7 @@ class FileSource:
 
     def chunks(self, examples: int) -> Iterator[RowChunk]:
         """See RowSource: in epoch order, at most `examples` at a time."""
-        number, skip = divmod(self._done, self._files.window_rows)
+        number, skip = divmod(self._done, self._window_rows)
         for window in self._windows(self._epoch, number):
             order = window.order[skip:]
             skip = 0
@@ -289,15 +291,15 @@ class FileSource:
     def _windows(self, epoch: int, number: int) -> Iterator[Window]:
         """Reads the shard's windows from the one with this number on."""
         files = self._files
-        start = self._start + number * files.window_rows
+        start = self._start + number * self._window_rows
         held: list[tuple[pa.RecordBatch, int, str]] = []
-        room = files.window_rows
+        room = self._window_rows
         for batch, first, path in files.read(epoch, start, self._stop, self._schema):
             while len(batch) >= room:
                 held.append((batch.slice(0, room), first, path))
                 yield Window(held, files, (epoch, number))
                 batch, first = batch.slice(room), first + room
-                held, room, number = [], files.window_rows, number + 1
+                held, room, number = [], self._window_rows, number + 1
             if len(batch):
                 held.append((batch, first, path))
                 room -= len(batch)

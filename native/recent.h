@@ -1,0 +1,36 @@
+// What was added or asked for lately, within a bound.
+#pragma once
+
+#include "flat_map.h"
+
+// Two maps, a young and an old one: what is asked for is (again) young; once the young cost half of
+// what is allowed, the old are let go and the young are the old. An approximation of "least recently
+// used" without lists.
+template <typename Key, typename Value>
+class Recent {
+ public:
+  explicit Recent(int64_t cost_max) : half_(cost_max / 2) {}
+
+  // nullptr where the key is not there; else valid until the next call.
+  template <typename Cost>
+  const Value *find(const Key &key, Cost &&cost) {
+    if (const Value *known = young_.find(key)) return known;
+    const Value *known = old_.find(key);
+    return known ? &add(key, Value(*known), cost(*known)) : nullptr;
+  }
+
+  const Value &add(const Key &key, Value value, int64_t cost) {
+    if (young_cost_ + cost > half_) {
+      old_ = std::move(young_);
+      young_ = {};
+      young_cost_ = 0;
+    }
+    const auto [kept, is_new] = young_.add(key, value);
+    if (is_new) young_cost_ += cost;
+    return kept;
+  }
+
+ private:
+  int64_t half_, young_cost_ = 0;
+  FlatMap<Key, Value> young_, old_;
+};

@@ -1,0 +1,171 @@
+#include "records.h"
+
+#include <algorithm>
+#include <numeric>
+#include <string_view>
+#include <tuple>
+#include <unordered_map>
+
+#include "errors.h"
+#include "fields.h"
+
+namespace {
+
+// A record's head: number of its schema, event_ts, whether there is an id, event_id.
+constexpr int64_t event_ts_at = 2, has_id_at = 10, event_id_at = 11, head_bytes = 19;
+
+constexpr uint32_t arrival_ts_field = 1, columns_field = 2; // of MutableEvents
+
+void require(bool is_whole) {
+  if (!is_whole) throw Corrupt("an event of the mutable tier is cut off");
+}
+
+void append_code(std::vector<uint8_t> &data, uint64_t code, int width) {
+  for (int i = 0; i < width; ++i) data.push_back(static_cast<uint8_t>(code >> 8 * i));
+}
+
+// In how few bytes codes below `bound` go.
+int code_width(size_t bound) { return bound > 1 << 16 ? 4 : bound > 1 << 8 ? 2 : 1; }
+
+// One column, ready to be written.
+class RecordsColumn {
+ public:
+  // `texts_at` says where in each record this column's text lies, and moves on behind it.
+  RecordsColumn(const RecordColumn &column, const std::vector<Bytes> &records,
+                std::vector<int64_t> &texts_at)
+      : column_(column), width_(static_cast<int>(column.word_bytes)) {
+    if (column.nullable) present_.assign((records.size() + 7) / 8, 0);
+    const bool is_signed = column.type <= 3; // int8, int16, int32
+    // As distances from the least value of the type they are the words that the wire means.
+    if (is_signed) base_ = -(int64_t{1} << (8 * column.word_bytes - 1));
+    const int64_t bytes = column.size * column.word_bytes;
+    const bool is_coded = column.type == text || column.type == categorical;
+    if (!is_coded) data_.reserve(bytes * records.size());
+    std::unordered_map<std::string_view, uint32_t> by_text;
+    std::vector<uint32_t> codes;
+    for (size_t row = 0; row < records.size(); ++row) {
+      const uint8_t *word = records[row].data + column.word_at;
+      const bool is_there = !column.nullable || records[row].data[column.has_at];
+      if (column.nullable && is_there) present_[row / 8] |= 1 << row % 8;
+      if (column.type == text) {
+        const Bytes value{records[row].data + texts_at[row], load<uint32_t>(word)};
+        require(value.size <= records[row].size - texts_at[row]);
+        texts_at[row] += value.size;
+        if (!is_there) continue;
+        const std::string_view view(reinterpret_cast<const char *>(value.data), value.size);
+        const auto [entry, is_new] = by_text.try_emplace(view, texts_.size());
+        if (is_new) texts_.push_back(value);
+        codes.push_back(entry->second);
+      } else if (!is_there) {
+        continue;
+      } else if (column.type == categorical) {
+        codes.push_back(static_cast<uint32_t>(numbers_.size()));
+        numbers_.push_back(load<int64_t>(word));
+      } else {
+        data_.insert(data_.end(), word, word + bytes);
+        if (!is_signed) continue;
+        for (size_t at = data_.size() - bytes; at < data_.size(); at += column.word_bytes)
+          data_[at + column.word_bytes - 1] ^= 0x80;
+      }
+    }
+    if (!is_coded) return;
+    width_ = code_width(std::max(numbers_.size(), texts_.size()));
+    for (const uint32_t code : codes) append_code(data_, code, width_);
+  }
+
+  int64_t bytes() const {
+    int64_t total = optional_bytes(column::trait, column_.name.size()) +
+                    number_bytes(column::type, column_.type) +
+                    number_bytes(column::vector_size, column_.size) +
+                    number_bytes(column::nullable, column_.nullable) +
+                    field_bytes(column::bases, 8) + field_bytes(column::widths, 1) +
+                    optional_bytes(column::data, data_.size()) +
+                    optional_bytes(column::present, present_.size()) +
+                    optional_bytes(column::dictionary, 8 * numbers_.size());
+    for (const Bytes &value : texts_) total += field_bytes(column::strings, value.size);
+    return total;
+  }
+
+  void write(Writer &out) const {
+    out.bytes(column::trait, column_.name.data(), column_.name.size());
+    out.number(column::type, column_.type);
+    out.number(column::vector_size, column_.size);
+    out.number(column::nullable, column_.nullable);
+    out.bytes(column::bases, &base_, 8);
+    const auto width = static_cast<uint8_t>(width_);
+    out.bytes(column::widths, &width, 1);
+    out.bytes(column::data, data_.data(), data_.size());
+    out.bytes(column::present, present_.data(), present_.size());
+    out.bytes(column::dictionary, numbers_.data(), 8 * numbers_.size());
+    for (const Bytes &value : texts_) {
+      out.open(column::strings, value.size);
+      out.raw(value.data, value.size);
+    }
+  }
+
+ private:
+  const RecordColumn &column_;
+  int width_;
+  int64_t base_ = 0;
+  std::vector<uint8_t> data_, present_;
+  std::vector<int64_t> numbers_;
+  std::vector<Bytes> texts_;
+};
+
+}  // namespace
+
+RecordFormat::RecordFormat(int number, int64_t record_bytes, std::vector<RecordColumn> columns)
+    : number_(number), record_bytes_(record_bytes), columns_(std::move(columns)) {
+  for (const RecordColumn &column : columns_) {
+    const int64_t bytes = column.size * column.word_bytes;
+    if (column.word_bytes < 1 || column.word_bytes > 8 || bytes < 1 || column.word_at < 0 ||
+        column.word_at > record_bytes - bytes || column.has_at < 0 ||
+        column.has_at >= record_bytes || (column.type == text && column.word_bytes != 4) ||
+        (column.type == categorical && column.word_bytes != 8))
+      throw std::invalid_argument("a column lies outside its record");
+  }
+}
+
+bool RecordFormat::is_of(Bytes record) const {
+  require(record.size >= head_bytes);
+  return load<uint16_t>(record.data) == number_;
+}
+
+std::vector<uint8_t> RecordFormat::events(const std::vector<int64_t> &arrival_ts,
+                                          const std::vector<Bytes> &records) const {
+  for (const Bytes &record : records) require(record.size >= record_bytes_);
+  std::vector<int64_t> texts_at(records.size(), record_bytes_);
+  std::vector<RecordsColumn> columns;
+  columns.reserve(columns_.size());
+  int64_t total = optional_bytes(arrival_ts_field, 8 * arrival_ts.size());
+  for (const RecordColumn &column : columns_) {
+    columns.emplace_back(column, records, texts_at);
+    total += field_bytes(columns_field, columns.back().bytes());
+  }
+  std::vector<uint8_t> message(total);
+  Writer out(message.data());
+  out.bytes(arrival_ts_field, arrival_ts.data(), 8 * arrival_ts.size());
+  for (const RecordsColumn &column : columns) {
+    out.open(columns_field, column.bytes());
+    column.write(out);
+  }
+  return message;
+}
+
+std::vector<int64_t> record_order(const std::vector<Bytes> &records) {
+  using Key = std::tuple<int64_t, uint8_t, int64_t>;
+  std::vector<Key> keys;
+  keys.reserve(records.size());
+  for (const Bytes &record : records) {
+    require(record.size >= head_bytes);
+    keys.emplace_back(load<int64_t>(record.data + event_ts_at), record.data[has_id_at],
+                      load<int64_t>(record.data + event_id_at));
+  }
+  std::vector<int64_t> order(records.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(),
+            [&](int64_t one, int64_t other) { return keys[one] < keys[other]; });
+  for (size_t i = 1; i < order.size(); ++i)
+    if (keys[order[i - 1]] == keys[order[i]]) return {};
+  return order;
+}

@@ -1,0 +1,107 @@
+"""Records of the mutable tier, packed and shown: what native code writes is what Python means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from thinrow import _native
+from thinrow.client.columns import to_wire
+from thinrow.client.pointers import MutableColumn
+from thinrow.errors import StoreCorruptError
+from thinrow.online.records import RecordFormat
+from thinrow.schema import EVENT_ID, EVENT_TS, Schema, Trait, TraitType, read_schema
+from thinrow.v1 import online_pb2
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> Schema:
+    """Every type, of events that all have it and of events that may not; vectors of floats."""
+    lines = ["[group]", 'key = { type = "int64", key = true }']
+    for kind in TraitType:
+        size = ", size = 3" if kind.is_float else ""
+        lines.append(f'{kind.label}_one = {{ type = "{kind.label}"{size} }}')
+        lines.append(f'{kind.label}_sparse = {{ type = "{kind.label}", sparse = true }}')
+    path = tmp_path / "schema.toml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return read_schema(path)
+
+
+def values_of(trait: Trait, events: int, rng: np.random.Generator) -> NDArray[Any]:
+    shape = (events, trait.size) if trait.size > 1 else (events,)
+    if trait.type is TraitType.STRING:
+        texts = np.empty(events, object)
+        texts[:] = [f"é{number}" * (number % 3) for number in rng.integers(0, events + 1, events)]
+        return texts
+    if trait.type is TraitType.BOOL:
+        return rng.integers(0, 2, shape).astype(np.bool_)
+    size = int(np.prod(shape)) * trait.type.value_dtype.itemsize
+    words = rng.integers(0, 256, size, dtype=np.uint8)
+    return words.view(trait.type.value_dtype).reshape(shape)
+
+
+def columns_of(
+    schema: Schema, events: int, rng: np.random.Generator
+) -> tuple[tuple[Trait, ...], dict[str, MutableColumn]]:
+    traits = (EVENT_TS, EVENT_ID, *schema.traits)
+    columns = {}
+    for trait in traits:
+        values, present = values_of(trait, events, rng), None
+        if trait.nullable:
+            present = rng.random(events) < rng.choice([0.0, 0.5, 1.0])
+            values = values.copy()
+            values[~present] = "" if trait.type is TraitType.STRING else 0
+        columns[trait.name] = MutableColumn(values, present)
+    return traits, columns
+
+
+@pytest.mark.parametrize("events", [0, 1, 7, 8, 9, 300, 70_000])
+def test_native_columns_are_those_of_python(schema: Schema, events: int) -> None:
+    traits, columns = columns_of(schema, events, np.random.default_rng(events))
+    record_format = RecordFormat(schema, 3)
+    shown = record_format.to_wire(range(events), record_format.encode(columns, events))
+    assert shown is not None
+    message = online_pb2.MutableEvents.FromString(shown)
+    assert list(message.arrival_ts) == list(range(events))
+    for trait, column in zip(traits, message.columns, strict=True):
+        expected = to_wire(
+            trait.name, trait.type.value, trait.size, trait.nullable, columns[trait.name]
+        )
+        assert column.SerializeToString() == expected.SerializeToString(), trait.name
+
+
+def test_damaged_and_foreign_records(schema: Schema) -> None:
+    _, columns = columns_of(schema, 5, np.random.default_rng(0))
+    record_format = RecordFormat(schema, 3)
+    records = record_format.encode(columns, 5)
+    assert RecordFormat(schema, 2).to_wire([0] * 5, records) is None
+    for record in records:
+        for size in range(len(record)):
+            with pytest.raises(StoreCorruptError, match="cut off"):
+                record_format.to_wire([0], [record[:size]])
+            if size < 19:
+                with pytest.raises(StoreCorruptError, match="cut off"):
+                    _native.record_order([record[:size]])
+
+
+def test_order(schema: Schema) -> None:
+    """By time, whether there is an id, and id; nothing where that does not decide."""
+    rng = np.random.default_rng(0)
+    _, columns = columns_of(schema, 200, rng)
+    times, ids = rng.integers(-3, 3, 200), rng.permutation(200) - 100
+    columns["event_ts"] = MutableColumn(times)
+    columns["event_id"] = MutableColumn(ids)
+    record_format = RecordFormat(schema, 0)
+    records = record_format.encode(columns, 200)
+    expected = sorted(range(200), key=lambda row: (times[row], ids[row]))
+    assert _native.record_order(records) == expected
+    assert [record_format.order(records[row])[:3] for row in expected] == [
+        (times[row], 1, ids[row]) for row in expected
+    ]
+    assert _native.record_order([*records, records[7]]) == []
