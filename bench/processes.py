@@ -169,10 +169,11 @@ def turn(served: Served, requests: Path, kind: str) -> Turn:
     return Turn(examples / seconds, server_s / seconds, load_s / seconds, other_s / seconds)
 
 
-def start(store: Path, processes: int) -> Served:
+def start(store: Path, processes: int, *options: str) -> Served:
     """Starts a server and waits until it serves."""
     command = [sys.executable, "-m", "thinrow.cli.entry", "serve", "--store", str(store)]
     command += ["--listen", "127.0.0.1:0", "--metrics", "off", "--processes", str(processes)]
+    command += options
     log = store.parent / f"server-{processes}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stderr=output)

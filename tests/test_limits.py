@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import Counter, Gauge, Histogram
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.errors import AnswerTooLargeError, DeadlineError, RequestError, TooManyCallsError
+from thinrow.serving.limits import Turns
 from thinrow.serving.metrics import Metrics
-from thinrow.serving.service import Budget
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 from worlds import (
@@ -253,7 +253,7 @@ def test_the_oldest_few_of_a_long_history_fit_a_small_budget(tmp_path: Path) -> 
 
 
 def test_a_large_request_is_not_starved_by_small_ones() -> None:
-    budget, stop = Budget(100), threading.Event()
+    budget, stop = Turns(100), threading.Event()
 
     def nibble() -> None:
         while not stop.is_set():
@@ -273,7 +273,7 @@ def test_a_large_request_is_not_starved_by_small_ones() -> None:
 
 
 def test_who_gives_up_waiting_leaves_the_queue() -> None:
-    budget = Budget(100)
+    budget = Turns(100)
     with budget.hold(60, None):
         with pytest.raises(DeadlineError), budget.hold(60, timeout_s=0.05):
             pass

@@ -290,6 +290,9 @@ def test_memory_is_flat_over_thousands_of_tiny_batches(tmp_path: Path, server: s
     config = LoaderConfig(batch_examples=1, lookup_examples=50)
     resident: collections.deque[int] = collections.deque()
     with ThinRowLoader(paths, server, PROJECTION, config) as loader:
+        # In the first passes the C library gives each thread memory of its own, and keeps it.
+        for _ in range(6):
+            assert sum(len(batch) for batch in loader) == 1000
         for _ in range(3 * REPEATS):
             assert sum(len(batch) for batch in loader) == 1000
             status = Path("/proc/self/status").read_text(encoding="utf-8")

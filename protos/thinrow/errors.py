@@ -6,7 +6,10 @@
     │   ├── InputError              events, requests, rows or users files
     │   └── RequestError            a call that the server refused (``name`` tells why)
     │       ├── AnswerTooLargeError ask for fewer examples at once
+    │       ├── PermissionDeniedError the caller may not ask for this
     │       ├── TooManyCallsError   the server is at its limit; ask again later
+    │       │   └── TenantLimitError the tenant is at its own limit
+    │       ├── UnauthenticatedError the call carries no token that the server knows
     │       └── UnknownTenantError  no such tenant at this server
     ├── StoreError                  the store cannot be read or written
     │   ├── StoreMissingError       no published generation there
@@ -32,6 +35,7 @@ __all__ = [
     "InputError",
     "JournalError",
     "LoggerFullError",
+    "PermissionDeniedError",
     "RequestError",
     "SchemaError",
     "StatusError",
@@ -40,8 +44,10 @@ __all__ = [
     "StoreFullError",
     "StoreLockedError",
     "StoreMissingError",
+    "TenantLimitError",
     "ThinRowError",
     "TooManyCallsError",
+    "UnauthenticatedError",
     "UnavailableError",
     "UnknownTenantError",
     "UsageError",
@@ -86,6 +92,26 @@ class TooManyCallsError(RequestError):
     """The server is at one of its limits of calls or streams; ask again later, or elsewhere."""
 
     name = "TOO_MANY_CALLS"
+    retry_after_ms: int | None = None
+    """How long the server asks to be left alone; None where asking again is the caller's matter."""
+
+
+class TenantLimitError(TooManyCallsError):
+    """The tenant has all the calls or streams at once that it may have; others are served."""
+
+    name = "TENANT_LIMIT"
+
+
+class UnauthenticatedError(RequestError):
+    """The server wants a token, and the call carries none that it knows."""
+
+    name = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(RequestError):
+    """The token, or this server, does not allow what was asked for."""
+
+    name = "PERMISSION_DENIED"
 
 
 class UnknownTenantError(RequestError):

@@ -15,6 +15,7 @@ from thinrow.client.answer import Answer
 from thinrow.client.batch import Batch
 from thinrow.client.client import Client, connect
 from thinrow.client.config import ClientConfig
+from thinrow.client.credentials import tls_credentials
 from thinrow.client.pointers import MutableColumn, MutableEvents, Pointers, Projection, ThinRows
 from thinrow.client.rows import read_thin_rows, row_count
 from thinrow.client.widen import ColumnKind
@@ -33,4 +34,5 @@ __all__ = [
     "connect",
     "read_thin_rows",
     "row_count",
+    "tls_credentials",
 ]

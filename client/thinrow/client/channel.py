@@ -6,18 +6,21 @@ import logging
 import random
 import re
 import time
-import warnings
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
 from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,
+    PermissionDeniedError,
     RequestError,
     StoreCorruptError,
     StoreError,
+    TenantLimitError,
     ThinRowError,
     TooManyCallsError,
+    UnauthenticatedError,
     UnavailableError,
     UnknownTenantError,
     UsageError,
@@ -40,6 +43,8 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 # How soon a channel that failed may try again. Our own retries set the pace, so it is short.
 RECONNECT_BACKOFF_MS_INITIAL = 100
 RECONNECT_BACKOFF_MS_MAX = 1_000
+# The longest that a server may have us wait, whatever it says.
+RETRY_AFTER_MS_MAX = 60_000
 
 # What gRPC takes for an address, less what people mean for a browser.
 TARGET = re.compile(r"(?!https?:)(unix(-abstract)?:.+|(dns|ipv4|ipv6):.+|[^/]+:\d{1,5})")
@@ -50,7 +55,10 @@ ERRORS_BY_NAME: dict[str, type[ThinRowError]] = {
     error.name: error
     for error in (
         AnswerTooLargeError,
+        PermissionDeniedError,
+        TenantLimitError,
         TooManyCallsError,
+        UnauthenticatedError,
         UnknownTenantError,
         StoreError,
         StoreCorruptError,
@@ -63,9 +71,9 @@ ERRORS_BY_CODE: dict[grpc.StatusCode, type[ThinRowError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: RequestError,
     grpc.StatusCode.NOT_FOUND: RequestError,
     grpc.StatusCode.OUT_OF_RANGE: RequestError,
-    grpc.StatusCode.PERMISSION_DENIED: RequestError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: RequestError,
-    grpc.StatusCode.UNAUTHENTICATED: RequestError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.UNIMPLEMENTED: RequestError,
 }
@@ -84,11 +92,6 @@ class Channels:
             if not TARGET.fullmatch(target):
                 raise UsageError(
                     f"{target!r} is no address of a server; give HOST:PORT, such as localhost:7878."
-                )
-            if config.token is not None and config.credentials is None and not is_local(target):
-                warnings.warn(
-                    f"The token travels in the clear to {target}; give credentials for TLS.",
-                    stacklevel=3,
                 )
         self._channels = [open_channel(target, config) for target in targets]
         self._stubs = [
@@ -148,7 +151,7 @@ class Channels:
                 )
             except grpc.RpcError as error:
                 failure = translate(error, self.targets)
-                if not isinstance(failure, UnavailableError) or not retries.pause():
+                if not retries.pause(failure):
                     raise failure from error
                 self.fail_over(asked)
 
@@ -170,13 +173,22 @@ class Retries:
         self._pause_s_max = self._config.backoff_initial_s
         self._give_up_s: float | None = None
 
-    def pause(self) -> bool:
-        """Waits before the next try; False at once where no time is left for one."""
+    def pause(self, failure: ThinRowError) -> bool:
+        """Waits before the next try; False at once where no time is left for one, or no use in it.
+
+        What may be asked again is what no server answered, and what one at a limit refused for now;
+        a server that says how long to stay away is left alone for as long.
+        """
+        at_least_s = 0.0
+        if isinstance(failure, TooManyCallsError) and failure.retry_after_ms is not None:
+            at_least_s = failure.retry_after_ms / 1000
+        elif not isinstance(failure, UnavailableError):
+            return False
         now_s = time.monotonic()
         if self._give_up_s is None:
             self._give_up_s = now_s + self._config.retry_deadline_s
-            log.warning("No server answers; asking again for %g s.", self._config.retry_deadline_s)
-        pause_s = random.uniform(0, self._pause_s_max)
+            log.warning("%s Asking again for %g s.", failure, self._config.retry_deadline_s)
+        pause_s = at_least_s + random.uniform(0, self._pause_s_max)
         if now_s + pause_s >= self._give_up_s:
             return False
         self._pause_s_max = min(2 * self._pause_s_max, self._config.backoff_max_s)
@@ -185,7 +197,20 @@ class Retries:
 
 
 def open_channel(target: str, config: ClientConfig) -> grpc.Channel:
-    """Makes a channel, which connects when it is first used."""
+    """Makes a channel, which connects when it is first used.
+
+    Raises UsageError where a token would travel in the clear.
+    """
+    if (
+        config.token is not None
+        and config.credentials is None
+        and not config.allow_clear_token
+        and not is_local(target)
+    ):
+        raise UsageError(
+            f"The token would travel in the clear to {target}; give credentials for TLS, or "
+            f"allow_clear_token where the network is trusted."
+        )
     options = [
         ("grpc.max_send_message_length", config.request_bytes_max),
         ("grpc.max_receive_message_length", config.response_bytes_max),
@@ -209,7 +234,13 @@ def open_channel(target: str, config: ClientConfig) -> grpc.Channel:
 
 def is_local(target: str) -> bool:
     """Tells whether what is sent there stays on this machine."""
-    return target.startswith(("localhost:", "127.", "[::1]:", "unix:"))
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = re.sub(r"^(dns:|ipv4:|ipv6:)/*", "", target).rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name, whose address may be anywhere
+        return False
 
 
 def translate(error: grpc.RpcError, targets: tuple[str, ...]) -> ThinRowError:
@@ -233,4 +264,8 @@ def translate(error: grpc.RpcError, targets: tuple[str, ...]) -> ThinRowError:
         )
     if kind is ThinRowError:
         return ThinRowError(f"The call to {where} failed with {code.name}: {details}")
-    return kind(details)
+    failure = kind(details)
+    if isinstance(failure, TooManyCallsError):
+        hint = str(metadata.get("retry-after-ms", ""))
+        failure.retry_after_ms = min(int(hint), RETRY_AFTER_MS_MAX) if hint.isdecimal() else None
+    return failure

@@ -13,6 +13,7 @@ from thinrow.client.lookup import Lookup, Piece, RequestSize
 from thinrow.client.request import to_wire_projection
 from thinrow.client.response import Response
 from thinrow.client.stream import answers
+from thinrow.client.tracing import traced_call
 from thinrow.errors import AnswerTooLargeError
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -96,7 +97,9 @@ class Client:
         while rest is not None:
             piece, later = rest.cut(size.examples)
             try:
-                answer = self._call(lambda it: materialize(it.channel), piece.request(), deadline_s)
+                answer = self._call(
+                    lambda it: traced_call(materialize(it.channel)), piece.request(), deadline_s
+                )
             except AnswerTooLargeError:
                 if len(piece.examples) <= 1:
                     raise

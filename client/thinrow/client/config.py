@@ -21,7 +21,7 @@ MIB = 1 << 20
 class ClientConfig:
     """Bounds of one client. Raises UsageError for a value out of its range."""
 
-    examples_per_request: int = 512
+    examples_per_request: int = 2048
     """Most examples in one request; larger batches are asked for in several."""
 
     answer_bytes_wanted: int = 4 * MIB
@@ -55,10 +55,13 @@ class ClientConfig:
     """Largest answer taken; not less than the server's own limit."""
 
     credentials: grpc.ChannelCredentials | None = field(default=None, repr=False)
-    """For TLS. None: in the clear."""
+    """For TLS, such as `tls_credentials(ca=...)`. None: in the clear."""
 
     token: str | Callable[[], str] | None = field(default=None, repr=False)
     """Sent as `authorization: Bearer ...` with each call; a callable is asked before each."""
+
+    allow_clear_token: bool = False
+    """Send the token in the clear to other machines, where the network is trusted."""
 
     def __post_init__(self) -> None:
         for name in (

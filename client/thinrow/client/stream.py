@@ -20,8 +20,15 @@ from thinrow.client.calls import materialize_stream
 from thinrow.client.channel import Channels, Retries, translate
 from thinrow.client.lookup import Lookup, Piece, RequestSize
 from thinrow.client.response import Response
+from thinrow.client.tracing import StreamTrace, tracing
 from thinrow.client.widen import require
-from thinrow.errors import AnswerTooLargeError, DeadlineError, UnavailableError
+from thinrow.errors import (
+    AnswerTooLargeError,
+    DeadlineError,
+    TooManyCallsError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -58,6 +65,7 @@ def answers(
     planned: deque[Piece] = deque()  # of the input pulled last, not yet asked for
     asked: deque[tuple[int, Piece, Connection]] = deque()  # by cursor, not yet answered
     draining = False  # an empty batch: whoever gives it has nothing yet, and waits for answers
+    answered = False  # since the last connection was opened for a new token
     connections: Connections | None = None
     try:
         while True:
@@ -84,7 +92,12 @@ def answers(
             assert connections is not None
             try:
                 answer = asked[0][2].receive(deadline_s)
-            except (AnswerTooLargeError, UnavailableError) as error:
+            except (
+                AnswerTooLargeError,
+                TooManyCallsError,
+                UnauthenticatedError,
+                UnavailableError,
+            ) as error:
                 connections.close()
                 failed, connections = connections.replica, None
                 planned.extendleft(piece for _, piece, _ in reversed(asked))
@@ -95,12 +108,18 @@ def answers(
                     if refused <= 1:
                         raise
                     size.refused(refused)
-                elif retries.pause():
+                elif isinstance(error, UnauthenticatedError):
+                    # The token that it began with may have been replaced meanwhile.
+                    if not answered or not callable(config.token):
+                        raise
+                    answered = False
+                elif retries.pause(error):
                     channels.fail_over(failed)
                 else:
                     raise
                 continue
             retries.reset()
+            answered = True
             cursor, piece, _ = asked.popleft()
             draining = draining and bool(asked or planned)
             require(answer.cursor == cursor, f"it has cursor {answer.cursor} instead of {cursor}")
@@ -186,8 +205,13 @@ class Connection:
         self._own = channel if is_own else None
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        spans = tracing("thinrow-client")
+        self._trace = None if spans is None else StreamTrace(spans)
+        metadata = channels.metadata
+        if self._trace is not None:
+            metadata += self._trace.metadata
         self._call = materialize_stream(channel)(
-            iter(self._requests.get, None), metadata=channels.metadata, wait_for_ready=False
+            iter(self._requests.get, None), metadata=metadata, wait_for_ready=False
         )
         self._reader = threading.Thread(
             target=read, args=(self._call, self._answers), name="thinrow-stream", daemon=True
@@ -197,6 +221,8 @@ class Connection:
     def send(self, cursor: int, request: wire.MaterializeRequest) -> None:
         """Sends when there is room on the wire; returns at once."""
         self.awaited += 1
+        if self._trace is not None:
+            self._trace.asked(cursor, request)
         self._requests.put(wire.MaterializeStreamRequest(cursor=cursor, request=request))
 
     def unanswered(self) -> int:
@@ -224,6 +250,8 @@ class Connection:
             )
         assert isinstance(answer, Response)
         self.awaited -= 1
+        if self._trace is not None:
+            self._trace.answered(answer)
         if self.process is None:
             told = dict(self._call.initial_metadata() or ())
             self.process = str(told.get("thinrow-process", ""))
@@ -242,6 +270,8 @@ class Connection:
 
     def close(self) -> None:
         """Ends the call and its threads."""
+        if self._trace is not None:
+            self._trace.end()
         self.end()
         self._call.cancel()
         # The collector of garbage may call from within the reader.

@@ -239,15 +239,33 @@ def serve_command(
             metavar="HOST:PORT", help="Where Prometheus scrapes /metrics; 'off' for none."
         ),
     ] = "127.0.0.1:7879",
-    tenants: Annotated[Path | None, typer.Option(help="TOML file of named projections.")] = None,
+    tenants: Annotated[
+        Path | None, typer.Option(help="TOML file of named projections, their tokens and limits.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM file of a certificate, to serve over TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file: callers must show a certificate of these.")
+    ] = None,
+    reflection: Annotated[
+        bool, typer.Option(help="Tell everybody the names of methods and messages.")
+    ] = True,
+    inspect: Annotated[bool, typer.Option(help="Answer Inspect.")] = True,
     processes: Annotated[
         int,
         typer.Option(help="Processes that share the port; each has the limits below to itself."),
     ] = 1,
     examples_max: Annotated[int, typer.Option(help="Most examples in one request.")] = 8192,
+    request_bytes_max: Annotated[int, typer.Option(help="Most bytes in one request.")] = 1024
+    * 1024,
     response_bytes_max: Annotated[int, typer.Option(help="Most bytes in one answer.")] = 64
     * 1024
     * 1024,
+    cache_bytes_max: Annotated[
+        int, typer.Option(help="Most bytes of stored values, asked for lately, kept in memory.")
+    ] = 1024 * 1024 * 1024,
     work_bytes_max: Annotated[
         int, typer.Option(help="Most decoded bytes that requests in work may hold together.")
     ] = 1024 * 1024 * 1024,
@@ -273,9 +291,16 @@ def serve_command(
             listen=listen,
             metrics=None if metrics == "off" else metrics,
             tenants=tenants,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_client_ca=tls_client_ca,
+            reflection=reflection,
+            inspect=inspect,
             processes=processes,
             examples_max=examples_max,
+            request_bytes_max=request_bytes_max,
             response_bytes_max=response_bytes_max,
+            cache_bytes_max=cache_bytes_max,
             work_bytes_max=work_bytes_max,
             calls_max=calls_max,
             streams_max=streams_max,
@@ -294,6 +319,12 @@ Target = Annotated[
     list[str],
     typer.Option("--server", metavar="HOST:PORT", help="The server; repeat to name replicas."),
 ]
+Ca = Annotated[
+    Path | None, typer.Option(help="PEM file: the server must show a certificate of these.")
+]
+Cert = Annotated[Path | None, typer.Option(help="PEM file of a certificate to show the server.")]
+Key = Annotated[Path | None, typer.Option(help="PEM file of its key.")]
+TokenFile = Annotated[Path | None, typer.Option(help="File that holds the token to carry.")]
 Traits = Annotated[
     str,
     typer.Option(help="Only these traits, by name with commas between. [default: all]"),
@@ -320,10 +351,14 @@ def materialize_command(
     tenant: Annotated[
         str, typer.Option(help="Use the projection that the server knows by this name.")
     ] = "",
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Write fat rows again, for export and audit; every row says its status."""
     with one_sentence():
-        from thinrow.cli.connecting import connected
+        from thinrow.cli.connecting import Access, connected
         from thinrow.cli.fat_rows import materialize
         from thinrow.client import Projection
         from thinrow.errors import UsageError
@@ -342,7 +377,8 @@ def materialize_command(
             raise UsageError(
                 "A tenant brings its own length, traits and truncation; give --tenant alone."
             )
-        with connected(server) as client, progress_bar() as progress:
+        access = Access(ca=ca, cert=cert, key=key, token_file=token_file)
+        with connected(server, access) as client, progress_bar() as progress:
             report = materialize(client, rows, projection, fat, progress)
         shown: dict[str, object] = {"rows": report.rows, "events": report.events}
         shown |= {f"rows {status}": count for status, count in sorted(report.statuses.items())}
@@ -358,13 +394,18 @@ def verify_command(
         Path, typer.Option(metavar="FAT", help="Parquet file of fat rows, in the same order.")
     ],
     sequence_length: SequenceLength = 0,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Compare what training would see with fat rows, event by event; exit 1 where they differ."""
     with one_sentence():
-        from thinrow.cli.connecting import connected
+        from thinrow.cli.connecting import Access, connected
         from thinrow.cli.verify import difference_fields, verify
 
-        with connected(server) as client, progress_bar() as progress:
+        access = Access(ca=ca, cert=cert, key=key, token_file=token_file)
+        with connected(server, access) as client, progress_bar() as progress:
             report = verify(client, rows, against, sequence_length, progress)
         shown: dict[str, object] = {
             "compared": ", ".join(report.traits),
@@ -403,18 +444,35 @@ def inspect_command(
     ] = "0",  # type: ignore[assignment]
     limit: Annotated[int, typer.Option(help="Most events to show, the newest.")] = 20,
     traits: Traits = "",
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Show one history, as a person reads it."""
     with one_sentence():
-        from thinrow.cli.connecting import connected
+        from thinrow.cli.connecting import Access, connected
         from thinrow.cli.history_table import history_table
         from thinrow.client import Projection
 
-        with connected(server) as client:
+        with connected(server, Access(ca=ca, cert=cert, key=key, token_file=token_file)) as client:
             answer = client.inspect(user, as_of, Projection(limit, traits=_names(traits)))
             groups = client.describe_store().feature_groups
         names = [trait.name for group in groups for trait in group.traits]
         out.print(*history_table(user, answer, names), sep="\n", soft_wrap=True)
+
+
+@app.command("token")
+def token_command() -> None:
+    """Make a token for a tenant: the caller carries it, the tenants file has its hash alone."""
+    with one_sentence():
+        from thinrow.serving.tenants import new_token
+
+        token, token_sha256 = new_token()
+        out.print(f"token: {token}", soft_wrap=True, highlight=False, markup=False)
+        out.print(
+            f'token_sha256 = ["{token_sha256}"]', soft_wrap=True, highlight=False, markup=False
+        )
 
 
 app.add_typer(online_commands)

@@ -1,4 +1,4 @@
-"""What a server may be told: where to listen, what to serve, and every limit."""
+"""What a server may be told: where to listen, what to serve, whom to trust, and every limit."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 PROCESSES_MAX = 256
+TOKENS_MAX = 16
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +34,28 @@ class ServerConfig:
     metrics: str | None = "127.0.0.1:7879"
     """HOST:PORT for Prometheus over HTTP; None for none."""
     tenants: Path | None = None
-    """TOML file of named projections."""
+    """TOML file of named projections, their tokens and limits; read again when it changes."""
+    tls_cert: Path | None = None
+    """PEM file of the certificate and its chain; None: in the clear. Read again when it changes."""
+    tls_key: Path | None = None
+    """PEM file of the certificate's private key."""
+    tls_client_ca: Path | None = None
+    """PEM file of those whose certificates callers must show; None: they need none."""
+    reflection: bool = True
+    """Whether anybody may ask for the names of methods and messages."""
+    inspect: bool = True
+    """Whether Inspect answers."""
     processes: int = 1
     """How many processes share the port. More than one are for `Processes` to start."""
     examples_max: int = 8192
     """Most examples in one request."""
-    request_bytes_max: int = 16 * MIB
-    """Largest request taken."""
+    request_bytes_max: int = MIB
+    """Largest request taken; decoded it takes up to eight times as much."""
     response_bytes_max: int = 64 * MIB
     """Largest answer sent."""
+    cache_bytes_max: int = 1024 * MIB
+    """Most memory of stored values that were asked for lately; twice that for a moment, when a new
+    generation takes over."""
     work_bytes_max: int = 1024 * MIB
     """Most bytes of events, decoded, that requests in work may hold together."""
     work_max: int = max(2, os.cpu_count() or 2)
@@ -62,6 +77,7 @@ class ServerConfig:
             "examples_max",
             "request_bytes_max",
             "response_bytes_max",
+            "cache_bytes_max",
             "work_bytes_max",
             "work_max",
             "calls_max",
@@ -73,12 +89,16 @@ class ServerConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}, but must be above 0.")
         if self.processes > PROCESSES_MAX:
             raise UsageError(f"processes is {self.processes}; {PROCESSES_MAX} are the most.")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise UsageError("TLS needs tls_cert and tls_key, both.")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise UsageError("tls_client_ca needs tls_cert and tls_key.")
         if self.drain_s < 0:
             raise UsageError(f"drain_s is {self.drain_s}, but must not be below 0.")
 
 
 class Tenant(BaseModel):
-    """A named projection."""
+    """A named projection, who may use it, and how much of the server at once."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,10 +106,20 @@ class Tenant(BaseModel):
     truncation: Literal["newest", "head"] = "newest"
     feature_groups: tuple[str, ...] = ()
     traits: tuple[str, ...] = ()
+    projections: Literal["own", "any"] = "own"
+    """What a token of this tenant may ask for: this projection, or any sent along, and Inspect."""
+    token_sha256: Annotated[tuple[Sha256, ...], Field(max_length=TOKENS_MAX)] = ()
+    """SHA-256 of its tokens, in hexadecimal; several while one takes the place of another."""
+    calls_max: Annotated[int, Field(ge=1)] | None = None
+    """Most single calls at once, more are refused; None for half of the server's."""
+    streams_max: Annotated[int, Field(ge=1)] | None = None
+    """Most streams open at once, more are refused; None for half of the server's."""
+    work_bytes_max: Annotated[int, Field(ge=1)] | None = None
+    """Most decoded bytes at once, others wait; None for half of the server's."""
 
 
 def read_tenants(path: Path | None) -> Mapping[str, Tenant]:
-    """Reads a file of tenants: a TOML table per tenant, with a projection's fields.
+    """Reads a file of tenants: a TOML table per tenant, with the fields of `Tenant`.
 
     Raises:
         InputError: names the file, the key at fault and what would be right.
@@ -101,8 +131,17 @@ def read_tenants(path: Path | None) -> Mapping[str, Tenant]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"Cannot read the tenants file {path}: {error}.") from error
     try:
-        return TypeAdapter(dict[str, Tenant]).validate_python(tables)
+        tenants = TypeAdapter(dict[str, Tenant]).validate_python(tables)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: {where}: {first['msg']}.") from error
+    owners: dict[str, str] = {}
+    for name, tenant in tenants.items():
+        for token_sha256 in tenant.token_sha256:
+            owner = owners.setdefault(token_sha256, name)
+            if owner != name:
+                raise InputError(
+                    f"{path}: {owner} and {name} have the same token; give each tenant its own."
+                )
+    return tenants

@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
-from thinrow.errors import StoreError, StoreMissingError, ThinRowError
-from thinrow.store.generation import Generation
+from thinrow.errors import ThinRowError
+from thinrow.serving.metrics import ReadCounts
+from thinrow.store.generation import CACHE_BYTES_MAX, Generation
 from thinrow.store.manifest import current_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-log = logging.getLogger("thinrow.serving")
+    from thinrow.schema import Schema
 
-OPEN_ATTEMPTS_MAX = 5
-OPEN_PAUSE_S_MAX = 0.05
+log = logging.getLogger("thinrow.serving")
 
 
 class CurrentGeneration:
     """Follows a store's CURRENT. A request keeps the generation it started with."""
 
-    def __init__(self, store: Path, poll_s: float, on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Path,
+        poll_s: float,
+        on_failure: Callable[[], None],
+        cache_bytes_max: int = CACHE_BYTES_MAX,
+    ) -> None:
         """Opens the serving generation; raises StoreError where that cannot be done."""
         self._store = store
+        self._cache_bytes_max = cache_bytes_max
         self._poll_s = poll_s
         self._on_failure = on_failure
         self._lock = threading.Lock()
-        self._generation = open_current(store)
+        self._generation = Generation.open_current(store, cache_bytes_max)
         self._readers: dict[Generation, int] = {self._generation: 0}
+        self._closed_reads = ReadCounts()
+        self.opened_ts = time.time_ns() // 1_000_000
+        """When the serving generation was opened."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="thinrow-current", daemon=True)
 
@@ -57,6 +66,15 @@ class CurrentGeneration:
     def number(self) -> int:
         return self._generation.number
 
+    def schema(self) -> Schema:
+        """The serving generation's."""
+        return self._generation.schema
+
+    def read_counts(self) -> ReadCounts:
+        """What was read from all generations so far."""
+        with self._lock:
+            return sum(map(reads_of, self._readers), self._closed_reads)
+
     @contextmanager
     def use(self) -> Iterator[Generation]:
         """The serving generation, open until the block ends."""
@@ -74,6 +92,7 @@ class CurrentGeneration:
         for generation, readers in list(self._readers.items()):
             if not readers and generation is not self._generation:
                 del self._readers[generation]
+                self._closed_reads += reads_of(generation)
                 generation.close()
                 log.info("generation closed", extra={"generation": generation.number})
 
@@ -84,7 +103,7 @@ class CurrentGeneration:
                 folder = current_folder(self._store)
                 if folder is None or folder.name == self._generation.folder.name:
                     continue
-                opened = open_current(self._store)
+                opened = Generation.open_current(self._store, self._cache_bytes_max)
             except (ThinRowError, OSError) as error:
                 # The old generation is whole: it serves on, and people are told once.
                 self._on_failure()
@@ -95,6 +114,7 @@ class CurrentGeneration:
             failed = None
             with self._lock:
                 self._generation = opened
+                self.opened_ts = time.time_ns() // 1_000_000
                 self._readers[opened] = 0
                 self._let_go()
             log.info(
@@ -103,17 +123,7 @@ class CurrentGeneration:
             )
 
 
-def open_current(store: Path) -> Generation:
-    """Opens the serving generation, as several processes do at the same moment.
-
-    rocksdict writes a small file of each shard anew whenever it opens one, so another process may
-    find it empty: damage that stays is damage. Raises as Generation.open_current.
-    """
-    for _ in range(OPEN_ATTEMPTS_MAX - 1):
-        try:
-            return Generation.open_current(store)
-        except StoreMissingError:
-            raise
-        except StoreError:
-            time.sleep(random.uniform(0, OPEN_PAUSE_S_MAX))
-    return Generation.open_current(store)
+def reads_of(generation: Generation) -> ReadCounts:
+    """What was read from one generation."""
+    asked, read = generation.values_asked, generation.values_read
+    return ReadCounts(asked - read, read)

@@ -2,17 +2,63 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import socket
+import sys
+import threading
 import time
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any, Protocol
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.metrics_core import Metric
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    make_wsgi_app,
+)
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 from thinrow.errors import UsageError
+from thinrow.serving.status_page import StatusPage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+HTTP_TIMEOUT_S = 10.0
+"""How long a caller of the metrics port may take to say what it wants."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+STAGES = ("wait", "plan", "room", "read", "assemble")
+METHODS = ("Materialize", "MaterializeStream", "Inspect", "DescribeStore")
+TENANT_LABELS_MAX = 100
+"""So many tenants of the file have series of their own: as many of the first by name as fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCounts:
+    """Values of the store that were asked for, by where they were."""
+
+    from_memory: int = 0
+    from_files: int = 0
+
+    def __add__(self, other: ReadCounts) -> ReadCounts:
+        return ReadCounts(self.from_memory + other.from_memory, self.from_files + other.from_files)
+
+
+class Serving(Protocol):
+    """What is looked up at each scrape: see CurrentGeneration."""
+
+    @property
+    def opened_ts(self) -> int: ...
+
+    def read_counts(self) -> ReadCounts: ...
 
 
 class Metrics:
@@ -20,9 +66,19 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._tenants: set[str] = set()
+        self._known: Callable[[], Collection[str]] = tuple
+        self._requests: dict[tuple[str, str], tuple[Gauge, Histogram]] = {}
+        self.request_seconds = Histogram(
+            "thinrow_request_seconds",
+            "Seconds from having a request to having its answer.",
+            ["method", "tenant"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self.stage_seconds = Histogram(
             "thinrow_stage_seconds",
-            "Seconds that a batch spent in a stage: wait, plan, read, assemble.",
+            "Seconds that a batch spent in a stage: wait, plan, room, read, assemble.",
             ["stage"],
             buckets=_SECONDS,
             registry=self.registry,
@@ -44,6 +100,12 @@ class Metrics:
         self.sent_bytes = Counter(
             "thinrow_sent_bytes", "Bytes of answers made.", registry=self.registry
         )
+        self.tenant_sent_bytes = Counter(
+            "thinrow_tenant_sent_bytes",
+            "Bytes of answers made, by tenant.",
+            ["tenant"],
+            registry=self.registry,
+        )
         self.errors = Counter(
             "thinrow_errors",
             "Calls that ended in an error, by the error's name.",
@@ -55,10 +117,24 @@ class Metrics:
             "Batches in work or waiting for their turn.",
             registry=self.registry,
         )
+        self.tenant_in_flight = Gauge(
+            "thinrow_tenant_in_flight_requests",
+            "Batches in work or waiting for their turn, by tenant.",
+            ["tenant"],
+            registry=self.registry,
+        )
         self.streams = Gauge("thinrow_streams", "Streams open.", registry=self.registry)
         self.open_failures = Counter(
             "thinrow_generation_open_failures",
             "Failed tries to open a newly published generation.",
+            registry=self.registry,
+        )
+        self.ready = Gauge(
+            "thinrow_ready", "1 while requests are taken, else 0.", registry=self.registry
+        )
+        self._ready_seconds = Gauge(
+            "thinrow_ready_seconds",
+            "Seconds from the start of the process until it took requests.",
             registry=self.registry,
         )
         self._generation = Gauge(
@@ -69,27 +145,144 @@ class Metrics:
             "Seconds between the serving generation's watermark and now.",
             registry=self.registry,
         )
+        self._opened = Gauge(
+            "thinrow_generation_opened_timestamp_seconds",
+            "When the serving generation was opened, in seconds since the epoch.",
+            registry=self.registry,
+        )
+        Gauge(
+            "thinrow_build_info",
+            "1; the labels tell what runs.",
+            ["version", "python"],
+            registry=self.registry,
+        ).labels(version("thinrow"), platform.python_version()).set(1)
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
+        for method in METHODS:
+            self.request_seconds.labels(method, "")
+        self._show("")
+
+    def _show(self, tenant: str) -> None:
+        """Lets a tenant's series begin at 0, so that their first step is seen."""
+        for method in METHODS[:2]:
+            self.request_seconds.labels(method, tenant)
+        self.examples.labels(tenant, "OK")
+        self.tenant_sent_bytes.labels(tenant)
+        self.tenant_in_flight.labels(tenant)
+
+    def tenant(self, name: str) -> str:
+        """The label of a tenant: its name, or '' for all that have no series of their own.
+
+        Those are projections sent along, names that nobody knows, and tenants beyond
+        TENANT_LABELS_MAX.
+        """
+        if name in self._tenants:
+            return name
+        if len(self._tenants) == TENANT_LABELS_MAX or name not in self._known():
+            return ""
+        self._show(name)
+        self._tenants.add(name)
+        return name
+
+    @contextmanager
+    def request(self, method: str, tenant: str = "") -> Iterator[None]:
+        """Measures one request until the block ends, whether it fails or not.
+
+        tenant: as `tenant` labels it.
+        """
+        started_s = time.perf_counter()
+        series = self._requests.get((method, tenant))
+        if series is None:
+            seconds = self.request_seconds.labels(method, tenant)
+            series = self.tenant_in_flight.labels(tenant), seconds
+            self._requests[method, tenant] = series
+        in_flight, seconds = series
+        in_flight.inc()
+        try:
+            yield
+        finally:
+            in_flight.dec()
+            seconds.observe(time.perf_counter() - started_s)
 
     def follow(self, number: Callable[[], int], watermark_ts: Callable[[], int]) -> None:
         """Where to look up the serving generation at each scrape."""
         self._generation.set_function(number)
         self._watermark_age.set_function(lambda: time.time() - watermark_ts() / 1000)
 
+    def serve(self, serving: Serving, tenants: Callable[[], Collection[str]]) -> None:
+        """Adds what is known of the store, of this process and of the tenants there are now."""
+        self._opened.set_function(lambda: serving.opened_ts / 1000)
+        self.registry.register(StoreReads(serving))
+        ProcessCollector(registry=self.registry)
+        self._known = tenants
+        for name in sorted(tenants())[:TENANT_LABELS_MAX]:
+            self.tenant(name)
+
+    def serves(self) -> None:
+        """Says that requests are taken from now on."""
+        self._ready_seconds.set(process_age_s())
+        self.ready.set(1)
+
+
+class StoreReads(Collector):
+    """Counts kept where the store is read."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def collect(self) -> Iterable[Metric]:
+        """As the library wants it."""
+        family = CounterMetricFamily(
+            "thinrow_store_values",
+            "Values of the store asked for, by where they were: memory, files.",
+            labels=["source"],
+        )
+        counts = self._serving.read_counts()
+        family.add_metric(["memory"], counts.from_memory)
+        family.add_metric(["files"], counts.from_files)
+        yield family
+
+
+def process_age_s() -> float:
+    """Seconds since this process started, where the system is Linux; else used by it."""
+    if sys.platform != "linux":
+        return time.process_time()
+    # The name in parentheses may hold anything.
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+
 
 class MetricsEndpoint:
-    """The HTTP port that Prometheus scrapes, /metrics."""
+    """The HTTP port: /metrics for Prometheus, / and /status for people."""
 
     def __init__(self, registry: CollectorRegistry, listen: str) -> None:
         """Opens the port. Raises UsageError where it cannot be had."""
         host, port = split_address(listen)
         try:
-            self._server, self._thread = start_http_server(port, host, registry)
+            self._server = HttpServer(host.strip("[]"), port)
         except OSError as error:
             raise UsageError(
                 f"Cannot listen on {listen} for metrics ({error.strerror}); choose another "
                 f"--metrics HOST:PORT."
             ) from error
+        pages = {"/metrics": make_wsgi_app(registry)}
+        pages["/"] = pages["/status"] = StatusPage(registry.collect)
+
+        def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:  # noqa: ANN401
+            page = pages.get(environ["PATH_INFO"])
+            if page is not None:
+                answer: Iterable[bytes] = page(environ, start_response)
+                return answer
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"There are /metrics and /status.\n"]
+
+        self._server.set_app(app)
         self.address = f"{host}:{self._server.server_port}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="thinrow-metrics", daemon=True
+        )
+        self._thread.start()
 
     def close(self) -> None:
         """Closes the port."""
@@ -98,8 +291,34 @@ class MetricsEndpoint:
         self._thread.join()
 
 
+class HttpServer(ThreadingMixIn, WSGIServer):
+    """A thread for each caller, which none of them keeps for long."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int) -> None:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.address_family, _, _, _, address = found[0]
+        super().__init__((str(address[0]), port), HttpHandler)
+
+
+class HttpHandler(WSGIRequestHandler):
+    """Says nothing about calls that went well, and hangs up on the slow."""
+
+    timeout = HTTP_TIMEOUT_S
+
+    def log_message(self, *_: object) -> None:
+        """Not a line for each scrape."""
+
+
 _MERGED: dict[str, Callable[[Iterable[float]], float]] = {
+    "process_max_fds": min,
+    "process_start_time_seconds": min,
+    "thinrow_build_info": min,
     "thinrow_generation": min,
+    "thinrow_generation_opened_timestamp_seconds": min,
+    "thinrow_ready": min,
+    "thinrow_ready_seconds": max,
     "thinrow_watermark_age_seconds": max,
 }
 """Series that do not add up over processes: told is the process that lags behind."""

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from thinrow.errors import InputError, RequestError, UsageError
-from thinrow.serving.config import ServerConfig, read_tenants
+from thinrow.errors import UsageError
 from thinrow.serving.current import CurrentGeneration
 from thinrow.serving.metrics import Metrics, MetricsEndpoint, split_address
-from thinrow.serving.projection import resolve_tenant
 from thinrow.serving.service import MaterializationService
+from thinrow.serving.tenants import Tenants
+from thinrow.serving.tls import Tls
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from thinrow.serving.config import ServerConfig
 
     Handler = grpc.RpcMethodHandler[Any, Any]
 
@@ -32,6 +34,8 @@ SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
 SPARE_THREADS = 8
 """Kept for health, reflection and the refusal of calls over a limit."""
 MIN_PING_INTERVAL_MS = 10_000
+WINDOW_BYTES = 1 << 20
+"""What a connection takes in before the server has looked at it."""
 FAREWELL_S = 0.2
 """Between the last answer and the end of connections."""
 
@@ -78,6 +82,8 @@ def listening(
     drain_s: float,
     reuse_port: bool = False,
     interceptors: Sequence[grpc.ServerInterceptor] = (),
+    tls: Tls | None = None,
+    reflected: bool = True,
 ) -> Iterator[str]:
     """Serves gRPC, with health and reflection, until the block ends; yields HOST:PORT.
 
@@ -87,10 +93,11 @@ def listening(
     connections are closed.
 
     Raises:
-        UsageError: the port cannot be had.
+        UsageError: the port cannot be had, or the files of TLS do not serve.
     """
     host, _ = split_address(listen)
     threads = calls_max + SPARE_THREADS
+    credentials = None if tls is None else tls.credentials()
     health_service = Health()
     with ThreadPoolExecutor(threads, thread_name_prefix="thinrow-call") as pool:
         server = grpc.server(
@@ -100,6 +107,11 @@ def listening(
             options=[
                 ("grpc.so_reuseport", int(reuse_port)),
                 ("grpc.max_receive_message_length", request_bytes_max),
+                # One connection cannot have every thread: what is more waits in its client.
+                ("grpc.max_concurrent_streams", calls_max),
+                # A window that grows by itself takes in much of a request before it is refused.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
                 # Answers are bounded before they are built.
                 ("grpc.max_send_message_length", -1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
@@ -109,11 +121,15 @@ def listening(
         for add in services.values():
             add(server)
         health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-        reflection.enable_server_reflection(
-            (*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
+        if reflected:
+            reflection.enable_server_reflection(
+                (*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+            )
         try:
-            port = server.add_insecure_port(listen)
+            if credentials is None:
+                port = server.add_insecure_port(listen)
+            else:
+                port = server.add_secure_port(listen, credentials)
         except RuntimeError as error:
             raise UsageError(
                 f"Cannot listen on {listen}; choose another --listen HOST:PORT."
@@ -203,16 +219,17 @@ class Server:
 
     def _start(self) -> None:
         config = self._config
-        tenants = read_tenants(config.tenants)
         metrics = self.metrics
-        current = CurrentGeneration(config.store, config.poll_s, metrics.open_failures.inc)
+        current = CurrentGeneration(
+            config.store, config.poll_s, metrics.open_failures.inc, config.cache_bytes_max
+        )
         self._stack.enter_context(current)
-        with current.use() as generation:
-            for name, tenant in tenants.items():
-                try:
-                    resolve_tenant(tenant, generation.schema)
-                except RequestError as error:
-                    raise InputError(f"{config.tenants}: {name}: {error}") from error
+        tenants = self._stack.enter_context(Tenants(config, current.schema))
+        tls = None
+        if config.tls_cert is not None and config.tls_key is not None:
+            tls = Tls(cert=config.tls_cert, key=config.tls_key, client_ca=config.tls_client_ca)
+        elif tenants.guarded:
+            log.warning("tokens travel in the clear: serve with TLS, or behind what ends it")
         metrics.follow(lambda: current.number, lambda: current.watermark_ts)
         if config.metrics is not None:
             endpoint = MetricsEndpoint(metrics.registry, config.metrics)
@@ -229,6 +246,8 @@ class Server:
                 drain_s=config.drain_s,
                 reuse_port=config.processes > 1,
                 interceptors=[ProcessNames(config.processes)] if config.processes > 1 else [],
+                tls=tls,
+                reflected=config.reflection,
             )
         )
         log.info(

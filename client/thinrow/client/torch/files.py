@@ -145,7 +145,8 @@ class RowFiles:
         if traits is not None:
             kept = [f for f in mutable.type.value_type if f.name in {*EVENT_TIMES, *traits}]
             is_large = arrow.types.is_large_list(mutable.type)
-            mutable = mutable.with_type((arrow.large_list if is_large else arrow.list_)(arrow.struct(kept)))
+            events = arrow.large_list if is_large else arrow.list_
+            mutable = mutable.with_type(events(arrow.struct(kept)))
         fields = [self.schema.field(name) for name in (*others, "uih")]
         schema: pa.Schema = arrow.schema([*fields, mutable])
         return schema

@@ -22,6 +22,7 @@ from thinrow.client.torch.batching import Batcher, Part, chosen, to_tensors
 from thinrow.client.torch.config import status_name
 from thinrow.client.torch.queues import BoundedQueue, ClosedError
 from thinrow.client.torch.starvation import StageClock
+from thinrow.client.tracing import UNTRACED, PassTrace, tracing
 from thinrow.errors import UsageError
 from thinrow.v1.materialization_pb2 import STATUS_NOT_READY
 
@@ -81,6 +82,8 @@ class Pipeline:
         self._starvation = starvation
         self._client = connect(server, config.client)
         self._clock = StageClock("rows")
+        spans = tracing("thinrow-client")
+        self._trace = None if spans is None else PassTrace(spans)
         self._chunks: BoundedQueue[RowChunk] = BoundedQueue(config.chunks_ahead)
         self._asked: deque[RowChunk] = deque()
         self._answers: BoundedQueue[Part] = BoundedQueue(ANSWERS_AHEAD)
@@ -116,8 +119,11 @@ class Pipeline:
                 if ready is not None and ready.sent is not None:
                     batch = self._copies.receive(ready.sent)
                 now_s = time.perf_counter()
-                self._starvation.waited(self._clock.between(asked_s, ready_s))
-                self._starvation.waited({"copy": now_s - ready_s})
+                waited = self._clock.between(asked_s, ready_s)
+                waited["copy"] = waited.get("copy", 0.0) + now_s - ready_s
+                self._starvation.waited(waited)
+                if self._trace is not None:
+                    self._trace.waited(now_s - asked_s, waited)
                 self._starvation.elapsed(now_s - last_s)
                 last_s = now_s
                 if ready is None:
@@ -143,6 +149,8 @@ class Pipeline:
         """Ends the threads; waits for them. A batch handed out stays valid."""
         atexit.unregister(self.close)
         self._closing.set()
+        if self._trace is not None:
+            self._trace.end()
         self._chunks.close()
         self._answers.close()
         self._ready.close()
@@ -167,8 +175,9 @@ class Pipeline:
 
     def _look_up(self) -> None:
         try:
-            for part in self._parts():
-                self._answers.put(part)
+            with UNTRACED if self._trace is None else self._trace.current():
+                for part in self._parts():
+                    self._answers.put(part)
         except ClosedError:
             pass
         except BaseException as error:

@@ -1,0 +1,171 @@
+"""What a tenant that floods a server costs another: the latencies of its calls, with and without.
+
+The steady tenant asks for one batch after the other. The flood asks for long histories with many
+calls at once, by ThinRow's client, or raw, at once again whenever it is refused. Its processes run
+at the lowest priority: a flood comes from other machines, and must not take the processor from the
+server by asking. `refused` are its calls that ended in TENANT_LIMIT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+import grpc
+import numpy as np
+from processes import build, start
+from rich.console import Console
+from rich.table import Table
+from thinrow.client import ClientConfig, Pointers, connect
+from thinrow.v1 import materialization_pb2 as wire
+
+from server import machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TENANTS = """
+[steady]
+sequence_length = 100
+traits = ["item_id", "author_id", "category"]
+
+[flood]
+sequence_length = 1000
+"""
+SECONDS, WARM_SECONDS = 6.0, 1.0
+FLOOD_EXAMPLES, FLOOD_PROCESSES, FLOOD_CALLS = 128, 2, 48
+PAUSE_S = 0.01
+"""Of the steady tenant, for its trainer's step."""
+METHOD = "/thinrow.v1.MaterializationService/Materialize"
+
+
+class Latency(NamedTuple):
+    """Of the steady tenant's calls, in milliseconds."""
+
+    p50_ms: float
+    p99_ms: float
+    calls: int
+
+
+def steady(address: str, requests: Path) -> Latency:
+    """Asks for one batch after the other."""
+    users, end_ts = np.load(requests)
+    batches = [Pointers(user_ids=u, end_ts=e) for u, e in zip(users, end_ts, strict=True)]
+    times_ms = []
+    with connect(address) as client:
+        warm_s = time.perf_counter() + WARM_SECONDS
+        for batch in itertools.cycle(batches):
+            begin_s = time.perf_counter()
+            if begin_s > warm_s + SECONDS:
+                break
+            client.materialize(batch, "steady")
+            if begin_s > warm_s:
+                times_ms.append(1000 * (time.perf_counter() - begin_s))
+            time.sleep(PAUSE_S)
+    return Latency(*np.percentile(times_ms, [50, 99]), len(times_ms))
+
+
+def flood(address: str, requests: Path, kind: str) -> None:
+    """Asks until it is killed; prints how many of its calls were refused each second."""
+    os.nice(19)
+    users, end_ts = (array[:, :FLOOD_EXAMPLES] for array in np.load(requests))
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    counts = {"refused": 0, "answered": 0}
+
+    def raw() -> None:
+        ask = grpc.insecure_channel(address, options).unary_unary(METHOD)
+        for u, e in itertools.cycle(zip(users, end_ts, strict=True)):
+            request = wire.MaterializeRequest(user_ids=u, end_ts=e, tenant="flood")
+            try:
+                ask(request.SerializeToString())
+                counts["answered"] += 1
+            except grpc.RpcError:
+                counts["refused"] += 1
+
+    def client() -> None:
+        batches = [Pointers(user_ids=u, end_ts=e) for u, e in zip(users, end_ts, strict=True)]
+        with connect(address, ClientConfig(retry_deadline_s=600)) as asking:
+            for _ in asking.answers(itertools.cycle(batches), "flood"):
+                counts["answered"] += 1
+
+    for _ in range(FLOOD_CALLS):
+        threading.Thread(target={"raw": raw, "client": client}[kind], daemon=True).start()
+    while True:
+        time.sleep(1)
+        print(counts["answered"], counts["refused"], flush=True)
+
+
+@contextmanager
+def flooded(address: str, requests: Path, kind: str) -> Iterator[list[tuple[int, int]]]:
+    """A flood until the block ends; then what its processes counted: answered, refused."""
+    command = [sys.executable, __file__, "--flood", address, str(requests), kind]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(FLOOD_PROCESSES)
+    ]
+    counts: list[tuple[int, int]] = []
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()
+        yield counts
+    finally:
+        for process in processes:
+            process.kill()
+            lines = process.communicate()[0].splitlines()
+            if lines:
+                answered, refused = lines[-1].split()
+                counts.append((int(answered), int(refused)))
+
+
+def main() -> None:
+    """Measures and shows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--flood", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.flood:
+        address, requests, kind = arguments.flood
+        flood(address, Path(requests), kind)
+    table = Table(
+        *("flood", "p50 ms", "p99 ms", "p99 against alone", "calls", "answered", "refused"),
+        caption=f"Medians of {arguments.rounds}, alternating. {machine()}",
+    )
+    with tempfile.TemporaryDirectory(prefix="thinrow-bench-") as scratch, ExitStack() as stack:
+        store, asked = build(Path(scratch))
+        tenants = Path(scratch) / "tenants.toml"
+        tenants.write_text(TENANTS)
+        served = start(store, 1, "--tenants", str(tenants))
+        stack.callback(served.process.wait)
+        stack.callback(served.process.terminate)
+        found: dict[str, list[Latency]] = {kind: [] for kind in ("none", "client", "raw")}
+        flows = dict.fromkeys(found, (0, 0))
+        for _ in range(arguments.rounds):
+            for kind, each in found.items():
+                if kind == "none":
+                    each.append(steady(served.address, asked))
+                    continue
+                with flooded(served.address, asked, kind) as counts:
+                    each.append(steady(served.address, asked))
+                flows[kind] = tuple(map(sum, zip(*counts, strict=True)))  # type: ignore[assignment]
+        alone = median(latency.p99_ms for latency in found["none"])
+        for kind, each in found.items():
+            p50_ms, p99_ms, calls = (median(column) for column in zip(*each, strict=True))
+            table.add_row(
+                *(kind, f"{p50_ms:.1f}", f"{p99_ms:.1f}", f"{p99_ms / alone:.2f}x"),
+                *(f"{calls:,.0f}", *(f"{count:,}" for count in flows[kind])),
+            )
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()

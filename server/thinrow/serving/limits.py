@@ -1,0 +1,183 @@
+"""Who may have how much at once: places that are refused when taken, and turns that are waited for.
+
+Both are shared by tenants, so that one that floods the server leaves the others theirs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, OrderedDict, defaultdict, deque
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from thinrow.errors import (
+    AnswerTooLargeError,
+    DeadlineError,
+    TenantLimitError,
+    TooManyCallsError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RETRY_AFTER_MS = 200
+"""What whoever is refused is asked to wait: many requests long, and no pause that hurts."""
+LATELY_S = 1.0
+"""How long a tenant that asked counts as one that will ask again."""
+
+
+class Places:
+    """Calls at once, so many in all and so many of each tenant; whoever finds none is refused."""
+
+    def __init__(self, limit: int, name: str) -> None:
+        self._limit = limit
+        self._name = name
+        self._taken = 0
+        self._by_tenant: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """A place until the block ends. Raises TooManyCallsError."""
+        with self._lock:
+            if self._taken == self._limit:
+                raise refusal(
+                    TooManyCallsError,
+                    f"This server is at its limit ({self._name}); ask again later, or another "
+                    f"replica.",
+                )
+            self._taken += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken -= 1
+
+    @contextmanager
+    def one_of(self, tenant: str, limit: int) -> Iterator[None]:
+        """Counts a place that was taken as this tenant's. Raises TenantLimitError."""
+        with self._lock:
+            if self._by_tenant[tenant] >= limit:
+                raise refusal(
+                    TenantLimitError,
+                    f"The tenant {tenant!r} is at its limit of {limit} ({self._name}); ask again "
+                    f"later, or with fewer callers.",
+                )
+            self._by_tenant[tenant] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._by_tenant[tenant] -= 1
+                # Callers choose names: those that hold nothing must not pile up.
+                self._by_tenant += Counter()
+
+
+def refusal(kind: type[TooManyCallsError], message: str) -> TooManyCallsError:
+    """One that asks its caller to come back."""
+    error = kind(message)
+    error.retry_after_ms = RETRY_AFTER_MS
+    return error
+
+
+@dataclass(slots=True)
+class Turn:
+    """One request that waits, or holds what it waited for."""
+
+    tenant: str
+    amount: int
+    tenant_max: int
+    granted: threading.Event = field(default_factory=threading.Event)
+
+
+class Turns:
+    """An amount that requests in work hold together; tenants take turns at what is free.
+
+    Of one tenant's requests the first comes first, and a large one is not starved by small ones.
+    """
+
+    def __init__(self, limit: int, spare: int = 0) -> None:
+        """spare: what one tenant leaves free while others ask, for they would wait for its end."""
+        self._limit = limit
+        self._spare = min(spare, limit - 1)
+        self._free = limit
+        # All three by tenant; the names are those of tenants that there are.
+        self._held: Counter[str] = Counter()
+        self._waiting: dict[str, deque[Turn]] = defaultdict(deque)
+        self._served: OrderedDict[str, float] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def hold(
+        self, amount: int, timeout_s: float | None, tenant: str = "", tenant_max: int | None = None
+    ) -> Iterator[None]:
+        """Waits for its turn and for room, and holds it until the block ends.
+
+        tenant_max: the most that the tenant's requests hold together.
+
+        Raises:
+            AnswerTooLargeError: there never will be room.
+            DeadlineError: there was none in time.
+        """
+        most = self._limit if tenant_max is None else min(tenant_max, self._limit)
+        if amount > most:
+            raise AnswerTooLargeError(
+                f"The batch's histories take {amount:,} bytes decoded and the server decodes "
+                f"{most:,} at once (work_bytes_max); ask for fewer examples at once, shorter "
+                f"sequences or fewer traits."
+            )
+        turn = Turn(tenant, amount, most)
+        with self._lock:
+            if tenant not in self._served:
+                self._served[tenant] = 0.0
+                self._served.move_to_end(tenant, last=False)
+            self._waiting[tenant].append(turn)
+            self._grant()
+        in_time = turn.granted.wait(timeout_s)
+        with self._lock:
+            # It may have been granted between the end of the wait and here.
+            if not in_time and not turn.granted.is_set():
+                self._waiting[tenant].remove(turn)
+                self._grant()
+                raise DeadlineError("The deadline passed while the request waited for room.")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._free += amount
+                self._held[tenant] -= amount
+                self._served[tenant] = time.monotonic()
+                self._grant()
+
+    def _grant(self) -> None:
+        """Gives out what is free, to the tenant served the longest ago first."""
+        while True:
+            for tenant in self._served:
+                turn = self._waiting[tenant][0] if self._waiting[tenant] else None
+                if turn is None or self._held[tenant] + turn.amount > self._most(turn):
+                    continue
+                if turn.amount > self._free:
+                    return
+                self._waiting[tenant].popleft()
+                self._free -= turn.amount
+                self._held[tenant] += turn.amount
+                self._served[tenant] = time.monotonic()
+                self._served.move_to_end(tenant)
+                turn.granted.set()
+                break
+            else:
+                return
+
+    def _most(self, turn: Turn) -> int:
+        """What the tenant may hold now."""
+        if not self._spare or turn.amount > self._limit - self._spare:
+            return turn.tenant_max
+        lately_s = time.monotonic() - LATELY_S
+        alone = all(
+            served_s < lately_s and not self._waiting[tenant]
+            for tenant, served_s in self._served.items()
+            if tenant != turn.tenant
+        )
+        return turn.tenant_max if alone else min(turn.tenant_max, self._limit - self._spare)

@@ -1,0 +1,395 @@
+"""The metrics as a page for people: what serves, for whom, how well, and what takes long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from datetime import UTC, datetime
+from html import escape
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from prometheus_client.metrics_core import Metric
+
+REFRESH_S = 5
+WINDOW_S = 60.0
+"""Rates are those since the first look in this time; else since the start."""
+LOOKS_MAX = 64
+"""Looks remembered."""
+LOOKS_PAUSE_S = 1.0
+"""Between two looks that are remembered."""
+ROWS_MAX = 50
+"""Of a table; the rest is counted."""
+NOTHING = "—"
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c2430; --faint: #64707f; --line: #dfe4ea;
+  --tile: #f5f7f9; --good: #1a7f4b; --bad: #c0322b; --bar: #5b8def; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14181d; --ink: #e6eaef; --faint: #98a4b3;
+  --line: #2c343e; --tile: #1d232a; --good: #45c486; --bad: #ff7b72; --bar: #5b8def; } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 62rem; padding: 1.25rem; background: var(--paper);
+  color: var(--ink); font: 15px/1.45 system-ui, sans-serif; font-variant-numeric: tabular-nums }
+header { display: flex; flex-wrap: wrap; align-items: baseline; gap: .25rem .75rem }
+h1 { margin: 0; font-size: 1.5rem } h2 { margin: 1.75rem 0 .5rem; font-size: 1.05rem }
+.faint, caption, th, dt { color: var(--faint) }
+.good { color: var(--good) } .bad { color: var(--bad) }
+.good, .bad { font-weight: 600 }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .6rem }
+dl div { padding: .6rem .75rem; border-radius: .5rem; background: var(--tile) }
+dt { font-size: .8rem } dd { margin: 0; font-size: 1.2rem; font-weight: 600 }
+dd small { display: block; color: var(--faint); font-size: .8rem; font-weight: 400 }
+.scroll { overflow-x: auto }
+table { width: 100%; border-collapse: collapse }
+th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap }
+th { font-size: .8rem; font-weight: 500 }
+th:first-child, td:first-child { padding-left: 0; text-align: left }
+.share { display: block; min-width: 5rem } .share i { display: block; height: .6rem;
+  border-radius: .3rem; background: var(--bar) }
+"""
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+class Look(NamedTuple):
+    """All series at one moment."""
+
+    at_s: float
+    values: dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+    @classmethod
+    def of(cls, families: Iterable[Metric]) -> Look:
+        """Takes the families as a registry tells them."""
+        return cls(
+            time.time(),
+            {
+                (sample.name, frozenset(sample.labels.items())): sample.value
+                for family in families
+                for sample in family.samples
+            },
+        )
+
+    def since(self, earlier: Look | None) -> Look:
+        """How much each series grew; what an ended process took along counts as nothing."""
+        if earlier is None:
+            return self
+        return Look(
+            self.at_s,
+            {
+                key: max(0.0, value - earlier.values.get(key, 0.0))
+                for key, value in self.values.items()
+            },
+        )
+
+    def sum(self, name: str, /, **labels: str) -> float | None:
+        """The sum of a metric's series with these labels; None where there is none."""
+        found = [
+            value
+            for (each, its_labels), value in self.values.items()
+            if each == name and labels.items() <= dict(its_labels).items()
+        ]
+        return sum(found) if found else None
+
+    def labels(self, name: str, label: str) -> list[str]:
+        """The values that a label of a metric has."""
+        found = {dict(labels).get(label) for each, labels in self.values if each == name}
+        return sorted(value for value in found if value is not None)
+
+    def at_most(self, share: float, name: str, /, **labels: str) -> str:
+        """The bound of a histogram that so many of its observations do not exceed."""
+        bounds = sorted(self.labels(f"{name}_bucket", "le"), key=float)
+        counts = [self.sum(f"{name}_bucket", le=bound, **labels) or 0.0 for bound in bounds]
+        if not counts or not counts[-1]:
+            return NOTHING
+        place = next(n for n, count in enumerate(counts) if count >= share * counts[-1])
+        if bounds[place] == "+Inf":
+            return f"> {duration(float(bounds[place - 1]))}"
+        return f"≤ {duration(float(bounds[place]))}"
+
+
+class StatusPage:
+    """The page, as WSGI wants it: new with each look, and refreshed by the browser."""
+
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self._collect = collect
+        self._looks: deque[Look] = deque(maxlen=LOOKS_MAX)
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:  # noqa: ANN401
+        """As the library wants it."""
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            start_response("405 Method Not Allowed", [("Allow", "GET, HEAD")])
+            return [b""]
+        now = Look.of(self._collect())
+        page = rendered(now, self._earlier(now)).encode()
+        headers = [
+            ("Content-Type", "text/html; charset=utf-8"),
+            ("Content-Length", str(len(page))),
+            ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Cache-Control", "no-store"),
+        ]
+        start_response("200 OK", headers)
+        return [b"" if environ["REQUEST_METHOD"] == "HEAD" else page]
+
+    def _earlier(self, now: Look) -> Look | None:
+        """What to compare with; remembers this look."""
+        with self._lock:
+            looks = self._looks
+            while looks and now.at_s - looks[0].at_s > WINDOW_S:
+                looks.popleft()
+            earlier = next((look for look in looks if now.at_s - look.at_s > LOOKS_PAUSE_S), None)
+            if not looks or now.at_s - looks[-1].at_s > LOOKS_PAUSE_S:
+                looks.append(now)
+            return earlier
+
+
+def rendered(now: Look, earlier: Look | None) -> str:
+    """The page of this moment; rates are those since `earlier`, or since the start."""
+    grown = now.since(earlier)
+    started_s = now.sum("process_start_time_seconds")
+    begin_s = started_s if earlier is None else earlier.at_s
+    elapsed_s = None if begin_s is None else max(now.at_s - begin_s, 1e-3)
+    lately = (
+        "since the start" if earlier is None else f"in the last {now.at_s - earlier.at_s:.0f} s"
+    )
+    ready = now.sum("thinrow_ready")
+    state = {None: "", 1.0: "<span class=good>serving</span>"}.get(
+        ready, "<span class=bad>not serving</span>"
+    )
+    version = "".join(now.labels("thinrow_build_info", "version"))
+    up = "" if started_s is None else f"up {duration(now.at_s - started_s)}"
+    clock = datetime.fromtimestamp(now.at_s, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return (
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        f'<meta http-equiv=refresh content={REFRESH_S}><meta name=viewport content="width='
+        f'device-width, initial-scale=1"><title>ThinRow</title><style>{STYLE}</style></head><body>'
+        f"<header><h1>ThinRow {escape(version)}</h1>{state}<span class=faint>{up}</span></header>"
+        f"{tiles(now, grown, elapsed_s)}"
+        f"{tenants(now, grown, elapsed_s, lately)}"
+        f"{statuses(now, grown, lately)}"
+        f"{times(grown, 'thinrow_stage_seconds', 'stage', f'Stages, slowest first, {lately}')}"
+        f"{times(grown, 'thinrow_online_seconds', 'call', f'Calls, slowest first, {lately}')}"
+        f"{counts(now, grown, lately)}"
+        f"<p class=faint>{clock} · numbers for machines: /metrics</p></body></html>"
+    )
+
+
+def tiles(now: Look, grown: Look, elapsed_s: float | None) -> str:
+    """The few numbers that come first."""
+    shown: list[tuple[str, str, str]] = []
+
+    def tile(title: str, value: float | None, text: Callable[[float], str], note: str = "") -> None:
+        if value is not None:
+            shown.append((title, text(value), note))
+
+    opened_s = now.sum("thinrow_generation_opened_timestamp_seconds")
+    age_s = now.sum("thinrow_watermark_age_seconds")
+    failures = now.sum("thinrow_generation_open_failures_total") or 0
+    opened = "" if opened_s is None else f"opened {duration(now.at_s - opened_s)} ago"
+    tile(
+        "generation",
+        now.sum("thinrow_generation"),
+        integer,
+        f"{failures:.0f} failed tries to open another" if failures else opened,
+    )
+    watermark = ""
+    if age_s is not None:
+        # A store may have the watermark of any time that int64 can say.
+        try:
+            # The age was told a moment later than the time.
+            minute = 60 * round((now.at_s - age_s) / 60)
+            moment = datetime.fromtimestamp(minute, tz=UTC)
+            watermark = moment.strftime("%Y-%m-%d %H:%M UTC")
+        except (OverflowError, ValueError, OSError):
+            watermark = "beyond the calendar"
+    tile("watermark age", age_s, duration, watermark)
+    deaths = now.sum("thinrow_process_deaths_total")
+    tile(
+        "processes",
+        now.sum("thinrow_processes"),
+        integer,
+        "" if deaths is None else f"{deaths:.0f} died",
+    )
+    tile("requests in flight", now.sum("thinrow_in_flight_requests"), integer)
+    tile("streams", now.sum("thinrow_streams"), integer)
+    examples = grown.sum("thinrow_examples_total")
+    if elapsed_s is not None:
+        tile("examples a second", None if examples is None else examples / elapsed_s, number)
+        sent = grown.sum("thinrow_sent_bytes_total")
+        tile("answered a second", None if sent is None else sent / elapsed_s, bytes_text)
+    memory = grown.sum("thinrow_store_values_total", source="memory")
+    files = grown.sum("thinrow_store_values_total", source="files")
+    if memory is not None and files is not None and memory + files:
+        tile("read from memory", memory / (memory + files), percent, "of the store's values")
+    tile("resident memory", now.sum("process_resident_memory_bytes"), bytes_text)
+    cells = "".join(
+        f"<div><dt>{escape(title)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
+        for title, value, note in shown
+    )
+    return f"<dl>{cells}</dl>"
+
+
+def tenants(now: Look, grown: Look, elapsed_s: float | None, lately: str) -> str:
+    """A line for each tenant, the busiest first."""
+    names = now.labels("thinrow_examples_total", "tenant")
+    names.sort(key=lambda name: -(grown.sum("thinrow_examples_total", tenant=name) or 0))
+    rows = []
+    for name in names:
+        examples = grown.sum("thinrow_examples_total", tenant=name) or 0
+        fine = grown.sum("thinrow_examples_total", tenant=name, status="OK") or 0
+        asked = grown.sum("thinrow_request_seconds_count", tenant=name) or 0
+        took_s = grown.sum("thinrow_request_seconds_sum", tenant=name) or 0
+        sent = grown.sum("thinrow_tenant_sent_bytes_total", tenant=name) or 0
+        share = fine / examples if examples else None
+        rows.append(
+            (
+                name or Html("<span class=faint>all others</span>"),
+                NOTHING if elapsed_s is None else number(examples / elapsed_s),
+                NOTHING if share is None else mark(percent(share), good=share == 1),
+                NOTHING if not asked else duration(took_s / asked),
+                grown.at_most(0.99, "thinrow_request_seconds", tenant=name),
+                NOTHING if elapsed_s is None else f"{bytes_text(sent / elapsed_s)}/s",
+                number(now.sum("thinrow_tenant_in_flight_requests", tenant=name) or 0),
+            )
+        )
+    headings = ("tenant", "examples/s", "OK", "mean", "p99", "answered", "in flight")
+    return table(f"Tenants, {lately}", headings, rows)
+
+
+def statuses(now: Look, grown: Look, lately: str) -> str:
+    """How examples fared."""
+    name = "thinrow_examples_total"
+    whole = grown.sum(name) or 0
+    rows = []
+    for status in sorted(now.labels(name, "status"), key=lambda it: (it != "OK", it)):
+        count = grown.sum(name, status=status) or 0
+        rows.append(
+            (
+                mark(status, good=status == "OK") if count else status,
+                bar(count / whole if whole else 0),
+                number(count),
+                number(now.sum(name, status=status) or 0),
+            )
+        )
+    return table("Examples by status", ("status", "", lately, "in all"), rows)
+
+
+def times(grown: Look, name: str, label: str, title: str) -> str:
+    """What takes how long, the slowest first."""
+    spent = {
+        each: grown.sum(f"{name}_sum", **{label: each}) or 0.0
+        for each in grown.labels(f"{name}_count", label)
+    }
+    longest = max(spent.values(), default=0)
+    rows = []
+    for each, seconds in sorted(spent.items(), key=lambda item: -item[1]):
+        count = grown.sum(f"{name}_count", **{label: each}) or 0
+        rows.append(
+            (
+                each,
+                bar(seconds / longest if longest else 0),
+                duration(seconds),
+                NOTHING if not count else duration(seconds / count),
+                grown.at_most(0.99, name, **{label: each}),
+            )
+        )
+    return table(title, (label, "", "in all", "mean", "p99"), rows)
+
+
+def counts(now: Look, grown: Look, lately: str) -> str:
+    """Errors by name, and what the online service counts."""
+    rows: list[tuple[str, str, str]] = []
+    for name in now.labels("thinrow_errors_total", "name"):
+        count, all_of_it = (
+            look.sum("thinrow_errors_total", name=name) or 0 for look in (grown, now)
+        )
+        rows.append((mark(name, good=False) if count else name, number(count), number(all_of_it)))
+    errors = table("Calls that failed", ("error", lately, "in all"), rows)
+    online = sorted({name for name, _ in now.values if name.startswith("thinrow_online_")})
+    rows = [
+        (
+            name.removeprefix("thinrow_online_").removesuffix("_total").replace("_", " "),
+            number(grown.sum(name) or 0),
+            number(now.sum(name) or 0),
+        )
+        for name in online
+        if name.endswith("_total")
+    ]
+    return errors + table("Taken and given", ("", lately, "in all"), rows)
+
+
+def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table under its title; nothing where it has no rows. All but Html is escaped."""
+    if not rows:
+        return ""
+    head = "".join(f"<th>{html(heading)}" for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{html(cell)}' for cell in row)}" for row in rows[:ROWS_MAX])
+    rest = f"<p class=faint>and {len(rows) - ROWS_MAX} more</p>" if len(rows) > ROWS_MAX else ""
+    return (
+        f"<h2>{html(title)}</h2><div class=scroll><table><thead><tr>{head}</thead>"
+        f"<tbody>{body}</tbody></table></div>{rest}"
+    )
+
+
+def html(text: str) -> Html:
+    """Escapes text that is not HTML already."""
+    return text if isinstance(text, Html) else Html(escape(text))
+
+
+def mark(text: str, *, good: bool) -> Html:
+    """Text in the colour of what it says."""
+    return Html(f"<span class={'good' if good else 'bad'}>{escape(text)}</span>")
+
+
+def bar(share: float) -> Html:
+    """A bar for a share of 0 to 1."""
+    return Html(f'<span class=share><i style="width:{100 * share:.1f}%"></i></span>')
+
+
+def integer(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def number(value: float) -> str:
+    """Three digits at least, where there are as many."""
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """A share; 100% only for all of it."""
+    return "100%" if share == 1 else f"{min(100 * share, 99.99):.2f}%"
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes, in the largest unit below it."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}" if count < 100 else f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """A time in one or two units."""
+    if seconds < 0:
+        return f"-{duration(-seconds)}"
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min {int(seconds % 60)} s"
+    hours = minutes // 60
+    if hours < 48:
+        return f"{hours} h {minutes % 60} min"
+    return f"{hours // 24:,} d {hours % 24} h"
