@@ -92,7 +92,7 @@ def test_compaction_killed_at_any_moment(grown: World, tmp_path: Path) -> None:
         work_s = time.monotonic() - start_s
 
     unpublished = 0
-    for n in range(15 * REPEATS):
+    for n in range(10 * REPEATS):
         world = copied(grown, tmp_path / f"killed-{n}")
         keep = rng.choice((None, 1))
         options = () if keep is None else ("--keep", keep)
@@ -200,7 +200,7 @@ def test_server_killed_in_the_middle_of_a_stream(built: World) -> None:
 
         def kill_again_and_again(server: Running) -> None:
             try:
-                for _ in range(4 * REPEATS):
+                for _ in range(3 * REPEATS):
                     time.sleep(rng.uniform(0, 0.3))
                     server.process.kill()
                     server.process.wait()

@@ -307,7 +307,7 @@ def hand_overs(world: World, seed: int, **options: Any) -> HandOvers:  # noqa: A
     return HandOvers(world, SCHEMA, config, now, seed=seed)
 
 
-@pytest.mark.parametrize("seed", range(2 * REPEATS))
+@pytest.mark.parametrize("seed", range(REPEATS))
 def test_each_event_is_in_one_part_at_every_step_of_every_hand_over(
     tmp_path: Path, seed: int
 ) -> None:

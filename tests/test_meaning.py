@@ -229,7 +229,7 @@ def new_folder() -> Iterator[Path]:
 
 
 @given(worlds(), st.data())
-@examples(25)
+@examples(18)
 def test_any_pointer(world: World, data: st.DataObject) -> None:
     rows = data.draw(asked(world))
     wanted = [data.draw(projections(world.schema)) for _ in range(3)]
@@ -348,7 +348,7 @@ def snapshot_bits(events: Sequence[dict[str, Any]], traits: Sequence[Trait]) -> 
 
 
 @given(asked_in_the_past(), st.data())
-@examples(25)
+@examples(18)
 def test_what_a_request_saw(asked: Asked, data: st.DataObject) -> None:
     world = asked.world
     wanted = data.draw(projections(world.schema))
@@ -450,7 +450,7 @@ def altered(draw: st.DrawFn, events: list[Event], schema: Schema) -> list[Event]
 
 
 @given(asked_in_the_past(), st.data())
-@examples(20)
+@examples(14)
 def test_store_of_other_events(asked: Asked, data: st.DataObject) -> None:
     world = asked.world
     run = replace(world.runs[0], erase=frozenset(), lookback_ms=None)

@@ -184,7 +184,7 @@ def spoiled(
 
 
 @given(fat_tables(), st.integers(1, 3), st.booleans(), st.booleans(), st.randoms())
-@examples(80)
+@examples(50)
 def test_every_row_comes_out_as_it_was(
     table: tuple[oracle.Schema, Past, list[tuple[int, int]], list[list[Entry]]],
     parts: int,
