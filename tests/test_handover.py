@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -850,6 +851,7 @@ def test_the_same_event_in_two_schemas_at_once(tmp_path: Path) -> None:
     tier.close()
 
 
+@mock.patch("thinrow.online.tier.WRITE_PAIRS_MAX", 128)  # so that a commit is several writes
 def test_a_log_torn_anywhere_gives_no_moment_twice(tmp_path: Path) -> None:
     """As after a loss of power, on a machine whose clock stands still: what is sent again counts
     once, and nothing is written over."""

@@ -47,7 +47,7 @@ LEASE_MS = 1000
 a crash the clock may stand still for so long."""
 AHEAD_MS_MAX = 1000
 """How far ahead of the clock a request or a watermark may lie."""
-WRITE_PAIRS_MAX = 128
+WRITE_PAIRS_MAX = 1024
 """Pairs written, and ids looked up, at once: both keep requests waiting."""
 SCAN_EVENTS_MAX = 2048
 """Events of an export held at once."""
