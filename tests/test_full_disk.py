@@ -59,8 +59,14 @@ class Disk:
         subprocess.run(["mount", "-o", options, str(self.path)], check=True)
 
     def leave(self, room: int) -> None:
-        """Leaves so many bytes free."""
-        self.resize(self.used() + room)
+        """Leaves so many bytes free, also where somebody is writing meanwhile."""
+        for attempts_left in reversed(range(10)):
+            used = self.used()
+            try:
+                return self.resize(used + room)
+            except subprocess.CalledProcessError:
+                if not attempts_left or self.used() <= used + room:
+                    raise
 
 
 @contextmanager
