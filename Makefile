@@ -28,8 +28,8 @@ setup: .venv/.installed ## create .venv with everything the other targets need
 demo: setup ## run the whole loop on real events and train a model from the stream
 	$(BIN)/thinrow demo
 
-test: setup ## run all tests
-	$(BIN)/python -m pytest
+test: setup ## run all tests, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: setup verify-protos proto-lint ## lint, formatting, types, stubs and protos
 	$(BIN)/ruff check

@@ -63,7 +63,8 @@ class Disk:
         for attempts_left in reversed(range(10)):
             used = self.used()
             try:
-                return self.resize(used + room)
+                self.resize(used + room)
+                return
             except subprocess.CalledProcessError:
                 if not attempts_left or self.used() <= used + room:
                     raise

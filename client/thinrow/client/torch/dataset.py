@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from thinrow.client.client import connect
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
 from thinrow.client.torch.files import FileSource, RowFiles, traits_named
@@ -99,13 +100,14 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
 
     def _batches(self, source: FileSource) -> Generator[TensorBatch, None, None]:
         copies = DeviceCopy("cpu", slots=self._config.batches_ahead + BATCHES_ELSEWHERE)
-        pipeline = Pipeline(
-            source, self._server, self._projection, self._config, copies, Starvation()
-        )
-        try:
-            yield from pipeline.batches()
-        finally:
-            pipeline.close()
+        with connect(self._server, self._config.client) as client:
+            pipeline = Pipeline(
+                source, client, self._projection, self._config, copies, Starvation()
+            )
+            try:
+                yield from pipeline.batches()
+            finally:
+                pipeline.close()
         # Other workers may not have ended: until all have, a state must say so of this one.
         if get_worker_info() is None:
             source.set_epoch(source.epoch + 1)

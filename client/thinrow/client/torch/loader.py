@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from thinrow.client.client import connect
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
 from thinrow.client.torch.files import FileSource, RowFiles, traits_named
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     import torch
     from prometheus_client import CollectorRegistry
+    from thinrow.client.client import Client
     from thinrow.client.pointers import Projection
     from thinrow.client.torch.batch import TensorBatch
     from thinrow.client.torch.source import RowSource
@@ -62,6 +64,7 @@ class ThinRowLoader:
         self._copies = DeviceCopy(device, slots=self._config.batches_ahead + BATCHES_ELSEWHERE)
         self._starvation = Starvation(registry)
         self._pipeline: Pipeline | None = None
+        self._client: Client | None = None
         self._uncommitted = False
         self._closed = False
 
@@ -107,6 +110,8 @@ class ThinRowLoader:
         self._closed = True
         self._end_pass()
         self._commit()
+        if self._client is not None:
+            self._client.close()
         self._copies.close()
         self._source.close()
 
@@ -115,9 +120,10 @@ class ThinRowLoader:
             raise UsageError("The loader is closed; make another one.")
         self._end_pass()
         self._commit()
+        client, self._client = self._client or connect(self._server, self._config.client), None
         pipeline = self._pipeline = Pipeline(
             self._source,
-            self._server,
+            client,
             self._projection,
             self._config,
             self._copies,
@@ -132,6 +138,7 @@ class ThinRowLoader:
             pipeline.close()
             if self._pipeline is pipeline:
                 self._pipeline = None
+        self._client = client  # connected, for the next pass
         self._source.commit()
         if isinstance(self._source, FileSource):
             self._source.set_epoch(self._source.epoch + 1)

@@ -17,7 +17,6 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from thinrow.client.client import connect
 from thinrow.client.torch.batching import Batcher, Part, chosen, to_tensors
 from thinrow.client.torch.config import status_name
 from thinrow.client.torch.queues import BoundedQueue, ClosedError
@@ -27,9 +26,10 @@ from thinrow.errors import UsageError
 from thinrow.v1.materialization_pb2 import STATUS_NOT_READY
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator
 
     from thinrow.client.answer import Answer
+    from thinrow.client.client import Client
     from thinrow.client.pointers import Projection, ThinRows
     from thinrow.client.torch.batch import TensorBatch
     from thinrow.client.torch.batching import Group
@@ -64,12 +64,15 @@ class Ready(NamedTuple):
 
 
 class Pipeline:
-    """Starts with the first batch asked for; to be closed whatever happens."""
+    """Starts with the first batch asked for; to be closed whatever happens.
+
+    client: closed with it, unless the pass came to its end.
+    """
 
     def __init__(
         self,
         source: RowSource,
-        server: str | Sequence[str],
+        client: Client,
         projection: Projection | str,
         config: LoaderConfig,
         copies: DeviceCopy,
@@ -80,7 +83,8 @@ class Pipeline:
         self._config = config
         self._copies = copies
         self._starvation = starvation
-        self._client = connect(server, config.client)
+        self._client = client
+        self._ended = False
         self._clock = StageClock("rows")
         spans = tracing("thinrow-client")
         self._trace = None if spans is None else PassTrace(spans)
@@ -127,6 +131,7 @@ class Pipeline:
                 self._starvation.elapsed(now_s - last_s)
                 last_s = now_s
                 if ready is None:
+                    self._ended = True
                     return
                 self._source.took(ready.rows)
                 self._starvation.count(ready.statuses)
@@ -154,7 +159,8 @@ class Pipeline:
         self._chunks.close()
         self._answers.close()
         self._ready.close()
-        self._client.close()
+        if not self._ended:
+            self._client.close()
         # The collector of garbage may call from within a thread of ours, which must not wait then.
         waits = not threading.current_thread().name.startswith("thinrow-")
         for thread in self._threads:
