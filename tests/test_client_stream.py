@@ -201,6 +201,24 @@ def test_the_input_is_pulled_no_further_than_the_pipeline_is_deep(client: Client
     stream.close()
 
 
+def test_answers_that_are_there_do_not_wait_for_a_slow_input(fake: Fake) -> None:
+    pulled = 0
+
+    def slow() -> Iterator[Pointers]:
+        nonlocal pulled
+        for rows in inputs(30):
+            pulled += 1
+            time.sleep(0.05)
+            yield rows
+
+    with serving(fake) as (_, target), connect(target, ClientConfig()) as client:
+        stream = client.stream(slow(), PROJECTION)
+        for delivered in range(1, 11):
+            next(stream)
+            assert pulled < delivered + ClientConfig().requests_in_flight / 4
+        stream.close()
+
+
 @pytest.mark.parametrize("answers", [0, 1, 5])
 def test_a_stream_survives_a_server_that_fails(fake: Fake, client: Client, answers: int) -> None:
     fake.die_after = answers

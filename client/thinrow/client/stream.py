@@ -42,6 +42,8 @@ __all__ = ["answers"]
 # Until an answer has told how large answers are.
 FIRST_REQUEST_EXAMPLES = 64
 FIRST_REQUESTS = 2
+# With fewer under way the server may run out of work; with more, answers that are there come first.
+REQUESTS_FIRST = 4
 # How long a stream whose answers have all come may take to end by itself.
 FAREWELL_S = 1.0
 # Before the next connection is opened, where the last one led to a process that was reached before.
@@ -71,6 +73,8 @@ def answers(
         while True:
             most = config.requests_in_flight if size.is_known else FIRST_REQUESTS
             while len(asked) < min(most, config.requests_in_flight) and (planned or not draining):
+                if len(asked) >= REQUESTS_FIRST and asked[0][2].has_answered():
+                    break
                 if not planned:
                     rows = next(inputs, None)
                     if rows is None:
@@ -228,6 +232,10 @@ class Connection:
     def unanswered(self) -> int:
         """Requests that the server has not answered, as far as is known here."""
         return self.awaited - self._answers.qsize()
+
+    def has_answered(self) -> bool:
+        """Tells whether `receive` would return, or raise, at once."""
+        return not self._answers.empty()
 
     def receive(self, deadline_s: float) -> Response:
         """Waits for the next answer, or raises what ended the stream."""

@@ -36,7 +36,7 @@ __all__ = ["FileSource", "RowFiles"]
 
 STATE_VERSION = 1
 # Rows decoded at once; what a row group has before the rows wanted is decoded and let go.
-READ_ROWS = 8192
+READ_ROWS = 4096
 # Footers are mostly waiting for a remote store.
 FOOTER_THREADS_MAX = 16
 
