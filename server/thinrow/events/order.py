@@ -99,23 +99,21 @@ def placed(events: pl.DataFrame, cuts: Cuts) -> pl.DataFrame:
 
 def ordered(events: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     """By user (as unsigned numbers, as keys sort), then in the order of a history."""
-    by_user = pl.col("user_id").reinterpret(signed=False)
-    events = events.sort(by_user, "visible_ts", maintain_order=True)
+    users = events["user_id"].to_numpy().view(np.uint64)
+    visible_ts = events["visible_ts"].to_numpy()
+    order = np.lexsort((visible_ts, users))
+    users, visible_ts = users[order], visible_ts[order]
+    like_previous = np.zeros(len(order), dtype=bool)
+    like_previous[1:] = (users[1:] == users[:-1]) & (visible_ts[1:] == visible_ts[:-1])
     # The rest decides only among the few events that agree in these.
-    same = events.select(
-        pl.all_horizontal(
-            pl.col(name).eq_missing(pl.col(name).shift(1)) for name in ("user_id", "visible_ts")
-        )
-    ).to_series()
-    if not same.any():
-        return events
-    like_previous = same.to_numpy()
-    tied = np.flatnonzero(like_previous | np.append(like_previous[1:], False))
-    run = np.cumsum(~like_previous)[tied]
-    order = np.arange(len(events))
-    others = ["event_ts", "event_id"]
-    order[tied] = tied[order_by(events[tied], others, schema.traits, first=[run])]
-    return events[order]
+    places = np.flatnonzero(like_previous | np.append(like_previous[1:], False))
+    if len(places):
+        run = np.cumsum(~like_previous)[places]
+        tied = order[places]
+        others = ["event_ts", "event_id"]
+        order[places] = tied[order_by(events[tied], others, schema.traits, first=[run])]
+    # Rows of many pieces are gathered slowly.
+    return events.rechunk()[order]
 
 
 def order_by(
