@@ -34,6 +34,7 @@ from thinrow.events.canonical import (
     read_columns,
     user_ids,
 )
+from thinrow.events.exported import check_exports
 from thinrow.events.order import planned_cuts
 from thinrow.events.split import Progress, SplitEvents, split_events
 from thinrow.schema import Schema, evolve, read_schema
@@ -193,6 +194,7 @@ def _compact(
     )
     if previous is not None and config.watermark_ts <= previous.watermark_ts:
         return _already_there(config, previous, schema, run)
+    check_exports(files, None if previous is None else previous.watermark_ts, config.watermark_ts)
     shards = _shard_count(config, previous)
 
     building = config.store / _BUILDING

@@ -12,6 +12,7 @@ from thinrow.client.columns import from_wire
 from thinrow.client.pointers import MutableColumn
 from thinrow.client.widen import VALUE_DTYPES
 from thinrow.errors import ThinRowError
+from thinrow.events.exported import EARLIEST_TS, Span
 from thinrow.store.shard import fsync, storage_error
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2
@@ -61,6 +62,7 @@ def export_events(
                     writer.write_batch(_record_batch(answer, schema))
                 events += count
                 progress(events)
+            Span(start_ts, watermark_ts, path).mark(writer)
         fsync(partial)
         partial.replace(path)
         fsync(path.parent)
@@ -68,8 +70,7 @@ def export_events(
         raise storage_error(error, path) from error
     finally:
         partial.unlink(missing_ok=True)
-    least = int(np.iinfo(np.int64).min)
-    return ExportReport(events=events, from_ts=None if start_ts == least else start_ts)
+    return ExportReport(events=events, from_ts=None if start_ts == EARLIEST_TS else start_ts)
 
 
 _ARROW = {

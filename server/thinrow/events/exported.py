@@ -1,0 +1,82 @@
+"""The span of arrivals that an exported file of events holds in full, told in its footer."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from thinrow.errors import InputError, UsageError
+from thinrow.events.canonical import open_parquet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pyarrow.parquet as pq
+
+FROM_KEY, UNTIL_KEY = b"thinrow.exported_from_ts", b"thinrow.exported_until_ts"
+EARLIEST_TS = int(np.iinfo(np.int64).min)
+
+
+class Span(NamedTuple):
+    """Arrivals in ``[from_ts, until_ts)``, ms; EARLIEST_TS: all."""
+
+    from_ts: int
+    until_ts: int
+    path: Path
+
+    def mark(self, writer: pq.ParquetWriter) -> None:
+        """Writes it down; the file may not be closed yet."""
+        told = {FROM_KEY: str(self.from_ts), UNTIL_KEY: str(self.until_ts)}
+        writer.add_key_value_metadata({key.decode(): value for key, value in told.items()})
+
+
+def check_exports(files: Sequence[Path], previous_ts: int | None, watermark_ts: int) -> None:
+    """Refuses exports that lack events between two watermarks, or have some of them twice.
+
+    Files that tell no span are taken as they are.
+
+    Raises:
+        InputError: a file's span cannot be read.
+        UsageError: tells what to compact instead.
+    """
+    spans = sorted(span for file in files if (span := _span(file)) is not None)
+    if not spans:
+        return
+    for earlier, later in pairwise(spans):
+        if later.from_ts < earlier.until_ts:
+            raise UsageError(
+                f"{earlier.path} and {later.path} are exports with arrivals in common, which would "
+                f"count twice; compact them one after the other, or only the newer one."
+            )
+        if later.from_ts > earlier.until_ts:
+            raise _lacking(earlier.until_ts, later.from_ts)
+    start_ts = EARLIEST_TS if previous_ts is None else previous_ts
+    if spans[0].from_ts > start_ts:
+        raise _lacking(start_ts, spans[0].from_ts)
+    if spans[-1].until_ts < watermark_ts:
+        raise UsageError(
+            f"{spans[-1].path} was exported up to {spans[-1].until_ts} and lacks what arrived "
+            f"since; give that as --watermark, or export up to {watermark_ts}."
+        )
+
+
+def _span(path: Path) -> Span | None:
+    told = open_parquet(path).metadata.metadata or {}
+    if UNTIL_KEY not in told:
+        return None
+    try:
+        return Span(int(told[FROM_KEY]), int(told[UNTIL_KEY]), path)
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{path} does not tell which arrivals it was exported for; export it again."
+        ) from error
+
+
+def _lacking(start_ts: int, stop_ts: int) -> UsageError:
+    since = "before" if start_ts == EARLIEST_TS else f"from {start_ts} to"
+    return UsageError(
+        f"The exports lack what arrived {since} {stop_ts}, and no later run takes that any more; "
+        f"export all of it again."
+    )
