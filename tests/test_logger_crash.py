@@ -192,7 +192,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 def test_a_full_disk_while_closing_is_told(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
-        logger = ThinRowLogger(config_in(disk.path, close_ms=200))
+        logger = ThinRowLogger(config_in(disk.path, close_ms=200, join_window_ms=60_000))
         logger.log("first", a_row(1), features_of(1)).wait()
         disk.leave(0)
         for n in range(3000):
