@@ -11,7 +11,7 @@ BUF := .cache/buf-$(BUF_VERSION)/node_modules/.bin/buf
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos protos/thinrow/v1/*.proto \
 	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1)
 
-.PHONY: help setup demo test check protos verify-protos proto-lint proto-baseline bench bench-peers gpu lock image-test
+.PHONY: help setup demo test check protos verify-protos proto-lint proto-baseline bench bench-peers gpu lock image-test faults
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -30,6 +30,11 @@ demo: setup ## run the whole loop on real events and train a model from the stre
 
 test: setup ## run all tests, two files at a time
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+faults: setup ## try every fault as often as docs/reliability.md tells, and write its table; as root
+	@rm -f .cache/faults.jsonl && mkdir -p .cache
+	THINROW_FAULTS=full THINROW_FAULTS_FILE=$(CURDIR)/.cache/faults.jsonl $(BIN)/python -m pytest tests/faults
+	$(BIN)/python tests/faults/report.py .cache/faults.jsonl docs/reliability.md
 
 check: setup verify-protos proto-lint ## lint, formatting, types, stubs and protos
 	$(BIN)/ruff check

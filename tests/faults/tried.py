@@ -1,4 +1,4 @@
-"""How often a fault is tried, and what was seen: `make faults` gathers it for docs/reliability.md."""
+"""How often a fault is tried, and what was seen; `make faults` tells it in docs/reliability.md."""
 
 from __future__ import annotations
 

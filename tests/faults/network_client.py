@@ -1,0 +1,84 @@
+"""A trainer at the other end of the wire, as a process: checks every example, tells what it saw.
+
+`python network_client.py QUESTIONS ADDRESS RUNS`. QUESTIONS is a pickled list of users, end_ts and
+the right answer, asked one after the other and from the first again. RUNS is JSON, a list: one
+client after the other. Prints a JSON line for each batch that came, and one at each run's end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pickle
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thinrow.client import ClientConfig, Pointers, Projection, connect
+from thinrow.errors import ThinRowError
+
+if TYPE_CHECKING:
+    from thinrow.client import Batch
+
+    Question = tuple[list[int], list[int], list[tuple[int, dict[str, list[Any] | None]]]]
+
+ALL = Projection()
+
+
+def main() -> None:
+    """Makes each run."""
+    questions = pickle.loads(Path(sys.argv[1]).read_bytes())  # noqa: S301 - our own
+    for number, run in enumerate(json.loads(sys.argv[3])):
+        ask(sys.argv[2], questions, number, **run)
+
+
+def ask(
+    address: str,
+    questions: list[Question],
+    number: int,
+    kind: str,
+    batches: int,
+    config: dict[str, Any],
+    pause_s: float = 0.0,
+) -> None:
+    """Asks until all has come, or an error."""
+    came, wrong, error, began_s = 0, 0, None, time.monotonic()
+
+    def tell(**more: object) -> None:
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        told = {"run": number, "came": came, "peak_bytes": peak_bytes, **more}
+        print(json.dumps(told), flush=True)
+
+    asked = (
+        Pointers(user_ids=users, end_ts=end_ts)
+        for users, end_ts, _ in itertools.islice(itertools.cycle(questions), batches)
+    )
+    with connect(address, ClientConfig(**config)) as client:
+        if kind == "stream":
+            answers = client.stream(asked, ALL)
+        else:
+            answers = (client.materialize(pointers, ALL) for pointers in asked)
+        try:
+            for batch in answers:
+                wrong += shown(batch) != questions[came % len(questions)][2]
+                came += 1
+                tell()
+                time.sleep(pause_s)
+        except ThinRowError as caught:
+            error = f"{type(caught).__name__}: {caught}"
+    tell(wrong=wrong, error=error, seconds=time.monotonic() - began_s)
+
+
+def shown(batch: Batch) -> list[tuple[int, dict[str, list[Any] | None]]]:
+    """As worlds.shown, which would bring the whole server along."""
+    lists = {trait: batch.to_lists(trait) for trait in batch.values}
+    return [
+        (status, {trait: column[n] for trait, column in lists.items()})
+        for n, status in enumerate(batch.statuses.tolist())
+    ]
+
+
+if __name__ == "__main__":
+    main()
