@@ -106,6 +106,7 @@ void Plan::choose(const std::vector<Bytes> &directories, std::vector<Group> grou
     if (user.end > user.begin) user.first_ordinal = stripes[user.begin].ordinal;
     for (int64_t stripe = user.begin; stripe < user.end; ++stripe)
       if (stripes[stripe].ordinal < 0 || stripes[stripe].ordinal >= stripes[stripe].end ||
+          stripes[stripe].end - stripes[stripe].ordinal > std::numeric_limits<uint32_t>::max() ||
           (stripe > user.begin && stripes[stripe].first_ts < stripes[stripe - 1].first_ts))
         throw Corrupt("a directory's stripes are out of order");
   }

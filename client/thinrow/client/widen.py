@@ -87,7 +87,8 @@ class NarrowColumn:
     def __init__(self, column: Column, block_lengths: NDArray[np.int64]) -> None:
         name, size = column.trait, column.vector_size
         require(column.type in VALUE_DTYPES, f"{name} has the unknown type {column.type}")
-        require(1 <= size <= VECTOR_SIZE_MAX, f"{name} has the vector size {size}")
+        size_max = 1 if column.type in INDEX_TYPES else VECTOR_SIZE_MAX
+        require(1 <= size <= size_max, f"{name} has the vector size {size}")
         require(
             int(block_lengths.sum()) <= RUN_EVENTS_MAX, f"{name} has more events than any answer"
         )

@@ -57,6 +57,9 @@ PRESENT_ALL, PRESENT_SOME, PRESENT_NONE = 0, 1, 2
 STRIPE_EVENTS_MAX = 1024
 """A user's newest stripes are shorter, and rewritten until they make one of this many events."""
 
+EVENTS_MAX = 1 << 16
+"""Far more events, and dictionary entries, than any stripe has: one that says so is damaged."""
+
 CODES_PER_ENTRY_MIN = 4
 """An answer's dictionary with fewer events per entry is cut to the entries that they use."""
 
@@ -217,6 +220,8 @@ class StripeSet:
         self._column_counts = header["columns"].astype(np.int64)
         if (lengths < HEADER.itemsize + self._column_counts * COLUMN.itemsize).any():
             raise StoreCorruptError("A stripe is shorter than its header says.")
+        if (self.event_counts > EVENTS_MAX).any():
+            raise StoreCorruptError("A stripe's header says more events than any stripe has.")
 
     def _records(
         self, starts: NDArray[np.int64], dtype: np.dtype[np.void], count: int
@@ -240,6 +245,12 @@ class StripeSet:
                 row, place = np.nonzero(records["number"] == number)
                 has[rows[row]] = True
                 record[rows[row]] = records[row, place]
+                if not (
+                    np.isin(record["width"], (0, *WIDTHS)).all()
+                    and (record["presence"] <= PRESENT_NONE).all()
+                    and (record["dictionary_count"] <= EVENTS_MAX).all()
+                ):
+                    raise StoreCorruptError("A stripe has a column of no known kind.")
         return columns
 
     def _column(self, trait: Trait) -> tuple[NDArray[np.bool_], NDArray[np.void]]:
@@ -391,11 +402,17 @@ class StripeSet:
                 texts += [str(trait.default)] * len(chosen)
                 continue
             count = int(record["dictionary_count"][index])
-            ends = np.frombuffer(self.buffer[place : place + 4 * count], dtype="<u4")
             body = self.buffer[place + 4 * count :]
+            ends_bytes = joined(self.buffer, np.array([place]), np.array([4 * count]))
+            ends = np.frombuffer(ends_bytes, dtype="<u4")
             begins = np.concatenate([[0], ends[:-1]])
-            texts += [
-                str(bytes(body[a:b]), "utf-8")
-                for a, b in zip(begins[chosen].tolist(), ends[chosen].tolist(), strict=True)
-            ]
+            if (ends < begins).any() or (ends > len(body)).any():
+                raise StoreCorruptError("A stripe is shorter than its header says.")
+            try:
+                texts += [
+                    str(bytes(body[a:b]), "utf-8")
+                    for a, b in zip(begins[chosen].tolist(), ends[chosen].tolist(), strict=True)
+                ]
+            except UnicodeDecodeError as error:
+                raise StoreCorruptError("A stripe has a text that is none.") from error
         return pa.array(texts, type=pa.large_string())
