@@ -399,7 +399,7 @@ def test_queries_are_understood() -> None:
 def test_every_panel_says_what_it_shows() -> None:
     assert all(panel["title"] and panel["description"] for panel in PANELS)
     questions = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
-    assert len(questions) == 6
+    assert len(questions) == 7
     source = read_yaml(DEPLOY / "grafana/provisioning/datasources/prometheus.yaml")
     [uid] = [each["uid"] for each in source["datasources"]]
     assert {panel["datasource"]["uid"] for panel in PANELS} == {uid}

@@ -168,9 +168,17 @@ def test_labels_are_bounded() -> None:
         def read_counts(self) -> object:
             raise AssertionError
 
+    class Known:
+        usable = True
+
+        @property
+        def by_name(self) -> dict[str, None]:
+            return dict.fromkeys(known)
+
     known = [f"tenant {n:03}" for n in range(TENANT_LABELS_MAX - 10)]
     metrics = Metrics()
-    metrics.serve(Store(), lambda: known)  # type: ignore[arg-type]
+    metrics.serve(Store())  # type: ignore[arg-type]
+    metrics.trust(Known(), None)  # type: ignore[arg-type]
     assert {metrics.tenant(name) for name in known} == set(known)
     assert metrics.tenant("made up") == metrics.tenant("") == ""
     known = [f"later {n:03}" for n in range(1000)]

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from test_crash import QUICK, endless, some_batches
 from thinrow.client import ClientConfig, Pointers, connect
 from thinrow.errors import StoreError, UsageError
-from thinrow.serving import Processes, Server, ServerConfig
+from thinrow.serving import Processes, Server, ServerConfig, processes
 from thinrow.serving.metrics import Metrics, merged
 from thinrow.serving.processes import held_port
 from thinrow.v1 import materialization_pb2 as wire
@@ -208,6 +208,33 @@ def test_workers_killed_in_the_middle_of_a_stream(world: World) -> None:
 
 def serving(server: Running) -> list[int]:
     return [line["pid"] for line in server.events() if line["event"] == "worker serving"]
+
+
+def test_a_worker_that_hangs_is_killed_and_started_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And one that only waits, or drains, is not."""
+    monkeypatch.setattr(processes, "BEAT_S", 0.1)
+    monkeypatch.setattr(processes, "HANG_S", 6.0)
+    config = ServerConfig(
+        store=world.store, listen="127.0.0.1:0", metrics="127.0.0.1:0", processes=2
+    )
+    with Processes(config) as server:
+        workers = server.workers
+
+        def alive() -> list[int]:
+            return [worker.process_id for worker in workers if worker.serves]
+
+        first = alive()
+        time.sleep(1)
+        assert alive() == first
+        os.kill(first[0], signal.SIGSTOP)
+        until(lambda: len(alive()) == 2 and first[0] not in alive(), 90)
+        assert first[1] in alive()
+        assert not is_alive(first[0])
+        assert "worker killed: it hangs" in caplog.messages
+        with connect(server.address, AT_ONCE) as client:
+            assert len(client.materialize(pointers_to(days(3)), ALL))
 
 
 def test_counts_outlive_their_process_and_gauges_do_not(world: World) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
 import thin_rows
 from opentelemetry import trace
@@ -20,14 +21,21 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from test_processes import AT_ONCE, TWO, until
 from thinrow.client import ClientConfig, Projection, connect
+from thinrow.client.online import connect_online
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.client.tracing import find_provider, tracing
 from thinrow.errors import RequestError
+from thinrow.online.config import OnlineConfig
+from thinrow.online.server import OnlineServer
 from thinrow.serving import Server, ServerConfig
+from thinrow.v1 import materialization_pb2 as wire
+from thinrow.v1 import online_pb2
+from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 from worlds import ALL, World, built_world, days, pointers_to, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from opentelemetry.proto.trace.v1.trace_pb2 import Span as SentSpan
 
@@ -138,7 +146,9 @@ def test_a_stream_and_its_requests(world: World, made: InMemorySpanExporter) -> 
     spans = by_name(made)
     [stream] = spans["thinrow.stream"]
     asked, served = spans["thinrow.request"], spans[f"{SERVED}/MaterializeStream"]
-    assert {parent(span) for span in (*asked, *served)} == {identity(stream)}
+    assert {parent(span) for span in asked} == {identity(stream)}
+    # Each request's work lies below that very request.
+    assert list(map(parent, served)) == list(map(identity, asked))
     for each in (asked, served):
         assert [dict(span.attributes or {})["thinrow.cursor"] for span in each] == [1, 2, 3, 4, 5]
     server_us = [dict(span.attributes or {})["thinrow.server_us"] for span in asked]
@@ -146,6 +156,56 @@ def test_a_stream_and_its_requests(world: World, made: InMemorySpanExporter) -> 
     stages = Counter(parent(span) for stage in STAGES for span in spans[f"thinrow.{stage}"])
     assert stages == {identity(span): len(STAGES) for span in served}
     assert not any(map(is_error, made.get_finished_spans()))
+
+
+def test_requests_of_one_stream_may_be_of_several_traces(
+    world: World, made: InMemorySpanExporter
+) -> None:
+    """By a client that says so; one that says nothing is in the trace of its call, or in none."""
+    named = f"00-{7:032x}-{9:016x}-01"
+    request = wire.MaterializeRequest(user_ids=[1], end_ts=days(3))
+
+    def requests() -> Iterator[wire.MaterializeStreamRequest]:
+        for cursor, traceparent in enumerate([named, "", "not one"]):
+            yield wire.MaterializeStreamRequest(
+                cursor=cursor, request=request, traceparent=traceparent
+            )
+
+    with serving(world) as address, grpc.insecure_channel(address) as channel:
+        stub = MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
+        assert len(list(stub.MaterializeStream(requests(), timeout=10))) == 3
+    first, *others = by_name(made)[f"{SERVED}/MaterializeStream"]
+    assert parent(first) == 9
+    assert first.context is not None
+    assert first.context.trace_id == 7
+    assert list(map(parent, others)) == [None, None]
+
+
+def test_the_online_service(
+    world: World, made: InMemorySpanExporter, provider: TracerProvider, tmp_path: Path
+) -> None:
+    config = OnlineConfig(
+        store=world.store, data=tmp_path / "online", listen="127.0.0.1:0", metrics=None
+    )
+    traits = {"item_id": [1], "brand": ["a"], "rating": [5], "price": [0.5]}
+    step = provider.get_tracer("mine").start_span("step")
+    name = f"00-{step.get_span_context().trace_id:032x}-{step.get_span_context().span_id:016x}-01"
+    with OnlineServer(config) as server, connect_online(server.address) as client:
+        client.append([1], event_ts=days(3), event_ids=[-1], traits=traits)
+        client.snapshot(1, ALL, request_ts=client.describe().now_ts + 50)
+        made.clear()
+        request = online_pb2.SnapshotBatchRequest(
+            user_ids=[1, 2], request_ts=client.describe().now_ts + 50
+        )
+        client.stub.SnapshotBatch(request, metadata=[("traceparent", name)])
+    spans = by_name(made)
+    [served] = spans["thinrow.v1.OnlineService/SnapshotBatch"]
+    [taken] = spans["thinrow.snapshot"]
+    assert parent(served) == step.get_span_context().span_id
+    assert parent(taken) == identity(served)
+    assert [parent(span) for span in spans["thinrow.read"]] == [identity(taken)] * 2
+    assert [parent(span) for span in spans["thinrow.encode"]] == [identity(taken)]
+    assert dict(taken.attributes or {})["thinrow.users"] == 2
 
 
 def test_failures_are_told(world: World, made: InMemorySpanExporter) -> None:
@@ -284,9 +344,7 @@ def test_a_server_sends_its_spans(
             asked = own[int.from_bytes(span.parent_span_id, "big")]
             assert asked.context is not None
             assert span.trace_id == asked.context.trace_id.to_bytes(16, "big")
-            assert asked.name == (
-                "thinrow.request" if span.name.endswith("/Materialize") else "thinrow.stream"
-            )
+            assert asked.name == "thinrow.request"
     for stage in STAGES:
         assert sum(span.name == f"thinrow.{stage}" for span in sent) == 20
 
@@ -321,7 +379,12 @@ import logging, sys
 logging.basicConfig()
 from pathlib import Path
 from thinrow.client import connect
+from thinrow.online.config import OnlineConfig
+from thinrow.online.server import OnlineServer
 from thinrow.serving import Server, ServerConfig
+from thinrow.v1 import materialization_pb2 as wire
+from thinrow.v1 import online_pb2
+from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 from worlds import ALL, days, pointers_to
 config = ServerConfig(store=Path(sys.argv[1]), listen="127.0.0.1:0", metrics=None)
 with Server(config) as server, connect(server.address) as client:

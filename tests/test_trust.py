@@ -202,6 +202,15 @@ def test_the_commands_prove_who_they_are(
             assert told.exit_code, missing
             assert told.stderr.startswith("Error: "), told.stderr
             assert says in told.stderr
+        # Those that ask a server by the way get through the door, too.
+        rows = ["--rows", tmp_path / "none.parquet", "--out", tmp_path / "out"]
+        for command in ("wall", "ladder"):
+            asked = [command, *rows, "--server", server.address, "--ca", authority.ca, *shows]
+            told = CliRunner().invoke(app, [*map(str, asked)])
+            assert "wants a token" in told.stderr
+            told = CliRunner().invoke(app, [*map(str, [*asked, "--token-file", token_file])])
+            assert told.exit_code
+            assert "none.parquet" in f"{told.exception}{told.stderr}"
 
 
 @pytest.mark.parametrize("broken", ["cert", "key", "client_ca", "swapped"])

@@ -225,9 +225,10 @@ class Connection:
     def send(self, cursor: int, request: wire.MaterializeRequest) -> None:
         """Sends when there is room on the wire; returns at once."""
         self.awaited += 1
-        if self._trace is not None:
-            self._trace.asked(cursor, request)
-        self._requests.put(wire.MaterializeStreamRequest(cursor=cursor, request=request))
+        traceparent = "" if self._trace is None else self._trace.asked(cursor, request)
+        self._requests.put(
+            wire.MaterializeStreamRequest(cursor=cursor, request=request, traceparent=traceparent)
+        )
 
     def unanswered(self) -> int:
         """Requests that the server has not answered, as far as is known here."""

@@ -225,10 +225,12 @@ class StreamTrace:
         """What goes with the stream's call."""
         return self._tracing.metadata(self._span)
 
-    def asked(self, cursor: int, request: wire.MaterializeRequest) -> None:
-        """Says that a request was sent."""
+    def asked(self, cursor: int, request: wire.MaterializeRequest) -> str:
+        """Says that a request is being sent; returns the `traceparent` to send along."""
         attributes = {**told_of(request), "thinrow.cursor": cursor}
-        self._asked.append(self._tracing.start("thinrow.request", attributes, parent=self._span))
+        span = self._tracing.start("thinrow.request", attributes, parent=self._span)
+        self._asked.append(span)
+        return dict(self._tracing.metadata(span)).get("traceparent", "")
 
     def answered(self, answer: Response) -> None:
         """Says that the oldest request was answered."""

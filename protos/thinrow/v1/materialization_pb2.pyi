@@ -153,12 +153,14 @@ class Column(_message.Message):
     def __init__(self, trait: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., bases: _Optional[_Iterable[int]] = ..., widths: _Optional[bytes] = ..., data: _Optional[bytes] = ..., present: _Optional[bytes] = ..., dictionary: _Optional[_Iterable[int]] = ..., strings: _Optional[_Iterable[str]] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ...) -> None: ...
 
 class MaterializeStreamRequest(_message.Message):
-    __slots__ = ("cursor", "request")
+    __slots__ = ("cursor", "request", "traceparent")
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     cursor: int
     request: MaterializeRequest
-    def __init__(self, cursor: _Optional[int] = ..., request: _Optional[_Union[MaterializeRequest, _Mapping]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, cursor: _Optional[int] = ..., request: _Optional[_Union[MaterializeRequest, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class MaterializeStreamResponse(_message.Message):
     __slots__ = ("cursor", "response")

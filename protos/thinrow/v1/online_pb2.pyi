@@ -115,6 +115,48 @@ class SnapshotBatchResponse(_message.Message):
     mutable_lengths: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, request_ts: _Optional[int] = ..., start_ts: _Optional[int] = ..., end_ts: _Optional[int] = ..., max_length: _Optional[int] = ..., digests: _Optional[_Iterable[int]] = ..., mutable: _Optional[_Union[MutableEvents, _Mapping]] = ..., immutable: _Optional[_Union[_materialization_pb2.MaterializeResponse, _Mapping]] = ..., mutable_lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class SnapshotStreamRequest(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[StreamedRequest]
+    def __init__(self, requests: _Optional[_Iterable[_Union[StreamedRequest, _Mapping]]] = ...) -> None: ...
+
+class StreamedRequest(_message.Message):
+    __slots__ = ("cursor", "request", "deadline_ms")
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    cursor: int
+    request: SnapshotRequest
+    deadline_ms: int
+    def __init__(self, cursor: _Optional[int] = ..., request: _Optional[_Union[SnapshotRequest, _Mapping]] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+
+class SnapshotStreamResponse(_message.Message):
+    __slots__ = ("answers",)
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[StreamedAnswer]
+    def __init__(self, answers: _Optional[_Iterable[_Union[StreamedAnswer, _Mapping]]] = ...) -> None: ...
+
+class StreamedAnswer(_message.Message):
+    __slots__ = ("cursor", "response", "error")
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    cursor: int
+    response: SnapshotResponse
+    error: CallError
+    def __init__(self, cursor: _Optional[int] = ..., response: _Optional[_Union[SnapshotResponse, _Mapping]] = ..., error: _Optional[_Union[CallError, _Mapping]] = ...) -> None: ...
+
+class CallError(_message.Message):
+    __slots__ = ("code", "name", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    name: str
+    message: str
+    def __init__(self, code: _Optional[int] = ..., name: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
 class ExportEventsRequest(_message.Message):
     __slots__ = ("watermark_ts", "from_ts")
     WATERMARK_TS_FIELD_NUMBER: _ClassVar[int]

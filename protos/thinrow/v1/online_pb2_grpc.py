@@ -54,6 +54,11 @@ class OnlineServiceStub:
                 request_serializer=thinrow_dot_v1_dot_online__pb2.SnapshotBatchRequest.SerializeToString,
                 response_deserializer=thinrow_dot_v1_dot_online__pb2.SnapshotBatchResponse.FromString,
                 _registered_method=True)
+        self.SnapshotStream = channel.stream_stream(
+                '/thinrow.v1.OnlineService/SnapshotStream',
+                request_serializer=thinrow_dot_v1_dot_online__pb2.SnapshotStreamRequest.SerializeToString,
+                response_deserializer=thinrow_dot_v1_dot_online__pb2.SnapshotStreamResponse.FromString,
+                _registered_method=True)
         self.ExportEvents = channel.unary_stream(
                 '/thinrow.v1.OnlineService/ExportEvents',
                 request_serializer=thinrow_dot_v1_dot_online__pb2.ExportEventsRequest.SerializeToString,
@@ -107,6 +112,18 @@ class OnlineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SnapshotStream(self, request_iterator, context):
+        """Shows the sequences of requests as they come: as Snapshot, at a part of what a call costs.
+        Messages are answered one by one, in order, each with an answer to each of its requests. What
+        is wrong with a request is told in its own answer, and the stream goes on.
+
+        Errors: RESOURCE_EXHAUSTED (too many streams at once), INVALID_ARGUMENT (too many requests in
+        one message), UNAVAILABLE (draining: ask again what was not answered).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExportEvents(self, request, context):
         """Seals a watermark, so that no event arrives before it any more, and then sends every event
         that arrived before it, for compaction. Asked again it sends the same.
@@ -142,6 +159,11 @@ def add_OnlineServiceServicer_to_server(servicer, server):
                     servicer.SnapshotBatch,
                     request_deserializer=thinrow_dot_v1_dot_online__pb2.SnapshotBatchRequest.FromString,
                     response_serializer=thinrow_dot_v1_dot_online__pb2.SnapshotBatchResponse.SerializeToString,
+            ),
+            'SnapshotStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SnapshotStream,
+                    request_deserializer=thinrow_dot_v1_dot_online__pb2.SnapshotStreamRequest.FromString,
+                    response_serializer=thinrow_dot_v1_dot_online__pb2.SnapshotStreamResponse.SerializeToString,
             ),
             'ExportEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportEvents,
@@ -240,6 +262,33 @@ class OnlineService:
             '/thinrow.v1.OnlineService/SnapshotBatch',
             thinrow_dot_v1_dot_online__pb2.SnapshotBatchRequest.SerializeToString,
             thinrow_dot_v1_dot_online__pb2.SnapshotBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SnapshotStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/thinrow.v1.OnlineService/SnapshotStream',
+            thinrow_dot_v1_dot_online__pb2.SnapshotStreamRequest.SerializeToString,
+            thinrow_dot_v1_dot_online__pb2.SnapshotStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +10,28 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 from thinrow.cli.online import commands as online_commands
+from thinrow.cli.options import (
+    Ca,
+    CallsMax,
+    Cert,
+    ConnectionsMax,
+    Drain,
+    Key,
+    Listen,
+    Metrics,
+    Reflection,
+    RequestBytesMax,
+    ResponseBytesMax,
+    StreamsMax,
+    Tenants,
+    TlsCert,
+    TlsClientCa,
+    TlsKey,
+    TokenFile,
+    WorkBytesMax,
+    metrics_at,
+    serve_until_told,
+)
 from thinrow.cli.report import (
     EXIT_FAILED,
     facts,
@@ -230,66 +250,38 @@ def backfill_command(
 @app.command("serve")
 def serve_command(
     store: Annotated[Path, typer.Option(help="Folder of the store.")],
-    listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where to serve gRPC; port 0 takes a free one.")
-    ] = "127.0.0.1:7878",
-    metrics: Annotated[
-        str,
-        typer.Option(
-            metavar="HOST:PORT", help="Where Prometheus scrapes /metrics; 'off' for none."
-        ),
-    ] = "127.0.0.1:7879",
-    tenants: Annotated[
-        Path | None, typer.Option(help="TOML file of named projections, their tokens and limits.")
-    ] = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="PEM file of a certificate, to serve over TLS.")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
-    tls_client_ca: Annotated[
-        Path | None, typer.Option(help="PEM file: callers must show a certificate of these.")
-    ] = None,
-    reflection: Annotated[
-        bool, typer.Option(help="Tell everybody the names of methods and messages.")
-    ] = True,
+    listen: Listen = "127.0.0.1:7878",
+    metrics: Metrics = "127.0.0.1:7879",
+    tenants: Tenants = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
+    reflection: Reflection = True,
     inspect: Annotated[bool, typer.Option(help="Answer Inspect.")] = True,
     processes: Annotated[
         int,
         typer.Option(help="Processes that share the port; each has the limits below to itself."),
     ] = 1,
     examples_max: Annotated[int, typer.Option(help="Most examples in one request.")] = 8192,
-    request_bytes_max: Annotated[int, typer.Option(help="Most bytes in one request.")] = 1024
-    * 1024,
-    response_bytes_max: Annotated[int, typer.Option(help="Most bytes in one answer.")] = 64
-    * 1024
-    * 1024,
+    request_bytes_max: RequestBytesMax = 1024 * 1024,
+    response_bytes_max: ResponseBytesMax = 64 * 1024 * 1024,
     cache_bytes_max: Annotated[
         int, typer.Option(help="Most bytes of stored values, asked for lately, kept in memory.")
     ] = 1024 * 1024 * 1024,
-    work_bytes_max: Annotated[
-        int, typer.Option(help="Most decoded bytes that requests in work may hold together.")
-    ] = 1024 * 1024 * 1024,
-    calls_max: Annotated[int, typer.Option(help="Most single calls at once.")] = 64,
-    streams_max: Annotated[int, typer.Option(help="Most streams open at once.")] = 64,
-    drain: Annotated[
-        int,
-        typer.Option(
-            parser=parse_duration,
-            metavar="DURATION",
-            help="How long calls under way may take to end after SIGTERM.",
-        ),
-    ] = "10s",  # type: ignore[assignment]
+    work_bytes_max: WorkBytesMax = 1024 * 1024 * 1024,
+    calls_max: CallsMax = 64,
+    streams_max: StreamsMax = 64,
+    connections_max: ConnectionsMax = 512,
+    drain: Drain = "10s",  # type: ignore[assignment]
 ) -> None:
     """Serve a store until SIGTERM or Ctrl-C; new generations are taken up as they appear."""
     with one_sentence():
         from thinrow.serving import Processes, Server, ServerConfig
-        from thinrow.serving.logs import log_to_stderr
-        from thinrow.serving.memory import keep_freed_memory
 
         config = ServerConfig(
             store=store,
             listen=listen,
-            metrics=None if metrics == "off" else metrics,
+            metrics=metrics_at(metrics),
             tenants=tenants,
             tls_cert=tls_cert,
             tls_key=tls_key,
@@ -304,27 +296,16 @@ def serve_command(
             work_bytes_max=work_bytes_max,
             calls_max=calls_max,
             streams_max=streams_max,
+            connections_max=connections_max,
             drain_s=drain / 1000,
         )
-        stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-        log_to_stderr()
-        keep_freed_memory()
-        with Server(config) if processes == 1 else Processes(config):
-            stop.wait()
+        serve_until_told(Server(config) if processes == 1 else Processes(config))
 
 
 Target = Annotated[
     list[str],
     typer.Option("--server", metavar="HOST:PORT", help="The server; repeat to name replicas."),
 ]
-Ca = Annotated[
-    Path | None, typer.Option(help="PEM file: the server must show a certificate of these.")
-]
-Cert = Annotated[Path | None, typer.Option(help="PEM file of a certificate to show the server.")]
-Key = Annotated[Path | None, typer.Option(help="PEM file of its key.")]
-TokenFile = Annotated[Path | None, typer.Option(help="File that holds the token to carry.")]
 Traits = Annotated[
     str,
     typer.Option(help="Only these traits, by name with commas between. [default: all]"),
@@ -516,9 +497,14 @@ def ladder_command(
     folder: Annotated[
         Path, typer.Option("--out", help="Folder for ladder.png, ladder.md and what it needs.")
     ] = Path(".demo/ladder"),
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Train one model at several sequence lengths; plot its quality and its bytes."""
     with one_sentence():
+        from thinrow.cli.connecting import Access
         from thinrow.cli.ladder import parse_lengths, run_ladder
 
         run_ladder(
@@ -529,6 +515,7 @@ def ladder_command(
             lengths=parse_lengths(lengths),
             epochs=epochs,
             seeds=seeds,
+            access=Access(ca=ca, cert=cert, key=key, token_file=token_file),
         )
 
 
@@ -621,12 +608,17 @@ def wall_command(
     service_watts: Annotated[float, typer.Option(help="What a data host draws.")] = 400,
     service_mb: Annotated[float, typer.Option(help="Megabytes that it moves in a second.")] = 200,
     picture: Annotated[Path, typer.Option("--out", help="PNG file to draw.")] = Path("wall.png"),
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Tell what fat rows and thin rows cost at every length, and where the fat-row wall is.
 
     Figures come from --rows and --server, or are assumed; each that is given counts instead.
     """
     with one_sentence():
+        from thinrow.cli.connecting import Access
         from thinrow.cli.wall import parse_tenants, run_wall
         from thinrow.migration.wall import Power
 
@@ -655,4 +647,5 @@ def wall_command(
             rows,
             server or [],
             picture,
+            Access(ca=ca, cert=cert, key=key, token_file=token_file),
         )

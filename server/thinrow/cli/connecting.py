@@ -28,7 +28,7 @@ class Access:
     key: Path | None = None
     token_file: Path | None = None
 
-    def config(self, retry_deadline_s: float) -> ClientConfig:
+    def config(self, retry_deadline_s: float = ClientConfig().retry_deadline_s) -> ClientConfig:
         """A client's. Raises UsageError for files that cannot be used."""
         if self.ca is None and (self.cert is not None or self.key is not None):
             raise UsageError("A certificate is shown over TLS: give --ca FILE, too.")
@@ -56,5 +56,5 @@ def connected(targets: Sequence[str], access: Access | None = None) -> Iterator[
     access = access or Access()
     with connect(targets, access.config(FIRST_ANSWER_S)) as probe:
         probe.describe_store()
-    with connect(targets, access.config(ClientConfig().retry_deadline_s)) as client:
+    with connect(targets, access.config()) as client:
         yield client

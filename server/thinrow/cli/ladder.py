@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 from rich.table import Table
-from thinrow.cli.connecting import connected
+from thinrow.cli.connecting import Access, connected
 from thinrow.cli.demo import Demo, Recipe, size
 from thinrow.cli.fat_rows import materialize
 from thinrow.cli.report import out, progress_bar
@@ -79,6 +79,7 @@ def run_ladder(
     epochs: int,
     seeds: int,
     examples_max: int = EXAMPLES_MAX,
+    access: Access | None = None,
 ) -> list[Rung]:
     """Trains at every length, and writes ``ladder.md`` and ``ladder.png`` into ``folder``.
 
@@ -90,7 +91,7 @@ def run_ladder(
     if (rows is None) != (not server):
         raise UsageError("Thin rows and their server belong together; give both or neither.")
     if rows is not None:
-        rungs = climb(folder, rows, server, target, lengths, epochs, seeds)
+        rungs = climb(folder, rows, server, target, lengths, epochs, seeds, access)
     else:
         demo = Demo(folder)
         watermark_ts = demo.write_inputs(RECIPE, examples_max)
@@ -114,13 +115,15 @@ def climb(
     lengths: Sequence[int],
     epochs: int,
     seeds: int,
+    access: Access | None = None,
 ) -> list[Rung]:
     """Measures every length, from the shortest."""
     from thinrow.cli.training import Split, Study
 
-    with connected(server) as client:
+    access = access or Access()
+    with connected(server, access) as client:
         split = Split.of(rows, folder)
-        study = Study(split, server, target, order="users")
+        study = Study(split, server, target, order="users", client=access.config())
         out.print(
             f"{row_count(split.train):,} examples to learn from, {row_count(split.held_out):,} "
             f"later ones to be asked about; {len(study.catalogue):,} items; on {study.device}"

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import gc
-import signal
-import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from thinrow.cli.options import (
+    Ca,
+    CallsMax,
+    Cert,
+    ConnectionsMax,
+    Drain,
+    Key,
+    Listen,
+    Metrics,
+    Reflection,
+    RequestBytesMax,
+    ResponseBytesMax,
+    StreamsMax,
+    Tenants,
+    TlsCert,
+    TlsClientCa,
+    TlsKey,
+    TokenFile,
+    WorkBytesMax,
+    metrics_at,
+    serve_until_told,
+)
 from thinrow.cli.report import facts, one_sentence, out, progress_bar, readable_bytes
 from thinrow.cli.values import parse_duration, parse_time
 
@@ -28,16 +48,19 @@ def online_command(
         Path | None,
         typer.Option(help="TOML file of feature groups, until the store has a generation."),
     ] = None,
-    listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where to serve gRPC; port 0 takes a free one.")
-    ] = "127.0.0.1:7888",
-    metrics: Annotated[
-        str,
-        typer.Option(
-            metavar="HOST:PORT", help="Where Prometheus scrapes /metrics; 'off' for none."
-        ),
-    ] = "127.0.0.1:7889",
-    tenants: Annotated[Path | None, typer.Option(help="TOML file of named projections.")] = None,
+    listen: Listen = "127.0.0.1:7888",
+    metrics: Metrics = "127.0.0.1:7889",
+    tenants: Tenants = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
+    reflection: Reflection = True,
+    request_bytes_max: RequestBytesMax = 16 * 1024 * 1024,
+    response_bytes_max: ResponseBytesMax = 64 * 1024 * 1024,
+    work_bytes_max: WorkBytesMax = 1024 * 1024 * 1024,
+    calls_max: CallsMax = 256,
+    streams_max: StreamsMax = 64,
+    connections_max: ConnectionsMax = 512,
     retention: Annotated[
         int,
         typer.Option(
@@ -54,43 +77,42 @@ def online_command(
             help="How far back to look for duplicates; not shorter than compact's.",
         ),
     ] = "7d",  # type: ignore[assignment]
-    drain: Annotated[
-        int,
-        typer.Option(
-            parser=parse_duration,
-            metavar="DURATION",
-            help="How long calls under way may take to end after SIGTERM.",
-        ),
-    ] = "10s",  # type: ignore[assignment]
+    drain: Drain = "10s",  # type: ignore[assignment]
 ) -> None:
     """Take events and answer snapshots until SIGTERM or Ctrl-C."""
     with one_sentence():
         from thinrow.online.config import OnlineConfig
         from thinrow.online.server import OnlineServer
-        from thinrow.serving.logs import log_to_stderr
-        from thinrow.serving.memory import keep_freed_memory
 
         config = OnlineConfig(
             store=store,
             data=data,
             schema=schema,
             listen=listen,
-            metrics=None if metrics == "off" else metrics,
+            metrics=metrics_at(metrics),
             tenants=tenants,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_client_ca=tls_client_ca,
+            reflection=reflection,
+            request_bytes_max=request_bytes_max,
+            response_bytes_max=response_bytes_max,
+            work_bytes_max=work_bytes_max,
+            calls_max=calls_max,
+            streams_max=streams_max,
+            connections_max=connections_max,
             retention_ms=retention,
             dedup_window_ms=dedup_window,
             drain_s=drain / 1000,
         )
-        stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-        log_to_stderr()
-        keep_freed_memory()
-        with OnlineServer(config):
-            # What is here now stays: looking through it for garbage keeps requests waiting.
-            gc.collect()
-            gc.freeze()
-            stop.wait()
+        # What is here then stays: looking through it for garbage keeps requests waiting.
+        serve_until_told(OnlineServer(config), freeze_garbage)
+
+
+def freeze_garbage() -> None:
+    """Keeps what is here now from the garbage collector."""
+    gc.collect()
+    gc.freeze()
 
 
 @commands.command("export")
@@ -114,14 +136,20 @@ def export_command(
             show_default=False,
         ),
     ] = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Write the mutable tier's events to a file, for compact; safe to run again."""
     with one_sentence():
+        from thinrow.cli.connecting import Access
         from thinrow.client.online import connect_online
         from thinrow.online.export import export_events
         from thinrow.store.times import readable_time
 
-        with connect_online(online) as client, progress_bar() as progress:
+        access = Access(ca=ca, cert=cert, key=key, token_file=token_file)
+        with connect_online(online, access.config()) as client, progress_bar() as progress:
             report = export_events(
                 client,
                 watermark,

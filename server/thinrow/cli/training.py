@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from thinrow.cli.demo_model import Histories, ModelConfig, NextItemModel
-from thinrow.client import Projection, row_count
+from thinrow.client import ClientConfig, Projection, row_count
 from thinrow.client.rows import check, open_parquet
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
 from thinrow.errors import InputError, UsageError
@@ -101,9 +101,10 @@ class Study:
         *,
         repeats: bool = True,
         order: Literal["users", "rows"] = "rows",
+        client: ClientConfig | None = None,
     ) -> None:
         self.split, self.server, self.target = split, server, target
-        self.repeats, self.order = repeats, order
+        self.repeats, self.order, self.client = repeats, order, client or ClientConfig()
         self.label = f"label_{target}"
         schema = pq.read_schema(split.train)
         if self.label not in schema.names or not pa.types.is_integer(schema.field(self.label).type):
@@ -175,7 +176,7 @@ class Study:
             RowFiles(rows, order=self.order, seed=seed),
             self.server,
             Projection(sequence_length, traits=(self.target,)),
-            LoaderConfig(batch_examples=BATCH_EXAMPLES, columns=(self.label,)),
+            LoaderConfig(batch_examples=BATCH_EXAMPLES, columns=(self.label,), client=self.client),
             device=self.device,
         )
 

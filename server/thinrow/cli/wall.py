@@ -30,6 +30,7 @@ from thinrow.migration.wall import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from thinrow.cli.connecting import Access
     from thinrow.client import Client
 
 __all__ = ["ASSUMED", "measured_workload", "parse_tenants", "run_wall"]
@@ -87,6 +88,7 @@ def run_wall(
     rows: Path | None,
     server: Sequence[str],
     picture: Path,
+    access: Access | None = None,
 ) -> None:
     """Tells and plots bytes and the wall. What is ``given`` counts before what is measured.
 
@@ -97,7 +99,7 @@ def run_wall(
         raise UsageError("Thin rows and their server belong together; give both or neither.")
     workload = ASSUMED
     if rows is not None:
-        with connected(server) as client:
+        with connected(server, access) as client:
             workload = measured_workload(client, rows)
     workload = with_given(workload, given)
     out.print(*to_tables(workload, tenants, power), sep="\n")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from thinrow.client.tracing import tracing
 from thinrow.errors import UsageError
 from thinrow.online.appends import Appends
 from thinrow.online.metrics import OnlineMetrics
@@ -13,15 +15,24 @@ from thinrow.online.published import Published
 from thinrow.online.service import SERVICE, OnlineService
 from thinrow.online.snapshots import Snapshots
 from thinrow.online.tier import MutableTier, TierConfig
+from thinrow.online.traced import TracedSnapshots
 from thinrow.schema import read_schema
-from thinrow.serving.config import read_tenants
-from thinrow.serving.metrics import MetricsEndpoint
-from thinrow.serving.server import listening
+from thinrow.serving.gate import Gate
+from thinrow.serving.guard import Guard
+from thinrow.serving.refusals import Refusals
+from thinrow.serving.server import listening, opened
+from thinrow.serving.tenants import Tenants
+from thinrow.serving.traced import Traced
+from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
     from thinrow.online.config import OnlineConfig
+    from thinrow.schema import Schema
 
 log = logging.getLogger("thinrow.online")
+
+RIGHTS = {"AppendEvents": "append", "ExportEvents": "export", "DescribeTier": None}
+"""What a token must allow for methods that show no history."""
 
 
 class OnlineServer:
@@ -56,7 +67,6 @@ class OnlineServer:
 
     def _start(self) -> None:
         config, metrics, stack = self._config, self.metrics, self._stack
-        tenants = read_tenants(config.tenants)
         tier = MutableTier(
             TierConfig(
                 folder=config.folder,
@@ -76,31 +86,50 @@ class OnlineServer:
                     f"--schema FILE."
                 )
             tier.use_schema(read_schema(config.schema))
-        metrics.follow(tier, self.published)
-        if config.metrics is not None:
-            endpoint = MetricsEndpoint(metrics.registry, config.metrics)
-            stack.callback(endpoint.close)
-            self.metrics_address = endpoint.address
+        metrics.follow(lambda: self.published.number, lambda: self.published.watermark_ts)
+        metrics.of_tier(tier)
+
+        def schema() -> Schema:
+            assert tier.format is not None
+            return tier.format.schema
+
+        tenants = stack.enter_context(Tenants(config, schema))
         appends = stack.enter_context(Appends(tier))
-        snapshots = Snapshots(
+        spans = tracing("thinrow-online")
+        made = Snapshots if spans is None else partial(TracedSnapshots, spans)
+        snapshots = made(
             tier,
             self.published,
-            tenants,
+            lambda: tenants.by_name,
             config.work_bytes_max,
-            config.calls_max,
+            config.calls_max + config.streams_max,
             config.response_bytes_max,
         )
         service = OnlineService(config, tier, appends, self.published, snapshots, metrics)
+        gate, refusals = Gate(config, tenants, metrics), Refusals()
+        stack.callback(refusals.close)
+        certificates, self.metrics_address = opened(config, tenants, metrics, stack)
+
+        def drain(timeout_s: float) -> None:
+            metrics.ready.set(0)
+            service.drain(timeout_s)
+
+        descriptor = online_pb2.DESCRIPTOR.services_by_name["OnlineService"]
         self.address = stack.enter_context(
             listening(
-                config.listen,
+                config,
                 {SERVICE: service.add_to},
-                calls_max=config.calls_max + config.streams_max,
-                request_bytes_max=config.request_bytes_max,
-                drain=service.drain,
-                drain_s=config.drain_s,
+                refusals,
+                metrics,
+                drain=drain,
+                interceptors=[
+                    *([] if spans is None else [Traced(spans)]),
+                    Guard(descriptor, RIGHTS, gate, refusals, metrics),
+                ],
+                certificates=certificates,
             )
         )
+        metrics.serves()
         log.info(
             "serving",
             extra={

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,23 +15,30 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MIB = 1 << 20
+BASE_BYTES = 256 * MIB
+"""Interpreter, libraries, threads and opened files, before the first call."""
+WINDOW_BYTES = MIB
+"""What a connection takes in before the server has looked at it."""
+REQUEST_COPIES = 10
+"""Of each call: a request under way, one in bytes, and up to eight times that decoded."""
 PROCESSES_MAX = 256
 TOKENS_MAX = 16
+ZERO_ALLOWED = ("reflection", "inspect", "drain_s", "dedup_window_ms", "commit_lead_ms")
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """One server. Limits hold for each of its processes.
+class ServiceConfig:
+    """What every service may be told: where to listen, whom to trust, how much to take.
 
     Raises UsageError for a value out of its range.
     """
 
     store: Path
     """Folder of the store."""
-    listen: str = "127.0.0.1:7878"
+    listen: str
     """HOST:PORT for gRPC; port 0 takes a free one."""
-    metrics: str | None = "127.0.0.1:7879"
+    metrics: str | None
     """HOST:PORT for Prometheus over HTTP; None for none."""
     tenants: Path | None = None
     """TOML file of named projections, their tokens and limits; read again when it changes."""
@@ -43,6 +50,44 @@ class ServerConfig:
     """PEM file of those whose certificates callers must show; None: they need none."""
     reflection: bool = True
     """Whether anybody may ask for the names of methods and messages."""
+    request_bytes_max: int
+    """Largest request taken; decoded it takes up to eight times as much."""
+    response_bytes_max: int = 64 * MIB
+    """Largest answer sent."""
+    work_bytes_max: int = 1024 * MIB
+    """Most bytes of events, decoded, that requests in work may hold together."""
+    work_max: int
+    """Most requests in work at once; others wait for their turn."""
+    calls_max: int
+    """Most single calls at once; more are refused."""
+    streams_max: int = 64
+    """Most streams open at once; more are refused."""
+    connections_max: int = 512
+    """Most connections at once; more are closed as they come."""
+    drain_s: float = 10.0
+    """How long calls under way may take to end once the server is told to stop."""
+    poll_s: float = 0.5
+    """Pause between two looks for a new generation, and for new tenants."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            zero = field.name in ZERO_ALLOWED
+            if isinstance(value, int | float) and value <= 0 and not (zero and value == 0):
+                least = "must not be below 0" if zero else "must be above 0"
+                raise UsageError(f"{field.name} is {value}, but {least}.")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise UsageError("TLS needs tls_cert and tls_key, both.")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise UsageError("tls_client_ca needs tls_cert and tls_key.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig(ServiceConfig):
+    """One server. Limits hold for each of its processes."""
+
+    listen: str = "127.0.0.1:7878"
+    metrics: str | None = "127.0.0.1:7879"
     inspect: bool = True
     """Whether Inspect answers."""
     processes: int = 1
@@ -50,51 +95,31 @@ class ServerConfig:
     examples_max: int = 8192
     """Most examples in one request."""
     request_bytes_max: int = MIB
-    """Largest request taken; decoded it takes up to eight times as much."""
-    response_bytes_max: int = 64 * MIB
-    """Largest answer sent."""
     cache_bytes_max: int = 1024 * MIB
     """Most memory of stored values that were asked for lately; twice that for a moment, when a new
     generation takes over."""
-    work_bytes_max: int = 1024 * MIB
-    """Most bytes of events, decoded, that requests in work may hold together."""
     work_max: int = max(2, os.cpu_count() or 2)
-    """Most requests in work at once; others wait for their turn."""
     calls_max: int = 64
-    """Most single calls at once; more are refused."""
-    streams_max: int = 64
-    """Most streams open at once; more are refused."""
     inspect_events_max: int = 10_000
     """Most events that Inspect shows."""
-    drain_s: float = 10.0
-    """How long calls under way may take to end once the server is told to stop."""
-    poll_s: float = 0.5
-    """Pause between two looks for a new generation."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "processes",
-            "examples_max",
-            "request_bytes_max",
-            "response_bytes_max",
-            "cache_bytes_max",
-            "work_bytes_max",
-            "work_max",
-            "calls_max",
-            "streams_max",
-            "inspect_events_max",
-            "poll_s",
-        ):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, but must be above 0.")
+        ServiceConfig.__post_init__(self)
         if self.processes > PROCESSES_MAX:
             raise UsageError(f"processes is {self.processes}; {PROCESSES_MAX} are the most.")
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise UsageError("TLS needs tls_cert and tls_key, both.")
-        if self.tls_client_ca is not None and self.tls_cert is None:
-            raise UsageError("tls_client_ca needs tls_cert and tls_key.")
-        if self.drain_s < 0:
-            raise UsageError(f"drain_s is {self.drain_s}, but must not be below 0.")
+
+    @property
+    def memory_bound_bytes(self) -> int:
+        """The most resident memory of a process, whatever callers do."""
+        calls = self.calls_max + self.streams_max
+        return (
+            BASE_BYTES
+            # Two generations for a moment, each with its values.
+            + 2 * self.cache_bytes_max
+            + self.work_bytes_max
+            + calls * (self.response_bytes_max + REQUEST_COPIES * self.request_bytes_max)
+            + self.connections_max * WINDOW_BYTES
+        )
 
 
 class Tenant(BaseModel):
@@ -108,6 +133,8 @@ class Tenant(BaseModel):
     traits: tuple[str, ...] = ()
     projections: Literal["own", "any"] = "own"
     """What a token of this tenant may ask for: this projection, or any sent along, and Inspect."""
+    online: tuple[Literal["append", "export"], ...] = ()
+    """What a token of this tenant may do at the online service, beside taking snapshots."""
     token_sha256: Annotated[tuple[Sha256, ...], Field(max_length=TOKENS_MAX)] = ()
     """SHA-256 of its tokens, in hexadecimal; several while one takes the place of another."""
     calls_max: Annotated[int, Field(ge=1)] | None = None

@@ -38,16 +38,16 @@ class Places:
         self._by_tenant: Counter[str] = Counter()
         self._lock = threading.Lock()
 
+    def taken_by(self, tenant: str) -> int:
+        """How many a tenant has."""
+        return self._by_tenant[tenant]
+
     @contextmanager
     def one(self) -> Iterator[None]:
         """A place until the block ends. Raises TooManyCallsError."""
         with self._lock:
             if self._taken == self._limit:
-                raise refusal(
-                    TooManyCallsError,
-                    f"This server is at its limit ({self._name}); ask again later, or another "
-                    f"replica.",
-                )
+                raise full(self._name)
             self._taken += 1
         try:
             yield
@@ -73,6 +73,14 @@ class Places:
                 self._by_tenant[tenant] -= 1
                 # Callers choose names: those that hold nothing must not pile up.
                 self._by_tenant += Counter()
+
+
+def full(limit: str) -> TooManyCallsError:
+    """The refusal of a server that is at a limit, by its name."""
+    return refusal(
+        TooManyCallsError,
+        f"This server is at its limit ({limit}); ask again later, or another replica.",
+    )
 
 
 def refusal(kind: type[TooManyCallsError], message: str) -> TooManyCallsError:

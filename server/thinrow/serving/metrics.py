@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import socket
@@ -32,6 +33,9 @@ from thinrow.serving.status_page import StatusPage
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+    from thinrow.serving.tenants import Tenants
+    from thinrow.serving.tls import Certificates
+
 HTTP_TIMEOUT_S = 10.0
 """How long a caller of the metrics port may take to say what it wants."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -61,114 +65,79 @@ class Serving(Protocol):
     def read_counts(self) -> ReadCounts: ...
 
 
-class Metrics:
-    """All series; docs/operations.md says how to read them."""
+class ServiceMetrics:
+    """What every service tells; docs/operations.md says how to read it."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._tenants: set[str] = set()
         self._known: Callable[[], Collection[str]] = tuple
-        self._requests: dict[tuple[str, str], tuple[Gauge, Histogram]] = {}
-        self.request_seconds = Histogram(
-            "thinrow_request_seconds",
-            "Seconds from having a request to having its answer.",
-            ["method", "tenant"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.errors = self.counter(
+            "thinrow_errors", "Calls that ended in an error, by the error's name.", "name"
         )
-        self.stage_seconds = Histogram(
-            "thinrow_stage_seconds",
-            "Seconds that a batch spent in a stage: wait, plan, room, read, assemble.",
-            ["stage"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.tenant_errors = self.counter(
+            "thinrow_tenant_errors", "Calls that ended in an error, by tenant.", "tenant", "name"
         )
-        self.examples = Counter(
-            "thinrow_examples",
-            "Examples answered, by tenant ('' for projections sent along) and status.",
-            ["tenant", "status"],
-            registry=self.registry,
+        self.streams = self.gauge("thinrow_streams", "Streams open.")
+        self.tenant_streams = self.gauge(
+            "thinrow_tenant_streams", "Streams open, by tenant.", "tenant"
         )
-        self.events = Counter(
-            "thinrow_events",
-            "Events of examples answered, counting those that examples share each time.",
-            registry=self.registry,
-        )
-        self.read_bytes = Counter(
-            "thinrow_read_bytes", "Bytes of stripes read.", registry=self.registry
-        )
-        self.sent_bytes = Counter(
-            "thinrow_sent_bytes", "Bytes of answers made.", registry=self.registry
-        )
-        self.tenant_sent_bytes = Counter(
-            "thinrow_tenant_sent_bytes",
-            "Bytes of answers made, by tenant.",
-            ["tenant"],
-            registry=self.registry,
-        )
-        self.errors = Counter(
-            "thinrow_errors",
-            "Calls that ended in an error, by the error's name.",
-            ["name"],
-            registry=self.registry,
-        )
-        self.in_flight = Gauge(
-            "thinrow_in_flight_requests",
-            "Batches in work or waiting for their turn.",
-            registry=self.registry,
-        )
-        self.tenant_in_flight = Gauge(
-            "thinrow_tenant_in_flight_requests",
-            "Batches in work or waiting for their turn, by tenant.",
-            ["tenant"],
-            registry=self.registry,
-        )
-        self.streams = Gauge("thinrow_streams", "Streams open.", registry=self.registry)
-        self.open_failures = Counter(
+        self.open_failures = self.counter(
             "thinrow_generation_open_failures",
-            "Failed tries to open a newly published generation.",
-            registry=self.registry,
+            "Failed tries to take up a newly published generation.",
         )
-        self.ready = Gauge(
-            "thinrow_ready", "1 while requests are taken, else 0.", registry=self.registry
-        )
-        self._ready_seconds = Gauge(
+        self.ready = self.gauge("thinrow_ready", "1 while requests are taken, else 0.")
+        self._ready_seconds = self.gauge(
             "thinrow_ready_seconds",
             "Seconds from the start of the process until it took requests.",
-            registry=self.registry,
         )
-        self._generation = Gauge(
-            "thinrow_generation", "Number of the serving generation.", registry=self.registry
-        )
-        self._watermark_age = Gauge(
+        self._generation = self.gauge("thinrow_generation", "Number of the serving generation.")
+        self._watermark_age = self.gauge(
             "thinrow_watermark_age_seconds",
             "Seconds between the serving generation's watermark and now.",
-            registry=self.registry,
         )
-        self._opened = Gauge(
-            "thinrow_generation_opened_timestamp_seconds",
-            "When the serving generation was opened, in seconds since the epoch.",
-            registry=self.registry,
-        )
-        Gauge(
-            "thinrow_build_info",
-            "1; the labels tell what runs.",
-            ["version", "python"],
-            registry=self.registry,
+        self.gauge(
+            "thinrow_build_info", "1; the labels tell what runs.", "version", "python"
         ).labels(version("thinrow"), platform.python_version()).set(1)
-        for stage in STAGES:
-            self.stage_seconds.labels(stage)
-        for method in METHODS:
-            self.request_seconds.labels(method, "")
-        self._show("")
 
-    def _show(self, tenant: str) -> None:
-        """Lets a tenant's series begin at 0, so that their first step is seen."""
-        for method in METHODS[:2]:
-            self.request_seconds.labels(method, tenant)
-        self.examples.labels(tenant, "OK")
-        self.tenant_sent_bytes.labels(tenant)
-        self.tenant_in_flight.labels(tenant)
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        """A new counter."""
+        return Counter(name, text, labels, registry=self.registry)
+
+    def gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        """A new gauge."""
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def times(
+        self, name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS
+    ) -> Histogram:
+        """A new histogram of times."""
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def follow(self, number: Callable[[], int], watermark_ts: Callable[[], int]) -> None:
+        """Where to look up the serving generation at each scrape."""
+        self._generation.set_function(number)
+        self._watermark_age.set_function(lambda: time.time() - watermark_ts() / 1000)
+
+    def trust(self, tenants: Tenants, certificates: Certificates | None) -> None:
+        """Where to look up the tenants there are, and whether what lies on disk is in use."""
+        ProcessCollector(registry=self.registry)
+        self._known = lambda: tenants.by_name
+        for name in sorted(tenants.by_name)[:TENANT_LABELS_MAX]:
+            self.tenant(name)
+        self.show("")
+        self.gauge(
+            "thinrow_tenants_usable",
+            "1 while what the tenants file says counts, 0 while what it said earlier does.",
+        ).set_function(lambda: tenants.usable)
+        self.gauge(
+            "thinrow_certificates_usable",
+            "1 while the certificate files are those in use, 0 while earlier ones are.",
+        ).set_function(lambda: certificates is None or certificates.usable())
+        self.gauge(
+            "thinrow_certificate_expiry_timestamp_seconds",
+            "When the certificate in use ends, in seconds since the epoch; +Inf without TLS.",
+        ).set_function(lambda: math.inf if certificates is None else certificates.expiry_s())
 
     def tenant(self, name: str) -> str:
         """The label of a tenant: its name, or '' for all that have no series of their own.
@@ -180,9 +149,95 @@ class Metrics:
             return name
         if len(self._tenants) == TENANT_LABELS_MAX or name not in self._known():
             return ""
-        self._show(name)
+        self.show(name)
         self._tenants.add(name)
         return name
+
+    def show(self, tenant: str) -> None:
+        """Lets a tenant's series begin at 0, so that their first step is seen."""
+        self.tenant_streams.labels(tenant)
+
+    def failed(self, error: str, tenant: str) -> None:
+        """Counts a call that ended in an error, by the error's name."""
+        self.errors.labels(error).inc()
+        self.tenant_failed(error, tenant)
+
+    def tenant_failed(self, error: str, tenant: str) -> None:
+        """Counts as a tenant's what was counted already as an error."""
+        self.tenant_errors.labels(self.tenant(tenant), error).inc()
+
+    @contextmanager
+    def streaming(self, tenant: str) -> Iterator[None]:
+        """Counts a stream as a tenant's until the block ends."""
+        with self.tenant_streams.labels(self.tenant(tenant)).track_inprogress():
+            yield
+
+    def serves(self) -> None:
+        """Says that requests are taken from now on."""
+        self._ready_seconds.set(process_age_s())
+        self.ready.set(1)
+
+
+class Metrics(ServiceMetrics):
+    """All series of a server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._requests: dict[tuple[str, str], tuple[Gauge, Histogram]] = {}
+        self.request_seconds = self.times(
+            "thinrow_request_seconds",
+            "Seconds from having a request to having its answer.",
+            "method",
+            "tenant",
+        )
+        self.stage_seconds = self.times(
+            "thinrow_stage_seconds",
+            "Seconds that a batch spent in a stage: wait, plan, room, read, assemble.",
+            "stage",
+        )
+        self.examples = self.counter(
+            "thinrow_examples",
+            "Examples answered, by tenant ('' for projections sent along) and status.",
+            "tenant",
+            "status",
+        )
+        self.events = self.counter(
+            "thinrow_events",
+            "Events of examples answered, counting those that examples share each time.",
+        )
+        self.read_bytes = self.counter("thinrow_read_bytes", "Bytes of stripes read.")
+        self.sent_bytes = self.counter("thinrow_sent_bytes", "Bytes of answers made.")
+        self.tenant_sent_bytes = self.counter(
+            "thinrow_tenant_sent_bytes", "Bytes of answers made, by tenant.", "tenant"
+        )
+        self.in_flight = self.gauge(
+            "thinrow_in_flight_requests", "Batches in work or waiting for their turn."
+        )
+        self.tenant_in_flight = self.gauge(
+            "thinrow_tenant_in_flight_requests",
+            "Batches in work or waiting for their turn, by tenant.",
+            "tenant",
+        )
+        self._opened = self.gauge(
+            "thinrow_generation_opened_timestamp_seconds",
+            "When the serving generation was opened, in seconds since the epoch.",
+        )
+        self.memory_bound = self.gauge(
+            "thinrow_memory_bound_bytes",
+            "The most memory that the limits allow: see docs/operations.md.",
+        )
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
+        for method in METHODS:
+            self.request_seconds.labels(method, "")
+
+    def show(self, tenant: str) -> None:
+        super().show(tenant)
+        for method in METHODS[:2]:
+            self.request_seconds.labels(method, tenant)
+        self.examples.labels(tenant, "OK")
+        self.tenant_sent_bytes.labels(tenant)
+        self.tenant_in_flight.labels(tenant)
 
     @contextmanager
     def request(self, method: str, tenant: str = "") -> Iterator[None]:
@@ -204,24 +259,10 @@ class Metrics:
             in_flight.dec()
             seconds.observe(time.perf_counter() - started_s)
 
-    def follow(self, number: Callable[[], int], watermark_ts: Callable[[], int]) -> None:
-        """Where to look up the serving generation at each scrape."""
-        self._generation.set_function(number)
-        self._watermark_age.set_function(lambda: time.time() - watermark_ts() / 1000)
-
-    def serve(self, serving: Serving, tenants: Callable[[], Collection[str]]) -> None:
-        """Adds what is known of the store, of this process and of the tenants there are now."""
+    def serve(self, serving: Serving) -> None:
+        """Where to look up what is known of the store."""
         self._opened.set_function(lambda: serving.opened_ts / 1000)
         self.registry.register(StoreReads(serving))
-        ProcessCollector(registry=self.registry)
-        self._known = tenants
-        for name in sorted(tenants())[:TENANT_LABELS_MAX]:
-            self.tenant(name)
-
-    def serves(self) -> None:
-        """Says that requests are taken from now on."""
-        self._ready_seconds.set(process_age_s())
-        self.ready.set(1)
 
 
 class StoreReads(Collector):
@@ -313,6 +354,9 @@ class HttpHandler(WSGIRequestHandler):
 
 _MERGED: dict[str, Callable[[Iterable[float]], float]] = {
     "process_max_fds": min,
+    "thinrow_certificate_expiry_timestamp_seconds": min,
+    "thinrow_certificates_usable": min,
+    "thinrow_tenants_usable": min,
     "process_start_time_seconds": min,
     "thinrow_build_info": min,
     "thinrow_generation": min,

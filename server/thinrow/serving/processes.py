@@ -38,6 +38,10 @@ STEADY_S = 60.0
 """A process that lived so long starts over with the shortest pause."""
 SCRAPE_S = 2.0
 """How long a scrape waits for a process that does not answer."""
+BEAT_S = 5.0
+"""Between two signs of life that a process is asked for; a scrape is one, too."""
+HANG_S = 30.0
+"""Without a sign of life for so long, a process is killed."""
 STOP_S = 10.0
 """How long a process may take to end beyond its drain before it is killed."""
 
@@ -55,6 +59,7 @@ class Processes:
         """HOST:PORT where gRPC is served, once entered."""
         self.metrics_address: str | None = config.metrics
         """HOST:PORT of the metrics, once entered."""
+        self.workers: list[Worker] = []
 
     def __enter__(self) -> Self:
         try:
@@ -79,7 +84,8 @@ class Processes:
             "Processes that ended without having been told to.",
             registry=registry,
         )
-        workers = [Worker(number, own, deaths) for number in range(config.processes)]
+        self.workers = [Worker(number, own, deaths) for number in range(config.processes)]
+        workers = self.workers
         registry.register(Merged(workers))
         alive = Gauge("thinrow_processes", "Processes that serve.", registry=registry)
         alive.set_function(lambda: sum(worker.serves for worker in workers))
@@ -100,6 +106,7 @@ class Processes:
                 "address": self.address,
                 "metrics": self.metrics_address,
                 "processes": config.processes,
+                "memory_bound_bytes": config.processes * config.memory_bound_bytes,
             },
         )
 
@@ -124,6 +131,11 @@ class Worker:
         self._metrics: list[Metric] = []
         self._counted: list[Metric] = []
         self._thread = threading.Thread(target=self._run, name=f"thinrow-worker-{number}")
+
+    @property
+    def process_id(self) -> int:
+        """Of the newest process; 0 before the first."""
+        return 0 if self._process is None else self._process.pid
 
     def start(self) -> None:
         """Starts the first process."""
@@ -204,8 +216,7 @@ class Worker:
             if self._stopping.is_set():
                 self._send(False)
             with suppress(EOFError, OSError):
-                while True:
-                    self._hear(connection.recv())
+                self._listen(connection)
             self.serves = False
             with self._lock:
                 self._connection = None
@@ -215,8 +226,26 @@ class Worker:
             self._told.set()
         return self._process.wait()
 
+    def _listen(self, connection: Connection[Any, Any]) -> None:
+        """Hears what the process tells until it ends, and ends one that tells nothing any more."""
+        heard_s = time.monotonic()
+        while True:
+            if connection.poll(BEAT_S):
+                self._hear(connection.recv())
+                heard_s = time.monotonic()
+            elif self.serves and not self._stopping.is_set():
+                if time.monotonic() - heard_s > HANG_S:
+                    log.error("worker killed: it hangs", extra={"worker": self._number})
+                    assert self._process is not None
+                    self._process.kill()
+                    # Its end is heard next.
+                    heard_s = time.monotonic()
+                self.ask()
+
     def _hear(self, message: object) -> None:
-        if message is None:
+        if message is False:  # it drains, and tells nothing until it ends
+            self.serves = False
+        elif message is None:
             self._told.set()
             self.serves = True
             if not self.ready.done():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,28 +14,30 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from thinrow.errors import UsageError
+from thinrow.serving.config import WINDOW_BYTES
 from thinrow.serving.current import CurrentGeneration
+from thinrow.serving.gate import Gate
+from thinrow.serving.limits import full
 from thinrow.serving.metrics import Metrics, MetricsEndpoint, split_address
-from thinrow.serving.service import MaterializationService
+from thinrow.serving.refusals import HELD_MAX, Refusals
+from thinrow.serving.service import SERVICE, MaterializationService
 from thinrow.serving.tenants import Tenants
-from thinrow.serving.tls import Tls
-from thinrow.v1 import materialization_pb2 as wire
+from thinrow.serving.tls import Certificates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
-    from thinrow.serving.config import ServerConfig
+    from thinrow.serving.config import ServerConfig, ServiceConfig
+    from thinrow.serving.metrics import ServiceMetrics
 
     Handler = grpc.RpcMethodHandler[Any, Any]
 
 log = logging.getLogger("thinrow.serving")
 
-SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
 SPARE_THREADS = 8
 """Kept for health, reflection and the refusal of calls over a limit."""
 MIN_PING_INTERVAL_MS = 10_000
-WINDOW_BYTES = 1 << 20
-"""What a connection takes in before the server has looked at it."""
+KEEPALIVE_INTERVAL_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
 FAREWELL_S = 0.2
 """Between the last answer and the end of connections."""
 
@@ -71,44 +73,106 @@ class Health(health.HealthServicer):  # type: ignore[misc]
             end(None)
 
 
+class Pool(ThreadPoolExecutor):
+    """Threads for calls, and how many of those are taken or waited for."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads, thread_name_prefix="thinrow-call")
+        self.busy = 0
+        self._count = threading.Lock()
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ANN401
+        """As the library does it."""
+        with self._count:
+            self.busy += 1
+        future = super().submit(*args, **kwargs)
+        future.add_done_callback(self._ended)
+        return future
+
+    def _ended(self, _: Future[Any]) -> None:
+        with self._count:
+            self.busy -= 1
+
+
+class Overload(grpc.ServerInterceptor):
+    """Refuses, late and without a thread, calls of services that find all threads taken."""
+
+    def __init__(
+        self,
+        services: Iterable[str],
+        pool: Pool,
+        calls_max: int,
+        refusals: Refusals,
+        metrics: ServiceMetrics,
+    ) -> None:
+        self._prefixes = tuple(f"/{service}/" for service in services)
+        self._pool = pool
+        self._calls_max = calls_max
+        self._metrics = metrics
+        answering = refusals.answering(self._refuse)
+        answering.experimental_thread_pool = ThreadPoolExecutor(1)  # type: ignore[attr-defined]
+        self._refusal: Handler = grpc.stream_stream_rpc_method_handler(answering)
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """As the library wants it."""
+        if self._pool.busy < self._calls_max:
+            return continuation(handler_call_details)
+        if not handler_call_details.method.startswith(self._prefixes):
+            return continuation(handler_call_details)
+        return self._refusal
+
+    def _refuse(
+        self,
+        requests: Iterator[bytes],  # noqa: ARG002 - not even received
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> Generator[bytes, None, None]:
+        yield from ()
+        error = full("calls_max and streams_max")
+        self._metrics.failed(error.name, "")
+        raise error
+
+
 @contextmanager
 def listening(
-    listen: str,
+    config: ServiceConfig,
     services: Mapping[str, Callable[[grpc.Server], None]],
+    refusals: Refusals,
+    metrics: ServiceMetrics,
     *,
-    calls_max: int,
-    request_bytes_max: int,
     drain: Callable[[float], None],
-    drain_s: float,
-    reuse_port: bool = False,
     interceptors: Sequence[grpc.ServerInterceptor] = (),
-    tls: Tls | None = None,
-    reflected: bool = True,
+    certificates: Certificates | None = None,
+    reuse_port: bool = False,
 ) -> Iterator[str]:
     """Serves gRPC, with health and reflection, until the block ends; yields HOST:PORT.
 
-    `services` has for each service's full name what adds its servicer. Each of `calls_max` calls at
-    once, streams among them, has a thread. At the end health says NOT_SERVING, `drain` refuses
-    what comes from now on and waits so many seconds at most for what is under way, and
-    connections are closed.
+    `services` has for each service's full name what adds its servicer. Each call under way, streams
+    among them, has a thread. At the end health says NOT_SERVING, `drain` refuses what comes from
+    now on and waits so many seconds at most for what is under way, and connections are closed.
 
     Raises:
-        UsageError: the port cannot be had, or the files of TLS do not serve.
+        UsageError: the port cannot be had.
     """
-    host, _ = split_address(listen)
+    host, _ = split_address(config.listen)
+    calls_max = config.calls_max + config.streams_max
     threads = calls_max + SPARE_THREADS
-    credentials = None if tls is None else tls.credentials()
     health_service = Health()
-    with ThreadPoolExecutor(threads, thread_name_prefix="thinrow-call") as pool:
+    with Pool(threads) as pool:
         server = grpc.server(
             pool,
-            maximum_concurrent_rpcs=threads,
-            interceptors=list(interceptors),
+            # Those beyond the threads are being refused.
+            maximum_concurrent_rpcs=threads + HELD_MAX,
+            interceptors=[Overload(services, pool, calls_max, refusals, metrics), *interceptors],
             options=[
                 ("grpc.so_reuseport", int(reuse_port)),
-                ("grpc.max_receive_message_length", request_bytes_max),
+                ("grpc.max_receive_message_length", config.request_bytes_max),
                 # One connection cannot have every thread: what is more waits in its client.
                 ("grpc.max_concurrent_streams", calls_max),
+                ("grpc.max_allowed_incoming_connections", config.connections_max),
                 # A window that grows by itself takes in much of a request before it is refused.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
@@ -116,23 +180,26 @@ def listening(
                 ("grpc.max_send_message_length", -1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # A client that vanished would keep its stream's place for hours.
+                ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
+                ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
             ],
         )
         for add in services.values():
             add(server)
         health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-        if reflected:
+        if config.reflection:
             reflection.enable_server_reflection(
                 (*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server
             )
         try:
-            if credentials is None:
-                port = server.add_insecure_port(listen)
+            if certificates is None:
+                port = server.add_insecure_port(config.listen)
             else:
-                port = server.add_secure_port(listen, credentials)
+                port = server.add_secure_port(config.listen, certificates.credentials())
         except RuntimeError as error:
             raise UsageError(
-                f"Cannot listen on {listen}; choose another --listen HOST:PORT."
+                f"Cannot listen on {config.listen}; choose another --listen HOST:PORT."
             ) from error
         server.start()
 
@@ -145,48 +212,15 @@ def listening(
             yield f"{host}:{port}"
         finally:
             tell(health_pb2.HealthCheckResponse.NOT_SERVING)
-            log.info("draining", extra={"drain_s": drain_s})
-            drain(drain_s)
+            log.info("draining", extra={"drain_s": config.drain_s})
+            drain(config.drain_s)
+            refusals.close()
             # A connection that is closed while its last bytes are under way may lose them.
             time.sleep(FAREWELL_S)
-            stopped = server.stop(drain_s)
+            stopped = server.stop(config.drain_s)
             health_service.end_watches()
             stopped.wait()
             log.info("stopped")
-
-
-class ProcessNames(grpc.ServerInterceptor):
-    """Tells the caller of a stream which process answers, and how many share the port.
-
-    By that a client spreads its connections, which the kernel deals out to processes at random.
-    """
-
-    def __init__(self, processes: int) -> None:
-        self._metadata = (
-            ("thinrow-process", secrets.token_hex(8)),
-            ("thinrow-processes", str(processes)),
-        )
-
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        """As the library wants it."""
-        handler = continuation(handler_call_details)
-        if handler is None or handler.stream_stream is None:
-            return handler
-        answers = handler.stream_stream
-
-        def answers_with_name(
-            requests: Iterator[Any], context: grpc.ServicerContext
-        ) -> Iterator[Any]:
-            context.send_initial_metadata(self._metadata)
-            return answers(requests, context)
-
-        return grpc.stream_stream_rpc_method_handler(
-            answers_with_name, handler.request_deserializer, handler.response_serializer
-        )
 
 
 class Server:
@@ -225,29 +259,22 @@ class Server:
         )
         self._stack.enter_context(current)
         tenants = self._stack.enter_context(Tenants(config, current.schema))
-        tls = None
-        if config.tls_cert is not None and config.tls_key is not None:
-            tls = Tls(cert=config.tls_cert, key=config.tls_key, client_ca=config.tls_client_ca)
-        elif tenants.guarded:
-            log.warning("tokens travel in the clear: serve with TLS, or behind what ends it")
         metrics.follow(lambda: current.number, lambda: current.watermark_ts)
-        if config.metrics is not None:
-            endpoint = MetricsEndpoint(metrics.registry, config.metrics)
-            self._stack.callback(endpoint.close)
-            self.metrics_address = endpoint.address
-        service = MaterializationService(config, current, tenants, metrics)
+        metrics.serve(current)
+        metrics.memory_bound.set(config.memory_bound_bytes)
+        gate, refusals = Gate(config, tenants, metrics), Refusals()
+        self._stack.callback(refusals.close)
+        service = MaterializationService(config, current, gate, refusals, metrics)
+        certificates, self.metrics_address = opened(config, tenants, metrics, self._stack)
         self.address = self._stack.enter_context(
             listening(
-                config.listen,
+                config,
                 {SERVICE: service.add_to},
-                calls_max=config.calls_max + config.streams_max,
-                request_bytes_max=config.request_bytes_max,
-                drain=service.drain,
-                drain_s=config.drain_s,
+                refusals,
+                metrics,
+                drain=gate.drain,
+                certificates=certificates,
                 reuse_port=config.processes > 1,
-                interceptors=[ProcessNames(config.processes)] if config.processes > 1 else [],
-                tls=tls,
-                reflected=config.reflection,
             )
         )
         log.info(
@@ -258,5 +285,26 @@ class Server:
                 "pid": os.getpid(),
                 "generation": current.number,
                 "watermark_ts": current.watermark_ts,
+                "memory_bound_bytes": config.memory_bound_bytes,
             },
         )
+
+
+def opened(
+    config: ServiceConfig, tenants: Tenants, metrics: ServiceMetrics, stack: ExitStack
+) -> tuple[Certificates | None, str | None]:
+    """The certificates to serve with, and where metrics are shown until the stack is closed.
+
+    Raises UsageError for files of TLS that do not serve, and where the port cannot be had.
+    """
+    certificates = None
+    if config.tls_cert is not None and config.tls_key is not None:
+        certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+    elif tenants.guarded:
+        log.warning("tokens travel in the clear: serve with TLS, or behind what ends it")
+    metrics.trust(tenants, certificates)
+    if config.metrics is None:
+        return certificates, None
+    endpoint = MetricsEndpoint(metrics.registry, config.metrics)
+    stack.callback(endpoint.close)
+    return certificates, endpoint.address

@@ -2,247 +2,163 @@
 
 from __future__ import annotations
 
-import logging
+import secrets
 import threading
 import time
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 from thinrow.client.response import Response
 from thinrow.client.tracing import UNTRACED, told_of, tracing
-from thinrow.errors import (
-    AnswerTooLargeError,
-    DeadlineError,
-    PermissionDeniedError,
-    RequestError,
-    StoreCorruptError,
-    StoreError,
-    ThinRowError,
-    TooManyCallsError,
-    UnauthenticatedError,
-    UnavailableError,
-    UnknownTenantError,
-)
+from thinrow.errors import DeadlineError, PermissionDeniedError, RequestError
 from thinrow.serving.inspect import Question
-from thinrow.serving.limits import Places, Turns
+from thinrow.serving.limits import Turns
 from thinrow.serving.projection import resolve, wire_type
 from thinrow.store.history import HistoryPlan, Pointers, Status
 from thinrow.v1 import materialization_pb2 as wire
-from thinrow.v1 import materialization_pb2_grpc as wire_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
+    import grpc
+    from google.protobuf.message import Message
     from numpy.typing import NDArray
     from thinrow.serving.config import ServerConfig
     from thinrow.serving.current import CurrentGeneration
+    from thinrow.serving.gate import Caller, Gate
     from thinrow.serving.metrics import Metrics
     from thinrow.serving.projection import ResolvedProjection
-    from thinrow.serving.tenants import Tenants
+    from thinrow.serving.refusals import Refusals
     from thinrow.store.generation import Generation
     from thinrow.store.history import Selection
 
-M = TypeVar("M", wire.MaterializeRequest, wire.MaterializeStreamRequest)
+M = TypeVar("M", bound="Message")
 
-log = logging.getLogger("thinrow.serving")
-
-# The one table of errors; docs/operations.md tells what to do about each.
-CODES: dict[type[ThinRowError], grpc.StatusCode] = {
-    AnswerTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    TooManyCallsError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    UnknownTenantError: grpc.StatusCode.NOT_FOUND,
-    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
-    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
-    RequestError: grpc.StatusCode.INVALID_ARGUMENT,
-    StoreCorruptError: grpc.StatusCode.DATA_LOSS,
-    StoreError: grpc.StatusCode.INTERNAL,
-    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
-    UnavailableError: grpc.StatusCode.UNAVAILABLE,
-    ThinRowError: grpc.StatusCode.INTERNAL,
-}
 SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
-ERROR_METADATA = "thinrow-error"
-RETRY_METADATA = "retry-after-ms"
-MESSAGE_LETTERS_MAX = 1000
 
 
-class MaterializationService(wire_grpc.MaterializationServiceServicer):
+class MaterializationService:
     """Pure reads of the serving generation."""
 
     def __init__(
         self,
         config: ServerConfig,
         current: CurrentGeneration,
-        tenants: Tenants,
+        gate: Gate,
+        refusals: Refusals,
         metrics: Metrics,
     ) -> None:
         self._config = config
         self._current = current
-        self._tenants = tenants
+        self._gate = gate
+        self._refusals = refusals
+        self._tenants = gate.tenants
         self._metrics = metrics
-        metrics.serve(current, lambda: tenants.by_name)
         self._tracing = tracing("thinrow-server")
-        self._calls = Places(config.calls_max, "calls_max")
-        self._streams = Places(config.streams_max, "streams_max")
         self._work = Turns(config.work_max, spare=1)
         self._budget = Turns(config.work_bytes_max)
-        self._draining = threading.Event()
-        self._under_way = 0
-        self._one_ended = threading.Condition()
+        # By these a client spreads its connections, which the kernel deals out to processes at
+        # random.
+        self._process = (
+            ("thinrow-process", secrets.token_hex(8)),
+            ("thinrow-processes", str(config.processes)),
+        )
 
     def add_to(self, server: grpc.Server) -> None:
-        """Registers the methods.
-
-        Those for batches take bytes, which are decoded once it is known who asks, and give bytes.
-        """
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Materialize": grpc.unary_unary_rpc_method_handler(self.Materialize),
-            "MaterializeStream": grpc.stream_stream_rpc_method_handler(self.MaterializeStream),
-            "Inspect": grpc.unary_unary_rpc_method_handler(
-                self.Inspect,
-                wire.InspectRequest.FromString,
-                wire.InspectResponse.SerializeToString,
-            ),
-            "DescribeStore": grpc.unary_unary_rpc_method_handler(
-                self.DescribeStore,
-                wire.DescribeStoreRequest.FromString,
-                wire.DescribeStoreResponse.SerializeToString,
-            ),
+        """Registers the methods: bytes in, decoded once it is known who asks, and bytes out."""
+        methods = {
+            "Materialize": self.materialize,
+            "MaterializeStream": self.materialize_stream,
+            "Inspect": self.inspect,
+            "DescribeStore": self.describe_store,
         }
-        server.add_registered_method_handlers(SERVICE, handlers)
+        server.add_registered_method_handlers(
+            SERVICE, {name: self._refusals.handler(answers) for name, answers in methods.items()}
+        )
         self._metrics.serves()
 
-    def drain(self, timeout_s: float) -> None:
-        """Refuses, UNAVAILABLE, what comes from now on, and waits for what is under way."""
-        self._draining.set()
-        self._metrics.ready.set(0)
-        with self._one_ended:
-            self._one_ended.wait_for(lambda: not self._under_way, timeout_s)
-
-    def Materialize(  # noqa: N802 - named by the protocol
-        self, message: bytes, context: grpc.ServicerContext
-    ) -> bytes:
+    def materialize(
+        self, messages: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Generator[bytes, None, None]:
         """One batch."""
-        with self._answering(context, self._calls) as caller:
-            request = decoded(wire.MaterializeRequest, message)
-            tenant = self._tenants.asking(caller, request.tenant)
-            with self._calls.one_of(tenant, self._tenants.calls_max(tenant)):
-                return self._materialize(request, context, tenant)
+        gate, tenants = self._gate, self._tenants
+        with gate.answering(context, gate.calls) as caller:
+            request = only(wire.MaterializeRequest, messages)
+            caller.tenant = tenants.asking(caller.holder, request.tenant)
+            with gate.calls.one_of(caller.tenant, tenants.calls_max(caller.tenant)):
+                yield self._materialize(request, context, caller.tenant)
 
-    def MaterializeStream(  # noqa: N802 - named by the protocol
-        self,
-        messages: Iterator[bytes],
-        context: grpc.ServicerContext,
-    ) -> Iterator[bytes]:
+    def materialize_stream(
+        self, messages: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Generator[bytes, None, None]:
         """Batch after batch, answers in order."""
+        gate, tenants = self._gate, self._tenants
+        if self._config.processes > 1:
+            context.send_initial_metadata(self._process)
         with (
-            self._answering(context, self._streams),
+            gate.answering(context, gate.streams) as caller,
             self._metrics.streams.track_inprogress(),
             ExitStack() as place,
         ):
             holder: str | None = None
             for message in messages:
-                self._check_serving()
+                gate.check_serving()
                 # Again, for a token may have been withdrawn since.
-                caller = self._tenants.caller(context.invocation_metadata())
+                caller.ask(context)
                 request = decoded(wire.MaterializeStreamRequest, message)
-                tenant = self._tenants.asking(caller, request.request.tenant)
+                tenant = tenants.asking(caller.holder, request.request.tenant)
                 if tenant != holder:
                     place.close()
-                    most = self._tenants.streams_max(tenant)
-                    place.enter_context(self._streams.one_of(tenant, most))
+                    caller.tenant = tenant
+                    place.enter_context(gate.streams.one_of(tenant, tenants.streams_max(tenant)))
+                    place.enter_context(self._metrics.streaming(tenant))
                     holder = tenant
-                yield self._materialize(request.request, context, tenant, request.cursor)
+                yield self._materialize(
+                    request.request, context, tenant, request.cursor, request.traceparent
+                )
 
-    def Inspect(  # noqa: N802 - named by the protocol
-        self, request: wire.InspectRequest, context: grpc.ServicerContext
-    ) -> wire.InspectResponse:
+    def inspect(
+        self, messages: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Generator[bytes, None, None]:
         """One history, readable."""
-        with (
-            self._answering(context, self._calls) as caller,
-            self._calls.one_of(caller or "", self._tenants.calls_max(caller or "")),
-            self._metrics.request("Inspect", self._metrics.tenant(caller or "")),
-            self._current.use() as generation,
-        ):
+        with self._asked(context, "Inspect") as caller, self._current.use() as generation:
+            request = only(wire.InspectRequest, messages)
             if not self._config.inspect:
                 raise PermissionDeniedError("Inspect is switched off at this server.")
-            self._tenants.require_any(caller)
+            self._tenants.require_any(caller.holder)
             question = Question(generation, request, self._config.inspect_events_max)
             with self._selected(
                 generation,
                 question.pointers,
                 question.projection,
                 context,
-                caller or "",
+                caller.tenant,
                 record_digests=True,
             ) as (plan, selection):
                 answer, _ = plan.answer(question.projection.traits, self._config.response_bytes_max)
-            return question.readable(selection, Response.read(answer))
+            yield question.readable(selection, Response.read(answer)).SerializeToString()
 
-    def DescribeStore(  # noqa: N802 - named by the protocol
-        self,
-        request: wire.DescribeStoreRequest,  # noqa: ARG002 - it has no fields
-        context: grpc.ServicerContext,
-    ) -> wire.DescribeStoreResponse:
+    def describe_store(
+        self, messages: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Generator[bytes, None, None]:
         """Schema, watermarks, limits."""
+        with self._asked(context, "DescribeStore") as caller, self._current.use() as generation:
+            only(wire.DescribeStoreRequest, messages)
+            yield self._description(generation, caller.holder).SerializeToString()
+
+    @contextmanager
+    def _asked(self, context: grpc.ServicerContext, method: str) -> Iterator[Caller]:
+        """A single call that asks for no batch."""
+        gate = self._gate
         with (
-            self._answering(context, self._calls) as caller,
-            self._calls.one_of(caller or "", self._tenants.calls_max(caller or "")),
-            self._metrics.request("DescribeStore", self._metrics.tenant(caller or "")),
-            self._current.use() as generation,
+            gate.answering(context, gate.calls) as caller,
+            gate.calls.one_of(caller.tenant, self._tenants.calls_max(caller.tenant)),
+            self._metrics.request(method, self._metrics.tenant(caller.tenant)),
         ):
-            return self._description(generation, caller)
-
-    @contextmanager
-    def _answering(self, context: grpc.ServicerContext, places: Places) -> Iterator[str | None]:
-        """Keeps a limit of calls, asks who calls, and turns errors into their gRPC codes."""
-        try:
-            with places.one():
-                self._check_serving()
-                yield self._tenants.caller(context.invocation_metadata())
-        except ThinRowError as error:
-            self._abort(context, error)
-        except Exception as error:
-            if not context.is_active():  # cancelled: nobody waits for the answer
-                raise
-            log.exception("call failed")
-            self._abort(context, ThinRowError(f"The server failed ({type(error).__name__})."))
-
-    def _check_serving(self) -> None:
-        if self._draining.is_set():
-            raise UnavailableError("This server is stopping; ask another replica.")
-
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        """Counts a request as under way."""
-        with self._one_ended:
-            self._under_way += 1
-        try:
-            with self._metrics.in_flight.track_inprogress():
-                yield
-        finally:
-            with self._one_ended:
-                self._under_way -= 1
-                self._one_ended.notify_all()
-
-    def _abort(self, context: grpc.ServicerContext, error: ThinRowError) -> NoReturn:
-        self._metrics.errors.labels(error.name).inc()
-        code = next(code for kind, code in CODES.items() if isinstance(error, kind))
-        if isinstance(error, StoreError):
-            log.error("store failed", extra={"reason": str(error)})
-        metadata = [(ERROR_METADATA, error.name)]
-        if isinstance(error, TooManyCallsError) and error.retry_after_ms is not None:
-            metadata.append((RETRY_METADATA, str(error.retry_after_ms)))
-        context.set_trailing_metadata(tuple(metadata))
-        # gRPC carries it in a header: one that is too long would take the error's place.
-        message = str(error)
-        if len(message) > MESSAGE_LETTERS_MAX:
-            message = message[:MESSAGE_LETTERS_MAX] + "…"
-        context.abort(code, message)
+            yield caller
 
     def _materialize(
         self,
@@ -250,6 +166,7 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
         context: grpc.ServicerContext,
         tenant: str,
         cursor: int | None = None,
+        traceparent: str = "",
     ) -> bytes:
         metrics = self._metrics
         label = metrics.tenant(tenant)
@@ -261,10 +178,11 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
             else self._tracing.serving(
                 f"{SERVICE}/{method}",
                 {**told_of(request), "thinrow.cursor": cursor or 0},
-                context.invocation_metadata(),
+                (("traceparent", traceparent),) if traceparent else context.invocation_metadata(),
             ) as span,
             metrics.request(method, label),
-            self._working(),
+            metrics.in_flight.track_inprogress(),
+            self._gate.working(),
             self._current.use() as generation,
         ):
             projection = resolve(request, generation.schema, self._tenants.by_name)
@@ -378,6 +296,14 @@ class MaterializationService(wire_grpc.MaterializationServiceServicer):
             ),
             server_version=version("thinrow"),
         )
+
+
+def only(kind: type[M], messages: Iterator[bytes]) -> M:
+    """A single call's request. Raises RequestError for bytes that are none, or no message."""
+    message = next(messages, None)
+    if message is None:
+        raise RequestError(f"The call ended without its {kind.DESCRIPTOR.name}.")
+    return decoded(kind, message)
 
 
 def decoded(kind: type[M], message: bytes) -> M:

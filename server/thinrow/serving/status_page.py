@@ -7,6 +7,7 @@ import time
 from collections import deque
 from datetime import UTC, datetime
 from html import escape
+from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ LOOKS_PAUSE_S = 1.0
 ROWS_MAX = 50
 """Of a table; the rest is counted."""
 NOTHING = "—"
+FILES_IN_USE = {
+    "tenants file": "thinrow_tenants_usable",
+    "certificates": "thinrow_certificates_usable",
+}
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2430; --faint: #64707f; --line: #dfe4ea;
@@ -230,7 +235,19 @@ def tiles(now: Look, grown: Look, elapsed_s: float | None) -> str:
     files = grown.sum("thinrow_store_values_total", source="files")
     if memory is not None and files is not None and memory + files:
         tile("read from memory", memory / (memory + files), percent, "of the store's values")
-    tile("resident memory", now.sum("process_resident_memory_bytes"), bytes_text)
+    bound = now.sum("thinrow_memory_bound_bytes")
+    tile(
+        "resident memory",
+        now.sum("process_resident_memory_bytes"),
+        bytes_text,
+        f"its limits allow {bytes_text(bound)}" if bound else "",
+    )
+    for title, name in FILES_IN_USE.items():
+        if now.sum(name) == 0:
+            shown.append((title, "not usable", "what it was before goes on"))
+    ends_s = now.sum("thinrow_certificate_expiry_timestamp_seconds")
+    if ends_s is not None and isfinite(ends_s):
+        tile("certificate ends in", ends_s - now.at_s, duration)
     cells = "".join(
         f"<div><dt>{escape(title)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
         for title, value, note in shown

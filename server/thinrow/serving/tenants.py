@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thinrow.schema import Schema
-    from thinrow.serving.config import ServerConfig
+    from thinrow.serving.config import ServiceConfig
 
 log = logging.getLogger("thinrow.serving")
 
@@ -44,12 +44,14 @@ class Tenants:
     As soon as one tenant has a token, every call must carry one, and asks as its tenant.
     """
 
-    def __init__(self, config: ServerConfig, schema: Callable[[], Schema]) -> None:
+    def __init__(self, config: ServiceConfig, schema: Callable[[], Schema]) -> None:
         """schema: finds the schema that projections must fit. Raises InputError."""
         self._config = config
         self._schema = schema
         self._version = version_of(config.tenants)
         self.by_name: Mapping[str, Tenant] = self._read()
+        self.usable = True
+        """Whether what the file says now counts; else what it said before does."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="thinrow-tenants", daemon=True)
 
@@ -122,6 +124,15 @@ class Tenants:
                 f'projections = "any" put into the tenants file.'
             )
 
+    def require(self, caller: str, right: str) -> None:
+        """Raises PermissionDeniedError where the caller may not do this at the online service."""
+        tenant = self.by_name.get(caller)
+        if tenant is None or right not in tenant.online:
+            raise PermissionDeniedError(
+                f"The tenant {caller!r} may not {right} events; have {right!r} put into its "
+                f"`online` in the tenants file."
+            )
+
     def calls_max(self, tenant: str) -> int:
         """Most single calls of a tenant at once."""
         return self._most("calls_max", tenant)
@@ -167,7 +178,9 @@ class Tenants:
                         f"to serve without."
                     )
                 self.by_name = read
+                self.usable = True
             except Exception as error:  # those known before go on; nothing may end the following
+                self.usable = False
                 log.error("tenants file cannot be used", extra={"reason": str(error)})
             else:
                 log.info("tenants read", extra={"tenants": sorted(self.by_name)})

@@ -47,8 +47,11 @@ def serve(config: ServerConfig, parent: Connection[Any, Any]) -> None:
     try:
         with suppress(SystemExit, EOFError, ConnectionResetError), server:
             parent.send(None)
-            while parent.recv():
-                parent.send(list(server.metrics.registry.collect()))
+            try:
+                while parent.recv():
+                    parent.send(list(server.metrics.registry.collect()))
+            except SystemExit:
+                parent.send(False)
     except ThinRowError as error:
         parent.send(error)
     else:

@@ -1,0 +1,56 @@
+"""Snapshots with spans, for those who configure traces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from thinrow.online.snapshots import Snapshots
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from thinrow.client.tracing import Tracing
+    from thinrow.online.snapshots import Asked
+    from thinrow.online.tier import MutableTier
+
+
+class TracedSnapshots(Snapshots):
+    """Spans for each request, for reading its mutable events, and for encoding them.
+
+    What is left of the request's own span is the store's part.
+    """
+
+    def __init__(self, spans: Tracing, tier: MutableTier, *rest: Any) -> None:  # noqa: ANN401
+        super().__init__(cast("MutableTier", TracedTier(spans, tier)), *rest)
+        self._spans = spans
+
+    def take(self, user_ids: Sequence[int], asked: Asked, timeout_s: float | None) -> bytes:
+        attributes: dict[str, str | int] = {
+            "thinrow.tenant": asked.tenant,
+            "thinrow.users": len(user_ids),
+        }
+        with self._spans.span("thinrow.snapshot", attributes) as span:
+            answer = super().take(user_ids, asked, timeout_s)
+            span.set_attribute("thinrow.bytes", len(answer))
+            return answer
+
+
+class TracedTier:
+    """A tier whose reading and encoding have spans."""
+
+    def __init__(self, spans: Tracing, tier: MutableTier) -> None:
+        self._spans = spans
+        self._tier = tier
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the tier has
+        return getattr(self._tier, name)
+
+    def read(self, *asked: Any) -> Any:  # noqa: ANN401
+        """As the tier does it."""
+        with self._spans.span("thinrow.read", {}):
+            return self._tier.read(*asked)
+
+    def to_wire(self, *events: Any) -> Any:  # noqa: ANN401
+        """As the tier does it."""
+        with self._spans.span("thinrow.encode", {}):
+            return self._tier.to_wire(*events)

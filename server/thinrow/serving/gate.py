@@ -1,0 +1,116 @@
+"""What every call passes: is there a place, who asks, and errors as gRPC tells them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+from thinrow.errors import StoreError, ThinRowError, TooManyCallsError, UnavailableError
+from thinrow.serving.limits import Places
+from thinrow.serving.refusals import ERROR_METADATA, tell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import grpc
+    from thinrow.serving.config import ServiceConfig
+    from thinrow.serving.metrics import ServiceMetrics
+    from thinrow.serving.tenants import Tenants
+
+log = logging.getLogger("thinrow.serving")
+
+
+class Caller:
+    """Who makes a call."""
+
+    def __init__(self, tenants: Tenants) -> None:
+        self._tenants = tenants
+        self.holder: str | None = None
+        """The tenant whose token the call carries; None where none is wanted."""
+        self.tenant = ""
+        """As whom it asks."""
+
+    def ask(self, context: grpc.ServicerContext) -> None:
+        """Looks at the token. Raises UnauthenticatedError."""
+        self.holder = self._tenants.caller(context.invocation_metadata())
+        self.tenant = self.holder or self.tenant
+
+
+class Gate:
+    """Keeps the limits of a service, and lets it drain."""
+
+    def __init__(self, config: ServiceConfig, tenants: Tenants, metrics: ServiceMetrics) -> None:
+        self.tenants = tenants
+        self.calls = Places(config.calls_max, "calls_max")
+        self.streams = Places(config.streams_max, "streams_max")
+        self._metrics = metrics
+        self._draining = threading.Event()
+        self._under_way = 0
+        self._one_ended = threading.Condition()
+
+    @contextmanager
+    def answering(
+        self, context: grpc.ServicerContext, places: Places, *, late: bool = True
+    ) -> Iterator[Caller]:
+        """Takes a place, asks who calls, and turns errors into their gRPC codes.
+
+        late: raises TooManyCallsError where there is no place, now or later in the block.
+        """
+        caller = Caller(self.tenants)
+        try:
+            with places.one():
+                self.check_serving()
+                caller.ask(context)
+                yield caller
+        except TooManyCallsError as error:
+            if not late:
+                self.abort(context, error, caller.tenant)
+            self._metrics.failed(error.name, caller.tenant)
+            raise
+        except ThinRowError as error:
+            self.abort(context, error, caller.tenant)
+        except Exception as error:
+            name = dict(context.trailing_metadata() or ()).get(ERROR_METADATA)
+            if name is not None:  # ended by the service itself
+                self._metrics.tenant_failed(str(name), caller.tenant)
+                raise
+            if not context.is_active():  # cancelled: nobody waits for the answer
+                raise
+            log.exception("call failed")
+            failure = ThinRowError(f"The server failed ({type(error).__name__}).")
+            self.abort(context, failure, caller.tenant)
+
+    def abort(
+        self, context: grpc.ServicerContext, error: ThinRowError, tenant: str = ""
+    ) -> NoReturn:
+        """Ends the call with an error."""
+        self._metrics.failed(error.name, tenant)
+        if isinstance(error, StoreError):
+            log.error("store failed", extra={"reason": str(error)})
+        context.abort(*tell(context, error))
+
+    def check_serving(self) -> None:
+        """Raises UnavailableError while draining."""
+        if self._draining.is_set():
+            raise UnavailableError("This server is stopping; ask another replica.")
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Counts a request as under way."""
+        with self._one_ended:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._one_ended:
+                self._under_way -= 1
+                self._one_ended.notify_all()
+
+    def drain(self, timeout_s: float) -> None:
+        """Refuses, UNAVAILABLE, what comes from now on, and waits for what is under way."""
+        self._draining.set()
+        self._metrics.ready.set(0)
+        with self._one_ended:
+            self._one_ended.wait_for(lambda: not self._under_way, timeout_s)
