@@ -12,10 +12,17 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
+from thinrow.v1.online_pb2 import SnapshotStreamResponse
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 CONNECTIONS = 4
+STREAMS = 1
+MESSAGES_MAX = 2
+"""On a stream without an answer; requests wait, and go together, for one that has come."""
+REQUESTS_MAX = 64
+"""In one message."""
 SPIN_S = 0.0001
 """Waits shorter than this are spun: sleeping may take longer."""
 ANSWERS_S = 10.0
@@ -47,7 +54,7 @@ def first_headers(path: str) -> bytes:
 
 
 class Connection:
-    """One connection and its calls under way."""
+    """One connection: frames out and in."""
 
     def __init__(self, address: str, method: str) -> None:
         host, port = address.rsplit(":", 1)
@@ -59,59 +66,151 @@ class Connection:
             + frame(SETTINGS, 0, 0, settings)
             + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", WINDOW_BYTES - 65_535))
         )
-        self._headers = first_headers(method)
-        self._stream = 1
+        self.headers = first_headers(method)
         self._unread = b""
         self._data_bytes = 0
-        self.due_s: dict[int, float] = {}
-        """When each call under way was due."""
-        self._answered: set[int] = set()
 
-    def ask(self, request: bytes, due_s: float) -> None:
-        message = b"\0" + struct.pack(">I", len(request)) + request
-        stream, self._stream = self._stream, self._stream + 2
-        self.due_s[stream] = due_s
-        self.socket.sendall(
-            frame(HEADERS, END_HEADERS, stream, self._headers)
-            + frame(DATA, END_STREAM, stream, message)
-        )
-        self._headers = AGAIN
-
-    def receive(self) -> list[tuple[float, bool]]:
-        """Reads what came: of each call that ended when it was due, and whether it was answered."""
-        ended = []
+    def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Reads what came: of each frame of a call its kind, flags, stream and content."""
         data = self._unread + self.socket.recv(1 << 20)
         if len(data) == len(self._unread):
             raise ConnectionError("The server closed the connection.")
         at = 0
         while len(data) - at >= 9:
             head, flags, stream = struct.unpack_from(">IBI", data, at)
-            size = head >> 8
+            size, kind = head >> 8, head & 0xFF
             if len(data) - at - 9 < size:
                 break
-            kind = head & 0xFF
+            content = data[at + 9 : at + 9 + size]
+            at += 9 + size
             if kind == DATA:
-                self._answered.add(stream)
                 self._data_bytes += size
             elif kind == SETTINGS and not flags & ACKNOWLEDGED:
                 self.socket.sendall(frame(SETTINGS, ACKNOWLEDGED, 0, b""))
             elif kind == PING and not flags & ACKNOWLEDGED:
-                self.socket.sendall(frame(PING, ACKNOWLEDGED, 0, data[at + 9 : at + 17]))
+                self.socket.sendall(frame(PING, ACKNOWLEDGED, 0, content))
             elif kind == GOAWAY:
                 raise ConnectionError("The server gave the connection up.")
-            if stream and (kind == RESET or (flags & END_STREAM and kind in {DATA, HEADERS})):
-                due_s = self.due_s.pop(stream, None)
-                if due_s is not None:
-                    # An error comes as headers alone.
-                    ended.append((due_s, kind == HEADERS and stream in self._answered))
-                self._answered.discard(stream)
-            at += 9 + size
+            if stream:
+                yield kind, flags, stream, content
         self._unread = data[at:]
         if self._data_bytes > WINDOW_BYTES // 4:
             update = struct.pack(">I", self._data_bytes)
             self.socket.sendall(frame(WINDOW_UPDATE, 0, 0, update))
             self._data_bytes = 0
+
+
+class Calls:
+    """Requests, each a call of its own, and those under way on one connection."""
+
+    def __init__(self, address: str, method: str) -> None:
+        self._connection = Connection(address, method)
+        self.socket = self._connection.socket
+        self._stream = 1
+        self._due_s: dict[int, float] = {}
+        self._answered: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._due_s)
+
+    def ask(self, request: bytes, due_s: float) -> None:
+        stream, self._stream = self._stream, self._stream + 2
+        self._due_s[stream] = due_s
+        self.socket.sendall(
+            frame(HEADERS, END_HEADERS, stream, self._connection.headers)
+            + frame(DATA, END_STREAM, stream, as_message(request))
+        )
+        self._connection.headers = AGAIN
+
+    def receive(self) -> list[tuple[float, bool]]:
+        """Reads what came: of each call that ended when it was due, and whether it was answered."""
+        ended = []
+        for kind, flags, stream, _ in self._connection.frames():
+            if kind == DATA:
+                self._answered.add(stream)
+            if kind == RESET or (flags & END_STREAM and kind in {DATA, HEADERS}):
+                due_s = self._due_s.pop(stream, None)
+                if due_s is not None:
+                    # An error comes as headers alone.
+                    ended.append((due_s, kind == HEADERS and stream in self._answered))
+                self._answered.discard(stream)
         return ended
+
+
+class Streamed:
+    """Requests on one stream, as the client sends them: what waits goes together.
+
+    Each is a StreamedRequest without its cursor, which is its number here.
+    """
+
+    def __init__(self, address: str, method: str) -> None:
+        self._connection = Connection(address, method)
+        self.socket = self._connection.socket
+        self.socket.sendall(frame(HEADERS, END_HEADERS, 1, self._connection.headers))
+        self._waiting: list[tuple[int, bytes]] = []
+        self._messages = 0
+        self._data = b""
+        self._number = 0
+        self._due_s: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._due_s)
+
+    def ask(self, request: bytes, due_s: float) -> None:
+        self._number += 1
+        self._due_s[self._number] = due_s
+        self._waiting.append((self._number, request))
+        self._send()
+
+    def _send(self) -> None:
+        if not self._waiting or self._messages >= MESSAGES_MAX:
+            return
+        now, self._waiting = self._waiting[:REQUESTS_MAX], self._waiting[REQUESTS_MAX:]
+        message = b"".join(field(1, number_field(1, number) + request) for number, request in now)
+        self._messages += 1
+        self.socket.sendall(frame(DATA, 0, 1, as_message(message)))
+
+    def receive(self) -> list[tuple[float, bool]]:
+        """Reads what came: of each request answered when it was due, and whether it succeeded."""
+        ended = []
+        pieces = [self._data]
+        for kind, _, _, content in self._connection.frames():
+            if kind == RESET:
+                raise ConnectionError("The server ended the stream.")
+            if kind == DATA:
+                pieces.append(content)
+        data, at = b"".join(pieces), 0
+        while len(data) - at >= 5:
+            size = int.from_bytes(data[at + 1 : at + 5], "big")
+            if len(data) - at - 5 < size:
+                break
+            answers = SnapshotStreamResponse.FromString(data[at + 5 : at + 5 + size]).answers
+            ended += [(self._due_s.pop(one.cursor), one.HasField("response")) for one in answers]
+            self._messages -= 1
+            at += 5 + size
+        self._data = data[at:]
+        self._send()
+        return ended
+
+
+def as_message(content: bytes) -> bytes:
+    return b"\0" + struct.pack(">I", len(content)) + content
+
+
+def varint(number: int) -> bytes:
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*parts, number])
+
+
+def field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + varint(len(content)) + content
+
+
+def number_field(number: int, value: int) -> bytes:
+    return bytes([number << 3]) + varint(value)
 
 
 def ask_steadily(
@@ -119,37 +218,40 @@ def ask_steadily(
 ) -> tuple[list[float], int]:
     """Asks each request when it is due, seconds from now, however late earlier answers are.
 
-    method: as in /thinrow.v1.OnlineService/Snapshot. Returns the ms that each answered call took
-    from when it was due, and how many calls failed.
+    method: as in /thinrow.v1.OnlineService/Snapshot; one that ends in Stream is called once and
+    takes requests as `Streamed` does. Returns the ms that each answered request took from when it
+    was due, and how many failed.
     """
-    connections = [Connection(address, method) for _ in range(CONNECTIONS)]
-    of_socket = {connection.socket: connection for connection in connections}
+    callers: list[Calls] | list[Streamed]
+    if method.endswith("Stream"):
+        callers = [Streamed(address, method) for _ in range(STREAMS)]
+    else:
+        callers = [Calls(address, method) for _ in range(CONNECTIONS)]
+    of_socket = {caller.socket: caller for caller in callers}
     sockets = list(of_socket)
     took: list[float] = []
     failed = number = 0
     gc.disable()
     start_s = time.perf_counter()
     try:
-        while (number < len(requests) or any(c.due_s for c in connections)) and (
+        while (number < len(requests) or any(callers)) and (
             time.perf_counter() < start_s + due[-1] + ANSWERS_S
         ):
             wait_s = ANSWERS_S
             if number < len(requests):
                 wait_s = start_s + due[number] - time.perf_counter()
                 if wait_s <= 0:
-                    connections[number % CONNECTIONS].ask(requests[number], start_s + due[number])
+                    callers[number % len(callers)].ask(requests[number], start_s + due[number])
                     number += 1
                     continue
             ready, _, _ = select.select(sockets, (), (), max(0.0, wait_s - SPIN_S))
-            now_s = time.perf_counter()
             for one in ready:
-                for due_s, answered in of_socket[one].receive():
-                    if answered:
-                        took.append(1e3 * (now_s - due_s))
-                    else:
-                        failed += 1
+                ended = of_socket[one].receive()
+                now_s = time.perf_counter()
+                took += [1e3 * (now_s - due_s) for due_s, answered in ended if answered]
+                failed += sum(not answered for _, answered in ended)
     finally:
         gc.enable()
         for one in sockets:
             one.close()
-    return took, failed + sum(len(connection.due_s) for connection in connections)
+    return took, failed + sum(map(len, callers))

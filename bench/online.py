@@ -1,8 +1,9 @@
 """The online half under load: snapshots while events come in, and how fast they can come in.
 
 Run: python bench/online.py [--seconds 10] [--rounds 3]. A server, whoever asks it and whoever
-appends share the machine's cores. In each round the same is asked of a server that only returns
-bytes, as many as a snapshot has: the least that gRPC in Python takes here at this time.
+appends share the machine's cores. Snapshots are asked for by calls of their own and on a stream. In
+each round the same is asked of a server that only returns bytes, as many as a snapshot has: the
+least that gRPC in Python takes here at this time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ import grpc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from caller import ask_steadily
+from caller import ask_steadily, field, number_field
 from rich.console import Console
 from rich.table import Table
 from thinrow.client import Projection
@@ -177,9 +179,15 @@ def ask(address: str, method: str, seconds: float, seed: int) -> Load:
     projection = to_wire_projection(Projection(SEQUENCE_LENGTH))
     rng = np.random.default_rng(seed)
     count = int(seconds * REQUESTS_PER_S)
-    requests = [
-        online_pb2.SnapshotRequest(user_id=user, projection=projection).SerializeToString()
+    asked = [
+        online_pb2.SnapshotRequest(user_id=user, projection=projection)
         for user in rng.integers(1, USERS + 1, count).tolist()
+    ]
+    requests = [
+        online_pb2.StreamedRequest(request=one).SerializeToString()
+        if method.endswith("Stream")
+        else one.SerializeToString()
+        for one in asked
     ]
     due = np.cumsum(rng.exponential(1 / REQUESTS_PER_S, count)).tolist()
     start_s = time.perf_counter()
@@ -187,24 +195,36 @@ def ask(address: str, method: str, seconds: float, seed: int) -> Load:
     return Load(time.perf_counter() - start_s, count, took, failed)
 
 
-def answer_size(address: str) -> int:
+def an_answer(address: str) -> bytes:
     projection = to_wire_projection(Projection(SEQUENCE_LENGTH))
     with connect_online(address) as client:
         request = online_pb2.SnapshotRequest(user_id=1, projection=projection)
-        return client.stub.Snapshot(request).ByteSize()
+        return client.stub.Snapshot(request).SerializeToString()
 
 
-def return_bytes(size: int, found: Connection[Any, Any]) -> None:
+def return_bytes(answer: bytes, found: Connection[Any, Any]) -> None:
     """A server that does nothing else, on gRPC's thread pool as ThinRow's servers are."""
-    answer = bytes(size)
+    response = field(2, answer)
 
     def same(_request: bytes, _context: grpc.ServicerContext) -> bytes:
         return answer
 
+    def same_streamed(
+        messages: Iterator[online_pb2.SnapshotStreamRequest], _context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        for message in messages:
+            cursors = [one.cursor for one in message.requests]
+            yield b"".join(field(1, number_field(1, cursor) + response) for cursor in cursors)
+
     with ThreadPoolExecutor(64) as pool:
         server = grpc.server(pool)
-        handler = grpc.unary_unary_rpc_method_handler(same)
-        server.add_registered_method_handlers("Floor", {"Ask": handler})
+        handlers = {
+            "Ask": grpc.unary_unary_rpc_method_handler(same),
+            "AskStream": grpc.stream_stream_rpc_method_handler(
+                same_streamed, online_pb2.SnapshotStreamRequest.FromString
+            ),
+        }
+        server.add_registered_method_handlers("Floor", handlers)
         found.send(server.add_insecure_port("127.0.0.1:0"))
         server.start()
         found.recv()
@@ -251,43 +271,46 @@ def measure(seconds: float, rounds: int) -> Table:
         folder = Path(name)
         build(folder)
         table = Table("what", "rate", "p50 ms", "p99 ms", "failed", "server's CPU")
-        found: dict[str, list[Load]] = {"floor": [], "snapshots": [], "appends": []}
-        used: dict[str, float] = {"floor": 0.0, "snapshots": 0.0}
+        found: dict[str, list[Load]] = defaultdict(list)
+        used: dict[str, float] = defaultdict(float)
         with served(folder) as (address, process):
             warm_up(address)
             here, there = multiprocessing.Pipe()
             floor = multiprocessing.get_context("spawn").Process(
-                target=return_bytes, args=(answer_size(address), there)
+                target=return_bytes, args=(an_answer(address), there)
             )
             floor.start()
-            floor_address = f"127.0.0.1:{here.recv()}"
+            floor_address, floor_process = f"127.0.0.1:{here.recv()}", floor.pid or 0
+            service = "/thinrow.v1.OnlineService"
             asked = {
-                "floor": (floor_address, "/Floor/Ask", floor.pid or 0),
-                "snapshots": (address, "/thinrow.v1.OnlineService/Snapshot", process),
+                "calls": (address, f"{service}/Snapshot", process),
+                "streamed": (address, f"{service}/SnapshotStream", process),
+                "floor of calls": (floor_address, "/Floor/Ask", floor_process),
+                "floor of a stream": (floor_address, "/Floor/AskStream", floor_process),
             }
-            with appended_to(address, (2 * rounds + 1) * (seconds + 1)) as appends:
+
+            def ask_all(when: str, seed: int) -> None:
+                for what, (where, method, server) in asked.items():
+                    before_s = cpu_s(server)
+                    load = ask(where, method, seconds, seed)
+                    found[f"{what}, {when}"].append(load)
+                    used[f"{what}, {when}"] += (cpu_s(server) - before_s) / load.seconds
+
+            ask_all("no appends", rounds)
+            with appended_to(address, (len(asked) * rounds + 1) * (seconds + 1)) as appends:
                 for seed in range(rounds):
-                    for what, (where, method, server) in asked.items():
-                        before_s = cpu_s(server)
-                        found[what].append(ask(where, method, seconds, seed))
-                        used[what] += cpu_s(server) - before_s
-            found["appends"] = appends
+                    ask_all("beside appends", seed)
+            found[f"appends, {BATCH_EVENTS} a batch"] = appends
             here.send(None)
             floor.join()
-            for what, row in (
-                ("floor", "as many bytes, and no work"),
-                ("snapshots", f"snapshots, {SEQUENCE_LENGTH} events"),
-                ("appends", f"appends beside both, {BATCH_EVENTS} a batch"),
-            ):
-                loads = found[what]
+            for what, loads in found.items():
                 rates = [load.count / load.seconds for load in loads]
-                cpu = f"{used[what] / rounds / seconds:.2f} cores" if what in used else ""
                 table.add_row(
-                    row,
+                    what,
                     f"{np.median(rates):,.0f}/s",
                     *(between([load.percentile(q) for load in loads]) for q in (0.5, 0.99)),
                     f"{sum(load.failed for load in loads)}",
-                    cpu,
+                    f"{used[what] / len(loads):.2f} cores" if what in used else "",
                 )
             before_s = cpu_s(process)
             fast = append_fast(address, seconds / 2)

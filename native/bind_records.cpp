@@ -5,6 +5,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "bind_snapshot.h"
 #include "records.h"
 
 namespace nb = nanobind;
@@ -46,4 +47,5 @@ void bind_records(nb::module_ &m) {
            })
       .def("events", &events);
   m.def("record_order", [](const nb::list &records) { return record_order(views_of(records)); });
+  bind_snapshot(m);
 }

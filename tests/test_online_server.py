@@ -7,7 +7,8 @@ import json
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ from thinrow.client.online import OnlineClient, connect_online
 from thinrow.compaction import CompactionConfig, compact
 from thinrow.errors import InputError, RequestError, StoreLockedError, ThinRowError, UsageError
 from thinrow.online.config import OnlineConfig
+from thinrow.online.database import WriteAheadLog
 from thinrow.online.server import OnlineServer
-from thinrow.online.tier import MutableTier, TierConfig
+from thinrow.online.tier import Batch, MutableTier, TierConfig
 from thinrow.v1 import online_pb2
 from worlds import START_TS, THINROW, Running, World, new_world, some_events, thinrow
 
@@ -69,7 +71,7 @@ def batches_from(client: OnlineClient, first: int, size: int) -> Iterator[online
 
 def ids_seen(client: OnlineClient) -> set[int]:
     """Event ids of all users, each of which must be there once."""
-    now_ts = client.describe().now_ts + 50
+    now_ts = client.describe().now_ts + 100
     seen = client.snapshot_batch([1, 2, 3, 4, 5], ALL, request_ts=now_ts)
     ids = [number for part in seen.batch.to_lists("event_id") for number in part or []]
     assert len(ids) == len(set(ids))
@@ -180,6 +182,36 @@ def test_limits(tmp_path: Path) -> None:
     for wrong in ({"retention_ms": 0}, {"dedup_window_ms": -1}):
         with pytest.raises(UsageError):
             OnlineConfig(store=tmp_path, **wrong)  # type: ignore[arg-type]
+
+
+def test_requests_wait_for_a_slow_disk_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events arrive later where commits take long, so that requests need not wait for them."""
+    commit_s, committing = 0.15, threading.Event()
+    sync = WriteAheadLog.sync
+
+    def slow(log: WriteAheadLog) -> None:
+        committing.set()
+        time.sleep(commit_s)
+        sync(log)
+
+    with closing(MutableTier(TierConfig(folder=tmp_path, commit_lead_ms=1))) as tier:
+        tier.begin(0)  # takes the lease
+        monkeypatch.setattr(WriteAheadLog, "sync", slow)
+        waited_s = []
+        for _ in range(2):
+            committing.clear()
+            commit = threading.Thread(target=tier.commit, args=([Batch([], [], [])],))
+            commit.start()
+            committing.wait()
+            time.sleep(0.02)
+            started_s = time.perf_counter()
+            tier.begin(0)
+            waited_s.append(time.perf_counter() - started_s)
+            commit.join()
+        monkeypatch.undo()
+    assert waited_s[0] > commit_s / 2 > waited_s[1]
 
 
 def test_one_writer(tmp_path: Path) -> None:

@@ -159,6 +159,36 @@ class ValueCache:
     def look_up(self, keys: bytes, /) -> tuple[list[bytes | None], list[int]]: ...
     def add(self, keys: bytes, values: Sequence[bytes | None], /) -> None: ...
 
+class OneUser:
+    def __init__(
+        self,
+        groups: Sequence[tuple[int, bool, bool, int]],
+        key_traits: list[Trait],
+        traits: list[Trait],
+        sequence_length: int,
+        head: bool,
+        watermarks: list[int],
+        generation: int,
+        event_bytes: int,
+        /,
+    ) -> None: ...
+    def answer(
+        self,
+        cache: ValueCache,
+        memory: DigestMemory,
+        text_hash: Callable[[bytes], int],
+        user_id: int,
+        start_ts: int,
+        end_ts: int,
+        max_length: int,
+        request_ts: int,
+        mutable_length: int,
+        mutable: bytes,
+        work_bytes_max: int,
+        response_bytes_max: int,
+        /,
+    ) -> tuple[bytes, int] | None: ...
+
 # Encoded answers, for the client: their fields in the order of thinrow.client.response.Response,
 # and of its columns. They raise ValueError for what is no such message.
 

@@ -25,6 +25,7 @@ from thinrow.client.channel import open_channel, translate
 from thinrow.client.columns import as_column, from_wire, to_wire
 from thinrow.client.config import ClientConfig
 from thinrow.client.lookup import Lookup
+from thinrow.client.online_stream import SnapshotStream
 from thinrow.client.pointers import MutableEvents, Pointers, ThinRows
 from thinrow.client.request import to_wire_projection
 from thinrow.client.response import Response
@@ -96,6 +97,7 @@ class OnlineClient:
         self._channel = open_channel(target, config)
         self.stub = online_pb2_grpc.OnlineServiceStub(self._channel)  # type: ignore[no-untyped-call]
         """The generated stub, for calls of one's own."""
+        self._stream = SnapshotStream(self.stub, lambda: self._metadata, self._failure)
 
     def __enter__(self) -> Self:
         return self
@@ -105,6 +107,7 @@ class OnlineClient:
 
     def close(self) -> None:
         """Closes the connection; calls under way fail."""
+        self._stream.close()
         self._channel.close()
 
     def describe(self) -> online_pb2.DescribeTierResponse:
@@ -202,6 +205,8 @@ class OnlineClient:
     ) -> Snapshot:
         """What a request of this user sees at `request_ts`, ms; 0 for now.
 
+        Goes over one stream that all threads share: a request in a message, and not a call.
+
         lookback_ms: how far back the immutable history reaches; 0 for no bound.
         max_length: most immutable events, the newest; 0 for no limit.
         """
@@ -212,8 +217,8 @@ class OnlineClient:
             max_length=max_length,
         )
         _ask(request, projection)
-        answer = self._call("Snapshot", request, deadline_s)
-        assert isinstance(answer, online_pb2.SnapshotResponse)
+        timeout_s = self.config.request_deadline_s if deadline_s is None else deadline_s
+        answer = self._stream.ask(request, timeout_s)
         lengths = [len(answer.mutable.arrival_ts)]
         batch, rows = _seen(answer, [user_id], [answer.digest], lengths, projection)
         return Snapshot(batch, rows[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -17,6 +18,9 @@ GROUP_EVENTS_MAX = 8192
 """Events made durable at once, unless one batch has more."""
 PENDING_EVENTS_MAX = 65_536
 """Events that wait for their turn; more wait in the streams that bring them."""
+SWITCH_INTERVAL_S = 0.0002
+"""How long a thread waits for the interpreter before it asks for it. With Python's own, 5 ms,
+requests would wait so long for appends."""
 
 
 class Appends:
@@ -31,6 +35,8 @@ class Appends:
         self._thread = threading.Thread(target=self._run, name="thinrow-commit", daemon=True)
 
     def __enter__(self) -> Self:
+        self._interval_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._thread.start()
         return self
 
@@ -39,6 +45,7 @@ class Appends:
             self._stopping = True
             self._changed.notify_all()
         self._thread.join()
+        sys.setswitchinterval(self._interval_s)
 
     def submit(self, batch: Batch) -> Future[Committed]:
         """Takes a batch, waiting for room. The future ends once it is durable, or with StoreError.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Self
 
 from thinrow.errors import StoreMissingError, ThinRowError
@@ -13,13 +13,19 @@ from thinrow.store.directory import NEVER_TS
 from thinrow.store.manifest import current_folder, read_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from thinrow.online.tier import MutableTier
     from thinrow.store.generation import Generation
 
 log = logging.getLogger("thinrow.online")
+
+_NONE_YET = nullcontext()
+CACHE_BYTES_MAX = 1024 * 1024 * 1024
+"""Most memory of a generation's values, those asked for lately: whoever is not among them costs a
+request three times the work."""
 
 
 class Published:
@@ -70,21 +76,18 @@ class Published:
         folder = current_folder(self._store)
         return NEVER_TS if folder is None else read_manifest(folder).watermark_ts
 
-    @contextmanager
-    def use(self) -> Iterator[Generation | None]:
+    def use(self) -> AbstractContextManager[Generation | None]:
         """The newest generation, open until the block ends; None before the first."""
-        if self._current is None:
-            yield None
-        else:
-            with self._current.use() as generation:
-                yield generation
+        return _NONE_YET if self._current is None else self._current.use()
 
     def look(self) -> None:
         """Opens the first generation where there is one, and lets the tier take up a new one."""
         with self._lock:
             if self._current is None:
                 try:
-                    current = CurrentGeneration(self._store, self._poll_s, self._on_failure)
+                    current = CurrentGeneration(
+                        self._store, self._poll_s, self._on_failure, CACHE_BYTES_MAX
+                    )
                 except StoreMissingError:
                     return
                 self._current = self._stack.enter_context(current)

@@ -20,9 +20,10 @@ from thinrow.errors import (
     TooManyCallsError,
     UnavailableError,
 )
+from thinrow.online.streamed import StreamedSnapshots
 from thinrow.online.tier import batch_of
 from thinrow.serving.projection import wire_type
-from thinrow.serving.service import CODES, ERROR_METADATA, MESSAGE_LETTERS_MAX
+from thinrow.serving.refusals import CODES, ERROR_METADATA, MESSAGE_LETTERS_MAX
 from thinrow.store.directory import NEVER_TS
 from thinrow.v1 import materialization_pb2, online_pb2
 
@@ -62,6 +63,7 @@ class OnlineService:
         self._published = published
         self._snapshots = snapshots
         self._metrics = metrics
+        self._streamed = StreamedSnapshots(snapshots, metrics)
         self._snapshot_seconds = metrics.seconds.labels("snapshot")
         self._append_seconds = metrics.seconds.labels("append")
         self._calls = threading.BoundedSemaphore(config.calls_max)
@@ -86,6 +88,9 @@ class OnlineService:
             "SnapshotBatch": grpc.unary_unary_rpc_method_handler(
                 self.snapshot_batch, wire.SnapshotBatchRequest.FromString
             ),
+            "SnapshotStream": grpc.stream_stream_rpc_method_handler(
+                self.snapshot_stream, wire.SnapshotStreamRequest.FromString
+            ),
             "ExportEvents": grpc.unary_stream_rpc_method_handler(
                 self.export_events,
                 wire.ExportEventsRequest.FromString,
@@ -104,12 +109,13 @@ class OnlineService:
         self._draining.set()
         with self._one_ended:
             self._one_ended.wait_for(lambda: not self._under_way, timeout_s)
+        self._streamed.end_all()
 
     def append_events(
         self, requests: Iterator[online_pb2.AppendEventsRequest], context: grpc.ServicerContext
     ) -> Iterator[online_pb2.AppendEventsResponse]:
         """Batch after batch, answered in order once durable."""
-        with self._answering(context, self._streams, "streams_max"):
+        with self._answering(context, self._streams, "streams_max"), self._counted():
             for request, started_s, batch in self._submitted(requests):
                 if isinstance(batch, RequestError):
                     self._metrics.refused.inc()
@@ -192,7 +198,7 @@ class OnlineService:
 
     def snapshot(self, request: online_pb2.SnapshotRequest, context: grpc.ServicerContext) -> bytes:
         """One user."""
-        with self._answering(context, self._calls, "calls_max"):
+        with self._answering(context, self._calls, "calls_max"), self._counted():
             started_s = time.perf_counter()
             # One user's is done sooner than threads take turns.
             answer = self._snapshots.take([request.user_id], request, _remaining_s(context))
@@ -205,7 +211,7 @@ class OnlineService:
     ) -> bytes:
         """Several users."""
         users, most = len(request.user_ids), self._config.batch_users_max
-        with self._answering(context, self._calls, "calls_max"):
+        with self._answering(context, self._calls, "calls_max"), self._counted():
             if users > most:
                 raise RequestError(
                     f"{users} users in one request; this server takes {most}, so ask in several."
@@ -215,11 +221,24 @@ class OnlineService:
             self._metrics.snapshots.inc(users)
             return answer
 
+    def snapshot_stream(
+        self, messages: Iterator[online_pb2.SnapshotStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        """Message after message, each answered whole."""
+        with (
+            self._answering(context, self._streams, "streams_max"),
+            self._streamed.opened(context),
+        ):
+            for message in messages:
+                with self._counted():  # until the answer is sent
+                    self._check_serving()
+                    yield self._streamed.answer(message)
+
     def export_events(
         self, request: online_pb2.ExportEventsRequest, context: grpc.ServicerContext
     ) -> Iterator[online_pb2.ExportEventsResponse]:
         """Seals, and sends what is to be compacted."""
-        with self._answering(context, self._streams, "streams_max"):
+        with self._answering(context, self._streams, "streams_max"), self._counted():
             until_ts = request.watermark_ts
             if until_ts <= 0:
                 raise RequestError(f"watermark_ts is {until_ts}; it must lie after 1970.")
@@ -252,7 +271,7 @@ class OnlineService:
         context: grpc.ServicerContext,
     ) -> online_pb2.DescribeTierResponse:
         """Clock, schema, limits."""
-        with self._answering(context, self._calls, "calls_max"):
+        with self._answering(context, self._calls, "calls_max"), self._counted():
             tier, record_format = self._tier, self._tier.format
             kept_from_ts = tier.kept_from_ts
             return online_pb2.DescribeTierResponse(
@@ -285,20 +304,13 @@ class OnlineService:
     def _answering(
         self, context: grpc.ServicerContext, slots: threading.BoundedSemaphore, limit: str
     ) -> Iterator[None]:
-        """Keeps a limit of calls, counts what is under way, turns errors into their gRPC codes."""
+        """Keeps a limit of calls, and turns errors into their gRPC codes."""
         if not slots.acquire(blocking=False):
             full = TooManyCallsError(f"This server is at its limit ({limit}); ask again later.")
             self._abort(context, full)
         try:
             self._check_serving()
-            with self._one_ended:
-                self._under_way += 1
-            try:
-                yield
-            finally:
-                with self._one_ended:
-                    self._under_way -= 1
-                    self._one_ended.notify_all()
+            yield
         except ThinRowError as error:
             self._abort(context, error)
         except Exception as error:
@@ -308,6 +320,18 @@ class OnlineService:
             self._abort(context, ThinRowError(f"The server failed ({type(error).__name__})."))
         finally:
             slots.release()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Counts what is under way."""
+        with self._one_ended:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._one_ended:
+                self._under_way -= 1
+                self._one_ended.notify_all()
 
     @contextmanager
     def _working(self, context: grpc.ServicerContext) -> Iterator[None]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from thinrow.errors import RequestError, UnavailableError, UnknownTenantError
+from thinrow.online.one_user import OneUser
 from thinrow.serving.limits import Turns
 from thinrow.serving.projection import resolve_projection, resolve_tenant, wire_type
 from thinrow.store.directory import NEVER_TS
@@ -15,7 +16,7 @@ from thinrow.store.history import HistoryPlan, Pointers, Status
 from thinrow.v1 import materialization_pb2, online_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from thinrow.online.published import Published
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from thinrow.serving.projection import ResolvedProjection
     from thinrow.store.generation import Generation
 
-    _Resolved = dict[tuple[str, bytes], ResolvedProjection]
+    _Known = tuple[Generation | Schema, Mapping[str, Tenant]]
+    _Resolved = dict[tuple[str, bytes], tuple[ResolvedProjection, OneUser | None]]
     Asked = online_pb2.SnapshotRequest | online_pb2.SnapshotBatchRequest
 
 SMALL_SHARE = 16
@@ -35,15 +37,12 @@ PROJECTIONS_MAX = 1024
 """Projections kept as they were resolved; callers send few."""
 PROJECTION_BYTES_MAX = 4096
 """Larger ones are not kept: callers choose their size."""
-_MUTABLE_TAG = bytes([online_pb2.SnapshotResponse.MUTABLE_FIELD_NUMBER << 3 | 2])
-_IMMUTABLE_TAG = bytes([online_pb2.SnapshotResponse.IMMUTABLE_FIELD_NUMBER << 3 | 2])
+_MUTABLE = online_pb2.SnapshotResponse.MUTABLE_FIELD_NUMBER
+_IMMUTABLE = online_pb2.SnapshotResponse.IMMUTABLE_FIELD_NUMBER
 assert (
     online_pb2.SnapshotBatchResponse.MUTABLE_FIELD_NUMBER,
     online_pb2.SnapshotBatchResponse.IMMUTABLE_FIELD_NUMBER,
-) == (
-    online_pb2.SnapshotResponse.MUTABLE_FIELD_NUMBER,
-    online_pb2.SnapshotResponse.IMMUTABLE_FIELD_NUMBER,
-)
+) == (_MUTABLE, _IMMUTABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class Snapshots:
         self,
         tier: MutableTier,
         published: Published,
-        tenants: Mapping[str, Tenant],
+        tenants: Callable[[], Mapping[str, Tenant]],
         work_bytes_max: int,
         calls_max: int,
         response_bytes_max: int,
@@ -76,7 +75,7 @@ class Snapshots:
         self._small_bytes = work_bytes_max // SMALL_SHARE // calls_max
         self._budget = Turns(work_bytes_max - self._small_bytes * calls_max)
         self._response_bytes_max = response_bytes_max
-        self._resolved: tuple[Schema | None, _Resolved] = (None, {})
+        self._resolved: tuple[_Known | None, _Resolved] = (None, {})
 
     def take(self, user_ids: Sequence[int], asked: Asked, timeout_s: float | None) -> bytes:
         """The bytes of the answer that belongs to `asked`.
@@ -97,7 +96,14 @@ class Snapshots:
                 self._tier.read(user_id, moment.mutable_from_ts, request_ts) for user_id in user_ids
             ]
             lengths = [len(records) for _, records in mutable]
-            projection = self._projection(asked, self._schema(generation))
+            projection, one_user = self._projection(asked, generation)
+            if one_user is not None and isinstance(asked, online_pb2.SnapshotRequest):
+                arrivals, records = mutable[0]
+                shown = self._tier.to_wire(arrivals, records) if records else b""
+                times = (moment.start_ts, moment.end_ts, asked.max_length, moment.request_ts)
+                answer = one_user.answer(user_ids[0], times, lengths[0], shown)
+                if answer is not None:
+                    return answer
             if generation is None:
                 statuses = [Status.OK] * len(user_ids)
                 digests = [0] * len(user_ids)
@@ -124,8 +130,8 @@ class Snapshots:
             arrivals = [ts for some, _ in mutable for ts in some]
             records = [record for _, some in mutable for record in some]
             shown = self._tier.to_wire(arrivals, records)
-            parts += (_MUTABLE_TAG, _varint(len(shown)), shown)
-        parts += (_IMMUTABLE_TAG, _varint(len(immutable)), immutable)
+            parts += (field_of(_MUTABLE, len(shown)), shown)
+        parts += (field_of(_IMMUTABLE, len(immutable)), immutable)
         return b"".join(parts)
 
     def _hold(self, amount: int, timeout_s: float | None) -> AbstractContextManager[None]:
@@ -139,7 +145,7 @@ class Snapshots:
         if generation is not None:
             # What was never sealed here may lack events that this tier holds.
             newest_ts = min(request_ts, self._tier.sealed_ts)
-            place = int(np.searchsorted(generation.watermarks, newest_ts, side="right"))
+            place = int(generation.watermarks.searchsorted(newest_ts, side="right"))
         if generation is None or place == 0:
             return _Moment(request_ts, start_ts, start_ts, NEVER_TS)
         watermark_ts = int(generation.watermarks[place - 1])
@@ -154,31 +160,43 @@ class Snapshots:
             raise UnavailableError("This server has no schema yet; publish a generation first.")
         return record_format.schema
 
-    def _projection(self, asked: Asked, schema: Schema) -> ResolvedProjection:
+    def _projection(
+        self, asked: Asked, generation: Generation | None
+    ) -> tuple[ResolvedProjection, OneUser | None]:
         of, resolved = self._resolved
-        if of is not schema or len(resolved) >= PROJECTIONS_MAX:
+        schema, tenants = self._schema(generation), self._tenants()
+        known_to = (generation or schema, tenants)
+        is_stale = of is None or any(a is not b for a, b in zip(of, known_to, strict=True))
+        if is_stale or len(resolved) >= PROJECTIONS_MAX:
             resolved = {}
-            self._resolved = (schema, resolved)
+            self._resolved = (known_to, resolved)
         if asked.tenant and asked.HasField("projection"):
             raise RequestError("A request names a tenant or carries a projection, not both.")
         key = (asked.tenant, asked.projection.SerializeToString())
-        projection = resolved.get(key)
-        if projection is None:
-            projection = self._resolve(asked, schema)
+        known = resolved.get(key)
+        if known is None:
+            projection = _resolve(asked, schema, tenants)
+            one_user = None
+            if generation is not None:
+                one_user = OneUser(
+                    generation, projection, self._small_bytes, self._response_bytes_max
+                )
+            known = (projection, one_user)
             if len(key[1]) <= PROJECTION_BYTES_MAX:
-                resolved[key] = projection
-        return projection
+                resolved[key] = known
+        return known
 
-    def _resolve(self, asked: Asked, schema: Schema) -> ResolvedProjection:
-        if not asked.tenant:
-            return resolve_projection(asked.projection, schema)
-        tenant = self._tenants.get(asked.tenant)
-        if tenant is None:
-            known = ", ".join(sorted(self._tenants)) or "none"
-            raise UnknownTenantError(
-                f"There is no tenant {asked.tenant!r} at this server; it knows: {known}."
-            )
-        return resolve_tenant(tenant, schema)
+
+def _resolve(asked: Asked, schema: Schema, tenants: Mapping[str, Tenant]) -> ResolvedProjection:
+    if not asked.tenant:
+        return resolve_projection(asked.projection, schema)
+    tenant = tenants.get(asked.tenant)
+    if tenant is None:
+        known = ", ".join(sorted(tenants)) or "none"
+        raise UnknownTenantError(
+            f"There is no tenant {asked.tenant!r} at this server; it knows: {known}."
+        )
+    return resolve_tenant(tenant, schema)
 
 
 def _head(asked: Asked, moment: _Moment, digests: Sequence[int], lengths: Sequence[int]) -> bytes:
@@ -235,9 +253,11 @@ def _nothing(projection: ResolvedProjection, users: int) -> bytes:
     return answer.SerializeToString()
 
 
-def _varint(number: int) -> bytes:
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*parts, number])
+def field_of(number: int, length: int) -> bytes:
+    """What stands before the content of a length-delimited field, of a number below 16."""
+    parts = bytearray([number << 3 | 2])
+    while length > 0x7F:
+        parts.append(length & 0x7F | 0x80)
+        length >>= 7
+    parts.append(length)
+    return bytes(parts)

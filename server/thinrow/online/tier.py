@@ -11,7 +11,7 @@ everything has moved on from is one range. Ids are remembered in buckets of a de
 arrivals each, forgotten one bucket at a time.
 
 Events arrive when they are expected to be durable, a little after now. So requests need not wait
-for the disk, unless it is slower than that.
+for the disk, unless it is slower than it was lately.
 """
 
 from __future__ import annotations
@@ -47,8 +47,14 @@ LEASE_MS = 1000
 a crash the clock may stand still for so long."""
 AHEAD_MS_MAX = 1000
 """How far ahead of the clock a request or a watermark may lie."""
-WRITE_PAIRS_MAX = 1024
-"""Pairs written, and ids looked up, at once: both keep requests waiting."""
+WRITE_PAIRS_MAX = 64
+"""Pairs written at once: RocksDB's binding holds the interpreter's lock for it, some 0.15 ms."""
+IDS_MAX = 512
+"""Ids looked up at once, without that lock."""
+LEAD_MS_MAX = 500
+"""The longest that events wait for their arrival, however slow the disk."""
+SLOWEST_KEPT = 0.98
+"""What stays, at each commit, of the time that the slowest one lately took."""
 SCAN_EVENTS_MAX = 2048
 """Events of an export held at once."""
 BUCKET_MS_MIN = 3600 * 1000
@@ -65,8 +71,8 @@ class TierConfig:
     """How long after their arrival requests can be answered at least; longer than the cadence."""
     dedup_window_ms: int = 7 * 24 * 3600 * 1000
     """How far back ids are remembered, at least; not shorter than compaction's."""
-    commit_lead_ms: int = 5
-    """How long events are expected to take to the disk."""
+    commit_lead_ms: int = 50
+    """How long events are expected to take to the disk, at least; 0: requests wait for the disk."""
     wall: Wall = wall_ts
     """The clock on the wall."""
 
@@ -129,8 +135,15 @@ class MutableTier:
                     f"Another process has {config.folder} open; a tier has one writer."
                 ) from error
             raise storage_error(error, config.folder) from error
+        self._by_user = self._read_options(total_order=False)
         self._log = WriteAheadLog(config.folder)
-        stored = self._database.get(b"mstate")
+        try:
+            stored = self._database.get(b"mstate")
+            # Later than any time that was given out.
+            self._ceiling_ts = int(self._database.get(b"mceiling") or 0)
+            self._id_buckets = self._find_id_buckets()
+        except Exception as error:
+            raise storage_error(error, config.folder) from error
         self.is_new = stored is None
         """True where nothing was ever kept here."""
         if stored is None:
@@ -138,8 +151,6 @@ class MutableTier:
             self._state = _State(bucket_ms, config.wall() // bucket_ms)
         else:
             self._state = _State(**json.loads(stored))
-        # Later than any time that was given out.
-        self._ceiling_ts = int(self._database.get(b"mceiling") or 0)
         self._formats = [
             RecordFormat(Schema.from_json(schema), number)
             for number, schema in enumerate(self._state.schemas)
@@ -147,6 +158,7 @@ class MutableTier:
         self._clock = HybridClock(config.wall, self._ceiling_ts)
         self._changed = threading.Condition()
         self._committing_ts: int | None = None
+        self._slowest_ms = 0.0
         self._sequence = (0, 0)
         self._failed: StoreError | None = None
 
@@ -304,20 +316,23 @@ class MutableTier:
             StoreError: the disk failed; it then refuses all that follows, since what is durable is
                 not known before the next start.
         """
+        started_s = time.monotonic()
         with self._changed:
             if self._failed is not None:
                 raise self._failed
-            arrival_ts = self._clock.arrival_ts(self._config.commit_lead_ms)
+            arrival_ts = self._clock.arrival_ts(self._lead_ms())
             self._committing_ts = arrival_ts
             epoch = self._epoch(arrival_ts)
         try:
             with self._storing():
-                chosen = self._without_known(batches, arrival_ts)
+                chosen = self._without_known(batches)
                 # First, so that a log torn behind some events still has it.
                 self._database[b"mceiling"] = b"%d" % (arrival_ts + LEASE_MS)
                 self._write(batches, chosen, epoch, arrival_ts)
                 self._log.sync()
             self._ceiling_ts = max(self._ceiling_ts, arrival_ts + LEASE_MS)
+            took_ms = 1000 * (time.monotonic() - started_s)
+            self._slowest_ms = max(SLOWEST_KEPT * self._slowest_ms, took_ms)
         finally:
             with self._changed:
                 self._committing_ts = None
@@ -327,13 +342,19 @@ class MutableTier:
             for batch, rows in zip(batches, chosen, strict=True)
         ]
 
+    def _lead_ms(self) -> int:
+        """How long a commit may take: twice as long as one took lately, so that requests, which
+        need what arrived before them, seldom wait for it."""
+        least_ms = self._config.commit_lead_ms
+        return max(least_ms, min(round(2 * self._slowest_ms), LEAD_MS_MAX)) if least_ms else 0
+
     def _bucket(self, arrival_ts: int) -> int:
         return arrival_ts // self._state.bucket_ms
 
     def _epoch(self, arrival_ts: int) -> int:
         return bisect_right(self._state.epoch_starts, arrival_ts)
 
-    def _without_known(self, batches: Sequence[Batch], arrival_ts: int) -> list[list[int]]:
+    def _without_known(self, batches: Sequence[Batch]) -> list[list[int]]:
         """Of each batch the rows to take: of equal ids the first arrival, or the first in order."""
         first: dict[bytes, tuple[int, int]] = {}
         chosen: list[list[int]] = []
@@ -351,10 +372,10 @@ class MutableTier:
             chosen.append(rows)
         wanted = list(first)
         known: set[bytes] = set()
-        for bucket in range(self._state.first_bucket, self._bucket(arrival_ts) + 1):
+        for bucket in self._id_buckets:
             prefix = b"i" + bucket.to_bytes(4, "big")
-            for at in range(0, len(wanted), WRITE_PAIRS_MAX):
-                part = wanted[at : at + WRITE_PAIRS_MAX]
+            for at in range(0, len(wanted), IDS_MAX):
+                part = wanted[at : at + IDS_MAX]
                 found = self._database.get([prefix + event_id for event_id in part]) or ()
                 known.update(
                     event_id
@@ -378,6 +399,17 @@ class MutableTier:
         known = schema_number(record) == newest.number
         return newest.order(record if known else self._rewritten(record))
 
+    def _find_id_buckets(self) -> list[int]:
+        """Those that hold ids. Where the clock was far off there may be ages between two."""
+        iterator = self._database.iter(self._read_options(total_order=True))
+        found: list[int] = []
+        iterator.seek(b"i")
+        while iterator.valid() and iterator.key().startswith(b"i"):
+            found.append(int.from_bytes(iterator.key()[1:5], "big"))
+            iterator.seek(b"i" + (found[-1] + 1).to_bytes(4, "big"))
+        iterator.status()
+        return found
+
     def _write(
         self,
         batches: Sequence[Batch],
@@ -389,7 +421,11 @@ class MutableTier:
         if at != arrival_ts:
             sequence = 0
         prefix = b"e" + epoch.to_bytes(4, "big")
-        id_prefix = b"i" + self._bucket(arrival_ts).to_bytes(4, "big")
+        bucket = self._bucket(arrival_ts)
+        if bucket not in self._id_buckets:
+            with self._changed:  # others may be forgotten at the same time
+                self._id_buckets = [*self._id_buckets, bucket]
+        id_prefix = b"i" + bucket.to_bytes(4, "big")
         arrived = _unsigned(arrival_ts)
         part = WriteBatch(raw_mode=True)
         for batch, rows in zip(batches, chosen, strict=True):
@@ -424,17 +460,23 @@ class MutableTier:
         """
         arrivals: list[int] = []
         records: list[bytes] = []
-        user = _unsigned(user_id)
-        options_ = self._read_options(total_order=False)
+        user, number = _unsigned(user_id), int.from_bytes
+        first, last = _unsigned(max(from_ts, 0)), _unsigned(max(until_ts, 0))
         for epoch in self._epochs(from_ts, until_ts):
             prefix = b"e" + epoch.to_bytes(4, "big") + user
-            iterator = self._database.iter(options_)
-            iterator.seek(prefix + _unsigned(max(from_ts, 0)))
-            last = prefix + _unsigned(max(until_ts, 0))
-            while iterator.valid() and (key := iterator.key()) < last:
-                arrivals.append(int.from_bytes(key[-12:-4], "big"))
-                records.append(iterator.value())
-                iterator.next()
+            iterator = self._database.iter(self._by_user)
+            iterator.seek(prefix + first)
+            valid, key_of, value_of, step = (
+                iterator.valid,
+                iterator.key,
+                iterator.value,
+                iterator.next,
+            )
+            end = prefix + last
+            while valid() and (key := key_of()) < end:
+                arrivals.append(number(key[-12:-4], "big"))
+                records.append(value_of())
+                step()
             iterator.status()
         self.check_kept(from_ts)
         if len(records) > 1:
@@ -551,6 +593,7 @@ class MutableTier:
         # Only what is on disk as gone may go.
         self._save()
         epoch = self._epoch(state.kept_from_ts)
+        self._id_buckets = [bucket for bucket in self._id_buckets if bucket >= state.first_bucket]
         with self._storing():
             for kind, end in ((b"e", epoch), (b"i", state.first_bucket)):
                 if end:

@@ -48,7 +48,7 @@ class Generation:
         check_files(folder, self.manifest)
         self.schema = self.manifest.schema_
         self.watermarks = np.array(self.manifest.watermarks, dtype=np.int64)
-        self._cache = _native.ValueCache(cache_bytes_max)
+        self.cache = _native.ValueCache(cache_bytes_max)
         self.digest_memory = _native.DigestMemory(DIGEST_SUMS_MAX)
         """Digests counted out lately; a generation never changes."""
         self.values_asked = 0
@@ -99,13 +99,13 @@ class Generation:
         Raises:
             StoreCorruptError: a file failed its checksum.
         """
-        values, missing = self._cache.look_up(keys)
+        values, missing = self.cache.look_up(keys)
         self.values_asked += len(values)
         if missing:
             self.values_read += len(missing)
             wanted = [keys[place * KEY_BYTES : (place + 1) * KEY_BYTES] for place in missing]
             found = self._read(wanted)
-            self._cache.add(b"".join(wanted), found)
+            self.cache.add(b"".join(wanted), found)
             for place, value in zip(missing, found, strict=True):
                 values[place] = value
         return values

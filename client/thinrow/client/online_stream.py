@@ -1,0 +1,215 @@
+"""One stream of snapshot requests that all threads of a client share.
+
+A request is then a part of a message, and not a call. Messages without an answer are few, so what
+comes meanwhile waits and goes together: the busier the server, the larger its messages.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from thinrow.errors import DeadlineError, ThinRowError, UnauthenticatedError, UnavailableError
+from thinrow.v1 import online_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from thinrow.v1.online_pb2_grpc import OnlineServiceStub
+
+    Metadata = tuple[tuple[str, str], ...]
+    Answers = queue.SimpleQueue[online_pb2.StreamedAnswer | ThinRowError]
+
+__all__ = ["SnapshotStream"]
+
+MESSAGES_MAX = 2
+"""Messages without an answer: one that the server works on, and one that it finds when done."""
+REQUESTS_MAX = 64
+"""Requests in one message, as many as the server takes."""
+IDLE_S = 30.0
+"""A stream that nobody used for so long is ended: it holds a place at the server."""
+DEADLINE_MS_MAX = (1 << 32) - 1
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class SnapshotStream:
+    """Asks on a stream, which is opened when it is needed, and again once it broke. Thread-safe."""
+
+    def __init__(
+        self,
+        stub: OnlineServiceStub,
+        metadata: Callable[[], Metadata],
+        failure: Callable[[grpc.RpcError], ThinRowError],
+    ) -> None:
+        """failure: says a gRPC error in terms of the one tree of exceptions."""
+        self._stub = stub
+        self._metadata = metadata
+        self._failure = failure
+        self._connection: _Connection | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def ask(
+        self, request: online_pb2.SnapshotRequest, deadline_s: float
+    ) -> online_pb2.SnapshotResponse:
+        """Raises what a call of its own would raise."""
+        connection, answers = self._asked(request, deadline_s)
+        answer = connection.answer(answers, deadline_s)
+        if isinstance(answer, UnauthenticatedError) and connection.answered:
+            # The token that it was opened with has expired since.
+            connection, answers = self._asked(request, deadline_s)
+            answer = connection.answer(answers, deadline_s)
+        if isinstance(answer, ThinRowError):
+            raise answer
+        if answer.HasField("error"):
+            raise self._failure(_Refused(answer.error))
+        return answer.response
+
+    def _asked(
+        self, request: online_pb2.SnapshotRequest, deadline_s: float
+    ) -> tuple[_Connection, Answers]:
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise UnavailableError("This client was closed; make a new one.")
+                if self._connection is None or self._connection.ended:
+                    self._connection = _Connection(self._stub, self._metadata(), self._failure)
+                connection = self._connection
+            answers = connection.send(request, deadline_s)
+            if answers is not None:
+                return connection, answers
+
+    def close(self) -> None:
+        """Ends the stream; requests under way fail."""
+        with self._lock:
+            self._closed = True
+            connection = self._connection
+        if connection is not None:
+            connection.close()
+
+
+class _Connection:
+    """One stream's life, with the thread that reads its answers."""
+
+    def __init__(
+        self,
+        stub: OnlineServiceStub,
+        metadata: Metadata,
+        failure: Callable[[grpc.RpcError], ThinRowError],
+    ) -> None:
+        self._failure = failure
+        self._cursors = itertools.count(1)
+        self._waiting: deque[online_pb2.StreamedRequest] = deque()
+        self._unanswered: dict[int, Answers] = {}
+        self._messages = 0
+        self._changed = threading.Condition(threading.Lock())
+        self.ended = False
+        """Takes no more requests."""
+        self.answered = False
+        """An answer has come."""
+        self._call = stub.SnapshotStream(self._outgoing(), metadata=metadata)
+        self._reader = threading.Thread(target=self._read, name="thinrow-snapshots", daemon=True)
+        self._reader.start()
+
+    def send(self, request: online_pb2.SnapshotRequest, deadline_s: float) -> Answers | None:
+        """Sends with the next message; returns where the answer will come. None: it has ended."""
+        answers: Answers = queue.SimpleQueue()
+        deadline_ms = min(max(int(deadline_s * 1000), 1), DEADLINE_MS_MAX)
+        with self._changed:
+            if self.ended:
+                return None
+            cursor = next(self._cursors)
+            self._unanswered[cursor] = answers
+            self._waiting.append(
+                online_pb2.StreamedRequest(cursor=cursor, request=request, deadline_ms=deadline_ms)
+            )
+            if self._messages < MESSAGES_MAX:
+                self._changed.notify()
+        return answers
+
+    @staticmethod
+    def answer(answers: Answers, deadline_s: float) -> online_pb2.StreamedAnswer | ThinRowError:
+        """Waits for an answer, or for what ended the stream."""
+        try:
+            return answers.get(timeout=deadline_s)
+        except queue.Empty:
+            return DeadlineError(
+                f"No snapshot came in {deadline_s:g} s; allow more time, or ask for less."
+            )
+
+    def close(self) -> None:
+        """Ends the call and its thread."""
+        self._call.cancel()
+        self._end(UnavailableError("This client was closed; make a new one."))
+        if self._reader is not threading.current_thread():
+            self._reader.join()
+
+    def _outgoing(self) -> Iterator[online_pb2.SnapshotStreamRequest]:
+        """What waits, as soon as a message may go; for gRPC's thread."""
+        while True:
+            with self._changed:
+                while not (self._waiting and self._messages < MESSAGES_MAX) and not self.ended:
+                    if not self._changed.wait(IDLE_S) and not self._unanswered:
+                        self.ended = True
+                if self.ended:
+                    return
+                self._messages += 1
+                count = min(len(self._waiting), REQUESTS_MAX)
+                message = online_pb2.SnapshotStreamRequest(
+                    requests=[self._waiting.popleft() for _ in range(count)]
+                )
+            yield message
+
+    def _read(self) -> None:
+        failure: ThinRowError = UnavailableError(
+            "The online server ended the stream before it had answered; check its log."
+        )
+        try:
+            for message in self._call:
+                self._take(message)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.CANCELLED:  # else the server is stopping
+                failure = self._failure(error)
+        finally:
+            self._end(failure)
+
+    def _take(self, message: online_pb2.SnapshotStreamResponse) -> None:
+        with self._changed:
+            self._messages -= 1
+            self._changed.notify()
+            answered = [(self._unanswered.pop(one.cursor, None), one) for one in message.answers]
+        self.answered = True
+        for answers, one in answered:
+            if answers is not None:
+                answers.put(one)
+
+    def _end(self, failure: ThinRowError) -> None:
+        with self._changed:
+            self.ended = True
+            unanswered = list(self._unanswered.values())
+            self._unanswered.clear()
+            self._waiting.clear()
+            self._changed.notify()
+        for answers in unanswered:
+            answers.put(failure)
+
+
+class _Refused(grpc.RpcError):
+    """The error of one request, as a call's would be."""
+
+    def __init__(self, error: online_pb2.CallError) -> None:
+        super().__init__(error.message)
+        self._error = error
+
+    def code(self) -> grpc.StatusCode:
+        return CODES.get(self._error.code, grpc.StatusCode.UNKNOWN)
+
+    def details(self) -> str:
+        return self._error.message
+
+    def trailing_metadata(self) -> Any:  # noqa: ANN401 - of a private type of the library
+        return (("thinrow-error", self._error.name),)

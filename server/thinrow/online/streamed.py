@@ -1,0 +1,99 @@
+"""Snapshots on a stream: messages of requests in, each answered whole."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from thinrow.errors import RequestError, StoreError, ThinRowError
+from thinrow.online.snapshots import field_of
+from thinrow.serving.refusals import CODES, MESSAGE_LETTERS_MAX
+from thinrow.v1 import online_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import grpc
+    from thinrow.online.metrics import OnlineMetrics
+    from thinrow.online.snapshots import Snapshots
+
+log = logging.getLogger("thinrow.online")
+
+REQUESTS_MAX = 64
+"""Most requests in one message: the later ones wait for all of its answers."""
+_RESPONSE = online_pb2.StreamedAnswer.RESPONSE_FIELD_NUMBER
+_ANSWERS = online_pb2.SnapshotStreamResponse.ANSWERS_FIELD_NUMBER
+
+
+class StreamedSnapshots:
+    """Answers messages of many streams."""
+
+    def __init__(self, snapshots: Snapshots, metrics: OnlineMetrics) -> None:
+        self._snapshots = snapshots
+        self._metrics = metrics
+        self._seconds = metrics.seconds.labels("snapshot")
+        self._open: set[grpc.ServicerContext] = set()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def opened(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """Lets `end_all` end the stream until the block does."""
+        with self._lock:
+            self._open.add(context)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open.discard(context)
+
+    def end_all(self) -> None:
+        """Ends the streams that are open: each would hold up the server's end."""
+        with self._lock:
+            for context in self._open:
+                context.cancel()
+
+    def answer(self, message: online_pb2.SnapshotStreamRequest) -> bytes:
+        """The bytes of a SnapshotStreamResponse. Raises RequestError for too many requests."""
+        if len(message.requests) > REQUESTS_MAX:
+            raise RequestError(
+                f"{len(message.requests)} requests in one message; this server takes "
+                f"{REQUESTS_MAX}, so send several."
+            )
+        parts: list[bytes] = []
+        for asked in message.requests:
+            started_s = time.perf_counter()
+            outcome = self._outcome(asked)
+            parts += (field_of(_ANSWERS, len(outcome)), outcome)
+            self._seconds.observe(time.perf_counter() - started_s)
+        return b"".join(parts)
+
+    def _outcome(self, asked: online_pb2.StreamedRequest) -> bytes:
+        """The bytes of a StreamedAnswer."""
+        request = asked.request
+        timeout_s = asked.deadline_ms / 1000 if asked.deadline_ms else None
+        try:
+            response = self._snapshots.take([request.user_id], request, timeout_s)
+        except ThinRowError as error:
+            return self._refused(asked, error)
+        except Exception as error:
+            log.exception("request failed")
+            failure = ThinRowError(f"The server failed ({type(error).__name__}).")
+            return self._refused(asked, failure)
+        self._metrics.snapshots.inc()
+        cursor = online_pb2.StreamedAnswer(cursor=asked.cursor).SerializeToString()
+        return b"".join((cursor, field_of(_RESPONSE, len(response)), response))
+
+    def _refused(self, asked: online_pb2.StreamedRequest, error: ThinRowError) -> bytes:
+        self._metrics.failed(error.name, asked.request.tenant)
+        if isinstance(error, StoreError):
+            log.error("store failed", extra={"reason": str(error)})
+        code = next(code for kind, code in CODES.items() if isinstance(error, kind))
+        return online_pb2.StreamedAnswer(
+            cursor=asked.cursor,
+            error=online_pb2.CallError(
+                code=code.value[0], name=error.name, message=str(error)[:MESSAGE_LETTERS_MAX]
+            ),
+        ).SerializeToString()
