@@ -465,6 +465,30 @@ def test_closing_without_brokers_comes_to_an_end(caplog: pytest.LogCaptureFixtur
     assert "could not commit offset 1" in caplog.text
 
 
+def test_closing_does_not_wait_for_a_library_that_never_returns(
+    topic: Topic, caplog: pytest.LogCaptureFixture
+) -> None:
+    # librdkafka's close was seen to hang when the brokers went away at the wrong moment.
+    topic.send_table(table(1))
+    source = topic.source(connect_timeout_s=0.2)
+    consumer, release = source._consumer, threading.Event()
+
+    class Hanging:
+        def close(self) -> None:
+            release.wait()
+            consumer.close()
+
+    source._consumer = Hanging()
+    start_s = time.monotonic()
+    source.close()
+    assert 0.2 < time.monotonic() - start_s < 3
+    assert f"did not let topic {topic.name} go" in caplog.text
+    release.set()
+    for thread in threading.enumerate():
+        if thread.name == "thinrow-kafka-leave":
+            thread.join()
+
+
 def test_brokers_that_do_not_answer_are_named() -> None:
     config = KafkaConfig(
         topic="t", bootstrap_servers="127.0.0.1:1", group="g", connect_timeout_s=0.5

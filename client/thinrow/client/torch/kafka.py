@@ -45,6 +45,9 @@ PARTITION_BITS = 63 - OFFSET_BITS - ROW_BITS
 POLL_S = 0.1
 """How long chunks() waits for a message before it looks up."""
 
+LEAVING_TIMEOUTS = 3
+"""How many times `connect_timeout_s` close() waits: for a poll, for the commit, and to leave."""
+
 FETCH_BYTES_MAX = 16 << 20
 """By how much the last fetch may exceed `queued_bytes_max`."""
 
@@ -86,7 +89,8 @@ class KafkaConfig:
     """Least seconds between two commits of offsets. 0: one after each batch."""
 
     connect_timeout_s: float = 10.0
-    """Seconds to wait for the brokers when connecting, before UnavailableError, and in close()."""
+    """Seconds to wait for the brokers when connecting, before UnavailableError. close() waits
+    three times as long at most."""
 
     queued_bytes_max: int = 64 << 20
     """Bytes of messages to fetch ahead, exceeded by one fetch of 16 MiB at most."""
@@ -270,6 +274,17 @@ class KafkaSource:
         if self._closing.is_set():
             return
         self._closing.set()
+        # Without brokers librdkafka now and then waits for ever for the end of what it asked them.
+        leaving = threading.Thread(target=self._leave, name="thinrow-kafka-leave", daemon=True)
+        leaving.start()
+        leaving.join(LEAVING_TIMEOUTS * self._config.connect_timeout_s)
+        if leaving.is_alive():
+            log.warning(
+                "Kafka at %s did not let topic %s go; what is not committed is read again.",
+                *(self._config.bootstrap_servers, self._config.topic),
+            )
+
+    def _leave(self) -> None:
         with self._polling:
             self._send_offsets(wait=True)
             self._consumer.close()
