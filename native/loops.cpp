@@ -28,15 +28,15 @@ void each_block(const Blocks *runs, const Views &views, To *out, Write &&write) 
     To *target = out + views.places[v];
     size_t block = std::upper_bound(blocks.first_word, blocks.first_word + blocks.count + 1, word) -
                    blocks.first_word - 1;
-    while (word < end) {
+    for (; word < end; ++block) {
       const int64_t words = std::min(end, blocks.first_word[block + 1]) - word;
+      if (!words) continue; // what an empty block says means nothing
       const int64_t within = word - blocks.first_word[block];
       const uint8_t width = blocks.widths[block];
       write(views.runs[v], width, blocks.data + blocks.first_byte[block] + within * width,
             blocks.bases[block], words, target);
       target += words;
       word += words;
-      ++block;
     }
   }
 }

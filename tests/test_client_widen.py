@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from thinrow.client.batch import Batch
 from thinrow.client.kernel import Views
@@ -116,7 +116,19 @@ def value(column: wire.Column, word: int) -> bytes | int | str:
     return word.to_bytes(8, "little")[: struct.calcsize(CODES[column.type])]
 
 
+EMPTY_BLOCK = wire.Column(
+    trait="t",
+    type=wire.TRAIT_TYPE_CATEGORICAL,
+    vector_size=1,
+    bases=[0, 1, 0],
+    widths=bytes(3),
+    dictionary=[7],
+)
+"""The base of its second block indexes nothing; but then that block has no word either."""
+
+
 @given(encoded_columns())
+@example(Encoded(EMPTY_BLOCK, [1, 0, 1], [[0], [0]]))
 def test_widening_reads_what_the_contract_says(encoded: Encoded) -> None:
     column, block_lengths, events = encoded
     narrow = NarrowColumn(Column.of(column), np.array(block_lengths, np.int64))
