@@ -88,14 +88,14 @@ FULL = Sizes(
     rounds=5,
     union_users=300,
     union_events_median=16_000,
-    union_examples=1024,
+    union_examples=2048,
     longer_examples=320,
     mid_users=2000,
     mid_events_median=4000,
-    mid_examples=16_384,
+    mid_examples=32_768,
     stored_users=30,
     stored_days=30,
-    compaction_users=500,
+    compaction_users=1000,
 )
 QUICK = Sizes(
     rounds=1,
