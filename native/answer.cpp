@@ -102,7 +102,7 @@ AnswerColumn::AnswerColumn(const Plan &plan, const Run &run, const Trait &trait)
     slices.push_back(columns.back().slice(block.first, block.count));
     if (trait.nullable) columns.back().append_presence(block.first, block.count, present_, bits);
   }
-  if (trait.is_dictionary()) {
+  if (std::any_of(columns.begin(), columns.end(), [](const Column &c) { return c.indexes(); })) {
     number_words(columns, slices, column_of);
   } else {
     for (const Slice &slice : slices) {
@@ -123,13 +123,13 @@ void AnswerColumn::number_words(const std::vector<Column> &columns,
                                 const std::vector<size_t> &column_of) {
   FlatMap<Number, uint32_t> by_number;
   FlatMap<Text, uint32_t> by_text;
+  const auto number_of = [&](int64_t value) {
+    const auto [code, is_new] = by_number.add({value}, by_number.size());
+    if (is_new) numbers_.push_back(value);
+    return code;
+  };
   const auto numbered = [&](const Column &source, uint64_t entry) {
-    if (trait_.type == categorical) {
-      const int64_t value = source.number(entry);
-      const auto [code, is_new] = by_number.add({value}, by_number.size());
-      if (is_new) numbers_.push_back(value);
-      return code;
-    }
+    if (trait_.type == categorical) return number_of(source.number(entry));
     const Bytes value = source.words_of(entry);
     const std::string_view view(reinterpret_cast<const char *>(value.data), value.size);
     const auto [code, is_new] = by_text.add({view}, by_text.size());
@@ -143,6 +143,10 @@ void AnswerColumn::number_words(const std::vector<Column> &columns,
   std::vector<uint32_t> local; // codes of one stripe's entries
   for (size_t block = 0; block < slices.size(); ++block) {
     const Column &source = columns[column_of[block]];
+    if (!source.indexes()) {
+      each_word(slices[block], [&](uint64_t value) { codes.push_back(number_of(value)); });
+      continue;
+    }
     if (!block || column_of[block] != column_of[block - 1])
       local.assign(source.entries(), unnumbered);
     each_word(slices[block], [&](uint64_t entry) {

@@ -38,7 +38,7 @@ std::vector<uint64_t> canonical(const Column &column, const Trait &trait, const 
                                 const std::function<uint64_t(Bytes)> &text_hash) {
   std::vector<uint64_t> words(slice.words);
   decode(slice, words.data());
-  if (!trait.is_dictionary()) return words;
+  if (!column.indexes()) return words;
   std::vector<uint64_t> meanings(column.entries());
   for (size_t entry = 0; entry < meanings.size(); ++entry)
     meanings[entry] = trait.type == text ? text_hash(column.words_of(entry))

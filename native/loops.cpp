@@ -1,10 +1,18 @@
 #include "loops.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <system_error>
+#include <thread>
 #include <type_traits>
 
 namespace {
+
+// Less work is done sooner than another thread would have begun.
+constexpr int64_t shared_bytes_min = 4 << 20;
+// What one thread takes on at a time, about.
+constexpr int64_t task_bytes = 1 << 20;
 
 template <typename From, typename To, typename Offset>
 void widen(const uint8_t *data, int64_t base, int64_t words, To *out) {
@@ -17,138 +25,143 @@ void widen(const uint8_t *data, int64_t base, int64_t words, To *out) {
   }
 }
 
-// Calls `write(run, block's width, its offsets, its base, words, target)` for what views show of
-// each block.
-template <typename To, typename Write>
-void each_block(const Blocks *runs, const Views &views, To *out, Write &&write) {
-  for (size_t v = 0; v < views.count; ++v) {
-    const Blocks &blocks = runs[views.runs[v]];
-    int64_t word = views.starts[v];
-    const int64_t end = word + views.lengths[v];
-    To *target = out + views.places[v];
-    size_t block = std::upper_bound(blocks.first_word, blocks.first_word + blocks.count + 1, word) -
-                   blocks.first_word - 1;
-    for (; word < end; ++block) {
-      const int64_t words = std::min(end, blocks.first_word[block + 1]) - word;
-      if (!words) continue; // what an empty block says means nothing
-      const int64_t within = word - blocks.first_word[block];
-      const uint8_t width = blocks.widths[block];
-      write(views.runs[v], width, blocks.data + blocks.first_byte[block] + within * width,
-            blocks.bases[block], words, target);
-      target += words;
-      word += words;
-    }
-  }
-}
-
-template <typename From, typename To>
-void widen_all(const Blocks *runs, const Views &views, To *out) {
-  each_block(runs, views, out,
-             [](int64_t, uint8_t width, const uint8_t *data, int64_t base, int64_t words, To *to) {
-               switch (width) {
-                 case 0: std::fill_n(to, words, static_cast<To>(static_cast<From>(base))); break;
-                 case 1: widen<From, To, uint8_t>(data, base, words, to); break;
-                 case 2: widen<From, To, uint16_t>(data, base, words, to); break;
-                 case 4: widen<From, To, uint32_t>(data, base, words, to); break;
-                 default: widen<From, To, uint64_t>(data, base, words, to);
-               }
-             });
-}
-
 template <typename To, typename Offset>
-bool look_up(const uint8_t *data, uint64_t base, int64_t words, const Entries &entries, To *out) {
+bool look_up(const uint8_t *data, uint64_t base, int64_t words, const Blocks &run, To *out) {
   bool is_inside = true;
   for (int64_t i = 0; i < words; ++i) {
     Offset offset;
     std::memcpy(&offset, data + i * sizeof(Offset), sizeof(Offset));
     const uint64_t word = base + offset;
-    const bool is_entry = word < entries.count;
+    const bool is_entry = word < run.entry_count;
     is_inside &= is_entry;
-    out[i] = static_cast<To>(entries.values[is_entry ? word : 0]);
+    out[i] = static_cast<To>(run.entries[is_entry ? word : 0]);
   }
   return is_inside;
 }
 
-template <typename To>
-bool look_up_all(const Blocks *runs, const Entries *entries, const Views &views, To *out) {
+// Some words of one block; false where one indexes nothing.
+template <typename From, typename To>
+bool write_words(const Blocks &run, uint8_t width, const uint8_t *data, int64_t base, int64_t words,
+                 To *out) {
+  if (!run.entries) {
+    switch (width) {
+      case 0: std::fill_n(out, words, static_cast<To>(static_cast<From>(base))); break;
+      case 1: widen<From, To, uint8_t>(data, base, words, out); break;
+      case 2: widen<From, To, uint16_t>(data, base, words, out); break;
+      case 4: widen<From, To, uint32_t>(data, base, words, out); break;
+      default: widen<From, To, uint64_t>(data, base, words, out);
+    }
+    return true;
+  }
+  if (!run.entry_count) return false;
+  switch (width) {
+    case 0: {
+      const bool is_entry = static_cast<uint64_t>(base) < run.entry_count;
+      std::fill_n(out, words, static_cast<To>(run.entries[is_entry ? base : 0]));
+      return is_entry;
+    }
+    case 1: return look_up<To, uint8_t>(data, base, words, run, out);
+    case 2: return look_up<To, uint16_t>(data, base, words, run, out);
+    case 4: return look_up<To, uint32_t>(data, base, words, run, out);
+    default: return look_up<To, uint64_t>(data, base, words, run, out);
+  }
+}
+
+template <typename From, typename To>
+bool write_views(const Job &job, size_t first_view, size_t last_view) {
   bool is_inside = true;
-  each_block(runs, views, out,
-             [&](int64_t run, uint8_t width, const uint8_t *data, int64_t base, int64_t words,
-                 To *to) {
-               const Entries &mine = entries[run];
-               if (!mine.count) {
-                 is_inside = false;
-                 return;
-               }
-               switch (width) {
-                 case 0:
-                   is_inside &= static_cast<uint64_t>(base) < mine.count;
-                   if (is_inside) std::fill_n(to, words, static_cast<To>(mine.values[base]));
-                   break;
-                 case 1: is_inside &= look_up<To, uint8_t>(data, base, words, mine, to); break;
-                 case 2: is_inside &= look_up<To, uint16_t>(data, base, words, mine, to); break;
-                 case 4: is_inside &= look_up<To, uint32_t>(data, base, words, mine, to); break;
-                 default: is_inside &= look_up<To, uint64_t>(data, base, words, mine, to);
-               }
-             });
+  const Views &views = job.views;
+  for (size_t v = first_view; v < last_view; ++v) {
+    const Blocks &run = job.runs[views.runs[v]];
+    int64_t word = views.starts[v] * job.size;
+    const int64_t end = word + views.lengths[v] * job.size;
+    To *target = reinterpret_cast<To *>(job.out) + views.places[v] * job.size;
+    size_t block =
+        std::upper_bound(run.first_word, run.first_word + run.count + 1, word) - run.first_word - 1;
+    for (; word < end; ++block) {
+      const int64_t words = std::min(end, run.first_word[block + 1]) - word;
+      if (!words) continue; // what an empty block says means nothing
+      const uint8_t width = run.widths[block];
+      const uint8_t *data =
+          run.data + run.first_byte[block] + (word - run.first_word[block]) * width;
+      is_inside &= write_words<From>(run, width, data, run.bases[block], words, target);
+      target += words;
+      word += words;
+    }
+  }
   return is_inside;
 }
 
 template <typename From>
-void widen_from(const Blocks *runs, Integer to, const Views &views, uint8_t *out) {
-  switch (to) {
-    case Integer::i8: return widen_all<From>(runs, views, reinterpret_cast<int8_t *>(out));
-    case Integer::i16: return widen_all<From>(runs, views, reinterpret_cast<int16_t *>(out));
-    case Integer::i32: return widen_all<From>(runs, views, reinterpret_cast<int32_t *>(out));
-    default: return widen_all<From>(runs, views, reinterpret_cast<int64_t *>(out));
+bool write_from(const Job &job, size_t first_view, size_t last_view) {
+  switch (job.to) {
+    case Integer::i8: return write_views<From, int8_t>(job, first_view, last_view);
+    case Integer::i16: return write_views<From, int16_t>(job, first_view, last_view);
+    case Integer::i32: return write_views<From, int32_t>(job, first_view, last_view);
+    default: return write_views<From, int64_t>(job, first_view, last_view);
   }
 }
 
-template <typename Item>
-void copy_items(const uint8_t *const *runs, const Views &views, uint8_t *out) {
-  for (size_t v = 0; v < views.count; ++v) {
-    const Item *source = reinterpret_cast<const Item *>(runs[views.runs[v]]) + views.starts[v];
-    Item *target = reinterpret_cast<Item *>(out) + views.places[v];
-    // A plain loop: the library's memcpy is slow here for some middling sizes.
-    for (int64_t i = 0; i < views.lengths[v]; ++i) target[i] = source[i];
+bool write_some(const Job &job, size_t first_view, size_t last_view) {
+  switch (job.from) {
+    case Integer::i8: return write_from<int8_t>(job, first_view, last_view);
+    case Integer::i16: return write_from<int16_t>(job, first_view, last_view);
+    case Integer::i32: return write_from<int32_t>(job, first_view, last_view);
+    case Integer::i64: return write_from<int64_t>(job, first_view, last_view);
+    case Integer::u8: return write_from<uint8_t>(job, first_view, last_view);
+    case Integer::u16: return write_from<uint16_t>(job, first_view, last_view);
+    case Integer::u32: return write_from<uint32_t>(job, first_view, last_view);
+    default: return write_from<uint64_t>(job, first_view, last_view);
   }
+}
+
+struct Task {
+  size_t job, first_view, last_view;
+};
+
+int64_t event_bytes(const Job &job) { return job.size << static_cast<int>(job.to); }
+
+std::vector<Task> tasks_of(const std::vector<Job> &jobs, int64_t &bytes) {
+  std::vector<Task> tasks;
+  bytes = 0;
+  for (size_t number = 0; number < jobs.size(); ++number) {
+    const Job &job = jobs[number];
+    size_t first = 0;
+    int64_t mine = 0;
+    for (size_t view = 0; view < job.views.count; ++view) {
+      mine += job.views.lengths[view] * event_bytes(job);
+      if (mine < task_bytes && view + 1 < job.views.count) continue;
+      tasks.push_back({number, first, view + 1});
+      first = view + 1;
+      bytes += mine;
+      mine = 0;
+    }
+  }
+  return tasks;
 }
 
 }  // namespace
 
-void widen_views(const Blocks *runs, Integer from, Integer to, const Views &views, uint8_t *out) {
-  switch (from) {
-    case Integer::i8: return widen_from<int8_t>(runs, to, views, out);
-    case Integer::i16: return widen_from<int16_t>(runs, to, views, out);
-    case Integer::i32: return widen_from<int32_t>(runs, to, views, out);
-    case Integer::i64: return widen_from<int64_t>(runs, to, views, out);
-    case Integer::u8: return widen_from<uint8_t>(runs, to, views, out);
-    case Integer::u16: return widen_from<uint16_t>(runs, to, views, out);
-    case Integer::u32: return widen_from<uint32_t>(runs, to, views, out);
-    case Integer::u64: return widen_from<uint64_t>(runs, to, views, out);
+size_t write(const std::vector<Job> &jobs, int threads) {
+  int64_t bytes;
+  const std::vector<Task> tasks = tasks_of(jobs, bytes);
+  std::atomic<size_t> next{0}, first_bad{jobs.size()};
+  const auto work = [&] {
+    for (size_t task; (task = next++) < tasks.size();) {
+      const auto [job, first_view, last_view] = tasks[task];
+      if (write_some(jobs[job], first_view, last_view)) continue;
+      for (size_t least = first_bad; job < least && !first_bad.compare_exchange_weak(least, job);) {
+      }
+    }
+  };
+  std::vector<std::thread> others;
+  const size_t wanted = bytes < shared_bytes_min ? 1 : std::min<size_t>(threads, tasks.size());
+  try {
+    while (others.size() + 1 < wanted) others.emplace_back(work);
+  } catch (const std::system_error &) {
+    // The machine has no thread to spare: fewer do the same.
   }
-}
-
-bool look_up_views(const Blocks *runs, const Entries *entries, Integer to, const Views &views,
-                   uint8_t *out) {
-  switch (to) {
-    case Integer::i8: return look_up_all(runs, entries, views, reinterpret_cast<int8_t *>(out));
-    case Integer::i16: return look_up_all(runs, entries, views, reinterpret_cast<int16_t *>(out));
-    case Integer::i32: return look_up_all(runs, entries, views, reinterpret_cast<int32_t *>(out));
-    default: return look_up_all(runs, entries, views, reinterpret_cast<int64_t *>(out));
-  }
-}
-
-void copy_views(const uint8_t *const *runs, size_t item_bytes, const Views &views, uint8_t *out) {
-  switch (item_bytes) {
-    case 1: return copy_items<uint8_t>(runs, views, out);
-    case 2: return copy_items<uint16_t>(runs, views, out);
-    case 4: return copy_items<uint32_t>(runs, views, out);
-    case 8: return copy_items<uint64_t>(runs, views, out);
-    default:
-      for (size_t v = 0; v < views.count; ++v)
-        std::memcpy(out + views.places[v] * item_bytes,
-                    runs[views.runs[v]] + views.starts[v] * item_bytes,
-                    views.lengths[v] * item_bytes);
-  }
+  work();
+  for (std::thread &other : others) other.join();
+  return first_bad;
 }

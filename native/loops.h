@@ -1,9 +1,9 @@
-// The loops over every event. They run at the speed of memory as any compiler makes them: neither
-// wider vector units nor stores past the caches were faster.
+// The loop over every event of a batch: narrow words become values, each view at its place.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 // What a word is read as; written are the signed ones.
 enum class Integer : int { i8, i16, i32, i64, u8, u16, u32, u64 };
@@ -16,9 +16,11 @@ struct Blocks {
   const int64_t *first_word; // of each block, and the number of all words at the end
   const int64_t *first_byte; // of each block's offsets in data
   size_t count;
+  const int64_t *entries; // what the words index; nullptr: they are the values themselves
+  uint64_t entry_count;
 };
 
-// Slices [start, start + length) of runs, and where in the output each goes.
+// Slices [start, start + length) of runs, and where in the output each goes; all in events.
 struct Views {
   const int64_t *runs; // number of the run that each is a slice of
   const int64_t *starts;
@@ -27,14 +29,15 @@ struct Views {
   size_t count;
 };
 
-void widen_views(const Blocks *runs, Integer from, Integer to, const Views &, uint8_t *out);
-// The values that words index.
-struct Entries {
-  const int64_t *values;
-  uint64_t count;
+// Views of one trait.
+struct Job {
+  std::vector<Blocks> runs;
+  Views views;
+  int64_t size; // words per event
+  Integer from, to;
+  uint8_t *out;
 };
 
-// As widen_views, each word being replaced by what it indexes; false where it indexes nothing.
-bool look_up_views(const Blocks *runs, const Entries *entries, Integer to, const Views &,
-                   uint8_t *out);
-void copy_views(const uint8_t *const *runs, size_t item_bytes, const Views &, uint8_t *out);
+// Does all jobs, with several threads where that pays. Returns the number of the first job with a
+// word that indexes nothing, or of jobs.
+size_t write(const std::vector<Job> &jobs, int threads);

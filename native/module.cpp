@@ -2,12 +2,14 @@
 // the interpreter's lock.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
+#include <optional>
 #include <stdexcept>
-#include <type_traits>
-#include <unordered_map>
+#include <tuple>
 #include <vector>
 
 #include "bind_records.h"
@@ -22,9 +24,6 @@ namespace {
 
 template <typename T>
 using In = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <typename T>
-using Out = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using AnyIn = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using AnyOut = nb::ndarray<nb::c_contig, nb::device::cpu>;
 
 // Far more than memory holds, and few enough that their bytes can be counted.
@@ -33,8 +32,9 @@ constexpr int64_t words_max = int64_t{1} << 48;
 // One column of an answer: narrow blocks, where each begins, and the arrays that hold them.
 class Run {
  public:
-  Run(In<uint8_t> data, In<uint8_t> widths, In<int64_t> bases, In<int64_t> counts)
-      : data_(data), widths_(widths), bases_(bases) {
+  Run(In<uint8_t> data, In<uint8_t> widths, In<int64_t> bases, In<int64_t> counts,
+      std::optional<In<int64_t>> dictionary)
+      : data_(data), widths_(widths), bases_(bases), dictionary_(dictionary) {
     const size_t blocks = widths.size();
     if (bases.size() != blocks || counts.size() != blocks)
       throw std::invalid_argument("blocks need as many bases and counts as widths");
@@ -63,86 +63,69 @@ class Run {
   int64_t words() const { return first_word_.back(); }
 
   Blocks blocks() const {
-    return {data_.data(),       widths_.data(),     bases_.data(),
-            first_word_.data(), first_byte_.data(), first_byte_.size()};
+    static const int64_t no_entries = 0;
+    Blocks blocks{data_.data(),       widths_.data(),     bases_.data(),
+                  first_word_.data(), first_byte_.data(), first_byte_.size(), nullptr, 0};
+    if (dictionary_) {
+      blocks.entry_count = dictionary_->size();
+      blocks.entries = blocks.entry_count ? dictionary_->data() : &no_entries;
+    }
+    return blocks;
   }
 
  private:
   In<uint8_t> data_, widths_;
   In<int64_t> bases_;
+  std::optional<In<int64_t>> dictionary_;
   std::vector<int64_t> first_word_, first_byte_;
 };
 
 // Refuses views that reach past their runs or the output.
-template <typename Items>
 Views checked(const In<int64_t> &runs, const In<int64_t> &starts, const In<int64_t> &lengths,
-              const In<int64_t> &places, const std::vector<Items> &run_items, int64_t out_items) {
+              const In<int64_t> &places, const std::vector<int64_t> &run_events,
+              int64_t out_events) {
   const size_t count = lengths.size();
   if (runs.size() != count || starts.size() != count || places.size() != count)
     throw std::invalid_argument("views need as many runs, starts and places as lengths");
   for (size_t v = 0; v < count; ++v) {
     const int64_t run = runs.data()[v];
-    if (run < 0 || run >= static_cast<int64_t>(run_items.size()))
+    if (run < 0 || run >= static_cast<int64_t>(run_events.size()))
       throw std::out_of_range("a view is of a run that is not there");
     const int64_t start = starts.data()[v], length = lengths.data()[v], place = places.data()[v];
-    if (start < 0 || length < 0 || place < 0 || start > run_items[run] - length ||
-        place > out_items - length)
+    if (start < 0 || length < 0 || place < 0 || start > run_events[run] - length ||
+        place > out_events - length)
       throw std::out_of_range("a view reaches past what it is a view of");
   }
   return {runs.data(), starts.data(), lengths.data(), places.data(), count};
 }
 
-void widen(const std::vector<const Run *> &runs, int from, In<int64_t> run_of, In<int64_t> starts,
-           In<int64_t> lengths, In<int64_t> places, int to, AnyOut out) {
-  if (from < 0 || from > 7 || to < 0 || to > 3) throw std::invalid_argument("no such integers");
-  std::vector<Blocks> blocks;
-  std::vector<int64_t> words;
-  for (const Run *run : runs) {
-    blocks.push_back(run->blocks());
-    words.push_back(run->words());
-  }
-  const Views views = checked(run_of, starts, lengths, places, words, out.nbytes() >> to);
-  auto *target = static_cast<uint8_t *>(out.data());
-  nb::gil_scoped_release release;
-  ::widen_views(blocks.data(), static_cast<Integer>(from), static_cast<Integer>(to), views, target);
-}
+using Array = In<int64_t>;
+// Runs; of their views the run, start, length and place; words per event; what words are read and
+// written as; where to.
+using JobArguments =
+    std::tuple<std::vector<const Run *>, Array, Array, Array, Array, int64_t, int, int, AnyOut>;
 
-void look_up(const std::vector<const Run *> &runs, const std::vector<In<int64_t>> &dictionaries,
-             In<int64_t> run_of, In<int64_t> starts, In<int64_t> lengths, In<int64_t> places, int to,
-             AnyOut out) {
-  if (to < 0 || to > 3) throw std::invalid_argument("no such integers");
-  if (runs.size() != dictionaries.size()) throw std::invalid_argument("as many dictionaries as runs");
-  std::vector<Blocks> blocks;
-  std::vector<int64_t> words;
-  std::vector<Entries> entries;
-  for (size_t run = 0; run < runs.size(); ++run) {
-    blocks.push_back(runs[run]->blocks());
-    words.push_back(runs[run]->words());
-    entries.push_back({dictionaries[run].data(), dictionaries[run].size()});
+// Does all jobs; the number of the first one with a word that indexes nothing, or of jobs.
+size_t write_jobs(const std::vector<JobArguments> &given, int threads) {
+  std::vector<Job> jobs;
+  jobs.reserve(given.size());
+  for (const auto &[runs, run_of, starts, lengths, places, size, from, to, out] : given) {
+    if (from < 0 || from > 7 || to < 0 || to > 3) throw std::invalid_argument("no such integers");
+    if (size < 1 || size > words_max) throw std::invalid_argument("an event has a word or more");
+    Job job{{}, {}, size, static_cast<Integer>(from), static_cast<Integer>(to),
+            static_cast<uint8_t *>(out.data())};
+    std::vector<int64_t> events;
+    for (const Run *run : runs) {
+      if (!run) throw std::invalid_argument("no run");
+      job.runs.push_back(run->blocks());
+      events.push_back(run->words() / size);
+    }
+    const auto out_words = static_cast<int64_t>(out.nbytes() >> to);
+    job.views = checked(run_of, starts, lengths, places, events, out_words / size);
+    jobs.push_back(std::move(job));
   }
-  const Views views = checked(run_of, starts, lengths, places, words, out.nbytes() >> to);
-  auto *target = static_cast<uint8_t *>(out.data());
-  bool is_inside;
-  {
-    nb::gil_scoped_release release;
-    is_inside = ::look_up_views(blocks.data(), entries.data(), static_cast<Integer>(to), views, target);
-  }
-  if (!is_inside) throw std::out_of_range("a word points past its dictionary");
-}
-
-void copy(const std::vector<AnyIn> &sources, In<int64_t> run_of, In<int64_t> starts,
-          In<int64_t> lengths, In<int64_t> places, size_t item_bytes, AnyOut out) {
-  if (!item_bytes) throw std::invalid_argument("items have no size");
-  std::vector<const uint8_t *> runs;
-  std::vector<int64_t> items;
-  for (const AnyIn &source : sources) {
-    runs.push_back(static_cast<const uint8_t *>(source.data()));
-    items.push_back(source.nbytes() / item_bytes);
-  }
-  const Views views = checked(run_of, starts, lengths, places, items, out.nbytes() / item_bytes);
-  auto *target = static_cast<uint8_t *>(out.data());
   nb::gil_scoped_release release;
-  ::copy_views(runs.data(), item_bytes, views, target);
+  return write(jobs, threads);
 }
 
 // Slices of a buffer, one behind the other.
@@ -170,115 +153,16 @@ nb::bytes gather(In<uint8_t> buffer, In<int64_t> starts, In<int64_t> lengths) {
   return joined;
 }
 
-// Numbers values in the order of their first appearance: writes each one's number to `codes`, the
-// distinct values to the front of `distinct`, and returns how many those are.
-size_t number_values(In<int64_t> values, Out<uint32_t> codes, Out<int64_t> distinct) {
-  if (codes.size() != values.size() || distinct.size() != values.size())
-    throw std::invalid_argument("as many codes and distinct values as values");
-  nb::gil_scoped_release release;
-  std::unordered_map<int64_t, uint32_t> numbers;
-  for (size_t i = 0; i < values.size(); ++i) {
-    const auto [entry, is_new] = numbers.try_emplace(values.data()[i], numbers.size());
-    if (is_new) distinct.data()[entry->second] = values.data()[i];
-    codes.data()[i] = entry->second;
-  }
-  return numbers.size();
-}
-
-template <typename Offset, typename Code>
-bool recode_block(const uint8_t *data, int64_t base, int64_t words, const uint32_t *codes,
-                  uint64_t entries, Code *out) {
-  for (int64_t i = 0; i < words; ++i) {
-    uint64_t word = base;
-    if constexpr (!std::is_void_v<Offset>) {
-      Offset offset;
-      std::memcpy(&offset, data + i * sizeof(Offset), sizeof(Offset));
-      word += offset;
-    }
-    if (word >= entries) return false;
-    out[i] = static_cast<Code>(codes[word]);
-  }
-  return true;
-}
-
-template <typename Code>
-bool recode_all(const uint8_t *buffer, const int64_t *starts, const uint8_t *widths,
-                const int64_t *bases, const int64_t *counts, size_t blocks, const uint32_t *codes,
-                const int64_t *first_entries, const int64_t *entries, Code *out) {
-  for (size_t b = 0; b < blocks; ++b) {
-    const uint8_t *data = buffer + starts[b];
-    const uint32_t *mine = codes + first_entries[b];
-    bool inside;
-    switch (widths[b]) {
-      case 0: inside = recode_block<void>(data, bases[b], counts[b], mine, entries[b], out); break;
-      case 1:
-        inside = recode_block<uint8_t>(data, bases[b], counts[b], mine, entries[b], out);
-        break;
-      case 2:
-        inside = recode_block<uint16_t>(data, bases[b], counts[b], mine, entries[b], out);
-        break;
-      case 4:
-        inside = recode_block<uint32_t>(data, bases[b], counts[b], mine, entries[b], out);
-        break;
-      default: inside = recode_block<uint64_t>(data, bases[b], counts[b], mine, entries[b], out);
-    }
-    if (!inside) return false;
-    out += counts[b];
-  }
-  return true;
-}
-
-// Replaces the words of blocks, each an index into its block's own part of `codes`, by the codes
-// there: all as wide as `out`'s items.
-void recode(In<uint8_t> buffer, In<int64_t> starts, In<uint8_t> widths, In<int64_t> bases,
-            In<int64_t> counts, In<uint32_t> codes, In<int64_t> first_entries, In<int64_t> entries,
-            int code_bytes, Out<uint8_t> out) {
-  const size_t blocks = widths.size();
-  if (starts.size() != blocks || bases.size() != blocks || counts.size() != blocks ||
-      first_entries.size() != blocks || entries.size() != blocks)
-    throw std::invalid_argument("blocks need as many of each");
-  if (code_bytes != 1 && code_bytes != 2 && code_bytes != 4)
-    throw std::invalid_argument("codes have 1, 2 or 4 bytes");
-  const int64_t size = buffer.size(), known = codes.size();
-  int64_t words = 0;
-  for (size_t b = 0; b < blocks; ++b) {
-    const int64_t start = starts.data()[b], count = counts.data()[b], width = widths.data()[b];
-    const int64_t first = first_entries.data()[b], mine = entries.data()[b];
-    if (width > 8 || (width & (width - 1)) || start < 0 || count < 0 ||
-        count > (width ? size / width : INT64_MAX) || start > size - count * width || first < 0 ||
-        mine < 0 || first > known - mine || count > words_max - words)
-      throw std::out_of_range("a block reaches past its buffer or its entries");
-    words += count;
-  }
-  if (words * code_bytes != static_cast<int64_t>(out.size()))
-    throw std::invalid_argument("the output has another size");
-  auto run = [&](auto *target) {
-    nb::gil_scoped_release release;
-    return recode_all(buffer.data(), starts.data(), widths.data(), bases.data(), counts.data(),
-                      blocks, codes.data(), first_entries.data(), entries.data(), target);
-  };
-  bool inside;
-  switch (code_bytes) {
-    case 1: inside = run(out.data()); break;
-    case 2: inside = run(reinterpret_cast<uint16_t *>(out.data())); break;
-    default: inside = run(reinterpret_cast<uint32_t *>(out.data()));
-  }
-  if (!inside) throw std::out_of_range("a word points past its dictionary");
-}
-
 }  // namespace
 
 NB_MODULE(_native, m) {
   // What lives as long as the interpreter does is no leak.
   nb::set_leak_warnings(false);
   nb::class_<Run>(m, "Run").def(
-      nb::init<In<uint8_t>, In<uint8_t>, In<int64_t>, In<int64_t>>());
-  m.def("widen_views", &widen);
-  m.def("look_up_views", &look_up);
-  m.def("copy_views", &copy);
+      nb::init<In<uint8_t>, In<uint8_t>, In<int64_t>, In<int64_t>, std::optional<In<int64_t>>>(),
+      "data"_a, "widths"_a, "bases"_a, "counts"_a, "dictionary"_a.none() = nb::none());
+  m.def("write", &write_jobs);
   m.def("gather", &gather);
-  m.def("number_values", &number_values);
-  m.def("recode", &recode);
   bind_records(m);
   bind_response(m);
   bind_store(m);

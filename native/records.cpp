@@ -39,8 +39,7 @@ class RecordsColumn {
     // As distances from the least value of the type they are the words that the wire means.
     if (is_signed) base_ = -(int64_t{1} << (8 * column.word_bytes - 1));
     const int64_t bytes = column.size * column.word_bytes;
-    const bool is_coded = column.type == text || column.type == categorical;
-    if (!is_coded) data_.reserve(bytes * records.size());
+    if (column.type != text) data_.reserve(bytes * records.size());
     std::unordered_map<std::string_view, uint32_t> by_text;
     std::vector<uint32_t> codes;
     for (size_t row = 0; row < records.size(); ++row) {
@@ -58,9 +57,6 @@ class RecordsColumn {
         codes.push_back(entry->second);
       } else if (!is_there) {
         continue;
-      } else if (column.type == categorical) {
-        codes.push_back(static_cast<uint32_t>(numbers_.size()));
-        numbers_.push_back(load<int64_t>(word));
       } else {
         data_.insert(data_.end(), word, word + bytes);
         if (!is_signed) continue;
@@ -68,8 +64,8 @@ class RecordsColumn {
           data_[at + column.word_bytes - 1] ^= 0x80;
       }
     }
-    if (!is_coded) return;
-    width_ = code_width(std::max(numbers_.size(), texts_.size()));
+    if (column.type != text) return;
+    width_ = code_width(texts_.size());
     for (const uint32_t code : codes) append_code(data_, code, width_);
   }
 
@@ -80,8 +76,7 @@ class RecordsColumn {
                     number_bytes(column::nullable, column_.nullable) +
                     field_bytes(column::bases, 8) + field_bytes(column::widths, 1) +
                     optional_bytes(column::data, data_.size()) +
-                    optional_bytes(column::present, present_.size()) +
-                    optional_bytes(column::dictionary, 8 * numbers_.size());
+                    optional_bytes(column::present, present_.size());
     for (const Bytes &value : texts_) total += field_bytes(column::strings, value.size);
     return total;
   }
@@ -96,7 +91,6 @@ class RecordsColumn {
     out.bytes(column::widths, &width, 1);
     out.bytes(column::data, data_.data(), data_.size());
     out.bytes(column::present, present_.data(), present_.size());
-    out.bytes(column::dictionary, numbers_.data(), 8 * numbers_.size());
     for (const Bytes &value : texts_) {
       out.open(column::strings, value.size);
       out.raw(value.data, value.size);
@@ -108,7 +102,6 @@ class RecordsColumn {
   int width_;
   int64_t base_ = 0;
   std::vector<uint8_t> data_, present_;
-  std::vector<int64_t> numbers_;
   std::vector<Bytes> texts_;
 };
 

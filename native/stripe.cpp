@@ -49,12 +49,14 @@ Column::Column(Bytes stripe, const Trait &trait) : stripe_(stripe), trait_(&trai
     dictionary_count_ = load<uint32_t>(record + 16);
     base_ = load<int64_t>(record + 24);
     if (presence_ == Presence::some) check_within(stripe, bitmap_, (events + 7) / 8);
-    if (trait.is_dictionary())
+    if (trait.type == text || trait.type == categorical)
       check_within(stripe, dictionary_, dictionary_count_ * (trait.type == text ? 4 : 8));
+    else
+      dictionary_count_ = 0;
     return;
   }
   // Its default, or null.
-  base_ = trait.is_dictionary() ? 0 : trait.default_word;
+  base_ = trait.type == text ? 0 : trait.default_word;
   presence_ = trait.nullable ? Presence::none : Presence::all;
 }
 
@@ -90,7 +92,7 @@ void Column::append_presence(int64_t first, int64_t count, std::vector<uint8_t> 
 }
 
 int64_t Column::number(int64_t entry) const {
-  return stored_ ? load<int64_t>(stripe_.data + dictionary_ + 8 * entry) : trait_->default_word;
+  return load<int64_t>(stripe_.data + dictionary_ + 8 * entry);
 }
 
 Bytes Column::words_of(int64_t entry) const {

@@ -19,7 +19,7 @@ T load(const uint8_t *at) {
   return value;
 }
 
-// thinrow.v1.TraitType's numbers of the two whose words index a dictionary.
+// thinrow.v1.TraitType's numbers of the two whose words may index a dictionary.
 constexpr int categorical = 13, text = 14;
 
 struct Trait {
@@ -33,8 +33,6 @@ struct Trait {
   std::string default_text;
   int group;
   int slot = 0; // of its group among those that a plan reads
-
-  bool is_dictionary() const { return type == categorical || type == text; }
 };
 
 // One trait of some consecutive events of a stripe, still encoded, checked to lie within it.
@@ -61,6 +59,9 @@ class Column {
                        int64_t &bit_count) const;
   bool has(int64_t event) const;
 
+  // Whether words index the stripe's own dictionary: those of text always, and categories where
+  // that takes fewer bytes than the categories themselves.
+  bool indexes() const { return trait_->type == text || dictionary_count_; }
   int64_t entries() const { return stored_ ? dictionary_count_ : 1; }
   int64_t number(int64_t entry) const; // of a categorical trait's dictionary
   Bytes words_of(int64_t entry) const; // of a text trait's dictionary

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from thinrow.errors import StoreCorruptError
-from thinrow.schema import EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS
+from thinrow.schema import EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS, TraitType
 from thinrow.serving.projection import wire_type
 from thinrow.store.digest import digest_fields
 from thinrow.store.directory import NEVER_TS
@@ -420,15 +419,12 @@ def _add_column(
         nullable=trait.nullable,
     )
     where = (rows, run.first, run.counts)
-    if trait.type.is_dictionary:
+    if trait.type in (TraitType.CATEGORICAL, TraitType.STRING):
         values = stripes.words(trait, *where)
         present = values.present
         blocks, buffer = narrow(values.words, value_counts(run, present))
-        if isinstance(values.dictionary, pa.Array):
-            column.strings.extend(values.dictionary.to_pylist())
-        else:
-            assert values.dictionary is not None
-            column.dictionary.extend(values.dictionary.tolist())
+        if values.texts is not None:
+            column.strings.extend(values.texts.to_pylist())
     else:
         slices = stripes.slices(trait, *where)
         present, blocks, buffer = slices.present, slices.blocks, stripes.buffer

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from thinrow.client.batch import Batch
-from thinrow.client.kernel import Views
 from thinrow.client.lookup import Lookup
 from thinrow.client.pointers import MutableColumn, MutableEvents, Pointers, Projection, ThinRows
 from thinrow.client.response import Column, Response
@@ -134,8 +133,7 @@ def test_widening_reads_what_the_contract_says(encoded: Encoded) -> None:
     narrow = NarrowColumn(Column.of(column), np.array(block_lengths, np.int64))
     values = np.full((len(events), *narrow.kind.shape), 99, narrow.kind.dtype)
     present = np.full(len(events), True)
-    zero = np.zeros(1, np.int64)
-    NarrowColumn.write([narrow], Views(zero, zero, zero + len(events), zero), values, present)
+    narrow.write(values, present)
     assert present.tolist() == [event is not None for event in events]
     if column.type in CODES:
         assert values.dtype == np.dtype(CODES[column.type])
@@ -197,6 +195,34 @@ def answer(
         columns=columns,
         truncation=wire.TRUNCATION_NEWEST,
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "fits"),
+    [
+        (wire.TRAIT_TYPE_INT64, (1 << 31) - 256, True),
+        (wire.TRAIT_TYPE_INT64, (1 << 31) - 255, True),  # only the values tell
+        (wire.TRAIT_TYPE_INT64, (1 << 31) - 7, False),
+        (wire.TRAIT_TYPE_INT64, -(1 << 31), True),
+        (wire.TRAIT_TYPE_INT64, -(1 << 31) - 1, False),
+        (wire.TRAIT_TYPE_UINT32, (1 << 32) - 9, False),
+        (wire.TRAIT_TYPE_UINT64, -9, False),
+        (wire.TRAIT_TYPE_INT8, -8, True),
+    ],
+)
+def test_other_integers_hold_every_value_or_are_refused(kind: int, base: int, fits: bool) -> None:
+    column = wire.Column(trait="t", type=kind, vector_size=1, bases=[base])  # type: ignore[arg-type]
+    column.widths, column.data = b"\1", b"\0\7"
+    rows = ThinRows(Pointers(user_ids=[7], end_ts=[100]))
+    read_back = read(answer([(0, 2)], [column], 2), rows, Projection())
+    wide, narrow = np.zeros(2, np.int64), np.zeros(2, np.int32)
+    if fits:
+        for values in (wide, narrow):
+            read_back.write("t", values)
+            assert values.tolist() == [base, base + 7]
+    else:
+        with pytest.raises(InputError, match="wider"):
+            read_back.write("t", narrow)
 
 
 @given(
@@ -364,9 +390,9 @@ def test_mutable_events_are_judged_by_all_responses_together() -> None:
             MutableEvents(np.array([0, 1, 2]), np.array([150, 150]), {}),
         )
         lookup = Lookup(rows, "tenant")
-        for example, column in enumerate(columns):
+        for number, column in enumerate(columns):
             response = answer([(0, 1)], [column], 1).SerializeToString()
-            lookup.add(np.array([example]), Response.read(response))
+            lookup.add(np.array([number]), Response.read(response))
         batch = Batch.from_answers([lookup.answer()])
         assert [values[1:] for values in batch.to_lists("t") if values] == [[None], [None]]
 

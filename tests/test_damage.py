@@ -233,7 +233,7 @@ def edited(change: Callable[[dict[str, object]], object]) -> Callable[[bytes], b
         lambda data: b"\xff" + data,
         edited(lambda body: body.pop("xxh3")),
         edited(lambda body: body.update(number=7)),
-        edited(lambda body: body.update(format=2)),
+        edited(lambda body: body.update(format=1)),
         edited(lambda body: body.update(watermarks=[1, as_of(4)])),
         edited(lambda body: body.update(shards=[])),
     ],
@@ -355,9 +355,9 @@ def test_a_damaged_new_generation_is_not_taken_up(tmp_path: Path) -> None:
 def test_a_manifest_of_another_format_is_not_called_damaged(tmp_path: Path) -> None:
     other = built_world(tmp_path)
     path = next(other.store.glob("generation-*")) / "manifest.json"
-    body = json.loads(path.read_text(encoding="utf-8")) | {"format": 2, "new": 1}
+    body = json.loads(path.read_text(encoding="utf-8")) | {"format": 3, "new": 1}
     del body["xxh3"]
     body["xxh3"] = xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
     path.write_text(json.dumps(body), encoding="utf-8")
-    with pytest.raises(StoreError, match="has format 2, and this ThinRow reads format 1"):
+    with pytest.raises(StoreError, match="has format 3, and this ThinRow reads format 2"):
         read_store(other.store, pointers_to(days(3)))

@@ -14,11 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from thinrow.client import kernel
 from thinrow.client.kernel import Views
-from thinrow.client.response import Column
-from thinrow.client.widen import NarrowColumn
-from thinrow.errors import InputError
 from thinrow.store.narrow import NarrowBlocks, joined, narrow, widened
-from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,7 +83,7 @@ def test_widening(data: st.DataObject, drawn: list[Run], name: str) -> None:
     for target in targets:
         want = picked(words, views, np.full(room_for(views), 77, target))
         got = np.full(room_for(views), 77, target)
-        kernel.widen_views(narrow, dtype, views, got)
+        assert kernel.write([kernel.Job("t", narrow, dtype, views, got)]) is None
         np.testing.assert_array_equal(got, want)
 
 
@@ -105,39 +101,9 @@ def test_copying(data: st.DataObject, cut: int, values: NDArray[Any]) -> None:
     views = data.draw(views_of(*map(len, runs)))
     shape = (room_for(views), *values.shape[1:])
     got, want = np.zeros(shape, values.dtype), np.zeros(shape, values.dtype)
-    kernel.copy_views(runs, views, got)
+    items = [kernel.run_of_items(run) for run in runs]
+    assert kernel.write([kernel.Job("t", items, values.dtype, views, got)]) is None
     np.testing.assert_array_equal(got, picked(runs, views, want))
-
-
-@given(runs(), st.data())
-def test_recoding(run: Run, data: st.DataObject) -> None:
-    """Each block's words index its own part of the codes."""
-    blocks = run.blocks
-    entries = np.full(len(blocks.counts), 50)
-    words = run.words % np.uint64(50)
-    blocks, stored = narrow(words, blocks.counts)
-    values = np.array(
-        data.draw(st.lists(st.integers(-9, 9), min_size=50, max_size=50)) * len(entries), np.int64
-    )
-    codes, distinct = np.empty(len(values), np.uint32), np.empty(len(values), np.int64)
-    distinct = distinct[: native.number_values(values, codes, distinct)]
-    assert distinct.tolist() == list(dict.fromkeys(values.tolist()))
-    np.testing.assert_array_equal(distinct[codes], values)
-    first = np.arange(len(entries)) * 50
-    for size in (1, 2, 4):
-        got = np.empty(len(words), f"u{size}")
-        native.recode(
-            *(stored, blocks.starts, blocks.widths, blocks.bases, blocks.counts),
-            *(codes, first, entries, size, got.view(np.uint8)),
-        )
-        index = words.astype(np.int64) + np.repeat(first, blocks.counts)
-        np.testing.assert_array_equal(distinct[got], values[index])
-    if len(words) and words.max() > 0:
-        with pytest.raises(IndexError):
-            native.recode(
-                *(stored, blocks.starts, blocks.widths, blocks.bases, blocks.counts),
-                *(codes, first, np.zeros_like(entries), 4, np.empty(4 * len(words), np.uint8)),
-            )
 
 
 @given(st.binary(max_size=50), st.lists(st.tuples(st.integers(-5, 60), st.integers(-5, 60))))
@@ -162,6 +128,7 @@ def test_the_stores_own_widening_agrees(run: Run) -> None:
 
 ONE = np.ones(1, np.int64)
 FIRST = 0 * ONE
+INT64 = np.dtype(np.int64)
 NARROW = (np.arange(4, dtype=np.uint8), np.ones(1, np.uint8), ONE, 4 * ONE)
 
 
@@ -186,62 +153,54 @@ def test_what_reaches_out_of_bounds_is_refused(
     error: type[Exception], narrow: tuple[Any, ...], views: tuple[Any, ...]
 ) -> None:
     with pytest.raises(error):
-        kernel.widen_views(
-            [kernel.Run(*narrow)], np.dtype(np.int64), Views(*views), np.zeros(4, np.int64)
-        )
-    if error is IndexError:
-        with pytest.raises(error):
-            kernel.copy_views([np.zeros(4, np.int64)], Views(*views), np.zeros(4, np.int64))
-
-
-def whole(column: wire.Column, dtype: str) -> NDArray[Any]:
-    narrow = NarrowColumn(Column.of(column), np.array([2]))
-    values = np.zeros(2, dtype)
-    views = Views(FIRST, FIRST, 2 * ONE, FIRST)
-    NarrowColumn.write([narrow], views, values, np.zeros(2, np.bool_))
-    return values
-
-
-@pytest.mark.parametrize(
-    ("kind", "base", "fits"),
-    [
-        (wire.TRAIT_TYPE_INT64, (1 << 31) - 256, True),
-        (wire.TRAIT_TYPE_INT64, (1 << 31) - 255, True),  # only the values tell
-        (wire.TRAIT_TYPE_INT64, (1 << 31) - 7, False),
-        (wire.TRAIT_TYPE_INT64, -(1 << 31), True),
-        (wire.TRAIT_TYPE_INT64, -(1 << 31) - 1, False),
-        (wire.TRAIT_TYPE_UINT32, (1 << 32) - 9, False),
-        (wire.TRAIT_TYPE_UINT64, -9, False),
-        (wire.TRAIT_TYPE_INT8, -8, True),
-    ],
-)
-def test_other_integers_hold_every_value_or_are_refused(kind: int, base: int, fits: bool) -> None:
-    column = wire.Column(trait="t", type=kind, vector_size=1, bases=[base])  # type: ignore[arg-type]
-    column.widths, column.data = b"\1", b"\0\7"
-    if fits:
-        assert whole(column, "i4").tolist() == [base, base + 7]
-        assert whole(column, "i8").tolist() == [base, base + 7]
-    else:
-        with pytest.raises(InputError, match="wider"):
-            whole(column, "i4")
+        job = kernel.Job("t", [kernel.Run(*narrow)], INT64, Views(*views), np.zeros(4, np.int64))
+        kernel.write([job])
 
 
 def test_looked_up_values_are_those_of_each_runs_own_dictionary() -> None:
-    def run(*words: int) -> kernel.Run:
+    def run(words: list[int], *entries: int) -> kernel.Run:
         narrow = np.array(words, np.uint8), np.ones(1, np.uint8), np.zeros(1, np.int64)
-        return kernel.Run(*narrow, np.array([len(words)]))
+        return kernel.Run(*narrow, np.array([len(words)]), np.array(entries, np.int64))
 
-    runs, mine = [run(1, 0, 1), run(0, 2, 1)], [np.array([7, -8]), np.array([5, 6, 1 << 30])]
     views = Views(*np.array([[1, 0, 1], [0, 1, 2], [3, 2, 1], [0, 3, 5]], np.int64))
+    one, other = [1, 0, 1], [0, 2, 1]
+    right = [run(one, 7, -8), run(other, 5, 6, 1 << 30)]
     for dtype in ("i4", "i8"):
         out = np.zeros(6, dtype)
-        kernel.look_up_views(runs, mine, views, out)
+        assert kernel.write([kernel.Job("t", right, INT64, views, out)]) is None
         assert out.tolist() == [5, 1 << 30, 6, 7, -8, 6]
-    for short in ([np.array([7, -8]), np.array([5, 6])], [np.zeros(0, np.int64), mine[1]]):
-        with pytest.raises(IndexError):
-            kernel.look_up_views(runs, short, views, np.zeros(6, np.int64))
+    for wrong in ([right[0], run(other, 5, 6)], [run(one), right[1]]):
+        jobs = [
+            kernel.Job(trait, runs, INT64, views, np.zeros(6, np.int64))
+            for trait, runs in (("right", right), ("wrong", wrong), ("later", wrong))
+        ]
+        assert kernel.write(jobs) == "wrong"
     with pytest.raises(IndexError):
-        kernel.look_up_views(runs, mine, views, np.zeros(5, np.int64))
+        kernel.write([kernel.Job("t", right, INT64, views, np.zeros(5, np.int64))])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_share_large_work(threads: int) -> None:
+    rng = np.random.default_rng(threads)
+    lengths = rng.integers(0, 3000, 700)
+    words = rng.integers(0, 250, 5000, dtype=np.uint8)
+    starts = rng.integers(0, 2000, 700)
+    ends = np.cumsum(lengths)
+    views = Views(np.zeros(700, np.int64), starts, lengths, ends - lengths)
+    outs = [np.zeros(ends[-1], np.int64) for _ in range(3)]
+    narrow = words, np.ones(1, np.uint8), ONE, np.array([5000])
+    plain = kernel.Run(*narrow)
+    short = kernel.Run(*narrow, dictionary=np.arange(100))
+    jobs = [
+        kernel.Job(trait, [run], INT64, views, out)
+        for trait, run, out in zip("abc", (plain, plain, short), outs, strict=True)
+    ]
+    assert kernel.write(jobs, threads) == "c"
+    want = np.concatenate(
+        [words[a : a + n] for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+    )
+    for out in outs[:2]:
+        np.testing.assert_array_equal(out, want.astype(np.int64) + 1)
 
 
 def test_lookups_of_several_threads_do_not_wait_for_each_other() -> None:
@@ -256,7 +215,8 @@ out = np.zeros(n, np.int64)
 done = threading.Event()
 def work():
     run = kernel.Run(np.zeros(n, np.uint8), np.ones(1, np.uint8), zero, one)
-    kernel.widen_views([run], np.dtype("i8"), kernel.Views(zero, zero, one, zero), out)
+    views = kernel.Views(zero, zero, one, zero)
+    kernel.write([kernel.Job("t", [run], out.dtype, views, out)])
     done.set()
 thread = threading.Thread(target=work)
 switch = 1000.0

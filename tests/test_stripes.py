@@ -8,15 +8,24 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from thinrow.client import Pointers, Projection, connect
 from thinrow.compaction import compact
 from thinrow.compaction.rewrite import HALVINGS
-from thinrow.schema import DIRECTORY_GROUP
+from thinrow.schema import DIRECTORY_GROUP, FIRST_NUMBER, Trait, TraitType
 from thinrow.store.generation import Generation
 from thinrow.store.keys import USER_BYTES, group_and_stripe
 from thinrow.store.shard import LAYERS_MAX
-from thinrow.store.stripe import STRIPE_EVENTS_MAX
-from worlds import DAY_MS, new_world, some_events
+from thinrow.store.stripe import (
+    COLUMN,
+    HEADER,
+    STRIPE_EVENTS_MAX,
+    StripeSet,
+    TraitValues,
+    encode_stripes,
+)
+from worlds import DAY_MS, as_of, new_world, running_server, some_events
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,3 +117,54 @@ def test_what_must_be_gone_is_not_in_a_shared_file(tmp_path: Path, gone: str | N
         [] if gone else [2]
     )
     assert len(tables) == (1 if gone else 2)
+
+
+def test_categories_are_stored_in_the_fewest_bytes_and_read_the_same() -> None:
+    """Small ones as they are, wide ones that repeat as a dictionary; an answer may hold both."""
+    trait = Trait(name="shelf", type=TraitType.CATEGORICAL, number=FIRST_NUMBER)
+    rng = np.random.default_rng(3)
+    hashes = rng.integers(-(1 << 62), 1 << 62, 40)
+    kinds = {
+        "small": rng.integers(-100, 100, 1000),
+        "wide, repeating": rng.choice(hashes, 1000),
+        "wide, all different": rng.integers(-(1 << 62), 1 << 62, 1000),
+        "one": np.full(1000, hashes[0]),
+        "small again": rng.integers(0, 60_000, 1000),
+    }
+    words = np.concatenate(list(kinds.values()))
+    counts = np.full(len(kinds), 1000)
+    encoded = encode_stripes([TraitValues(trait, words.view(np.uint64))], counts)
+    head = HEADER.itemsize + COLUMN.itemsize
+    assert [len(stripe) - head for stripe in encoded] == [1000, 8 * 40 + 1000, 8000, 0, 2000]
+    stripes = StripeSet(encoded)
+    which, first = np.array([1, 0, 4, 2, 1, 3]), np.array([7, 0, 990, 5, 500, 1])
+    count = np.array([100, 1000, 10, 0, 300, 2])
+    read = stripes.words(trait, which, first, count).words.view(np.int64)
+    wanted = [words[1000 * w + f :][:c] for w, f, c in zip(which, first, count, strict=True)]
+    np.testing.assert_array_equal(read, np.concatenate(wanted))
+
+
+def test_an_answer_may_hold_categories_as_they_are_and_by_dictionary(tmp_path: Path) -> None:
+    schema = '[item]\nshelf = "categorical"\nkey = { type = "int64", key = true }\n'
+    world = new_world(tmp_path, schema)
+    hashes = np.random.default_rng(3).integers(-(1 << 62), 1 << 62, 40)
+    shelves = [*hashes[np.arange(300) % 40].tolist(), *range(300)]
+    world.compact(
+        pa.table(
+            {
+                "user_id": [1] * 600,
+                "event_ts": range(600),
+                "shelf": shelves,
+                "key": range(600),
+            }
+        ),
+        1,
+        shards=1,
+    )
+    with running_server(world.store) as server, connect(server.address) as client:
+        for length in (0, 100, 450):
+            batch = client.materialize(
+                Pointers(user_ids=[1], end_ts=[as_of(1)]),
+                Projection(sequence_length=length, traits=("shelf",)),
+            )
+            assert batch.values["shelf"].tolist() == shelves[-length:]

@@ -23,7 +23,7 @@ from thinrow.client import (
     ThinRows,
     connect,
 )
-from thinrow.client.batch import write_trait
+from thinrow.client.batch import write_traits
 from thinrow.client.kernel import Views
 from thinrow.client.response import Column
 from thinrow.client.torch.batch import TensorBatch, lay_out
@@ -103,15 +103,12 @@ def to_tensors(answers: Sequence[Answer], integer_dtype: torch.dtype = torch.int
         watermark_ts=answers[0].watermark_ts,
         integer_dtype=integer_dtype,
     )
-    for trait, values in batch.values.items():
-        present = batch.present.get(trait)
-        write_trait(
-            answers,
-            trait,
-            values.numpy(),
-            None if present is None else present.numpy(),
-            batch.strings.get(trait),
-        )
+    write_traits(
+        answers,
+        {trait: values.numpy() for trait, values in batch.values.items()},
+        {trait: present.numpy() for trait, present in batch.present.items()},
+        batch.strings,
+    )
     return batch
 
 
@@ -322,7 +319,7 @@ def test_narrow_traits_widen_to_the_same_on_the_device(
         runs = narrow_runs(answer, dtypes)
         assert sum(run.events for run in runs) == batch.events
         for run in runs:
-            assert set(run.traits) == {"event_ts", "item_id", "price", "embedding"}
+            assert set(run.traits) == {"event_ts", "item_id", "price", "genre", "embedding"}
             widen_on_device(run.packed().to("cpu"), written)
         for trait in ("event_ts", "item_id", "price", "embedding"):
             assert same(written[trait], expected.values[trait]), trait
@@ -366,8 +363,11 @@ def test_every_dtype_and_width_widens_bit_by_bit(
     )
     narrow = NarrowColumn(Column.of(column), lengths)
     views = Views(*np.array([[0, 0, 0, 0], [3, 0, 20, 7], [6, 28, 1, 0], [0, 6, 40, 34]], np.int64))
+    every = np.zeros((int(lengths.sum()), size), dtype)
+    narrow.write(every)
     expected = np.zeros((41, size), dtype)
-    NarrowColumn.write([narrow], views, expected)
+    for _, start, length, place in zip(*(part.tolist() for part in views), strict=True):
+        expected[place : place + length] = every[start : start + length]
     integers = np.dtype(dtype).kind in "iu"
     wide = np.dtype(np.int64) if integers else np.dtype(dtype)
     out = torch.zeros(41, size, dtype=torch.from_numpy(np.empty(0, wide)).dtype)

@@ -14,60 +14,28 @@ class Run:
         widths: NDArray[np.uint8],
         bases: NDArray[np.int64],
         counts: NDArray[np.int64],
-        /,
+        dictionary: NDArray[np.int64] | None = None,
     ) -> None: ...
 
-def widen_views(
-    runs: Sequence[Run],
-    read_as: int,
-    run_of: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    places: NDArray[np.int64],
-    write_as: int,
-    out: NDArray[np.uint8],
-    /,
-) -> None: ...
-def look_up_views(
-    runs: Sequence[Run],
-    dictionaries: Sequence[NDArray[np.int64]],
-    run_of: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    places: NDArray[np.int64],
-    write_as: int,
-    out: NDArray[np.uint8],
-    /,
-) -> None: ...
-def copy_views(
-    sources: Sequence[NDArray[np.uint8]],
-    run_of: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    places: NDArray[np.int64],
-    item_bytes: int,
-    out: NDArray[np.uint8],
-    /,
-) -> None: ...
+def write(
+    jobs: Sequence[
+        tuple[
+            Sequence[Run],
+            NDArray[np.int64],  # of each view the run, its start, its length, its place
+            NDArray[np.int64],
+            NDArray[np.int64],
+            NDArray[np.int64],
+            int,  # words per event
+            int,  # what they are read as
+            int,  # what they are written as
+            NDArray[np.uint8],
+        ]
+    ],
+    threads: int,
+) -> int: ...
 def gather(
     buffer: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64], /
 ) -> bytes: ...
-def number_values(
-    values: NDArray[np.int64], codes: NDArray[np.uint32], distinct: NDArray[np.int64], /
-) -> int: ...
-def recode(
-    buffer: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    widths: NDArray[np.uint8],
-    bases: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    codes: NDArray[np.uint32],
-    first_entries: NDArray[np.int64],
-    entries: NDArray[np.int64],
-    code_bytes: int,
-    out: NDArray[Any],
-    /,
-) -> None: ...
 
 # What follows reads the store, for the server. Plan and ValueCache raise StoreCorruptError for
 # what contradicts itself.

@@ -75,11 +75,6 @@ class TraitType(IntEnum):
         return self in (TraitType.FLOAT16, TraitType.FLOAT32, TraitType.FLOAT64)
 
     @property
-    def is_dictionary(self) -> bool:
-        """True where values are stored as indexes into a dictionary."""
-        return self in (TraitType.CATEGORICAL, TraitType.STRING)
-
-    @property
     def value_dtype(self) -> np.dtype[Any]:
         """dtype of one value; int64 for categorical, object for string."""
         if self is TraitType.STRING:

@@ -12,22 +12,29 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from thinrow.client.kernel import Views, ranges
+from thinrow.client.kernel import Job, Views, ranges, run_of_items, write
 from thinrow.client.mutable import MutableTail
 from thinrow.client.pointers import MutableEvents, Projection, bounds
 from thinrow.client.request import TRUNCATIONS
-from thinrow.client.widen import ColumnKind, NarrowColumn, require
-from thinrow.errors import ThinRowError
+from thinrow.client.widen import (
+    ColumnKind,
+    NarrowColumn,
+    cast_integers,
+    indexes_nothing,
+    require,
+)
+from thinrow.errors import InputError, ThinRowError
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
+    from thinrow.client.kernel import Run
     from thinrow.client.pointers import Pointers, ThinRows
     from thinrow.client.response import Response
 
-__all__ = ["Answer", "Part"]
+__all__ = ["Answer", "Part", "do"]
 
 Columns = dict[str, NarrowColumn]
 
@@ -99,6 +106,80 @@ class Part(NamedTuple):
         return Part(examples, response, columns, statuses, starts, lengths)
 
 
+class Whole:
+    """All that came back for a batch: what its answer and the answer's slices have in common.
+
+    Arrays have shape (examples,).
+    """
+
+    def __init__(
+        self,
+        rows: ThinRows,
+        parts: tuple[Part, ...],
+        response: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        mutable: MutableEvents,
+    ) -> None:
+        self.rows = rows
+        self.parts = parts
+        self.response = response
+        """Number of the response that holds each example."""
+        self.starts = starts
+        """Place of each example's first immutable event in its response's run."""
+        self.lengths = lengths
+        """Immutable events."""
+        self.mutable = mutable
+        """The mutable events that are left after truncation."""
+        self.mutable_lengths = np.diff(mutable.offsets)
+        self.columns = tuple(part.columns for part in parts)
+        self.kinds = joint_kinds(self.columns)
+        self._runs: dict[tuple[str, np.dtype[Any]], list[Run] | None] = {}
+        self._presence_runs: dict[str, list[Run]] = {}
+
+    def only(self, examples: NDArray[np.int64]) -> Whole:
+        """The same of some examples."""
+        return Whole(
+            self.rows[examples],
+            self.parts,
+            self.response[examples],
+            self.starts[examples],
+            self.lengths[examples],
+            self.mutable[examples],
+        )
+
+    def runs(self, trait: str, dtype: np.dtype[Any]) -> list[Run] | None:
+        """Events of each response and the mutable ones, as runs of the trait's dtype.
+
+        None where a value might not fit `dtype`. Raises InputError for mutable events that lack
+        the trait, or hold it in another type.
+        """
+        # Threads may both find nothing here and make the same.
+        key = trait, dtype
+        if key not in self._runs:
+            columns = [response[trait] for response in self.columns]
+            kind = self.kinds[trait]
+            values = self.tail(trait).values(kind.dtype)
+            self._runs[key] = None
+            if all(column.fits(dtype) for column in columns) and fit(values, dtype):
+                runs = [column.run for column in columns]
+                self._runs[key] = [*runs, run_of_items(np.ascontiguousarray(values))]
+        return self._runs[key]
+
+    def presence_runs(self, trait: str) -> list[Run]:
+        """Whether those events have the trait, as runs of bool."""
+        if trait not in self._presence_runs:
+            runs = [response[trait].presence_run for response in self.columns]
+            present = np.ascontiguousarray(self.tail(trait).present)
+            self._presence_runs[trait] = [*runs, run_of_items(present)]
+        return self._presence_runs[trait]
+
+    def tail(self, trait: str, first_code: int = 0) -> MutableTail:
+        """A trait of the mutable events; codes of texts start at `first_code`."""
+        message = self.columns[0][trait].message
+        return MutableTail(message, self.kinds[trait], self.mutable, first_code)
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """The histories of some examples: checked, and not yet widened.
@@ -106,9 +187,6 @@ class Answer:
     Made by `Client.answers`. A slice of it is an answer about some of its examples, and shares
     its bytes.
     """
-
-    rows: ThinRows
-    """What was asked about."""
 
     statuses: NDArray[np.uint8]
     """Shape (examples,): numbers of thinrow.v1.Status."""
@@ -128,14 +206,10 @@ class Answer:
     answer_bytes: int
     """Size of the whole answer as it travelled, but for the messages' own few bytes."""
 
-    parts: tuple[Part, ...]
-    """The responses; a slice has all of them."""
-    _response: NDArray[np.int64]
-    """Number of the response that holds each example, shape (examples,)."""
-    _starts: NDArray[np.int64]
-    """Place of each example's first immutable event in its response's run."""
-    _mutable: MutableEvents
-    """The mutable events that are left after truncation."""
+    _whole: Whole
+
+    _examples: NDArray[np.int64]
+    """Places of the examples in the whole."""
 
     @staticmethod
     def join(rows: ThinRows, parts: Sequence[Part]) -> Answer:
@@ -163,18 +237,16 @@ class Answer:
             *projections.pop(), mutable, np.where(statuses == wire.STATUS_OK, lengths, -1)
         )
         oldest = min((part.response for part in parts), key=lambda answer: answer.generation)
+        whole = Whole(rows, tuple(parts), response, starts, lengths, kept)
         return Answer(
-            rows=rows,
             statuses=statuses.astype(np.uint8),
-            lengths=lengths + np.diff(kept.offsets),
+            lengths=lengths + whole.mutable_lengths,
             generation=oldest.generation,
             watermark_ts=oldest.watermark_ts,
             server_s=sum(part.response.server_us for part in parts) / 1e6,
             answer_bytes=sum(part.travelled_bytes for part in parts),
-            parts=tuple(parts),
-            _response=response,
-            _starts=starts,
-            _mutable=kept,
+            _whole=whole,
+            _examples=np.arange(len(rows)),
         )
 
     def __len__(self) -> int:
@@ -193,12 +265,9 @@ class Answer:
             examples = slice(*bounds(examples, len(self)))
         return dataclasses.replace(
             self,
-            rows=self.rows[examples],
             statuses=self.statuses[examples],
             lengths=self.lengths[examples],
-            _response=self._response[examples],
-            _starts=self._starts[examples],
-            _mutable=self._mutable[examples],
+            _examples=self._examples[examples],
         )
 
     def amended(self, examples: NDArray[np.int64], again: Answer) -> Answer:
@@ -207,14 +276,30 @@ class Answer:
         return Answer.join(self.rows, [*self.parts, *later])
 
     @property
+    def rows(self) -> ThinRows:
+        """What was asked about."""
+        whole = self._whole
+        return whole.rows if len(self) == len(whole.rows) else whole.rows[self._examples]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The responses; a slice has all of them."""
+        return self._whole.parts
+
+    @property
     def columns(self) -> tuple[Columns, ...]:
         """Of each response, by trait, still narrow."""
-        return tuple(part.columns for part in self.parts)
+        return self._whole.columns
 
-    @cached_property
+    @property
     def kinds(self) -> dict[str, ColumnKind]:
         """What the values of each trait are, in the order of the projection."""
-        return joint_kinds(self.columns)
+        return self._whole.kinds
+
+    @cached_property
+    def events(self) -> int:
+        """Events of all examples."""
+        return int(self.lengths.sum())
 
     @staticmethod
     def joint_kinds(answers: Sequence[Answer]) -> dict[str, ColumnKind]:
@@ -236,46 +321,40 @@ class Answer:
         Raises InputError where a value does not fit `values`, or where mutable events lack a
         trait they need or hold it in another type; ThinRowError for a malformed answer.
         """
-        columns = [response[trait] for response in self.columns]
-        NarrowColumn.write(columns, self._views, values, present)
-        first_code = 0
+        do(self.jobs(trait, values, present))
+
+    def jobs(
+        self, trait: str, values: NDArray[Any], present: NDArray[np.bool_] | None = None
+    ) -> list[Job]:
+        """As `write`, but what takes long is left to be done, together with other such jobs."""
+        whole = self._whole
         if self.kinds[trait].text:
-            first_code = self._shift_codes(columns, values, present)
-        if len(self._mutable.arrival_ts):
-            ends = np.cumsum(self.lengths)
-            lengths = np.diff(self._mutable.offsets)
-            events = ranges(ends - lengths, lengths)
-            tail = self.tail(trait, first_code)
-            values[events] = tail.values(values.dtype)
-            if present is not None:
-                present[events] = tail.present
+            self._write_text(trait, values, present)
+            return []
+        try:
+            runs = whole.runs(trait, values.dtype)
+        except InputError:
+            if len(self) == len(whole.rows):
+                raise
+            # It may be the fault of an example that is not among these.
+            return self._alone.jobs(trait, values, present)
+        dtype = self.kinds[trait].dtype
+        jobs = []
+        if runs is None:
+            self._write_if_it_fits(trait, values)
+        else:
+            jobs.append(Job(trait, runs, dtype, self._views, values))
+        if present is not None:
+            presence = whole.presence_runs(trait)
+            jobs.append(Job(trait, presence, present.dtype, self._views, present))
+        return jobs
 
     def strings(self, trait: str) -> list[str]:
         """The texts that the codes of a text trait index. May repeat one."""
         texts: list[str] = []
         for number in self._responses_used:
             texts += self.columns[number][trait].message.strings
-        if len(self._mutable.arrival_ts):
-            texts += self.tail(trait, len(texts)).strings
-        return texts
-
-    def _shift_codes(
-        self,
-        columns: Sequence[NarrowColumn],
-        values: NDArray[Any],
-        present: NDArray[np.bool_] | None,
-    ) -> int:
-        """Lets the codes of each response index the joint `strings`; returns how many those are."""
-        first_code = 0
-        for number in self._responses_used:
-            if first_code:
-                mine = self._views.runs == number
-                events = ranges(self._views.places[mine], self._views.lengths[mine])
-                if present is not None:
-                    events = events[present[events]]
-                values[events] += first_code
-            first_code += len(columns[number].message.strings)
-        return first_code
+        return texts + self._alone.tail(trait, len(texts)).strings
 
     def by_response(self) -> Iterator[tuple[Columns, Views]]:
         """Of each response that has some of the events: its columns, and where its events go."""
@@ -286,26 +365,86 @@ class Answer:
     @property
     def mutable(self) -> MutableEvents:
         """The mutable events that are left after truncation; they come behind each example's."""
-        return self._mutable
+        return self._alone._whole.mutable
 
     def tail(self, trait: str, first_code: int = 0) -> MutableTail:
         """A trait of the mutable events; codes of texts start at `first_code`."""
-        message = self.columns[0][trait].message
-        return MutableTail(message, self.kinds[trait], self._mutable, first_code)
+        return self._alone._whole.tail(trait, first_code)
+
+    @cached_property
+    def _alone(self) -> Answer:
+        """The same without the whole's other examples."""
+        if len(self) == len(self._whole.rows):
+            return self
+        only = self._whole.only(self._examples)
+        return dataclasses.replace(self, _whole=only, _examples=np.arange(len(self)))
 
     @cached_property
     def _views(self) -> Views:
-        """Where the immutable events of each example that has some come from, and go."""
-        lengths = self.lengths - np.diff(self._mutable.offsets)
-        places = np.cumsum(self.lengths) - self.lengths
-        there = np.flatnonzero(lengths)
-        return Views(self._response[there], self._starts[there], lengths[there], places[there])
+        """Where the events of each example come from, and go: immutable ones, then mutable ones."""
+        whole, examples = self._whole, self._examples
+        lengths, mutable_lengths = whole.lengths[examples], whole.mutable_lengths[examples]
+        ends = np.cumsum(self.lengths)
+        return Views(
+            np.concatenate([whole.response[examples], np.full(len(self), len(whole.parts))]),
+            np.concatenate([whole.starts[examples], whole.mutable.offsets[examples]]),
+            np.concatenate([lengths, mutable_lengths]),
+            np.concatenate([ends - self.lengths, ends - mutable_lengths]),
+        )
 
     @cached_property
     def _responses_used(self) -> list[int]:
         """Numbers of the responses that have some of the events."""
-        numbers: list[int] = np.unique(self._views.runs).tolist()
-        return numbers
+        whole, examples = self._whole, self._examples
+        numbers = whole.response[examples][whole.lengths[examples] > 0]
+        used: list[int] = np.unique(numbers).tolist()
+        return used
+
+    def _write_text(
+        self, trait: str, values: NDArray[Any], present: NDArray[np.bool_] | None
+    ) -> None:
+        """Writes codes of texts; those of each response index the joint `strings`."""
+        runs, presence, first_codes, first_code = [], [], [], 0
+        for number, columns in enumerate(self.columns):
+            column = columns[trait]
+            first_codes.append(first_code)
+            if number in self._responses_used:
+                first_code += len(column.message.strings)
+            runs.append(column.run)
+            presence.append(column.presence_run)
+        alone = self._alone
+        tail = alone.tail(trait, first_code)
+        runs.append(run_of_items(tail.values(self.kinds[trait].dtype)))
+        views = alone._views
+        do([Job(trait, runs, self.kinds[trait].dtype, views, values)])
+        there = np.empty(len(values), np.bool_) if present is None else present
+        presence.append(run_of_items(np.ascontiguousarray(tail.present)))
+        do([Job(trait, presence, there.dtype, views, there)])
+        shifts = np.array([*first_codes, 0])[views.runs]
+        order = np.argsort(views.places, kind="stable")
+        values += np.where(there, np.repeat(shifts[order], views.lengths[order]), 0)
+
+    def _write_if_it_fits(self, trait: str, values: NDArray[Any]) -> None:
+        """Writes integers of which some might not fit; only what is shown has to."""
+        kind = self.kinds[trait]
+        shown = np.empty(values.shape, kind.dtype)
+        do(self.jobs(trait, shown))
+        values[...] = cast_integers(trait, shown, values.dtype)
+
+
+def do(jobs: Sequence[Job], threads: int = 1) -> None:
+    """Does what was left to be done. Raises ThinRowError for a malformed answer."""
+    malformed = write(jobs, threads)
+    if malformed is not None:
+        raise indexes_nothing(malformed)
+
+
+def fit(values: NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Tells whether every value fits another dtype."""
+    if np.can_cast(values.dtype, dtype) or not values.size:
+        return True
+    bounds = np.iinfo(dtype)
+    return bool(values.min() >= bounds.min and values.max() <= bounds.max)
 
 
 def joint_kinds(responses: Iterable[Columns]) -> dict[str, ColumnKind]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.client.answer import Answer
+from thinrow.client.answer import Answer, do
 from thinrow.v1.materialization_pb2 import STATUS_OK
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["Batch", "write_trait"]
+__all__ = ["Batch", "write_traits"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,35 +106,33 @@ class Batch:
                 batch.present[trait] = np.empty(events, np.bool_)
             if kind.text:
                 batch.strings[trait] = []
-            write_trait(
-                answers,
-                trait,
-                batch.values[trait],
-                batch.present.get(trait),
-                batch.strings.get(trait),
-            )
+        write_traits(answers, batch.values, batch.present, batch.strings)
         return batch
 
 
-def write_trait(
+def write_traits(
     answers: Sequence[Answer],
-    trait: str,
-    values: NDArray[Any],
-    present: NDArray[np.bool_] | None,
-    strings: list[str] | None,
+    values: Mapping[str, NDArray[Any]],
+    present: Mapping[str, NDArray[np.bool_]],
+    strings: Mapping[str, list[str]],
+    threads: int = 1,
 ) -> None:
-    """Widens a trait of several answers, one behind the other; see Answer.write.
+    """Widens the traits of several answers, one behind the other; see Answer.write.
 
-    `strings` takes the texts of a text trait; codes are those of the joint list.
+    values, present: by trait. `strings` takes the texts of text traits; codes are those of the
+    joint lists. threads: how many may share the work.
     """
-    first = 0
-    for answer in answers:
-        events = slice(first, first + int(answer.lengths.sum()))
-        first = events.stop
-        there = None if present is None else present[events]
-        answer.write(trait, values[events], there)
-        if strings is not None:
-            values[events] += len(strings)
-            if there is not None:
-                values[events][~there] = 0
-            strings += answer.strings(trait)
+    ends = list(itertools.accumulate((answer.events for answer in answers), initial=0))
+    parts = [(answer, slice(*place)) for answer, place in zip(answers, pairwise(ends), strict=True)]
+    jobs = []
+    for trait, target in values.items():
+        texts = strings.get(trait)
+        for answer, events in parts:
+            there = present[trait][events] if trait in present else None
+            jobs += answer.jobs(trait, target[events], there)
+            if texts is not None:
+                target[events] += len(texts)
+                if there is not None:
+                    target[events][~there] = 0
+                texts += answer.strings(trait)
+    do(jobs, threads)

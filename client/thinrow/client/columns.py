@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.client.kernel import Views
 from thinrow.client.pointers import MutableColumn
 from thinrow.client.response import Column
 from thinrow.client.widen import VALUE_DTYPES, NarrowColumn, require
@@ -40,9 +39,6 @@ def to_wire(trait: str, kind: int, size: int, nullable: bool, column: MutableCol
         numbers = [codes.setdefault(text, len(codes)) for text in values.tolist()]
         message.strings.extend(codes)
         words = narrowest(np.array(numbers, np.int64), len(codes))
-    elif kind == wire.TRAIT_TYPE_CATEGORICAL:
-        message.dictionary.extend(values.tolist())
-        words = narrowest(np.arange(len(values)), len(values))
     elif values.dtype.kind == "i" and values.itemsize < 8:
         # As distances from the least value of the type they are the words that the wire means.
         base = int(np.iinfo(values.dtype).min)
@@ -67,14 +63,13 @@ def from_wire(columns: Iterable[wire.Column], events: int) -> dict[str, MutableC
     Raises ThinRowError for columns that contradict themselves.
     """
     every = np.array([events], np.int64)
-    zero = np.zeros(1, np.int64)
     read: dict[str, MutableColumn] = {}
     for message in columns:
         require(message.trait not in read, f"{message.trait} comes twice")
         narrow = NarrowColumn(Column.of(message), every)
         values = np.empty((events, *narrow.kind.shape), narrow.kind.dtype)
         present = np.empty(events, np.bool_) if message.nullable else None
-        NarrowColumn.write([narrow], Views(zero, zero, every, zero), values, present)
+        narrow.write(values, present)
         if narrow.kind.text:
             texts = np.array([*message.strings, ""], object)
             if present is not None:

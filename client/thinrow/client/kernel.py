@@ -1,7 +1,6 @@
-"""The two loops over every event: widening narrow blocks, and copying slices.
+"""The loop over every event of a batch, in native code and without the interpreter's lock.
 
-Both run in native code without the interpreter's lock. A view is a slice [start, start + length) of
-a run, and goes to its own place in the output.
+A view is a slice [start, start + length) of a run, in events, and goes to its place in the output.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["WIDTHS", "Run", "Views", "copy_views", "look_up_views", "ranges", "widen_views"]
+__all__ = ["WIDTHS", "Job", "Run", "Views", "ranges", "run_of_items", "write"]
 
 WIDTHS = (1, 2, 4, 8)
 """Bytes per offset of blocks that have offsets at all."""
@@ -27,10 +26,11 @@ INTEGERS = {np.dtype(name): code for code, name in enumerate(("i1", "i2", "i4", 
     np.dtype(name): code for code, name in enumerate(("u1", "u2", "u4", "u8"), start=4)
 }
 """The native code's numbers of what words are read as and written as."""
+BITS = {size: INTEGERS[np.dtype(f"i{size}")] for size in WIDTHS}
 
 
 class Views(NamedTuple):
-    """Slices of runs, and where in the output each goes; int64, shape (views,)."""
+    """Slices of runs, and where in the output each goes; int64, shape (views,), in events."""
 
     runs: NDArray[np.int64]
     """Number of the run that each is a slice of."""
@@ -38,45 +38,43 @@ class Views(NamedTuple):
     lengths: NDArray[np.int64]
     places: NDArray[np.int64]
 
-    def times(self, size: int) -> Views:
-        """The same views of words, `size` per event."""
-        if size == 1:
-            return self
-        return Views(self.runs, size * self.starts, size * self.lengths, size * self.places)
+
+class Job(NamedTuple):
+    """Views of one trait, and the array that they are written to."""
+
+    trait: str
+    runs: Sequence[Run]
+    dtype: np.dtype[Any]
+    """What the lowest bits of the runs' words are, or of what these index."""
+    views: Views
+    out: NDArray[Any]
+    """Shape (events, …): of `dtype`, or of integers that hold every value."""
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """The same for the native code."""
+        out = self.out
+        write_as = BITS[out.dtype.itemsize]
+        # Of one dtype, the bits are all that matters.
+        read_as = write_as if out.dtype == self.dtype else INTEGERS[self.dtype]
+        size = math.prod(out.shape[1:])
+        return (self.runs, *self.views, size, read_as, write_as, as_bytes(out))
 
 
-def copy_views(sources: Sequence[NDArray[Any]], views: Views, out: NDArray[Any]) -> None:
-    """Copies view i, ``sources[runs[i]][starts[i]:][:lengths[i]]``, to ``out[places[i]:]``.
+def write(jobs: Sequence[Job], threads: int = 1) -> str | None:
+    """Writes every event of the jobs' views, with several threads where there is much to do.
 
-    All arrays are contiguous, of one dtype and one shape but for the first axis.
+    Returns the trait of a job in which a word indexes nothing, or None where all is well.
     """
-    assert all(source.dtype == out.dtype for source in sources)
-    assert all(source.shape[1:] == out.shape[1:] for source in sources)
-    item_bytes = out.dtype.itemsize * math.prod(out.shape[1:])
-    native.copy_views([as_bytes(source) for source in sources], *views, item_bytes, as_bytes(out))
+    first_bad = native.write([job.arguments for job in jobs], threads)
+    return None if first_bad == len(jobs) else jobs[first_bad].trait
 
 
-def widen_views(runs: Sequence[Run], dtype: np.dtype[Any], views: Views, out: NDArray[Any]) -> None:
-    """Adds bases to offsets, reads the words' lowest bits as `dtype`, and copies views of them.
-
-    views: in words. out: of `dtype`, or of integers that hold every value.
-    """
-    if out.dtype == dtype:  # the bits are all that matters
-        dtype = np.dtype(f"i{dtype.itemsize}")
-        out = out.view(dtype)
-    write_as = INTEGERS[np.dtype(f"i{out.dtype.itemsize}")]
-    native.widen_views(runs, INTEGERS[dtype], *views, write_as, as_bytes(out))
-
-
-def look_up_views(
-    runs: Sequence[Run], dictionaries: Sequence[NDArray[np.int64]], views: Views, out: NDArray[Any]
-) -> None:
-    """Copies views of what words index, each in its own run's dictionary.
-
-    out: of integers that hold every value. Raises IndexError where a word indexes nothing.
-    """
-    write_as = INTEGERS[np.dtype(f"i{out.dtype.itemsize}")]
-    native.look_up_views(runs, dictionaries, *views, write_as, as_bytes(out))
+def run_of_items(items: NDArray[Any]) -> Run:
+    """Makes a run of values that are as wide as they will be; shape (events, …), contiguous."""
+    words = np.array([items.size], np.int64)
+    widths = np.array([items.itemsize], np.uint8)
+    return Run(as_bytes(items), widths, np.zeros(1, np.int64), words)
 
 
 def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

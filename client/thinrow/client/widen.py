@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from thinrow.client import kernel
-from thinrow.client.kernel import Views
+from thinrow.client.kernel import Job, Views
 from thinrow.errors import InputError, ThinRowError
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
+    from thinrow.client.kernel import Run
     from thinrow.client.response import Column
 
-__all__ = ["VALUE_DTYPES", "ColumnKind", "NarrowColumn", "cast_integers", "require"]
+__all__ = [
+    "VALUE_DTYPES",
+    "ColumnKind",
+    "NarrowColumn",
+    "cast_integers",
+    "indexes_nothing",
+    "require",
+]
 
 VALUE_DTYPES: dict[int, np.dtype[Any]] = {
     wire.TRAIT_TYPE_INT8: np.dtype(np.int8),
@@ -41,7 +47,8 @@ VECTOR_SIZE_MAX = 1 << 16
 RUN_EVENTS_MAX = 1 << 31
 """More than any honest answer has."""
 INDEX_TYPES = (wire.TRAIT_TYPE_CATEGORICAL, wire.TRAIT_TYPE_STRING)
-CHECKED_TYPES = (*INDEX_TYPES, wire.TRAIT_TYPE_BOOL)
+CHECKED_AT_ONCE = (wire.TRAIT_TYPE_STRING, wire.TRAIT_TYPE_BOOL)
+"""Types whose words are checked before they are written; what others index, as they are."""
 
 
 class ColumnKind(NamedTuple):
@@ -119,7 +126,7 @@ class NarrowColumn:
             counts = running[ends] - running[ends - block_lengths]
         self.blocks = Blocks(column.data, column.widths, column.bases, counts * size)
         try:
-            self._run = kernel.Run(*self.blocks)
+            self._run = kernel.Run(*self.blocks, column.dictionary if self._indexes else None)
         except ValueError as error:
             raise ThinRowError(f"The server's answer is malformed: {name}: {error}.") from error
 
@@ -131,74 +138,54 @@ class NarrowColumn:
         bitmap = 0 if self._present is None else (self._events + 7) // 8
         return len(self.blocks.data) + 9 * len(self.blocks.widths) + bitmap + entries
 
-    @staticmethod
-    def write(
-        columns: Sequence[NarrowColumn],
-        views: Views,
-        values: NDArray[Any],
-        present: NDArray[np.bool_] | None = None,
-    ) -> None:
-        """Writes events of one trait's columns, `views.runs` saying which, to `values`.
-
-        values: shape (events,) or (events, size), of the kind's dtype or, for integers, of another
-            integer dtype; 0 where absent. present: shape (events,).
-
-        Raises InputError for a value that does not fit, ThinRowError for a malformed column.
-        """
-        if present is not None:
-            kernel.copy_views([column._presence for column in columns], views, present)
-        if all(column.is_plain and column.fits(values.dtype) for column in columns):
-            first = columns[0]
-            runs = [column._run for column in columns]
-            kernel.widen_views(runs, first.kind.dtype, views.times(first._size), values.reshape(-1))
-            return
-        if all(column.is_dictionary and column.fits(values.dtype) for column in columns):
-            dictionaries = [column.message.dictionary for column in columns]
-            try:
-                runs = [column._run for column in columns]
-                kernel.look_up_views(runs, dictionaries, views, values)
-            except IndexError as error:
-                trait = columns[0].message.trait
-                raise ThinRowError(
-                    f"The server's answer is malformed: {trait} has a value that does not exist."
-                ) from error
-            return
-        used = set(np.unique(views.runs).tolist())
-        kind = columns[0].kind
-        nothing = np.empty((0, *kind.shape), kind.dtype)
-        sources = [
-            column._whole if number in used else nothing for number, column in enumerate(columns)
-        ]
-        if values.dtype == kind.dtype:
-            kernel.copy_views(sources, views, values)
-            return
-        # Only what these views show has to fit.
-        events = np.cumsum(views.lengths)
-        shown = np.empty((int(views.lengths.sum()), *kind.shape), kind.dtype)
-        kernel.copy_views(sources, views._replace(places=events - views.lengths), shown)
-        index = kernel.ranges(views.places, views.lengths)
-        values[index] = cast_integers(columns[0].message.trait, shown, values.dtype)
-
     @property
     def is_plain(self) -> bool:
-        """Whether each event can be read without looking at others."""
-        return self._present is None and self.message.type not in CHECKED_TYPES
+        """Whether each event's word is its value."""
+        checked = self.message.type in CHECKED_AT_ONCE
+        return self._present is None and not (checked or self._indexes)
 
     @property
-    def is_dictionary(self) -> bool:
-        """Whether each event has a word that indexes a number."""
-        return self._present is None and self.message.type == wire.TRAIT_TYPE_CATEGORICAL
+    def _indexes(self) -> bool:
+        """Whether words index a dictionary of numbers. Without one they are categories."""
+        return self.message.type == wire.TRAIT_TYPE_CATEGORICAL and len(self.message.dictionary) > 0
 
-    @property
-    def _presence(self) -> NDArray[np.bool_]:
-        return np.ones(self._events, np.bool_) if self._present is None else self._present
+    def write(self, values: NDArray[Any], present: NDArray[np.bool_] | None = None) -> None:
+        """Widens every event.
+
+        values: shape (events, *shape), contiguous, of the kind's dtype; 0 where absent.
+        present: shape (events,): False where absent.
+        """
+        zero = np.zeros(1, np.int64)
+        every = Views(zero, zero, zero + self._events, zero)
+        trait = self.message.trait
+        jobs = [Job(trait, [self.run], self.kind.dtype, every, values)]
+        if present is not None:
+            jobs.append(Job(trait, [self.presence_run], present.dtype, every, present))
+        if kernel.write(jobs) is not None:
+            raise indexes_nothing(trait)
+
+    @cached_property
+    def run(self) -> Run:
+        """Every event, its words meaning `kind.dtype`; 0 where absent.
+
+        Raises ThinRowError for a value that does not exist.
+        """
+        if self._present is None and self.message.type not in CHECKED_AT_ONCE:
+            return self._run
+        return kernel.run_of_items(self._whole)
+
+    @cached_property
+    def presence_run(self) -> Run:
+        """Of every event whether it has the trait."""
+        present = np.ones(self._events, np.bool_) if self._present is None else self._present
+        return kernel.run_of_items(present)
 
     def fits(self, dtype: np.dtype[Any]) -> bool:
         """Tells from bases and widths, or the dictionary, that every value fits another dtype."""
         if dtype == self.kind.dtype or np.can_cast(self.kind.dtype, dtype):
             return True
         bounds = np.iinfo(dtype)
-        if self.message.type == wire.TRAIT_TYPE_CATEGORICAL:
+        if self._indexes:
             entries = self.message.dictionary
             return bool(((entries >= bounds.min) & (entries <= bounds.max)).all())
         bases, widths = self.blocks.bases, self.blocks.widths
@@ -209,12 +196,13 @@ class NarrowColumn:
     def _whole(self) -> NDArray[Any]:
         """Every event of the run, for what cannot be read event by event or must be checked."""
         # Arithmetic modulo 2^64 is exact modulo 2^8 too: narrow traits never need wide words.
-        # Only an index keeps all its bits, to be checked against the bounds of its dictionary.
-        indexes = self.message.type in INDEX_TYPES
-        dtype = np.dtype(np.uint64) if indexes else self.kind.dtype
+        # Only an index keeps all its bits, to be checked against the texts there are.
+        dtype = np.dtype(np.uint64) if self.kind.text else self.kind.dtype
         values = np.empty(int(self.blocks.counts.sum()), dtype)
         zero = np.zeros(1, np.int64)
-        kernel.widen_views([self._run], dtype, Views(zero, zero, zero + len(values), zero), values)
+        every = Views(zero, zero, zero + len(values), zero)
+        if kernel.write([Job(self.message.trait, [self._run], dtype, every, values)]) is not None:
+            raise indexes_nothing(self.message.trait)
         values = self._checked(values)
         if self._size > 1:
             values = values.reshape(-1, self._size)
@@ -225,11 +213,8 @@ class NarrowColumn:
         return scattered
 
     def _checked(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Refuses indexes past what is there, and looks the others up."""
+        """Refuses values past what is there."""
         message = self.message
-        if message.type == wire.TRAIT_TYPE_CATEGORICAL:
-            self._require_below(values, len(message.dictionary))
-            return message.dictionary[values.view(np.int64)]
         if message.type == wire.TRAIT_TYPE_STRING:
             self._require_below(values, len(message.strings))
             return values.astype(np.int32)
@@ -238,8 +223,15 @@ class NarrowColumn:
         return values
 
     def _require_below(self, words: NDArray[Any], bound: int) -> None:
-        fits = not len(words) or bool(words.max() < bound)
-        require(fits, f"{self.message.trait} has a value that does not exist")
+        if len(words) and words.max() >= bound:
+            raise indexes_nothing(self.message.trait)
+
+
+def indexes_nothing(trait: str) -> ThinRowError:
+    """Says that a word points past its dictionary."""
+    return ThinRowError(
+        f"The server's answer is malformed: {trait} has a value that does not exist."
+    )
 
 
 def cast_integers(trait: str, values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -397,18 +397,14 @@ def to_values(column: pl.Series, trait: Trait) -> TraitValues:
     present = column.is_not_null().to_numpy() if trait.nullable else None
     if trait.nullable:
         column = column.drop_nulls()
-    if trait.type.is_dictionary:
-        kind = pa.large_string() if trait.type is TraitType.STRING else pa.int64()
-        encoded = column.to_arrow().cast(kind).dictionary_encode()
+    if trait.type is TraitType.STRING:
+        encoded = column.to_arrow().cast(pa.large_string()).dictionary_encode()
         # Sorted, so that a stripe's bytes do not depend on its neighbours.
         order = pc.sort_indices(encoded.dictionary)
         rank = np.empty(len(order), dtype=np.uint64)
         rank[order.to_numpy()] = np.arange(len(order), dtype=np.uint64)
         words = rank[encoded.indices.to_numpy()]
-        dictionary = encoded.dictionary.take(order)
-        if trait.type is TraitType.CATEGORICAL:
-            dictionary = dictionary.to_numpy()
-        return TraitValues(trait, words, present, dictionary)
+        return TraitValues(trait, words, present, encoded.dictionary.take(order))
     numbers = column.to_numpy().reshape(-1)
     wide = numbers.astype(np.int64 if numbers.dtype.kind == "i" else np.uint64)
     return TraitValues(trait, wide.view(np.uint64), present)
@@ -417,10 +413,10 @@ def to_values(column: pl.Series, trait: Trait) -> TraitValues:
 def to_series(values: TraitValues, events: int) -> pl.Series:
     """The inverse of :func:`to_values`, for ``events`` events."""
     trait, kind = values.trait, canonical_type(values.trait)
-    if values.dictionary is None:
+    if values.texts is None:
         flat = pa.array(values.words.astype(trait.type.word_dtype))
     else:
-        flat = pa.array(values.dictionary).take(pa.array(values.words))
+        flat = values.texts.take(pa.array(values.words))
     items = pa.FixedSizeListArray.from_arrays(flat, trait.size) if trait.size > 1 else flat
     if values.present is not None:
         place = np.cumsum(values.present) - 1

@@ -22,17 +22,16 @@ from thinrow.events.canonical import (
     times_ms,
     user_ids,
 )
-from thinrow.schema import EVENT_ID, EVENT_TS, RESERVED, TraitType
+from thinrow.schema import EVENT_ID, EVENT_TS, RESERVED
 from thinrow.store.digest import digest_fields
 from thinrow.store.hashing import event_digests, xxh3
-from thinrow.store.stripe import TraitValues
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from thinrow.schema import Schema, Trait
+    from thinrow.schema import Schema
 
 PIECE_EVENTS = 1 << 22
 PIECE_ROWS = 1 << 20
@@ -261,20 +260,12 @@ def _fat_batch(path: Path, schema: Schema, batch: pa.RecordBatch, names: Sequenc
 def event_keys(events: pl.DataFrame, schema: Schema) -> NDArray[np.uint64]:
     """A hash of each event's user and values; uint64, shape (events,)."""
     fields = digest_fields(
-        whole(events["event_ts"], EVENT_TS),
-        whole(events["event_ts"], EVENT_TS),
+        to_values(events["event_ts"], EVENT_TS),
+        to_values(events["event_ts"], EVENT_TS),
         to_values(events["event_id"], EVENT_ID),
-        [whole(events[trait.name], trait) for trait in schema.traits],
+        [to_values(events[trait.name], trait) for trait in schema.traits],
     )
     return event_digests(events["user_id"].to_numpy(), fields[1:])
-
-
-def whole(column: pl.Series, trait: Trait) -> TraitValues:
-    """A canonical column as words, categorical ones without the dictionary that hashes skip."""
-    if trait.type is not TraitType.CATEGORICAL:
-        return to_values(column, trait)
-    present = column.is_not_null().to_numpy() if trait.nullable else None
-    return TraitValues(trait, column.drop_nulls().to_numpy().view(np.uint64), present)
 
 
 def _numbered(keys: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:

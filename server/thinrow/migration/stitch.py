@@ -23,7 +23,6 @@ import numpy as np
 import polars as pl
 from thinrow.compaction.rewrite import to_values
 from thinrow.events.order import ordered
-from thinrow.migration.fat import whole
 from thinrow.schema import EVENT_ID, EVENT_TS, VISIBLE_TS
 from thinrow.store.digest import digest_fields
 from thinrow.store.hashing import close_digest, event_digests
@@ -311,7 +310,7 @@ class Stitched:
             to_values(history["visible_ts"], VISIBLE_TS),
             to_values(history["event_ts"], EVENT_TS),
             to_values(history["event_id"], EVENT_ID),
-            [whole(history[trait.name], trait) for trait in self.schema.key_traits],
+            [to_values(history[trait.name], trait) for trait in self.schema.key_traits],
         )
         terms = event_digests(np.arange(len(history)) - first, fields)
         sums = np.zeros(len(history) + 1, dtype=np.uint64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 
 if TYPE_CHECKING:
@@ -39,10 +38,7 @@ def digest_fields(
 
 def _canonical(values: TraitValues) -> NDArray[np.uint64]:
     """Words that mean the same whatever dictionary a stripe happens to have."""
-    if values.dictionary is None:
+    if values.texts is None:
         return values.words
-    if isinstance(values.dictionary, pa.Array):
-        texts = values.dictionary.to_pylist()
-        hashes = [xxhash.xxh3_64_intdigest(text.encode()) for text in texts]
-        return np.array(hashes, dtype=np.uint64)[values.words]
-    return values.dictionary.view(np.uint64)[values.words]
+    hashes = [xxhash.xxh3_64_intdigest(text.encode()) for text in values.texts.to_pylist()]
+    return np.array(hashes, dtype=np.uint64)[values.words]

@@ -18,7 +18,7 @@ from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
 from thinrow.schema import Schema
 from thinrow.store.shard import fsync
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
 

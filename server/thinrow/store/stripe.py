@@ -6,9 +6,10 @@ Layout, little-endian::
     columns     one COLUMN record each, ascending by trait number
     data        presence bitmaps, dictionaries and offsets, where the records point
 
-A column's words are narrowed by frame of reference (narrow.py); those of a dictionary trait
-index the column's own dictionary. A nullable column that has nulls carries a bitmap, lowest bit
-first, and words only of the events that have the trait.
+A column's words are narrowed by frame of reference (narrow.py). Those of text index the column's
+own dictionary; so do categories where that takes fewer bytes than the categories themselves, which
+a count of entries says. A nullable column that has nulls carries a bitmap, lowest bit first, and
+words only of the events that have the trait.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from thinrow._native import number_values, recode
 from thinrow.errors import StoreCorruptError
 from thinrow.schema import EVENT_TS, VISIBLE_TS, Trait, TraitType
 from thinrow.store.narrow import (
@@ -52,6 +52,7 @@ COLUMN = np.dtype(
         ("base", "<i8"),
     ]
 )
+CATEGORY_BYTES = 8
 PRESENT_ALL, PRESENT_SOME, PRESENT_NONE = 0, 1, 2
 
 STRIPE_EVENTS_MAX = 1024
@@ -59,9 +60,6 @@ STRIPE_EVENTS_MAX = 1024
 
 EVENTS_MAX = 1 << 16
 """Far more events, and dictionary entries, than any stripe has: one that says so is damaged."""
-
-CODES_PER_ENTRY_MIN = 4
-"""An answer's dictionary with fewer events per entry is cut to the entries that they use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +71,8 @@ class TraitValues:
     """Words of the events that have the trait, ``trait.size`` each."""
     present: NDArray[np.bool_] | None = None
     """Which events have the trait, shape (events,); None: all of them."""
-    dictionary: NDArray[np.int64] | pa.Array | None = None
-    """What the words of a dictionary trait index: int64, or Arrow large_string."""
+    texts: pa.Array | None = None
+    """What the words of text index: Arrow large_string."""
 
 
 def encode_stripes(columns: Sequence[TraitValues], counts: NDArray[np.int64]) -> list[bytes]:
@@ -93,8 +91,10 @@ def encode_stripes(columns: Sequence[TraitValues], counts: NDArray[np.int64]) ->
             record["bitmap"], offset = offset, offset + _lengths(bitmaps)
             parts.append(bitmaps)
         words = column.words
-        if column.dictionary is not None:
-            dictionaries, words = _dictionaries(column, present_counts, record)
+        if column.trait.type in (TraitType.STRING, TraitType.CATEGORICAL):
+            encode = _texts if column.texts is not None else _categories
+            dictionaries, words = encode(column, present_counts, record)
+            record["dictionary_bytes"] = _lengths(dictionaries)
             record["dictionary"], offset = offset, offset + record["dictionary_bytes"]
             parts.append(dictionaries)
         blocks, data = narrow(words, present_counts * column.trait.size)
@@ -161,25 +161,61 @@ def _bitmaps(
     return _cut(data, starts[:-1], np.where(some, lengths, 0)), present_counts
 
 
-def _dictionaries(
+def _texts(
     column: TraitValues, counts: NDArray[np.int64], record: NDArray[np.void]
 ) -> tuple[list[bytes], NDArray[np.uint64]]:
-    """Each stripe's own dictionary, and the words that index it."""
-    assert column.dictionary is not None
-    stripe = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-    span = max(1, len(column.dictionary))
-    pairs, local = np.unique(stripe * span + column.words.astype(np.int64), return_inverse=True)
-    entry_counts = np.bincount(pairs // span, minlength=len(counts)).astype(np.int64)
-    starts = starts_of(entry_counts)
+    """Each stripe's own texts, and the words that index them."""
+    assert column.texts is not None
+    entries, entry_counts, codes = _numbered(column.words.view(np.int64), counts)
     record["dictionary_count"] = entry_counts
-    entries = pairs % span
-    if column.trait.type is TraitType.CATEGORICAL:
-        values = np.asarray(column.dictionary)[entries].astype("<i8").tobytes()
-        pieces = _cut(values, 8 * starts[:-1], 8 * entry_counts)
-    else:
-        pieces = _text_dictionaries(column.dictionary.take(pa.array(entries)), starts)
-    record["dictionary_bytes"] = _lengths(pieces)
-    return pieces, (local - starts[stripe]).astype(np.uint64)
+    texts = column.texts.take(pa.array(entries))
+    return _text_dictionaries(texts, starts_of(entry_counts)), codes
+
+
+def _categories(
+    column: TraitValues, counts: NDArray[np.int64], record: NDArray[np.void]
+) -> tuple[list[bytes], NDArray[np.uint64]]:
+    """Each stripe's own categories, where that saves bytes, and the words that index them."""
+    blocks, _ = narrow(column.words, counts)
+    pieces = [b""] * len(counts)
+    # Next to nothing can be saved where categories take a byte as they are.
+    wide = blocks.widths > 1
+    if not wide.any():
+        return pieces, column.words
+    of_wide = np.repeat(wide, counts)
+    entries, entry_counts, codes = _numbered(column.words[of_wide].view(np.int64), counts[wide])
+    code_bytes = np.array([0, 1, 2, 4])[np.searchsorted([1, 1 << 8, 1 << 16], entry_counts)]
+    saves = CATEGORY_BYTES * entry_counts + code_bytes * counts[wide] < blocks.byte_lengths[wide]
+    starts = starts_of(entry_counts)[:-1]
+    lengths = CATEGORY_BYTES * np.where(saves, entry_counts, 0)
+    chosen = _cut(entries.astype("<i8").tobytes(), CATEGORY_BYTES * starts, lengths)
+    places = np.flatnonzero(wide).tolist()
+    for place, piece in zip(places, chosen, strict=True):
+        pieces[place] = piece
+    record["dictionary_count"][wide] = np.where(saves, entry_counts, 0)
+    words = column.words.copy()
+    words[of_wide] = np.where(np.repeat(saves, counts[wide]), codes, words[of_wide])
+    return pieces, words
+
+
+def _numbered(
+    values: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
+    """Numbers each stripe's distinct values, ascending.
+
+    Returns the distinct values, one stripe's behind the other's; how many each stripe has; and
+    each value's number in its stripe.
+    """
+    stripe = np.repeat(np.arange(len(counts)), counts)
+    order = np.lexsort([values, stripe])
+    ascending, owner = values[order], stripe[order]
+    is_new = np.ones(len(values), np.bool_)
+    is_new[1:] = (ascending[1:] != ascending[:-1]) | (owner[1:] != owner[:-1])
+    entry_counts = np.bincount(owner[is_new], minlength=len(counts))
+    place = np.empty(len(values), np.int64)
+    place[order] = np.cumsum(is_new) - 1
+    numbers = place - starts_of(entry_counts)[:-1][stripe]
+    return ascending[is_new], entry_counts, numbers.astype(np.uint64)
 
 
 def _text_dictionaries(texts: pa.Array, starts: NDArray[np.int64]) -> list[bytes]:
@@ -260,7 +296,7 @@ class StripeSet:
         if not has.all():
             # Written before the trait was added: its default, or null.
             record = record.copy()
-            record["base"][~has] = 0 if trait.type.is_dictionary else trait.default_word
+            record["base"][~has] = trait.default_word
             record["presence"][~has] = PRESENT_NONE if trait.nullable else PRESENT_ALL
         return has, record
 
@@ -319,71 +355,36 @@ class StripeSet:
         first: NDArray[np.int64],
         counts: NDArray[np.int64],
     ) -> TraitValues:
-        """The same slices, decoded. Words of a dictionary trait index the result's dictionary."""
+        """The same slices, decoded. Words of text index the result's texts."""
         slices = self.slices(trait, stripe, first, counts)
-        if trait.type is TraitType.CATEGORICAL:
-            codes, dictionary = self._recoded(trait, stripe, slices.blocks)
-            return TraitValues(trait, codes.astype(np.uint64), slices.present, dictionary)
         words = widened(self.buffer, slices.blocks)
-        if not trait.type.is_dictionary:
+        if trait.type not in (TraitType.STRING, TraitType.CATEGORICAL):
             return TraitValues(trait, words, slices.present)
         used, place = np.unique(stripe, return_inverse=True)
         has, records = self._column(trait)
-        record = records[used]
-        entry_counts = np.where(has[used], record["dictionary_count"], 1).astype(np.int64)
+        record, is_text = records[used], trait.type is TraitType.STRING
+        # A stripe from before the trait was added has one text, the default.
+        stored = record["dictionary_count"].astype(np.int64)
+        entry_counts = np.where(has[used], stored, int(is_text))
         entry_starts = starts_of(entry_counts)
-        if (words >= np.repeat(entry_counts[place], slices.blocks.counts).view(np.uint64)).any():
+        indexes = np.repeat(is_text | (entry_counts[place] > 0), slices.blocks.counts)
+        bounds = np.repeat(entry_counts[place], slices.blocks.counts)[indexes]
+        if (words[indexes] >= bounds.view(np.uint64)).any():
             raise StoreCorruptError("A stripe's word points past its dictionary.")
-        words += np.repeat(entry_starts[:-1][place], slices.blocks.counts).view(np.uint64)
+        words[indexes] += np.repeat(entry_starts[:-1][place], slices.blocks.counts)[indexes].view(
+            np.uint64
+        )
+        if not is_text:
+            starts = self.starts[used] + record["dictionary"]
+            data = joined(self.buffer, starts, CATEGORY_BYTES * entry_counts)
+            words[indexes] = np.frombuffer(data, dtype="<u8")[words[indexes]]
+            return TraitValues(trait, words, slices.present)
         # Only what the slices use: a short slice must not drag a long dictionary along.
         wanted = np.zeros(entry_starts[-1], dtype=np.bool_)
         wanted[words] = True
         words = (np.cumsum(wanted) - 1).astype(np.uint64)[words]
         texts = self._texts(trait, has[used], record, used, entry_starts, wanted)
         return TraitValues(trait, words, slices.present, texts)
-
-    def _recoded(
-        self, trait: Trait, stripe: NDArray[np.int64], blocks: NarrowBlocks
-    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.int64]]:
-        """Puts one dictionary in the place of the stripes' own."""
-        used, place = np.unique(stripe, return_inverse=True)
-        has, records = self._column(trait)
-        record = records[used]
-        entry_counts = np.where(has[used], record["dictionary_count"], 1).astype(np.int64)
-        entry_starts = starts_of(entry_counts)
-        values = self._numbers(trait, has[used], record, used, entry_starts)
-        codes, distinct = np.empty(len(values), np.uint32), np.empty(len(values), np.int64)
-        dictionary = distinct[: number_values(values, codes, distinct)]
-        size = next(width for width in WIDTHS if len(dictionary) <= 1 << 8 * width)
-        recoded = np.empty(int(blocks.counts.sum()), f"<u{size}")
-        entries = (codes, entry_starts[:-1][place], entry_counts[place])
-        try:
-            recode(
-                *(self.buffer, blocks.starts, blocks.widths, blocks.bases, blocks.counts),
-                *(*entries, size, recoded.view(np.uint8)),
-            )
-        except IndexError as error:
-            raise StoreCorruptError("A stripe's word points past its dictionary.") from error
-        if len(recoded) < CODES_PER_ENTRY_MIN * len(dictionary):
-            # A short slice must not drag a long dictionary along.
-            wanted, codes_used = np.unique(recoded, return_inverse=True)
-            return codes_used.astype(recoded.dtype), dictionary[wanted]
-        return recoded, dictionary
-
-    def _numbers(
-        self,
-        trait: Trait,
-        has: NDArray[np.bool_],
-        record: NDArray[np.void],
-        used: NDArray[np.int64],
-        entry_starts: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
-        numbers = np.full(entry_starts[-1], trait.default_word, dtype=np.int64)
-        lengths = np.diff(entry_starts)
-        starts = self.starts[used] + record["dictionary"]
-        data = joined(self.buffer, starts[has], 8 * lengths[has])
-        numbers[np.repeat(has, lengths)] = np.frombuffer(data, dtype="<i8")
-        return numbers
 
     def _texts(
         self,

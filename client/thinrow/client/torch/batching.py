@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from thinrow.client.answer import Answer
-from thinrow.client.batch import write_trait
+from thinrow.client.batch import write_traits
 from thinrow.client.rows import load_pyarrow
 from thinrow.client.torch.batch import lay_out, plain_memory
 from thinrow.client.torch.config import status_name
@@ -15,7 +15,7 @@ from thinrow.errors import InputError, StatusError
 from thinrow.v1.materialization_pb2 import STATUS_OK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import pyarrow as pa
     import torch
@@ -32,10 +32,6 @@ ADVICE = {
     "ERASED": "drop them",
     "INVALID": "mend what wrote the rows",
 }
-
-
-SHARED_BYTES_MIN = 4 << 20
-"""Smaller batches are widened sooner than other threads would have woken up."""
 
 
 class Part(NamedTuple):
@@ -158,11 +154,11 @@ def to_tensors(
     parts: Sequence[Part],
     integer_dtype: torch.dtype,
     allocate: Callable[[int], torch.Tensor] = plain_memory,
-    each: Callable[[Callable[[str], None], Iterable[str]], Iterator[None]] = map,
+    threads: int = 1,
 ) -> TensorBatch:
     """Widens some examples into tensors, one part behind the other; `allocate` as in lay_out.
 
-    each: as `map`, perhaps with several threads; called with the traits.
+    threads: how many may share the work.
 
     Raises InputError where a value does not fit `integer_dtype` or a column has nulls, and
     ThinRowError where the schema changed between the answers.
@@ -182,18 +178,13 @@ def to_tensors(
         allocate=allocate,
     )
 
-    def write(trait: str) -> None:
-        present = batch.present.get(trait)
-        write_trait(
-            answers,
-            trait,
-            batch.values[trait].numpy(),
-            None if present is None else present.numpy(),
-            batch.strings.get(trait),
-        )
-
-    for _ in (map if batch.nbytes < SHARED_BYTES_MIN else each)(write, kinds):
-        pass
+    write_traits(
+        answers,
+        {trait: values.numpy() for trait, values in batch.values.items()},
+        {trait: present.numpy() for trait, present in batch.present.items()},
+        batch.strings,
+        threads,
+    )
     return batch
 
 

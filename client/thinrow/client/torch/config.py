@@ -64,7 +64,7 @@ class LoaderConfig:
     """Most chunks of `lookup_examples` rows that are read and not yet asked for."""
 
     widen_threads: int = 2
-    """Threads that widen traits of a batch side by side."""
+    """Threads that share the widening of a batch."""
 
     batches_ahead: int = 2
     """Most batches that are ready and not yet handed out."""

@@ -106,8 +106,9 @@ def narrow_runs(answer: Answer, dtypes: Mapping[str, np.dtype[Any]]) -> list[Nar
 
     Mutable events are a run of their own, behind the others.
 
-    dtypes: what the values are to become, by trait. Left out are traits that are nullable, text,
-        categorical or bool, or whose values might not fit: Answer.write has to look at each.
+    dtypes: what the values are to become, by trait. Left out are traits that are nullable, text
+        or bool, that index a dictionary, or whose values might not fit: Answer.write has to look at
+        each.
     """
     traits = [
         trait

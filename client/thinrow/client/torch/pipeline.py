@@ -1,8 +1,8 @@
 """One pass over a source: rows are read, looked up, made tensors and copied, ahead of the trainer.
 
 Three threads with bounded queues between them: `rows` reads chunks; `lookup` has them looked up;
-`widen` cuts batches from the answers, has some threads more widen these into host memory, and
-starts their copies; the trainer takes them.
+`widen` cuts batches from the answers, widens these into host memory, and starts their copies; the
+trainer takes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -94,7 +93,6 @@ class Pipeline:
         self._ready: BoundedQueue[Ready] = BoundedQueue(config.batches_ahead)
         self._input_error: Exception | None = None
         self._closing = threading.Event()
-        self._widening = ThreadPoolExecutor(config.widen_threads, "thinrow-widen")
         self._threads = [
             threading.Thread(target=self._read, name="thinrow-rows", daemon=True),
             threading.Thread(target=self._look_up, name="thinrow-lookup", daemon=True),
@@ -166,7 +164,6 @@ class Pipeline:
         for thread in self._threads:
             if waits and thread.ident is not None:
                 thread.join()
-        self._widening.shutdown(wait=waits)
 
     def _read(self) -> None:
         try:
@@ -214,8 +211,9 @@ class Pipeline:
                 log.info("Left out the last %d examples, too few for a batch.", group.examples)
         elif group.examples:
             self._clock.work("widen")
+            config = self._config
             batch = to_tensors(
-                group.parts, self._config.integer_dtype, self._copies.allocate, self._widening.map
+                group.parts, config.integer_dtype, self._copies.allocate, config.widen_threads
             )
             self._clock.work("copy")
             sent = self._copies.send(batch)
