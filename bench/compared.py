@@ -18,6 +18,7 @@ from thinrow.serving.service import read_pointers
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan
 from thinrow.store.shard import Shard
+from thinrow.v1 import materialization_pb2 as wire
 from world import ThinRows
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sides import Figures, Side
-    from thinrow.v1 import materialization_pb2 as wire
     from world import Tenant, World
 
 LOOKUP_EXAMPLES = 4096
@@ -165,7 +165,7 @@ def requests(
         rest = Lookup(rows, projection).whole()
         while rest is not None:
             piece, rest = rest.cut(examples)
-            yield piece.request()
+            yield wire.MaterializeRequest.FromString(piece.request())
 
 
 def recorded(

@@ -87,7 +87,7 @@ def wire(world: World, users: int = 64, requests: int = 20) -> Wire:
             break
         assert len(set(rows.pointers.user_ids.tolist())) == 1
         world.served.client.materialize(rows, projection)
-        asked_bytes += Lookup(rows, projection).whole().request().ByteSize()
+        asked_bytes += len(Lookup(rows, projection).whole().request())
         examples += len(rows)
     sent_bytes = world.metrics()["sent_bytes"] - before["sent_bytes"]
     events = int(world.examples(CLUSTERED, tenant).lengths[:examples].sum())

@@ -29,8 +29,8 @@ from rich.table import Table
 from thinrow.client import Pointers, Projection, connect
 from thinrow.client.lookup import Lookup
 from thinrow.client.pointers import ThinRows
+from thinrow.client.request import on_stream
 from thinrow.compaction import CompactionConfig, compact
-from thinrow.v1 import materialization_pb2 as wire
 from workload import SCHEMA, workload
 
 from server import machine
@@ -71,10 +71,9 @@ def load(address: str, requests: Path, kind: str) -> None:
 def raw(address: str, batches: Sequence[Pointers]) -> Iterator[int]:
     """Bytes there and bytes back, by one stream to each process."""
     asked = [
-        wire.MaterializeStreamRequest(request=Lookup(ThinRows(batch), SHORT).whole().request())
-        for batch in batches
+        on_stream(0, Lookup(ThinRows(batch), SHORT).whole().request(), "") for batch in batches
     ]
-    sent = itertools.cycle([request.SerializeToString() for request in asked])
+    sent = itertools.cycle(asked)
     answered = threading.Semaphore(0)
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
 

@@ -27,15 +27,6 @@ struct Text {
   bool operator==(const Text &other) const { return value == other.value; }
 };
 
-template <typename Numbers>
-std::vector<uint8_t> packed(const Numbers &numbers) {
-  std::vector<uint8_t> bytes(10 * numbers.size());
-  Writer out(bytes.data());
-  for (const auto number : numbers) out.varint(number);
-  bytes.resize(out.at() - bytes.data());
-  return bytes;
-}
-
 }  // namespace
 
 Run lay_out(const Plan &plan) {

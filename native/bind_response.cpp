@@ -111,9 +111,23 @@ nb::tuple read_stream_response(nb::bytes message) {
   return ResponseReader(message).read(content, cursor);
 }
 
+struct Numbers {
+  const int64_t *first;
+  size_t count;
+  size_t size() const { return count; }
+  const int64_t *begin() const { return first; }
+  const int64_t *end() const { return first + count; }
+};
+
+nb::bytes varints(nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> numbers) {
+  const std::vector<uint8_t> bytes = packed(Numbers{numbers.data(), numbers.size()});
+  return nb::bytes(bytes.data(), bytes.size());
+}
+
 }  // namespace
 
 void bind_response(nb::module_ &m) {
+  m.def("varints", &varints);
   m.def("read_response", &read_response);
   m.def("read_stream_response", &read_stream_response);
 }

@@ -36,6 +36,11 @@ class FlatMap {
     return slot.used ? &slot.value : nullptr;
   }
 
+  // Has the place where a key is, or would be, fetched into the processor's cache.
+  void prefetch(const Key &key) const {
+    if (!slots_.empty()) __builtin_prefetch(&slots_[key.hash() & (slots_.size() - 1)]);
+  }
+
   template <typename Use>
   void each(Use &&use) {
     for (Slot &slot : slots_)

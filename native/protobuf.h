@@ -6,6 +6,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "stripe.h"
 
@@ -61,6 +62,16 @@ class Writer {
  private:
   uint8_t *at_;
 };
+
+// Numbers one behind the other, as packed fields have them.
+template <typename Numbers>
+std::vector<uint8_t> packed(const Numbers &numbers) {
+  std::vector<uint8_t> bytes(10 * numbers.size());
+  Writer out(bytes.data());
+  for (const auto number : numbers) out.varint(number);
+  bytes.resize(out.at() - bytes.data());
+  return bytes;
+}
 
 inline int64_t number_bytes(uint32_t field, uint64_t value) {
   return value ? tag_bytes(field) + varint_bytes(value) : 0;

@@ -32,9 +32,15 @@ class ValueCache {
     const int64_t count = static_cast<int64_t>(keys.size()) / key_bytes;
     nanobind::object values = nanobind::steal(PyList_New(count));
     nanobind::list missing;
-    for (int64_t i = 0; i < count; ++i, at += key_bytes) {
-      const StoreKey key = StoreKey::at(at);
-      const nanobind::object *known = values_.find(key, bytes_of);
+    // Places and values lie all over the memory, whose answers are not waited for one by one.
+    const auto key = [&](int64_t number) { return StoreKey::at(at + number * key_bytes); };
+    for (int64_t ahead = 0; ahead < count + 2 * keys_ahead; ++ahead) {
+      const int64_t next = ahead - keys_ahead, i = next - keys_ahead;
+      if (ahead < count) values_.prefetch(key(ahead));
+      if (next >= 0 && next < count)
+        if (const nanobind::object *known = values_.peek(key(next))) __builtin_prefetch(known->ptr());
+      if (i < 0) continue;
+      const nanobind::object *known = values_.find(key(i), bytes_of);
       if (!known) missing.append(i);
       PyList_SET_ITEM(values.ptr(), i, nanobind::object(known ? *known : nanobind::none()).release().ptr());
     }
@@ -54,6 +60,7 @@ class ValueCache {
   }
 
  private:
+  static constexpr int64_t keys_ahead = 16;
   // Beside its bytes a value takes, about, its share of the map and a bytes object.
   static constexpr int64_t entry_bytes = 96;
 

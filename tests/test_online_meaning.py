@@ -261,7 +261,7 @@ def projection(wanted: Wanted) -> Projection:
 def put_back(store: Path, rows: ThinRows, wanted: Wanted) -> Batch:
     """What training gets, without a server."""
     piece = Lookup(rows, projection(wanted)).whole()
-    request = piece.request()
+    request = wire.MaterializeRequest.FromString(piece.request())
     with Generation.open_current(store) as generation:
         resolved = resolve_projection(request.projection, generation.schema)
         pointers = read_pointers(request, 1 << 20)

@@ -29,6 +29,7 @@ from thinrow.serving.projection import resolve_projection
 from thinrow.serving.service import read_pointers
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan
+from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -148,7 +149,7 @@ def shown(batch: Batch) -> Answers:
 def read_store(store: Path, pointers: Pointers, projection: Projection = ALL) -> Answers:
     """What a server would answer, without one: opens, reads, assembles, widens."""
     piece = Lookup(ThinRows(pointers), projection).whole()
-    request = piece.request()
+    request = wire.MaterializeRequest.FromString(piece.request())
     with Generation.open_current(store) as generation:
         resolved = resolve_projection(request.projection, generation.schema)
         plan = HistoryPlan(

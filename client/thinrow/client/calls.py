@@ -1,4 +1,4 @@
-"""The calls whose answers stay encoded, for `Response` to read without copies."""
+"""The calls whose messages are bytes: what protobuf would copy is encoded and read elsewhere."""
 
 from __future__ import annotations
 
@@ -14,17 +14,11 @@ __all__ = ["materialize", "materialize_stream"]
 SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
 
 
-def materialize(
-    channel: grpc.Channel,
-) -> grpc.UnaryUnaryMultiCallable[wire.MaterializeRequest, bytes]:
-    """Materialize, answered in bytes."""
-    return channel.unary_unary(f"/{SERVICE}/Materialize", wire.MaterializeRequest.SerializeToString)
+def materialize(channel: grpc.Channel) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
+    """Materialize."""
+    return channel.unary_unary(f"/{SERVICE}/Materialize")
 
 
-def materialize_stream(
-    channel: grpc.Channel,
-) -> grpc.StreamStreamMultiCallable[wire.MaterializeStreamRequest, bytes]:
-    """MaterializeStream, answered in bytes."""
-    return channel.stream_stream(
-        f"/{SERVICE}/MaterializeStream", wire.MaterializeStreamRequest.SerializeToString
-    )
+def materialize_stream(channel: grpc.Channel) -> grpc.StreamStreamMultiCallable[bytes, bytes]:
+    """MaterializeStream."""
+    return channel.stream_stream(f"/{SERVICE}/MaterializeStream")

@@ -136,7 +136,10 @@ class Channels:
             self.current = (failed + 1) % len(self.targets)
 
     def call(
-        self, method: Callable[[Channels], Callable[..., T]], request: Message, deadline_s: float
+        self,
+        method: Callable[[Channels], Callable[..., T]],
+        request: Message | bytes,
+        deadline_s: float,
     ) -> T:
         """Makes a unary call, again for as long as the retries allow.
 

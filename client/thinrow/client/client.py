@@ -96,14 +96,17 @@ class Client:
         rest: Piece | None = lookup.whole()
         while rest is not None:
             piece, later = rest.cut(size.examples)
+            examples = len(piece.examples)
+
+            def method(it: Channels, examples: int = examples) -> Callable[..., bytes]:
+                return traced_call(materialize(it.channel), lookup.tenant, examples)
+
             try:
-                answer = self._call(
-                    lambda it: traced_call(materialize(it.channel)), piece.request(), deadline_s
-                )
+                answer = self._call(method, piece.request(), deadline_s)
             except AnswerTooLargeError:
-                if len(piece.examples) <= 1:
+                if examples <= 1:
                     raise
-                size.refused(len(piece.examples))
+                size.refused(examples)
             else:
                 size.answered(piece.answered(Response.read(answer)))
                 rest = later
@@ -162,7 +165,7 @@ class Client:
     def _call(
         self,
         method: Callable[[Channels], Callable[..., T]],
-        request: Message,
+        request: Message | bytes,
         deadline_s: float | None,
     ) -> T:
         return self._channels.call(method, request, self._deadline_s(deadline_s))

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from thinrow.client.config import ClientConfig
     from thinrow.client.pointers import Projection
     from thinrow.client.response import Response
-    from thinrow.v1 import materialization_pb2 as wire
 
 __all__ = ["Lookup", "Piece", "RequestSize"]
 
@@ -67,8 +66,13 @@ class Lookup:
         order = np.argsort(self.rows.pointers.user_ids, kind="stable")
         return Piece(self, order, last=True)
 
-    def request(self, examples: NDArray[np.int64]) -> wire.MaterializeRequest:
-        """Asks about some of the examples."""
+    @property
+    def tenant(self) -> str:
+        """Whose projection is asked for; "" where it is the lookup's own."""
+        return self._projection if isinstance(self._projection, str) else ""
+
+    def request(self, examples: NDArray[np.int64]) -> bytes:
+        """Asks about some of the examples: an encoded MaterializeRequest."""
         pointers = self.rows.pointers[examples]
         return to_request(pointers, self._mutable_lengths[examples], self._projection)
 
@@ -101,8 +105,8 @@ class Piece(NamedTuple):
         first, rest = self.examples[:examples_max], self.examples[examples_max:]
         return Piece(self.lookup, first, last=False), Piece(self.lookup, rest, self.last)
 
-    def request(self) -> wire.MaterializeRequest:
-        """Asks about it."""
+    def request(self) -> bytes:
+        """Asks about it: an encoded MaterializeRequest."""
         return self.lookup.request(self.examples)
 
     def answered(self, response: Response) -> Part:

@@ -19,6 +19,7 @@ import grpc
 from thinrow.client.calls import materialize_stream
 from thinrow.client.channel import Channels, Retries, translate
 from thinrow.client.lookup import Lookup, Piece, RequestSize
+from thinrow.client.request import on_stream
 from thinrow.client.response import Response
 from thinrow.client.tracing import StreamTrace, tracing
 from thinrow.client.widen import require
@@ -29,7 +30,6 @@ from thinrow.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -88,7 +88,7 @@ def answers(
                 if rest is not None:
                     planned.appendleft(rest)
                 asked.append((next(cursors), piece, connections.least_busy()))
-                asked[-1][2].send(asked[-1][0], piece.request())
+                asked[-1][2].send(asked[-1][0], piece)
             if not asked:
                 if connections is not None:
                     connections.finish()
@@ -222,13 +222,13 @@ class Connection:
         )
         self._reader.start()
 
-    def send(self, cursor: int, request: wire.MaterializeRequest) -> None:
+    def send(self, cursor: int, piece: Piece) -> None:
         """Sends when there is room on the wire; returns at once."""
         self.awaited += 1
-        traceparent = "" if self._trace is None else self._trace.asked(cursor, request)
-        self._requests.put(
-            wire.MaterializeStreamRequest(cursor=cursor, request=request, traceparent=traceparent)
-        )
+        traceparent = ""
+        if self._trace is not None:
+            traceparent = self._trace.asked(cursor, piece.lookup.tenant, len(piece.examples))
+        self._requests.put(on_stream(cursor, piece.request(), traceparent))
 
     def unanswered(self) -> int:
         """Requests that the server has not answered, as far as is known here."""

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanKind, TracerProvider
     from opentelemetry.util.types import AttributeValue
     from thinrow.client.response import Response
-    from thinrow.v1 import materialization_pb2 as wire
 
 __all__ = ["UNTRACED", "PassTrace", "StreamTrace", "Tracing", "told_of", "traced_call", "tracing"]
 
@@ -225,9 +224,9 @@ class StreamTrace:
         """What goes with the stream's call."""
         return self._tracing.metadata(self._span)
 
-    def asked(self, cursor: int, request: wire.MaterializeRequest) -> str:
+    def asked(self, cursor: int, tenant: str, examples: int) -> str:
         """Says that a request is being sent; returns the `traceparent` to send along."""
-        attributes = {**told_of(request), "thinrow.cursor": cursor}
+        attributes = {**told_of(tenant, examples), "thinrow.cursor": cursor}
         span = self._tracing.start("thinrow.request", attributes, parent=self._span)
         self._asked.append(span)
         return dict(self._tracing.metadata(span)).get("traceparent", "")
@@ -248,19 +247,19 @@ class StreamTrace:
             self._span.end()
 
 
-def told_of(request: wire.MaterializeRequest) -> dict[str, AttributeValue]:
+def told_of(tenant: str, examples: int) -> dict[str, AttributeValue]:
     """What spans say of a request."""
-    return {"thinrow.tenant": request.tenant, "thinrow.examples": len(request.user_ids)}
+    return {"thinrow.tenant": tenant, "thinrow.examples": examples}
 
 
-def traced_call(method: Callable[..., T]) -> Callable[..., T]:
+def traced_call(method: Callable[..., T], tenant: str, examples: int) -> Callable[..., T]:
     """A unary call with a span of its own, each time it is made; itself where nobody traces."""
     spans = tracing("thinrow-client")
     if spans is None:
         return method
 
-    def call(request: wire.MaterializeRequest, *, metadata: Any, **options: Any) -> T:  # noqa: ANN401
-        with spans.calling("thinrow.request", told_of(request)) as span:
+    def call(request: bytes, *, metadata: Any, **options: Any) -> T:  # noqa: ANN401
+        with spans.calling("thinrow.request", told_of(tenant, examples)) as span:
             return method(request, metadata=(*metadata, *spans.metadata(span)), **options)
 
     return call

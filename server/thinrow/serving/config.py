@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 BASE_BYTES = 256 * MIB
 """Interpreter, libraries, threads and opened files, before the first call."""
+FREED_BYTES_KEPT = 1 << 30
+"""Freed memory beyond this goes back to the system."""
 WINDOW_BYTES = MIB
 """What a connection takes in before the server has looked at it."""
 REQUEST_COPIES = 10

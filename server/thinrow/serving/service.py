@@ -177,7 +177,10 @@ class MaterializationService:
             if self._tracing is None
             else self._tracing.serving(
                 f"{SERVICE}/{method}",
-                {**told_of(request), "thinrow.cursor": cursor or 0},
+                {
+                    **told_of(request.tenant, len(request.user_ids)),
+                    "thinrow.cursor": cursor or 0,
+                },
                 (("traceparent", traceparent),) if traceparent else context.invocation_metadata(),
             ) as span,
             metrics.request(method, label),

@@ -13,9 +13,10 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from thinrow.client.memory import keep_freed_memory
 from thinrow.errors import ThinRowError
+from thinrow.serving.config import FREED_BYTES_KEPT
 from thinrow.serving.logs import log_to_stderr
-from thinrow.serving.memory import keep_freed_memory
 from thinrow.serving.server import Server
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def main() -> None:
 
     for handler in logging.getLogger("thinrow").handlers:
         handler.addFilter(name)
-    keep_freed_memory()
+    keep_freed_memory(FREED_BYTES_KEPT)
     # Without a parent there is nobody to tell.
     with suppress(OSError):
         serve(config, parent)

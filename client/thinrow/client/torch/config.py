@@ -69,6 +69,11 @@ class LoaderConfig:
     batches_ahead: int = 2
     """Most batches that are ready and not yet handed out."""
 
+    freed_bytes_kept: int = 256 << 20
+    """Freed memory that the GNU C library keeps for what is allocated next, whoever in this process
+    freed it: else the pages of each answer are cleared by the kernel first. 0 leaves the library's
+    settings as they are."""
+
     client: ClientConfig = field(default_factory=ClientConfig)
     """Deadlines, retries and credentials of the client."""
 
@@ -91,6 +96,10 @@ class LoaderConfig:
             raise UsageError(f"batch_events is {self.batch_events}, but must be 1 or more.")
         if self.drop_last and self.batch_events is not None:
             raise UsageError("drop_last needs batches of one size, so leave out batch_events.")
+        if self.freed_bytes_kept < 0:
+            raise UsageError(
+                f"freed_bytes_kept is {self.freed_bytes_kept}, but must not be below 0."
+            )
         if self.not_ready_wait_s < 0:
             raise UsageError(
                 f"not_ready_wait_s is {self.not_ready_wait_s}, but must not be below 0."

@@ -324,6 +324,7 @@ class Window:
         )
         self._paths = ", ".join(dict.fromkeys(path for _, _, path in parts))
         order = np.arange(len(self._ids))
+        self._is_shuffled = files.order != "files"
         if files.order == "users":
             users = np.concatenate(
                 [complete(path, "user_id", batch["user_id"]) for batch, _, path in parts]
@@ -336,7 +337,10 @@ class Window:
     def chunk(self, places: NDArray[np.int64]) -> RowChunk:
         """Takes the rows at some places of the window, in that order."""
         pa = load_pyarrow()
-        batch = self._rows.take(pa.array(places))
+        if self._is_shuffled:
+            batch = self._rows.take(pa.array(places))
+        else:
+            batch = self._rows.slice(int(places[0]), len(places))
         others = pa.Table.from_batches([batch.select(other_columns(batch.schema))])
         return RowChunk(to_thin_rows(self._paths, batch), others, self._ids[places])
 

@@ -16,6 +16,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from thinrow.client.memory import keep_freed_memory
 from thinrow.client.torch.batching import Batcher, Part, chosen, to_tensors
 from thinrow.client.torch.config import status_name
 from thinrow.client.torch.queues import BoundedQueue, ClosedError
@@ -93,6 +94,8 @@ class Pipeline:
         self._ready: BoundedQueue[Ready] = BoundedQueue(config.batches_ahead)
         self._input_error: Exception | None = None
         self._closing = threading.Event()
+        if config.freed_bytes_kept:
+            keep_freed_memory(config.freed_bytes_kept)
         self._threads = [
             threading.Thread(target=self._read, name="thinrow-rows", daemon=True),
             threading.Thread(target=self._look_up, name="thinrow-lookup", daemon=True),

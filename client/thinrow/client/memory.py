@@ -12,17 +12,15 @@ M_MMAP_THRESHOLD = -3
 
 MMAP_BYTES_MIN = 32 << 20
 """The most that the library takes; smaller pieces come from memory that was used before."""
-KEPT_BYTES_MAX = 1 << 30
-"""Free memory beyond this goes back to the system."""
 
 
-def keep_freed_memory() -> None:
-    """Tells the GNU C library, where there is one, to hold on to what answers free.
+def keep_freed_memory(bytes_max: int) -> None:
+    """Tells the GNU C library, where there is one, to hold on to so much of what is freed.
 
-    By default a few MiB are mapped anew for every batch and their pages cleared by the kernel,
-    which takes longer than the work on them.
+    By default a few MiB are mapped anew for every answer and their pages cleared by the kernel,
+    which takes longer than the work on them. What is free beyond goes back to the system.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, MMAP_BYTES_MIN)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES_MAX)
+        mallopt(M_TRIM_THRESHOLD, bytes_max)
