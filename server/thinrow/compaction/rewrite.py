@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 FRONT, TAIL = 0, 1
 """Runs of rows that are cut into stripes: one that retention cut, and a history's end."""
-HALVINGS = 3
+HALVINGS = 6
 """The shortest stripes have STRIPE_EVENTS_MAX events, halved so often."""
 _EVENT_TRAITS = (VISIBLE_TS, EVENT_TS, EVENT_ID)
 
@@ -94,7 +94,11 @@ def rewrite_users(
     if plan.horizon_ts == NEVER_TS:
         unchanged, passed, tail = _unchanged(old, tail, fresh_counts)
     decoded = _decoded(user_ids, old, tail, cut, previous, plan)
-    rows = pl.concat([decoded, fresh]).sort("run", "ordinal") if len(decoded) else fresh
+    rows = fresh
+    if len(decoded):
+        rows = pl.concat([decoded, fresh])
+        # In each run what was stored comes first, so the order within runs is right already.
+        rows = rows[np.argsort(rows["run"].to_numpy(), kind="stable")]
 
     run_sums = np.stack([_sum_before(old, cut), _sum_before(old, tail)], axis=1).reshape(-1)
     before, run_sums = _running_sums(rows, run_sums, plan.schema)
