@@ -84,16 +84,25 @@ class Connection:
             content = data[at + 9 : at + 9 + size]
             at += 9 + size
             if kind == DATA:
-                self._data_bytes += size
-            elif kind == SETTINGS and not flags & ACKNOWLEDGED:
-                self.socket.sendall(frame(SETTINGS, ACKNOWLEDGED, 0, b""))
-            elif kind == PING and not flags & ACKNOWLEDGED:
-                self.socket.sendall(frame(PING, ACKNOWLEDGED, 0, content))
-            elif kind == GOAWAY:
-                raise ConnectionError("The server gave the connection up.")
+                self.took(size)
+            else:
+                self.heed(kind, flags, content)
             if stream:
                 yield kind, flags, stream, content
         self._unread = data[at:]
+
+    def heed(self, kind: int, flags: int, content: bytes) -> None:
+        """Answers what the connection itself is told."""
+        if kind == SETTINGS and not flags & ACKNOWLEDGED:
+            self.socket.sendall(frame(SETTINGS, ACKNOWLEDGED, 0, b""))
+        elif kind == PING and not flags & ACKNOWLEDGED:
+            self.socket.sendall(frame(PING, ACKNOWLEDGED, 0, content))
+        elif kind == GOAWAY:
+            raise ConnectionError("The server gave the connection up.")
+
+    def took(self, data_bytes: int) -> None:
+        """Lets the server send more, now and then."""
+        self._data_bytes += data_bytes
         if self._data_bytes > WINDOW_BYTES // 4:
             update = struct.pack(">I", self._data_bytes)
             self.socket.sendall(frame(WINDOW_UPDATE, 0, 0, update))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from compared import Compared
     from costs import Compaction, Stored, Wire
+    from processes import Turn
 
 FAT_READERS = ("fat rows, PyArrow", "fat rows, Polars")
 FLIGHT = ("Flight, int64", "Flight, own types")
@@ -60,6 +61,7 @@ def goals(
     stored: list[Stored],
     wire: Wire,
     lengths_ms: tuple[float, float],
+    processes: dict[int, Turn],
     compaction: Compaction,
 ) -> Iterator[Goal]:
     """All of them."""
@@ -146,6 +148,17 @@ def goals(
         "x",
         at_least=False,
         note=f"{long_ms:.2f} against {short_ms:.2f} ms",
+    )
+    one, two = processes[1], processes[2]
+    yield Goal(
+        "Two server processes against one, two cores, C",
+        1.7,
+        two.examples_per_s / one.examples_per_s,
+        "x",
+        note=(
+            f"{two.examples_per_s:,.0f} against {one.examples_per_s:,.0f} examples/s; servers and "
+            f"who asks share the cores, {two.load_cores:.1f} of one go to asking"
+        ),
     )
     for order in (IN_TIME_ORDER, CLUSTERED):
         long, short = (found["union", name, order] for name in ("A, 16K", "C"))

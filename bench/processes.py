@@ -1,9 +1,9 @@
 """Two server processes against one, for the short tenant (C: last 100 events, one group).
 
 Both servers stand all the time and are asked in turn by a load in a process of its own: raw
-requests whose answers nobody reads, so that as much of the machine as possible is the servers', and
-ThinRow's own client. `at most` is what the machine's cores allow where an example costs what it
-costs with one process. `others` is what else ran: where that is much, measure again.
+requests whose answers nobody reads, over HTTP/2 written by hand, so that as much of the machine as
+possible is the servers', and ThinRow's own client. `others` is what else ran: where that is much,
+measure again.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import argparse
 import itertools
 import json
 import os
+import select
+import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
-import grpc
 import numpy as np
+from caller import DATA, END_HEADERS, HEADERS, Connection, as_message, frame
 from rich.console import Console
 from rich.table import Table
 from thinrow.client import Pointers, Projection, connect
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
 SHORT = Projection(100, traits=("item_id", "author_id", "category"))
 EXAMPLES, REQUESTS = 512, 64
 PROCESSES = (1, 2)
-STREAMS, IN_FLIGHT = 2, 4
+CONNECTIONS, IN_FLIGHT = 2, 4
 """Of the raw load, and requests of each."""
+FRAME_BYTES = 1 << 14
 SECONDS, WARM_SECONDS = 3.0, 0.5
 METHOD = "/thinrow.v1.MaterializationService/MaterializeStream"
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -51,11 +53,11 @@ TICKS = os.sysconf("SC_CLK_TCK")
 # The load, in its own process.
 
 
-def load(address: str, requests: Path, kind: str) -> None:
+def load(address: str, processes: int, requests: Path, kind: str) -> None:
     """Asks for some seconds; prints a line when it begins, and how many examples were answered."""
     users, end_ts = np.load(requests)
     batches = [Pointers(user_ids=u, end_ts=e) for u, e in zip(users, end_ts, strict=True)]
-    answered = {"raw": raw, "client": client}[kind](address, batches)
+    answered = raw(address, processes, batches) if kind == "raw" else client(address, batches)
     end_s = time.perf_counter() + WARM_SECONDS
     while time.perf_counter() < end_s:
         next(answered)
@@ -68,42 +70,105 @@ def load(address: str, requests: Path, kind: str) -> None:
     time.sleep(60)  # until killed: ending would take processor time
 
 
-def raw(address: str, batches: Sequence[Pointers]) -> Iterator[int]:
-    """Bytes there and bytes back, by one stream to each process."""
-    asked = [
-        on_stream(0, Lookup(ThinRows(batch), SHORT).whole().request(), "") for batch in batches
-    ]
-    sent = itertools.cycle(asked)
-    answered = threading.Semaphore(0)
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+def raw(address: str, processes: int, batches: Sequence[Pointers]) -> Iterator[int]:
+    """Bytes there and bytes back, over one connection to each of two processes, or two to one."""
+    pieces = [Lookup(ThinRows(batch), SHORT).whole() for batch in batches]
+    sent = itertools.cycle([as_message(on_stream(0, piece.request(), "")) for piece in pieces])
+    streams: dict[bytes, Stream] = {}
+    while len(streams) < CONNECTIONS:
+        stream = Stream(address, METHOD)
+        stream.ask(next(sent))
+        while not stream.told:
+            stream.receive()
+        # What a process of several says of itself is the same on all of its connections.
+        name = stream.told if processes > 1 else bytes([len(streams)])
+        if name in streams:
+            stream.socket.close()
+        else:
+            streams[name] = stream
+    of_socket = {stream.socket: stream for stream in streams.values()}
+    for stream in streams.values():
+        for _ in range(IN_FLIGHT - 1):
+            stream.ask(next(sent))
+    while True:
+        for ready in select.select(list(of_socket), (), ())[0]:
+            stream = of_socket[ready]
+            for _ in range(stream.receive()):
+                stream.ask(next(sent))
+                yield EXAMPLES
 
-    def ask(room: threading.Semaphore) -> Iterator[bytes]:
-        while room.acquire():
-            yield next(sent)
 
-    def take(room: threading.Semaphore, call: Iterable[bytes]) -> None:
-        for _ in call:
-            room.release()
-            answered.release()
+class Stream(Connection):
+    """One call of MaterializeStream, whose answers are counted and not looked at."""
 
-    reached: set[str] = set()
-    for number in itertools.count():
-        room = threading.Semaphore(IN_FLIGHT)
-        call = grpc.insecure_channel(address, options).stream_stream(METHOD)(ask(room))
-        told = dict(call.initial_metadata())
-        # A server of one process has no name.
-        process = str(told.get("thinrow-process", number))
-        if process in reached:
-            call.cancel()
-            continue
-        reached.add(process)
-        threading.Thread(
-            target=take, args=(room, cast("Iterable[bytes]", call)), daemon=True
-        ).start()
-        if len(reached) == STREAMS:
-            break
-    while answered.acquire():
-        yield EXAMPLES
+    def __init__(self, address: str, method: str) -> None:
+        super().__init__(address, method)
+        self.socket.sendall(frame(HEADERS, END_HEADERS, 1, self.headers))
+        self.told = b""
+        """The server's first headers, as they came."""
+        self._buffer = bytearray(1 << 20)
+        self._kept = 0
+        """Bytes at the buffer's start that came before."""
+        self._data_left = self._message_left = 0
+        """Bytes still to come of a frame of data, and of a message."""
+        self._prefix = b""
+        """The beginning of the next message's length."""
+
+    def ask(self, message: bytes) -> None:
+        """Sends a message, in frames as large as every server takes."""
+        for at in range(0, len(message), FRAME_BYTES):
+            self.socket.sendall(frame(DATA, 0, 1, message[at : at + FRAME_BYTES]))
+
+    def receive(self) -> int:
+        """Reads what came; returns how many answers are complete by it."""
+        view = memoryview(self._buffer)
+        size = self.socket.recv_into(view[self._kept :])
+        if not size:
+            raise ConnectionError("The server closed the connection.")
+        at, end, complete = 0, self._kept + size, 0
+        while at < end:
+            if self._data_left:
+                part = view[at : min(end, at + self._data_left)]
+                complete += self._ended_in(part)
+                self.took(len(part))
+                self._data_left -= len(part)
+                at += len(part)
+                continue
+            if end - at < 9:
+                break
+            head, flags, _ = struct.unpack_from(">IBI", view, at)
+            length, kind = head >> 8, head & 0xFF
+            if kind == DATA:
+                self._data_left = length
+            elif end - at - 9 < length:
+                break
+            else:
+                content = bytes(view[at + 9 : at + 9 + length])
+                if kind == HEADERS:
+                    self.told = self.told or content
+                self.heed(kind, flags, content)
+                at += length
+            at += 9
+        self._kept = end - at
+        view[: self._kept] = view[at:end]
+        return complete
+
+    def _ended_in(self, content: memoryview) -> int:
+        """Goes through the content of messages; returns how many end in it."""
+        ended = at = 0
+        while at < len(content):
+            if self._message_left:
+                taken = min(self._message_left, len(content) - at)
+                self._message_left -= taken
+                ended += not self._message_left
+            else:
+                taken = min(5 - len(self._prefix), len(content) - at)
+                self._prefix += content[at : at + taken]
+                if len(self._prefix) == 5:
+                    self._message_left = int.from_bytes(self._prefix[1:], "big")
+                    self._prefix = b""
+            at += taken
+        return ended
 
 
 def client(address: str, batches: Sequence[Pointers]) -> Iterator[int]:
@@ -129,6 +194,7 @@ class Served(NamedTuple):
     """A server of some processes."""
 
     address: str
+    processes: int
     process: subprocess.Popen[bytes]
 
     def pids(self) -> list[int]:
@@ -154,7 +220,8 @@ def busy_s() -> float:
 
 def turn(served: Served, requests: Path, kind: str) -> Turn:
     """Loads one server."""
-    command = [sys.executable, __file__, "--load", served.address, str(requests), kind]
+    command = [sys.executable, __file__, "--load", served.address, str(served.processes)]
+    command += [str(requests), kind]
     pids = served.pids()
     with subprocess.Popen(command, stdout=subprocess.PIPE) as loading:
         assert loading.stdout is not None
@@ -182,7 +249,7 @@ def start(store: Path, processes: int, *options: str) -> Served:
         time.sleep(0.05)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     (address,) = [line["address"] for line in lines if line["event"] == "serving"]
-    return Served(address, process)
+    return Served(address, processes, process)
 
 
 def build(folder: Path) -> tuple[Path, Path]:
@@ -201,41 +268,49 @@ def build(folder: Path) -> tuple[Path, Path]:
     return store, folder / "requests.npy"
 
 
-def main() -> None:
-    """Measures and shows."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--load", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.load:
-        address, requests, kind = arguments.load
-        load(address, Path(requests), kind)
-    table = Table(
-        *("load", "processes", "examples/s", "ratio", "at most"),
-        *("server cores", "load cores", "others"),
-        caption=f"Medians of {arguments.rounds}, alternating. {machine()}",
-    )
-    with tempfile.TemporaryDirectory(prefix="thinrow-bench-") as scratch, ExitStack() as stack:
-        store, asked = build(Path(scratch))
+def compared(scratch: Path, rounds: int, kinds: Sequence[str]) -> dict[str, dict[int, Turn]]:
+    """Medians of each kind of load, by the number of processes."""
+    found: dict[str, dict[int, Turn]] = {}
+    with ExitStack() as stack:
+        store, asked = build(scratch)
         servers = {processes: start(store, processes) for processes in PROCESSES}
         for served in servers.values():
             stack.callback(served.process.wait)
             stack.callback(served.process.terminate)
-        for kind in ("raw", "client"):
+        for kind in kinds:
             turns: dict[int, list[Turn]] = {processes: [] for processes in PROCESSES}
-            for _ in range(arguments.rounds):
+            for _ in range(rounds):
                 for processes, served in servers.items():
                     turns[processes].append(turn(served, asked, kind))
-            alone = Turn(*(median(column) for column in zip(*turns[1], strict=True)))
-            possible = len(os.sched_getaffinity(0)) / (alone.server_cores + alone.load_cores)
-            for processes, each in turns.items():
-                examples_per_s, *cores = (median(column) for column in zip(*each, strict=True))
+            found[kind] = {
+                processes: Turn(*(median(column) for column in zip(*each, strict=True)))
+                for processes, each in turns.items()
+            }
+    return found
+
+
+def main() -> None:
+    """Measures and shows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--load", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.load:
+        address, processes, requests, kind = arguments.load
+        load(address, int(processes), Path(requests), kind)
+    table = Table(
+        *("load", "processes", "examples/s", "ratio"),
+        *("server cores", "load cores", "others"),
+        caption=f"Medians of {arguments.rounds}, alternating. {machine()}",
+    )
+    with tempfile.TemporaryDirectory(prefix="thinrow-bench-") as scratch:
+        for kind, turns in compared(Path(scratch), arguments.rounds, ("raw", "client")).items():
+            for processes, (examples_per_s, *cores) in turns.items():
                 table.add_row(
                     kind,
                     str(processes),
                     f"{examples_per_s:,.0f}",
-                    f"{examples_per_s / alone.examples_per_s:.2f}",
-                    f"{min(processes, possible):.2f}",
+                    f"{examples_per_s / turns[1].examples_per_s:.2f}",
                     *(f"{count:.2f}" for count in cores),
                 )
     Console(width=100).print(table)

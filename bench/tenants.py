@@ -19,6 +19,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import polars as pl
+import processes
 from compared import compare
 from costs import compaction, stored, wire
 from goals import goals
@@ -88,14 +89,14 @@ FULL = Sizes(
     rounds=5,
     union_users=300,
     union_events_median=16_000,
-    union_examples=2048,
+    union_examples=4096,
     longer_examples=320,
     mid_users=2000,
     mid_events_median=4000,
     mid_examples=32_768,
     stored_users=30,
     stored_days=30,
-    compaction_users=1000,
+    compaction_users=2000,
 )
 QUICK = Sizes(
     rounds=1,
@@ -293,6 +294,10 @@ class Benchmark:
         self.told("long histories against short ones")
         short_ms, long_ms = length_cost(self.scratch / "lengths")
         self.lengths_ms = (median(short_ms), median(long_ms))
+        self.told("two server processes against one")
+        folder = self.scratch / "processes"
+        folder.mkdir()
+        self.processes = processes.compared(folder, sizes.rounds, ("raw",))["raw"]
         self.compaction = compaction(
             self.scratch / "compaction", sizes.compaction_users, sizes.rounds, self.told
         )
@@ -330,7 +335,9 @@ def main() -> None:
         for part in (run.union, run.mid, run.real, run.costs):
             part()
             progress.console.print(f"{part.__name__}: {time.perf_counter() - start_s:.0f} s")
-    lines = list(goals(run.found, run.stored, run.wire, run.lengths_ms, run.compaction))
+    lines = list(
+        goals(run.found, run.stored, run.wire, run.lengths_ms, run.processes, run.compaction)
+    )
     packages = ("duckdb", "pylance", "polars", "redis", "torch", "rocksdict")
     text = page(
         sizes,
