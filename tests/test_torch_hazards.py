@@ -150,17 +150,23 @@ def test_a_trainer_that_is_killed_goes_on(tmp_path: Path, server: str, workers: 
     assert sorted(seen_in(log)) == list(range(231))
 
 
-def in_session(session: int) -> list[int]:
-    """The processes of a session that still live."""
-    found = []
+def living() -> Iterator[tuple[int, int, int]]:
+    """Every process that still lives, as its own number, its parent's and its session's."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text(encoding="utf-8").rsplit(")", 1)[1].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
+        if fields[0] != "Z":
+            yield int(path.parent.name), int(fields[1]), int(fields[3])
+
+
+def in_session(session: int) -> list[int]:
+    return [process for process, _, of in living() if of == session]
+
+
+def children_of(parent: int) -> list[int]:
+    return [process for process, of, _ in living() if of == parent]
 
 
 def test_a_worker_that_is_killed_ends_the_trainer_and_costs_nothing(
@@ -179,7 +185,7 @@ def test_a_worker_that_is_killed_ends_the_trainer_and_costs_nothing(
     )
     while not seen_in(log) and process.poll() is None:
         time.sleep(0.01)
-    os.kill(max(in_session(process.pid)), signal.SIGKILL)
+    os.kill(children_of(process.pid)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
     # Where the trainer was just taking a tensor from the worker, its connection breaks.
