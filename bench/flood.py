@@ -2,8 +2,10 @@
 
 The steady tenant asks for one batch after the other. The flood asks for long histories with many
 calls at once, by ThinRow's client, or raw, at once again whenever it is refused. Its processes run
-at the lowest priority: a flood comes from other machines, and must not take the processor from the
-server by asking. `refused` are its calls that ended in TENANT_LIMIT.
+only where nobody else wants the processor: a flood comes from other machines, and must not take it
+from the server by asking. A flood of another server on this machine, beside, tells what it costs
+that two processes share its processors and memory. `refused` are its calls that ended in
+TENANT_LIMIT.
 """
 
 from __future__ import annotations
@@ -46,6 +48,9 @@ SECONDS, WARM_SECONDS = 6.0, 1.0
 FLOOD_EXAMPLES, FLOOD_PROCESSES, FLOOD_CALLS = 128, 2, 48
 PAUSE_S = 0.01
 """Of the steady tenant, for its trainer's step."""
+BESIDE = ", beside"
+"""A flood of another server on this machine: what the machine itself costs."""
+FLOODS = ("none", "client", "raw", f"client{BESIDE}", f"raw{BESIDE}")
 METHOD = "/thinrow.v1.MaterializationService/Materialize"
 
 
@@ -77,7 +82,7 @@ def steady(address: str, requests: Path) -> Latency:
 
 def flood(address: str, requests: Path, kind: str) -> None:
     """Asks until it is killed; prints how many of its calls were refused each second."""
-    os.nice(19)
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     users, end_ts = (array[:, :FLOOD_EXAMPLES] for array in np.load(requests))
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
     counts = {"refused": 0, "answered": 0}
@@ -144,17 +149,19 @@ def main() -> None:
         store, asked = build(Path(scratch))
         tenants = Path(scratch) / "tenants.toml"
         tenants.write_text(TENANTS)
-        served = start(store, 1, "--tenants", str(tenants))
-        stack.callback(served.process.wait)
-        stack.callback(served.process.terminate)
-        found: dict[str, list[Latency]] = {kind: [] for kind in ("none", "client", "raw")}
+        served, beside = (start(store, 1, "--tenants", str(tenants)) for _ in range(2))
+        for server in (served, beside):
+            stack.callback(server.process.wait)
+            stack.callback(server.process.terminate)
+        found: dict[str, list[Latency]] = {kind: [] for kind in FLOODS}
         flows = dict.fromkeys(found, (0, 0))
         for _ in range(arguments.rounds):
             for kind, each in found.items():
                 if kind == "none":
                     each.append(steady(served.address, asked))
                     continue
-                with flooded(served.address, asked, kind) as counts:
+                address = beside.address if kind.endswith(BESIDE) else served.address
+                with flooded(address, asked, kind.removesuffix(BESIDE)) as counts:
                     each.append(steady(served.address, asked))
                 flows[kind] = tuple(map(sum, zip(*counts, strict=True)))  # type: ignore[assignment]
         alone = median(latency.p99_ms for latency in found["none"])

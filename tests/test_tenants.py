@@ -27,7 +27,7 @@ from thinrow.errors import (
     UsageError,
 )
 from thinrow.schema import read_schema
-from thinrow.serving import Server, ServerConfig
+from thinrow.serving import Server, ServerConfig, limits
 from thinrow.serving.limits import RETRY_AFTER_MS, Places, Turns
 from thinrow.serving.tenants import Tenants
 from thinrow.v1 import materialization_pb2 as wire
@@ -417,6 +417,38 @@ def test_the_last_place_is_left_to_others_while_they_ask() -> None:
             pass
 
 
+def test_an_answer_on_its_way_counts_against_its_tenant_while_others_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answered(tenant: str) -> ExitStack:
+        sending = ExitStack()
+        with turns.hold(1, 5, tenant):
+            sending.enter_context(turns.sending(1, tenant))
+        return sending
+
+    def may_work(tenant: str, timeout_s: float) -> bool:
+        try:
+            with turns.hold(1, timeout_s, tenant):
+                return True
+        except DeadlineError:
+            return False
+
+    monkeypatch.setattr(limits, "SENDING_S", 0.5)
+    turns = Turns(2, spare=1)
+    with answered("flood"), answered("flood"):  # nobody else asks
+        assert may_work("flood", 0)
+    answered("a").close()
+    with answered("flood"):
+        assert not may_work("flood", 0.1)
+        assert may_work("a", 0)
+    assert may_work("flood", 0)
+    with answered("flood"):  # nobody reads it, and nobody else comes to tell the time
+        begin_s = time.monotonic()
+        assert may_work("flood", 5)
+        assert 0.3 < time.monotonic() - begin_s < 2
+    assert not any(turns._sending.values())
+
+
 def test_one_at_its_own_limit_does_not_hold_up_others() -> None:
     turns = Turns(100)
     with turns.hold(50, None, "flood", 50):
@@ -461,7 +493,11 @@ def test_turns_add_up_after_a_storm() -> None:
         for n in range(200):
             amount = 1 + (seed * 7 + n) % 8
             try:
-                with turns.hold(amount, 0.000_1 * (n % 5), f"tenant {seed % 3}"):
+                with (
+                    ExitStack() as sending,
+                    turns.hold(amount, 0.000_1 * (n % 5), f"tenant {seed % 3}"),
+                ):
+                    sending.enter_context(turns.sending(amount, f"tenant {seed % 3}"))
                     with lock:
                         held += amount
                         most = max(most, held)
@@ -479,3 +515,4 @@ def test_turns_add_up_after_a_storm() -> None:
     assert turns._free == 10
     assert not any(turns._held.values())
     assert not any(turns._waiting.values())
+    assert not any(turns._sending.values())

@@ -5,6 +5,7 @@ Both are shared by tenants, so that one that floods the server leaves the others
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -26,6 +27,9 @@ RETRY_AFTER_MS = 200
 """What whoever is refused is asked to wait: many requests long, and no pause that hurts."""
 LATELY_S = 1.0
 """How long a tenant that asked counts as one that will ask again."""
+SENDING_S = 0.02
+"""How long an answer on its way counts as work: what a reader leaves unread after that is its own
+affair, and must hold up nothing."""
 
 
 class Places:
@@ -104,6 +108,7 @@ class Turns:
     """An amount that requests in work hold together; tenants take turns at what is free.
 
     Of one tenant's requests the first comes first, and a large one is not starved by small ones.
+    While others ask, an answer on its way counts against its tenant, for sending is work as well.
     """
 
     def __init__(self, limit: int, spare: int = 0) -> None:
@@ -111,8 +116,9 @@ class Turns:
         self._limit = limit
         self._spare = min(spare, limit - 1)
         self._free = limit
-        # All three by tenant; the names are those of tenants that there are.
+        # All by tenant; the names are those of tenants that there are.
         self._held: Counter[str] = Counter()
+        self._sending: dict[str, list[tuple[float, int]]] = defaultdict(list)
         self._waiting: dict[str, deque[Turn]] = defaultdict(deque)
         self._served: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
@@ -143,13 +149,8 @@ class Turns:
                 self._served.move_to_end(tenant, last=False)
             self._waiting[tenant].append(turn)
             self._grant()
-        in_time = turn.granted.wait(timeout_s)
-        with self._lock:
-            # It may have been granted between the end of the wait and here.
-            if not in_time and not turn.granted.is_set():
-                self._waiting[tenant].remove(turn)
-                self._grant()
-                raise DeadlineError("The deadline passed while the request waited for room.")
+        if not self._granted(turn, timeout_s):
+            raise DeadlineError("The deadline passed while the request waited for room.")
         try:
             yield
         finally:
@@ -158,6 +159,32 @@ class Turns:
                 self._held[tenant] -= amount
                 self._served[tenant] = time.monotonic()
                 self._grant()
+
+    @contextmanager
+    def sending(self, amount: int, tenant: str) -> Iterator[None]:
+        """Counts what is being sent, to be entered while the work is still held."""
+        sent = (time.monotonic() + SENDING_S, amount)
+        with self._lock:
+            self._sending[tenant].append(sent)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._sending[tenant].remove(sent)
+                self._grant()
+
+    def _granted(self, turn: Turn, timeout_s: float | None) -> bool:
+        """Waits; a turn that did not come in time leaves its queue."""
+        end_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        # Now and then it looks itself, for time that passes tells nobody.
+        while not turn.granted.wait(min(SENDING_S, max(end_s - time.monotonic(), 0.0))):
+            with self._lock:
+                self._grant()
+                if time.monotonic() >= end_s and not turn.granted.is_set():
+                    self._waiting[turn.tenant].remove(turn)
+                    self._grant()
+                    return False
+        return True
 
     def _grant(self) -> None:
         """Gives out what is free, to the tenant served the longest ago first."""
@@ -188,4 +215,8 @@ class Turns:
             for tenant, served_s in self._served.items()
             if tenant != turn.tenant
         )
-        return turn.tenant_max if alone else min(turn.tenant_max, self._limit - self._spare)
+        if alone:
+            return turn.tenant_max
+        now_s = time.monotonic()
+        sending = sum(amount for until_s, amount in self._sending[turn.tenant] if until_s > now_s)
+        return min(turn.tenant_max, self._limit - self._spare) - sending

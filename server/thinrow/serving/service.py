@@ -88,8 +88,11 @@ class MaterializationService:
         with gate.answering(context, gate.calls) as caller:
             request = only(wire.MaterializeRequest, messages)
             caller.tenant = tenants.asking(caller.holder, request.tenant)
-            with gate.calls.one_of(caller.tenant, tenants.calls_max(caller.tenant)):
-                yield self._materialize(request, context, caller.tenant)
+            with (
+                gate.calls.one_of(caller.tenant, tenants.calls_max(caller.tenant)),
+                ExitStack() as sending,
+            ):
+                yield self._materialize(request, context, caller.tenant, sending)
 
     def materialize_stream(
         self, messages: Iterator[bytes], context: grpc.ServicerContext
@@ -116,9 +119,11 @@ class MaterializationService:
                     place.enter_context(gate.streams.one_of(tenant, tenants.streams_max(tenant)))
                     place.enter_context(self._metrics.streaming(tenant))
                     holder = tenant
-                yield self._materialize(
-                    request.request, context, tenant, request.cursor, request.traceparent
-                )
+                with ExitStack() as sending:
+                    yield self._materialize(
+                        *(request.request, context, tenant, sending),
+                        *(request.cursor, request.traceparent),
+                    )
 
     def inspect(
         self, messages: Iterator[bytes], context: grpc.ServicerContext
@@ -165,9 +170,11 @@ class MaterializationService:
         request: wire.MaterializeRequest,
         context: grpc.ServicerContext,
         tenant: str,
+        sending: ExitStack,
         cursor: int | None = None,
         traceparent: str = "",
     ) -> bytes:
+        """One answer; `sending` is to be closed once it is sent."""
         metrics = self._metrics
         label = metrics.tenant(tenant)
         method = "Materialize" if cursor is None else "MaterializeStream"
@@ -200,6 +207,7 @@ class MaterializationService:
                     cursor=cursor,
                     elapsed_us=int(1e6 * (time.perf_counter() - started_s)),
                 )
+                sending.enter_context(self._work.sending(1, tenant))
             if span is not None:
                 span.set_attributes(
                     {
