@@ -32,6 +32,7 @@ test: setup ## run all tests, two files at a time
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 faults: setup ## try every fault as often as docs/reliability.md tells, and write its table; as root
+	@$(BIN)/python -m pip install --quiet --group faults || echo 'Without atheris all fuzzed input is altered at random.' >&2
 	@rm -f .cache/faults.jsonl && mkdir -p .cache
 	THINROW_FAULTS=full THINROW_FAULTS_FILE=$(CURDIR)/.cache/faults.jsonl $(BIN)/python -m pytest tests/faults
 	$(BIN)/python tests/faults/report.py .cache/faults.jsonl docs/reliability.md
