@@ -157,9 +157,10 @@ size_t write(const std::vector<Job> &jobs, int threads) {
   std::vector<std::thread> others;
   const size_t wanted = bytes < shared_bytes_min ? 1 : std::min<size_t>(threads, tasks.size());
   try {
+    others.reserve(wanted);
     while (others.size() + 1 < wanted) others.emplace_back(work);
-  } catch (const std::system_error &) {
-    // The machine has no thread to spare: fewer do the same.
+  } catch (const std::exception &) {
+    // The machine has no thread or memory to spare: fewer threads do the same.
   }
   work();
   for (std::thread &other : others) other.join();

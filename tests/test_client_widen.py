@@ -410,6 +410,33 @@ def test_other_examples_values_do_not_matter() -> None:
     assert Batch.from_answers([whole[places]]).to_lists("t") == [[1 << 40], [5], [1 << 40]]
 
 
+def test_as_many_places_as_examples_need_not_be_the_whole() -> None:
+    pointers = Pointers(user_ids=[1, 2], end_ts=[100] * 2, request_ts=[200] * 2)
+    mutable = MutableEvents(
+        np.array([0, 1, 3]),
+        np.array([150, 160, 161]),
+        {"t": MutableColumn(np.array([7, 8, 9]))},
+    )
+    column = int64_column("t", [5, 6])
+    whole = read(answer([(0, 1), (1, 1)], [column], 2), ThinRows(pointers, mutable), Projection())
+    turned = whole[np.array([1, 0])]
+    assert Batch.from_answers([turned]).to_lists("t") == [[6, 8, 9], [5, 7]]
+    assert turned.rows.pointers.user_ids.tolist() == [2, 1]
+    assert turned.mutable.arrival_ts.tolist() == [160, 161, 150]
+    assert turned.tail("t").values(np.dtype(np.int64)).tolist() == [8, 9, 7]
+    assert whole[np.array([0, 0])].mutable.arrival_ts.tolist() == [150, 150]
+
+
+def test_a_malformed_answer_is_refused_as_often_as_it_is_read() -> None:
+    column = wire.Column(trait="t", type=wire.TRAIT_TYPE_BOOL, vector_size=1)
+    encode(column, [[[7]]], [0])
+    rows = ThinRows(Pointers(user_ids=[1], end_ts=[100]))
+    malformed = read(answer([(0, 1)], [column], 1), rows, Projection())
+    for _ in range(2):
+        with pytest.raises(ThinRowError, match="does not exist"):
+            Batch.from_answers([malformed])
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

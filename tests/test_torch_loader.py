@@ -564,6 +564,7 @@ def test_config_is_checked() -> None:
         ({"batch_events": 0}, "batch_events is 0"),
         ({"drop_last": True, "batch_events": 5}, "leave out batch_events"),
         ({"not_ready_wait_s": -1}, "not_ready_wait_s is -1"),
+        ({"freed_bytes_kept": 1 << 31}, "freed_bytes_kept is 2147483648"),
         ({"integer_dtype": torch.int16}, "integer_dtype is torch.int16"),
         ({"policies": {"OK": "skip"}}, "name one of NOT_READY"),
         ({"policies": {"ERASED": "drop"}}, "as 'fail', 'skip' or 'pass'"),

@@ -160,10 +160,11 @@ class Whole:
             columns = [response[trait] for response in self.columns]
             kind = self.kinds[trait]
             values = self.tail(trait).values(kind.dtype)
-            self._runs[key] = None
+            runs = None
             if all(column.fits(dtype) for column in columns) and fit(values, dtype):
                 runs = [column.run for column in columns]
-                self._runs[key] = [*runs, run_of_items(np.ascontiguousarray(values))]
+                runs.append(run_of_items(np.ascontiguousarray(values)))
+            self._runs[key] = runs
         return self._runs[key]
 
     def presence_runs(self, trait: str) -> list[Run]:
@@ -278,8 +279,7 @@ class Answer:
     @property
     def rows(self) -> ThinRows:
         """What was asked about."""
-        whole = self._whole
-        return whole.rows if len(self) == len(whole.rows) else whole.rows[self._examples]
+        return self._whole.rows if self._is_whole else self._whole.rows[self._examples]
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -334,7 +334,7 @@ class Answer:
         try:
             runs = whole.runs(trait, values.dtype)
         except InputError:
-            if len(self) == len(whole.rows):
+            if self._is_whole:
                 raise
             # It may be the fault of an example that is not among these.
             return self._alone.jobs(trait, values, present)
@@ -372,9 +372,14 @@ class Answer:
         return self._alone._whole.tail(trait, first_code)
 
     @cached_property
+    def _is_whole(self) -> bool:
+        """Whether it is about all of the whole's examples, in their order."""
+        return np.array_equal(self._examples, np.arange(len(self._whole.rows)))
+
+    @cached_property
     def _alone(self) -> Answer:
         """The same without the whole's other examples."""
-        if len(self) == len(self._whole.rows):
+        if self._is_whole:
             return self
         only = self._whole.only(self._examples)
         return dataclasses.replace(self, _whole=only, _examples=np.arange(len(self)))

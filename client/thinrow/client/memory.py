@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["FREED_BYTES_MAX", "keep_freed_memory"]
 
 # malloc.h of the GNU C library.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+
+FREED_BYTES_MAX = 2**31 - 1
+"""The library takes a C int."""
 
 MMAP_BYTES_MIN = 32 << 20
 """The most that the library takes; smaller pieces come from memory that was used before."""
@@ -19,6 +22,8 @@ def keep_freed_memory(bytes_max: int) -> None:
 
     By default a few MiB are mapped anew for every answer and their pages cleared by the kernel,
     which takes longer than the work on them. What is free beyond goes back to the system.
+
+    bytes_max: at most FREED_BYTES_MAX.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thinrow.errors import (
@@ -94,14 +94,16 @@ def refusal(kind: type[TooManyCallsError], message: str) -> TooManyCallsError:
     return error
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Turn:
     """One request that waits, or holds what it waited for."""
 
     tenant: str
     amount: int
     tenant_max: int
-    granted: threading.Event = field(default_factory=threading.Event)
+    changed: threading.Condition
+    """Told when it is granted, and when it is its tenant's next."""
+    granted: bool = False
 
 
 class Turns:
@@ -142,15 +144,13 @@ class Turns:
                 f"{most:,} at once (work_bytes_max); ask for fewer examples at once, shorter "
                 f"sequences or fewer traits."
             )
-        turn = Turn(tenant, amount, most)
+        turn = Turn(tenant, amount, most, threading.Condition(self._lock))
         with self._lock:
             if tenant not in self._served:
                 self._served[tenant] = 0.0
                 self._served.move_to_end(tenant, last=False)
             self._waiting[tenant].append(turn)
-            self._grant()
-        if not self._granted(turn, timeout_s):
-            raise DeadlineError("The deadline passed while the request waited for room.")
+            self._wait(turn, timeout_s)
         try:
             yield
         finally:
@@ -173,18 +173,27 @@ class Turns:
                 self._sending[tenant].remove(sent)
                 self._grant()
 
-    def _granted(self, turn: Turn, timeout_s: float | None) -> bool:
-        """Waits; a turn that did not come in time leaves its queue."""
-        end_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        # Now and then it looks itself, for time that passes tells nobody.
-        while not turn.granted.wait(min(SENDING_S, max(end_s - time.monotonic(), 0.0))):
-            with self._lock:
+    def _wait(self, turn: Turn, timeout_s: float | None) -> None:
+        """Waits until it is granted; a turn that is not in time leaves its queue."""
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        queue = self._waiting[turn.tenant]
+        self._grant()
+        while not turn.granted:
+            left_s = math.inf if end_s is None else end_s - time.monotonic()
+            if left_s <= 0:
+                queue.remove(turn)
                 self._grant()
-                if time.monotonic() >= end_s and not turn.granted.is_set():
-                    self._waiting[turn.tenant].remove(turn)
-                    self._grant()
-                    return False
-        return True
+                self._tell_next(queue)
+                raise DeadlineError("The deadline passed while the request waited for room.")
+            # That an answer on its way counts no more is told by nobody: the next one looks.
+            wait_s = min(left_s, SENDING_S) if queue[0] is turn else left_s
+            turn.changed.wait(None if wait_s == math.inf else wait_s)
+            self._grant()
+
+    @staticmethod
+    def _tell_next(queue: deque[Turn]) -> None:
+        if queue:
+            queue[0].changed.notify()
 
     def _grant(self) -> None:
         """Gives out what is free, to the tenant served the longest ago first."""
@@ -200,7 +209,9 @@ class Turns:
                 self._held[tenant] += turn.amount
                 self._served[tenant] = time.monotonic()
                 self._served.move_to_end(tenant)
-                turn.granted.set()
+                turn.granted = True
+                turn.changed.notify()
+                self._tell_next(self._waiting[tenant])
                 break
             else:
                 return

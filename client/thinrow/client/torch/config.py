@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from thinrow.client.config import ClientConfig
+from thinrow.client.memory import FREED_BYTES_MAX
 from thinrow.errors import UsageError
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -96,9 +97,10 @@ class LoaderConfig:
             raise UsageError(f"batch_events is {self.batch_events}, but must be 1 or more.")
         if self.drop_last and self.batch_events is not None:
             raise UsageError("drop_last needs batches of one size, so leave out batch_events.")
-        if self.freed_bytes_kept < 0:
+        if not 0 <= self.freed_bytes_kept <= FREED_BYTES_MAX:
             raise UsageError(
-                f"freed_bytes_kept is {self.freed_bytes_kept}, but must not be below 0."
+                f"freed_bytes_kept is {self.freed_bytes_kept}, but must be from 0 to "
+                f"{FREED_BYTES_MAX}."
             )
         if self.not_ready_wait_s < 0:
             raise UsageError(
