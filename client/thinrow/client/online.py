@@ -30,12 +30,13 @@ from thinrow.client.pointers import MutableEvents, Pointers, ThinRows
 from thinrow.client.request import to_wire_projection
 from thinrow.client.response import Response
 from thinrow.client.thin_row import ThinRow
+from thinrow.client.widen import require
 from thinrow.errors import InputError, RequestError, ThinRowError, UnavailableError
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2, online_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import ArrayLike
     from thinrow.client.pointers import Projection
@@ -176,15 +177,28 @@ class OnlineClient:
 
         `batches` is pulled in a thread of its own. `deadline_s`: for the whole stream; None for no
         bound. Raises RequestError at a batch that was refused: those before it are durable, and
-        those already sent behind it may be.
+        those already sent behind it may be. Raises UnavailableError if the server ends the stream
+        before it has answered every batch.
         """
-        requests = (
-            online_pb2.AppendEventsRequest(cursor=number, events=batch)
-            for number, batch in enumerate(batches)
-        )
-        call = self.stub.AppendEvents(requests, timeout=deadline_s, metadata=self._metadata)
+        sent, is_complete = 0, False
+
+        def requests() -> Iterator[online_pb2.AppendEventsRequest]:
+            nonlocal sent, is_complete
+            for batch in batches:
+                request = online_pb2.AppendEventsRequest(cursor=sent, events=batch)
+                sent += 1
+                yield request
+            is_complete = True
+
+        call = self.stub.AppendEvents(requests(), timeout=deadline_s, metadata=self._metadata)
+        answered = 0
         try:
             for answer in call:
+                require(
+                    answer.cursor == answered < sent,
+                    f"it has cursor {answer.cursor} after {answered} answers to {sent} batches",
+                )
+                answered += 1
                 if answer.refused:
                     raise RequestError(answer.refused)
                 yield Appended(answer.appended, answer.duplicates, answer.arrival_ts)
@@ -192,6 +206,11 @@ class OnlineClient:
             raise self._failure(error) from error
         finally:
             call.cancel()
+        if answered != sent or not is_complete:
+            raise UnavailableError(
+                f"The online server at {self._target} ended the stream after {answered} answers "
+                f"to {sent} batches; append the others again."
+            )
 
     def snapshot(
         self,

@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from thinrow.client.widen import require
 from thinrow.errors import DeadlineError, ThinRowError, UnauthenticatedError, UnavailableError
 from thinrow.v1 import online_pb2
 
@@ -105,7 +106,8 @@ class _Connection:
         self._cursors = itertools.count(1)
         self._waiting: deque[online_pb2.StreamedRequest] = deque()
         self._unanswered: dict[int, Answers] = {}
-        self._messages = 0
+        self._messages: deque[list[int]] = deque()
+        """The cursors of each message without an answer, oldest first."""
         self._changed = threading.Condition(threading.Lock())
         self.ended = False
         """Takes no more requests."""
@@ -127,7 +129,7 @@ class _Connection:
             self._waiting.append(
                 online_pb2.StreamedRequest(cursor=cursor, request=request, deadline_ms=deadline_ms)
             )
-            if self._messages < MESSAGES_MAX:
+            if len(self._messages) < MESSAGES_MAX:
                 self._changed.notify()
         return answers
 
@@ -152,17 +154,15 @@ class _Connection:
         """What waits, as soon as a message may go; for gRPC's thread."""
         while True:
             with self._changed:
-                while not (self._waiting and self._messages < MESSAGES_MAX) and not self.ended:
+                while not (self._waiting and len(self._messages) < MESSAGES_MAX) and not self.ended:
                     if not self._changed.wait(IDLE_S) and not self._unanswered:
                         self.ended = True
                 if self.ended:
                     return
-                self._messages += 1
                 count = min(len(self._waiting), REQUESTS_MAX)
-                message = online_pb2.SnapshotStreamRequest(
-                    requests=[self._waiting.popleft() for _ in range(count)]
-                )
-            yield message
+                requests = [self._waiting.popleft() for _ in range(count)]
+                self._messages.append([request.cursor for request in requests])
+            yield online_pb2.SnapshotStreamRequest(requests=requests)
 
     def _read(self) -> None:
         failure: ThinRowError = UnavailableError(
@@ -174,12 +174,20 @@ class _Connection:
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.CANCELLED:  # else the server is stopping
                 failure = self._failure(error)
+        except ThinRowError as error:
+            failure = error
+            self._call.cancel()
         finally:
             self._end(failure)
 
     def _take(self, message: online_pb2.SnapshotStreamResponse) -> None:
+        cursors = sorted(answer.cursor for answer in message.answers)
         with self._changed:
-            self._messages -= 1
+            expected = sorted(self._messages.popleft()) if self._messages else []
+            require(
+                cursors == expected,
+                f"it answers {len(cursors)} of {len(expected)} requests, or others than those sent",
+            )
             self._changed.notify()
             answered = [(self._unanswered.pop(one.cursor, None), one) for one in message.answers]
         self.answered = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections import deque
@@ -13,6 +14,8 @@ from thinrow.online.tier import LEASE_MS
 
 if TYPE_CHECKING:
     from thinrow.online.tier import Batch, Committed, MutableTier
+
+log = logging.getLogger("thinrow.online")
 
 GROUP_EVENTS_MAX = 8192
 """Events made durable at once, unless one batch has more."""
@@ -78,7 +81,10 @@ class Appends:
                 continue
             try:
                 committed = self._tier.commit([batch for batch, _ in group])
-            except ThinRowError as error:
+            except Exception as error:
+                # Whatever it is: this thread serves every stream, and must go on.
+                if not isinstance(error, ThinRowError):
+                    log.exception("commit failed")
                 for _, future in group:
                     future.set_exception(error)
                 continue
@@ -102,3 +108,5 @@ class Appends:
             self._tier.renew_lease()
         except StoreError:
             return  # whoever needs the disk is told
+        except Exception:
+            log.exception("renewing the lease failed")

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -43,6 +44,16 @@ log = logging.getLogger("thinrow.online")
 SERVICE = online_pb2.DESCRIPTOR.services_by_name["OnlineService"].full_name
 BATCHES_AHEAD_MAX = 16
 """Batches of one stream that wait to be durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadingEnded:
+    """The end of a stream of batches, as its reading thread saw it."""
+
+    received: int
+    """Batches read."""
+    failure: BaseException | None
+    """The exception that ended the thread; None at the stream's regular end."""
 
 
 class OnlineService:
@@ -139,22 +150,28 @@ class OnlineService:
     def _submitted(
         self, requests: Iterator[online_pb2.AppendEventsRequest]
     ) -> Iterator[tuple[int, float, Future[Committed] | ThinRowError]]:
-        """Reads ahead: the next batch is decoded while those before it go to the disk."""
-        ready: queue.Queue[tuple[int, float, Future[Committed] | ThinRowError] | None]
+        """Reads ahead: the next batch is decoded while those before it go to the disk.
+
+        Raises what ended the reading thread, and ThinRowError where a request was read and not
+        handed on: a stream never ends well with answers missing.
+        """
+        ready: queue.Queue[tuple[int, float, Future[Committed] | ThinRowError] | _ReadingEnded]
         ready = queue.Queue(BATCHES_AHEAD_MAX)
         ended = threading.Event()
 
-        def put(item: tuple[int, float, Future[Committed] | ThinRowError] | None) -> None:
+        def put(item: tuple[int, float, Future[Committed] | ThinRowError] | _ReadingEnded) -> None:
             while not ended.is_set():
                 with suppress(queue.Full):
                     ready.put(item, timeout=1)
                     return
 
         def read() -> None:
+            received, failure = 0, None
             try:
                 for request in requests:
                     if ended.is_set():
                         return
+                    received += 1
                     started_s = time.perf_counter()
                     outcome: Future[Committed] | ThinRowError
                     try:
@@ -163,19 +180,27 @@ class OnlineService:
                     except ThinRowError as error:
                         outcome = error
                     put((request.cursor, started_s, outcome))
-            except Exception as error:  # the call ended, or this is our fault
-                if not isinstance(error, grpc.RpcError) and not ended.is_set():
-                    log.exception("appending failed")
+            except BaseException as error:
+                failure = error
             finally:
-                put(None)
+                put(_ReadingEnded(received, failure))
 
         reader = threading.Thread(target=read, name="thinrow-append", daemon=True)
         reader.start()
+        answered = 0
         try:
-            while (item := ready.get()) is not None:
+            while not isinstance(item := ready.get(), _ReadingEnded):
                 yield item
+                answered += 1
         finally:
             ended.set()
+        if item.failure is not None:
+            raise item.failure
+        if answered != item.received:
+            raise ThinRowError(
+                f"The server answered {answered} of {item.received} batches; append the others "
+                f"again."
+            )
 
     def _batch(self, events: online_pb2.EventBatch) -> Batch:
         count = len(events.user_ids)

@@ -22,7 +22,7 @@ from thinrow.client.torch.config import status_name
 from thinrow.client.torch.queues import BoundedQueue, ClosedError
 from thinrow.client.torch.starvation import StageClock
 from thinrow.client.tracing import UNTRACED, PassTrace, tracing
-from thinrow.errors import UsageError
+from thinrow.errors import ThinRowError, UsageError
 from thinrow.v1.materialization_pb2 import STATUS_NOT_READY
 
 if TYPE_CHECKING:
@@ -244,6 +244,10 @@ class Pipeline:
                 yield Part(self._settled(answer), columns, chunk.example_ids)
         if self._input_error is not None:
             raise self._input_error
+        if self._asked:
+            raise ThinRowError(
+                f"The stream ended with {len(self._asked)} chunks of rows unanswered; report this."
+            )
 
     def _rows(self) -> Iterator[ThinRows]:
         """What to ask for; called back from within the stream."""
