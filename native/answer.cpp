@@ -17,14 +17,8 @@ constexpr uint32_t unnumbered = UINT32_MAX;
 
 struct Number {
   int64_t value = 0;
-  uint64_t hash() const { return mixed(value); }
+  std::array<uint64_t, 1> hashed() const { return {static_cast<uint64_t>(value)}; }
   bool operator==(const Number &other) const { return value == other.value; }
-};
-
-struct Text {
-  std::string_view value;
-  uint64_t hash() const { return std::hash<std::string_view>()(value); }
-  bool operator==(const Text &other) const { return value == other.value; }
 };
 
 }  // namespace
@@ -113,7 +107,7 @@ void AnswerColumn::number_words(const std::vector<Column> &columns,
                                 const std::vector<Slice> &slices,
                                 const std::vector<size_t> &column_of) {
   FlatMap<Number, uint32_t> by_number;
-  FlatMap<Text, uint32_t> by_text;
+  FlatMap<TextKey, uint32_t> by_text;
   const auto number_of = [&](int64_t value) {
     const auto [code, is_new] = by_number.add({value}, by_number.size());
     if (is_new) numbers_.push_back(value);

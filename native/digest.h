@@ -33,7 +33,9 @@ class DigestMemory {
  private:
   struct Place {
     int64_t user_id = 0, ordinal = 0;
-    uint64_t hash() const { return mixed(user_id ^ mixed(ordinal)); }
+    std::array<uint64_t, 2> hashed() const {
+      return {static_cast<uint64_t>(user_id), static_cast<uint64_t>(ordinal)};
+    }
     bool operator==(const Place &other) const {
       return user_id == other.user_id && ordinal == other.ordinal;
     }

@@ -1,18 +1,14 @@
 // A hash map for values that are only ever added: open addressing, linear probing.
+//
+// A key says by `hashed()` what identifies it, words or text; the map hashes that with the process's
+// secret.
 #pragma once
 
 #include <cstdint>
 #include <utility>
 #include <vector>
 
-// The finalizer of MurmurHash3 (Austin Appleby, public domain): every bit moves every other.
-inline uint64_t mixed(uint64_t value) {
-  value ^= value >> 33;
-  value *= 0xff51afd7ed558ccdULL;
-  value ^= value >> 33;
-  value *= 0xc4ceb9fe1a85ec53ULL;
-  return value ^ (value >> 33);
-}
+#include "keyed_hash.h"
 
 template <typename Key, typename Value>
 class FlatMap {
@@ -38,13 +34,7 @@ class FlatMap {
 
   // Has the place where a key is, or would be, fetched into the processor's cache.
   void prefetch(const Key &key) const {
-    if (!slots_.empty()) __builtin_prefetch(&slots_[key.hash() & (slots_.size() - 1)]);
-  }
-
-  template <typename Use>
-  void each(Use &&use) {
-    for (Slot &slot : slots_)
-      if (slot.used) use(slot.value);
+    if (!slots_.empty()) __builtin_prefetch(&slots_[keyed_hash(key.hashed()) & (slots_.size() - 1)]);
   }
 
   size_t size() const { return size_; }
@@ -63,7 +53,7 @@ class FlatMap {
 
   size_t place(const Key &key) const {
     const size_t mask = slots_.size() - 1;
-    size_t at = key.hash() & mask;
+    size_t at = keyed_hash(key.hashed()) & mask;
     while (slots_[at].used && !(slots_[at].key == key)) at = (at + 1) & mask;
     return at;
   }
@@ -77,4 +67,11 @@ class FlatMap {
 
   std::vector<Slot> slots_;
   size_t size_ = 0;
+};
+
+// A text as a key; its bytes stay where they lie.
+struct TextKey {
+  std::string_view value;
+  std::string_view hashed() const { return value; }
+  bool operator==(const TextKey &other) const { return value == other.value; }
 };

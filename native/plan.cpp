@@ -29,7 +29,7 @@ Status status_without_reading(const Pointer &pointer, const std::vector<int64_t>
 
 struct UserKey {
   int64_t id = 0;
-  uint64_t hash() const { return mixed(id); }
+  std::array<uint64_t, 1> hashed() const { return {static_cast<uint64_t>(id)}; }
   bool operator==(const UserKey &other) const { return id == other.id; }
 };
 

@@ -4,10 +4,10 @@
 #include <numeric>
 #include <string_view>
 #include <tuple>
-#include <unordered_map>
 
 #include "errors.h"
 #include "fields.h"
+#include "flat_map.h"
 
 namespace {
 
@@ -40,7 +40,7 @@ class RecordsColumn {
     if (is_signed) base_ = -(int64_t{1} << (8 * column.word_bytes - 1));
     const int64_t bytes = column.size * column.word_bytes;
     if (column.type != text) data_.reserve(bytes * records.size());
-    std::unordered_map<std::string_view, uint32_t> by_text;
+    FlatMap<TextKey, uint32_t> by_text;
     std::vector<uint32_t> codes;
     for (size_t row = 0; row < records.size(); ++row) {
       const uint8_t *word = records[row].data + column.word_at;
@@ -52,9 +52,9 @@ class RecordsColumn {
         texts_at[row] += value.size;
         if (!is_there) continue;
         const std::string_view view(reinterpret_cast<const char *>(value.data), value.size);
-        const auto [entry, is_new] = by_text.try_emplace(view, texts_.size());
+        const auto [code, is_new] = by_text.add({view}, texts_.size());
         if (is_new) texts_.push_back(value);
-        codes.push_back(entry->second);
+        codes.push_back(code);
       } else if (!is_there) {
         continue;
       } else {

@@ -17,7 +17,7 @@ struct StoreKey {
     std::memcpy(&key.rest, bytes + 8, key_bytes - 8);
     return key;
   }
-  uint64_t hash() const { return mixed(user ^ mixed(rest)); }
+  std::array<uint64_t, 2> hashed() const { return {user, rest}; }
   bool operator==(const StoreKey &other) const { return user == other.user && rest == other.rest; }
 };
 
