@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 from thinrow.client import Pointers, Projection, connect
 from thinrow.compaction import compact
-from thinrow.compaction.rewrite import HALVINGS
 from thinrow.schema import DIRECTORY_GROUP, FIRST_NUMBER, Trait, TraitType
 from thinrow.store.generation import Generation
 from thinrow.store.keys import USER_BYTES, group_and_stripe
@@ -25,6 +24,7 @@ from thinrow.store.stripe import (
     TraitValues,
     encode_stripes,
 )
+from thinrow.store.striping import HALVINGS
 from worlds import DAY_MS, as_of, new_world, running_server, some_events
 
 if TYPE_CHECKING:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+import polars as pl
 import pytest
 from thinrow.cli.fat_rows import materialize
 from thinrow.cli.wall import (
@@ -17,7 +19,15 @@ from thinrow.cli.wall import (
 from thinrow.client import Client, Projection, connect, read_thin_rows
 from thinrow.compaction import CompactionConfig, compact
 from thinrow.errors import UsageError
-from thinrow.migration.wall import SHARE_MAX, Curve, bytes_of, find_wall, share_at
+from thinrow.migration.wall import (
+    SHARE_MAX,
+    Curve,
+    bytes_of,
+    find_wall,
+    rewritten_events,
+    share_at,
+    store_written_per_day,
+)
 from thinrow.online import BackfillConfig, backfill
 from thinrow.serving import Server, ServerConfig
 from workload import SCHEMA, workload
@@ -98,6 +108,55 @@ def test_model_against_measured_bytes(
     assert told_fat.written_per_day == pytest.approx(fat.stat().st_size / REQUEST_DAYS, **close)
 
 
+def test_model_against_measured_increments(tmp_path: Path) -> None:
+    days = 60
+    made = workload(
+        users=40, events_median=5_000, days=days, request_days=1, requests_per_day=1, seed=2
+    )
+    made.events.write_parquet(tmp_path / "events.parquet")
+    (tmp_path / "schema.toml").write_text(SCHEMA, encoding="utf-8")
+    config = CompactionConfig(
+        store=tmp_path / "store",
+        events=[tmp_path / "events.parquet"],
+        schema=tmp_path / "schema.toml",
+        watermark_ts=made.watermark_ts - 6 * DAY_MS,
+        cadence_ms=DAY_MS,
+        keep=10,
+    )
+    written: list[int] = []
+    files: set[int] = set()
+    while len(written) < 2 or written[-1] < written[0] / 2:  # up to the next whole writing
+        compact(config)
+        new = [
+            path.stat()
+            for path in config.store.rglob("shard-*/*")
+            if path.stat().st_ino not in files  # tables shared with older generations are links
+        ]
+        files.update(file.st_ino for file in new)
+        written.append(sum(file.st_size for file in new))
+        config = replace(config, watermark_ts=config.watermark_ts + DAY_MS)
+    counts = [
+        dict(made.events.filter(pl.col("event_ts") < cut_ts).group_by("user_id").len().iter_rows())
+        for cut_ts in (made.watermark_ts - days_left * DAY_MS for days_left in (6, 5))
+    ]
+    before, after = (np.array([each[user] for user in sorted(counts[0])]) for each in counts)
+    event_bytes = written[0] / before.sum()
+    active = after > before
+    layer = rewritten_events(before[active], after[active]).sum() * event_bytes
+    # The model leaves out directories and the headers of stripes, of which short ones have more.
+    assert layer == pytest.approx(written[1], rel=0.2)
+    layers = len(written) - 2
+    model = replace(
+        ASSUMED,
+        users=len(before),
+        stored_events=float(before.mean()),
+        increment_events=written[1] / event_bytes / len(before),
+        store_event=event_bytes,
+    )
+    cycle = (layers * written[1] + written[0]) / (layers + 1)
+    assert store_written_per_day(model) == pytest.approx(cycle)
+
+
 def test_figures_that_are_given_count(found: Workload) -> None:
     given = {"users": 5.0, "fat_row_event": 10.0, "retention_days": 2.0, "events_per_day": 100.0}
     changed = with_given(found, given)
@@ -113,8 +172,11 @@ def test_fat_rows_are_read_as_long_as_the_longest_tenant_wants() -> None:
     assert fat.read_per_example == pytest.approx(50 + 4 * 10_000)
     assert alone.read_per_example == pytest.approx(50 + 4 * 100)
     assert thin == same
-    assert thin.written_per_day == pytest.approx(20e6 * 120 + 65_536e6 * 25)
-    assert thin.read_per_example == pytest.approx(120 + (100 + 256) * 25 / 8)
+    # A day later, 180 newer events lie behind the 100 newest, in stripes of 16 to 128 events.
+    assert ASSUMED.events_read(100) == 128
+    assert thin.read_per_example == pytest.approx(120 + 128 * 25 / 8)
+    layer = 1e6 * ASSUMED.increment_events * 25
+    assert thin.written_per_day == pytest.approx(20e6 * 120 + (6 * layer + 65_536e6 * 25) / 7)
     assert thin.sent_per_example == pytest.approx(120 + (50 + 28 * 100) / 8)
 
 

@@ -24,6 +24,7 @@ from thinrow.migration.wall import (
     Workload,
     bytes_of,
     find_wall,
+    increment_events,
     share_at,
 )
 
@@ -49,7 +50,9 @@ ASSUMED = Workload(
     histories=np.array([65_536.0]),
     stored_events=65_536,
     events_per_day=180,
+    increment_events=increment_events(np.array([65_536.0]), 180),
     rows_kept_days=30,
+    row_age_days=1,
     fat_row=Curve.line(ASSUMED_ROW_BYTES, 4),
     thin_row=120,
     store_event=25,
@@ -117,7 +120,12 @@ def with_given(workload: Workload, given: Mapping[str, float]) -> Workload:
         days = changes.pop("retention_days", workload.stored_events / workload.events_per_day)
         stored = changes.get("events_per_day", workload.events_per_day) * days
         scale = stored / workload.stored_events
-        changes |= {"stored_events": stored, "histories": workload.histories * scale}
+        histories = workload.histories * scale
+        changes |= {
+            "stored_events": stored,
+            "histories": histories,
+            "increment_events": increment_events(histories, stored / days),
+        }
     return replace(workload, **changes)
 
 
@@ -153,7 +161,9 @@ def measured_workload(client: Client, rows: Path) -> Workload:
         histories=whole.astype(np.float64),
         stored_events=stored_events,
         events_per_day=stored_events / retention_days,
+        increment_events=increment_events(whole, stored_events / retention_days),
         rows_kept_days=days,
+        row_age_days=max((store.watermark_ts - pc.mean(keys["request_ts"]).as_py()) / DAY_MS, 0),
         fat_row=Curve(events, fat),
         thin_row=rows.stat().st_size / len(keys),
         store_event=store.stored_bytes / store.event_count,

@@ -27,6 +27,7 @@ from thinrow.store.history import bisect_left
 from thinrow.store.keys import pack_keys
 from thinrow.store.narrow import ranges, starts_of
 from thinrow.store.stripe import STRIPE_EVENTS_MAX, StripeSet, TraitValues, encode_stripes
+from thinrow.store.striping import cut_stripes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 FRONT, TAIL = 0, 1
 """Runs of rows that are cut into stripes: one that retention cut, and a history's end."""
-HALVINGS = 6
-"""The shortest stripes have STRIPE_EVENTS_MAX events, halved so often."""
 _EVENT_TRAITS = (VISIBLE_TS, EVENT_TS, EVENT_ID)
 
 
@@ -113,7 +112,9 @@ def rewrite_users(
     # Each run is cut into stripes that continue the numbers of those before it.
     run = rows["run"].to_numpy()
     lengths = np.bincount(run, minlength=2 * users)
-    stripe_run, stripe_sizes = _cut(lengths[FRONT::2], lengths[TAIL::2] + passed)
+    stripe_run, stripe_sizes = cut_stripes(
+        lengths[FRONT::2], lengths[TAIL::2] + passed, STRIPE_EVENTS_MAX
+    )
     place = _places(stripe_run) - np.where(stripe_run % 2 == TAIL, unchanged[stripe_run // 2], 0)
     stripe_run, stripe_sizes = stripe_run[place >= 0], stripe_sizes[place >= 0]
     place = place[place >= 0]
@@ -219,35 +220,6 @@ def _decoded(
     return pl.DataFrame(columns)
 
 
-def _cut(
-    fronts: NDArray[np.int64], tails: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cuts runs of so many events into stripes: the run of each, and its events.
-
-    A front is one stripe. A history's end is full stripes, then one or two of every shorter size,
-    then what is left: who wants the newest events reads few, who wants many reads few stripes.
-    Where stripes are cut follows from the number of events alone, and an event comes into a longer
-    stripe HALVINGS times.
-    """
-    shorter = [STRIPE_EVENTS_MAX >> halving for halving in range(1, HALVINGS + 1)]
-    shorter = [size for size in shorter if STRIPE_EVENTS_MAX % size == 0] if shorter[-1] else []
-    smallest = shorter[-1] if shorter else STRIPE_EVENTS_MAX
-    units, rest = tails // smallest, tails % smallest
-    numbers = []
-    for _ in shorter:
-        numbers.append(np.where(units > 0, 2 - units % 2, 0))
-        units = (units - numbers[-1]) // 2
-    tail_numbers = np.column_stack([units, *numbers[::-1], rest > 0])
-    front_numbers = np.zeros_like(tail_numbers)
-    front_numbers[:, -1] = fronts > 0
-    repeats = np.stack([front_numbers, tail_numbers], axis=1).reshape(2 * len(tails), -1)
-    sizes = np.empty_like(repeats)
-    sizes[:, :-1] = [STRIPE_EVENTS_MAX, *shorter]
-    sizes[:, -1] = np.stack([fronts, rest], axis=1).reshape(-1)
-    runs = np.repeat(np.arange(len(repeats)), repeats.sum(axis=1))
-    return runs, np.repeat(sizes.reshape(-1), repeats.reshape(-1))
-
-
 def _places(owners: NDArray[np.int64]) -> NDArray[np.int64]:
     """The place of each among those of its owner; ``owners`` ascend."""
     return np.arange(len(owners)) - np.searchsorted(owners, owners)
@@ -267,7 +239,7 @@ def _unchanged(
     user = np.repeat(np.arange(len(tail)), tail_counts)
     sizes = (old.stripe_ends - old.stripe_ordinals)[chosen]
     events = np.bincount(user, sizes, len(tail)).astype(np.int64)
-    runs, new_sizes = _cut(np.zeros_like(tail), events + fresh_counts)
+    runs, new_sizes = cut_stripes(np.zeros_like(tail), events + fresh_counts, STRIPE_EVENTS_MAX)
     new_starts = starts_of(np.bincount(runs // 2, minlength=len(tail)))
     place = _places(user)
     there = np.minimum(new_starts[user] + place, new_starts[user + 1] - 1)

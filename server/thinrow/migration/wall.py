@@ -1,8 +1,8 @@
-"""The fat-row wall: what fat rows and thin rows cost in bytes, and where bytes cost too much.
+"""Cost model of fat rows and thin rows in bytes, and the fat-row wall that follows from it.
 
-A model of few named figures, each measured or assumed; nothing in it is fitted to a result that it
-tells. Bytes are those of compressed files and of messages. What a byte costs, and what a GPU does,
-are assumptions of ``Power``.
+The model has few named figures, each measured or assumed; none is fitted to a result. Bytes are
+those of compressed files and of messages. The cost of a byte and the speed of a GPU are assumptions
+of ``Power``. Stripes and layers are those of the store: the model calls the store's own code.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from thinrow.store.shard import LAYERS_MAX, LAYERS_SHARE_MAX
+from thinrow.store.striping import cut_stripes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-STRIPE_EVENTS = 512
-"""Events that a store reads at once; what it reads too much is half of them, on average."""
+INCREMENTS_SAMPLED = 1024
+"""Increments from which their average is computed, over users and successive days."""
 SHARE_MAX = 0.75
 """Data services that cost more than this share of the GPUs' power have hit the wall."""
 
@@ -58,8 +60,12 @@ class Workload:
     """Of each user, as far back as retention goes."""
     events_per_day: float
     """Of each user."""
+    increment_events: float
+    """Average events of a user that a daily increment writes; see :func:`increment_events`."""
     rows_kept_days: float
-    """For how long examples are kept, fat or thin."""
+    """Retention of examples, fat or thin."""
+    row_age_days: float
+    """Age of an example when it is trained on: by then, its events lie in longer stripes."""
     fat_row: Curve
     """Of a fat row in its file."""
     thin_row: float
@@ -76,6 +82,17 @@ class Workload:
     def events(self, length: int) -> float:
         """Events of an example cut to a sequence length, on average."""
         return float(np.minimum(self.histories, length).mean())
+
+    def events_read(self, length: int) -> float:
+        """Average events of the stripes that hold the newest ``length`` events of an example."""
+        ends = self.histories.astype(np.int64)
+        later = round(self.events_per_day * self.row_age_days)
+        owners, sizes = cut_stripes(np.zeros_like(ends), ends + later)
+        owners //= 2
+        stripe_ends = np.cumsum(sizes) - (np.cumsum(ends + later) - ends - later)[owners]
+        starts = np.maximum(ends - length, 0)
+        needed = (stripe_ends > starts[owners]) & (stripe_ends - sizes < ends[owners])
+        return float(sizes[needed].sum() / len(ends))
 
     @property
     def longest(self) -> int:
@@ -143,16 +160,55 @@ def bytes_of(workload: Workload, length: int, union_length: int) -> tuple[Bytes,
     )
     events = workload.events(length)
     store = workload.users * workload.stored_events * workload.store_event
-    histories = (events + STRIPE_EVENTS / 2) / workload.sharing
+    histories = workload.events_read(length) / workload.sharing
     answer = workload.answer.at(events) / workload.sharing
     thin = Bytes(
         stored=kept * workload.thin_row + store,
-        # Every generation is complete: the store is written anew each day.
-        written_per_day=examples * workload.thin_row + store,
+        written_per_day=examples * workload.thin_row + store_written_per_day(workload),
         read_per_example=workload.thin_row + histories * workload.store_event,
         sent_per_example=workload.thin_row + answer,
     )
     return fat, thin
+
+
+def increment_events(histories: NDArray[np.float64], events_per_day: float) -> float:
+    """Averages the events of a user that a daily increment writes, the new ones included.
+
+    Args:
+        histories: Events of each history of a sample; shape (sample,).
+        events_per_day: Average new events of a user, who has them in proportion to their history.
+    """
+    users = np.resize(histories, INCREMENTS_SAMPLED)
+    days = np.arange(INCREMENTS_SAMPLED) // len(histories)
+    daily = events_per_day * users / histories.mean()
+    fresh = np.maximum(np.rint(daily), 1).astype(np.int64)
+    before = users.astype(np.int64) + days * fresh
+    return float((np.minimum(daily, 1.0) * rewritten_events(before, before + fresh)).mean())
+
+
+def rewritten_events(before: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Counts the events that an increment writes for each user, the new ones included.
+
+    Args:
+        before: Events of each user's history; shape (users,).
+        after: The same with the new events.
+    """
+    written = np.zeros_like(after)
+    for user, counts in enumerate(zip(before.tolist(), after.tolist(), strict=True)):
+        old, new = (cut_stripes(*np.array([[0], [count]]))[1] for count in counts)
+        shared = min(len(old), len(new))
+        unchanged = np.cumprod(old[:shared] == new[:shared]) * old[:shared]
+        written[user] = counts[1] - unchanged.sum()
+    return written
+
+
+def store_written_per_day(workload: Workload) -> float:
+    """Average bytes that daily compactions write: layers, then the whole store again."""
+    store = workload.users * workload.stored_events * workload.store_event
+    rewritten = min(workload.increment_events, workload.stored_events)
+    layer = workload.users * rewritten * workload.store_event
+    layers = min(LAYERS_MAX, int(LAYERS_SHARE_MAX * store / layer) + 1)
+    return (layers * layer + store) / (layers + 1)
 
 
 def find_wall(workload: Workload, power: Power) -> FatRowWall:
