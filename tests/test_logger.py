@@ -146,6 +146,7 @@ GOOD = a_row(1).mutable[0]
         ({"features": {"score": 1.0, "place": None}}, "place must not be None"),
         ({"features": {"score": "x", "place": 1}}, "convert"),
         ({"features": {"score": 1.0, "place": 1.5}}, "float where an integer"),
+        ({"features": {"score": 1e300, "place": 1}}, "score has 1e\\+300"),
         ({"mutable": ({**GOOD, "brand": "x" * 3000},)}, "at most 2000 are taken"),
     ],
 )

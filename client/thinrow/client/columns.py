@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from thinrow.client.convert import exact, exact_rows, split_absent
 from thinrow.client.pointers import MutableColumn
 from thinrow.client.response import Column
 from thinrow.client.widen import VALUE_DTYPES, NarrowColumn, require
@@ -67,6 +68,7 @@ def from_wire(columns: Iterable[wire.Column], events: int) -> dict[str, MutableC
     for message in columns:
         require(message.trait not in read, f"{message.trait} comes twice")
         narrow = NarrowColumn(Column.of(message), every)
+        require_own_width(message)
         values = np.empty((events, *narrow.kind.shape), narrow.kind.dtype)
         present = np.empty(events, np.bool_) if message.nullable else None
         narrow.write(values, present)
@@ -81,19 +83,67 @@ def from_wire(columns: Iterable[wire.Column], events: int) -> dict[str, MutableC
     return read
 
 
+def require_own_width(message: wire.Column) -> None:
+    """Refuses words of another type: wider than the trait's, of another float, or out of range.
+
+    Raises ThinRowError.
+    """
+    dtype = VALUE_DTYPES[message.type]
+    size = dtype.itemsize
+    for base, width in zip(message.bases, message.widths, strict=True):
+        wrong = width > size or (dtype.kind == "f" and width not in (0, size))
+        require(not wrong, f"{message.trait} has words of {width} bytes, but {dtype} has {size}")
+        # Words of 8 bytes wrap round by contract; narrower ones have room to be checked.
+        if size == 8 or message.type == wire.TRAIT_TYPE_STRING:
+            continue
+        words = np.frombuffer(message.data, f"<u{width}") if width else np.zeros(1, np.int8)
+        if not len(words):
+            continue
+        low, high = base + int(words.min()), base + int(words.max())
+        least = 0 if dtype.kind in "ub" else -(1 << (8 * size - 1))
+        most = (1 << (8 * size - (dtype.kind == "i"))) - 1
+        require(least <= low and high <= most, f"{message.trait} has words that are no {dtype}")
+
+
 def as_column(kind: int, size: int, given: Any) -> MutableColumn:  # noqa: ANN401 - what numpy takes
-    """A column from an array, or from a sequence in which None stands for an absent value."""
+    """Makes a column from an array, or a sequence in which None stands for an absent value.
+
+    Args:
+        kind: Number of a thinrow.v1.TraitType.
+        size: Elements of a vector, 1 for a scalar.
+        given: An array, masked where values are absent; a sequence; or a MutableColumn.
+
+    Raises:
+        ValueError: A value would change as one of this type.
+    """
     if isinstance(given, MutableColumn):
-        return given
-    text = kind == wire.TRAIT_TYPE_STRING
-    dtype = np.dtype(object) if text else VALUE_DTYPES[kind]
-    if isinstance(given, np.ndarray) and given.dtype != object:
-        return MutableColumn(given)
-    values = list(given)
-    present = np.array([value is not None for value in values], np.bool_)
-    blank: Any = "" if text else [0] * size if size > 1 else 0
-    filled = [blank if value is None else value for value in values]
-    shape = (len(values), size) if size > 1 else (len(values),)
-    array = np.empty(shape, dtype)
-    array[...] = np.array(filled, dtype).reshape(shape)
-    return MutableColumn(array, None if present.all() else present)
+        present = given.present
+        values = given.values if present is None else given.values[present]
+    else:
+        values, present = split_absent(given)
+    if kind == wire.TRAIT_TYPE_STRING:
+        array = texts(values)
+    elif size > 1:
+        array = exact_rows(values, VALUE_DTYPES[kind], size)
+    else:
+        array = exact(values, VALUE_DTYPES[kind])
+        if array.ndim != 1:
+            raise ValueError(f"it has the shape {array.shape}, but must have (events,)")
+    if present is None:
+        return MutableColumn(array)
+    scattered = np.zeros((len(present), *array.shape[1:]), array.dtype)
+    if kind == wire.TRAIT_TYPE_STRING:
+        scattered[:] = ""
+    scattered[present] = array
+    return MutableColumn(scattered, present)
+
+
+def texts(given: Any) -> NDArray[Any]:  # noqa: ANN401 - what numpy takes
+    """Makes an object array of str. Raises ValueError for anything that is no text."""
+    values = given.tolist() if isinstance(given, np.ndarray) else list(given)
+    other = next((value for value in values if not isinstance(value, str)), None)
+    if other is not None:
+        raise ValueError(f"{other!r} is no text")
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from thinrow.client.convert import exact
 from thinrow.client.pointers import MutableColumn
 from thinrow.client.widen import cast_integers
 from thinrow.errors import InputError
@@ -87,25 +88,19 @@ class MutableTail:
         return np.fromiter(codes, np.int32, len(self._given))
 
     def _cast(self, given: NDArray[Any]) -> NDArray[Any]:
-        """Casts to the trait's dtype; floats may round, integers must fit."""
+        """Converts to the trait's dtype."""
         kind = self._kind
         if given.shape[1:] != kind.shape:
             raise InputError(
                 f"The mutable column {self._trait!r} has values of shape {given.shape[1:]}, but "
                 f"the trait has {kind.shape}."
             )
-        kinds = given.dtype.kind + kind.dtype.kind
-        if not (kinds in ("ff", "bb") or (kinds[0] in "iu" and kinds[1] in "iuf")):
+        try:
+            return exact(given, kind.dtype)
+        except ValueError as error:
             raise InputError(
-                f"The mutable column {self._trait!r} holds {given.dtype}, but the trait is "
-                f"{kind.dtype}."
-            )
-        values = given.astype(kind.dtype)
-        if kinds[0] in "iu" and not (values == given).all():
-            raise InputError(
-                f"The mutable column {self._trait!r} has values out of range of {kind.dtype}."
-            )
-        return values
+                f"The mutable column {self._trait!r} does not fit its trait: {error}."
+            ) from error
 
     @property
     def _default(self) -> NDArray[Any]:

@@ -24,9 +24,10 @@ from thinrow.client.batch import Batch
 from thinrow.client.channel import open_channel, translate
 from thinrow.client.columns import as_column, from_wire, to_wire
 from thinrow.client.config import ClientConfig
+from thinrow.client.convert import times_ms
 from thinrow.client.lookup import Lookup
 from thinrow.client.online_stream import SnapshotStream
-from thinrow.client.pointers import MutableEvents, Pointers, ThinRows
+from thinrow.client.pointers import MutableEvents, Pointers, ThinRows, integers
 from thinrow.client.request import to_wire_projection
 from thinrow.client.response import Response
 from thinrow.client.thin_row import ThinRow
@@ -132,13 +133,14 @@ class OnlineClient:
     ) -> online_pb2.EventBatch:
         """A batch of events to append; every argument has shape (events,).
 
-        event_ts: int64, ms. event_ids: int64, None where an event has none.
+        event_ts: int64, ms, or datetime64. event_ids: int64, None where an event has none.
         traits: by name; arrays, MutableColumns, or sequences with None for an absent value. Traits
-            that are sparse or have a default may be left out.
+            that are sparse or have a default may be left out. An array of another dtype than its
+            trait's is converted; floats may round to the trait's width, nothing else may change.
 
         Raises InputError for a trait that the schema does not know, or values that do not fit it.
         """
-        users = np.asarray(user_ids, np.int64)
+        users = integers("user_ids", user_ids)
         given = {"event_ts": event_ts, "event_id": event_ids, **traits}
         columns = []
         for name, values in given.items():
@@ -229,12 +231,13 @@ class OnlineClient:
         lookback_ms: how far back the immutable history reaches; 0 for no bound.
         max_length: most immutable events, the newest; 0 for no limit.
         """
-        request = online_pb2.SnapshotRequest(
-            user_id=user_id,
-            request_ts=request_ts,
-            lookback_ms=lookback_ms,
-            max_length=max_length,
-        )
+        with _integers_only():
+            request = online_pb2.SnapshotRequest(
+                user_id=user_id,
+                request_ts=request_ts,
+                lookback_ms=lookback_ms,
+                max_length=max_length,
+            )
         _ask(request, projection)
         timeout_s = self.config.request_deadline_s if deadline_s is None else deadline_s
         answer = self._stream.ask(request, timeout_s)
@@ -244,7 +247,7 @@ class OnlineClient:
 
     def snapshot_batch(
         self,
-        user_ids: Sequence[int],
+        user_ids: ArrayLike,
         projection: Projection | str,
         *,
         request_ts: int = 0,
@@ -253,18 +256,18 @@ class OnlineClient:
         deadline_s: float | None = None,
     ) -> Snapshots:
         """What requests of these users see at one moment; otherwise as `snapshot`."""
-        request = online_pb2.SnapshotBatchRequest(
-            user_ids=user_ids,
-            request_ts=request_ts,
-            lookback_ms=lookback_ms,
-            max_length=max_length,
-        )
+        users = integers("user_ids", user_ids).tolist()
+        with _integers_only():
+            request = online_pb2.SnapshotBatchRequest(
+                user_ids=users,
+                request_ts=request_ts,
+                lookback_ms=lookback_ms,
+                max_length=max_length,
+            )
         _ask(request, projection)
         answer = self._call("SnapshotBatch", request, deadline_s)
         assert isinstance(answer, online_pb2.SnapshotBatchResponse)
-        batch, rows = _seen(
-            answer, user_ids, answer.digests, list(answer.mutable_lengths), projection
-        )
+        batch, rows = _seen(answer, users, answer.digests, list(answer.mutable_lengths), projection)
         return Snapshots(batch, rows)
 
     def export(
@@ -303,6 +306,17 @@ class OnlineClient:
         return failure
 
 
+@contextlib.contextmanager
+def _integers_only() -> Iterator[None]:
+    """Names what protobuf refuses as a field of a request."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"user_id, request_ts, lookback_ms and max_length must be int64, but {error}."
+        ) from error
+
+
 def _ask(
     request: online_pb2.SnapshotRequest | online_pb2.SnapshotBatchRequest,
     projection: Projection | str,
@@ -315,15 +329,16 @@ def _ask(
 
 def _column(trait: wire.Trait, values: Any, events: int) -> wire.Column:  # noqa: ANN401
     try:
-        column = as_column(trait.type, trait.vector_size, values)
+        given = times_ms(values) if trait is EVENT_TS else values
+        column = as_column(trait.type, trait.vector_size, given)
+        if len(column.values) == events:
+            nullable = trait.nullable or column.present is not None
+            return to_wire(trait.name, trait.type, trait.vector_size, nullable, column)
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"The column {trait.name!r} does not fit its trait: {error}.") from error
-    if len(column.values) != events:
-        raise InputError(
-            f"The column {trait.name!r} has {len(column.values)} values for {events} events."
-        )
-    nullable = trait.nullable or column.present is not None
-    return to_wire(trait.name, trait.type, trait.vector_size, nullable, column)
+    raise InputError(
+        f"The column {trait.name!r} has {len(column.values)} values for {events} events."
+    )
 
 
 def _seen(

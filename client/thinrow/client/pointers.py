@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from thinrow.client.convert import exact, times_ms
 from thinrow.client.kernel import ranges
 from thinrow.errors import InputError, UsageError
 
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["MutableColumn", "MutableEvents", "Pointers", "Projection", "ThinRows"]
-
-INT64_MAX = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,8 @@ class Pointers:
     request_ts: when the request was made; nothing that arrived then or later is returned.
         Default end_ts.
 
-    Raises InputError where arrays differ in length or hold no integers.
+    Arrays of another dtype are converted where no value changes, times of datetime64 to ms.
+    Raises InputError where arrays differ in length or hold no such integers.
     """
 
     __slots__ = ("digests", "end_ts", "max_lengths", "request_ts", "start_ts", "user_ids")
@@ -92,13 +92,7 @@ class Pointers:
         self.end_ts = integers("end_ts", end_ts, examples)
         self.start_ts = integers("start_ts", or_zeros(start_ts, examples), examples)
         self.max_lengths = integers("max_lengths", or_zeros(max_lengths, examples), examples)
-        # A list of small and large integers would become floats.
-        if digests is not None and not isinstance(digests, np.ndarray):
-            digests = np.array(digests, np.uint64)
-        # Digests are bits: tables without unsigned integers carry them as int64.
-        if isinstance(digests, np.ndarray) and digests.dtype == np.uint64:
-            digests = digests.view(np.int64)
-        self.digests = integers("digests", or_zeros(digests, examples), examples).view(np.uint64)
+        self.digests = words("digests", or_zeros(digests, examples), examples)
         self.request_ts = (
             self.end_ts.copy()
             if request_ts is None
@@ -156,6 +150,11 @@ class MutableEvents:
                 f"The mutable offsets must ascend from 0 to {events}, the events there."
             )
         for name, column in self.columns.items():
+            if type(column.values) is not np.ndarray:
+                raise InputError(
+                    f"The mutable column {name!r} must be a plain numpy array, but is a "
+                    f"{type(column.values).__name__}; give absent values as `present`."
+                )
             if len(column.values) != events or (
                 column.present is not None and column.present.shape != (events,)
             ):
@@ -231,14 +230,28 @@ def or_zeros(values: ArrayLike | None, length: int) -> ArrayLike:
 
 def integers(name: str, values: ArrayLike, length: int | None = None) -> NDArray[np.int64]:
     """Makes an int64 array of shape (length,), or raises InputError naming it."""
-    array = np.asarray(values)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InputError(f"{name} must be a flat array of integers.")
+    if getattr(values, "dtype", None) == np.bool_:
+        raise InputError(f"{name} must be a flat array of int64, but is a mask of bools.")
+    try:
+        array = np.ascontiguousarray(exact(times_ms(values), np.dtype(np.int64)))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} must be a flat array of int64, but {error}.") from error
+    if array.ndim != 1:
+        raise InputError(f"{name} must be a flat array of int64, but has the shape {array.shape}.")
     if length is not None and len(array) != length:
         raise InputError(f"{name} has {len(array)} elements for {length} examples.")
-    if array.dtype == np.uint64 and array.size and array.max() > INT64_MAX:
-        # Wrapped round, it would be another user or another time.
-        raise InputError(f"{name} must fit into int64, but has {array.max()}.")
-    return array.astype(np.int64, copy=False)
+    return array
+
+
+def words(name: str, values: ArrayLike, length: int) -> NDArray[np.uint64]:
+    """Makes a uint64 array of shape (length,) of 64-bit words, or raises InputError naming it.
+
+    Tables without unsigned integers carry such words as int64, which keep their bits.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind == "i":
+        return integers(name, values, length).view(np.uint64)
+    try:
+        array = exact(values, np.dtype(np.uint64))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} must be a flat array of uint64, but {error}.") from error
+    return integers(name, array.view(np.int64), length).view(np.uint64)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
+from thinrow.client.logger.values import UNFIT, exact
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -192,8 +193,8 @@ class LoggerConfig:
                     f"rows whose label never comes."
                 )
             try:
-                pa.array([default], label.type)
-            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+                exact([default], label)
+            except UNFIT as error:
                 raise UsageError(
                     f"The default of label {label.name} must be {label.type}, but is {default!r}."
                 ) from error

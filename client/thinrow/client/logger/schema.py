@@ -6,9 +6,9 @@ from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import numpy as np
 import pyarrow as pa
 from thinrow.client.logger.config import never_null
+from thinrow.client.logger.values import UNFIT, exact, integers, no_floats, refuse_overflow
 from thinrow.client.rows import to_thin_rows
 from thinrow.errors import InputError, UsageError
 from thinrow.v1 import materialization_pb2 as wire
@@ -40,8 +40,6 @@ SCALARS = {
     wire.TRAIT_TYPE_CATEGORICAL: pa.int64(),
     wire.TRAIT_TYPE_STRING: pa.large_string(),
 }
-UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError, KeyError, InputError)
-"""What values of a wrong type, size or name raise."""
 
 
 class Described(Protocol):
@@ -110,7 +108,9 @@ class Tables:
             integers([getattr(row, field.name) for row in thin], field.type) for field in UIH
         ]
         columns.append(pa.StructArray.from_arrays(pointers, fields=list(UIH)))
-        columns.append(pa.array(mutable, config.mutable))
+        snapshots = pa.array(mutable, config.mutable)
+        refuse_overflow(snapshots, mutable, "mutable")
+        columns.append(snapshots)
         batch = pa.RecordBatch.from_arrays(columns, schema=self.rows)
         # What the trainer's reader refuses must not get into a file.
         to_thin_rows("it", batch)
@@ -189,22 +189,6 @@ class Tables:
                 f"{', '.join(self._config.mutable.value_type.names)}, and no others"
             )
         no_floats(set(map(type, chain.from_iterable(map(self._event_integers, events)))), "mutable")
-
-
-def exact(values: Sequence[object], field: pa.Field) -> pa.Array:
-    """Converts a column without cutting floats to integers."""
-    if pa.types.is_integer(field.type):
-        no_floats(set(map(type, values)), field.name)
-    return pa.array(values, field.type)
-
-
-def integers(values: Sequence[int], kind: pa.DataType | None = None) -> pa.Array:
-    return exact(values, pa.field("pointer", kind or pa.int64()))
-
-
-def no_floats(kinds: set[type], name: str) -> None:
-    if any(issubclass(kind, float | np.floating) for kind in kinds):
-        raise InputError(f"{name} has a float where an integer must be")
 
 
 def require_size(batch: pa.RecordBatch, bytes_max: int) -> None:

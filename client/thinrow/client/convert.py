@@ -1,0 +1,186 @@
+"""Lossless conversion of arrays and sequences that callers hand in.
+
+Floats may round to the width of a float trait, as they do in files of events; everything else is
+converted exactly or refused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["exact", "exact_rows", "split_absent", "times_ms"]
+
+
+def exact(given: Any, dtype: np.dtype[Any]) -> NDArray[Any]:  # noqa: ANN401 - what numpy takes
+    """Converts numbers to `dtype`, in this machine's byte order.
+
+    Args:
+        given: An array of any shape, byte order and strides, or a flat sequence of numbers.
+        dtype: Of integers, floats or bools.
+
+    Raises:
+        ValueError: A value would change; the message names it.
+    """
+    if isinstance(given, np.ndarray) and given.dtype != object:
+        if np.ma.isMaskedArray(given) and np.ma.getmaskarray(given).any():
+            raise ValueError("it has masked values, where every value is needed")
+        return _from_numbers(np.asarray(given), dtype)
+    if isinstance(given, np.ndarray):
+        return _from_objects(given.ravel().tolist(), dtype).reshape(given.shape)
+    return _from_objects(_as_list(given), dtype)
+
+
+def exact_rows(rows: Any, dtype: np.dtype[Any], size: int) -> NDArray[Any]:  # noqa: ANN401
+    """Converts vectors of `size` elements to an array of shape (rows, size); see `exact`."""
+    if isinstance(rows, np.ndarray) and rows.dtype != object:
+        array = exact(rows, dtype)
+    else:
+        parts = [exact(row, dtype) for row in _as_list(rows)]
+        wrong = next((part for part in parts if part.shape != (size,)), None)
+        if wrong is not None:
+            raise ValueError(f"it has a vector of shape {wrong.shape}, not ({size},)")
+        array = np.stack(parts) if parts else np.zeros((0, size), dtype)
+    if array.ndim != 2 or array.shape[1] != size:
+        raise ValueError(f"it has the shape {array.shape}, but must have (events, {size})")
+    return array
+
+
+def split_absent(given: Any) -> tuple[Any, NDArray[np.bool_] | None]:  # noqa: ANN401
+    """Separates values from absent ones, which are masked, or None in a sequence.
+
+    Returns:
+        The values that are there, and a mask of shape (events,) that is True where one is; None
+        where all are.
+
+    Raises:
+        ValueError: A vector is masked in part.
+    """
+    values: Any = given
+    if np.ma.isMaskedArray(given):
+        values, absent = given.data, np.ma.getmaskarray(given).reshape(len(given), -1)
+        present = np.asarray(~absent.all(axis=1))
+        if (absent.any(axis=1) == present).any():
+            raise ValueError("a vector is masked in part; mask it whole or not at all")
+    elif isinstance(given, np.ndarray) and given.dtype != object:
+        return values, None
+    else:
+        values = _as_list(given)
+        present = np.array([value is not None for value in values], np.bool_)
+    if present.all():
+        return values, None
+    if isinstance(values, np.ndarray):
+        return values[present], present
+    return [value for value in values if value is not None], present
+
+
+def times_ms(given: Any) -> Any:  # noqa: ANN401 - what numpy takes
+    """Converts an array of datetime64 to int64 milliseconds; returns anything else as it is.
+
+    Raises:
+        ValueError: A time is NaT, or not a whole number of milliseconds.
+    """
+    if not isinstance(given, np.ndarray) or given.dtype.kind != "M":
+        return given
+    if np.isnat(given).any():
+        raise ValueError("it has a time that is NaT")
+    times = given.astype("datetime64[ms]")
+    if (times.astype(given.dtype) != given).any() or (
+        # Coarse units wrap round where milliseconds do not reach.
+        times.astype("datetime64[s]") != given.astype("datetime64[s]")
+    ).any():
+        raise ValueError(
+            "it has times that are no whole milliseconds; round them with .astype('datetime64[ms]')"
+        )
+    return times.view(np.int64)
+
+
+def _as_list(given: Any) -> list[Any]:  # noqa: ANN401
+    """Lists a sequence's elements as Python's own values where it knows how."""
+    if isinstance(given, str | bytes):
+        raise ValueError(f"it is the text {given!r}, not a sequence")
+    for method in ("tolist", "to_pylist"):
+        if not isinstance(given, np.ndarray) and hasattr(given, method):
+            return list(getattr(given, method)())
+    return list(given)
+
+
+def _from_numbers(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Converts an array of numbers."""
+    source, target = values.dtype.kind, dtype.kind
+    if source not in "biuf":
+        raise ValueError(f"it holds {values.dtype}, not numbers")
+    if values.dtype == dtype:
+        return values
+    if target == "b":
+        _require((values == 0) | (values == 1), values, dtype)
+    elif target in "iu" and source == "f":
+        bounds = np.iinfo(dtype)
+        wide = values.astype(np.float64) if values.itemsize < 8 else values
+        # Both bounds are floats without rounding; the upper one is exclusive.
+        fits = (wide >= float(bounds.min)) & (wide < float(int(bounds.max) + 1))
+        _require(fits & (np.trunc(wide) == wide), values, dtype)
+    elif target in "iu" and source in "iu":
+        bounds = np.iinfo(dtype)
+        _require((values >= int(bounds.min)) & (values <= int(bounds.max)), values, dtype)
+    elif target == "f" and source in "iu":
+        # Integers up to this are floats; beyond it some are.
+        most = 1 << (np.finfo(dtype).nmant + 1)
+        if values.size and max(-int(values.min()), int(values.max())) > most:
+            exactly = [_is_float(value, dtype) for value in values.ravel().tolist()]
+            _require(np.array(exactly).reshape(values.shape), values, dtype)
+    elif target == "f" and source == "f" and dtype.itemsize < values.itemsize:
+        with np.errstate(over="ignore"):
+            narrow = values.astype(dtype)
+        _require(np.isfinite(narrow) | ~np.isfinite(values), values, dtype)
+        return narrow
+    return values.astype(dtype)
+
+
+def _from_objects(values: Sequence[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Converts Python numbers one by one, unless all are of one type."""
+    kinds = set(map(type, values))
+    if len(kinds) == 1 and kinds <= {int, float, bool}:
+        array = np.array(values)
+        # Integers of 65 bits are objects to numpy, and floats where their signs differ.
+        if array.dtype.kind == {int: "i", float: "f", bool: "b"}[kinds.pop()]:
+            return _from_numbers(array, dtype)
+    plain = [value.item() if hasattr(value, "item") else value for value in values]
+    for value in plain:
+        if not isinstance(value, int | float):
+            raise ValueError(f"{value!r} is no number")
+        if dtype.kind in "iu" and not (
+            value == value // 1 and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+        ):
+            raise _misfit(value, dtype)
+        if dtype.kind == "b" and value not in (0, 1):
+            raise _misfit(value, dtype)
+        if dtype.kind == "f" and isinstance(value, int) and not _is_float(value, dtype):
+            raise _misfit(value, dtype)
+    if dtype.kind == "f":
+        return _from_numbers(np.array(plain, np.float64), dtype)
+    return np.array([int(value) for value in plain], dtype)
+
+
+def _is_float(value: int, dtype: np.dtype[Any]) -> bool:
+    try:
+        with np.errstate(over="ignore"):
+            return int(dtype.type(value)) == value
+    except OverflowError:
+        return False
+
+
+def _require(fits: Any, values: NDArray[Any], dtype: np.dtype[Any]) -> None:  # noqa: ANN401
+    """Refuses the first value that does not fit."""
+    if not np.all(fits):
+        raise _misfit(values[~fits][0], dtype)
+
+
+def _misfit(value: object, dtype: np.dtype[Any]) -> ValueError:
+    return ValueError(f"{value} cannot be stored as {dtype} without a change")
