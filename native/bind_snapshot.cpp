@@ -52,6 +52,7 @@ class OneUser {
       : key_traits_(std::move(key_traits)), traits_(std::move(traits)),
         sequence_length_(sequence_length), head_(head), watermarks_(std::move(watermarks)),
         generation_(generation), event_bytes_(event_bytes) {
+    if (watermarks_.empty()) throw std::invalid_argument("a generation has a watermark");
     for (const auto &[number, is_wanted, is_key, bytes] : groups)
       groups_.push_back({number, is_wanted, is_key, bytes});
   }

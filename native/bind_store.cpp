@@ -191,6 +191,8 @@ void bind_store(nb::module_ &m) {
       .def("__init__", [](Trait *made, std::string name, int number, int type, int64_t size,
                           bool nullable, std::optional<int64_t> default_word,
                           std::optional<std::string> default_text, int group) {
+        if (size < 1 || size > trait_size_max || (size > 1 && (type == text || type == categorical)))
+          throw std::invalid_argument("no trait has this size");
         new (made) Trait{std::move(name), number, type, size, nullable,
                          default_word.has_value() || default_text.has_value(),
                          default_word.value_or(0), default_text.value_or(""), group};

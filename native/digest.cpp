@@ -55,11 +55,13 @@ std::vector<uint64_t> canonical(const Column &column, const Trait &trait, const 
 std::vector<uint64_t> digest_sums(const std::vector<Trait> &traits, const std::vector<Bytes> &parts,
                                   int64_t ordinal, int64_t count, uint64_t before,
                                   const std::function<uint64_t(Bytes)> &text_hash) {
+  if (parts.size() != traits.size()) throw std::invalid_argument("as many parts as traits");
   std::vector<uint64_t> states(count), field(count);
   for (int64_t event = 0; event < count; ++event)
     states[event] = static_cast<uint64_t>(ordinal + event) * step + seed;
   for (size_t number = 0; number < traits.size(); ++number) {
     const Trait &trait = traits[number];
+    if (count > stripe_events(parts[number])) throw Corrupt("a stripe has fewer events than its user");
     const Column column(parts[number], trait);
     std::vector<uint64_t> words = canonical(column, trait, column.slice(0, count), text_hash);
     if (trait.nullable) {

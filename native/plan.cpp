@@ -60,6 +60,7 @@ int64_t events_before(const std::vector<int64_t> &times, int64_t ts) {
 Plan::Plan(std::vector<Pointer> pointers, const std::vector<int64_t> &watermarks,
            int64_t sequence_length, bool head, bool record_digests)
     : sequence_length_(sequence_length), head_(head), record_digests_(record_digests) {
+  if (sequence_length < 0) throw std::invalid_argument("a sequence length is not negative");
   FlatMap<UserKey, int64_t> numbers;
   examples.resize(pointers.size());
   for (size_t i = 0; i < pointers.size(); ++i) {
@@ -82,6 +83,9 @@ std::vector<uint8_t> Plan::directory_keys() const {
 }
 
 void Plan::choose(const std::vector<Bytes> &directories, std::vector<Group> groups) {
+  if (!groups_.empty()) throw std::logic_error("a plan chooses its stripes once");
+  if (directories.size() != users.size())
+    throw std::invalid_argument("as many directories as users");
   groups_ = std::move(groups);
   for (size_t number = 0; number < users.size(); ++number) {
     User &user = users[number];
@@ -92,12 +96,18 @@ void Plan::choose(const std::vector<Bytes> &directories, std::vector<Group> grou
       throw Corrupt("a directory has an impossible length");
     const auto word = [&](int64_t at) { return load<int64_t>(directory.data + 8 * at); };
     if (word(0) != directory_format) throw Corrupt("a directory has an unknown format");
+    const int64_t stripe_count = directory.size / directory_row_bytes - header_rows;
     user.first_stripe = word(1);
+    // A key has four bytes for the number of a stripe.
+    if (user.first_stripe < 0 ||
+        user.first_stripe > std::numeric_limits<uint32_t>::max() - stripe_count)
+      throw Corrupt("a directory numbers its stripes out of range");
     user.event_count = user.first_ordinal = word(2);
+    if (user.event_count < 0) throw Corrupt("a directory has a negative number of events");
     user.digest_sum = word(3);
     user.dropped_ts = word(4);
     user.erased_ts = word(5);
-    for (int64_t row = header_rows; row < directory.size / directory_row_bytes; ++row) {
+    for (int64_t row = header_rows; row < header_rows + stripe_count; ++row) {
       if (user.end > user.begin) stripes.back().end = word(3 * row + 1);
       stripes.push_back({static_cast<int64_t>(number), word(3 * row), word(3 * row + 1),
                          user.event_count, static_cast<uint64_t>(word(3 * row + 2))});
@@ -106,7 +116,7 @@ void Plan::choose(const std::vector<Bytes> &directories, std::vector<Group> grou
     if (user.end > user.begin) user.first_ordinal = stripes[user.begin].ordinal;
     for (int64_t stripe = user.begin; stripe < user.end; ++stripe)
       if (stripes[stripe].ordinal < 0 || stripes[stripe].ordinal >= stripes[stripe].end ||
-          stripes[stripe].end - stripes[stripe].ordinal > std::numeric_limits<uint32_t>::max() ||
+          stripes[stripe].end - stripes[stripe].ordinal > stripe_events_max ||
           (stripe > user.begin && stripes[stripe].first_ts < stripes[stripe - 1].first_ts))
         throw Corrupt("a directory's stripes are out of order");
   }
@@ -210,7 +220,7 @@ void Plan::take(const std::vector<Bytes> &values) {
 }
 
 Bytes Plan::value(int slot, int64_t stripe) const {
-  const int64_t place = places_[slot * stripes.size() + stripe];
+  const int64_t place = places_.at(slot * stripes.size() + stripe);
   if (place < 0) throw Corrupt("an event is not where its directory says");
   return values_[place];
 }

@@ -37,7 +37,7 @@ class RecordsColumn {
     if (column.nullable) present_.assign((records.size() + 7) / 8, 0);
     const bool is_signed = column.type <= 3; // int8, int16, int32
     // As distances from the least value of the type they are the words that the wire means.
-    if (is_signed) base_ = -(int64_t{1} << (8 * column.word_bytes - 1));
+    if (is_signed) base_ = static_cast<int64_t>(~uint64_t{0} << (8 * column.word_bytes - 1));
     const int64_t bytes = column.size * column.word_bytes;
     if (column.type != text) data_.reserve(bytes * records.size());
     FlatMap<TextKey, uint32_t> by_text;
@@ -109,10 +109,11 @@ class RecordsColumn {
 
 RecordFormat::RecordFormat(int number, int64_t record_bytes, std::vector<RecordColumn> columns)
     : number_(number), record_bytes_(record_bytes), columns_(std::move(columns)) {
+  if (record_bytes < head_bytes) throw std::invalid_argument("a record is shorter than its head");
   for (const RecordColumn &column : columns_) {
-    const int64_t bytes = column.size * column.word_bytes;
-    if (column.word_bytes < 1 || column.word_bytes > 8 || bytes < 1 || column.word_at < 0 ||
-        column.word_at > record_bytes - bytes || column.has_at < 0 ||
+    if (column.word_bytes < 1 || column.word_bytes > 8 || column.size < 1 ||
+        column.size > record_bytes / column.word_bytes || column.word_at < 0 ||
+        column.word_at > record_bytes - column.size * column.word_bytes || column.has_at < 0 ||
         column.has_at >= record_bytes || (column.type == text && column.word_bytes != 4) ||
         (column.type == categorical && column.word_bytes != 8))
       throw std::invalid_argument("a column lies outside its record");
@@ -126,6 +127,8 @@ bool RecordFormat::is_of(Bytes record) const {
 
 std::vector<uint8_t> RecordFormat::events(const std::vector<int64_t> &arrival_ts,
                                           const std::vector<Bytes> &records) const {
+  if (arrival_ts.size() != records.size())
+    throw std::invalid_argument("as many arrivals as records");
   for (const Bytes &record : records) require(record.size >= record_bytes_);
   std::vector<int64_t> texts_at(records.size(), record_bytes_);
   std::vector<RecordsColumn> columns;

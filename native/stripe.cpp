@@ -25,7 +25,10 @@ int64_t stripe_events(Bytes stripe) {
   if (stripe.size < header_bytes) throw Corrupt("a stripe has no header");
   if (stripe.size < header_bytes + record_bytes * load<uint16_t>(stripe.data + 4))
     throw Corrupt("a stripe is shorter than its header says");
-  return load<uint32_t>(stripe.data);
+  const int64_t events = load<uint32_t>(stripe.data);
+  if (events > stripe_events_max)
+    throw Corrupt("a stripe's header says more events than any stripe has");
+  return events;
 }
 
 void decode(const Slice &slice, uint64_t *out) {
@@ -43,6 +46,9 @@ Column::Column(Bytes stripe, const Trait &trait) : stripe_(stripe), trait_(&trai
     if (width_ > 8 || (width_ & (width_ - 1)) || record[3] > 2)
       throw Corrupt("a stripe has a column of no known kind");
     presence_ = static_cast<Presence>(record[3]);
+    // Callers read one value per event of a column that is not nullable.
+    if (!trait.nullable && presence_ != Presence::all)
+      throw Corrupt("a stripe lacks values of a trait that every event has");
     data_ = load<uint32_t>(record + 4);
     bitmap_ = load<uint32_t>(record + 8);
     dictionary_ = load<uint32_t>(record + 12);

@@ -22,6 +22,9 @@ T load(const uint8_t *at) {
 // thinrow.v1.TraitType's numbers of the two whose words may index a dictionary.
 constexpr int categorical = 13, text = 14;
 
+// Limit on the words per event, so that products with numbers of events stay exact.
+constexpr int64_t trait_size_max = 1 << 16;
+
 struct Trait {
   std::string name;
   int number;
@@ -77,7 +80,12 @@ class Column {
   int64_t base_ = 0, data_ = 0, bitmap_ = 0, dictionary_ = 0, dictionary_count_ = 0;
 };
 
-int64_t stripe_events(Bytes stripe); // throws Corrupt where there is no header
+// Limit on the events of one stripe, far above what compaction writes (store/stripe.py: EVENTS_MAX).
+// A column of equal values takes no bytes per event, so that nothing else bounds its length.
+constexpr int64_t stripe_events_max = 1 << 16;
+
+// Throws Corrupt if the stripe has no header, or its header names more events than the limit.
+int64_t stripe_events(Bytes stripe);
 
 // Writes a slice's words.
 void decode(const Slice &slice, uint64_t *out);

@@ -29,6 +29,7 @@ class ValueCache {
   // numbers of those that are not known here.
   nanobind::tuple look_up(nanobind::bytes keys) {
     const auto *at = reinterpret_cast<const uint8_t *>(keys.c_str());
+    if (keys.size() % key_bytes) throw std::invalid_argument("a key has another length");
     const int64_t count = static_cast<int64_t>(keys.size()) / key_bytes;
     nanobind::object values = nanobind::steal(PyList_New(count));
     nanobind::list missing;
@@ -51,6 +52,9 @@ class ValueCache {
   void add(nanobind::bytes keys, nanobind::list values) {
     if (keys.size() != nanobind::len(values) * key_bytes)
       throw std::invalid_argument("as many values as keys");
+    for (nanobind::handle value : values)
+      if (!value.is_none() && !PyBytes_Check(value.ptr()))
+        throw nanobind::type_error("values are bytes or None");
     const auto *at = reinterpret_cast<const uint8_t *>(keys.c_str());
     for (nanobind::handle value : values) {
       const nanobind::object kept = nanobind::borrow(value);

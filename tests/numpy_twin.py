@@ -153,8 +153,9 @@ class NumpyPlan:
                 _picked(self.stripe_ends, self.oldest),
                 directories.first_ordinals[user],
             )
-            reach = begins[reads] + self.truncation.sequence_length
-            reach = np.minimum(reach, self.end_at_least[reads]) - 1
+            # The sum of a beginning and a length near 2^63 would wrap round.
+            room = self.end_at_least[reads] - begins[reads]
+            reach = begins[reads] + np.minimum(self.truncation.sequence_length, room) - 1
             enough = np.where(
                 self.named[reads] == UNLIMITED, self._stripe_at(user[reads], reach), last
             )

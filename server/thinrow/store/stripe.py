@@ -312,7 +312,9 @@ class StripeSet:
         record = records[stripe]
         presence = record["presence"]
         value_first, value_counts, present = first, counts, None
-        if trait.nullable and (presence != PRESENT_ALL).any():
+        if (presence != PRESENT_ALL).any():
+            if not trait.nullable:
+                raise StoreCorruptError("A stripe lacks values of a trait that every event has.")
             value_first, value_counts, present = self._present(record, stripe, first, counts)
         widths = record["width"]
         blocks = NarrowBlocks(
