@@ -110,9 +110,9 @@ class OnlineServer:
         stack.callback(refusals.close)
         certificates, self.metrics_address = opened(config, tenants, metrics, stack)
 
-        def drain(timeout_s: float) -> None:
+        def drain() -> None:
             metrics.ready.set(0)
-            service.drain(timeout_s)
+            service.drain()
 
         descriptor = online_pb2.DESCRIPTOR.services_by_name["OnlineService"]
         self.address = stack.enter_context(

@@ -19,10 +19,10 @@ from thinrow.errors import (
     StoreError,
     ThinRowError,
     TooManyCallsError,
-    UnavailableError,
 )
 from thinrow.online.streamed import StreamedSnapshots
 from thinrow.online.tier import batch_of
+from thinrow.serving.drain import stopping
 from thinrow.serving.projection import wire_type
 from thinrow.serving.refusals import CODES, ERROR_METADATA, MESSAGE_LETTERS_MAX
 from thinrow.store.directory import NEVER_TS
@@ -81,8 +81,6 @@ class OnlineService:
         self._streams = threading.BoundedSemaphore(config.streams_max)
         self._work = threading.BoundedSemaphore(config.work_max)
         self._draining = threading.Event()
-        self._under_way = 0
-        self._one_ended = threading.Condition()
 
     def add_to(self, server: grpc.Server) -> None:
         """Registers the methods; snapshots are bytes already."""
@@ -115,18 +113,15 @@ class OnlineService:
         }
         server.add_registered_method_handlers(SERVICE, handlers)
 
-    def drain(self, timeout_s: float) -> None:
-        """Refuses, UNAVAILABLE, what comes from now on, and waits for what is under way."""
+    def drain(self) -> None:
+        """Refuses new requests with UNAVAILABLE from now on."""
         self._draining.set()
-        with self._one_ended:
-            self._one_ended.wait_for(lambda: not self._under_way, timeout_s)
-        self._streamed.end_all()
 
     def append_events(
         self, requests: Iterator[online_pb2.AppendEventsRequest], context: grpc.ServicerContext
     ) -> Iterator[online_pb2.AppendEventsResponse]:
         """Batch after batch, answered in order once durable."""
-        with self._answering(context, self._streams, "streams_max"), self._counted():
+        with self._answering(context, self._streams, "streams_max"):
             for request, started_s, batch in self._submitted(requests):
                 if isinstance(batch, RequestError):
                     self._metrics.refused.inc()
@@ -223,7 +218,7 @@ class OnlineService:
 
     def snapshot(self, request: online_pb2.SnapshotRequest, context: grpc.ServicerContext) -> bytes:
         """One user."""
-        with self._answering(context, self._calls, "calls_max"), self._counted():
+        with self._answering(context, self._calls, "calls_max"):
             started_s = time.perf_counter()
             # One user's is done sooner than threads take turns.
             answer = self._snapshots.take([request.user_id], request, _remaining_s(context))
@@ -236,7 +231,7 @@ class OnlineService:
     ) -> bytes:
         """Several users."""
         users, most = len(request.user_ids), self._config.batch_users_max
-        with self._answering(context, self._calls, "calls_max"), self._counted():
+        with self._answering(context, self._calls, "calls_max"):
             if users > most:
                 raise RequestError(
                     f"{users} users in one request; this server takes {most}, so ask in several."
@@ -250,20 +245,16 @@ class OnlineService:
         self, messages: Iterator[online_pb2.SnapshotStreamRequest], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
         """Message after message, each answered whole."""
-        with (
-            self._answering(context, self._streams, "streams_max"),
-            self._streamed.opened(context),
-        ):
+        with self._answering(context, self._streams, "streams_max"):
             for message in messages:
-                with self._counted():  # until the answer is sent
-                    self._check_serving()
-                    yield self._streamed.answer(message)
+                self._check_serving()
+                yield self._streamed.answer(message)
 
     def export_events(
         self, request: online_pb2.ExportEventsRequest, context: grpc.ServicerContext
     ) -> Iterator[online_pb2.ExportEventsResponse]:
         """Seals, and sends what is to be compacted."""
-        with self._answering(context, self._streams, "streams_max"), self._counted():
+        with self._answering(context, self._streams, "streams_max"):
             until_ts = request.watermark_ts
             if until_ts <= 0:
                 raise RequestError(f"watermark_ts is {until_ts}; it must lie after 1970.")
@@ -296,7 +287,7 @@ class OnlineService:
         context: grpc.ServicerContext,
     ) -> online_pb2.DescribeTierResponse:
         """Clock, schema, limits."""
-        with self._answering(context, self._calls, "calls_max"), self._counted():
+        with self._answering(context, self._calls, "calls_max"):
             tier, record_format = self._tier, self._tier.format
             kept_from_ts = tier.kept_from_ts
             return online_pb2.DescribeTierResponse(
@@ -347,18 +338,6 @@ class OnlineService:
             slots.release()
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Counts what is under way."""
-        with self._one_ended:
-            self._under_way += 1
-        try:
-            yield
-        finally:
-            with self._one_ended:
-                self._under_way -= 1
-                self._one_ended.notify_all()
-
-    @contextmanager
     def _working(self, context: grpc.ServicerContext) -> Iterator[None]:
         """Waits for its turn: many at once would only keep each other from ending."""
         if not self._work.acquire(timeout=_remaining_s(context)):
@@ -370,7 +349,7 @@ class OnlineService:
 
     def _check_serving(self) -> None:
         if self._draining.is_set():
-            raise UnavailableError("This server is stopping; ask again once it is back.")
+            raise stopping()
 
     def _abort(self, context: grpc.ServicerContext, error: ThinRowError) -> NoReturn:
         self._metrics.errors.labels(error.name).inc()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from thinrow.errors import RequestError, StoreError, ThinRowError
@@ -14,9 +12,6 @@ from thinrow.serving.refusals import CODES, MESSAGE_LETTERS_MAX
 from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import grpc
     from thinrow.online.metrics import OnlineMetrics
     from thinrow.online.snapshots import Snapshots
 
@@ -35,25 +30,6 @@ class StreamedSnapshots:
         self._snapshots = snapshots
         self._metrics = metrics
         self._seconds = metrics.seconds.labels("snapshot")
-        self._open: set[grpc.ServicerContext] = set()
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def opened(self, context: grpc.ServicerContext) -> Iterator[None]:
-        """Lets `end_all` end the stream until the block does."""
-        with self._lock:
-            self._open.add(context)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._open.discard(context)
-
-    def end_all(self) -> None:
-        """Ends the streams that are open: each would hold up the server's end."""
-        with self._lock:
-            for context in self._open:
-                context.cancel()
 
     def answer(self, message: online_pb2.SnapshotStreamRequest) -> bytes:
         """The bytes of a SnapshotStreamResponse. Raises RequestError for too many requests."""

@@ -7,7 +7,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from thinrow.errors import StoreError, ThinRowError, TooManyCallsError, UnavailableError
+from thinrow.errors import StoreError, ThinRowError, TooManyCallsError
+from thinrow.serving.drain import stopping
 from thinrow.serving.limits import Places
 from thinrow.serving.refusals import ERROR_METADATA, tell
 
@@ -47,8 +48,6 @@ class Gate:
         self.streams = Places(config.streams_max, "streams_max")
         self._metrics = metrics
         self._draining = threading.Event()
-        self._under_way = 0
-        self._one_ended = threading.Condition()
 
     @contextmanager
     def answering(
@@ -94,23 +93,9 @@ class Gate:
     def check_serving(self) -> None:
         """Raises UnavailableError while draining."""
         if self._draining.is_set():
-            raise UnavailableError("This server is stopping; ask another replica.")
+            raise stopping()
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """Counts a request as under way."""
-        with self._one_ended:
-            self._under_way += 1
-        try:
-            yield
-        finally:
-            with self._one_ended:
-                self._under_way -= 1
-                self._one_ended.notify_all()
-
-    def drain(self, timeout_s: float) -> None:
-        """Refuses, UNAVAILABLE, what comes from now on, and waits for what is under way."""
+    def drain(self) -> None:
+        """Refuses new requests with UNAVAILABLE from now on."""
         self._draining.set()
         self._metrics.ready.set(0)
-        with self._one_ended:
-            self._one_ended.wait_for(lambda: not self._under_way, timeout_s)

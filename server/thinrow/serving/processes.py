@@ -42,8 +42,11 @@ BEAT_S = 5.0
 """Between two signs of life that a process is asked for; a scrape is one, too."""
 HANG_S = 30.0
 """Without a sign of life for so long, a process is killed."""
-STOP_S = 10.0
-"""How long a process may take to end beyond its drain before it is killed."""
+STOP_S = 4.0
+"""Time that a process has to end beyond its drain before it is killed.
+
+With the default drain of 10 s this is shorter than the 15 s that deploy/ allows a container.
+"""
 
 
 class Processes:
@@ -144,7 +147,7 @@ class Worker:
     def stop(self) -> None:
         """Tells the process to drain."""
         self._stopping.set()
-        self._end_s = time.monotonic() + 2 * self._config.drain_s + STOP_S
+        self._end_s = time.monotonic() + self._config.drain_s + STOP_S
         self._send(False)
 
     def join(self) -> None:

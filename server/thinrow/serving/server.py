@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from thinrow.errors import UsageError
 from thinrow.serving.config import WINDOW_BYTES
 from thinrow.serving.current import CurrentGeneration
+from thinrow.serving.drain import StreamDrain
 from thinrow.serving.gate import Gate
 from thinrow.serving.limits import full
 from thinrow.serving.metrics import Metrics, MetricsEndpoint, split_address
@@ -43,8 +44,12 @@ Clients may ping every 10 s (docs/operations.md). Half of that is enforced, beca
 delay one ping more than the next.
 """
 KEEPALIVE_INTERVAL_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
-FAREWELL_S = 0.2
-"""Between the last answer and the end of connections."""
+GOAWAY_DELAY_S = 0.2
+"""Pause between the first refusals and GOAWAY.
+
+A call that crosses a GOAWAY on the wire is cancelled by gRPC, without a name; in this pause it ends
+with UNAVAILABLE, and its client turns to another replica.
+"""
 
 
 class Health(health.HealthServicer):  # type: ignore[misc]
@@ -148,7 +153,7 @@ def listening(
     refusals: Refusals,
     metrics: ServiceMetrics,
     *,
-    drain: Callable[[float], None],
+    drain: Callable[[], None],
     interceptors: Sequence[grpc.ServerInterceptor] = (),
     certificates: Certificates | None = None,
     reuse_port: bool = False,
@@ -156,8 +161,9 @@ def listening(
     """Serves gRPC, with health and reflection, until the block ends; yields HOST:PORT.
 
     `services` has for each service's full name what adds its servicer. Each call under way, streams
-    among them, has a thread. At the end health says NOT_SERVING, `drain` refuses what comes from
-    now on and waits so many seconds at most for what is under way, and connections are closed.
+    among them, has a thread. At the end health reports NOT_SERVING, `drain` makes the service
+    refuse new requests, idle streams end, and every connection gets a GOAWAY. Calls under way have
+    `config.drain_s` to finish.
 
     Raises:
         UsageError: the port cannot be had.
@@ -165,13 +171,17 @@ def listening(
     host, _ = split_address(config.listen)
     calls_max = config.calls_max + config.streams_max
     threads = calls_max + SPARE_THREADS
-    health_service = Health()
+    health_service, streams = Health(), StreamDrain()
     with Pool(threads) as pool:
         server = grpc.server(
             pool,
             # Those beyond the threads are being refused.
             maximum_concurrent_rpcs=threads + HELD_MAX,
-            interceptors=[Overload(services, pool, calls_max, refusals, metrics), *interceptors],
+            interceptors=[
+                Overload(services, pool, calls_max, refusals, metrics),
+                streams,
+                *interceptors,
+            ],
             options=[
                 ("grpc.so_reuseport", int(reuse_port)),
                 ("grpc.max_receive_message_length", config.request_bytes_max),
@@ -218,10 +228,10 @@ def listening(
         finally:
             tell(health_pb2.HealthCheckResponse.NOT_SERVING)
             log.info("draining", extra={"drain_s": config.drain_s})
-            drain(config.drain_s)
+            drain()
+            streams.drain()
             refusals.close()
-            # A connection that is closed while its last bytes are under way may lose them.
-            time.sleep(FAREWELL_S)
+            time.sleep(GOAWAY_DELAY_S)
             stopped = server.stop(config.drain_s)
             health_service.end_watches()
             stopped.wait()

@@ -192,7 +192,6 @@ class MaterializationService:
             ) as span,
             metrics.request(method, label),
             metrics.in_flight.track_inprogress(),
-            self._gate.working(),
             self._current.use() as generation,
         ):
             projection = resolve(request, generation.schema, self._tenants.by_name)
