@@ -205,7 +205,7 @@ def test_words_of_another_type_are_refused() -> None:
     for kind, words in (
         (FLOAT32, np.array([4.5])),
         (FLOAT64, np.array([1.5], np.float32)),
-        (INT8, np.array([200], np.uint8)),
+        (INT8, np.array([200], np.uint16)),
         (wire.TRAIT_TYPE_INT32, np.array([1])),
         (BOOL, np.array([1, 0], np.int16)),
     ):
@@ -213,6 +213,16 @@ def test_words_of_another_type_are_refused() -> None:
         message.widths, message.data = bytes([words.itemsize]), words.tobytes()
         with pytest.raises(ThinRowError, match="t has "):
             from_wire([message], len(words))
+
+
+def test_bits_of_negative_integers_are_words() -> None:
+    """The contract says two's complement: what an array of another language holds, as it is."""
+    message = wire.Column(trait="t", type=wire.TRAIT_TYPE_INT8, vector_size=1, bases=[0])
+    message.widths, message.data = b"\1", bytes([255, 128, 127])
+    assert from_wire([message], 3)["t"].values.tolist() == [-1, -128, 127]
+    message.bases[0] = 1
+    with pytest.raises(ThinRowError, match="t has "):
+        from_wire([message], 3)
 
 
 SCHEMA = """

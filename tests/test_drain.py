@@ -37,7 +37,7 @@ BATCH = wire.MaterializeStreamRequest(request=wire.MaterializeRequest(user_ids=[
 SNAPSHOT = online_pb2.SnapshotStreamRequest(
     requests=[online_pb2.StreamedRequest(request=online_pb2.SnapshotRequest(user_id=1))]
 )
-APPEND = online_pb2.AppendEventsRequest()
+APPEND = online_pb2.AppendEventsRequest(events=online_pb2.EventBatch())
 LIST = reflection_pb2.ServerReflectionRequest(list_services="")
 
 

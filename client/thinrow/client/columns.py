@@ -101,7 +101,8 @@ def require_own_width(message: wire.Column) -> None:
             continue
         low, high = base + int(words.min()), base + int(words.max())
         least = 0 if dtype.kind in "ub" else -(1 << (8 * size - 1))
-        most = (1 << (8 * size - (dtype.kind == "i"))) - 1
+        # Of a signed type either its values, or their bits, which are two's complement.
+        most = (1 << (8 * size - (dtype.kind == "i" and low < 0))) - 1
         require(least <= low and high <= most, f"{message.trait} has words that are no {dtype}")
 
 

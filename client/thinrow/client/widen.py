@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "VALUE_DTYPES",
     "ColumnKind",
+    "MalformedError",
     "NarrowColumn",
     "cast_integers",
     "indexes_nothing",
@@ -79,10 +80,22 @@ class Blocks(NamedTuple):
     """Words."""
 
 
+class MalformedError(ThinRowError):
+    """An answer that contradicts itself.
+
+    A server that reads a client's columns with the same code says `reason` in a sentence of its
+    own.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The server's answer is malformed: {reason}.")
+        self.reason = reason
+
+
 def require(condition: bool | np.bool_, what: str) -> None:
     """Refuses an answer that contradicts itself, rather than return wrong values."""
     if not condition:
-        raise ThinRowError(f"The server's answer is malformed: {what}.")
+        raise MalformedError(what)
 
 
 class NarrowColumn:
@@ -128,7 +141,7 @@ class NarrowColumn:
         try:
             self._run = kernel.Run(*self.blocks, column.dictionary if self._indexes else None)
         except ValueError as error:
-            raise ThinRowError(f"The server's answer is malformed: {name}: {error}.") from error
+            raise MalformedError(f"{name}: {error}") from error
 
     @property
     def travelled_bytes(self) -> int:
@@ -229,9 +242,7 @@ class NarrowColumn:
 
 def indexes_nothing(trait: str) -> ThinRowError:
     """Says that a word points past its dictionary."""
-    return ThinRowError(
-        f"The server's answer is malformed: {trait} has a value that does not exist."
-    )
+    return MalformedError(f"{trait} has a value that does not exist")
 
 
 def cast_integers(trait: str, values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -275,23 +275,37 @@ class FeatureGroup(_message.Message):
     def __init__(self, name: _Optional[str] = ..., traits: _Optional[_Iterable[_Union[Trait, _Mapping]]] = ...) -> None: ...
 
 class Trait(_message.Message):
-    __slots__ = ("name", "type", "vector_size", "nullable")
+    __slots__ = ("name", "type", "vector_size", "nullable", "sparse", "key", "default_word", "default_string")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     VECTOR_SIZE_FIELD_NUMBER: _ClassVar[int]
     NULLABLE_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_WORD_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_STRING_FIELD_NUMBER: _ClassVar[int]
     name: str
     type: TraitType
     vector_size: int
     nullable: bool
-    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ...) -> None: ...
+    sparse: bool
+    key: bool
+    default_word: int
+    default_string: str
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., sparse: _Optional[bool] = ..., key: _Optional[bool] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("examples_max", "response_bytes_max", "streams_max")
+    __slots__ = ("examples_max", "response_bytes_max", "streams_max", "request_bytes_max", "calls_max", "inspect_events_max")
     EXAMPLES_MAX_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
     STREAMS_MAX_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    CALLS_MAX_FIELD_NUMBER: _ClassVar[int]
+    INSPECT_EVENTS_MAX_FIELD_NUMBER: _ClassVar[int]
     examples_max: int
     response_bytes_max: int
     streams_max: int
-    def __init__(self, examples_max: _Optional[int] = ..., response_bytes_max: _Optional[int] = ..., streams_max: _Optional[int] = ...) -> None: ...
+    request_bytes_max: int
+    calls_max: int
+    inspect_events_max: int
+    def __init__(self, examples_max: _Optional[int] = ..., response_bytes_max: _Optional[int] = ..., streams_max: _Optional[int] = ..., request_bytes_max: _Optional[int] = ..., calls_max: _Optional[int] = ..., inspect_events_max: _Optional[int] = ...) -> None: ...

@@ -29,8 +29,9 @@ class MaterializationServiceStub:
     """Puts back, exactly as serving saw them, the histories that thin rows point at. Every call is a
     pure read: any replica may answer it and any may be asked again.
 
-    Errors of a whole call carry a name in the trailing metadata `thinrow-error`; docs/operations.md
-    lists them. Faults of one example never fail a call: they are that example's Status.
+    Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
+    a google.rpc.ErrorInfo; docs/operations.md lists them. Faults of one example never fail a call:
+    they are that example's Status.
     """
 
     def __init__(self, channel):
@@ -65,8 +66,9 @@ class MaterializationServiceServicer:
     """Puts back, exactly as serving saw them, the histories that thin rows point at. Every call is a
     pure read: any replica may answer it and any may be asked again.
 
-    Errors of a whole call carry a name in the trailing metadata `thinrow-error`; docs/operations.md
-    lists them. Faults of one example never fail a call: they are that example's Status.
+    Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
+    a google.rpc.ErrorInfo; docs/operations.md lists them. Faults of one example never fail a call:
+    they are that example's Status.
     """
 
     def Materialize(self, request, context):
@@ -84,6 +86,8 @@ class MaterializationServiceServicer:
     def MaterializeStream(self, request_iterator, context):
         """Materializes batches as they come, pipelined; answers come in the order of the requests.
         The first error ends the stream, with the codes of Materialize; what was answered stands.
+
+        Errors: as Materialize; INVALID_ARGUMENT also for a message without a request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,8 +144,9 @@ class MaterializationService:
     """Puts back, exactly as serving saw them, the histories that thin rows point at. Every call is a
     pure read: any replica may answer it and any may be asked again.
 
-    Errors of a whole call carry a name in the trailing metadata `thinrow-error`; docs/operations.md
-    lists them. Faults of one example never fail a call: they are that example's Status.
+    Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
+    a google.rpc.ErrorInfo; docs/operations.md lists them. Faults of one example never fail a call:
+    they are that example's Status.
     """
 
     @staticmethod

@@ -180,7 +180,7 @@ class DescribeTierRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeTierResponse(_message.Message):
-    __slots__ = ("now_ts", "sealed_ts", "generation", "watermark_ts", "kept_from_ts", "feature_groups", "batch_events_max", "batch_users_max", "server_version")
+    __slots__ = ("now_ts", "sealed_ts", "generation", "watermark_ts", "kept_from_ts", "feature_groups", "batch_events_max", "batch_users_max", "server_version", "limits")
     NOW_TS_FIELD_NUMBER: _ClassVar[int]
     SEALED_TS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +190,7 @@ class DescribeTierResponse(_message.Message):
     BATCH_EVENTS_MAX_FIELD_NUMBER: _ClassVar[int]
     BATCH_USERS_MAX_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     now_ts: int
     sealed_ts: int
     generation: int
@@ -199,4 +200,5 @@ class DescribeTierResponse(_message.Message):
     batch_events_max: int
     batch_users_max: int
     server_version: str
-    def __init__(self, now_ts: _Optional[int] = ..., sealed_ts: _Optional[int] = ..., generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., kept_from_ts: _Optional[int] = ..., feature_groups: _Optional[_Iterable[_Union[_materialization_pb2.FeatureGroup, _Mapping]]] = ..., batch_events_max: _Optional[int] = ..., batch_users_max: _Optional[int] = ..., server_version: _Optional[str] = ...) -> None: ...
+    limits: _materialization_pb2.Limits
+    def __init__(self, now_ts: _Optional[int] = ..., sealed_ts: _Optional[int] = ..., generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., kept_from_ts: _Optional[int] = ..., feature_groups: _Optional[_Iterable[_Union[_materialization_pb2.FeatureGroup, _Mapping]]] = ..., batch_events_max: _Optional[int] = ..., batch_users_max: _Optional[int] = ..., server_version: _Optional[str] = ..., limits: _Optional[_Union[_materialization_pb2.Limits, _Mapping]] = ...) -> None: ...

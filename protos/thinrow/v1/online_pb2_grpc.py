@@ -29,8 +29,8 @@ class OnlineServiceStub:
     """Takes events in as they happen, and shows each request what it sees: the immutable history of
     the newest generation published by then, and the mutable events that arrived since.
 
-    Errors of a whole call carry a name in the trailing metadata `thinrow-error`; docs/operations.md
-    lists them.
+    Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
+    a google.rpc.ErrorInfo; docs/operations.md lists them.
     """
 
     def __init__(self, channel):
@@ -75,8 +75,8 @@ class OnlineServiceServicer:
     """Takes events in as they happen, and shows each request what it sees: the immutable history of
     the newest generation published by then, and the mutable events that arrived since.
 
-    Errors of a whole call carry a name in the trailing metadata `thinrow-error`; docs/operations.md
-    lists them.
+    Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
+    a google.rpc.ErrorInfo; docs/operations.md lists them.
     """
 
     def AppendEvents(self, request_iterator, context):
@@ -187,8 +187,8 @@ class OnlineService:
     """Takes events in as they happen, and shows each request what it sees: the immutable history of
     the newest generation published by then, and the mutable events that arrived since.
 
-    Errors of a whole call carry a name in the trailing metadata `thinrow-error`; docs/operations.md
-    lists them.
+    Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
+    a google.rpc.ErrorInfo; docs/operations.md lists them.
     """
 
     @staticmethod

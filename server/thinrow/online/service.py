@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from thinrow.client.columns import from_wire
+from thinrow.client.widen import MalformedError
 from thinrow.errors import (
     DeadlineError,
     RequestError,
@@ -23,7 +24,7 @@ from thinrow.errors import (
 from thinrow.online.streamed import StreamedSnapshots
 from thinrow.online.tier import batch_of
 from thinrow.serving.drain import stopping
-from thinrow.serving.projection import wire_type
+from thinrow.serving.projection import wire_groups
 from thinrow.serving.refusals import CODES, ERROR_METADATA, MESSAGE_LETTERS_MAX
 from thinrow.store.directory import NEVER_TS
 from thinrow.v1 import materialization_pb2, online_pb2
@@ -171,6 +172,8 @@ class OnlineService:
                     outcome: Future[Committed] | ThinRowError
                     try:
                         self._check_serving()
+                        if not request.HasField("events"):
+                            raise RequestError("The message has no events; set them, also if none.")
                         outcome = self._appends.submit(self._batch(request.events))
                     except ThinRowError as error:
                         outcome = error
@@ -209,10 +212,9 @@ class OnlineService:
             raise RequestError("This server has no schema yet; publish a generation first.")
         try:
             given = from_wire(events.columns, count)
-        except ThinRowError as error:
+        except MalformedError as error:
             raise RequestError(
-                f"The columns do not fit {count} events or contradict themselves "
-                f"({str(error).rstrip('.')})."
+                f"The columns do not fit {count} events or contradict themselves: {error.reason}."
             ) from error
         return batch_of(events.user_ids, record_format.checked(given, count), record_format)
 
@@ -296,24 +298,17 @@ class OnlineService:
                 generation=self._published.number,
                 watermark_ts=self._published.watermark_ts,
                 kept_from_ts=None if kept_from_ts == NEVER_TS else kept_from_ts,
-                feature_groups=[
-                    materialization_pb2.FeatureGroup(
-                        name=group.name,
-                        traits=[
-                            materialization_pb2.Trait(
-                                name=trait.name,
-                                type=wire_type(trait),
-                                vector_size=trait.size,
-                                nullable=trait.nullable,
-                            )
-                            for trait in group.traits
-                        ],
-                    )
-                    for group in (record_format.schema.groups if record_format else ())
-                ],
+                feature_groups=wire_groups(record_format.schema) if record_format else (),
                 batch_events_max=self._config.batch_events_max,
                 batch_users_max=self._config.batch_users_max,
                 server_version=version("thinrow"),
+                limits=materialization_pb2.Limits(
+                    examples_max=self._config.batch_users_max,
+                    response_bytes_max=self._config.response_bytes_max,
+                    streams_max=self._config.streams_max,
+                    request_bytes_max=self._config.request_bytes_max,
+                    calls_max=self._config.calls_max,
+                ),
             )
 
     @contextmanager

@@ -109,6 +109,30 @@ def _resolved(
     )
 
 
+def wire_groups(schema: Schema) -> list[wire.FeatureGroup]:
+    """A schema as DescribeStore and DescribeTier return it."""
+    return [
+        wire.FeatureGroup(name=group.name, traits=map(_wire_trait, group.traits))
+        for group in schema.groups
+    ]
+
+
+def _wire_trait(trait: Trait) -> wire.Trait:
+    message = wire.Trait(
+        name=trait.name,
+        type=wire_type(trait),
+        vector_size=trait.size,
+        nullable=trait.nullable,
+        sparse=trait.sparse,
+        key=trait.key,
+    )
+    if isinstance(trait.default, str):
+        message.default_string = trait.default
+    elif trait.default is not None:
+        message.default_word = trait.default_word
+    return message
+
+
 def wire_type(trait: Trait) -> wire.TraitType:
     """A trait's type in the wire's terms; both number the types alike."""
     return cast("wire.TraitType", trait.type.value)

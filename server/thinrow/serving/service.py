@@ -16,7 +16,7 @@ from thinrow.client.tracing import UNTRACED, told_of, tracing
 from thinrow.errors import DeadlineError, PermissionDeniedError, RequestError
 from thinrow.serving.inspect import Question
 from thinrow.serving.limits import Turns
-from thinrow.serving.projection import resolve, wire_type
+from thinrow.serving.projection import resolve, wire_groups
 from thinrow.store.history import HistoryPlan, Pointers, Status
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -112,6 +112,11 @@ class MaterializationService:
                 # Again, for a token may have been withdrawn since.
                 caller.ask(context)
                 request = decoded(wire.MaterializeStreamRequest, message)
+                if not request.HasField("request"):
+                    raise RequestError(
+                        f"The message with cursor {request.cursor} has no request; set it, also "
+                        f"for a batch without examples."
+                    )
                 tenant = tenants.asking(caller.holder, request.request.tenant)
                 if tenant != holder:
                     place.close()
@@ -283,26 +288,15 @@ class MaterializationService:
             event_count=manifest.event_count,
             user_count=manifest.user_count,
             stored_bytes=manifest.stored_bytes,
-            feature_groups=[
-                wire.FeatureGroup(
-                    name=group.name,
-                    traits=[
-                        wire.Trait(
-                            name=trait.name,
-                            type=wire_type(trait),
-                            vector_size=trait.size,
-                            nullable=trait.nullable,
-                        )
-                        for trait in group.traits
-                    ],
-                )
-                for group in generation.schema.groups
-            ],
+            feature_groups=wire_groups(generation.schema),
             tenants=sorted(self._tenants.by_name) if caller is None else [caller],
             limits=wire.Limits(
                 examples_max=config.examples_max,
                 response_bytes_max=config.response_bytes_max,
                 streams_max=config.streams_max,
+                request_bytes_max=config.request_bytes_max,
+                calls_max=config.calls_max,
+                inspect_events_max=config.inspect_events_max if config.inspect else 0,
             ),
             server_version=version("thinrow"),
         )
