@@ -30,7 +30,7 @@ from thinrow.cli.verify import verify
 from thinrow.client import Projection, connect
 from thinrow.compaction import CompactionConfig, compact
 from thinrow.errors import InputError, StoreFullError, UsageError
-from thinrow.migration import SlimConfig, SlimReport, slim
+from thinrow.migration import FatLayout, SlimConfig, SlimReport, slim
 from thinrow.migration.scratch import locked_folder
 from thinrow.serving import Server, ServerConfig
 from worlds import DAY_MS, REPEATS, START_TS, THINROW, running_server, thinrow
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 SCHEMA = '[item]\nitem_id = { type = "int64", key = true }\n'
 
+AS_THEY_STAND = FatLayout(order="arrival", padding="none")
+"""Rows with late events, in the order in which they arrived, and with values of any kind."""
+
 
 @dataclass
 class Slimmed:
@@ -50,6 +53,7 @@ class Slimmed:
     folder: Path
     report: SlimReport
     fat: list[Path]
+    layout: FatLayout
 
     @property
     def events(self) -> pl.DataFrame:
@@ -80,7 +84,7 @@ class Slimmed:
         config = ServerConfig(store=store, listen="127.0.0.1:0", metrics=None)
         with Server(config) as server, connect(server.address) as client:
             rows, again = self.folder / "rows.parquet", self.folder / "again.parquet"
-            report = verify(client, rows, whole)
+            report = verify(client, rows, whole, layout=self.layout)
             assert report.rows_that_differ == 0, report.differences
             if self.report.facts.rows:
                 materialize(client, rows, Projection(), again)
@@ -103,8 +107,8 @@ def slimmed(
         (folder / "schema.toml").write_text(schema, encoding="utf-8")
         options["schema"] = folder / "schema.toml"
     outputs = {"events": folder / "events.parquet", "rows": folder / "rows.parquet"}
-    config = SlimConfig(fat=list(fat), **{**outputs, **options})
-    return Slimmed(folder, slim(config), list(fat))
+    config = SlimConfig(fat=list(fat), **{**outputs, "layout": AS_THEY_STAND, **options})
+    return Slimmed(folder, slim(config), list(fat), config.layout)
 
 
 @st.composite

@@ -16,6 +16,9 @@ from thinrow.cli.options import (
     Cert,
     ConnectionsMax,
     Drain,
+    FatOrder,
+    FatPadding,
+    FatPaddingValue,
     Key,
     Listen,
     Metrics,
@@ -375,6 +378,9 @@ def verify_command(
         Path, typer.Option(metavar="FAT", help="Parquet file of fat rows, in the same order.")
     ],
     sequence_length: SequenceLength = 0,
+    order: FatOrder = "oldest-first",
+    padding: FatPadding = None,
+    padding_value: FatPaddingValue = "0",
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -384,12 +390,14 @@ def verify_command(
     with one_sentence():
         from thinrow.cli.connecting import Access, connected
         from thinrow.cli.verify import difference_fields, verify
+        from thinrow.migration import FatLayout
 
+        layout = FatLayout(order=order, padding=padding, padding_value=padding_value)
         access = Access(ca=ca, cert=cert, key=key, token_file=token_file)
         with connected(server, access) as client, progress_bar() as progress:
-            report = verify(client, rows, against, sequence_length, progress)
+            report = verify(client, rows, against, sequence_length, progress, layout)
         shown: dict[str, object] = {
-            "compared": ", ".join(report.traits),
+            "compared": ", ".join([*report.traits, *report.beside]),
             "rows": report.rows,
             "events": report.events,
             "values": report.values,
@@ -542,6 +550,9 @@ def slim_command(
             help="Generations are to be cut at every multiple of this.",
         ),
     ] = "1d",  # type: ignore[assignment]
+    order: FatOrder = "oldest-first",
+    padding: FatPadding = None,
+    padding_value: FatPaddingValue = "0",
     on_disagreement: Annotated[
         Literal["report", "fail"],
         typer.Option(help="Where rows of one user contradict each other: tell, or write nothing."),
@@ -550,7 +561,7 @@ def slim_command(
     """Turn fat rows into events and thin rows that show the very same histories."""
     with one_sentence():
         from thinrow.cli.slim import run_slim
-        from thinrow.migration import SlimConfig
+        from thinrow.migration import FatLayout, SlimConfig
 
         config = SlimConfig(
             fat=fat,
@@ -558,6 +569,7 @@ def slim_command(
             rows=rows,
             schema=schema,
             cadence_ms=cadence,
+            layout=FatLayout(order=order, padding=padding, padding_value=padding_value),
             fail_on_disagreement=on_disagreement == "fail",
         )
         run_slim(config)

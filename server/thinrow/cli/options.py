@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from thinrow.cli.values import parse_duration
@@ -55,6 +55,28 @@ Ca = Annotated[
 Cert = Annotated[Path | None, typer.Option(help="PEM file of a certificate to show the server.")]
 Key = Annotated[Path | None, typer.Option(help="PEM file of its key.")]
 TokenFile = Annotated[Path | None, typer.Option(help="File that holds the token to carry.")]
+
+# Of fat rows.
+FatOrder = Annotated[
+    Literal["oldest-first", "newest-first", "arrival"],
+    typer.Option(help="How the lists of fat rows stand: by event_ts, or in the order of arrival."),
+]
+FatPadding = Annotated[
+    Literal["none", "left", "right"] | None,
+    typer.Option(
+        help="The side at which lists are padded; none if events that look so are events. "
+        "[default: none, and refuse rows that look padded]",
+        show_default=False,
+    ),
+]
+FatPaddingValue = Annotated[
+    str,
+    typer.Option(
+        metavar="[COLUMN=]VALUE",
+        help="Events at that side are padding if their COLUMN (event_ts unless named) has this "
+        "value: a number, null, nan or a text.",
+    ),
+]
 
 
 def metrics_at(metrics: str) -> str | None:

@@ -9,9 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.cli.fat_rows import STATUS_COLUMN, status_name, stream_rows, to_arrow
+from thinrow.cli.same_values import IncomparableError, differing
 from thinrow.client import Projection, row_count
 from thinrow.errors import InputError
-from thinrow.events.canonical import open_parquet, read_batches
+from thinrow.events.canonical import open_parquet, read_batches, times_ms, user_ids
+from thinrow.migration.fat import WRITTEN, is_list
+from thinrow.migration.layout import FatLayout, LayoutTally
+from thinrow.store.narrow import starts_of
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 DIFFERENCES_SHOWN = 20
 KEYS = ("user_id", "request_ts")
+TIMES = ("event_ts", "visible_ts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +51,10 @@ class VerifyReport:
 
     traits: list[str]
     """Compared."""
+    beside: list[str]
+    """Columns beside the lists that both files have; compared, too."""
     not_compared: list[str]
-    """List columns of the fat rows that the store does not have."""
+    """List columns of the fat rows that neither the store nor the thin rows have."""
     not_in_fat: list[str]
     """Traits of the store that the fat rows do not have."""
     rows: int = 0
@@ -64,11 +71,15 @@ def verify(
     fat: Path,
     sequence_length: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
+    layout: FatLayout | None = None,
 ) -> VerifyReport:
     """Materializes ``rows`` and compares every event with ``fat``, which has the same row order.
 
+    Columns beside the lists are compared where both files have them. Values are compared as
+    numbers, moments and texts, whatever types hold them.
+
     Raises:
-        InputError: the files cannot be compared.
+        InputError: the files cannot be compared, or ``fat`` has another layout than ``layout``.
         ThinRowError: the server failed, or cannot be reached.
     """
     file = open_parquet(fat)
@@ -81,16 +92,17 @@ def verify(
     groups = client.describe_store().feature_groups
     stored = [trait.name for group in groups for trait in group.traits]
     known = {"event_ts", "event_id", "visible_ts", *stored}
-    lists = [
-        item.name
-        for item in file.schema_arrow
-        if pa.types.is_list(item.type)
-        or pa.types.is_large_list(item.type)
-        or pa.types.is_fixed_size_list(item.type)
+    lists = [item.name for item in file.schema_arrow if is_list(item.type)]
+    traits = [name for name in lists if name in known]
+    beside = [
+        name
+        for name in open_parquet(rows).schema_arrow.names
+        if name in file.schema_arrow.names and name not in {*known, *KEYS, *WRITTEN, STATUS_COLUMN}
     ]
     report = VerifyReport(
-        traits=[name for name in lists if name in known],
-        not_compared=[name for name in lists if name not in known and name != "mutable"],
+        traits=traits,
+        beside=beside,
+        not_compared=[name for name in lists if name not in {*traits, *beside, "mutable"}],
         not_in_fat=[name for name in stored if name not in lists],
     )
     if not report.traits:
@@ -98,15 +110,65 @@ def verify(
     for key in KEYS:
         if key not in file.schema_arrow.names:
             raise InputError(f"{fat} has no column {key}, which tells whose row is whose.")
-        kind = file.schema_arrow.field(key).type
-        if not pa.types.is_integer(kind):
-            raise InputError(f"{fat}: {key} is {kind}; it must be an integer.")
     projection = Projection(sequence_length, traits=tuple(report.traits))
-    parts = _Reader(fat, file, [*KEYS, *report.traits])
+    parts = _Reader(fat, file, [*KEYS, *report.traits, *report.beside])
+    tally = LayoutTally(layout or FatLayout())
     for batch, table in stream_rows(client, rows, projection):
-        _compare(batch, table, parts.read(len(batch)), report, fat)
+        part = _laid_out(parts.read(len(batch)), report.traits, tally, fat)
+        _compare(batch, table, part, report, fat)
         progress("Comparing rows", report.rows, total)
+    tally.check_padding(fat)
+    tally.check_direction(fat)
     return report
+
+
+def _laid_out(fat: pa.Table, traits: list[str], tally: LayoutTally, path: Path) -> pa.Table:
+    """Fat rows with their lists oldest first and without padding, and keys as integers.
+
+    Raises InputError if a layout shows that was not named.
+    """
+    users = user_ids(path, _whole(path, fat.column("user_id"), "user_id"))
+    times = times_ms(path, _whole(path, fat.column("request_ts"), "request_ts"), "request_ts")
+    for name, column in (("user_id", users), ("request_ts", times)):
+        fat = fat.set_column(fat.column_names.index(name), name, column)
+    columns = {trait: one_chunk(fat.column(trait)) for trait in traits}
+    layout = tally.layout
+    lengths = [pc.fill_null(pc.list_value_length(column), 0) for column in columns.values()]
+    converts = layout.order == "newest-first" or layout.padding in ("left", "right")
+    if not converts and any(not lengths[0].equals(other) for other in lengths):
+        return fat  # a difference, to be reported as one
+    lists = layout.lists(path, columns, users.to_numpy(), times.to_numpy())
+    if "event_ts" in columns:
+        events = pa.chunked_array([lists.columns["event_ts"]])
+        event_ts = times_ms(path, _whole(path, events, "event_ts"), "event_ts", nullable=True)
+        tally.add(lists, event_ts.fill_null(0).to_numpy(), users.to_numpy(), times.to_numpy())
+        tally.check_times(path)
+    if converts:
+        offsets = pa.array(starts_of(lists.lengths), pa.int64())
+        for trait, column in columns.items():
+            converted = pa.LargeListArray.from_arrays(
+                offsets, lists.columns[trait], mask=column.is_null()
+            )
+            fat = fat.set_column(fat.column_names.index(trait), trait, converted)
+    return fat
+
+
+def _whole(path: Path, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """A column of floats as the integers that they hold. Raises InputError for another number."""
+    if not pa.types.is_floating(column.type):
+        return column
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{path}: {name} is {column.type} and holds more than whole numbers; write integers."
+        ) from error
+
+
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array."""
+    whole = column.combine_chunks()
+    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
 
 
 class _Reader:
@@ -133,7 +195,7 @@ def _compare(
 ) -> None:
     keys = {key: table.column(key).to_numpy() for key in KEYS}
     for key, ours in keys.items():
-        theirs = fat.column(key).cast(pa.int64()).to_numpy()
+        theirs = fat.column(key).to_numpy()
         misplaced = np.flatnonzero(ours != theirs)
         if misplaced.size:
             row = int(misplaced[0])
@@ -165,16 +227,14 @@ def _compare(
             note(row, "status", status, status_name(number))
     comparable = (batch.statuses == wire.STATUS_OK) & ~differs
     for trait in report.traits:
-        column = fat.column(trait).combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = column.chunk(0)
+        column = one_chunk(fat.column(trait))
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
         ours = np.diff(batch.offsets)
         for row in np.flatnonzero(comparable & (lengths != ours)).tolist():
             note(row, f"{trait}: length", lengths[row], ours[row])
         same = np.flatnonzero(comparable & (lengths == ours))
         theirs_flat, ours_flat = _aligned(batch, column, trait, same, path)
-        unequal = np.flatnonzero(_unequal(theirs_flat, ours_flat))
+        unequal = np.flatnonzero(_differing(path, trait, theirs_flat, ours_flat))
         owner = np.repeat(same, ours[same])
         starts = np.repeat(np.cumsum(ours[same]) - ours[same], ours[same])
         seen: set[int] = set()
@@ -185,6 +245,10 @@ def _compare(
                 where = f"{trait}\\[{place - int(starts[place])}]"
                 note(row, where, theirs_flat[place], ours_flat[place])
         report.values += len(ours_flat)
+    for name in report.beside:
+        theirs_all, ours_all = one_chunk(fat.column(name)), one_chunk(table.column(name))
+        for row in np.flatnonzero(_differing(path, name, theirs_all, ours_all)).tolist():
+            note(row, name, theirs_all[row], ours_all[row])
     report.rows += len(batch)
     report.events += int(batch.offsets[-1])
     report.rows_that_differ += int(differs.sum())
@@ -199,33 +263,33 @@ def _aligned(
     theirs_flat = pc.list_flatten(column.take(pa.array(rows)))
     ours_flat = pc.list_flatten(whole.take(pa.array(rows)))
     if pa.types.is_dictionary(theirs_flat.type):
-        theirs_flat = theirs_flat.cast(theirs_flat.type.value_type)
+        theirs_flat = theirs_flat.dictionary_decode()
+    if trait in TIMES and pa.types.is_temporal(theirs_flat.type):
+        # A store keeps milliseconds, as slim rounds times down to them.
+        times = times_ms(path, pa.chunked_array([theirs_flat]), trait, nullable=True)
+        return one_chunk(times), ours_flat
+    return _rounded(theirs_flat, ours_flat.type), ours_flat
+
+
+def _rounded(theirs: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Wider floats, and vectors of them, as the store's type, which slim would round them to."""
+    if pa.types.is_floating(kind) and pa.types.is_floating(theirs.type):
+        return theirs.cast(kind, safe=False)
+    if pa.types.is_fixed_size_list(kind) and is_list(theirs.type):
+        inner = theirs.type.value_type
+        if pa.types.is_floating(inner) and inner != kind.value_type:
+            return theirs.cast(pa.large_list(kind.value_type), safe=False)
+    return theirs
+
+
+def _differing(path: Path, name: str, theirs: pa.Array, ours: pa.Array) -> NDArray[np.bool_]:
     try:
-        return theirs_flat.cast(ours_flat.type), ours_flat
-    except pa.ArrowException as error:
+        return differing(theirs, ours)
+    except IncomparableError as error:
         raise InputError(
-            f"{path}: {trait} is {theirs_flat.type} and the store's is {ours_flat.type}; they "
-            f"cannot be compared ({str(error).splitlines()[0].rstrip('.')})."
+            f"{path}: {name} is {theirs.type} and the other side's is {ours.type}; they cannot be "
+            f"compared."
         ) from error
-
-
-def _unequal(theirs: pa.Array, ours: pa.Array) -> NDArray[np.bool_]:
-    """Where two arrays of one type differ; floats are compared by their bits."""
-    null = theirs.is_null().to_numpy(zero_copy_only=False)
-    differs: NDArray[np.bool_] = null != ours.is_null().to_numpy(zero_copy_only=False)
-    if pa.types.is_fixed_size_list(ours.type):
-        size = ours.type.list_size
-        both = np.flatnonzero(~null & ~differs)
-        chosen = pa.array(both)
-        inner = _unequal(theirs.take(chosen).flatten(), ours.take(chosen).flatten())
-        differs[both] = inner.reshape(-1, size).any(axis=1)
-        return differs
-    if pa.types.is_floating(ours.type):
-        bits = pa.from_numpy_dtype(f"uint{ours.type.bit_width}")
-        theirs, ours = theirs.view(bits), ours.view(bits)
-    unequal = pc.fill_null(pc.not_equal(theirs, ours), False)
-    differs |= unequal.to_numpy(zero_copy_only=False)
-    return differs
 
 
 def difference_fields(difference: Difference) -> list[Any]:

@@ -7,12 +7,11 @@ row. So the same event has one key in all rows of a user, and most work is done 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 from thinrow.compaction.rewrite import to_values
 from thinrow.errors import InputError
 from thinrow.events.canonical import (
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from thinrow.migration.layout import FatLayout, LayoutTally
     from thinrow.schema import Schema
 
 PIECE_EVENTS = 1 << 22
@@ -196,8 +196,10 @@ def history_columns(path: Path, schema: Schema) -> list[str]:
     return [name for name in ("event_ts", "event_id", *schema.by_name) if name in names]
 
 
-def fat_batches(piece: Piece, schema: Schema) -> Iterator[FatBatch]:
-    """Reads a piece.
+def fat_batches(
+    piece: Piece, schema: Schema, layout: FatLayout, tally: LayoutTally
+) -> Iterator[FatBatch]:
+    """Reads a piece, and counts in ``tally`` what shows the layout of its rows.
 
     Raises InputError: names the file, the column at fault and what would be right.
     """
@@ -211,7 +213,7 @@ def fat_batches(piece: Piece, schema: Schema) -> Iterator[FatBatch]:
     )
     for batch in _readable(piece.path, batches):
         if len(batch):
-            yield _fat_batch(piece.path, schema, batch, names)
+            yield _fat_batch(piece.path, schema, batch, names, layout, tally)
 
 
 def _readable(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -224,30 +226,31 @@ def _readable(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Reco
         ) from error
 
 
-def _fat_batch(path: Path, schema: Schema, batch: pa.RecordBatch, names: Sequence[str]) -> FatBatch:
+def _fat_batch(
+    path: Path,
+    schema: Schema,
+    batch: pa.RecordBatch,
+    names: Sequence[str],
+    layout: FatLayout,
+    tally: LayoutTally,
+) -> FatBatch:
     table = pa.table(batch)
     users = user_ids(path, table.column("user_id")).to_numpy()
     request_ts = times_ms(path, table.column("request_ts"), "request_ts").to_numpy()
-    lengths: NDArray[np.int64] | None = None
-    flat: dict[str, Any] = {}
-    for name in names:
-        column = batch.column(name)
+    columns = {name: batch.column(name) for name in names}
+    for name, column in columns.items():
         if column.null_count:
             raise InputError(
                 f"{path}: {name} has {column.null_count} null lists; leave out the rows that have "
                 f"no history, and write an empty list for an empty one."
             )
-        counts = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
-        if lengths is not None and (counts != lengths).any():
-            row = int(np.flatnonzero(counts != lengths)[0])
-            raise InputError(
-                f"{path}: {name} has {counts[row]} events and {names[0]} has {lengths[row]}, for "
-                f"user {users[row]} at {request_ts[row]}; all lists of a row must be of one length."
-            )
-        lengths = counts
-        flat[name] = column.flatten()
-    assert lengths is not None
-    events = pa.table({"user_id": np.repeat(users, lengths), **flat})
+    lists = layout.lists(path, columns, users, request_ts)
+    lengths = lists.lengths
+    events = pa.table({"user_id": np.repeat(users, lengths), **lists.columns})
+    tally.add(
+        lists, times_ms(path, events.column("event_ts"), "event_ts").to_numpy(), users, request_ts
+    )
+    tally.check_times(path)
     frame = pl.from_arrow(canonical_table(path, schema, events))
     assert isinstance(frame, pl.DataFrame)
     keys = _numbered(event_keys(frame, schema), lengths)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -39,6 +39,7 @@ from thinrow.migration.fat import (
     passing_columns,
     pieces,
 )
+from thinrow.migration.layout import FatLayout, LayoutTally
 from thinrow.migration.scratch import Scratch, locked_folder
 from thinrow.migration.stitch import Disagreement, Facts, FatRows, Stitched
 from thinrow.online.backfill import DAY_MS, UIH_TYPE, mutable_type
@@ -81,6 +82,8 @@ class SlimConfig:
     """TOML file of feature groups; None derives one and writes it beside the events."""
     cadence_ms: int = DAY_MS
     """Generations are to be cut at every multiple of this since the epoch."""
+    layout: FatLayout = field(default_factory=FatLayout)
+    """How lists stand in the fat rows."""
     fail_on_disagreement: bool = False
     """Writes nothing where rows of a user disagree."""
 
@@ -169,6 +172,7 @@ class _Run:
                 "pieces": [[str(piece.path), str(piece.row_groups)] for piece in self.pieces],
                 "schema": schema.to_json(),
                 "cadence_ms": config.cadence_ms,
+                "layout": asdict(config.layout),
                 "partitions": self.partitions,
             },
         )
@@ -203,7 +207,11 @@ class _Run:
             self.progress("Reading fat events", done, total)
 
     def _read(self, piece: Piece, folder: Path) -> None:
-        batches = list(fat_batches(piece, self.schema))
+        layout = self.config.layout
+        tally = LayoutTally(layout)
+        batches = list(fat_batches(piece, self.schema, layout, tally))
+        tally.check_padding(piece.path)
+        tally.check_order(piece.path)
         user_ids = np.concatenate([batch.user_ids for batch in batches])
         request_ts = np.concatenate([batch.request_ts for batch in batches])
         lengths = np.concatenate([batch.lengths for batch in batches])
