@@ -3,7 +3,10 @@
 
 #include <nanobind/ndarray.h>
 
+#include <nanobind/stl/vector.h>
+
 #include <optional>
+#include <vector>
 
 #include "fields.h"
 #include "protobuf.h"
@@ -14,6 +17,9 @@ namespace {
 
 template <typename T>
 using Made = nb::ndarray<nb::numpy, T, nb::ndim<1>>;
+
+// Limit on the columns of one message (client/sizes.py: COLUMNS_MAX).
+constexpr size_t columns_max = 1 << 13;
 
 Made<int64_t> array_of(std::vector<int64_t> values) {
   auto *kept = new std::vector<int64_t>(std::move(values));
@@ -47,7 +53,12 @@ class ResponseReader {
         case response::view_starts: in.append_to(view_starts); break;
         case response::view_lengths: in.append_to(view_lengths); break;
         case response::block_lengths: in.append_to(block_lengths); break;
-        case response::columns: columns.append(column(in.bytes())); break;
+        case response::columns:
+          // An empty column has two bytes in the message, and a thousand here.
+          if (nb::len(columns) == columns_max)
+            throw std::invalid_argument("it has more columns than any schema");
+          columns.append(column(in.bytes()));
+          break;
         case response::sequence_length: sequence_length = in.number(); break;
         case response::truncation: truncation = in.number(); break;
         case response::server_us: server_us = in.number(); break;
@@ -124,10 +135,25 @@ nb::bytes varints(nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::devi
   return nb::bytes(bytes.data(), bytes.size());
 }
 
+// Counts the fields that a path of field numbers leads to, from a message into those within it.
+// Throws std::invalid_argument for bytes that are no message.
+int64_t count_fields(Bytes message, const std::vector<uint32_t> &path, size_t depth = 0) {
+  int64_t count = 0;
+  for (Reader in(message); in.next();) {
+    if (in.field() != path[depth]) continue;
+    count += depth + 1 == path.size() ? 1 : count_fields(in.bytes(), path, depth + 1);
+  }
+  return count;
+}
+
 }  // namespace
 
 void bind_response(nb::module_ &m) {
   m.def("varints", &varints);
+  m.def("count_fields", [](nb::bytes message, const std::vector<uint32_t> &path) {
+    if (path.empty()) throw std::invalid_argument("a path has a field or more");
+    return count_fields(content_of(message), path);
+  });
   m.def("read_response", &read_response);
   m.def("read_stream_response", &read_stream_response);
 }

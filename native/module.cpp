@@ -16,6 +16,7 @@
 #include "bind_response.h"
 #include "bind_store.h"
 #include "loops.h"
+#include "stripe.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -153,6 +154,24 @@ nb::bytes gather(In<uint8_t> buffer, In<int64_t> starts, In<int64_t> lengths) {
   return joined;
 }
 
+// Events of each block that have a trait, by its presence bits.
+nb::ndarray<nb::numpy, int64_t, nb::ndim<1>> present_counts(In<uint8_t> bits, In<int64_t> lengths) {
+  const size_t count = lengths.size();
+  int64_t event = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t length = lengths.data()[i];
+    if (length < 0 || length > 8 * static_cast<int64_t>(bits.size()) - event)
+      throw std::out_of_range("the blocks have more events than presence bits");
+    event += length;
+  }
+  auto *counts = new int64_t[count];
+  const nb::capsule owner(counts, [](void *made) noexcept { delete[] static_cast<int64_t *>(made); });
+  event = 0;
+  for (size_t i = 0; i < count; event += lengths.data()[i++])
+    counts[i] = ones_within(bits.data(), event, event + lengths.data()[i]);
+  return {counts, {count}, owner};
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -163,6 +182,7 @@ NB_MODULE(_native, m) {
       "data"_a, "widths"_a, "bases"_a, "counts"_a, "dictionary"_a.none() = nb::none());
   m.def("write", &write_jobs);
   m.def("gather", &gather);
+  m.def("present_counts", &present_counts);
   bind_records(m);
   bind_response(m);
   bind_store(m);

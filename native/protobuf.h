@@ -2,6 +2,7 @@
 // read without trusting it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
@@ -125,6 +126,11 @@ class Reader {
       return;
     }
     Reader packed(bytes());
+    // The last byte of each number has its highest bit clear; growing step by step would take twice
+    // the memory.
+    numbers.reserve(numbers.size() + std::count_if(packed.at_, packed.end_, [](uint8_t byte) {
+      return byte < 0x80;
+    }));
     while (packed.at_ != packed.end_) numbers.push_back(static_cast<Number>(packed.varint()));
   }
   template <typename Number>

@@ -21,6 +21,12 @@ int64_t ones(const uint8_t *bits, int64_t count) {
 
 }  // namespace
 
+int64_t ones_within(const uint8_t *bits, int64_t first, int64_t last) {
+  int64_t total = 0;
+  for (; first < last && first % 8; ++first) total += bits[first / 8] >> first % 8 & 1;
+  return first < last ? total + ones(bits + first / 8, last - first) : total;
+}
+
 int64_t stripe_events(Bytes stripe) {
   if (stripe.size < header_bytes) throw Corrupt("a stripe has no header");
   if (stripe.size < header_bytes + record_bytes * load<uint16_t>(stripe.data + 4))

@@ -87,6 +87,9 @@ constexpr int64_t stripe_events_max = 1 << 16;
 // Throws Corrupt if the stripe has no header, or its header names more events than the limit.
 int64_t stripe_events(Bytes stripe);
 
+// Counts the bits that are set among [first, last), lowest bit first.
+int64_t ones_within(const uint8_t *bits, int64_t first, int64_t last);
+
 // Writes a slice's words.
 void decode(const Slice &slice, uint64_t *out);
 

@@ -16,6 +16,7 @@ from thinrow.client.kernel import Job, Views, ranges, run_of_items, write
 from thinrow.client.mutable import MutableTail
 from thinrow.client.pointers import MutableEvents, Projection, bounds
 from thinrow.client.request import TRUNCATIONS
+from thinrow.client.sizes import CONSTANT_BYTES_MAX, require_affordable
 from thinrow.client.widen import (
     ColumnKind,
     NarrowColumn,
@@ -65,7 +66,11 @@ class Part(NamedTuple):
         mutable_lengths: NDArray[np.int64],
         projection: Projection | str,
     ) -> Part:
-        """Checks what came back for `pointers`. Raises ThinRowError for a malformed answer."""
+        """Checks what came back for `pointers`.
+
+        Raises ThinRowError for a malformed answer, AnswerTooLargeError for one that would take far
+        more memory than it has bytes.
+        """
         block_lengths, statuses = response.block_lengths, response.statuses
         starts, lengths = response.view_starts, response.view_lengths
         require(
@@ -97,9 +102,17 @@ class Part(NamedTuple):
                 room = np.maximum(room - mutable_lengths, 0)
             require((lengths <= room).all(), "an example is longer than the sequence length")
         columns: Columns = {}
+        widened = travelled = 0
         for column in response.columns:
             require(column.trait not in columns, f"{column.trait} comes twice")
-            columns[column.trait] = NarrowColumn(column, block_lengths)
+            narrow = columns[column.trait] = NarrowColumn(column, block_lengths)
+            widened, travelled = widened + narrow.widened_bytes, travelled + narrow.travelled_bytes
+        require_affordable(widened, travelled)
+        event_bytes = sum(column.event_bytes for column in columns.values())
+        if int(lengths.sum()) * event_bytes > CONSTANT_BYTES_MAX:
+            # Only examples of one user share events, so that no view costs more than the run.
+            most = np.unique(pointers.user_ids, return_counts=True)[1].max()
+            require_affordable(int(lengths.sum()) * event_bytes // int(most), travelled)
         if isinstance(projection, Projection):
             missing = sorted(set(projection.traits) - set(columns))
             require(not missing, f"it lacks {', '.join(missing)}")

@@ -103,12 +103,13 @@ class Client:
 
             try:
                 answer = self._call(method, piece.request(), deadline_s)
+                part = piece.answered(Response.read(answer))
             except AnswerTooLargeError:
                 if examples <= 1:
                     raise
                 size.refused(examples)
             else:
-                size.answered(piece.answered(Response.read(answer)))
+                size.answered(part)
                 rest = later
         return Batch.from_answers([lookup.answer()])
 

@@ -8,6 +8,7 @@ import numpy as np
 from thinrow.client.convert import exact, exact_rows, split_absent
 from thinrow.client.pointers import MutableColumn
 from thinrow.client.response import Column
+from thinrow.client.sizes import CONSTANT_BYTES_MAX, require_affordable
 from thinrow.client.widen import VALUE_DTYPES, NarrowColumn, require
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -58,17 +59,23 @@ def narrowest(codes: NDArray[np.int64], bound: int) -> NDArray[Any]:
     return codes.astype(np.min_scalar_type(max(bound - 1, 0)))
 
 
-def from_wire(columns: Iterable[wire.Column], events: int) -> dict[str, MutableColumn]:
+def from_wire(
+    columns: Iterable[wire.Column], events: int, constant_bytes_max: int = CONSTANT_BYTES_MAX
+) -> dict[str, MutableColumn]:
     """Reads columns of one block of so many events, by trait; absent values are 0 or "".
 
-    Raises ThinRowError for columns that contradict themselves.
+    Raises ThinRowError for columns that contradict themselves, AnswerTooLargeError for columns
+    that would take far more memory than they have bytes.
     """
     every = np.array([events], np.int64)
     read: dict[str, MutableColumn] = {}
+    widened = travelled = 0
     for message in columns:
         require(message.trait not in read, f"{message.trait} comes twice")
         narrow = NarrowColumn(Column.of(message), every)
         require_own_width(message)
+        widened, travelled = widened + narrow.widened_bytes, travelled + narrow.travelled_bytes
+        require_affordable(widened, travelled, constant_bytes_max)
         values = np.empty((events, *narrow.kind.shape), narrow.kind.dtype)
         present = np.empty(events, np.bool_) if message.nullable else None
         narrow.write(values, present)

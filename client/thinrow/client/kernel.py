@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import thinrow._native as native
-from thinrow._native import Run
+from thinrow._native import Run, present_counts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["WIDTHS", "Job", "Run", "Views", "ranges", "run_of_items", "write"]
+__all__ = ["WIDTHS", "Job", "Run", "Views", "present_counts", "ranges", "run_of_items", "write"]
 
 WIDTHS = (1, 2, 4, 8)
 """Bytes per offset of blocks that have offsets at all."""

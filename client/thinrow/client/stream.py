@@ -95,7 +95,12 @@ def answers(
                 return
             assert connections is not None
             try:
-                answer = asked[0][2].receive(deadline_s)
+                cursor, piece, connection = asked[0]
+                answer = connection.receive(deadline_s)
+                require(
+                    answer.cursor == cursor, f"it has cursor {answer.cursor} instead of {cursor}"
+                )
+                part = piece.answered(answer)
             except (
                 AnswerTooLargeError,
                 TooManyCallsError,
@@ -124,10 +129,9 @@ def answers(
                 continue
             retries.reset()
             answered = True
-            cursor, piece, _ = asked.popleft()
+            asked.popleft()
             draining = draining and bool(asked or planned)
-            require(answer.cursor == cursor, f"it has cursor {answer.cursor} instead of {cursor}")
-            size.answered(piece.answered(answer))
+            size.answered(part)
             if piece.last:
                 yield piece.lookup.answer()
     finally:

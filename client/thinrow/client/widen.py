@@ -44,7 +44,8 @@ VALUE_DTYPES: dict[int, np.dtype[Any]] = {
 }
 """What a trait's values are, by its type, unless other integers are asked for."""
 
-VECTOR_SIZE_MAX = 1 << 16
+VECTOR_SIZE_MAX = 1 << 12
+WORD_BYTES = 8
 RUN_EVENTS_MAX = 1 << 31
 """More than any honest answer has."""
 INDEX_TYPES = (wire.TRAIT_TYPE_CATEGORICAL, wire.TRAIT_TYPE_STRING)
@@ -125,18 +126,13 @@ class NarrowColumn:
         )
         self._size = size
         self._events = int(block_lengths.sum())
-        self._present: NDArray[np.bool_] | None = None
         counts = block_lengths
         if column.nullable:
             require(
                 len(column.present) == (self._events + 7) // 8,
                 f"{name} has too few or many present bits",
             )
-            unpacked = np.unpackbits(column.present, count=self._events, bitorder="little")
-            self._present = unpacked.view(np.bool_)
-            running = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._present)])
-            ends = np.cumsum(block_lengths)
-            counts = running[ends] - running[ends - block_lengths]
+            counts = kernel.present_counts(column.present, block_lengths)
         self.blocks = Blocks(column.data, column.widths, column.bases, counts * size)
         try:
             self._run = kernel.Run(*self.blocks, column.dictionary if self._indexes else None)
@@ -148,14 +144,32 @@ class NarrowColumn:
         """Size of the column in the answer."""
         message = self.message
         entries = 8 * len(message.dictionary) + sum(map(len, message.strings))
-        bitmap = 0 if self._present is None else (self._events + 7) // 8
+        bitmap = len(message.present)
         return len(self.blocks.data) + 9 * len(self.blocks.widths) + bitmap + entries
+
+    @property
+    def event_bytes(self) -> int:
+        """Size of one event's values once they are widened, or of what they take meanwhile."""
+        return self._size * (WORD_BYTES if self.kind.text else self.kind.dtype.itemsize)
+
+    @property
+    def widened_bytes(self) -> int:
+        """Size of all its values once they are widened."""
+        return self._events * self.event_bytes
+
+    @cached_property
+    def _present(self) -> NDArray[np.bool_] | None:
+        """Which events have the trait; None where all do."""
+        if not self.message.nullable:
+            return None
+        bits = np.unpackbits(self.message.present, count=self._events, bitorder="little")
+        return bits.view(np.bool_)
 
     @property
     def is_plain(self) -> bool:
         """Whether each event's word is its value."""
         checked = self.message.type in CHECKED_AT_ONCE
-        return self._present is None and not (checked or self._indexes)
+        return not (self.message.nullable or checked or self._indexes)
 
     @property
     def _indexes(self) -> bool:
@@ -183,7 +197,7 @@ class NarrowColumn:
 
         Raises ThinRowError for a value that does not exist.
         """
-        if self._present is None and self.message.type not in CHECKED_AT_ONCE:
+        if not self.message.nullable and self.message.type not in CHECKED_AT_ONCE:
             return self._run
         return kernel.run_of_items(self._whole)
 

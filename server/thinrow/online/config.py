@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DAY_MS = 24 * 3600 * 1000
+BATCH_BYTES_PER_REQUEST_BYTE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,11 @@ class OnlineConfig(ServiceConfig):
     calls_max: int = 256
     wall: Wall = wall_ts
     """The clock on the wall."""
+
+    @property
+    def batch_bytes_max(self) -> int:
+        """Limit on the bytes of a batch's records: traits left out and equal values count, too."""
+        return BATCH_BYTES_PER_REQUEST_BYTE * self.request_bytes_max
 
     @property
     def folder(self) -> Path:

@@ -13,9 +13,10 @@ from thinrow.errors import RequestError
 from thinrow.schema import EVENT_ID, EVENT_TS, Schema, Trait, TraitType
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+    from thinrow.v1 import materialization_pb2 as wire
 
     Columns = Mapping[str, MutableColumn]
 
@@ -34,6 +35,7 @@ class RecordFormat:
         """`number` names the schema in every record, from 0."""
         self.schema = schema
         self.number = number
+        self._traits = {trait.name: trait for trait in (EVENT_TS, EVENT_ID, *schema.traits)}
         self._texts = [trait for trait in schema.traits if trait.type is TraitType.STRING]
         fields: list[tuple[Any, ...]] = [
             ("number", "<u2"),
@@ -68,6 +70,44 @@ class RecordFormat:
             layout.append((*words, size // trait.size, at, has_at))
         return layout
 
+    def check_types(self, columns: Iterable[wire.Column]) -> None:
+        """Compares columns with the schema, before anything is taken for what they say they are.
+
+        Raises:
+            RequestError: a column that the schema does not know or means otherwise.
+        """
+        for column in columns:
+            trait = self._known(column.trait)
+            if (column.type, column.vector_size) != (trait.type.value, trait.size):
+                raise RequestError(
+                    f"{trait.name} comes as type {column.type}, {column.vector_size} each; the "
+                    f"schema says {trait.type.label} ({trait.type.value}), {trait.size} each."
+                )
+
+    def check_size(self, given: Columns, events: int, bytes_max: int) -> None:
+        """Checks the bytes of the events' records, before they are made.
+
+        Raises:
+            RequestError: more than ``bytes_max``.
+        """
+        size = events * self._dtype.itemsize
+        for trait in self._texts:
+            if trait.name in given:
+                # A text that many events share travels once, and is stored with each.
+                size += sum(map(len, given[trait.name].values.tolist()))
+        if size > bytes_max:
+            raise RequestError(
+                f"The records of {events} events would take {size:,} bytes; this server takes "
+                f"{bytes_max:,} in one batch, so send fewer events at once."
+            )
+
+    def _known(self, name: str) -> Trait:
+        if name not in self._traits:
+            raise RequestError(
+                f"There is no trait {name!r}; events have {', '.join(self._traits)}."
+            )
+        return self._traits[name]
+
     def checked(self, given: Columns, events: int) -> dict[str, MutableColumn]:
         """What was given, with defaults for what was not.
 
@@ -75,11 +115,11 @@ class RecordFormat:
             RequestError: a column that the schema does not know or means otherwise, or that lacks
                 what every event needs.
         """
-        traits = {trait.name: trait for trait in (EVENT_TS, EVENT_ID, *self.schema.traits)}
         for name in given:
-            if name not in traits:
-                raise RequestError(f"There is no trait {name!r}; events have {', '.join(traits)}.")
-        return {name: _checked(trait, given.get(name), events) for name, trait in traits.items()}
+            self._known(name)
+        return {
+            name: _checked(trait, given.get(name), events) for name, trait in self._traits.items()
+        }
 
     def encode(self, columns: Columns, events: int) -> list[bytes]:
         """Records of events, from all their columns."""

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from thinrow.client.columns import from_wire
+from thinrow.client.sizes import COLUMNS_MAX
 from thinrow.client.widen import MalformedError
 from thinrow.errors import (
+    AnswerTooLargeError,
     DeadlineError,
     RequestError,
     StoreError,
     ThinRowError,
     TooManyCallsError,
 )
-from thinrow.online.streamed import StreamedSnapshots
+from thinrow.online.decoding import request_decoder
+from thinrow.online.streamed import REQUESTS_MAX, StreamedSnapshots
 from thinrow.online.tier import batch_of
 from thinrow.serving.drain import stopping
 from thinrow.serving.projection import wire_groups
@@ -43,6 +46,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("thinrow.online")
 
 SERVICE = online_pb2.DESCRIPTOR.services_by_name["OnlineService"].full_name
+APPENDED_COLUMNS = (
+    online_pb2.AppendEventsRequest.EVENTS_FIELD_NUMBER,
+    online_pb2.EventBatch.COLUMNS_FIELD_NUMBER,
+)
+STREAMED_REQUESTS = (online_pb2.SnapshotStreamRequest.REQUESTS_FIELD_NUMBER,)
 BATCHES_AHEAD_MAX = 16
 """Batches of one stream that wait to be durable."""
 
@@ -89,7 +97,7 @@ class OnlineService:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "AppendEvents": grpc.stream_stream_rpc_method_handler(
                 self.append_events,
-                wire.AppendEventsRequest.FromString,
+                request_decoder(wire.AppendEventsRequest, APPENDED_COLUMNS, COLUMNS_MAX),
                 wire.AppendEventsResponse.SerializeToString,
             ),
             "Snapshot": grpc.unary_unary_rpc_method_handler(
@@ -99,7 +107,8 @@ class OnlineService:
                 self.snapshot_batch, wire.SnapshotBatchRequest.FromString
             ),
             "SnapshotStream": grpc.stream_stream_rpc_method_handler(
-                self.snapshot_stream, wire.SnapshotStreamRequest.FromString
+                self.snapshot_stream,
+                request_decoder(wire.SnapshotStreamRequest, STREAMED_REQUESTS, REQUESTS_MAX),
             ),
             "ExportEvents": grpc.unary_stream_rpc_method_handler(
                 self.export_events,
@@ -119,7 +128,9 @@ class OnlineService:
         self._draining.set()
 
     def append_events(
-        self, requests: Iterator[online_pb2.AppendEventsRequest], context: grpc.ServicerContext
+        self,
+        requests: Iterator[online_pb2.AppendEventsRequest | RequestError],
+        context: grpc.ServicerContext,
     ) -> Iterator[online_pb2.AppendEventsResponse]:
         """Batch after batch, answered in order once durable."""
         with self._answering(context, self._streams, "streams_max"):
@@ -144,7 +155,7 @@ class OnlineService:
                 )
 
     def _submitted(
-        self, requests: Iterator[online_pb2.AppendEventsRequest]
+        self, requests: Iterator[online_pb2.AppendEventsRequest | RequestError]
     ) -> Iterator[tuple[int, float, Future[Committed] | ThinRowError]]:
         """Reads ahead: the next batch is decoded while those before it go to the disk.
 
@@ -167,6 +178,8 @@ class OnlineService:
                 for request in requests:
                     if ended.is_set():
                         return
+                    if isinstance(request, RequestError):
+                        raise request
                     received += 1
                     started_s = time.perf_counter()
                     outcome: Future[Committed] | ThinRowError
@@ -210,12 +223,19 @@ class OnlineService:
         record_format = self._tier.format
         if record_format is None:
             raise RequestError("This server has no schema yet; publish a generation first.")
+        record_format.check_types(events.columns)
         try:
-            given = from_wire(events.columns, count)
+            given = from_wire(events.columns, count, self._config.batch_bytes_max)
+        except AnswerTooLargeError as error:
+            raise RequestError(
+                f"The columns of {count} events would take more memory than this server allows "
+                f"for one batch; send fewer events at once."
+            ) from error
         except MalformedError as error:
             raise RequestError(
                 f"The columns do not fit {count} events or contradict themselves: {error.reason}."
             ) from error
+        record_format.check_size(given, count, self._config.batch_bytes_max)
         return batch_of(events.user_ids, record_format.checked(given, count), record_format)
 
     def snapshot(self, request: online_pb2.SnapshotRequest, context: grpc.ServicerContext) -> bytes:
@@ -244,11 +264,15 @@ class OnlineService:
             return answer
 
     def snapshot_stream(
-        self, messages: Iterator[online_pb2.SnapshotStreamRequest], context: grpc.ServicerContext
+        self,
+        messages: Iterator[online_pb2.SnapshotStreamRequest | RequestError],
+        context: grpc.ServicerContext,
     ) -> Iterator[bytes]:
         """Message after message, each answered whole."""
         with self._answering(context, self._streams, "streams_max"):
             for message in messages:
+                if isinstance(message, RequestError):
+                    raise message
                 self._check_serving()
                 yield self._streamed.answer(message)
 
