@@ -43,7 +43,7 @@ from thinrow.online.tier import AHEAD_MS_MAX
 from thinrow.schema import EVENT_GROUP, TraitType
 from thinrow.serving import Server, ServerConfig
 from thinrow.serving.projection import resolve_projection
-from thinrow.serving.refusals import CODES
+from thinrow.serving.wire_errors import ERRORS
 from thinrow.store.directory import parse_directories
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan, Pointers, Status
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+CODES = {row.code for row in ERRORS}
 WORK_BYTES_MAX = 1 << 24
 """What a plan may hold of decoded events; a server's own limit is larger, and checked at the same
 place."""
@@ -396,7 +397,7 @@ def outcome(call: Callable[[Call], Any]) -> tuple[str, Any]:
     try:
         return "OK", call(context)
     except (Refused, TooManyCallsError):  # the latter is told late, by who caught it
-        assert context.code in CODES.values() and context.code != grpc.StatusCode.INTERNAL, (
+        assert context.code in CODES and context.code != grpc.StatusCode.INTERNAL, (
             context.code,
             context.details,
         )

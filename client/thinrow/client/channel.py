@@ -49,6 +49,9 @@ RETRY_AFTER_MS_MAX = 60_000
 # What gRPC takes for an address, less what people mean for a browser.
 TARGET = re.compile(r"(?!https?:)(unix(-abstract)?:.+|(dns|ipv4|ipv6):.+|[^/]+:\d{1,5})")
 
+# How gRPC describes calls that were cancelled on this side.
+CANCELLED_HERE = ("Locally cancelled", "Channel closed")
+
 log = logging.getLogger("thinrow.client")
 
 ERRORS_BY_NAME: dict[str, type[ThinRowError]] = {
@@ -252,6 +255,9 @@ def translate(error: grpc.RpcError, targets: tuple[str, ...]) -> ThinRowError:
     code = call.code()
     details = call.details() or "no details given"
     where = ", ".join(targets)
+    if code is grpc.StatusCode.CANCELLED and not details.startswith(CANCELLED_HERE):
+        # The call crossed a GOAWAY of a stopping server, which then never saw it.
+        code = grpc.StatusCode.UNAVAILABLE
     metadata = dict(call.trailing_metadata() or ())
     kind = ERRORS_BY_NAME.get(
         str(metadata.get("thinrow-error")), ERRORS_BY_CODE.get(code, ThinRowError)

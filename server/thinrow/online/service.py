@@ -21,14 +21,14 @@ from thinrow.errors import (
     RequestError,
     StoreError,
     ThinRowError,
-    TooManyCallsError,
 )
 from thinrow.online.decoding import request_decoder
 from thinrow.online.streamed import REQUESTS_MAX, StreamedSnapshots
 from thinrow.online.tier import batch_of
 from thinrow.serving.drain import stopping
+from thinrow.serving.limits import full
 from thinrow.serving.projection import wire_groups
-from thinrow.serving.refusals import CODES, ERROR_METADATA, MESSAGE_LETTERS_MAX
+from thinrow.serving.wire_errors import set_error_status, wire_message
 from thinrow.store.directory import NEVER_TS
 from thinrow.v1 import materialization_pb2, online_pb2
 
@@ -137,9 +137,7 @@ class OnlineService:
             for request, started_s, batch in self._submitted(requests):
                 if isinstance(batch, RequestError):
                     self._metrics.refused.inc()
-                    yield online_pb2.AppendEventsResponse(
-                        cursor=request, refused=_one_line(str(batch))
-                    )
+                    yield online_pb2.AppendEventsResponse(cursor=request, refused=_one_line(batch))
                     continue
                 if isinstance(batch, ThinRowError):
                     raise batch
@@ -341,8 +339,7 @@ class OnlineService:
     ) -> Iterator[None]:
         """Keeps a limit of calls, and turns errors into their gRPC codes."""
         if not slots.acquire(blocking=False):
-            full = TooManyCallsError(f"This server is at its limit ({limit}); ask again later.")
-            self._abort(context, full)
+            self._abort(context, full(limit))
         try:
             self._check_serving()
             yield
@@ -372,15 +369,13 @@ class OnlineService:
 
     def _abort(self, context: grpc.ServicerContext, error: ThinRowError) -> NoReturn:
         self._metrics.errors.labels(error.name).inc()
-        code = next(code for kind, code in CODES.items() if isinstance(error, kind))
         if isinstance(error, StoreError):
             log.error("store failed", extra={"reason": str(error)})
-        context.set_trailing_metadata(((ERROR_METADATA, error.name),))
-        context.abort(code, str(error)[:MESSAGE_LETTERS_MAX])
+        context.abort(*set_error_status(context, error))
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:MESSAGE_LETTERS_MAX]
+def _one_line(error: ThinRowError) -> str:
+    return " ".join(wire_message(error).split())
 
 
 def _remaining_s(context: grpc.ServicerContext) -> float | None:

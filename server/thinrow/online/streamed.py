@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from thinrow.errors import RequestError, StoreError, ThinRowError
 from thinrow.online.snapshots import field_of
-from thinrow.serving.refusals import CODES, MESSAGE_LETTERS_MAX
+from thinrow.serving.wire_errors import wire_error, wire_message
 from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
@@ -68,10 +68,9 @@ class StreamedSnapshots:
         self._metrics.failed(error.name, asked.request.tenant)
         if isinstance(error, StoreError):
             log.error("store failed", extra={"reason": str(error)})
-        code = next(code for kind, code in CODES.items() if isinstance(error, kind))
         return online_pb2.StreamedAnswer(
             cursor=asked.cursor,
             error=online_pb2.CallError(
-                code=code.value[0], name=error.name, message=str(error)[:MESSAGE_LETTERS_MAX]
+                code=wire_error(error).code.value[0], name=error.name, message=wire_message(error)
             ),
         ).SerializeToString()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from thinrow.errors import UnavailableError
-from thinrow.serving.refusals import tell
+from thinrow.serving.wire_errors import set_error_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -158,5 +158,5 @@ class OpenStream:
             if self._has_ended or not self._is_waiting or self._unanswered:
                 return
             self._has_ended = True
-        tell(self._context, stopping())
+        set_error_status(self._context, stopping())
         self._send(None)

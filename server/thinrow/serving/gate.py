@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from thinrow.errors import StoreError, ThinRowError, TooManyCallsError
 from thinrow.serving.drain import stopping
 from thinrow.serving.limits import Places
-from thinrow.serving.refusals import ERROR_METADATA, tell
+from thinrow.serving.wire_errors import ERROR_METADATA, set_error_status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +88,7 @@ class Gate:
         self._metrics.failed(error.name, tenant)
         if isinstance(error, StoreError):
             log.error("store failed", extra={"reason": str(error)})
-        context.abort(*tell(context, error))
+        context.abort(*set_error_status(context, error))
 
     def check_serving(self) -> None:
         """Raises UnavailableError while draining."""

@@ -13,63 +13,19 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from thinrow.errors import (
-    AnswerTooLargeError,
-    DeadlineError,
-    PermissionDeniedError,
-    RequestError,
-    StoreCorruptError,
-    StoreError,
-    ThinRowError,
-    TooManyCallsError,
-    UnauthenticatedError,
-    UnavailableError,
-    UnknownTenantError,
-)
+from thinrow.errors import TooManyCallsError
 from thinrow.serving.limits import RETRY_AFTER_MS
+from thinrow.serving.wire_errors import set_error_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     Answers = Callable[[Iterator[bytes], grpc.ServicerContext], Generator[bytes, None, None]]
 
-# The one table of errors; docs/operations.md tells what to do about each.
-CODES: dict[type[ThinRowError], grpc.StatusCode] = {
-    AnswerTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    TooManyCallsError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    UnknownTenantError: grpc.StatusCode.NOT_FOUND,
-    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
-    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
-    RequestError: grpc.StatusCode.INVALID_ARGUMENT,
-    StoreCorruptError: grpc.StatusCode.DATA_LOSS,
-    StoreError: grpc.StatusCode.INTERNAL,
-    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
-    UnavailableError: grpc.StatusCode.UNAVAILABLE,
-    ThinRowError: grpc.StatusCode.INTERNAL,
-}
-ERROR_METADATA = "thinrow-error"
-RETRY_METADATA = "retry-after-ms"
-MESSAGE_LETTERS_MAX = 1000
 HELD_MAX = 512
 """Refusals held at once."""
 PACE_MS = 10
 """Between two that are told: their work takes less than a tenth of a core."""
-
-
-def tell(context: grpc.ServicerContext, error: ThinRowError) -> tuple[grpc.StatusCode, str]:
-    """Sets what the call will end with: code and message, and the error's name beside them."""
-    metadata = [(ERROR_METADATA, error.name)]
-    if isinstance(error, TooManyCallsError) and error.retry_after_ms is not None:
-        metadata.append((RETRY_METADATA, str(error.retry_after_ms)))
-    # gRPC carries it in a header: one that is too long would take the error's place.
-    message = str(error)
-    if len(message) > MESSAGE_LETTERS_MAX:
-        message = message[:MESSAGE_LETTERS_MAX] + "…"
-    context.set_trailing_metadata(tuple(metadata))
-    code = next(code for kind, code in CODES.items() if isinstance(error, kind))
-    context.set_code(code)
-    context.set_details(message)
-    return code, message
 
 
 class Refusals:
@@ -105,7 +61,7 @@ class Refusals:
                             return
                 send(None)
             except TooManyCallsError as error:
-                tell(context, error)
+                set_error_status(context, error)
                 self.hold(lambda: send(None))
 
         # Lets the thread go while the call is held.

@@ -1,0 +1,122 @@
+"""Errors as gRPC carries them: the one table of reasons, codes and retries, and the metadata.
+
+A call that fails carries the same facts twice: as `google.rpc.Status` with `ErrorInfo` and
+`RetryInfo`, which libraries of other languages read, and as the plain metadata of ThinRow's client.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from thinrow.errors import (
+    AnswerTooLargeError,
+    DeadlineError,
+    PermissionDeniedError,
+    RequestError,
+    StoreCorruptError,
+    StoreError,
+    TenantLimitError,
+    ThinRowError,
+    TooManyCallsError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnknownTenantError,
+)
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+DOMAIN = "thinrow.v1"
+"""The domain of every `ErrorInfo`."""
+ERROR_METADATA = "thinrow-error"
+RETRY_METADATA = "retry-after-ms"
+PUSHBACK_METADATA = "grpc-retry-pushback-ms"
+NO_RETRY = "-1"
+STATUS_METADATA = "grpc-status-details-bin"
+MESSAGE_BYTES_MAX = 1000
+"""Longest message sent. The status travels in headers, of which clients take 8 KiB in all, and
+carries the message twice: percent-encoded, and in base64."""
+
+
+@dataclass(frozen=True, slots=True)
+class WireError:
+    """What a class of exceptions becomes on the wire."""
+
+    kind: type[ThinRowError]
+    code: grpc.StatusCode
+    retryable: bool = False
+    """True where the same call may succeed later, or at another replica."""
+
+    @property
+    def reason(self) -> str:
+        """The name on the wire."""
+        return self.kind.name
+
+
+ERRORS = (
+    WireError(RequestError, grpc.StatusCode.INVALID_ARGUMENT),
+    WireError(UnknownTenantError, grpc.StatusCode.NOT_FOUND),
+    WireError(UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
+    WireError(PermissionDeniedError, grpc.StatusCode.PERMISSION_DENIED),
+    WireError(AnswerTooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    WireError(TooManyCallsError, grpc.StatusCode.RESOURCE_EXHAUSTED, retryable=True),
+    WireError(TenantLimitError, grpc.StatusCode.RESOURCE_EXHAUSTED, retryable=True),
+    WireError(StoreCorruptError, grpc.StatusCode.DATA_LOSS),
+    WireError(StoreError, grpc.StatusCode.INTERNAL),
+    WireError(UnavailableError, grpc.StatusCode.UNAVAILABLE, retryable=True),
+    WireError(DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
+    WireError(ThinRowError, grpc.StatusCode.INTERNAL),
+)
+"""Every error that a server sends; docs/operations.md says what to do about each."""
+_BY_KIND = {each.kind: each for each in ERRORS}
+
+
+def wire_error(error: ThinRowError) -> WireError:
+    """Returns the row of the table for an exception, or for the nearest of its bases."""
+    return next(_BY_KIND[kind] for kind in type(error).__mro__ if kind in _BY_KIND)
+
+
+def wire_message(error: ThinRowError) -> str:
+    """Returns the exception's message, shortened where headers could not carry it."""
+    message = str(error)
+    encoded = message.encode()
+    if len(encoded) <= MESSAGE_BYTES_MAX:
+        return message
+    return encoded[:MESSAGE_BYTES_MAX].decode(errors="ignore") + "…"
+
+
+def set_error_status(
+    context: grpc.ServicerContext, error: ThinRowError
+) -> tuple[grpc.StatusCode, str]:
+    """Sets code, message and metadata that the call will end with; returns the first two."""
+    row, message = wire_error(error), wire_message(error)
+    retry_after_ms = error.retry_after_ms if isinstance(error, TooManyCallsError) else None
+    info = ErrorInfo(
+        reason=error.name, domain=DOMAIN, metadata={"retryable": str(row.retryable).lower()}
+    )
+    details: list[Message] = [info]
+    metadata: list[tuple[str, str | bytes]] = [(ERROR_METADATA, error.name)]
+    if retry_after_ms is not None:
+        delay = Duration()
+        delay.FromMilliseconds(retry_after_ms)
+        details.append(RetryInfo(retry_delay=delay))
+        metadata.append((RETRY_METADATA, str(retry_after_ms)))
+        metadata.append((PUSHBACK_METADATA, str(retry_after_ms)))
+    elif not row.retryable:
+        metadata.append((PUSHBACK_METADATA, NO_RETRY))
+    status = Status(code=row.code.value[0], message=message)
+    for detail in details:
+        packed = AnyMessage()
+        packed.Pack(detail)
+        status.details.append(packed)
+    metadata.append((STATUS_METADATA, status.SerializeToString()))
+    context.set_trailing_metadata(tuple(metadata))
+    context.set_code(row.code)
+    context.set_details(message)
+    return row.code, message

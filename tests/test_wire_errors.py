@@ -1,0 +1,231 @@
+"""Errors on the wire: one table, named in three ways, and retries that gRPC makes by itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from thinrow import errors
+from thinrow.client import ClientConfig, Projection, connect
+from thinrow.errors import StoreLockedError, ThinRowError, UnavailableError
+from thinrow.online.config import OnlineConfig
+from thinrow.online.server import OnlineServer
+from thinrow.serving import Server, ServerConfig
+from thinrow.serving.limits import RETRY_AFTER_MS
+from thinrow.serving.wire_errors import ERRORS, wire_error
+from thinrow.store.history import HistoryPlan
+from thinrow.v1 import materialization_pb2 as wire
+from thinrow.v1 import online_pb2
+from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
+from thinrow.v1.online_pb2_grpc import OnlineServiceStub
+from worlds import World, built_world, days, pointers_to
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DOCS = Path(__file__).parent.parent / "docs"
+SERVICE_CONFIG = DOCS / "reference" / "service-config.json"
+WAIT_S = 60
+REQUEST = wire.MaterializeRequest(user_ids=[1], end_ts=days(3))
+RETRYING = [
+    ("grpc.service_config", SERVICE_CONFIG.read_text(encoding="utf-8")),
+    ("grpc.enable_retries", 1),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return built_world(tmp_path_factory.mktemp("world"))
+
+
+def config(world: World, **options: int) -> ServerConfig:
+    return ServerConfig(store=world.store, listen="127.0.0.1:0", metrics=None, **options)  # type: ignore[arg-type]
+
+
+def stub_of(channel: grpc.Channel) -> MaterializationServiceStub:
+    return MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
+
+
+def details(error: grpc.RpcError) -> tuple[ErrorInfo, RetryInfo | None, dict[str, Any]]:
+    """What an error carries, after a check that all of it says the same."""
+    assert isinstance(error, grpc.Call)
+    metadata = dict(error.trailing_metadata())
+    status = Status.FromString(metadata["grpc-status-details-bin"])
+    assert status.code == error.code().value[0]
+    assert status.message == error.details()
+    info, retry = ErrorInfo(), None
+    assert status.details[0].Unpack(info)
+    if len(status.details) > 1:
+        retry = RetryInfo()
+        assert status.details[1].Unpack(retry)
+    assert info.domain == "thinrow.v1"
+    assert info.reason == metadata["thinrow-error"]
+    assert metadata.get("retry-after-ms") == (
+        None if retry is None else str(retry.retry_delay.ToMilliseconds())
+    )
+    return info, retry, metadata
+
+
+# The table.
+
+
+def test_every_exception_has_a_row_and_a_name() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    for kind in kinds:
+        if issubclass(kind, ThinRowError):
+            assert re.fullmatch(r"[A-Z]+(_[A-Z]+)*", kind.name)
+            assert wire_error(kind("Something happened.")) in ERRORS
+    assert len({row.reason for row in ERRORS}) == len(ERRORS)
+    assert wire_error(StoreLockedError("x")).reason == "STORE_FAILED"
+
+
+def test_the_documented_table_is_the_table_in_code() -> None:
+    text = (DOCS / "operations.md").read_text(encoding="utf-8")
+    section = text.split("## Errors of a whole call")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ([A-Z_]+) \| ([A-Z_]+) \| (yes|no) \|", section, re.MULTILINE)
+    assert rows == [(row.reason, row.code.name, "yes" if row.retryable else "no") for row in ERRORS]
+
+
+# What a failed call carries.
+
+
+def test_an_error_that_stays_says_so(world: World) -> None:
+    with Server(config(world)) as server, grpc.insecure_channel(server.address) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            stub_of(channel).Materialize(wire.MaterializeRequest(user_ids=[1]))
+        info, retry, metadata = details(caught.value)
+        assert (info.reason, dict(info.metadata)) == ("INVALID_REQUEST", {"retryable": "false"})
+        assert retry is None
+        assert metadata["grpc-retry-pushback-ms"] == "-1"
+
+
+def test_online_errors_carry_the_same(world: World, tmp_path: Path) -> None:
+    options = OnlineConfig(
+        store=world.store, data=tmp_path, listen="127.0.0.1:0", metrics=None, streams_max=1
+    )
+    with OnlineServer(options) as server, grpc.insecure_channel(server.address) as channel:
+        stub = OnlineServiceStub(channel)  # type: ignore[no-untyped-call]
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Snapshot(online_pb2.SnapshotRequest(max_length=-1))
+        assert details(caught.value)[0].reason == "INVALID_REQUEST"
+        ended = threading.Event()
+
+        def messages() -> Iterator[online_pb2.SnapshotStreamRequest]:
+            yield online_pb2.SnapshotStreamRequest()
+            ended.wait(WAIT_S)
+
+        held = stub.SnapshotStream(messages())
+        next(held)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.SnapshotStream(iter(())))
+        info, retry, _ = details(caught.value)
+        assert info.reason == "TOO_MANY_CALLS"
+        assert retry is not None and retry.retry_delay.ToMilliseconds() == RETRY_AFTER_MS
+        ended.set()
+
+
+def test_a_long_message_fits_the_headers(world: World) -> None:
+    """Each letter of it takes twelve bytes as gRPC writes it."""
+    with Server(config(world)) as server, grpc.insecure_channel(server.address) as channel:
+        request = wire.MaterializeRequest(projection=wire.Projection(traits=["\U0001f600" * 9000]))
+        with pytest.raises(grpc.RpcError, match="There is no trait") as caught:
+            stub_of(channel).Materialize(request)
+        assert details(caught.value)[0].reason == "INVALID_REQUEST"
+
+
+# The published service config.
+
+
+def test_every_method_has_its_entry() -> None:
+    methods = [
+        (entry["service"], entry["method"])
+        for part in json.loads(SERVICE_CONFIG.read_text(encoding="utf-8"))["methodConfig"]
+        for entry in part["name"]
+    ]
+    files = (wire.DESCRIPTOR, online_pb2.DESCRIPTOR)
+    services = [service for file in files for service in file.services_by_name.values()]
+    assert sorted(methods) == sorted((s.full_name, m.name) for s in services for m in s.methods)
+
+
+def test_grpc_retries_a_refusal_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, released = threading.Event(), threading.Event()
+    read = HistoryPlan.read
+
+    def held(plan: HistoryPlan) -> int:
+        entered.set()
+        assert released.wait(WAIT_S)
+        return read(plan)
+
+    monkeypatch.setattr(HistoryPlan, "read", held)
+    with ExitStack() as stack:
+        server = stack.enter_context(Server(config(world, calls_max=1)))
+        failed = server.metrics.failed
+
+        def counted(error: str, tenant: str) -> None:
+            failed(error, tenant)
+            released.set()
+
+        monkeypatch.setattr(server.metrics, "failed", counted)
+        stack.callback(released.set)
+        one, other = (
+            stub_of(stack.enter_context(grpc.insecure_channel(server.address, RETRYING)))
+            for _ in range(2)
+        )
+        first = one.Materialize.future(REQUEST)
+        assert entered.wait(WAIT_S)
+        assert other.Materialize(REQUEST, timeout=WAIT_S).generation == 1
+        assert first.result().generation == 1
+        assert server.metrics.errors.labels("TOO_MANY_CALLS")._value.get() >= 1
+
+
+def test_grpc_does_not_retry_what_stays_refused(world: World) -> None:
+    """The code is that of a refusal for now; the pushback tells them apart."""
+    with (
+        Server(config(world, response_bytes_max=100)) as server,
+        grpc.insecure_channel(server.address, RETRYING) as channel,
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            stub_of(channel).Materialize(REQUEST, timeout=WAIT_S)
+        info, _, metadata = details(caught.value)
+        assert info.reason == "ANSWER_TOO_LARGE"
+        assert metadata["grpc-retry-pushback-ms"] == "-1"
+        assert server.metrics.errors.labels("ANSWER_TOO_LARGE")._value.get() == 1
+
+
+# The client of this project.
+
+
+def test_a_call_that_crosses_a_goaway_may_be_made_again() -> None:
+    """gRPC's server cancels it without having looked at it."""
+    cancelled = threading.Event()
+
+    class Cancelling(grpc.GenericRpcHandler):
+        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+            def behave(__: bytes, context: grpc.ServicerContext) -> bytes:
+                cancelled.set()
+                context.cancel()
+                return b""
+
+            return grpc.unary_unary_rpc_method_handler(behave)
+
+    from concurrent.futures import ThreadPoolExecutor
+
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[Cancelling()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with (
+        connect(f"127.0.0.1:{port}", ClientConfig(retry_deadline_s=0)) as client,
+        pytest.raises(UnavailableError),
+    ):
+        client.materialize(pointers_to(days(3)), Projection())
+    assert cancelled.is_set()
+    server.stop(0)
