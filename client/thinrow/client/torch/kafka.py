@@ -13,13 +13,14 @@ import threading
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from thinrow.client.message import MESSAGE_ROWS_MAX, decode_thin_rows, split_thin_rows
 from thinrow.client.pointers import Pointers, ThinRows
 from thinrow.client.rows import load_pyarrow
 from thinrow.client.torch.files import ranks
+from thinrow.client.torch.kafka_offsets import OffsetCommitter, Place, rows_taken, to_offset
 from thinrow.client.torch.source import RowChunk
 from thinrow.errors import InputError, UnavailableError, UsageError
 
@@ -45,14 +46,8 @@ PARTITION_BITS = 63 - OFFSET_BITS - ROW_BITS
 POLL_S = 0.1
 """How long chunks() waits for a message before it looks up."""
 
-LEAVING_TIMEOUTS = 3
-"""How many times `connect_timeout_s` close() waits: for a poll, for the commit, and to leave."""
-
 FETCH_BYTES_MAX = 16 << 20
 """By how much the last fetch may exceed `queued_bytes_max`."""
-
-ROWS_TAKEN = "thinrow rows taken: "
-"""Begins the metadata of a committed offset whose message is taken in part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +84,8 @@ class KafkaConfig:
     """Least seconds between two commits of offsets. 0: one after each batch."""
 
     connect_timeout_s: float = 10.0
-    """Seconds to wait for the brokers when connecting, before UnavailableError. close() waits
-    three times as long at most."""
+    """Seconds to wait for the brokers when connecting, before UnavailableError, and for the answer
+    to a commit. close() waits twice as long at most."""
 
     queued_bytes_max: int = 64 << 20
     """Bytes of messages to fetch ahead, exceeded by one fetch of 16 MiB at most."""
@@ -119,13 +114,6 @@ class KafkaConfig:
             raise UsageError(
                 f"settings must leave out {', '.join(sorted(taken))}, which KafkaSource sets."
             )
-
-
-class Place(NamedTuple):
-    """Where to go on in a partition: at this row of the message at this offset."""
-
-    offset: int
-    row: int
 
 
 @dataclass(slots=True, eq=False)
@@ -167,14 +155,14 @@ class KafkaSource:
         """Messages skipped, by partition."""
         self._trouble: KafkaError | None = None
         self._closing = threading.Event()
-        self._polling = threading.Lock()
+        # librdkafka crashes where a consumer is used while it is being closed.
+        self._using = threading.Lock()
         # chunks() runs in another thread than what counts its rows.
         self._lock = threading.Lock()
         self._handed: deque[Handed] = deque()
         try:
             self._consumer: Consumer = kafka.Consumer(
-                librdkafka_settings(config)
-                | {**config.settings, "error_cb": self._on_error, "on_commit": self._on_commit},
+                librdkafka_settings(config) | {**config.settings, "error_cb": self._on_error},
                 logger=log,
             )
         except kafka.KafkaException as error:
@@ -183,11 +171,18 @@ class KafkaSource:
             ) from error
         try:
             self._taken = self._first_places()
+            self._offsets = OffsetCommitter(
+                kafka,
+                {**config.settings, "bootstrap.servers": config.bootstrap_servers},
+                config.group,
+                config.topic,
+                committed=self._taken,
+                timeout_s=config.connect_timeout_s,
+            )
         except BaseException:
             self._consumer.close()
             raise
         self._confirmed = self._taken.copy()
-        self._committed = self._taken.copy()
         self._next_commit_s = 0.0
 
     def chunks(self, examples: int) -> Iterator[RowChunk]:
@@ -200,7 +195,10 @@ class KafkaSource:
         with self._lock:
             self._handed.clear()
             start = [self._at(partition, place) for partition, place in self._taken.items()]
-        self._consumer.assign(start)
+        with self._using:
+            if self._closing.is_set():
+                return
+            self._consumer.assign(start)
         idle_s = self._config.idle_timeout_s or math.inf
         heard_s = time.monotonic()
         left: Part | None = None
@@ -237,7 +235,7 @@ class KafkaSource:
             self._confirmed = self._taken.copy()
         if time.monotonic() >= self._next_commit_s:
             self._next_commit_s = time.monotonic() + self._config.commit_interval_s
-            self._send_offsets(wait=False)
+            self._offsets.commit(self._confirmed)
 
     def state_dict(self) -> dict[str, Any]:
         """Tells the place after what was taken: [offset, row in the message] by partition."""
@@ -270,24 +268,25 @@ class KafkaSource:
             self._taken.update(places)
 
     def close(self) -> None:
-        """Ends `chunks`, commits what is still to be, and leaves Kafka."""
+        """Ends `chunks`, commits the remaining offsets, and closes the consumer.
+
+        The calling thread waits until librdkafka has ended its threads, because one that is still
+        there when the interpreter ends can crash the process. An offset that the brokers do not
+        acknowledge in time is logged, and its rows are read again.
+        """
         if self._closing.is_set():
             return
         self._closing.set()
-        # Without brokers librdkafka now and then waits for ever for the end of what it asked them.
-        leaving = threading.Thread(target=self._leave, name="thinrow-kafka-leave", daemon=True)
-        leaving.start()
-        leaving.join(LEAVING_TIMEOUTS * self._config.connect_timeout_s)
-        if leaving.is_alive():
-            log.warning(
-                "Kafka at %s did not let topic %s go; what is not committed is read again.",
-                *(self._config.bootstrap_servers, self._config.topic),
-            )
-
-    def _leave(self) -> None:
-        with self._polling:
-            self._send_offsets(wait=True)
-            self._consumer.close()
+        self._offsets.commit(self._confirmed)
+        self._offsets.close()
+        with self._using:
+            try:
+                self._consumer.close()
+            except self._kafka.KafkaException as error:
+                log.warning(
+                    "could not close the consumer of topic %s: %s",
+                    *(self._config.topic, error.args[0].str()),
+                )
 
     def _first_places(self) -> dict[int, Place]:
         """Finds this rank's partitions, and where the group is in each."""
@@ -311,11 +310,9 @@ class KafkaSource:
         ):
             if found.error is not None:
                 raise self._unavailable(found.error)
-            row = 0
+            row = rows_taken(found)
             if found.offset < 0:
                 found.offset, _ = self._ask("get_watermark_offsets", found)
-            elif (found.metadata or "").startswith(ROWS_TAKEN):
-                row = int(found.metadata.removeprefix(ROWS_TAKEN))
             places[found.partition] = Place(found.offset, row)
         return places
 
@@ -361,7 +358,7 @@ class KafkaSource:
 
     def _poll(self, wait_s: float) -> Message | None:
         """Waits for the next message; also runs the callbacks."""
-        with self._polling:
+        with self._using:
             if self._closing.is_set():
                 return None
             message = self._consumer.poll(wait_s)
@@ -433,46 +430,13 @@ class KafkaSource:
         self.bad_messages[handed.partition] += 1
         log.warning("skipped a bad message: %s", error)
 
-    def _send_offsets(self, *, wait: bool) -> None:
-        """Commits the offsets confirmed since the last time; what fails is in the next again."""
-        due = [
-            self._at(partition, place)
-            for partition, place in self._confirmed.items()
-            if place != self._committed.get(partition)
-        ]
-        if not due:
-            return
-        self._committed = self._confirmed.copy()
-        try:
-            if wait:
-                self._on_commit(None, self._consumer.commit(offsets=due, asynchronous=False))
-            else:
-                self._consumer.commit(offsets=due)
-        except self._kafka.KafkaException as error:
-            self._on_commit(error.args[0], due)
-
-    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-        for tried in partitions:
-            reason = error or tried.error
-            if reason is not None:
-                self._committed.pop(tried.partition, None)
-                log.warning(
-                    "could not commit offset %d of topic %s, partition %d: %s",
-                    *(tried.offset, tried.topic, tried.partition, reason.str()),
-                )
-
     def _on_error(self, error: KafkaError) -> None:
         """Takes note; librdkafka goes on trying unless the error is fatal."""
         self._trouble = error
         log.warning("Kafka: %s", error.str())
 
     def _at(self, partition: int, place: Place) -> TopicPartition:
-        """Names a place; its row goes along as the offset's metadata."""
-        metadata = f"{ROWS_TAKEN}{place.row}" if place.row else ""
-        named: TopicPartition = self._kafka.TopicPartition(
-            self._config.topic, partition, place.offset, metadata
-        )
-        return named
+        return to_offset(self._kafka, self._config.topic, partition, place)
 
     def _where(self, handed: Handed) -> str:
         return f"Topic {self._config.topic}, partition {handed.partition}, offset {handed.offset}"
@@ -497,8 +461,6 @@ def librdkafka_settings(config: KafkaConfig) -> dict[str, Any]:
         "auto.offset.reset": "error",
         "isolation.level": "read_committed",
         "check.crcs": True,
-        # Without a session of a group, this bounds only how long close() tries to commit.
-        "session.timeout.ms": math.ceil(config.connect_timeout_s * 1000),
         "queued.max.messages.kbytes": config.queued_bytes_max >> 10,
         "fetch.max.bytes": min(config.queued_bytes_max, FETCH_BYTES_MAX),
     }
