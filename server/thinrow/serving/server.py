@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from thinrow.errors import UsageError
 from thinrow.serving.config import WINDOW_BYTES
 from thinrow.serving.current import CurrentGeneration
@@ -20,6 +19,7 @@ from thinrow.serving.drain import StreamDrain
 from thinrow.serving.gate import Gate
 from thinrow.serving.limits import full
 from thinrow.serving.metrics import Metrics, MetricsEndpoint, split_address
+from thinrow.serving.reflection import add_reflection
 from thinrow.serving.refusals import HELD_MAX, Refusals
 from thinrow.serving.service import SERVICE, MaterializationService
 from thinrow.serving.tenants import Tenants
@@ -204,9 +204,7 @@ def listening(
             add(server)
         health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
         if config.reflection:
-            reflection.enable_server_reflection(
-                (*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-            )
+            add_reflection(server, (*services, health.SERVICE_NAME))
         try:
             if certificates is None:
                 port = server.add_insecure_port(config.listen)
