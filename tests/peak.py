@@ -33,11 +33,11 @@ class Peak(NamedTuple):
     """The repr of its result, or the name and text of its exception."""
 
 
-def peak_of(call: str, prelude: str) -> Peak:
+def peak_of(call: str, prelude: str, stdin: str | None = None) -> Peak:
     """Evaluates `call` behind `prelude`, Python source both; tests/ can be imported from."""
     source = MEASURE.format(tests=str(Path(__file__).parent), prelude=prelude, call=call)
     ended = subprocess.run(
-        [sys.executable, "-c", source], capture_output=True, text=True, check=False
+        [sys.executable, "-c", source], capture_output=True, text=True, check=False, input=stdin
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     return Peak(*json.loads(ended.stdout.splitlines()[-1]))

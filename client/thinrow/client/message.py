@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from thinrow.client.arrow_sizes import require_bounded_arrays, require_bounded_message
 from thinrow.client.rows import check, load_pyarrow, other_columns, to_thin_rows
 from thinrow.errors import InputError
 
@@ -38,18 +39,22 @@ def encode_thin_rows(table: pa.Table) -> bytes:
 def decode_thin_rows(where: str, message: bytes | None) -> pa.Table:
     """Decodes a message and checks that it has the form of thin rows, though not each value.
 
-    Raises InputError, naming `where` it came from.
+    Raises InputError, naming `where` it came from: also, before the memory is taken, for one that
+    would become far larger than it is.
     """
     pa = load_pyarrow()
+    message = message or b""
     try:
-        with pa.ipc.open_stream(message or b"") as stream:
+        require_bounded_message(where, message)
+        with pa.ipc.open_stream(message) as stream:
             table = stream.read_all()
+        require_few(where, table)
         # Otherwise offsets that point outside would be followed.
         table.validate(full=True)
         check(where, table.schema)
+        require_bounded_arrays(where, table, len(message))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise unreadable(where, error) from error
-    require_few(where, table)
     return table
 
 

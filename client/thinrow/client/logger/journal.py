@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from thinrow.errors import JournalError
+from thinrow.client.arrow_sizes import require_bounded_batch
+from thinrow.errors import InputError, JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -239,7 +240,9 @@ class Journal:
         with path.open("rb") as file:
             _, length, _, _ = HEAD.unpack(file.read(HEAD.size).ljust(HEAD.size, b"\0"))
             file.seek(0)
-            payload = frame_at(file.read(HEAD.size + length), 0)
+            # A length that is damaged must not decide how much memory is taken.
+            size = min(HEAD.size + length, os.fstat(file.fileno()).st_size)
+            payload = frame_at(file.read(size), 0)
         if payload is None:
             raise self._damaged(number, 0)
         record = json.loads(payload[1:])
@@ -256,13 +259,18 @@ class Journal:
         return int(record["previous_bytes"])
 
     def _entries(self, place: Place, payload: bytes) -> Entries:
-        _, *lengths = LENGTHS.unpack_from(payload)
-        start = LENGTHS.size
-        batches: list[pa.RecordBatch | None] = []
-        for length, schema in zip(lengths, self._read_schemas[place.segment], strict=True):
-            part = pa.py_buffer(payload)[start : start + length]
-            batches.append(pa.ipc.read_record_batch(part, schema) if length else None)
-            start += length
+        try:
+            _, *lengths = LENGTHS.unpack_from(payload)
+            start = LENGTHS.size
+            batches: list[pa.RecordBatch | None] = []
+            for length, schema in zip(lengths, self._read_schemas[place.segment], strict=True):
+                part = pa.py_buffer(payload)[start : start + length]
+                if length:
+                    require_bounded_batch("The frame", part)
+                batches.append(pa.ipc.read_record_batch(part, schema) if length else None)
+                start += length
+        except (struct.error, OSError, ValueError, pa.ArrowException, InputError) as error:
+            raise self._damaged(place.segment, place.offset) from error
         return Entries(batches[0], batches[1], place)
 
     def _damaged(self, number: int, offset: int) -> JournalError:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from thinrow.client.arrow_sizes import table_bytes
 from thinrow.client.message import MESSAGE_ROWS_MAX, decode_thin_rows, split_thin_rows
 from thinrow.client.pointers import Pointers, ThinRows
 from thinrow.client.rows import load_pyarrow
@@ -328,15 +329,21 @@ class KafkaSource:
     def _gather(self, examples: int, part: Part | None) -> tuple[list[Part], Part | None]:
         """Waits for whole messages of up to `examples` rows, or for one with more.
 
+        Decoded together they have at most `queued_bytes_max`, unless a single one has more.
+
         `part` is one already there; what does not fit any more is returned.
         """
         parts: list[Part] = []
-        rows = 0
+        rows = size = 0
         part = part or self._receive(POLL_S)
         end_s = time.monotonic() + self._config.linger_ms / 1000
         while part is not None:
-            rows += len(part.table)
-            if parts and (rows > examples or part.table.schema != parts[0].table.schema):
+            rows, size = rows + len(part.table), size + table_bytes(part.table)
+            if parts and (
+                rows > examples
+                or size > self._config.queued_bytes_max
+                or part.table.schema != parts[0].table.schema
+            ):
                 break
             parts.append(part)
             part = self._receive(end_s - time.monotonic()) if rows < examples else None
