@@ -136,7 +136,7 @@ def test_no_method_answers_without_a_token(tmp_path: Path, file: File, method: s
     ):
         call = getattr(OnlineServiceStub(channel), method)  # type: ignore[no-untyped-call]
         with pytest.raises(grpc.RpcError) as raised:
-            answers = call(iter([request]) if found.client_streaming else request, timeout=10)
+            answers = call(iter([request]) if found.client_streaming else request, timeout=60)
             list(answers)
         assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
         errors = server.metrics.registry.get_sample_value(
@@ -153,11 +153,11 @@ def test_a_withdrawn_token_ends_a_stream_after_what_was_taken(tmp_path: Path, fi
         def requests() -> Iterator[online_pb2.AppendEventsRequest]:
             yield online_pb2.AppendEventsRequest(cursor=1, events=first)
             sent.set()
-            go_on.wait(20)
+            go_on.wait(120)
             yield online_pb2.AppendEventsRequest(cursor=2, events=first)
 
         metadata = [("authorization", f"Bearer {LOGGER}")]
-        answers = client.stub.AppendEvents(requests(), metadata=metadata, timeout=30)
+        answers = client.stub.AppendEvents(requests(), metadata=metadata, timeout=60)
         assert next(answers).appended == 1
         file.becomes(GUARDED.replace(hashed(LOGGER), hashed(NEXT)))
 
@@ -186,7 +186,7 @@ def test_a_tenant_has_its_own_limit(tmp_path: Path, file: File) -> None:
         metadata = [("authorization", f"Bearer {LOGGER}")]
 
         def nothing() -> Iterator[online_pb2.AppendEventsRequest]:
-            held.wait(20)
+            held.wait(120)
             yield from ()
 
         stream = client.stub.AppendEvents(nothing(), metadata=metadata)
@@ -269,7 +269,7 @@ def test_mutual_tls_and_its_probe(tmp_path: Path, file: File) -> None:
 
 def probed(*arguments: object) -> int:
     command = [sys.executable, HEALTH, *map(str, arguments)]
-    return subprocess.run(command, timeout=30, check=False, capture_output=True).returncode
+    return subprocess.run(command, timeout=120, check=False, capture_output=True).returncode
 
 
 def test_export_proves_who_it_is(tmp_path: Path, file: File) -> None:

@@ -69,9 +69,9 @@ def test_both_trainings_see_the_same(tmp_path: Path) -> None:
     world = built_world(tmp_path / "world")
     mock = {"bootstrap.servers": "mock:1", "test.mock.num.brokers": 1, "log_level": 0}
     producer = Producer(mock)
-    (broker,) = producer.list_topics(timeout=10).brokers.values()
+    (broker,) = producer.list_topics(timeout=60).brokers.values()
     servers = f"{broker.host}:{broker.port}"
-    producer.list_topics("thin-rows", timeout=10)
+    producer.list_topics("thin-rows", timeout=60)
     table = rows_table(ROWS)
     rng = random.Random(0)
     with running_server(world.store) as server:
@@ -129,7 +129,7 @@ def test_both_trainings_see_the_same(tmp_path: Path) -> None:
                 time.sleep(rng.uniform(0, 0.01))
             logger.drain(30)
             counts = logger.counts
-        follower.join(60)
+        follower.join(120)
         assert not follower.is_alive()
         assert counts.rows_published == {"files": ROWS, "kafka": ROWS}
 

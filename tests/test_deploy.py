@@ -341,7 +341,7 @@ def running_online(world: World) -> Iterator[Running]:
 
 def asked_for_health(address: str) -> int:
     command = [sys.executable, HEALTH, address]
-    return subprocess.run(command, timeout=30, check=False, capture_output=True).returncode
+    return subprocess.run(command, timeout=120, check=False, capture_output=True).returncode
 
 
 def queries() -> Iterator[tuple[str, str]]:

@@ -262,7 +262,7 @@ class HandOvers(Online):
     def put_all_back(self, client: Client) -> None:
         """Every thin row so far, from the newest generation."""
         newest = len(self.generations) - 1
-        end_s = time.monotonic() + 20
+        end_s = time.monotonic() + 60
         while client.describe_store().generation < newest:
             assert time.monotonic() < end_s
             time.sleep(0.005)
@@ -797,7 +797,7 @@ class Slow(MutableTier):
 
     def _write(self, *arguments: Any) -> None:  # noqa: ANN401
         self.writing.set()
-        assert self.let.wait(20)
+        assert self.let.wait(120)
         super()._write(*arguments)
 
 
@@ -807,14 +807,14 @@ def test_an_event_on_its_way_to_the_disk_keeps_an_unsealed_generation_out(tmp_pa
     opened(tier, world)
     commit = threading.Thread(target=tier.commit, args=([a_batch(tier, [1])],))
     commit.start()
-    assert tier.writing.wait(20)
+    assert tier.writing.wait(120)
     taken: list[bool] = []
     take_up = threading.Thread(target=lambda: taken.append(tier.take_up([START_TS + 100])))
     take_up.start()
     take_up.join(0.2)
     tier.let.set()
     for thread in (commit, take_up):
-        thread.join(20)
+        thread.join(120)
     assert taken == [False]
     tier.close()
 
@@ -825,7 +825,7 @@ def test_an_export_waits_for_what_is_on_its_way_to_the_disk(tmp_path: Path) -> N
     opened(tier, world)
     commit = threading.Thread(target=tier.commit, args=([a_batch(tier, [1])],))
     commit.start()
-    assert tier.writing.wait(20)
+    assert tier.writing.wait(120)
     now[0] += 10
     exported: list[int] = []
 
@@ -838,7 +838,7 @@ def test_an_export_waits_for_what_is_on_its_way_to_the_disk(tmp_path: Path) -> N
     sealing.join(0.2)
     tier.let.set()
     for thread in (commit, sealing):
-        thread.join(20)
+        thread.join(120)
     assert exported == [1]
     tier.close()
 

@@ -231,6 +231,6 @@ thread.join()
 print(ticks)
 """
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
     )
     assert int(result.stdout) > 10

@@ -65,7 +65,7 @@ def tight(world: World) -> Iterator[Running]:
 
 def settled(server: Running) -> dict[str, float]:
     """The metrics, once nothing is in flight."""
-    end_s = time.monotonic() + 20
+    end_s = time.monotonic() + 60
     while True:
         series = server.scrape()
         if not series["thinrow_in_flight_requests"] and not series["thinrow_streams"]:
@@ -84,7 +84,7 @@ def check_serves(server: Running, world: World) -> None:
 def health(server: Running) -> int:
     with grpc.insecure_channel(server.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status)
+        return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=60).status)
 
 
 def test_a_deadline_too_short(roomy: Running, world: World) -> None:
@@ -126,7 +126,7 @@ def test_too_many_streams(tight: Running, world: World) -> None:
 
         def one_and_wait() -> Iterator[Pointers]:
             yield pointers_to(days(3))
-            enough.wait(30)
+            enough.wait(120)
 
         def hold() -> None:
             with connect(tight.address, AT_ONCE) as client:
@@ -191,6 +191,7 @@ def names_of(metrics: Metrics) -> set[str]:
 
 def test_numbers_add_up(world: World) -> None:
     """Known traffic, counted: a server of its own."""
+    began_s = time.time()
     tenants = world.folder / "tenants.toml"
     tenants.write_text('[ranker]\nsequence_length = 3\ntraits = ["brand"]\n', encoding="utf-8")
     with running_server(world.store, "--tenants", tenants) as server:
@@ -229,7 +230,7 @@ def test_numbers_add_up(world: World) -> None:
         assert 0 < series["thinrow_sent_bytes_total"] < series["thinrow_read_bytes_total"] * 10
         assert series["thinrow_generation"] == 1
         age_s = series["thinrow_watermark_age_seconds"]
-        assert abs(age_s - (time.time() - as_of(3) / 1000)) < 60
+        assert began_s <= age_s + as_of(3) / 1000 <= time.time()
         assert series["thinrow_generation_open_failures_total"] == 0
         assert server.stop() == 0
 

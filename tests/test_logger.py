@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def wait_for(holds: Callable[[], bool], timeout_s: float = 10) -> None:
+def wait_for(holds: Callable[[], bool], timeout_s: float = 60) -> None:
     end_s = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < end_s

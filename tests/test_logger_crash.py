@@ -205,7 +205,7 @@ def test_a_full_disk_while_closing_is_told(tmp_path: Path) -> None:
 
 def test_brokers_that_are_away_hold_up_nothing_else(tmp_path: Path) -> None:
     producer = Producer({"bootstrap.servers": "mock:1", "test.mock.num.brokers": 1, "log_level": 0})
-    (broker,) = producer.list_topics(timeout=10).brokers.values()
+    (broker,) = producer.list_topics(timeout=60).brokers.values()
     servers = f"{broker.host}:{broker.port}"
     clock = Clock()
     settings = {"log_level": "0"}

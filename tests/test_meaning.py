@@ -198,7 +198,7 @@ class Served:
         with grpc.insecure_channel(self.address) as channel:
             stub = MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
             return [
-                stub.Inspect(wire.InspectRequest(user_id=user, as_of_ts=as_of_ts), timeout=10)
+                stub.Inspect(wire.InspectRequest(user_id=user, as_of_ts=as_of_ts), timeout=60)
                 for user in users
             ]
 

@@ -93,13 +93,13 @@ def test_slow_readers_and_full_queues_stay_below_it(world: World) -> None:
             ask = channel.unary_unary(CALL)
             while not stop.is_set():
                 with suppress(grpc.RpcError):
-                    ask(asked.SerializeToString(), timeout=10)
+                    ask(asked.SerializeToString(), timeout=60)
 
         def sends_too_much(channel: grpc.Channel) -> None:
             ask = channel.unary_unary(CALL)
             while not stop.is_set():
                 with pytest.raises(grpc.RpcError):
-                    ask(bytes(16 * MIB), timeout=10)
+                    ask(bytes(16 * MIB), timeout=60)
 
         kinds: list[Callable[[grpc.Channel], None]] = [never_reads, never_reads, asks_on]
         kinds += [asks_on, sends_too_much]

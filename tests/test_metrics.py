@@ -57,7 +57,7 @@ def value(server: Server, name: str, **labels: str) -> float:
 
 def exported(server: Running) -> dict[str, set[str]]:
     """Every series, named as the documentation names it, with its labels."""
-    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=60) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     return {
         family.name + ("_total" if family.type == "counter" else ""): {
@@ -96,6 +96,7 @@ def test_every_series_is_documented_and_every_documented_one_is_there(
 
 def test_series_are_there_before_the_first_call(world: World) -> None:
     """A rate sees the first step only of a series that began at 0."""
+    began_s = time.time()
     with running_server(world.store, "--tenants", world.folder / "tenants.toml") as server:
         series = server.scrape()
     for stage in STAGES:
@@ -107,8 +108,8 @@ def test_series_are_there_before_the_first_call(world: World) -> None:
         assert series[f'thinrow_tenant_sent_bytes_total{{tenant="{tenant}"}}'] == 0
         assert series[f'thinrow_tenant_in_flight_requests{{tenant="{tenant}"}}'] == 0
     assert series["thinrow_ready"] == 1
-    assert 0 < series["thinrow_ready_seconds"] < 20
-    assert abs(series["thinrow_generation_opened_timestamp_seconds"] - time.time()) < 60
+    assert series["thinrow_ready_seconds"] > 0
+    assert began_s <= series["thinrow_generation_opened_timestamp_seconds"] <= time.time()
 
 
 @pytest.mark.parametrize("options", [(), TWO], ids=["one", "two"])
@@ -240,7 +241,7 @@ def test_what_a_killed_process_counted_stays_and_what_it_held_goes(world: World)
 
         def one_and_wait() -> Iterator[Pointers]:
             yield pointers_to(days(3))
-            enough.wait(30)
+            enough.wait(120)
 
         def hold() -> None:
             with suppress(Exception), connect(server.address, AT_ONCE) as client:
@@ -279,6 +280,6 @@ def test_the_port_answers_only_what_it_knows(world: World) -> None:
     with running_server(world.store) as server:
         for path in ("/metrics/", "/../etc/passwd", "/favicon.ico", "/%00"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
-                urllib.request.urlopen(f"http://{server.metrics}{path}", timeout=10)
+                urllib.request.urlopen(f"http://{server.metrics}{path}", timeout=60)
         with pytest.raises(UsageError, match="Cannot listen"):
             MetricsEndpoint(Metrics().registry, server.metrics)

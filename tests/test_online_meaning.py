@@ -237,7 +237,7 @@ class Online:
         self.wait_for(told.generation)
 
     def wait_for(self, generation: int) -> None:
-        end_s = time.monotonic() + 20
+        end_s = time.monotonic() + 60
         while self.server.published.number < generation:
             assert time.monotonic() < end_s
             self.server.published.look()

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,30 +187,34 @@ def test_requests_wait_for_a_slow_disk_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Events arrive later where commits take long, so that requests need not wait for them."""
-    commit_s, committing = 0.15, threading.Event()
+    committing, synced = threading.Event(), threading.Event()
     sync = WriteAheadLog.sync
 
     def slow(log: WriteAheadLog) -> None:
         committing.set()
-        time.sleep(commit_s)
+        synced.wait()
         sync(log)
 
-    with closing(MutableTier(TierConfig(folder=tmp_path, commit_lead_ms=1))) as tier:
+    now = [START_TS]
+    config = TierConfig(folder=tmp_path, commit_lead_ms=1, wall=lambda: now[0])
+    with closing(MutableTier(config)) as tier:
         tier.begin(0)  # takes the lease
         monkeypatch.setattr(WriteAheadLog, "sync", slow)
-        waited_s = []
-        for _ in range(2):
+        for waits in (True, False):
             committing.clear()
+            synced.clear()
             commit = threading.Thread(target=tier.commit, args=([Batch([], [], [])],))
             commit.start()
             committing.wait()
-            time.sleep(0.02)
-            started_s = time.perf_counter()
-            tier.begin(0)
-            waited_s.append(time.perf_counter() - started_s)
+            now[0] += 100
+            begin = threading.Thread(target=tier.begin, args=(0,))
+            begin.start()
+            begin.join(0.1 if waits else None)
+            assert begin.is_alive() == waits
+            synced.set()
+            begin.join()
             commit.join()
         monkeypatch.undo()
-    assert waited_s[0] > commit_s / 2 > waited_s[1]
 
 
 def test_one_writer(tmp_path: Path) -> None:

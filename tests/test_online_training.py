@@ -80,9 +80,9 @@ def test_both_trainings_get_what_inference_saw(tmp_path: Path) -> None:
     world = new_world(tmp_path / "world")
     mock = {"bootstrap.servers": "mock:1", "test.mock.num.brokers": 1, "log_level": 0}
     producer = Producer(mock)
-    (broker,) = producer.list_topics(timeout=10).brokers.values()
+    (broker,) = producer.list_topics(timeout=60).brokers.values()
     kafka = f"{broker.host}:{broker.port}"
-    producer.list_topics("thin-rows", timeout=10)
+    producer.list_topics("thin-rows", timeout=60)
     rng = random.Random(0)
     with (
         running_online(world, "--retention", "10m") as online_server,
@@ -163,7 +163,7 @@ def test_both_trainings_get_what_inference_saw(tmp_path: Path) -> None:
                 stop.set()
                 logger.drain(30)
             for thread in threads:
-                thread.join(60)
+                thread.join(120)
                 assert not thread.is_alive()
             assert not failures, failures
 

@@ -45,7 +45,7 @@ def modules_loaded_by(statement: str) -> set[str]:
     """Names the top-level modules that a fresh interpreter has after a statement."""
     script = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 0, result.stderr
     return set(result.stdout.split())

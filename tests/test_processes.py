@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return built_world(tmp_path_factory.mktemp("world"))
 
 
-def until(true: Callable[[], bool], timeout_s: float = 20) -> None:
+def until(true: Callable[[], bool], timeout_s: float = 60) -> None:
     end_s = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < end_s
@@ -132,7 +132,7 @@ def test_a_stream_reaches_every_process(world: World) -> None:
             ]
 
         def batches() -> Iterator[Pointers]:
-            end_s = time.monotonic() + 30
+            end_s = time.monotonic() + 60
             while not all(answered()):
                 assert time.monotonic() < end_s, answered()
                 yield pointers_to(days(3))
@@ -245,7 +245,7 @@ def test_counts_outlive_their_process_and_gauges_do_not(world: World) -> None:
 
         def one_and_wait() -> Iterator[Pointers]:
             yield pointers_to(days(3))
-            enough.wait(30)
+            enough.wait(120)
 
         def hold() -> None:
             with suppress(Exception), connect(server.address, AT_ONCE) as client:
@@ -338,7 +338,7 @@ def test_ctrl_c_is_for_the_parent(world: World) -> None:
         workers = pids(server)
         assert {os.getpgid(pid) for pid in workers} == set(workers)
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(120) == 0
         assert not any(map(is_alive, workers))
 
 
@@ -395,10 +395,10 @@ def test_of_servers_that_start_at_once_one_gets_the_port() -> None:
             winners: list[str] = winners,
         ) -> None:
             with ExitStack() as stack:
-                begin.wait(20)
+                begin.wait(120)
                 with suppress(UsageError):
                     winners.append(stack.enter_context(held_port(address)))
-                end.wait(20)
+                end.wait(120)
 
         threads = [threading.Thread(target=take) for _ in range(rivals)]
         for thread in threads:
@@ -469,7 +469,7 @@ def exposed(families: Iterable[Metric]) -> dict[str, float]:
 
 
 def test_merged_metrics_are_those_of_one_server() -> None:
-    one, other, both = Metrics(), Metrics(), Metrics()
+    began_s, (one, other, both) = time.time(), (Metrics(), Metrics(), Metrics())
     rng = random.Random(8)
     for n in range(300):
         for metrics in (both, (one, other)[n % 3 == 0]):
@@ -485,6 +485,9 @@ def test_merged_metrics_are_those_of_one_server() -> None:
     rng.shuffle(parts)
     found, right = exposed(merged(parts)), exposed(both.registry.collect())
     age = "thinrow_watermark_age_seconds"
-    assert abs(found.pop(age) - right.pop(age)) < 10
+    ages = [found.pop(age), right.pop(age)]
     assert found == right
-    assert exposed(merged([merged(parts)])) == {**found, age: pytest.approx(time.time() - 1, abs=9)}
+    again = exposed(merged([merged(parts)]))
+    ages.append(again.pop(age))
+    assert again == found
+    assert all(began_s <= older + 1 <= time.time() for older in ages)

@@ -69,7 +69,7 @@ def test_command(command: str, server: Running) -> None:
 
 def test_metrics(server: Running) -> None:
     assert "curl -s http://127.0.0.1:7879/metrics" in README
-    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=60) as answer:
         assert b"thinrow_watermark_age_seconds" in answer.read()
 
 

@@ -86,7 +86,7 @@ def test_every_service_can_be_read_and_built(served: list[str], version: str) ->
 def test_grpcurl_describes_everything(served: list[str]) -> None:
     address, *services = served
     ran = subprocess.run(
-        [*GRPCURL, address, "describe"], capture_output=True, text=True, timeout=60, check=False
+        [*GRPCURL, address, "describe"], capture_output=True, text=True, timeout=120, check=False
     )
     assert ran.returncode == 0, ran.stderr
     for service in services:

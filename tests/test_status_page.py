@@ -81,7 +81,7 @@ def read(page: str) -> Reader:
 
 
 def fetched(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         text: str = answer.read().decode()
@@ -233,9 +233,9 @@ def test_other_methods_are_refused() -> None:
     try:
         url = f"http://{endpoint.address}/"
         with pytest.raises(urllib.error.HTTPError, match="405"):
-            urllib.request.urlopen(url, data=b"x", timeout=10)
+            urllib.request.urlopen(url, data=b"x", timeout=60)
         head = urllib.request.Request(url, method="HEAD")
-        with urllib.request.urlopen(head, timeout=10) as answer:
+        with urllib.request.urlopen(head, timeout=60) as answer:
             assert answer.read() == b""
     finally:
         endpoint.close()

@@ -210,7 +210,7 @@ class Running:
         lines = self.log.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in lines if line.startswith("{")]
 
-    def wait_for(self, event: str, timeout_s: float = 30, **fields: Any) -> dict[str, Any]:
+    def wait_for(self, event: str, timeout_s: float = 60, **fields: Any) -> dict[str, Any]:
         """The first line that logs this."""
         end_s = time.monotonic() + timeout_s
         while time.monotonic() < end_s:
@@ -225,7 +225,7 @@ class Running:
 
     def scrape(self) -> dict[str, float]:
         """Every series of the metrics endpoint, with its labels."""
-        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=60) as answer:
             lines = answer.read().decode().splitlines()
         pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
         return {name: float(value) for name, value in pairs}
@@ -240,7 +240,7 @@ class Running:
     def stop(self) -> int:
         """SIGTERM; the exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(120)
 
 
 @contextmanager

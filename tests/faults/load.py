@@ -82,7 +82,7 @@ class Load:
         finally:
             self._stopping.set()
             for thread in threads:
-                thread.join(60)
+                thread.join(120)
             hanging = [thread.name for thread in threads if thread.is_alive()]
         assert not hanging, f"hangs: {hanging}"
         self.check()
@@ -201,7 +201,7 @@ class Load:
             for method in ("Materialize", "Inspect", "Nothing"):
                 try:
                     call: Any = channel.unary_unary(METHOD + method)
-                    call(rng.randbytes(40), timeout=20)
+                    call(rng.randbytes(40), timeout=60)
                 except grpc.RpcError:
                     self.seen["refused"] += 1
         time.sleep(0.01)
@@ -209,7 +209,7 @@ class Load:
     def disconnecting(self, rng: random.Random) -> None:
         """Sockets that say nothing, or nothing sensible, and go away in whatever way."""
         host, port = self._server.address.rsplit(":", 1)
-        with socket.create_connection((host, int(port)), timeout=20) as connection:
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
             begin = rng.choice(
                 (b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n")
             )
