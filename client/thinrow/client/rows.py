@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from thinrow.client.parquet_sizes import require_bounded_group
 from thinrow.client.pointers import MutableColumn, MutableEvents, Pointers, ThinRows
 from thinrow.errors import InputError, UsageError
 
@@ -38,6 +39,8 @@ def read_thin_rows(path: str | Path, *, examples: int) -> Iterator[tuple[ThinRow
     pa = load_pyarrow()
     with open_parquet(path) as file:
         check(path, file.schema_arrow)
+        for group in range(file.metadata.num_row_groups):
+            require_bounded_group(path, file.metadata, group)
         for batch in file.iter_batches(batch_size=examples):
             others = batch.select(other_columns(batch.schema))
             yield to_thin_rows(path, batch), pa.Table.from_batches([others])

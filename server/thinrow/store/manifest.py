@@ -10,10 +10,10 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import xxhash
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
 from thinrow.schema import Schema
 from thinrow.store.shard import fsync
@@ -21,6 +21,12 @@ from thinrow.store.shard import fsync
 FORMAT = 2
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
+MANIFEST_BYTES_MAX = 64 << 20
+"""Limit on a manifest, about a kilobyte a shard: reading one takes many times its size."""
+CURRENT_BYTES_MAX = 1 << 10
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Time = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 
 
 class _Record(BaseModel):
@@ -31,7 +37,7 @@ class StoredFile(_Record):
     """One file of a shard."""
 
     name: str
-    bytes: int
+    bytes: Count
     xxh3: str
     """XXH3 (64 bits) of the content, hexadecimal."""
 
@@ -40,9 +46,9 @@ class ShardSummary(_Record):
     """One shard."""
 
     name: str
-    keys: int
-    events: int
-    users: int
+    keys: Count
+    events: Count
+    users: Count
     """Users that have events."""
     files: list[StoredFile]
 
@@ -64,9 +70,9 @@ class Manifest(_Record):
     """A complete generation."""
 
     format: int
-    number: int
+    number: Count
     """From 1."""
-    watermarks: list[int]
+    watermarks: Annotated[list[Time], Field(min_length=1)]
     """Watermarks of all generations so far, ms, ascending; the last is this one's."""
     stored_schema: dict[str, Any]
     shards: list[ShardSummary]
@@ -131,7 +137,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = json.loads(read_small(path, MANIFEST_BYTES_MAX))
         if body.pop("xxh3") != _checksum(body):
             raise ValueError("its checksum does not fit")
         if body["format"] != FORMAT:
@@ -142,6 +148,15 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate(body)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StoreCorruptError(_damaged(path, _reason(error))) from error
+
+
+def read_small(path: Path, bytes_max: int) -> str:
+    """Reads a text file that has a limit. Raises OSError, and ValueError for a larger one."""
+    with path.open("rb") as file:
+        data = file.read(bytes_max + 1)
+    if len(data) > bytes_max:
+        raise ValueError(f"it has more than {bytes_max:,} bytes")
+    return data.decode()
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -179,10 +194,10 @@ def _damaged(path: Path, reason: str) -> str:
 def current_folder(store: Path) -> Path | None:
     """The serving generation's folder; None where nothing was published yet."""
     try:
-        name = (store / CURRENT).read_text(encoding="utf-8").strip()
+        name = read_small(store / CURRENT, CURRENT_BYTES_MAX).strip()
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise StoreCorruptError(_damaged(store / CURRENT, _reason(error))) from error
     if generation_number(name) is None:
         raise StoreCorruptError(_damaged(store / CURRENT, "it names no generation"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch.distributed
+from thinrow.client.parquet_sizes import require_bounded_group
 from thinrow.client.rows import (
     check,
     complete,
@@ -169,9 +170,9 @@ class RowFiles:
             seen = 0
             with open_parquet(*located(path)) as file:
                 leaves = leaves_of(file.schema, schema)
-                for batch in file.iter_batches(
-                    READ_ROWS, row_groups=[int(self._group_places[group])], columns=leaves
-                ):
+                number = int(self._group_places[group])
+                require_bounded_group(path, file.metadata, number, frozenset(leaves))
+                for batch in file.iter_batches(READ_ROWS, row_groups=[number], columns=leaves):
                     low, high = max(first - seen, 0), min(last - seen, len(batch))
                     if low < high:
                         part = batch.slice(low, high - low).select(schema.names).cast(schema)
