@@ -11,7 +11,7 @@ BUF := .cache/buf-$(BUF_VERSION)/node_modules/.bin/buf
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos protos/thinrow/v1/*.proto \
 	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1)
 
-.PHONY: help setup demo test check protos verify-protos proto-lint proto-baseline bench bench-peers gpu lock image-test faults
+.PHONY: help setup demo test check protos verify-protos proto-lint proto-baseline vectors bench bench-peers gpu lock image-test faults
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -60,6 +60,9 @@ proto-baseline: $(BUF) ## at a release: what later changes must not break
 
 $(BUF):
 	@npm install --silent --no-audit --no-fund --prefix .cache/buf-$(BUF_VERSION) @bufbuild/buf@$(BUF_VERSION)
+
+vectors: setup ## regenerate docs/reference/test-vectors.json, for clients in other languages
+	$(BIN)/python tests/make_vectors.py docs/reference/test-vectors.json
 
 bench: setup ## measure against fat rows; docs/benchmarks.md tells how to read it
 	$(BIN)/python bench/run.py
