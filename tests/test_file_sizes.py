@@ -11,8 +11,8 @@ import xxhash
 from peak import MIB, peak_of
 from test_arrow_sizes import MAKE, thin_rows
 from thinrow.client import read_thin_rows
-from thinrow.client.parquet_sizes import GROUP_BYTES_MAX
 from thinrow.client.torch import RowFiles
+from thinrow.core.parquet_sizes import GROUP_BYTES_MAX
 from thinrow.errors import StoreCorruptError
 from thinrow.store.manifest import (
     CURRENT_BYTES_MAX,

@@ -169,14 +169,14 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     ):
         pq.write_table(rows_table(2).drop_columns(["label"]), other)
         with pytest.raises(InputError, match=message):
-            RowFiles(given_as)
+            RowFiles(given_as).source()
     table = rows_table(2)
     pq.write_table(table.set_column(3, "label", pa.array(["a", "b"])), other)
     with pytest.raises(InputError, match=r"rows-00\.parquet has a column of another type"):
-        RowFiles([paths, str(other)])
+        RowFiles([paths, str(other)]).source()
     pq.write_table(table.append_column("more", table["label"]), other)
     with pytest.raises(InputError, match=r"rows-00\.parquet lacks the column 'more'"):
-        RowFiles([paths, str(other)])
+        RowFiles([paths, str(other)]).source()
 
 
 def test_columns_may_stand_in_any_order_and_mutable_events_may_grow(tmp_path: Path) -> None:

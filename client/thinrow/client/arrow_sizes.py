@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
-from thinrow.client.rows import load_pyarrow
+from thinrow.core.arrow import load_pyarrow
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from thinrow.client.arrow_sizes import require_bounded_arrays, require_bounded_message
-from thinrow.client.rows import check, load_pyarrow, other_columns, to_thin_rows
+from thinrow.client.rows import check, other_columns, to_thin_rows
+from thinrow.core.arrow import load_pyarrow, one_batch
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["MESSAGE_ROWS_MAX", "decode_thin_rows", "encode_thin_rows", "split_thin_rows"]
 
 MESSAGE_ROWS_MAX = 1024
+OWN = ("user_id", "request_ts", "uih", "mutable")
+"""Columns that make a thin row."""
 
 
 def encode_thin_rows(table: pa.Table) -> bytes:
@@ -65,10 +68,8 @@ def split_thin_rows(where: str, table: pa.Table) -> tuple[ThinRows, pa.Table]:
     """
     pa = load_pyarrow()
     try:
-        # An empty table has no batches.
-        batches = table.combine_chunks().to_batches()
-        batch = batches[0] if batches else pa.RecordBatch.from_pylist([], table.schema)
-        return to_thin_rows(where, batch), table.select(other_columns(table.schema))
+        rows = to_thin_rows(where, one_batch(table.select(OWN)))
+        return rows, table.select(other_columns(table.schema))
     except (ValueError, pa.ArrowException) as error:
         raise unreadable(where, error) from error
 

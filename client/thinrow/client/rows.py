@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.client.parquet_sizes import require_bounded_group
 from thinrow.client.pointers import MutableColumn, MutableEvents, Pointers, ThinRows
-from thinrow.errors import InputError, UsageError
+from thinrow.core.arrow import conformed_batch, joint_schema, load_pyarrow, plain, plain_type
+from thinrow.core.parquet import open_parquet
+from thinrow.core.paths import data_files
+from thinrow.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-    from types import ModuleType
+    from collections.abc import Callable, Iterator, Sequence
 
     import pyarrow as pa
     from numpy.typing import NDArray
+    from thinrow.core.paths import Named
 
 __all__ = [
     "check",
     "complete",
-    "load_pyarrow",
-    "open_parquet",
     "other_columns",
     "read_thin_rows",
     "row_count",
@@ -30,29 +28,43 @@ __all__ = [
 ]
 
 
-def read_thin_rows(path: str | Path, *, examples: int) -> Iterator[tuple[ThinRows, pa.Table]]:
-    """Reads a Parquet file of thin rows in file order, `examples` at a time (fewer at the end).
+def read_thin_rows(path: Named, *, examples: int) -> Iterator[tuple[ThinRows, pa.Table]]:
+    """Reads thin rows in file order, `examples` at a time, fewer at the end of each file.
+
+    path: of Parquet files, folders or globs, or URLs of either, one or several; files are sorted.
 
     With each comes a table of the other columns, user_id and request_ts among them. Raises
-    InputError, naming file and column, where it is no file of thin rows.
+    InputError, naming file and column, where one is no file of thin rows.
     """
     pa = load_pyarrow()
-    with open_parquet(path) as file:
-        check(path, file.schema_arrow)
-        for group in range(file.metadata.num_row_groups):
-            require_bounded_group(path, file.metadata, group)
-        for batch in file.iter_batches(batch_size=examples):
-            others = batch.select(other_columns(batch.schema))
-            yield to_thin_rows(path, batch), pa.Table.from_batches([others])
+    files = data_files(path)
+    schemas = []
+    for file in files:
+        with open_parquet(file) as table:
+            check(file, table.schema_arrow)
+            schemas.append(table.schema_arrow)
+    alike = all(schema.equals(schemas[0]) for schema in schemas)
+    names = list(dict.fromkeys(name for schema in schemas for name in schema.names))
+    joint = None if alike else joint_schema(files, schemas, names)
+    for file in files:
+        with open_parquet(file) as table:
+            for rows in table.iter_batches(examples):
+                batch = rows if joint is None else conformed_batch(file, rows, joint)
+                others = batch.select(other_columns(batch.schema))
+                yield to_thin_rows(file, batch), pa.Table.from_batches([others])
 
 
-def row_count(path: str | Path) -> int:
-    """Counts the rows of a Parquet file without reading them. Raises InputError."""
-    with open_parquet(path) as file:
-        return int(file.metadata.num_rows)
+def row_count(path: Named) -> int:
+    """Counts the rows of Parquet files without reading them. Raises InputError."""
+    load_pyarrow()
+    count = 0
+    for file in data_files(path):
+        with open_parquet(file) as table:
+            count += table.metadata.num_rows
+    return count
 
 
-def to_thin_rows(path: str | Path, batch: pa.RecordBatch) -> ThinRows:
+def to_thin_rows(path: object, batch: pa.RecordBatch) -> ThinRows:
     """Takes the pointers and mutable events of some rows; `path` is named in errors."""
     return ThinRows(to_pointers(path, batch), to_mutable(path, batch.column("mutable")))
 
@@ -62,44 +74,10 @@ def other_columns(schema: pa.Schema) -> list[str]:
     return [name for name in schema.names if name not in ("uih", "mutable")]
 
 
-def load_pyarrow() -> ModuleType:
-    """Imports pyarrow, which the bare client does without."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UsageError(
-            "Thin rows in files need pyarrow: pip install 'thinrow[torch]', 'thinrow[logger]' or "
-            "'thinrow[server]'."
-        ) from error
-    module: ModuleType = pa
-    return module
-
-
-@contextmanager
-def open_parquet(path: str | Path, filesystem: object = None) -> Iterator[Any]:
-    """Opens a Parquet file; what goes wrong while reading it is an InputError, too.
-
-    filesystem: one of fsspec's or pyarrow's, in which `path` lies. None: this machine's.
-    """
-    pa = load_pyarrow()
-    try:
-        with pa.parquet.ParquetFile(path, filesystem=filesystem) as file:
-            yield file
-    except IsADirectoryError as error:
-        raise InputError(f"{path} is a folder; name its files, as in {path}/*.parquet.") from error
-    except FileNotFoundError as error:
-        raise InputError(f"There is no file {path}; check the name.") from error
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(
-            f"{path} cannot be read as Parquet: {reason}; write the file again."
-        ) from error
-
-
-def check(path: str | Path, schema: pa.Schema) -> None:
+def check(path: object, schema: pa.Schema) -> None:
     """Refuses a file that does not hold thin rows."""
     types = load_pyarrow().types
+    refuse_twins(path, "", schema.names)
 
     def need(
         within: pa.Schema | pa.StructType,
@@ -114,14 +92,17 @@ def check(path: str | Path, schema: pa.Schema) -> None:
                 f"{path} has no column {prefix}{name}, so it is not a file of thin rows; "
                 f"`thinrow backfill` writes them."
             )
-        kind = within.field(place).type
+        stored = within.field(place).type
+        kind = plain_type(stored)
         if not fits(kind):
-            raise InputError(f"{path}: column {prefix}{name} is {kind}, but must be {what}.")
+            raise InputError(f"{path}: column {prefix}{name} is {stored}, but must be {what}.")
         return kind
 
     def is_list_of_struct(kind: pa.DataType) -> bool:
-        is_list = types.is_list(kind) or types.is_large_list(kind)
-        return bool(is_list and types.is_struct(kind.value_type))
+        return bool(types.is_large_list(kind) and types.is_struct(kind.value_type))
+
+    def is_integer_or_null(kind: pa.DataType) -> bool:
+        return bool(types.is_integer(kind) or types.is_null(kind))
 
     need(schema, "", "user_id", types.is_integer, "int64")
     need(schema, "", "request_ts", types.is_integer, "int64")
@@ -129,14 +110,22 @@ def check(path: str | Path, schema: pa.Schema) -> None:
     for name in ("start_ts", "end_ts", "max_length", "digest"):
         need(pointer, "uih.", name, types.is_integer, "int64")
     mutable = need(schema, "", "mutable", is_list_of_struct, "a list of structs")
+    refuse_twins(path, "mutable.", mutable.value_type.names)
     need(mutable.value_type, "mutable.", "event_ts", types.is_integer, "int64")
     if mutable.value_type.get_field_index("arrival_ts") >= 0:
-        need(mutable.value_type, "mutable.", "arrival_ts", types.is_integer, "int64")
+        need(mutable.value_type, "mutable.", "arrival_ts", is_integer_or_null, "int64")
 
 
-def to_pointers(path: str | Path, batch: pa.RecordBatch) -> Pointers:
+def refuse_twins(path: object, prefix: str, names: Sequence[str]) -> None:
+    """Refuses two columns of one name."""
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path} has two columns named {prefix + name!r}; rename one.")
+
+
+def to_pointers(path: object, batch: pa.RecordBatch) -> Pointers:
     """Takes the pointers of some rows."""
-    uih = fields(batch.column("uih"))
+    uih = fields(plain(batch.column("uih")))
     return Pointers(
         user_ids=complete(path, "user_id", batch.column("user_id")),
         start_ts=complete(path, "uih.start_ts", uih["start_ts"]),
@@ -147,8 +136,9 @@ def to_pointers(path: str | Path, batch: pa.RecordBatch) -> Pointers:
     )
 
 
-def to_mutable(path: str | Path, snapshots: pa.Array) -> MutableEvents:
+def to_mutable(path: object, snapshots: pa.Array) -> MutableEvents:
     """Takes the mutable events of some rows; a row whose list is null has none."""
+    snapshots = plain(snapshots)
     lengths = snapshots.value_lengths().fill_null(0).to_numpy()
     events = fields(snapshots.flatten())
     event_ts = complete(path, "mutable.event_ts", events["event_ts"])
@@ -169,21 +159,19 @@ def fields(structs: pa.StructArray) -> dict[str, pa.Array]:
     return dict(zip((field.name for field in structs.type), structs.flatten(), strict=True))
 
 
-def complete(path: str | Path, name: str, array: pa.Array) -> NDArray[Any]:
+def complete(path: object, name: str, array: pa.Array) -> NDArray[Any]:
     """Takes a column that every row must have."""
     if array.null_count:
         raise InputError(
             f"{path}: column {name} must not be null, but is in {array.null_count} rows."
         )
-    values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    values: NDArray[Any] = plain(array).to_numpy(zero_copy_only=False)
     return values
 
 
-def to_column(path: str | Path, name: str, array: pa.Array) -> MutableColumn:
+def to_column(path: object, name: str, array: pa.Array) -> MutableColumn:
     """Takes a column that some rows may lack; values there are 0."""
     types = load_pyarrow().types
-    if types.is_dictionary(array.type):
-        array = array.dictionary_decode()
     present = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
     if types.is_fixed_size_list(array.type):
         # Here, too, `flatten` leaves out what absent vectors hold.

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import torch
 from thinrow.cli.demo_model import Histories, ModelConfig, NextItemModel
 from thinrow.client import ClientConfig, Projection, row_count
-from thinrow.client.rows import check, open_parquet
+from thinrow.client.rows import check
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
+from thinrow.core.parquet import open_parquet
 from thinrow.errors import InputError, UsageError
 from torch.nn import functional
 

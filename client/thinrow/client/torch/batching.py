@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from thinrow.client.answer import Answer
 from thinrow.client.batch import write_traits
-from thinrow.client.rows import load_pyarrow
 from thinrow.client.torch.batch import lay_out, plain_memory
 from thinrow.client.torch.config import status_name
+from thinrow.core.arrow import load_pyarrow, plain
 from thinrow.errors import InputError, StatusError
 from thinrow.v1.materialization_pb2 import STATUS_OK
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.client.torch.batch import TensorBatch
     from thinrow.client.torch.config import LoaderConfig
+    from thinrow.client.widen import ColumnKind
 
 __all__ = ["Batcher", "Group", "Part", "chosen", "to_tensors"]
 
@@ -180,12 +181,19 @@ def to_tensors(
 
     write_traits(
         answers,
-        {trait: values.numpy() for trait, values in batch.values.items()},
+        {trait: own_bits(values, kinds[trait]) for trait, values in batch.values.items()},
         {trait: present.numpy() for trait, present in batch.present.items()},
         batch.strings,
         threads,
     )
     return batch
+
+
+def own_bits(tensor: torch.Tensor, kind: ColumnKind) -> NDArray[Any]:
+    """Views an int64 tensor of a uint64 trait as that: torch has no arithmetic on uint64."""
+    values: NDArray[Any] = tensor.numpy()
+    is_word = kind.dtype == np.uint64 and values.dtype == np.int64
+    return values.view(np.uint64) if is_word else values
 
 
 def chosen(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
@@ -203,12 +211,14 @@ def chosen(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
 def to_arrays(table: pa.Table) -> dict[str, NDArray[Any] | list[Any]]:
     """Turns columns into arrays: integers and times (ms) int64, floats and bools as they are.
 
+    uint64 becomes int64 of the same bits: hashed ids use all 64.
     A float that is null is nan; anything that is no number is a list.
     """
     pa = load_pyarrow()
     types = pa.types
     arrays: dict[str, NDArray[Any] | list[Any]] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
+        column = plain(column)
         kind = column.type
         if types.is_floating(kind):
             arrays[name] = column.to_numpy()
@@ -220,14 +230,11 @@ def to_arrays(table: pa.Table) -> dict[str, NDArray[Any] | list[Any]]:
                 )
             if types.is_timestamp(kind):
                 column = column.cast(pa.timestamp("ms", kind.tz), safe=False)
+            if types.is_uint64(kind):
+                arrays[name] = column.to_numpy().view(np.int64)
+                continue
             if not types.is_boolean(kind):
-                try:
-                    column = column.cast(pa.int64())
-                except pa.ArrowInvalid as error:
-                    raise InputError(
-                        f"Column {name!r} has values that do not fit int64; leave it out of "
-                        f"`columns`, or write it as int64."
-                    ) from error
+                column = column.cast(pa.int64())
             arrays[name] = column.to_numpy()
         else:
             arrays[name] = column.to_pylist()

@@ -5,33 +5,34 @@ docs/training.md has the contract.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch.distributed
-from thinrow.client.parquet_sizes import require_bounded_group
-from thinrow.client.rows import (
-    check,
-    complete,
-    load_pyarrow,
-    open_parquet,
-    other_columns,
-    to_thin_rows,
-)
+from thinrow.client.rows import check, complete, other_columns, to_thin_rows
 from thinrow.client.torch.source import RowChunk
+from thinrow.core.arrow import (
+    conformed_batch,
+    joint_schema,
+    leaf_count,
+    load_pyarrow,
+    one_batch,
+    plain_type,
+)
+from thinrow.core.parquet import open_parquet
+from thinrow.core.paths import data_files
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import pyarrow as pa
-    import pyarrow.parquet as pq
     from numpy.typing import NDArray
     from thinrow.client.pointers import Projection
+    from thinrow.core.parquet import ParquetTable
+    from thinrow.core.paths import DataFile, Named
 
 __all__ = ["FileSource", "RowFiles"]
 
@@ -57,8 +58,8 @@ class Footer(NamedTuple):
 class RowFiles:
     """Parquet files of thin rows, the order of their rows, and this trainer's rank among others.
 
-    paths: files, globs, or URLs of either that fsspec knows, one or several. They are sorted, and
-        one that is named twice counts once.
+    paths: files, folders, globs, or URLs of either that fsspec knows, one or several. They are
+        sorted, and one that is named twice counts once. Keys of Hive folders are columns.
     order: "users" puts one user's rows of a window together, users in seeded order; "rows"
         shuffles a window's rows; both shuffle row groups, too. "files": as they are in the files.
     seed: of the shuffle; each epoch has another one.
@@ -67,12 +68,12 @@ class RowFiles:
         initialised, otherwise 0 and 1.
 
     All footers are read here, once. Copies for other processes take them along. Raises InputError
-    where there is no file, or one holds other columns than the first.
+    where there is no file, or one holds no thin rows.
     """
 
     def __init__(
         self,
-        paths: str | Path | Sequence[str | Path],
+        paths: Named,
         *,
         order: Order = "users",
         seed: int = 0,
@@ -92,14 +93,12 @@ class RowFiles:
             raise UsageError(f"rank is {rank}, but must be in 0..{world_size - 1}.")
         self.order, self.seed, self.window_rows = order, seed, window_rows
         self.rank, self.world_size = rank, world_size
-        named = [paths] if isinstance(paths, str | Path) else paths
-        self.paths = sorted({path for name in named for path in expand(str(name))})
-        if not self.paths:
-            raise InputError("No file of thin rows was named; name at least one.")
+        self.files = data_files(paths)
+        self.paths = [file.name for file in self.files]
         threads = min(FOOTER_THREADS_MAX, len(self.paths))
         with ThreadPoolExecutor(threads, thread_name_prefix="thinrow-footers") as pool:
-            footers = list(pool.map(read_footer, self.paths))
-        self.schema = joint_schema(self.paths, [footer.schema for footer in footers])
+            footers = list(pool.map(read_footer, self.files))
+        self._schemas = [footer.schema for footer in footers]
         self.fingerprint = fingerprint(self.paths, footers)
         counts = [len(footer.group_rows) for footer in footers]
         self._group_files = np.repeat(np.arange(len(footers)), counts)
@@ -132,8 +131,12 @@ class RowFiles:
         return FileSource(self, self.rank * workers + worker, self.world_size * workers, schema)
 
     def reads(self, columns: Sequence[str] | None, traits: Sequence[str] | None) -> pa.Schema:
-        """Chooses the columns to read; those of the pointers always are."""
-        others = other_columns(self.schema)
+        """Chooses the columns to read; those of the pointers always are.
+
+        Raises InputError where a file lacks one, or holds it in another type than the first.
+        """
+        names = list(dict.fromkeys(name for schema in self._schemas for name in schema.names))
+        others = [name for name in names if name not in ("uih", "mutable")]
         if columns is not None:
             missing = [name for name in columns if name not in others]
             if missing:
@@ -141,15 +144,13 @@ class RowFiles:
                     f"The thin rows have no column {missing[0]!r}; there are {', '.join(others)}."
                 )
             others = [name for name in others if name in {*columns, "user_id", "request_ts"}]
-        arrow = load_pyarrow()
-        mutable = self.schema.field("mutable")
+        schema = joint_schema(self.paths, self._schemas, [*others, "uih", "mutable"])
         if traits is not None:
-            kept = [f for f in mutable.type.value_type if f.name in {*EVENT_TIMES, *traits}]
-            is_large = arrow.types.is_large_list(mutable.type)
-            events = arrow.large_list if is_large else arrow.list_
-            mutable = mutable.with_type(events(arrow.struct(kept)))
-        fields = [self.schema.field(name) for name in (*others, "uih")]
-        schema: pa.Schema = arrow.schema([*fields, mutable])
+            arrow = load_pyarrow()
+            events = schema.field("mutable").type.value_type
+            kept = [field for field in events if field.name in {*EVENT_TIMES, *traits}]
+            mutable = arrow.field("mutable", arrow.large_list(arrow.struct(kept)))
+            schema = schema.set(len(schema) - 1, mutable)
         return schema
 
     def read(
@@ -165,18 +166,20 @@ class RowFiles:
             begin = int(ends[place] - self._group_rows[group])
             if begin >= stop:
                 return
-            path = self.paths[self._group_files[group]]
+            origin = self.files[self._group_files[group]]
             first, last = max(start - begin, 0), min(stop, int(ends[place])) - begin
             seen = 0
-            with open_parquet(*located(path)) as file:
-                leaves = leaves_of(file.schema, schema)
-                number = int(self._group_places[group])
-                require_bounded_group(path, file.metadata, number, frozenset(leaves))
-                for batch in file.iter_batches(READ_ROWS, row_groups=[number], columns=leaves):
+            with open_parquet(origin) as file:
+                for batch in file.iter_batches(
+                    READ_ROWS,
+                    row_groups=[int(self._group_places[group])],
+                    columns=schema.names,
+                    leaves=leaves_of(file, schema),
+                ):
                     low, high = max(first - seen, 0), min(last - seen, len(batch))
                     if low < high:
-                        part = batch.slice(low, high - low).select(schema.names).cast(schema)
-                        yield part, int(self._group_ids[group]) + seen + low, path
+                        part = conformed_batch(origin, batch.slice(low, high - low), schema)
+                        yield part, int(self._group_ids[group]) + seen + low, origin.name
                     seen += len(batch)
                     if seen >= last:
                         break
@@ -319,7 +322,7 @@ class Window:
         salts: tuple[int, int],
     ) -> None:
         table = load_pyarrow().Table.from_batches([batch for batch, _, _ in parts])
-        self._rows: pa.RecordBatch = table.combine_chunks().to_batches()[0]
+        self._rows = one_batch(table)
         self._ids = np.concatenate(
             [np.arange(first, first + len(batch)) for batch, first, _ in parts]
         )
@@ -361,83 +364,34 @@ def ranks() -> tuple[int, int]:
     return 0, 1
 
 
-def located(path: str) -> tuple[str, Any]:
-    """Splits a URL into a path and the file system it lies in; None: this machine's."""
-    if "://" not in path and "::" not in path:
-        return path, None
-    try:
-        import fsspec.core
-
-        filesystem, inner = fsspec.core.url_to_fs(path)
-    except ImportError as error:
-        raise UsageError(f"{path} cannot be opened: {str(error).rstrip('.')}.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is no URL that fsspec knows: {error}.") from error
-    return str(inner), filesystem
-
-
-def expand(name: str) -> list[str]:
-    """Lists what a path, glob or URL stands for. Raises InputError for a glob of nothing."""
-    path, filesystem = located(name)
-    if filesystem is None:
-        if not glob.has_magic(path) or Path(path).exists():
-            return [str(Path(path))]
-        found = [str(Path(match)) for match in glob.iglob(path, recursive=True)]  # noqa: PTH207
-    else:
-        if not glob.has_magic(path):
-            return [name]
-        found = [filesystem.unstrip_protocol(match) for match in filesystem.glob(path)]
-    if not found:
-        raise InputError(f"No file matches {name}; check the name.")
-    return found
-
-
-def read_footer(path: str) -> Footer:
+def read_footer(file: DataFile) -> Footer:
     """Reads what a file holds. Raises InputError where it does not hold thin rows."""
-    with open_parquet(*located(path)) as file:
-        check(path, file.schema_arrow)
-        groups = [file.metadata.row_group(place) for place in range(file.metadata.num_row_groups)]
+    with open_parquet(file) as table:
+        check(file, table.schema_arrow)
+        metadata = table.metadata
+        groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
         return Footer(
-            file.schema_arrow.remove_metadata(),
+            table.schema_arrow.remove_metadata(),
             [group.num_rows for group in groups],
             [group.total_byte_size for group in groups],
         )
 
 
-def leaves_of(stored: pq.ParquetSchema, schema: pa.Schema) -> list[str]:
+def leaves_of(table: ParquetTable, schema: pa.Schema) -> list[int]:
     """The columns of a file that hold what a schema has, mutable events without other traits."""
-    traits = {field.name for field in schema.field("mutable").type.value_type}
-    paths = [stored.column(number).path for number in range(len(stored.names))]
-    # They lie there as mutable.list.element.trait; the middle two may be called otherwise.
-    return [
-        path
-        for path in paths
-        if (parts := path.split("."))[0] in schema.names
-        and (parts[0] != "mutable" or len(parts) < 4 or parts[3] in traits)
-    ]
-
-
-def joint_schema(paths: Sequence[str], schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """The schema of all files; mutable events may have grown traits, columns must be the same."""
-    pa = load_pyarrow()
-    joint = schemas[0]
-    names = set(joint.names)
-    for path, schema in zip(paths, schemas, strict=True):
-        differing = names.symmetric_difference(schema.names)
-        if differing:
-            name = min(differing)
-            has, lacks = (path, paths[0]) if name in schema.names else (paths[0], path)
-            raise InputError(
-                f"{lacks} lacks the column {name!r}, which {has} has; write both alike."
-            )
-        try:
-            joint = pa.unify_schemas([joint, schema], promote_options="permissive")
-        except pa.ArrowException as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise InputError(
-                f"{path} has a column of another type than {paths[0]}: {reason}; write both alike."
-            ) from error
-    return joint
+    traits = set(schema.field("mutable").type.value_type.names)
+    leaves: list[int] = []
+    for name in schema.names:
+        if name != "mutable":
+            leaves += table.leaves(name)
+            continue
+        first = table.leaves(name).start
+        for field in plain_type(table.schema_arrow.field(name).type).value_type:
+            count = leaf_count(field.type)
+            if field.name in traits:
+                leaves += range(first, first + count)
+            first += count
+    return leaves
 
 
 def fingerprint(paths: Sequence[str], footers: Sequence[Footer]) -> str:

@@ -19,10 +19,10 @@ import numpy as np
 from thinrow.client.arrow_sizes import table_bytes
 from thinrow.client.message import MESSAGE_ROWS_MAX, decode_thin_rows, split_thin_rows
 from thinrow.client.pointers import Pointers, ThinRows
-from thinrow.client.rows import load_pyarrow
 from thinrow.client.torch.files import ranks
 from thinrow.client.torch.kafka_offsets import OffsetCommitter, Place, rows_taken, to_offset
 from thinrow.client.torch.source import RowChunk
+from thinrow.core.arrow import load_pyarrow
 from thinrow.errors import InputError, UnavailableError, UsageError
 
 if TYPE_CHECKING:

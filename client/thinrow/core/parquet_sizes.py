@@ -8,7 +8,6 @@ from thinrow.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from pathlib import Path
 
     import pyarrow.parquet as pq
 
@@ -22,12 +21,12 @@ VALUE_BYTES = 8
 
 
 def require_bounded_group(
-    path: str | Path,
+    path: str,
     metadata: pq.FileMetaData,
     group: int,
-    leaves: Collection[str] | None = None,
+    leaves: Collection[int],
 ) -> None:
-    """Checks what the columns of a row group become once they are read. None: all columns.
+    """Checks what the columns of a row group become once they are read.
 
     Rows are read some thousand at a time, but a page is decompressed whole, and one row may hold
     all values of a list. Raises InputError, naming file and column, before anything is read.
@@ -37,7 +36,7 @@ def require_bounded_group(
     largest, largest_bytes = "", -1
     for number in range(row_group.num_columns):
         column = row_group.column(number)
-        if leaves is not None and column.path_in_schema not in leaves:
+        if number not in leaves:
             continue
         is_list = metadata.schema.column(number).max_repetition_level > 0
         size = max(column.total_uncompressed_size, VALUE_BYTES * column.num_values * is_list)
