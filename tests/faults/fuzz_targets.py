@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 from mutation import altered_bytes, altered_message, any_number
 from oracle import BUILT_IN, DAY_MS, Event, Pointer, Wanted, column
 from scenarios import STRANGER, USERS, values
+from size_targets import MessageTarget, NativeTarget
 from thinrow import _native
 from thinrow.client import Batch, Projection
 from thinrow.client.columns import as_column, to_wire
@@ -721,4 +722,6 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "requests": RequestTarget,
     "responses": ResponseTarget,
     "online": OnlineTarget,
+    "messages": MessageTarget,
+    "native": NativeTarget,
 }

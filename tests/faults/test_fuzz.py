@@ -28,6 +28,8 @@ FAULTS = {
     "requests": "Arbitrary bytes as a request of Materialize, MaterializeStream or Inspect",
     "responses": "Arbitrary bytes as an answer that a client reads",
     "online": "Arbitrary bytes as a request of the online service",
+    "messages": "Arbitrary bytes, sizes and offsets as an Arrow message of thin rows",
+    "native": "Arbitrary arguments of the native functions, in any order",
 }
 PROMISED = {
     "stripes": "an error that names the store, or an answer that holds together and has nothing "
@@ -37,9 +39,11 @@ PROMISED = {
     "responses": "an error, or a batch that holds together",
     "online": "an answer or a status; what was refused leaves nothing, what was acknowledged is "
     "there",
+    "messages": "an error, or rows that hold together; memory within the message and its limit",
+    "native": "an error or a result; nothing read or written out of bounds",
 }
-INPUTS = {**dict.fromkeys(TARGETS, 1_000_000), "online": 200_000}
-SANITIZED_INPUTS = {"stripes": 40_000, "pointers": 20_000, "responses": 40_000}
+INPUTS = {**dict.fromkeys(TARGETS, 1_000_000), "online": 200_000, "messages": 200_000}
+SANITIZED_INPUTS = {"stripes": 40_000, "pointers": 20_000, "responses": 40_000, "native": 200_000}
 SANITIZERS = "-fsanitize=address,undefined"
 
 
@@ -154,7 +158,8 @@ def test_native_code_under_sanitizers(sanitized: Path) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         count = sum(told["inputs"] for told in pool.map(run, SANITIZED_INPUTS))
     Tried(
-        "The same stripes, pointers and answers, the native code with AddressSanitizer and UBSan",
+        "The same stripes, pointers, answers and arguments, native code with AddressSanitizer and "
+        "UBSan",
         count,
         "no access out of bounds or after free, nothing undefined",
         f"{count:,} inputs, 0 reports",

@@ -12,7 +12,7 @@ __all__ = ["COLUMNS_MAX", "CONSTANT_BYTES_MAX", "require_affordable"]
 
 COLUMNS_MAX = 1 << 13
 """Limit on the columns of one message; a schema has at most 4,096 traits."""
-CONSTANT_BYTES_MAX = 256 << 20
+CONSTANT_BYTES_MAX = 128 << 20
 """Limit on what the equal and absent values of one message take once they are widened."""
 VALUE_BYTES_MAX = 8
 """Limit on what one byte of a message widens to: an offset of one byte, a value of eight."""
