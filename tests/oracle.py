@@ -55,6 +55,7 @@ class Event:
     arrival_ts: int
     event_id: int | None = None
     traits: dict[str, Value] = field(default_factory=dict)
+    finer_ns: int = 0  # of event_ts, as the input has it; it orders and is not kept
 
 
 class Entry(NamedTuple):
@@ -71,6 +72,7 @@ class Run:
     events: list[Event]
     watermark_ts: int
     cadence_ms: int | None = None
+    cadence_offset_ms: int = 0
     dedup_window_ms: int = 7 * DAY_MS
     lookback_ms: int | None = None
     erase: frozenset[int] = frozenset()
@@ -133,7 +135,7 @@ def traits_order(event: Event, schema: Schema) -> Key:
 
 
 def event_order(event: Event, schema: Schema) -> Key:
-    return (event.event_ts, order(event.event_id), traits_order(event, schema))
+    return (event.event_ts, event.finer_ns, order(event.event_id), traits_order(event, schema))
 
 
 def place(entry: Entry, schema: Schema) -> Key:
@@ -142,7 +144,7 @@ def place(entry: Entry, schema: Schema) -> Key:
 
 def arrival_order(event: Event, schema: Schema) -> Key:
     """The first of these among duplicates is the one that counts."""
-    return (event.arrival_ts, event.event_ts, traits_order(event, schema))
+    return (event.arrival_ts, event.event_ts, event.finer_ns, traits_order(event, schema))
 
 
 def columns(wanted: Wanted, schema: Schema) -> list[str]:
@@ -206,7 +208,8 @@ class Oracle:
             elif run.events:
                 after = min(event.arrival_ts for event in run.events)
             if after is not None:
-                cut = after // run.cadence_ms * run.cadence_ms + run.cadence_ms
+                whole = (after - run.cadence_offset_ms) // run.cadence_ms
+                cut = (whole + 1) * run.cadence_ms + run.cadence_offset_ms
                 while cut < run.watermark_ts:
                     cuts.append(cut)
                     cut += run.cadence_ms
@@ -372,8 +375,8 @@ class Seen(NamedTuple):
 class Past:
     """What requests saw, from the raw events and the definition alone: no store, no runs.
 
-    Generations are cut at every multiple of the cadence, the first one after the earliest arrival,
-    and published a delay later.
+    Generations are cut at every multiple of the cadence, moved by an offset, the first one after
+    the earliest arrival; the very last may lie off this grid. Each is published a delay later.
     """
 
     def __init__(
@@ -384,8 +387,12 @@ class Past:
         publish_delay_ms: int = 0,
         lookback_ms: int | None = None,
         max_length: int = 0,
+        cadence_offset_ms: int = 0,
+        last_cut: int | None = None,
     ) -> None:
         self.schema = schema
+        self.cadence_offset_ms = cadence_offset_ms
+        self.last_cut = last_cut
         self.cadence_ms = cadence_ms
         self.publish_delay_ms = publish_delay_ms
         self.lookback_ms = lookback_ms
@@ -397,20 +404,33 @@ class Past:
         seen = set()
         for event in sorted(events, key=lambda event: arrival_order(event, schema)):
             if self.first_cut is None:
-                self.first_cut = (event.arrival_ts // cadence_ms + 1) * cadence_ms
+                self.first_cut = self.interval(event.arrival_ts)[1]
             name = (event.user_id, event.event_id)
             if event.event_id is None or name not in seen:
                 self.histories[event.user_id].append(Entry(self.visible_ts(event), event))
             seen.add(name)
+        if self.first_cut is not None and last_cut is not None:
+            self.first_cut = min(self.first_cut, last_cut)
         for history in self.histories.values():
             history.sort(key=lambda entry: place(entry, schema))
 
     def visible_ts(self, event: Event) -> int:
         """Clamps into the cadence interval of the arrival; the first reaches back for ever."""
         assert self.first_cut is not None
-        low = event.arrival_ts // self.cadence_ms * self.cadence_ms
-        ahead = min(event.event_ts, low + self.cadence_ms - 1)
+        low, high = self.interval(event.arrival_ts)
+        ahead = min(event.event_ts, high - 1)
         return ahead if low < self.first_cut else max(ahead, low)
+
+    def interval(self, time_ts: int) -> tuple[int, int]:
+        """The cuts before and after a moment; a cut belongs to what follows."""
+        whole = (time_ts - self.cadence_offset_ms) // self.cadence_ms
+        low = whole * self.cadence_ms + self.cadence_offset_ms
+        high = low + self.cadence_ms
+        if self.last_cut is not None and time_ts < self.last_cut < high:
+            high = self.last_cut
+        elif self.last_cut is not None and low < self.last_cut <= time_ts:
+            low = self.last_cut
+        return low, high
 
     def sees(self, user_id: int, request_ts: int) -> Seen:
         history = [
@@ -419,7 +439,7 @@ class Past:
             if entry.event.arrival_ts < request_ts
         ]
         start_ts = 0 if self.lookback_ms is None else request_ts - self.lookback_ms
-        newest = (request_ts - self.publish_delay_ms) // self.cadence_ms * self.cadence_ms
+        newest, _ = self.interval(request_ts - self.publish_delay_ms)
         if self.first_cut is None or newest < self.first_cut:
             pointer = Pointer(user_id, start_ts, start_ts, self.max_length)
             mutable = [entry.event for entry in history]

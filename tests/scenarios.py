@@ -133,9 +133,17 @@ def edges(moments: Sequence[int]) -> list[int]:
 
 @st.composite
 def events(
-    draw: st.DrawFn, schema: Schema, times: Sequence[int], count: int, clocks: bool
+    draw: st.DrawFn,
+    schema: Schema,
+    times: Sequence[int],
+    count: int,
+    clocks: bool,
+    fine: bool = False,
 ) -> list[Event]:
-    """Events that arrive at some of these times; `clocks` lets event_ts differ from arrival_ts."""
+    """Events that arrive at some of these times; `clocks` lets event_ts differ from arrival_ts.
+
+    `fine` times have a part finer than a millisecond.
+    """
     rng = draw(st.randoms(use_true_random=True))
     made = []
     for _ in range(draw(st.sampled_from((0, count // 2, count, count)))):
@@ -148,6 +156,7 @@ def events(
                 arrival_ts,
                 rng.choice(EVENT_IDS),
                 {trait.name: values(trait, rng) for trait in schema.traits},
+                rng.choice((0, 1, 1000, 999_999)) if fine else 0,
             )
         )
     return made
@@ -158,6 +167,7 @@ def worlds(
     draw: st.DrawFn, most_runs: int = 4, least_runs: int = 1, forgetful: bool = True
 ) -> World:
     """`forgetful` worlds have retention and erasure."""
+    fine = draw(st.booleans())
     schema = draw(schemas())
     base = draw(st.sampled_from(BASES))
     clocks = draw(st.booleans())
@@ -171,7 +181,9 @@ def worlds(
     runs: list[Run] = []
     sent: list[Event] = []
     for watermark_ts in watermarks:
-        fresh = draw(events(schema, [ts for ts in times if ts <= watermark_ts + 1], 24, clocks))
+        fresh = draw(
+            events(schema, [ts for ts in times if ts <= watermark_ts + 1], 24, clocks, fine)
+        )
         again = draw(st.lists(st.sampled_from(sent), max_size=6)) if sent else []
         if clocks:
             delay = draw(st.sampled_from((0, 0, 20, 200)))
@@ -182,6 +194,7 @@ def worlds(
                 fresh + again,
                 watermark_ts,
                 cadence_ms=draw(st.sampled_from((None, cadence_ms))),
+                cadence_offset_ms=draw(st.sampled_from((0, 0, 3))),
                 dedup_window_ms=draw(st.sampled_from((7 * DAY_MS, 1, 15, 0))),
                 lookback_ms=draw(st.sampled_from((None, None, 1, 30, 150))) if forgetful else None,
                 erase=draw(
@@ -312,9 +325,13 @@ def toml(value: Value) -> str:
 def events_table(events: Sequence[Event], schema: Schema, plain: bool) -> pa.Table:
     """EVENTS as Parquet has them; `plain` leaves out the columns that say nothing."""
     clock = pa.int64() if plain else pa.timestamp("ms", tz="UTC")
+    happened = pa.array([event.event_ts for event in events], clock)
+    if any(event.finer_ns for event in events):
+        ticks = [event.event_ts * 1_000_000 + event.finer_ns for event in events]
+        happened = pa.array(ticks, pa.timestamp("ns"))
     data: dict[str, pa.Array] = {
         "user_id": pa.array([event.user_id for event in events], pa.int64()),
-        "event_ts": pa.array([event.event_ts for event in events], clock),
+        "event_ts": happened,
     }
     if not plain or any(event.arrival_ts != event.event_ts for event in events):
         data["arrival_ts"] = pa.array([event.arrival_ts for event in events], clock)

@@ -349,7 +349,15 @@ def test_a_watermark_in_nanoseconds(fresh: World, cadence: str) -> None:
     path = fresh.write("events.parquet", EVENTS)
     arguments = compact(fresh, path)
     arguments[-1] = START_TS * 1_000_000
-    refused(*arguments, "--cadence", cadence, says=("--cadence would cut", "milliseconds"))
+    says = ("is read as milliseconds", "nanoseconds", f"give {START_TS} (2023-11-14T00:00:00.000Z)")
+    refused(*arguments, "--cadence", cadence, says=says)
+    assert not fresh.store.exists()
+
+
+def test_a_cadence_of_too_many_cuts(fresh: World) -> None:
+    path = fresh.write("events.parquet", EVENTS)
+    says = ("--cadence would cut", "milliseconds")
+    refused(*compact(fresh, path), "--cadence", "1ms", says=says)
 
 
 @pytest.mark.parametrize(

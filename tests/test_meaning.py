@@ -113,6 +113,8 @@ class Built:
             watermark_ts=run.watermark_ts,
             shards=self.shards,
             cadence_ms=run.cadence_ms,
+            cadence_offset_ms=run.cadence_offset_ms if run.cadence_ms else 0,
+            time_unit="ms",  # some of these worlds begin in 1970
             dedup_window_ms=run.dedup_window_ms,
             lookback_ms=run.lookback_ms,
             erase_users=self.write_users(run.erase),
@@ -269,10 +271,12 @@ class Asked(NamedTuple):
     publish_delay_ms: int
     lookback_ms: int | None
     max_length: int
+    cadence_offset_ms: int
 
     @property
     def past(self) -> Past:
-        return Past(self.world.events, self.world.schema, *self[2:])
+        last_cut = self.world.runs[-1].watermark_ts
+        return Past(self.world.events, self.world.schema, *self[2:], last_cut=last_cut)
 
 
 @st.composite
@@ -280,6 +284,7 @@ def asked_in_the_past(draw: st.DrawFn) -> Asked:
     # Where nothing ever arrived, nothing says when the first generation was cut.
     world = draw(worlds(3, 2, forgetful=False).filter(lambda world: bool(world.events)))
     cadence_ms = draw(st.sampled_from(CADENCES))
+    cadence_offset_ms = draw(st.sampled_from((0, 0, 1, cadence_ms - 1)))
     first_ts = min(moment for moment in world.moments if moment >= 0)
     last_ts = world.moments[-1]
     times = [ts for ts in world.moments if ts >= first_ts] + [
@@ -295,6 +300,7 @@ def asked_in_the_past(draw: st.DrawFn) -> Asked:
         # Up to the last request, so that no pointer is newer than the store.
         last_ts + draw(st.sampled_from((0, 1, 30))),
         cadence_ms,
+        cadence_offset_ms,
         lookback_ms=draw(st.sampled_from((None, None, 40))),
         erase=draw(st.sampled_from((frozenset[int](), frozenset(USERS[:1])))),
     )
@@ -305,6 +311,7 @@ def asked_in_the_past(draw: st.DrawFn) -> Asked:
         draw(st.sampled_from((0, 0, 1, 5, 60))),
         draw(st.sampled_from((None, None, 1, 20, 60))),
         draw(st.sampled_from((0, 0, 1, 3))),
+        cadence_offset_ms,
     )
 
 
@@ -324,7 +331,7 @@ def backfilled(built: Built, asked: Asked) -> tuple[Path, list[dict[str, Any]]]:
             store=built.store,
             events=[built.write_events(asked.world.events)],
             rows=rows,
-            cadence_ms=asked.cadence_ms,
+            time_unit="ms",
             publish_delay_ms=asked.publish_delay_ms,
             lookback_ms=asked.lookback_ms,
             max_length=asked.max_length,

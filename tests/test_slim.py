@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from oracle import Entry
+    from thinrow.events.times import TimeUnit
 
 SCHEMA = '[item]\nitem_id = { type = "int64", key = true }\n'
 
@@ -54,6 +55,7 @@ class Slimmed:
     report: SlimReport
     fat: list[Path]
     layout: FatLayout
+    time_unit: TimeUnit | None
 
     @property
     def events(self) -> pl.DataFrame:
@@ -63,7 +65,7 @@ class Slimmed:
     def rows(self) -> pl.DataFrame:
         return pl.read_parquet(self.folder / "rows.parquet")
 
-    def check(self, cadence_ms: int = DAY_MS) -> None:
+    def check(self, cadence_ms: int = DAY_MS, cadence_offset_ms: int = 0) -> None:
         """Builds the store, and holds what it answers against the fat rows."""
         store = self.folder / "store"
         compacted = compact(
@@ -74,6 +76,8 @@ class Slimmed:
                 watermark_ts=self.report.watermark_ts,
                 shards=2,
                 cadence_ms=cadence_ms,
+                cadence_offset_ms=cadence_offset_ms,
+                time_unit=self.time_unit,
             )
         )
         assert compacted.duplicates == 0
@@ -108,7 +112,7 @@ def slimmed(
         options["schema"] = folder / "schema.toml"
     outputs = {"events": folder / "events.parquet", "rows": folder / "rows.parquet"}
     config = SlimConfig(fat=list(fat), **{**outputs, "layout": AS_THEY_STAND, **options})
-    return Slimmed(folder, slim(config), list(fat), config.layout)
+    return Slimmed(folder, slim(config), list(fat), config.layout, config.time_unit)
 
 
 @st.composite
@@ -121,7 +125,8 @@ def pasts(draw: st.DrawFn) -> tuple[oracle.Schema, list[Event], Past, int]:
     made = draw(events(schema, times, draw(st.sampled_from((6, 40))), draw(st.booleans())))
     again = draw(st.lists(st.sampled_from(made), max_size=6)) if made else []
     delay_ms = draw(st.sampled_from((0, 0, 3, 30)))
-    past = Past([*made, *again], schema, cadence_ms, delay_ms)
+    offset_ms = draw(st.sampled_from((0, 0, 1, cadence_ms - 1)))
+    past = Past([*made, *again], schema, cadence_ms, delay_ms, cadence_offset_ms=offset_ms)
     return schema, made, past, base
 
 
@@ -214,8 +219,9 @@ def test_every_row_comes_out_as_it_was(
             )
             for n in range(0, len(asked), cut)
         ]
-        done = slimmed(folder, fat, schema_toml(schema), cadence_ms=past.cadence_ms)
-        done.check(past.cadence_ms)
+        grid = {"cadence_ms": past.cadence_ms, "cadence_offset_ms": past.cadence_offset_ms}
+        done = slimmed(folder, fat, schema_toml(schema), time_unit="ms", **grid)
+        done.check(**grid)
         assert done.rows.columns == ["user_id", "request_ts", "label", "uih", "mutable"]
         if not (spoil or ids or past.publish_delay_ms):
             # Histories that only grow at their end have nothing to disagree about.

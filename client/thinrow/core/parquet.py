@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-__all__ = ["ParquetTable", "open_parquet"]
+__all__ = ["INT96_UNIT", "ParquetTable", "open_parquet"]
+
+INT96_UNIT = "us"
+"""Unit of Spark's INT96 timestamps: nanoseconds, Arrow's default, wrap outside 1677 to 2262."""
 
 
 class ParquetTable:
@@ -32,7 +35,9 @@ class ParquetTable:
         keys = dict(file.keys)
         path, filesystem = located(file.name)
         with self._readable():
-            self._file: pq.ParquetFile = arrow.parquet.ParquetFile(path, filesystem=filesystem)
+            self._file: pq.ParquetFile = arrow.parquet.ParquetFile(
+                path, filesystem=filesystem, coerce_int96_timestamp_unit=INT96_UNIT
+            )
         schema: pa.Schema = self._file.schema_arrow
         self._places = {field.name: place for place, field in enumerate(schema)}
         if len(self._places) < len(schema):

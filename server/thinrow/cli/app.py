@@ -12,6 +12,7 @@ from rich.table import Table
 from thinrow.cli.online import commands as online_commands
 from thinrow.cli.options import (
     Ca,
+    CadenceOffset,
     CallsMax,
     Cert,
     ConnectionsMax,
@@ -27,6 +28,7 @@ from thinrow.cli.options import (
     ResponseBytesMax,
     StreamsMax,
     Tenants,
+    TimeUnitOption,
     TlsCert,
     TlsClientCa,
     TlsKey,
@@ -42,6 +44,13 @@ from thinrow.cli.report import (
     out,
     progress_bar,
     readable_bytes,
+)
+from thinrow.cli.times import (
+    print_far_rows,
+    print_outliers,
+    print_ties,
+    print_uncut,
+    time_facts,
 )
 from thinrow.cli.values import parse_duration, parse_time
 
@@ -101,6 +110,8 @@ def compact_command(
             help=f"Also cut a generation at every multiple of this: {DURATION}.",
         ),
     ] = None,
+    cadence_offset: CadenceOffset = "0h",  # type: ignore[assignment]
+    time_unit: TimeUnitOption = None,
     dedup_window: Annotated[
         int,
         typer.Option(
@@ -147,6 +158,8 @@ def compact_command(
             watermark_ts=watermark,
             shards=shards,
             cadence_ms=cadence,
+            cadence_offset_ms=cadence_offset,
+            time_unit=time_unit,
             dedup_window_ms=dedup_window,
             lookback_ms=lookback,
             erase_users=erase,
@@ -161,8 +174,10 @@ def compact_command(
         shown: dict[str, object] = {
             "watermark": readable_time(report.watermark_ts),
             "rows read": report.rows_read,
+            **time_facts(report.times),
             "events added": report.events_added,
             "duplicates dropped": report.duplicates,
+            "events tied: ordered by their traits": report.tied_events,
             "skipped: before the last watermark": report.late,
             "left for later: at or after this watermark": report.left_for_later,
             "events dropped by retention and erasure": report.events_dropped,
@@ -172,6 +187,9 @@ def compact_command(
             "stored": readable_bytes(report.stored_bytes),
         }
         out.print(facts(f"Generation {report.generation} of {store}", shown))
+        print_outliers(report.times)
+        print_uncut(report)
+        print_ties(report)
         if watermark < YEAR_2000_TS:
             out.print("The watermark lies before 2000: times are in milliseconds, not seconds.")
         elif watermark > time.time() * 1000:
@@ -196,13 +214,17 @@ def backfill_command(
         list[Path] | None, typer.Argument(metavar="[MORE_EVENTS]...", help="More event files.")
     ] = None,
     cadence: Annotated[
-        int,
+        int | None,
         typer.Option(
             parser=parse_duration,
             metavar="DURATION",
-            help="Generations were cut at every multiple of this.",
+            help="Refuse a store that was not cut at every multiple of this. [default: the "
+            "store's watermarks are taken as they are]",
+            show_default=False,
         ),
-    ] = "1d",  # type: ignore[assignment]
+    ] = None,
+    cadence_offset: CadenceOffset = "0h",  # type: ignore[assignment]
+    time_unit: TimeUnitOption = None,
     publish_delay: Annotated[
         int,
         typer.Option(
@@ -234,6 +256,8 @@ def backfill_command(
             events=[*events, *(more_events or [])],
             rows=rows,
             cadence_ms=cadence,
+            cadence_offset_ms=cadence_offset,
+            time_unit=time_unit,
             publish_delay_ms=publish_delay,
             lookback_ms=lookback,
             max_length=max_length,
@@ -242,12 +266,15 @@ def backfill_command(
             report = backfill(config, progress)
         shown: dict[str, object] = {
             "thin rows": report.rows,
+            **time_facts(report.times),
             "events carried inside": report.mutable_events,
             "rows before the first generation": report.before_first_generation,
             "rows without digest: history cut or erased": report.without_digest,
             "written": readable_bytes(rows.stat().st_size),
         }
         out.print(facts(str(rows), shown))
+        print_outliers(report.times)
+        print_far_rows(report)
 
 
 @app.command("serve")
@@ -381,6 +408,7 @@ def verify_command(
     order: FatOrder = "oldest-first",
     padding: FatPadding = None,
     padding_value: FatPaddingValue = "0",
+    time_unit: TimeUnitOption = None,
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -395,7 +423,7 @@ def verify_command(
         layout = FatLayout(order=order, padding=padding, padding_value=padding_value)
         access = Access(ca=ca, cert=cert, key=key, token_file=token_file)
         with connected(server, access) as client, progress_bar() as progress:
-            report = verify(client, rows, against, sequence_length, progress, layout)
+            report = verify(client, rows, against, sequence_length, progress, layout, time_unit)
         shown: dict[str, object] = {
             "compared": ", ".join([*report.traits, *report.beside]),
             "rows": report.rows,
@@ -443,7 +471,9 @@ def inspect_command(
         from thinrow.cli.connecting import Access, connected
         from thinrow.cli.history_table import history_table
         from thinrow.client import Projection
+        from thinrow.events.times import check_typed
 
+        check_typed(as_of, "--as-of")
         with connected(server, Access(ca=ca, cert=cert, key=key, token_file=token_file)) as client:
             answer = client.inspect(user, as_of, Projection(limit, traits=_names(traits)))
             groups = client.describe_store().feature_groups
@@ -553,6 +583,8 @@ def slim_command(
     order: FatOrder = "oldest-first",
     padding: FatPadding = None,
     padding_value: FatPaddingValue = "0",
+    cadence_offset: CadenceOffset = "0h",  # type: ignore[assignment]
+    time_unit: TimeUnitOption = None,
     on_disagreement: Annotated[
         Literal["report", "fail"],
         typer.Option(help="Where rows of one user contradict each other: tell, or write nothing."),
@@ -570,6 +602,8 @@ def slim_command(
             schema=schema,
             cadence_ms=cadence,
             layout=FatLayout(order=order, padding=padding, padding_value=padding_value),
+            cadence_offset_ms=cadence_offset,
+            time_unit=time_unit,
             fail_on_disagreement=on_disagreement == "fail",
         )
         run_slim(config)

@@ -138,7 +138,9 @@ class Demo:
         events = sample.events.filter(pl.col("user_id") % recipe.users_every == 0)
         every = math.ceil(len(events) / examples_max)
         requests = requests_every(events, every)
-        events.write_parquet(self.events)
+        # Many events share their time: ids that grow with the log keep its order.
+        in_log_order = events.with_columns(event_id=pl.int_range(len(events), dtype=pl.Int64))
+        in_log_order.write_parquet(self.events)
         requests.write_parquet(self.requests)
         self.schema.write_text(sample.schema)
         self.say(f"{sample.name}: {len(events):,} events of {events['user_id'].n_unique():,} users")
@@ -247,12 +249,13 @@ class Demo:
         pq.write_table(rows.take(np.sort(chosen)), thin)
         requests = pl.read_parquet(thin, columns=["user_id", "request_ts"]).with_row_index("row")
         events = pl.read_parquet(self.events)
-        traits = [name for name in events.columns if name not in ("user_id", "event_ts")]
+        ids = ("user_id", "event_ts", "event_id")
+        traits = [name for name in events.columns if name not in ids]
         histories = (
             requests.lazy()
             .join(events.lazy(), on="user_id")
             .filter(pl.col("event_ts") < pl.col("request_ts"))
-            .sort("row", "event_ts", *traits)
+            .sort("row", "event_ts", "event_id")
             .group_by("row")
             .agg("event_ts", *traits)
         )

@@ -145,9 +145,12 @@ def export_command(
     with one_sentence():
         from thinrow.cli.connecting import Access
         from thinrow.client.online import connect_online
+        from thinrow.events.times import check_typed
         from thinrow.online.export import export_events
         from thinrow.store.times import readable_time
 
+        check_typed(watermark, "--watermark")
+        check_typed(since or 0, "--since")
         access = Access(ca=ca, cert=cert, key=key, token_file=token_file)
         with connect_online(online, access.config()) as client, progress_bar() as progress:
             report = export_events(

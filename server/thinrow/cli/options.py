@@ -48,6 +48,24 @@ Drain = Annotated[
     ),
 ]
 
+# Of what reads times.
+TimeUnitOption = Annotated[
+    Literal["s", "ms", "us", "ns"] | None,
+    typer.Option(
+        "--time-unit",
+        help="Unit of times that are integers. [default: ms, and other units are refused]",
+        show_default=False,
+    ),
+]
+CadenceOffset = Annotated[
+    int,
+    typer.Option(
+        parser=parse_duration,
+        metavar="DURATION",
+        help="Move the cadence's cuts from midnight UTC: 5h for 05:00.",
+    ),
+]
+
 # Of what connects.
 Ca = Annotated[
     Path | None, typer.Option(help="PEM file: the server must show a certificate of these.")

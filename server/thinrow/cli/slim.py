@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 from thinrow.cli.report import EXIT_FAILED, facts, out, progress_bar, readable_bytes
+from thinrow.cli.times import print_outliers, time_facts
 from thinrow.migration import SlimConfig, slim
 from thinrow.store.times import readable_time
 
@@ -30,6 +31,7 @@ def run_slim(config: SlimConfig) -> None:
     with progress_bar() as progress:
         report = slim(config, progress)
     out.print(facts(config.rows.name, figures(report)))
+    print_outliers(report.times)
     if report.facts.rows_disagreeing:
         out.print(*disagreements(report), sep="\n")
     if not report.written:
@@ -38,8 +40,11 @@ def run_slim(config: SlimConfig) -> None:
     out.print("Then build the store that the rows point at:")
     command = (
         f"thinrow compact {config.events} --store STORE --schema {config.written_schema} "
-        f"--cadence {duration(config.cadence_ms)} --watermark {report.watermark_ts}"
+        f"--cadence {duration(config.cadence_ms)} "
     )
+    if config.cadence_offset_ms:
+        command += f"--cadence-offset {duration(config.cadence_offset_ms)} "
+    command += f"--watermark {report.watermark_ts}"
     out.print(f"    {command}", soft_wrap=True, markup=False)
 
 
@@ -48,6 +53,7 @@ def figures(report: SlimReport) -> dict[str, object]:
     found = report.facts
     shown: dict[str, object] = {
         "fat rows, and thin rows": found.rows,
+        **time_facts(report.times),
         "events in fat rows": found.fat_events,
         "events, each once": found.events,
         "copies of an event": f"{found.fat_events / max(found.events, 1):.1f}",

@@ -12,7 +12,8 @@ from thinrow.cli.fat_rows import STATUS_COLUMN, status_name, stream_rows, to_arr
 from thinrow.cli.same_values import IncomparableError, differing
 from thinrow.client import Projection, row_count
 from thinrow.errors import InputError
-from thinrow.events.canonical import open_parquet, read_batches, times_ms, user_ids
+from thinrow.events.canonical import open_parquet, read_batches, user_ids
+from thinrow.events.times import TimeUnit, times_ms
 from thinrow.migration.fat import WRITTEN, is_list
 from thinrow.migration.layout import FatLayout, LayoutTally
 from thinrow.store.narrow import starts_of
@@ -72,11 +73,13 @@ def verify(
     sequence_length: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
     layout: FatLayout | None = None,
+    time_unit: TimeUnit | None = None,
 ) -> VerifyReport:
     """Materializes ``rows`` and compares every event with ``fat``, which has the same row order.
 
     Columns beside the lists are compared where both files have them. Values are compared as
-    numbers, moments and texts, whatever types hold them.
+    numbers, moments and texts, whatever types hold them; ``time_unit`` is that of times in ``fat``
+    that are integers, milliseconds where it is None.
 
     Raises:
         InputError: the files cannot be compared, or ``fat`` has another layout than ``layout``.
@@ -114,21 +117,24 @@ def verify(
     parts = _Reader(fat, file, [*KEYS, *report.traits, *report.beside])
     tally = LayoutTally(layout or FatLayout())
     for batch, table in stream_rows(client, rows, projection):
-        part = _laid_out(parts.read(len(batch)), report.traits, tally, fat)
-        _compare(batch, table, part, report, fat)
+        part = _laid_out(parts.read(len(batch)), report.traits, tally, fat, time_unit)
+        _compare(batch, table, part, report, fat, time_unit)
         progress("Comparing rows", report.rows, total)
     tally.check_padding(fat)
     tally.check_direction(fat)
     return report
 
 
-def _laid_out(fat: pa.Table, traits: list[str], tally: LayoutTally, path: Path) -> pa.Table:
-    """Fat rows with their lists oldest first and without padding, and keys as integers.
+def _laid_out(
+    fat: pa.Table, traits: list[str], tally: LayoutTally, path: Path, unit: TimeUnit | None
+) -> pa.Table:
+    """Fat rows with their lists oldest first and without padding; keys and times as integers, ms.
 
     Raises InputError if a layout shows that was not named.
     """
     users = user_ids(path, _whole(path, fat.column("user_id"), "user_id"))
-    times = times_ms(path, _whole(path, fat.column("request_ts"), "request_ts"), "request_ts")
+    requested = _whole(path, fat.column("request_ts"), "request_ts")
+    times = times_ms(path, requested, "request_ts", unit=unit)
     for name, column in (("user_id", users), ("request_ts", times)):
         fat = fat.set_column(fat.column_names.index(name), name, column)
     columns = {trait: one_chunk(fat.column(trait)) for trait in traits}
@@ -140,7 +146,9 @@ def _laid_out(fat: pa.Table, traits: list[str], tally: LayoutTally, path: Path) 
     lists = layout.lists(path, columns, users.to_numpy(), times.to_numpy())
     if "event_ts" in columns:
         events = pa.chunked_array([lists.columns["event_ts"]])
-        event_ts = times_ms(path, _whole(path, events, "event_ts"), "event_ts", nullable=True)
+        event_ts = times_ms(
+            path, _whole(path, events, "event_ts"), "event_ts", unit=unit, nullable=True
+        )
         tally.add(lists, event_ts.fill_null(0).to_numpy(), users.to_numpy(), times.to_numpy())
         tally.check_times(path)
     if converts:
@@ -191,7 +199,12 @@ class _Reader:
 
 
 def _compare(
-    batch: Batch, table: pa.Table, fat: pa.Table, report: VerifyReport, path: Path
+    batch: Batch,
+    table: pa.Table,
+    fat: pa.Table,
+    report: VerifyReport,
+    path: Path,
+    unit: TimeUnit | None,
 ) -> None:
     keys = {key: table.column(key).to_numpy() for key in KEYS}
     for key, ours in keys.items():
@@ -201,7 +214,8 @@ def _compare(
             row = int(misplaced[0])
             raise InputError(
                 f"Row {report.rows + row} is of {key} {ours[row]} among the thin rows and of "
-                f"{theirs[row]} in {path}; sort both files alike."
+                f"{theirs[row]} in {path}; sort both files alike, and name the --time-unit of "
+                f"integer times if it is not ms."
             )
     differs = np.zeros(len(batch), dtype=np.bool_)
 
@@ -233,7 +247,7 @@ def _compare(
         for row in np.flatnonzero(comparable & (lengths != ours)).tolist():
             note(row, f"{trait}: length", lengths[row], ours[row])
         same = np.flatnonzero(comparable & (lengths == ours))
-        theirs_flat, ours_flat = _aligned(batch, column, trait, same, path)
+        theirs_flat, ours_flat = _aligned(batch, column, trait, same, path, unit)
         unequal = np.flatnonzero(_differing(path, trait, theirs_flat, ours_flat))
         owner = np.repeat(same, ours[same])
         starts = np.repeat(np.cumsum(ours[same]) - ours[same], ours[same])
@@ -255,7 +269,12 @@ def _compare(
 
 
 def _aligned(
-    batch: Batch, column: pa.Array, trait: str, rows: NDArray[np.int64], path: Path
+    batch: Batch,
+    column: pa.Array,
+    trait: str,
+    rows: NDArray[np.int64],
+    path: Path,
+    unit: TimeUnit | None,
 ) -> tuple[pa.Array, pa.Array]:
     """The events of some rows, as one side has them and as the other, of one type."""
     ours = to_arrow(batch, trait)
@@ -264,9 +283,10 @@ def _aligned(
     ours_flat = pc.list_flatten(whole.take(pa.array(rows)))
     if pa.types.is_dictionary(theirs_flat.type):
         theirs_flat = theirs_flat.dictionary_decode()
-    if trait in TIMES and pa.types.is_temporal(theirs_flat.type):
+    is_counted = pa.types.is_integer(theirs_flat.type) and unit is not None
+    if trait in TIMES and (is_counted or pa.types.is_temporal(theirs_flat.type)):
         # A store keeps milliseconds, as slim rounds times down to them.
-        times = times_ms(path, pa.chunked_array([theirs_flat]), trait, nullable=True)
+        times = times_ms(path, pa.chunked_array([theirs_flat]), trait, unit=unit, nullable=True)
         return one_chunk(times), ours_flat
     return _rounded(theirs_flat, ours_flat.type), ours_flat
 

@@ -37,6 +37,7 @@ from thinrow.events.canonical import (
 from thinrow.events.exported import check_exports
 from thinrow.events.order import planned_cuts
 from thinrow.events.split import Progress, SplitEvents, split_events
+from thinrow.events.times import TimeReader, TimeSpan, TimeUnit, check_watermark
 from thinrow.schema import Schema, evolve, read_schema
 from thinrow.store.generation import Generation
 from thinrow.store.hashing import shard_of
@@ -53,6 +54,7 @@ from thinrow.store.manifest import (
     write_manifest,
 )
 from thinrow.store.shard import fsync, storage_error
+from thinrow.store.times import Cadence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,6 +89,10 @@ class CompactionConfig:
     """Shards of a new store (SHARDS_DEFAULT); a store keeps the number it was built with."""
     cadence_ms: int | None = None
     """Also cuts at every multiple of this up to the watermark; None: at the watermark only."""
+    cadence_offset_ms: int = 0
+    """Moves those cuts: from midnight UTC to 05:00 with five hours."""
+    time_unit: TimeUnit | None = None
+    """Unit of times that are integers; None: milliseconds, other units are refused."""
     dedup_window_ms: int = DEDUP_WINDOW_MS
     """How far before the last watermark duplicates are looked for in stored histories."""
     lookback_ms: int | None = None
@@ -106,7 +112,7 @@ class CompactionConfig:
                 self.shards is None or 1 <= self.shards <= SHARDS_MAX,
                 f"--shards from 1 to {SHARDS_MAX}",
             ),
-            (self.cadence_ms is None or self.cadence_ms > 0, "--cadence longer than 0"),
+            (self.cadence_ms is not None or not self.cadence_offset_ms, "--cadence too"),
             (self.lookback_ms is None or self.lookback_ms > 0, "--lookback longer than 0"),
             (self.dedup_window_ms >= 0, "--dedup-window of 0 or more"),
             (self.keep is None or self.keep >= 1, "--keep of at least 1"),
@@ -114,6 +120,16 @@ class CompactionConfig:
         for holds, wanted in checks:
             if not holds:
                 raise UsageError(f"Compaction needs {wanted}.")
+        check_watermark(self.watermark_ts)
+        if self.cadence is not None:
+            self.cadence.check("Compaction")
+
+    @property
+    def cadence(self) -> Cadence | None:
+        """The grid of cuts."""
+        if self.cadence_ms is None:
+            return None
+        return Cadence(self.cadence_ms, self.cadence_offset_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +156,12 @@ class CompactionReport:
     stored_bytes: int = 0
     ignored_columns: list[str] = field(default_factory=list)
     """Input columns that the schema does not list."""
+    times: dict[str, TimeSpan] = field(default_factory=dict)
+    """What was read of each time column."""
+    tied_events: int = 0
+    """Events added whose order only their traits decide, as the input does not tell it."""
+    uncut_ms: int = 0
+    """Span of this run's arrivals that has no watermark inside; 0 with a cadence."""
 
 
 def compact(config: CompactionConfig, progress: Progress = lambda *_: None) -> CompactionReport:
@@ -191,6 +213,8 @@ def _compact(
         lookback_ms=config.lookback_ms,
         dedup_window_ms=config.dedup_window_ms,
         accept_late=config.accept_late,
+        cadence_offset_ms=config.cadence_offset_ms,
+        time_unit=config.time_unit,
     )
     if previous is not None and config.watermark_ts <= previous.watermark_ts:
         return _already_there(config, previous, schema, run)
@@ -201,12 +225,13 @@ def _compact(
     _remove_leftovers(config.store)
     try:
         building.mkdir()
-        split = split_events(files, schema, shards, building / "events", progress)
+        times = TimeReader(config.time_unit)
+        split = split_events(files, schema, shards, building / "events", times, progress)
         cuts = planned_cuts(
             None if previous is None else previous.watermark_ts,
-            split.earliest_arrival_ts,
+            split.arrivals.start_ts,
             config.watermark_ts,
-            config.cadence_ms,
+            config.cadence,
         )
         totals, summaries = _write_shards(config, previous, schema, cuts, split, erased, progress)
         shutil.rmtree(building / "events")
@@ -245,7 +270,19 @@ def _compact(
         user_count=manifest.user_count,
         stored_bytes=manifest.stored_bytes,
         ignored_columns=sorted(ignored),
+        times=times.spans,
+        tied_events=sum(counts.tied for counts in totals),
+        uncut_ms=_uncut_ms(config, previous, split.arrivals),
     )
+
+
+def _uncut_ms(config: CompactionConfig, previous: Generation | None, arrivals: TimeSpan) -> int:
+    if config.cadence is not None or arrivals.start_ts is None:
+        return 0
+    start_ts = arrivals.start_ts
+    if previous is not None:
+        start_ts = max(start_ts, previous.watermark_ts)
+    return max(min(arrivals.latest_ts, config.watermark_ts) - start_ts, 0)
 
 
 def _write_shards(

@@ -16,6 +16,7 @@ from thinrow.events.order import (
     Cuts,
     ordered,
     placed,
+    tied_events,
     with_late_accepted,
     without_duplicates,
 )
@@ -81,6 +82,8 @@ class ShardCounts:
     left_for_later: int = 0
     events_added: int = 0
     events_dropped: int = 0
+    tied: int = 0
+    """Events added whose order only their traits decide."""
 
 
 def write_shard(
@@ -102,6 +105,7 @@ def write_shard(
     assert isinstance(frame, pl.DataFrame)
     frame = _admitted(frame, previous, task, counts)
     frame = ordered(placed(frame, task.cuts), task.schema)
+    counts.tied = tied_events(frame)
     horizon_ts = NEVER_TS
     if task.lookback_ms is not None:
         horizon_ts = task.cuts.watermark_ts - task.lookback_ms

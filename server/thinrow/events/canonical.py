@@ -1,8 +1,9 @@
 """Raw events: from Parquet as users write it to one canonical Arrow form.
 
 Canonical columns: ``user_id``, ``event_ts``, ``arrival_ts`` (int64), ``event_id`` (int64, null
-where there is none), then the traits in schema order as integers of their size: floats and bools
-travel as their bits, so that nothing on the way can change them. Only nullable traits hold nulls.
+where there is none), FINER_NS, then the traits in schema order as integers of their size: floats
+and bools travel as their bits, so that nothing on the way can change them. Only nullable traits
+hold nulls.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from thinrow.core.parquet import INT96_UNIT
 from thinrow.errors import InputError
 from thinrow.schema import Schema, Trait, TraitType
 
@@ -20,9 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from thinrow.events.times import TimeReader
+
 BATCH_ROWS = 1 << 18
 ID_COLUMNS = ("user_id", "event_ts", "arrival_ts", "event_id")
-_MS_PER_UNIT = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
+FINER_NS = "event_ts:ns"
+"""The part of ``event_ts`` finer than a millisecond, int32 ns. It orders the events of one
+generation or snapshot among themselves and is not stored. No trait can have this name."""
 
 
 def canonical_type(trait: Trait) -> pa.DataType:
@@ -36,6 +42,7 @@ def canonical_type(trait: Trait) -> pa.DataType:
 def canonical_schema(schema: Schema) -> pa.Schema:
     """Arrow schema of events in canonical form."""
     ids = [pa.field(name, pa.int64()) for name in ID_COLUMNS]
+    ids.append(pa.field(FINER_NS, pa.int32()))
     return pa.schema([*ids, *(pa.field(t.name, canonical_type(t)) for t in schema.traits)])
 
 
@@ -69,7 +76,7 @@ def check_output(out: Path, inputs: Sequence[Path]) -> None:
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Opens a Parquet file. Raises InputError, naming it, where it is none."""
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, coerce_int96_timestamp_unit=INT96_UNIT)
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}; check the name.") from error
     except (pa.ArrowException, OSError) as error:
@@ -109,7 +116,7 @@ def ignored_columns(path: Path, schema: Schema) -> list[str]:
     return [name for name in open_parquet(path).schema_arrow.names if name not in known]
 
 
-def read_events(path: Path, schema: Schema) -> Iterator[pa.Table]:
+def read_events(path: Path, schema: Schema, times: TimeReader) -> Iterator[pa.Table]:
     """Reads one file of events in canonical form, in batches of at most BATCH_ROWS rows.
 
     Raises:
@@ -129,16 +136,18 @@ def read_events(path: Path, schema: Schema) -> Iterator[pa.Table]:
     wanted = [name for name in (*ID_COLUMNS, *schema.by_name) if name in names]
     try:
         for batch in file.iter_batches(BATCH_ROWS, columns=sorted(set(wanted))):
-            yield canonical_table(path, schema, pa.table(batch))
+            yield canonical_table(path, schema, pa.table(batch), times)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
+    times.finish(path)
 
 
-def canonical_table(path: Path, schema: Schema, table: pa.Table) -> pa.Table:
-    event_ts = times_ms(path, table.column("event_ts"), "event_ts")
+def canonical_table(path: Path, schema: Schema, table: pa.Table, times: TimeReader) -> pa.Table:
+    """Events as users write them, in canonical form. Raises InputError."""
+    event_ts, finer_ns = times.read(path, table.column("event_ts"), "event_ts")
     arrival_ts = event_ts
     if "arrival_ts" in table.column_names:
-        arrived = times_ms(path, table.column("arrival_ts"), "arrival_ts", nullable=True)
+        arrived = times.read(path, table.column("arrival_ts"), "arrival_ts", nullable=True).ms
         arrival_ts = pc.coalesce(arrived, event_ts)
     if "event_id" in table.column_names:
         event_id = _cast(path, table.column("event_id"), "event_id", pa.int64())
@@ -148,7 +157,8 @@ def canonical_table(path: Path, schema: Schema, table: pa.Table) -> pa.Table:
     _refuse_nulls(path, user_id, "user_id", "every event needs one")
     traits = [_trait_column(path, table, trait) for trait in schema.traits]
     return pa.Table.from_arrays(
-        [user_id, event_ts, arrival_ts, event_id, *traits], schema=canonical_schema(schema)
+        [user_id, event_ts, arrival_ts, event_id, finer_ns, *traits],
+        schema=canonical_schema(schema),
     )
 
 
@@ -169,34 +179,6 @@ def _fitted(path: Path, column: pa.ChunkedArray, name: str, kind: pa.DataType) -
     except pa.ArrowInvalid as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"{path}: {name} does not fit into {kind}: {reason}.") from error
-
-
-def times_ms(
-    path: Path, column: pa.ChunkedArray, name: str, *, nullable: bool = False
-) -> pa.ChunkedArray:
-    """A time column as int64 milliseconds; finer units are rounded down.
-
-    Raises:
-        InputError: it is neither int64 nor a timestamp, or holds nulls and must not.
-    """
-    if not nullable:
-        _refuse_nulls(path, column, name, "every row needs one")
-    if pa.types.is_timestamp(column.type):
-        times, per_unit = _MS_PER_UNIT[column.type.unit]
-        ticks = column.cast(pa.int64())
-        if times > 1:
-            return pc.multiply_checked(ticks, times)
-        if per_unit > 1:
-            # Integer division rounds towards zero; times before 1970 must go down as well.
-            whole = pc.divide(ticks, per_unit)
-            below = pc.less(ticks, pc.multiply(whole, per_unit))
-            return pc.subtract(whole, below.cast(pa.int64()))
-        return ticks
-    if not pa.types.is_integer(column.type):
-        raise InputError(
-            f"{path}: {name} is {column.type}; it must be int64 milliseconds or a timestamp."
-        )
-    return _cast(path, column, name, pa.int64())
 
 
 def _trait_column(path: Path, table: pa.Table, trait: Trait) -> pa.ChunkedArray:

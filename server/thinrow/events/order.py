@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 from thinrow.errors import UsageError
+from thinrow.events.canonical import FINER_NS
 from thinrow.schema import TraitType
+from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
     from thinrow.schema import Schema, Trait
+    from thinrow.store.times import Cadence
 
 CUTS_MAX = 1_000_000
 """Generations that one run may cut."""
@@ -38,28 +41,28 @@ class Cuts:
 
 
 def planned_cuts(
-    previous_ts: int | None,
-    earliest_arrival_ts: int | None,
-    watermark_ts: int,
-    cadence_ms: int | None,
+    previous_ts: int | None, start_ts: int | None, watermark_ts: int, cadence: Cadence | None
 ) -> Cuts:
-    """Cuts at every multiple of the cadence since the epoch, and at ``watermark_ts`` at the end.
+    """Cuts at every point of the cadence's grid, and at ``watermark_ts`` at the end.
 
-    A first build starts with the first multiple after the earliest arrival (and after 1970, since
-    0 stands for no lookback in pointers). Raises UsageError
-    where there would be more than CUTS_MAX.
+    A first build starts with the first point after ``start_ts``, where its arrivals begin (and
+    after 1970, since 0 stands for no lookback in pointers).
+
+    Raises:
+        UsageError: There would be more than CUTS_MAX.
     """
     watermarks = [watermark_ts]
-    floor_ts = earliest_arrival_ts if previous_ts is None else previous_ts
-    if cadence_ms is not None and floor_ts is not None and floor_ts < watermark_ts:
-        first = (max(floor_ts, 0) // cadence_ms + 1) * cadence_ms
-        count = -((first - watermark_ts) // cadence_ms) + 1
-        if count > CUTS_MAX:  # before they fill the memory: a time in nanoseconds is a slip away
+    floor_ts = start_ts if previous_ts is None else previous_ts
+    if cadence is not None and floor_ts is not None and floor_ts < watermark_ts:
+        first = cadence.at_or_before(max(floor_ts, 0)) + cadence.length_ms
+        count = -((first - watermark_ts) // cadence.length_ms) + 1
+        if count > CUTS_MAX:  # before they fill the memory
             raise UsageError(
-                f"--cadence would cut {count} generations; at most {CUTS_MAX} are supported, so "
-                f"use a longer cadence, and check that --watermark is in milliseconds."
+                f"--cadence would cut {count} generations from {readable_time(first)} to "
+                f"{readable_time(watermark_ts)}; at most {CUTS_MAX} are supported, so use a longer "
+                f"cadence, and check that the times and --watermark are in milliseconds."
             )
-        watermarks = [*range(first, watermark_ts, cadence_ms), watermark_ts]
+        watermarks = [*range(first, watermark_ts, cadence.length_ms), watermark_ts]
     return Cuts(previous_ts=previous_ts, watermarks=np.array(watermarks, dtype=np.int64))
 
 
@@ -77,7 +80,8 @@ def without_duplicates(events: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     repeated = events.filter(
         pl.col("event_id").is_not_null() & pl.struct("user_id", "event_id").is_duplicated()
     )
-    order = order_by(repeated, ["user_id", "event_id", "arrival_ts", "event_ts"], schema.traits)
+    keys = ["user_id", "event_id", "arrival_ts", "event_ts", FINER_NS]
+    order = order_by(repeated, keys, schema.traits)
     repeated = repeated[order]
     later = repeated.filter(~pl.struct("user_id", "event_id").is_first_distinct())
     return events.join(later.select("row"), on="row", how="anti").drop("row")
@@ -110,10 +114,19 @@ def ordered(events: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     if len(places):
         run = np.cumsum(~like_previous)[places]
         tied = order[places]
-        others = ["event_ts", "event_id"]
+        others = ["event_ts", FINER_NS, "event_id"]
         order[places] = tied[order_by(events[tied], others, schema.traits, first=[run])]
     # Rows of many pieces are gathered slowly.
     return events.rechunk()[order]
+
+
+def tied_events(events: pl.DataFrame) -> int:
+    """Counts events of an ordered frame whose place only their traits decide."""
+    same = np.ones(max(len(events) - 1, 0), dtype=bool)
+    for name in ("user_id", "visible_ts", "event_ts", FINER_NS, "event_id"):
+        for key in _number_keys(events[name]):
+            same &= key[1:] == key[:-1]
+    return int((np.append(same, False) | np.append(False, same))[: len(events)].sum())
 
 
 def order_by(

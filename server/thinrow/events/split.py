@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from thinrow.events.canonical import canonical_schema, open_parquet, read_events
+from thinrow.events.times import TimeSpan
 from thinrow.store.hashing import shard_of
 from thinrow.store.narrow import starts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from thinrow.events.times import TimeReader
     from thinrow.schema import Schema
 
 Progress = Callable[[str, int, int], None]
@@ -32,8 +33,7 @@ class SplitEvents:
     folder: Path
     shards: int
     rows: int
-    earliest_arrival_ts: int | None
-    """None where there are no events."""
+    arrivals: TimeSpan
 
     def read(self, shard: int) -> pa.Table:
         """The events of one shard, in no order."""
@@ -42,7 +42,12 @@ class SplitEvents:
 
 
 def split_events(
-    files: Sequence[Path], schema: Schema, shards: int, folder: Path, progress: Progress
+    files: Sequence[Path],
+    schema: Schema,
+    shards: int,
+    folder: Path,
+    times: TimeReader,
+    progress: Progress,
 ) -> SplitEvents:
     """Reads Parquet files of events and writes them by shard into ``folder``, which it makes.
 
@@ -52,7 +57,7 @@ def split_events(
     folder.mkdir()
     total = sum(open_parquet(file).metadata.num_rows for file in files)
     rows = 0
-    earliest: list[int] = []
+    arrivals = TimeSpan()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with ExitStack() as stack:
         writers = [
@@ -66,7 +71,7 @@ def split_events(
             for shard in range(shards)
         ]
         for file in files:
-            for table in read_events(file, schema):
+            for table in read_events(file, schema, times):
                 if not table.num_rows:
                     continue
                 owners = shard_of(table.column("user_id").to_numpy(), shards)
@@ -78,8 +83,6 @@ def split_events(
                     if first < last:
                         writers[shard].write_table(by_shard.slice(first, last - first))
                 rows += table.num_rows
-                earliest.append(pc.min(table.column("arrival_ts")).as_py())
+                arrivals.add(TimeSpan.of(table.column("arrival_ts").to_numpy()))
                 progress("Reading events", rows, total)
-    return SplitEvents(
-        folder=folder, shards=shards, rows=rows, earliest_arrival_ts=min(earliest, default=None)
-    )
+    return SplitEvents(folder=folder, shards=shards, rows=rows, arrivals=arrivals)

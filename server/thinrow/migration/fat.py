@@ -18,7 +18,6 @@ from thinrow.events.canonical import (
     canonical_schema,
     canonical_table,
     open_parquet,
-    times_ms,
     user_ids,
 )
 from thinrow.schema import EVENT_ID, EVENT_TS, RESERVED
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from thinrow.events.times import TimeReader, TimeUnit
     from thinrow.migration.layout import FatLayout, LayoutTally
     from thinrow.schema import Schema
 
@@ -196,8 +196,17 @@ def history_columns(path: Path, schema: Schema) -> list[str]:
     return [name for name in ("event_ts", "event_id", *schema.by_name) if name in names]
 
 
+def finest_unit(files: Sequence[Path], unit: TimeUnit | None) -> TimeUnit:
+    """Returns the finest unit of the events' times in some files; ``unit`` is that of integers."""
+    found: list[TimeUnit] = ["ms"]
+    for path in files:
+        kind = open_parquet(path).schema_arrow.field("event_ts").type.value_type
+        found.append(kind.unit if pa.types.is_timestamp(kind) else unit or "ms")
+    return max(found, key=("s", "ms", "us", "ns").index)
+
+
 def fat_batches(
-    piece: Piece, schema: Schema, layout: FatLayout, tally: LayoutTally
+    piece: Piece, schema: Schema, times: TimeReader, layout: FatLayout, tally: LayoutTally
 ) -> Iterator[FatBatch]:
     """Reads a piece, and counts in ``tally`` what shows the layout of its rows.
 
@@ -213,7 +222,8 @@ def fat_batches(
     )
     for batch in _readable(piece.path, batches):
         if len(batch):
-            yield _fat_batch(piece.path, schema, batch, names, layout, tally)
+            yield _fat_batch(piece.path, schema, batch, names, times, layout, tally)
+    times.finish(piece.path)
 
 
 def _readable(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -231,12 +241,13 @@ def _fat_batch(
     schema: Schema,
     batch: pa.RecordBatch,
     names: Sequence[str],
+    times: TimeReader,
     layout: FatLayout,
     tally: LayoutTally,
 ) -> FatBatch:
     table = pa.table(batch)
     users = user_ids(path, table.column("user_id")).to_numpy()
-    request_ts = times_ms(path, table.column("request_ts"), "request_ts").to_numpy()
+    request_ts = times.read(path, table.column("request_ts"), "request_ts").ms.to_numpy()
     columns = {name: batch.column(name) for name in names}
     for name, column in columns.items():
         if column.null_count:
@@ -247,12 +258,10 @@ def _fat_batch(
     lists = layout.lists(path, columns, users, request_ts)
     lengths = lists.lengths
     events = pa.table({"user_id": np.repeat(users, lengths), **lists.columns})
-    tally.add(
-        lists, times_ms(path, events.column("event_ts"), "event_ts").to_numpy(), users, request_ts
-    )
-    tally.check_times(path)
-    frame = pl.from_arrow(canonical_table(path, schema, events))
+    frame = pl.from_arrow(canonical_table(path, schema, events, times))
     assert isinstance(frame, pl.DataFrame)
+    tally.add(lists, frame["event_ts"].to_numpy(), users, request_ts)
+    tally.check_times(path)
     keys = _numbered(event_keys(frame, schema), lengths)
     first = pl.Series(keys).arg_unique().to_numpy()
     return FatBatch(

@@ -19,35 +19,39 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from thinrow.errors import InputError, UsageError
 from thinrow.events.canonical import (
+    FINER_NS,
     canonical_type,
     check_output,
     from_canonical,
     open_parquet,
     parquet_files,
-    times_ms,
 )
+from thinrow.events.times import TimeReader, TimeSpan, TimeUnit
 from thinrow.migration.fat import (
     Piece,
     derived_schema,
     event_schema,
     fat_batches,
+    finest_unit,
     history_columns,
     passing_columns,
     pieces,
 )
 from thinrow.migration.layout import FatLayout, LayoutTally
 from thinrow.migration.scratch import Scratch, locked_folder
-from thinrow.migration.stitch import Disagreement, Facts, FatRows, Stitched
+from thinrow.migration.stitch import HIGHEST_TS, Disagreement, Facts, FatRows, Stitched
 from thinrow.online.backfill import DAY_MS, UIH_TYPE, mutable_type
 from thinrow.online.rows_file import thin_rows_writer
 from thinrow.schema import parse_schema
 from thinrow.store.hashing import shard_of
 from thinrow.store.narrow import ranges, starts_of
 from thinrow.store.shard import storage_error
+from thinrow.store.times import Cadence
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,8 +65,10 @@ PARTITIONS_MAX = 512
 OUTPUT_ROWS = 1 << 14
 """Rows in a row group of thin rows."""
 FINGERPRINT_BYTES = 1 << 16
-VERSION = 1
+VERSION = 2
 """Of what lies in the scratch folder."""
+
+NS_PER_MS = 1_000_000
 
 ROWS = pa.schema([(name, pa.int64()) for name in ("row", "user_id", "request_ts", "length")])
 KEYS = pa.schema([("key", pa.uint64())])
@@ -82,6 +88,10 @@ class SlimConfig:
     """TOML file of feature groups; None derives one and writes it beside the events."""
     cadence_ms: int = DAY_MS
     """Generations are to be cut at every multiple of this since the epoch."""
+    cadence_offset_ms: int = 0
+    """Moves those cuts, as for compaction."""
+    time_unit: TimeUnit | None = None
+    """Unit of times that are integers; None: milliseconds, other units are refused."""
     layout: FatLayout = field(default_factory=FatLayout)
     """How lists stand in the fat rows."""
     fail_on_disagreement: bool = False
@@ -89,10 +99,14 @@ class SlimConfig:
 
     def __post_init__(self) -> None:
         """Raises UsageError for values that make no sense."""
-        if self.cadence_ms <= 0:
-            raise UsageError("Slim needs --cadence longer than 0.")
+        self.cadence.check("Slim")
         if self.events == self.rows:
             raise UsageError("--out-events and --out-rows are one file; name two.")
+
+    @property
+    def cadence(self) -> Cadence:
+        """The grid of cuts."""
+        return Cadence(self.cadence_ms, self.cadence_offset_ms)
 
     @property
     def written_schema(self) -> Path:
@@ -112,6 +126,8 @@ class SlimReport:
     watermark_ts: int
     """What to compact the events to: the rows point at nothing later."""
     written: bool
+    times: dict[str, TimeSpan]
+    """What was read of each time column."""
 
 
 def slim(config: SlimConfig, progress: Progress = lambda *_: None) -> SlimReport:
@@ -164,6 +180,8 @@ class _Run:
         self.pieces = pieces(files)
         events = sum(piece.events for piece in self.pieces)
         self.partitions = min(events // PARTITION_EVENTS + 1, PARTITIONS_MAX)
+        self.ids_given = any("event_id" in history_columns(file, schema) for file in files)
+        self.times: dict[str, TimeSpan] = {}
         self.scratch = Scratch(
             folder,
             {
@@ -171,7 +189,8 @@ class _Run:
                 "files": [_fingerprint(file) for file in files],
                 "pieces": [[str(piece.path), str(piece.row_groups)] for piece in self.pieces],
                 "schema": schema.to_json(),
-                "cadence_ms": config.cadence_ms,
+                "cadence": asdict(config.cadence),
+                "time_unit": config.time_unit,
                 "layout": asdict(config.layout),
                 "partitions": self.partitions,
             },
@@ -184,17 +203,18 @@ class _Run:
         written = not (self.config.fail_on_disagreement and facts.rows_disagreeing)
         if written:
             self._write()
-        cadence_ms = self.config.cadence_ms
-        last = max(facts.last_request_ts // cadence_ms, 1)
+        cadence = self.config.cadence
+        last = max(int(cadence.number(self.last_request_ts)), 1)
         if facts.events:
-            last = max(last, facts.first_generation + 1)
+            last = max(last, _first_generation([facts]) + 1)
         return SlimReport(
             facts=facts,
             fat_bytes=sum(file.stat().st_size for file in self.files),
             event_bytes=self.config.events.stat().st_size if written else 0,
             row_bytes=self.config.rows.stat().st_size if written else 0,
-            watermark_ts=last * cadence_ms,
+            watermark_ts=cadence.start_of(last),
             written=written,
+            times=self.times,
         )
 
     def _split(self) -> None:
@@ -202,16 +222,28 @@ class _Run:
         total, done = sum(piece.events for piece in self.pieces), 0
         for number, piece in enumerate(self.pieces):
             self.progress("Reading fat events", done, total)
-            self.scratch.part(_piece(number), partial(self._read, piece))
+            folder = self.scratch.part(_piece(number), partial(self._read, piece))
+            spans = json.loads((folder / "times.json").read_text(encoding="utf-8"))
+            for name, span in spans.items():
+                self.times.setdefault(name, TimeSpan()).add(TimeSpan(**span))
             done += piece.events
             self.progress("Reading fat events", done, total)
+
+    @property
+    def last_request_ts(self) -> int:
+        """The last plausible request, ms, or the last one where none is plausible."""
+        span = self.times["request_ts"]
+        return span.latest_ts if span.latest_plausible_ts is None else span.latest_plausible_ts
 
     def _read(self, piece: Piece, folder: Path) -> None:
         layout = self.config.layout
         tally = LayoutTally(layout)
-        batches = list(fat_batches(piece, self.schema, layout, tally))
+        times = TimeReader(self.config.time_unit)
+        batches = list(fat_batches(piece, self.schema, times, layout, tally))
         tally.check_padding(piece.path)
         tally.check_order(piece.path)
+        spans = {name: asdict(span) for name, span in times.spans.items()}
+        (folder / "times.json").write_text(json.dumps(spans), encoding="utf-8")
         user_ids = np.concatenate([batch.user_ids for batch in batches])
         request_ts = np.concatenate([batch.request_ts for batch in batches])
         lengths = np.concatenate([batch.lengths for batch in batches])
@@ -243,9 +275,9 @@ class _Run:
         for number in range(self.partitions):
             self.progress("Stitching histories", number, self.partitions)
             found.append(self._stitched(number, -1))
-        first = min(facts.first_generation for facts in found)
+        first = _first_generation(found)
         for number, facts in enumerate(found):
-            if facts.earliest_below == first:
+            if facts.earliest_below == first or facts.lowest_generation < first:
                 found[number] = self._stitched(number, first)
         self.progress("Stitching histories", self.partitions, self.partitions)
         return _sum(found)
@@ -273,13 +305,16 @@ class _Run:
             lengths=table.column("length").to_numpy(),
             keys=np.concatenate([column.to_numpy() for column in keys]),
             events=events.unique("key", keep="first", maintain_order=True),
-            ids_given=any("event_id" in history_columns(file, self.schema) for file in self.files),
+            ids_given=self.ids_given,
         )
         fat, order = fat.sorted()
-        stitched = Stitched(fat, self.schema, self.config.cadence_ms, first)
+        stitched = Stitched(fat, self.schema, self.config.cadence, self.last_request_ts, first)
         history = stitched.history.drop("key", "code", "visible_ts", "generation", "seen_ts")
         with pa.OSFile(str(folder / "events.arrow"), "wb") as sink:
             written = self._events(history)
+            if self.ids_given:
+                unit = finest_unit(self.files, self.config.time_unit)
+                written = _with_finer(written, history[FINER_NS].to_arrow(), unit)
             with pa.ipc.new_file(sink, written.schema, options=_compressed()) as writer:
                 writer.write_table(written)
         place = np.empty_like(order)
@@ -383,9 +418,10 @@ class _Run:
         table = open_parquet(path).read_row_groups(
             list(piece.row_groups), passing_columns(path, self.schema)
         )
+        reader = TimeReader(self.config.time_unit)
         for name, column in (
             ("user_id", table.column("user_id").cast(pa.int64())),
-            ("request_ts", times_ms(path, table.column("request_ts"), "request_ts")),
+            ("request_ts", reader.read(path, table.column("request_ts"), "request_ts").ms),
         ):
             table = table.set_column(table.column_names.index(name), name, column)
         return table
@@ -397,10 +433,8 @@ def _sum(found: list[Facts]) -> Facts:
     for facts in found:
         for item in fields(Facts):
             ours, theirs = getattr(total, item.name), getattr(facts, item.name)
-            if item.name in ("first_generation", "earliest_below"):
+            if item.name in ("first_generation", "lowest_generation", "earliest_below"):
                 setattr(total, item.name, min(ours, theirs))
-            elif item.name == "last_request_ts":
-                total.last_request_ts = max(ours, theirs)
             elif item.name == "disagreements":
                 total.disagreements = {
                     kind: ours.get(kind, 0) + theirs.get(kind, 0) for kind in {**ours, **theirs}
@@ -408,6 +442,24 @@ def _sum(found: list[Facts]) -> Facts:
             else:
                 setattr(total, item.name, ours + theirs)
     return total
+
+
+def _first_generation(found: list[Facts]) -> int:
+    """The earliest generation of all users: compaction starts where the times are plausible."""
+    first = min(facts.first_generation for facts in found)
+    lowest = min(facts.lowest_generation for facts in found)
+    return lowest if first == HIGHEST_TS else first
+
+
+def _with_finer(events: pa.Table, finer_ns: pa.Array, unit: TimeUnit) -> pa.Table:
+    """Puts back what event times had finer than a millisecond: it orders events before ids do."""
+    ns_per_tick = {"us": 1000, "ns": 1}.get(unit)
+    if ns_per_tick is None:
+        return events
+    ms = pc.multiply_checked(events.column("event_ts"), NS_PER_MS // ns_per_tick)
+    ticks = pc.add_checked(ms, pc.divide(finer_ns, ns_per_tick))
+    times = ticks.cast(pa.timestamp(unit, "UTC"))
+    return events.set_column(events.column_names.index("event_ts"), "event_ts", times)
 
 
 def _piece(number: int) -> str:

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 from thinrow.compaction.rewrite import to_values
+from thinrow.events.canonical import FINER_NS
 from thinrow.events.order import ordered
+from thinrow.events.times import TimeSpan
 from thinrow.schema import EVENT_ID, EVENT_TS, VISIBLE_TS
 from thinrow.store.digest import digest_fields
 from thinrow.store.hashing import close_digest, event_digests
@@ -32,6 +34,7 @@ from thinrow.store.narrow import ranges, starts_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.schema import Schema
+    from thinrow.store.times import Cadence
 
 FIRST_ID = -(1 << 62)
 """Ids of events that have none begin here: far from those that people give."""
@@ -108,24 +111,33 @@ class Facts:
     """By kind: how many events, or places in rows."""
     examples: list[Disagreement] = field(default_factory=list)
     first_generation: int = np.iinfo(np.int64).max
-    """The earliest one, as a multiple of the cadence; int64's maximum where there are no events."""
+    """The earliest one with a plausible arrival, by its number in the cadence's grid; int64's
+    maximum where there are none."""
+    lowest_generation: int = np.iinfo(np.int64).max
+    """The earliest one with any event."""
     earliest_below: int = np.iinfo(np.int64).max
     """The earliest one with an event that happened before it."""
-    last_request_ts: int = LOWEST_TS
 
 
 class Stitched:
     """What comes out: histories, and of each row a pointer and what it carries."""
 
     def __init__(
-        self, rows: FatRows, schema: Schema, cadence_ms: int, first_generation: int
+        self,
+        rows: FatRows,
+        schema: Schema,
+        cadence: Cadence,
+        last_request_ts: int,
+        first_generation: int,
     ) -> None:
         """Stitches rows that are sorted by user and time.
 
-        first_generation: number of the earliest generation of all users, whose lower end is open;
-        -1 where it is not known yet.
+        last_request_ts: no pointer ends later.
+        first_generation: number of the earliest generation of all users, whose lower end is open
+        and which takes what seems to have arrived before; -1 where it is not known yet.
         """
-        self.rows, self.schema, self.cadence_ms = rows, schema, cadence_ms
+        self.rows, self.schema, self.cadence = rows, schema, cadence
+        self.last_request_ts = last_request_ts
         self.starts = starts_of(rows.lengths)
         self.row_of = np.repeat(np.arange(len(rows.lengths)), rows.lengths)
         codes = pl.DataFrame({"key": rows.keys}).join(
@@ -182,12 +194,12 @@ class Stitched:
         newer = user[1:] == user[:-1]
         # A history's times descend only where one generation ends and the next begins.
         descents = np.cumsum(np.append(0, newer & (event_ts[1:] < event_ts[:-1])))[: len(user)]
-        latest = self._generation(seen_ts - 1)
+        latest = self.cadence.number(seen_ts - 1)
         bounds = pl.DataFrame(
             {
                 "user": user,
                 "latest": latest - descents,
-                "wanted": self._generation(lower_ts) - descents,
+                "wanted": self.cadence.number(lower_ts) - descents,
             }
         )
         steps = bounds.select(
@@ -195,14 +207,18 @@ class Stitched:
             .cum_max()
             .over("user")
         ).to_series()
-        generation = np.maximum(steps.to_numpy() + descents, 0)
-        start_ts = np.where(generation > 0, generation * self.cadence_ms, LOWEST_TS)
-        end_ts = np.minimum((generation + 1) * self.cadence_ms, seen_ts)
+        generation = np.maximum(steps.to_numpy() + descents, max(first_generation, 0))
+        start_ts = np.where(generation > 0, self.cadence.start_of(generation), LOWEST_TS)
+        end_ts = np.minimum(self.cadence.start_of(generation + 1), seen_ts)
         arrival_ts = np.maximum(np.minimum(lower_ts, end_ts - 1), start_ts)
         self.lowest_generation = int(generation.min(initial=HIGHEST_TS))
-        below = (event_ts < generation * self.cadence_ms) & (generation > 0)
+        earliest_ts = TimeSpan.of(arrival_ts).earliest_plausible_ts
+        self.first_generation = HIGHEST_TS
+        if earliest_ts is not None:
+            self.first_generation = int(self.cadence.number(earliest_ts))
+        below = (event_ts < start_ts) & (generation > 0)
         self.lowest_below = int(generation[below].min(initial=HIGHEST_TS))
-        clamped = np.minimum(event_ts, (generation + 1) * self.cadence_ms - 1)
+        clamped = np.minimum(event_ts, self.cadence.start_of(generation + 1) - 1)
         visible_ts = np.where(
             generation == first_generation, clamped, np.maximum(clamped, start_ts)
         )
@@ -219,15 +235,14 @@ class Stitched:
             # Equal times: only an id says which comes first. Others need none.
             ties = pl.struct("user_id", "event_ts").is_duplicated()
             ids = pl.int_range(pl.len()) + FIRST_ID
-            frame = frame.with_columns(event_id=pl.when(ties).then(ids.over("user_id")))
+            frame = frame.with_columns(
+                pl.when(ties).then(ids.over("user_id")).alias("event_id"),
+                pl.lit(0, pl.Int32).alias(FINER_NS),
+            )
         self.history = ordered(frame, self.schema)
         self.place = np.full(len(rows.events), -1, dtype=np.int64)
         self.place[self.history["code"].to_numpy()] = np.arange(len(self.history))
         self.flat_place = self.place[self.event]
-
-    def _generation(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The generation that holds what arrives then: it is cut at the next multiple."""
-        return np.maximum(times, 0) // self.cadence_ms
 
     def _lacked_until(self, told: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of events as histories have them: when a row last lacked them where they would stand."""
@@ -271,7 +286,7 @@ class Stitched:
         owners = self.history["user_id"].to_numpy()
         ends[1:] = (owners[1:] != owners[:-1]) | (generation[1:] != generation[:-1])
         begun = np.append(np.maximum.accumulate(np.where(ends, places, 0)), 0)
-        published = self._generation(rows.request_ts)
+        published = self.cadence.number(np.minimum(rows.request_ts, self.last_request_ts))
 
         def name() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
             """Where the pointers end that the generations published allow, and their watermark."""
@@ -281,7 +296,7 @@ class Stitched:
             self.named = np.where(run > 0, np.maximum(end - oldest, 0), 0)
             next_generation = np.append(generation, HIGHEST_TS)[end]
             newest = np.where(end < self.high, np.minimum(next_generation, published), published)
-            return end, newest * self.cadence_ms
+            return end, self.cadence.start_of(newest)
 
         end, end_ts = name()
         # What a row carries beside its pointer arrived in [end_ts, request_ts): never empty, then.
@@ -359,9 +374,9 @@ class Stitched:
             rows_disagreeing=int(disagreeing.sum()),
             disagreements=counts,
             examples=examples,
-            first_generation=self.lowest_generation,
+            first_generation=self.first_generation,
+            lowest_generation=self.lowest_generation,
             earliest_below=self.lowest_below,
-            last_request_ts=int(rows.request_ts.max(initial=LOWEST_TS)),
         )
 
     def _disagreements(self) -> tuple[NDArray[np.bool_], dict[str, int], list[Disagreement]]:

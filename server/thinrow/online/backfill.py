@@ -1,15 +1,14 @@
 """Backfill: thin rows for past requests, as if they had been written at request time.
 
-The past is simulated: generations were cut at every multiple of a cadence since the epoch, and
-published some time after. The store must have been compacted with those same watermarks; it
-tells the digests, and so proves that pointers and store belong together.
+The past is simulated with the watermarks that the store has, each published some time after. The
+store computes the digests, which prove that pointers and store belong together.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,17 +25,18 @@ from thinrow.events.canonical import (
     parquet_files,
     read_batches,
     read_columns,
-    times_ms,
     user_ids,
 )
 from thinrow.events.order import ordered, without_duplicates
 from thinrow.events.split import Progress, SplitEvents, split_events
+from thinrow.events.times import PLAUSIBLE_UNTIL_TS, TimeReader, TimeSpan, TimeUnit
 from thinrow.online.rows_file import thin_rows_writer
 from thinrow.store.generation import Generation
 from thinrow.store.hashing import shard_of
 from thinrow.store.history import bisect_left, digests_at
 from thinrow.store.narrow import ranges, starts_of
 from thinrow.store.shard import storage_error
+from thinrow.store.times import Cadence, readable_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from thinrow.schema import Schema
 
 DAY_MS = 24 * 3600 * 1000
+FAR_MS = 2 * DAY_MS
+"""Rows further than this behind a watermark are reported: they carry many events inside."""
 MUTABLE_EVENTS_PER_CHUNK = 1 << 20
 REQUESTS_PER_CHUNK = 1 << 15
 OUTPUT_ROWS = 1 << 14
@@ -72,8 +74,12 @@ class BackfillConfig:
     """The raw events, as they were given to compaction."""
     rows: Path
     """Parquet file of thin rows to write."""
-    cadence_ms: int = DAY_MS
-    """Generations were cut at every multiple of this since the epoch."""
+    cadence_ms: int | None = None
+    """Refuses a store that was not cut at every multiple of this; None takes it as it was cut."""
+    cadence_offset_ms: int = 0
+    """Moves those multiples, as for compaction."""
+    time_unit: TimeUnit | None = None
+    """Unit of times that are integers; None: milliseconds, other units are refused."""
     publish_delay_ms: int = 0
     """How long after its watermark a generation was published."""
     lookback_ms: int | None = None
@@ -84,7 +90,7 @@ class BackfillConfig:
     def __post_init__(self) -> None:
         """Raises UsageError for values that make no sense."""
         checks = [
-            (self.cadence_ms > 0, "--cadence longer than 0"),
+            (self.cadence_ms is not None or not self.cadence_offset_ms, "--cadence too"),
             (self.publish_delay_ms >= 0, "--publish-delay of 0 or more"),
             (self.lookback_ms is None or self.lookback_ms > 0, "--lookback longer than 0"),
             (self.max_length >= 0, "--max-length of 0 or more"),
@@ -92,6 +98,15 @@ class BackfillConfig:
         for holds, wanted in checks:
             if not holds:
                 raise UsageError(f"Backfill needs {wanted}.")
+        if self.cadence is not None:
+            self.cadence.check("Backfill")
+
+    @property
+    def cadence(self) -> Cadence | None:
+        """The grid that the store must have been cut at."""
+        if self.cadence_ms is None:
+            return None
+        return Cadence(self.cadence_ms, self.cadence_offset_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +120,13 @@ class BackfillReport:
     """Rows that carry their whole history."""
     without_digest: int
     """Rows whose digest the store cannot tell any more, for retention or erasure."""
+    far_rows: int = 0
+    """Rows for which the store has no watermark in the FAR_MS before them, though events arrived
+    earlier: they carry what arrived since inside."""
+    first_watermark_ts: int = 0
+    """The store's first watermark, ms."""
+    times: dict[str, TimeSpan] = field(default_factory=dict)
+    """What was read of each time column."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,9 +159,14 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
             raise storage_error(error, config.rows) from error
         try:
             shards = len(generation.shards)
-            split = split_events(files, generation.schema, shards, scratch / "events", progress)
-            requests = _read_requests(config, generation)
+            times = TimeReader(config.time_unit)
+            requests = _read_requests(config, generation, times)
+            split = split_events(
+                files, generation.schema, shards, scratch / "events", times, progress
+            )
+            _check_belonging(generation, split)
             report = _backfill(config, generation, split, requests, scratch, progress)
+            report = replace(report, times=times.spans)
             (scratch / "rows.parquet").replace(config.rows)
         except (OSError, pa.ArrowException) as error:
             raise storage_error(error, config.rows) from error
@@ -148,7 +175,20 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
     return report
 
 
-def _read_requests(config: BackfillConfig, generation: Generation) -> _Requests:
+def _check_belonging(generation: Generation, split: SplitEvents) -> None:
+    """Refuses events that all arrived after the store's last watermark, though it holds some."""
+    start_ts = split.arrivals.start_ts
+    if not generation.manifest.event_count or start_ts is None:
+        return
+    if start_ts >= generation.watermark_ts:
+        raise UsageError(
+            f"The events begin at {readable_time(start_ts)}, after the store's last watermark "
+            f"{readable_time(generation.watermark_ts)}; give all events that the store was built "
+            f"from, in the same --time-unit."
+        )
+
+
+def _read_requests(config: BackfillConfig, generation: Generation, times: TimeReader) -> _Requests:
     path = config.requests
     file = open_parquet(path)
     names = file.schema_arrow.names
@@ -162,8 +202,9 @@ def _read_requests(config: BackfillConfig, generation: Generation) -> _Requests:
             )
     table = read_columns(path, file, ["user_id", "request_ts"])
     users = user_ids(path, table.column("user_id"))
-    request_ts = times_ms(path, table.column("request_ts"), "request_ts").to_numpy()
-    served_from = _watermarks(config, generation.watermarks, request_ts)
+    request_ts = times.read(path, table.column("request_ts"), "request_ts").ms.to_numpy()
+    times.finish(path)
+    served_from = _watermarks(config, generation, request_ts)
     start_ts = np.zeros_like(request_ts)
     if config.lookback_ms is not None:
         start_ts = request_ts - config.lookback_ms
@@ -180,29 +221,45 @@ def _read_requests(config: BackfillConfig, generation: Generation) -> _Requests:
 
 
 def _watermarks(
-    config: BackfillConfig, stored: NDArray[np.int64], request_ts: NDArray[np.int64]
+    config: BackfillConfig, generation: Generation, request_ts: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """The newest watermark published by each request; below the first where there was none."""
-    cadence = config.cadence_ms
-    served_from = (request_ts - config.publish_delay_ms) // cadence * cadence
-    first = int(stored[0])
-    newest = int(served_from.max(initial=first - 1))
-    if newest > stored[-1]:
-        raise UsageError(
-            f"The last requests were served from watermark {newest}, and the store only reaches "
-            f"{stored[-1]}; compact up to --watermark {newest} first."
-        )
-    if newest >= first:
-        cut = stored[stored <= newest]
-        # Counted first: a cadence of a millisecond would fill the memory.
-        count = (newest - first) // cadence + 1
-        if count != len(cut) or (cut != first + cadence * np.arange(count)).any():
+    stored = generation.watermarks
+    published_ts = request_ts - config.publish_delay_ms
+    newest = np.searchsorted(stored, published_ts, side="right") - 1
+    if config.cadence is not None:
+        _check_cut(config.cadence, stored[: int(newest.max(initial=-1)) + 1])
+    cadence = config.cadence
+    run = generation.manifest.run
+    if cadence is None and run.cadence_ms is not None:
+        cadence = Cadence(run.cadence_ms, run.cadence_offset_ms)
+    plausible = published_ts[request_ts < PLAUSIBLE_UNTIL_TS]
+    if cadence is not None and len(plausible):
+        wanted = cadence.at_or_before(int(plausible.max()))
+        if wanted > stored[-1]:
             raise UsageError(
-                f"The store was not cut at every multiple of {cadence} ms from {first} to "
-                f"{newest}; give the --cadence that compact was given, or compact anew with this "
-                f"one."
+                f"The last requests were served from watermark {wanted}, and the store only "
+                f"reaches {stored[-1]}; compact up to --watermark {wanted} first."
             )
-    return served_from
+    return np.where(newest < 0, stored[0] - 1, stored[newest])
+
+
+def _check_cut(cadence: Cadence, cut: NDArray[np.int64]) -> None:
+    """Refuses watermarks that are not every point of a grid; the last may lie off it."""
+    if not len(cut):
+        return
+    first, last = int(cut[0]), int(cut[-1])
+    begin = cadence.at_or_before(first - 1) + cadence.length_ms
+    count = (cadence.at_or_before(last) - begin) // cadence.length_ms + 1
+    # Counted first: a cadence of a millisecond would fill the memory.
+    on_grid = cut[: -1 if cadence.at_or_before(last) != last else None]
+    if count != len(on_grid) or (on_grid != begin + cadence.length_ms * np.arange(count)).any():
+        raise UsageError(
+            f"The store was not cut at every multiple of {cadence.length_ms} ms (and an offset of "
+            f"{cadence.offset_ms} ms) from {first} to {last}; leave --cadence out to take the "
+            f"store's watermarks as they are, or give the --cadence that compact was given and its "
+            f"--cadence-offset."
+        )
 
 
 def _backfill(
@@ -241,7 +298,16 @@ def _backfill(
         mutable_events=mutable_events,
         before_first_generation=int((~pointing).sum()),
         without_digest=int((pointing & (digests == 0)).sum()),
+        far_rows=_far_rows(requests, split.arrivals.start_ts),
+        first_watermark_ts=int(generation.watermarks[0]),
     )
+
+
+def _far_rows(requests: _Requests, start_ts: int | None) -> int:
+    if start_ts is None:
+        return 0
+    since_ts = np.maximum(requests.mutable_from_ts, start_ts)
+    return int((requests.request_ts - since_ts > FAR_MS).sum())
 
 
 def mutable_type(schema: Schema) -> pa.DataType:
@@ -358,10 +424,11 @@ def _write_rows(
     try:
         for batch in read_batches(config.requests, file, OUTPUT_ROWS):
             table = pa.table(batch)
-            times = times_ms(config.requests, table.column("request_ts"), "request_ts")
+            reader = TimeReader(config.time_unit)
+            times = reader.read(config.requests, table.column("request_ts"), "request_ts")
             for name, column in (
                 ("user_id", table.column("user_id").cast(pa.int64())),
-                ("request_ts", times),
+                ("request_ts", times.ms),
             ):
                 table = table.set_column(table.column_names.index(name), name, column)
             end = start + len(batch)

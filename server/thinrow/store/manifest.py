@@ -64,6 +64,8 @@ class RunInputs(_Record):
     lookback_ms: int | None
     dedup_window_ms: int
     accept_late: bool
+    cadence_offset_ms: int = 0
+    time_unit: str | None = None
 
 
 class Manifest(_Record):
@@ -123,7 +125,8 @@ def file_summary(path: Path) -> StoredFile:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Completes the generation in ``folder``."""
-    body = manifest.model_dump(mode="json")
+    # Fields that came later are left out at their defaults, so that earlier versions read on.
+    body = manifest.model_dump(mode="json", exclude_defaults=True)
     body["xxh3"] = _checksum(body)
     write_atomically(folder / MANIFEST, json.dumps(body, indent=1) + "\n")
 

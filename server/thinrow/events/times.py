@@ -1,0 +1,299 @@
+"""Time columns as users write them: any unit to milliseconds, and times that make no sense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from thinrow.errors import InputError, UsageError
+from thinrow.store.times import readable_time
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "PLAUSIBLE_FROM_TS",
+    "PLAUSIBLE_UNTIL_TS",
+    "TimeReader",
+    "TimeSpan",
+    "TimeUnit",
+    "Times",
+    "check_typed",
+    "check_watermark",
+    "likely_unit",
+    "times_ms",
+]
+
+TimeUnit = Literal["s", "ms", "us", "ns"]
+PLAUSIBLE_FROM_TS = 631_152_000_000
+"""1990-01-01, inclusive."""
+PLAUSIBLE_UNTIL_TS = 4_102_444_800_000
+"""2100-01-01, exclusive."""
+NARROW_BITS = 32
+"""Integers of this size or less cannot hold milliseconds of this century."""
+_NS_PER: dict[str, int] = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+_NS_PER_MS = _NS_PER["ms"]
+_NAMES: dict[str, str] = {
+    "s": "seconds",
+    "ms": "milliseconds",
+    "us": "microseconds",
+    "ns": "nanoseconds",
+}
+
+
+class Times(NamedTuple):
+    """A time column in two parts."""
+
+    ms: pa.ChunkedArray
+    """int64 milliseconds since the epoch, rounded down."""
+    finer_ns: pa.ChunkedArray
+    """int32, the part finer than a millisecond, in [0, 1_000_000)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class TimeSpan:
+    """Range of the times of one column, and how many of them make sense."""
+
+    count: int = 0
+    earliest_ts: int = np.iinfo(np.int64).max
+    latest_ts: int = np.iinfo(np.int64).min
+    """Both are meaningless where ``count`` is 0."""
+    earliest_plausible_ts: int | None = None
+    latest_plausible_ts: int | None = None
+    """The earliest and the latest from 1990 on and before 2100."""
+    before: int = 0
+    """Times before 1990."""
+    after: int = 0
+    """Times from 2100 on."""
+
+    @staticmethod
+    def of(times: NDArray[np.int64]) -> TimeSpan:
+        """Measures an array of milliseconds."""
+        if not len(times):
+            return TimeSpan()
+        span = TimeSpan(
+            count=len(times),
+            earliest_ts=int(times.min()),
+            latest_ts=int(times.max()),
+        )
+        if span.earliest_ts >= PLAUSIBLE_FROM_TS and span.latest_ts < PLAUSIBLE_UNTIL_TS:
+            span.earliest_plausible_ts, span.latest_plausible_ts = span.earliest_ts, span.latest_ts
+            return span
+        before, after = times < PLAUSIBLE_FROM_TS, times >= PLAUSIBLE_UNTIL_TS
+        span.before, span.after = int(before.sum()), int(after.sum())
+        plausible = times[~(before | after)]
+        if len(plausible):
+            span.earliest_plausible_ts = int(plausible.min())
+            span.latest_plausible_ts = int(plausible.max())
+        return span
+
+    def add(self, other: TimeSpan) -> None:
+        """Takes in the times of another span."""
+        self.count += other.count
+        self.earliest_ts = min(self.earliest_ts, other.earliest_ts)
+        self.latest_ts = max(self.latest_ts, other.latest_ts)
+        if self.earliest_plausible_ts is None or self.latest_plausible_ts is None:
+            self.earliest_plausible_ts = other.earliest_plausible_ts
+            self.latest_plausible_ts = other.latest_plausible_ts
+        elif other.earliest_plausible_ts is not None and other.latest_plausible_ts is not None:
+            self.earliest_plausible_ts = min(
+                self.earliest_plausible_ts, other.earliest_plausible_ts
+            )
+            self.latest_plausible_ts = max(self.latest_plausible_ts, other.latest_plausible_ts)
+        self.before += other.before
+        self.after += other.after
+
+    @property
+    def outliers(self) -> int:
+        """Times before 1990 or from 2100 on."""
+        return self.before + self.after
+
+    @property
+    def start_ts(self) -> int | None:
+        """When the data begin: the earliest plausible time, or the earliest where none is."""
+        if self.earliest_plausible_ts is not None or not self.count:
+            return self.earliest_plausible_ts
+        return self.earliest_ts
+
+    def __str__(self) -> str:
+        if not self.count:
+            return "none"
+        return f"{readable_time(self.earliest_ts)} to {readable_time(self.latest_ts)}"
+
+
+class TimeReader:
+    """Reads the time columns of one run, all in one unit, and measures what it reads.
+
+    Args:
+        unit: Unit of integer columns; a timestamp column has its own. None: milliseconds, and
+            times that are probably in another unit are refused.
+    """
+
+    def __init__(self, unit: TimeUnit | None = None) -> None:
+        self.unit = unit
+        self.spans: dict[str, TimeSpan] = {}
+        """By column, of all files finished."""
+        self._file: dict[str, tuple[pa.DataType, TimeSpan, int]] = {}
+
+    def read(
+        self, path: Path, column: pa.ChunkedArray, name: str, *, nullable: bool = False
+    ) -> Times:
+        """Converts some rows of a column, exactly.
+
+        Raises:
+            InputError: It is neither an integer nor a timestamp, is too narrow for milliseconds,
+                has times that do not fit into int64, or holds nulls and must not.
+        """
+        if column.null_count and not nullable:
+            raise InputError(f"{path}: {name} has {column.null_count} nulls; every row needs one.")
+        ticks, unit = self._ticks(path, column, name)
+        times = _split(path, ticks, name, unit)
+        known = times.ms.drop_null() if times.ms.null_count else times.ms
+        span = TimeSpan.of(known.to_numpy())
+        if span.count:
+            whole = ticks.drop_null() if ticks.null_count else ticks
+            middle = int(np.median(whole.to_numpy().astype(np.float64)))
+            if name in self._file:
+                _, total, middle = self._file[name]
+                total.add(span)
+                span = total
+            self._file[name] = (column.type, span, middle)
+        return times
+
+    def finish(self, path: Path) -> None:
+        """Ends a file.
+
+        Raises:
+            InputError: The median of a column lies before 1990 or after 2100, and the unit given
+                does not say that this is right.
+        """
+        for name, (kind, span, middle) in self._file.items():
+            if 2 * max(span.before, span.after) > span.count:
+                self._refuse(path, name, kind, span, middle)
+            self.spans.setdefault(name, TimeSpan()).add(span)
+        self._file = {}
+
+    def _ticks(
+        self, path: Path, column: pa.ChunkedArray, name: str
+    ) -> tuple[pa.ChunkedArray, TimeUnit]:
+        kind = column.type
+        if pa.types.is_timestamp(kind):
+            return column.cast(pa.int64()), kind.unit
+        if not pa.types.is_integer(kind):
+            raise InputError(
+                f"{path}: {name} is {kind}; it must be int64 milliseconds or a timestamp."
+            )
+        if self.unit is None and kind.bit_width <= NARROW_BITS and len(column):
+            raise InputError(
+                f"{path}: {name} is {kind}, which cannot hold milliseconds since 1970; give "
+                f"--time-unit s if it holds seconds, or write int64 milliseconds or timestamps."
+            )
+        try:
+            return column.cast(pa.int64()), self.unit or "ms"
+        except pa.ArrowInvalid as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise InputError(f"{path}: {name} does not fit into int64: {reason}.") from error
+
+    def _refuse(
+        self, path: Path, name: str, kind: pa.DataType, span: TimeSpan, middle: int
+    ) -> None:
+        when = "before 1990" if span.before > span.after else "after 2100"
+        if pa.types.is_timestamp(kind):
+            if self.unit is None:
+                raise InputError(
+                    f"{path}: {name} is {kind}, and most of its times lie {when} ({span}); fix the "
+                    f"job that wrote them, or give --time-unit ms if they are right."
+                )
+            return
+        unit = self.unit or "ms"
+        other = likely_unit(middle)
+        if self.unit is None or (self.unit != "ms" and other is not None):
+            advice = f"they look like {_NAMES[other]}, so give --time-unit {other}" if other else ""
+            right = f"give --time-unit {unit} if they are right"
+            advice = f"{advice}, or {right}" if advice and self.unit is None else advice or right
+            raise InputError(
+                f"{path}: {name} is {kind}, and as {_NAMES[unit]} most of its times lie {when} "
+                f"({span}); {advice}."
+            )
+
+
+def times_ms(
+    path: Path,
+    column: pa.ChunkedArray,
+    name: str,
+    *,
+    unit: TimeUnit | None = None,
+    nullable: bool = False,
+) -> pa.ChunkedArray:
+    """Converts a time column to int64 milliseconds; ``unit`` is that of integers.
+
+    Raises:
+        InputError: It is neither an integer nor a timestamp, or holds nulls and must not.
+    """
+    return TimeReader(unit or "ms").read(path, column, name, nullable=nullable).ms
+
+
+def likely_unit(ticks: int) -> TimeUnit | None:
+    """Returns the unit in which a number is a time from 1990 to 2100; None where none is."""
+    units: tuple[TimeUnit, ...] = ("s", "ms", "us", "ns")
+    for unit in units:
+        if PLAUSIBLE_FROM_TS <= ticks * _NS_PER[unit] // _NS_PER_MS < PLAUSIBLE_UNTIL_TS:
+            return unit
+    return None
+
+
+def check_typed(time_ts: int, option: str) -> None:
+    """Refuses a time that was typed in another unit than milliseconds.
+
+    Raises:
+        UsageError: The number is a time from 1990 to 2100 in another unit.
+    """
+    unit = likely_unit(time_ts)
+    if unit is not None and unit != "ms":
+        right_ts = time_ts * _NS_PER[unit] // _NS_PER_MS
+        raise UsageError(
+            f"{option} {time_ts} is read as milliseconds and means {readable_time(time_ts)}; if "
+            f"{_NAMES[unit]} were meant, give {right_ts} ({readable_time(right_ts)})."
+        )
+
+
+def check_watermark(watermark_ts: int) -> None:
+    """Refuses a watermark in another unit than milliseconds, or so late that none can follow.
+
+    Raises:
+        UsageError: The watermark is probably a mistake.
+    """
+    check_typed(watermark_ts, "--watermark")
+    if watermark_ts >= PLAUSIBLE_UNTIL_TS:
+        raise UsageError(
+            f"--watermark {watermark_ts} means {readable_time(watermark_ts)}, in milliseconds; no "
+            f"generation could follow it, so give a time before 2100."
+        )
+
+
+def _split(path: Path, ticks: pa.ChunkedArray, name: str, unit: TimeUnit) -> Times:
+    """Milliseconds and the rest of times in a unit."""
+    if unit == "s":
+        try:
+            ms = pc.multiply_checked(ticks, 1000)
+        except pa.ArrowInvalid as error:
+            raise InputError(
+                f"{path}: {name} has times that do not fit into int64 milliseconds; correct them, "
+                f"or the --time-unit."
+            ) from error
+    elif unit == "ms":
+        ms = ticks
+    else:
+        per_ms = _NS_PER_MS // _NS_PER[unit]
+        # Integer division rounds towards zero; times before 1970 must go down as well.
+        whole = pc.divide(ticks, per_ms)
+        below = pc.less(ticks, pc.multiply(whole, per_ms))
+        ms = pc.subtract(whole, below.cast(pa.int64()))
+        rest = pc.subtract(ticks, pc.multiply(ms, per_ms))
+        return Times(ms, pc.multiply(rest, _NS_PER[unit]).cast(pa.int32()))
+    return Times(ms, pa.chunked_array([pa.array(np.zeros(len(ticks), np.int32))]))
