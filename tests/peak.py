@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 MIB = 1 << 20
 MEASURE = """
-import json, resource, sys
+import json, os, resource, sys
 sys.path.insert(0, {tests!r})
 {prelude}
 def peak():
@@ -20,7 +20,8 @@ try:
     outcome = repr(eval({call!r}))
 except Exception as error:
     outcome = type(error).__name__ + ": " + str(error)
-print(json.dumps([peak() - before, outcome]))
+print(json.dumps([peak() - before, outcome]), flush=True)
+os._exit(0)  # servers and clients of the prelude are not waited for
 """
 
 

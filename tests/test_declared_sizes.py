@@ -342,3 +342,45 @@ def test_fields_are_counted_along_a_path() -> None:
             _native.count_fields(wrong, [2, 2])
     with pytest.raises(ValueError, match="path"):
         _native.count_fields(message, [])
+
+
+FAKE_ONLINE = """
+import grpc, logging
+from concurrent.futures import ThreadPoolExecutor
+from thinrow.client import Projection
+from thinrow.client.online import connect_online
+logging.disable()
+
+def varint(number):
+    parts = bytearray()
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])
+
+def field(number, content):
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+response = field(7, field(7, b"") * 2_000_000)
+def batch(request, _):
+    return response
+def stream(requests, _):
+    for _ in requests:
+        yield field(1, b"\\x08\\x01" + field(2, response))
+server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_send_message_length", -1)])
+server.add_registered_method_handlers("thinrow.v1.OnlineService", {
+    "SnapshotBatch": grpc.unary_unary_rpc_method_handler(batch),
+    "SnapshotStream": grpc.stream_stream_rpc_method_handler(stream),
+})
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+client = connect_online(f"127.0.0.1:{port}")
+wanted = Projection(traits=("x",))
+"""
+
+
+@pytest.mark.parametrize("call", ["snapshot_batch([1], wanted)", "snapshot(1, wanted)"])
+def test_an_online_answer_of_a_million_columns(call: str) -> None:
+    peak = peak_of(f"client.{call}", FAKE_ONLINE)
+    assert "Error: " in peak.outcome, peak
+    assert peak.grown_bytes < REFUSED_BYTES_MAX, peak

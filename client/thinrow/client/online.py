@@ -26,6 +26,7 @@ from thinrow.client.columns import as_column, from_wire, to_wire
 from thinrow.client.config import ClientConfig
 from thinrow.client.convert import times_ms
 from thinrow.client.lookup import Lookup
+from thinrow.client.online_channel import CountingChannel
 from thinrow.client.online_stream import SnapshotStream
 from thinrow.client.pointers import MutableEvents, Pointers, ThinRows, integers
 from thinrow.client.request import to_wire_projection
@@ -97,7 +98,7 @@ class OnlineClient:
         self._target = target
         self.config = config
         self._channel = open_channel(target, config)
-        self.stub = online_pb2_grpc.OnlineServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.stub = online_pb2_grpc.OnlineServiceStub(CountingChannel(self._channel))  # type: ignore[no-untyped-call]
         """The generated stub, for calls of one's own."""
         self._stream = SnapshotStream(self.stub, lambda: self._metadata, self._failure)
 

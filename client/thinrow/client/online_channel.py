@@ -1,0 +1,79 @@
+"""A channel to the online server whose answers are counted before they are decoded.
+
+A column takes two bytes in a message and a hundred or more once protobuf has decoded it, so that
+the size of an answer alone does not bound its memory.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from thinrow import _native as native
+from thinrow.client.sizes import COLUMNS_MAX
+from thinrow.client.widen import require
+from thinrow.v1 import materialization_pb2
+from thinrow.v1 import online_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import grpc
+
+__all__ = ["CountingChannel"]
+
+MUTABLE = (
+    wire.SnapshotResponse.MUTABLE_FIELD_NUMBER,
+    wire.MutableEvents.COLUMNS_FIELD_NUMBER,
+)
+IMMUTABLE = (
+    wire.SnapshotResponse.IMMUTABLE_FIELD_NUMBER,
+    materialization_pb2.MaterializeResponse.COLUMNS_FIELD_NUMBER,
+)
+ANSWERS = (wire.SnapshotStreamResponse.ANSWERS_FIELD_NUMBER,)
+RESPONSE = (*ANSWERS, wire.StreamedAnswer.RESPONSE_FIELD_NUMBER)
+PATHS: dict[str, Sequence[tuple[int, ...]]] = {
+    "Snapshot": (MUTABLE, IMMUTABLE),
+    "SnapshotBatch": (MUTABLE, IMMUTABLE),
+    "SnapshotStream": (ANSWERS, RESPONSE + MUTABLE, RESPONSE + IMMUTABLE),
+    "ExportEvents": (
+        (wire.ExportEventsResponse.EVENTS_FIELD_NUMBER, wire.EventBatch.COLUMNS_FIELD_NUMBER),
+    ),
+}
+"""Where the answers of each method have messages that repeat."""
+REQUESTS_MAX = 64
+"""Requests in one message of a stream, each with columns of its own in the answer."""
+
+
+class CountingChannel:
+    """What the generated stub needs of a channel."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._channel = channel
+
+    def __getattr__(self, kind: str) -> Callable[..., Any]:
+        """Makes calls of a kind, such as unary_unary, as the channel does."""
+        make = getattr(self._channel, kind)
+
+        def call(method: str, *, response_deserializer: Callable[[bytes], Any], **rest: Any) -> Any:  # noqa: ANN401
+            paths = PATHS.get(method.rpartition("/")[2], ())
+            decode = counting(response_deserializer, paths)
+            return make(method, response_deserializer=decode, **rest)
+
+        return call
+
+
+def counting(
+    decode: Callable[[bytes], Any], paths: Sequence[tuple[int, ...]]
+) -> Callable[[bytes], Any]:
+    """Makes a deserializer that raises ThinRowError for more columns than any answer has."""
+    if not paths:
+        return decode
+    listed = [list(path) for path in paths]
+
+    def counted(message: bytes) -> Any:  # noqa: ANN401
+        for path in listed:
+            count = native.count_fields(message, path)
+            require(count <= REQUESTS_MAX * COLUMNS_MAX, f"it has {count} columns")
+        return decode(message)
+
+    return counted
