@@ -10,8 +10,15 @@ BIN := .venv/bin
 BUF := .cache/buf-$(BUF_VERSION)/node_modules/.bin/buf
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos protos/thinrow/v1/*.proto \
 	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1)
+# A worker that has run its tests takes over some of the other's; module fixtures are built again there.
+TWO_AT_A_TIME := --numprocesses 2 --dist worksteal
 
-.PHONY: help setup demo test check protos verify-protos proto-lint proto-baseline vectors bench bench-peers gpu lock image-test faults
+# torchrec, and what importing it needs; without their dependencies, which bring another PyTorch.
+TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict==0.15.3 pyvers==0.2.3 \
+	tqdm==4.70.1 pyre-extensions==0.0.32 typing-inspect==0.9.0 mypy-extensions==1.2.0 iopath==0.1.10 \
+	portalocker==4.4.2 lightning-utilities==0.15.3 cloudpickle==3.1.2 psutil==7.2.2 pandas==3.1.1
+
+.PHONY: help setup demo test test-fast torchrec check protos verify-protos proto-lint proto-baseline vectors bench bench-peers gpu lock image-test faults
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -28,8 +35,14 @@ setup: .venv/.installed ## create .venv with everything the other targets need
 demo: setup ## run the whole loop on real events and train a model from the stream
 	$(BIN)/thinrow demo
 
-test: setup ## run all tests, two files at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: setup ## run all tests, two at a time
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME)
+
+test-fast: setup ## run the tests that start no server and no process, in a minute
+	THINROW_EXAMPLES=0.2 $(BIN)/python -m pytest $(TWO_AT_A_TIME) -m 'not server and not slow and not gpu'
+
+torchrec: setup ## install torchrec, so that its tests run rather than skip
+	$(BIN)/python -m pip install --quiet --no-deps $(TORCHREC)
 
 faults: setup ## try every fault as often as docs/reliability.md tells, and write its table; as root
 	@$(BIN)/python -m pip install --quiet --group faults || echo 'Without atheris all fuzzed input is altered at random.' >&2

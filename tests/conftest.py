@@ -1,18 +1,92 @@
-"""How the property tests run; THINROW_EXAMPLES multiplies their examples (see scenarios.py)."""
+"""How tests run: examples of the property tests, and which tests start servers or processes.
+
+THINROW_EXAMPLES multiplies the examples of property tests (see scenarios.py).
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
+import subprocess
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
 
+import grpc
+import pytest
 from hypothesis import HealthCheck, settings
 
-# Each example builds stores on disk: slow by nature. What a failure needs to come back is printed.
-settings.register_profile(
-    "thinrow",
-    deadline=None,
-    # A change is judged by the same examples each time; people and long runs look further.
-    derandomize="CI" in os.environ,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-settings.load_profile("thinrow")
+COMMON: dict[str, Any] = {
+    # Each example builds stores on disk: slow by nature.
+    "deadline": None,
+    # What a failure needs to come back is printed.
+    "print_blob": True,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+# A change is judged by the same examples each time; people and long runs look further.
+settings.register_profile("same", derandomize=True, database=None, **COMMON)
+settings.register_profile("random", **COMMON)
+settings.load_profile("same" if "CI" in os.environ else "random")
+
+STARTERS = frozenset({"subprocess", "Popen", "Server", "OnlineServer", "Producer", "grpc.server"})
+"""Names by which tests and their helpers start servers and processes."""
+
+TESTS = str(Path(__file__).parent)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests that start a server or a process; `make test-fast` leaves them out."""
+    known: dict[object, bool] = {}
+    for item in items:
+        if isinstance(item, pytest.Function):
+            fixtures = [
+                one.func for found in item._fixtureinfo.name2fixturedefs.values() for one in found
+            ]
+            if "faults" in item.path.parts or any(
+                starts_server(function, known) for function in (item.function, *fixtures)
+            ):
+                item.add_marker("server")
+
+
+def starts_server(found: Any, known: dict[object, bool]) -> bool:  # noqa: ANN401
+    """Returns whether a function or class, or anything of the tests it names, starts a server."""
+    found = inspect.unwrap(getattr(found, "__func__", found))
+    if isinstance(found, type):
+        parts = [part for part in vars(found).values() if callable(part)]
+    else:
+        parts = [found]
+    functions = [part for part in parts if isinstance(part, FunctionType)]
+    files = {function.__code__.co_filename for function in functions}
+    if not any(file.startswith(TESTS) and file != __file__ for file in files):
+        return False
+    if found not in known:
+        known[found] = False
+        for function in functions:
+            names = names_in(function.__code__)
+            if "grpc" in names and "server" in names:
+                names.add("grpc.server")
+            if names & STARTERS or any(
+                starts_server(function.__globals__.get(name), known) for name in names
+            ):
+                known[found] = True
+    return known[found]
+
+
+def names_in(code: CodeType) -> set[str]:
+    """Returns the names of globals and attributes that code uses, with its inner functions."""
+    inner = (names_in(const) for const in code.co_consts if isinstance(const, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+@pytest.fixture(autouse=True)
+def guard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets tests fail in `make test-fast` that start a server or a process unseen."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError(
+            "mark this test with @pytest.mark.server: it starts a server or process"
+        )
+
+    if "not server" in request.config.option.markexpr:
+        monkeypatch.setattr(grpc, "server", refuse)
+        monkeypatch.setattr(subprocess, "Popen", refuse)

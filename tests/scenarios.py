@@ -75,7 +75,8 @@ POOLS = {kind: _pool(kind) for kind in ARROW}
 
 def examples(count: int) -> settings:
     """So many examples, times THINROW_EXAMPLES."""
-    return settings(max_examples=count * int(os.environ.get("THINROW_EXAMPLES", "1")))
+    times = float(os.environ.get("THINROW_EXAMPLES", "1"))
+    return settings(max_examples=max(1, round(count * times)))
 
 
 @st.composite

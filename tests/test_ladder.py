@@ -27,6 +27,7 @@ EVERY_TENTH = Recipe(
 )
 
 
+@pytest.mark.server
 def test_figures_come_from_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder, "RECIPE", EVERY_TENTH)
     lengths = [64, FULL, 4]

@@ -302,6 +302,7 @@ def some_events(rng: random.Random, schema: Schema, now_ts: int) -> list[Event]:
     ]
 
 
+@pytest.mark.server
 @examples(8)
 @given(st.data())
 def test_every_snapshot_is_exact_and_can_be_put_back(data: st.DataObject) -> None:
