@@ -96,9 +96,13 @@ def test_overload_leaves_health_its_threads(world: World) -> None:
     )
     ended = threading.Event()
 
-    def nothing() -> Iterator[bytes]:
+    request = wire.MaterializeStreamRequest(
+        request=wire.MaterializeRequest(user_ids=[1], end_ts=days(3))
+    )
+
+    def one() -> Iterator[bytes]:
+        yield request.SerializeToString()
         ended.wait(120)
-        yield from ()
 
     with Server(config) as server:
         channels = [
@@ -106,7 +110,7 @@ def test_overload_leaves_health_its_threads(world: World) -> None:
             for _ in range(40)
         ]
         stream = METHOD + "Stream"
-        calls = [channel.stream_stream(stream)(nothing()) for channel in channels]
+        calls = [channel.stream_stream(stream)(one()) for channel in channels]
         end_s = time.monotonic() + 60
         # Two get in, and wait.
         while sum(not call.is_active() for call in calls) < len(calls) - 2:

@@ -362,14 +362,14 @@ def test_a_tenant_has_half_unless_its_table_says_otherwise(world: World, file: F
 
 
 def test_places_are_given_back_however_a_call_ends() -> None:
-    places = Places(2, "calls_max")
+    places = Places("calls_max")
     for _ in range(5):
-        with pytest.raises(ZeroDivisionError), places.one(), places.one_of("a", 1):
+        with pytest.raises(ZeroDivisionError), places.one_of("a", 1):
             raise ZeroDivisionError
-    with places.one(), places.one_of("a", 1):
-        with places.one(), pytest.raises(TenantLimitError), places.one_of("a", 1):
+    with places.one_of("a", 1):
+        with pytest.raises(TenantLimitError), places.one_of("a", 1):
             pass
-        with places.one(), places.one_of("b", 1), pytest.raises(TooManyCallsError), places.one():
+        with places.one_of("b", 1):
             pass
     assert not places._by_tenant
 

@@ -20,6 +20,8 @@ from thinrow.cli.options import (
     FatOrder,
     FatPadding,
     FatPaddingValue,
+    FirstRequest,
+    Idle,
     Key,
     Listen,
     Metrics,
@@ -302,6 +304,8 @@ def serve_command(
     calls_max: CallsMax = 64,
     streams_max: StreamsMax = 64,
     connections_max: ConnectionsMax = 512,
+    first_request: FirstRequest = "30s",  # type: ignore[assignment]
+    idle: Idle = "10m",  # type: ignore[assignment]
     drain: Drain = "10s",  # type: ignore[assignment]
 ) -> None:
     """Serve a store until SIGTERM or Ctrl-C; new generations are taken up as they appear."""
@@ -327,6 +331,8 @@ def serve_command(
             calls_max=calls_max,
             streams_max=streams_max,
             connections_max=connections_max,
+            first_request_s=first_request / 1000,
+            idle_s=idle / 1000,
             drain_s=drain / 1000,
         )
         serve_until_told(Server(config) if processes == 1 else Processes(config))

@@ -13,6 +13,8 @@ from thinrow.cli.options import (
     Cert,
     ConnectionsMax,
     Drain,
+    FirstRequest,
+    Idle,
     Key,
     Listen,
     Metrics,
@@ -77,6 +79,8 @@ def online_command(
             help="How far back to look for duplicates; not shorter than compact's.",
         ),
     ] = "7d",  # type: ignore[assignment]
+    first_request: FirstRequest = "30s",  # type: ignore[assignment]
+    idle: Idle = "10m",  # type: ignore[assignment]
     drain: Drain = "10s",  # type: ignore[assignment]
 ) -> None:
     """Take events and answer snapshots until SIGTERM or Ctrl-C."""
@@ -103,6 +107,8 @@ def online_command(
             connections_max=connections_max,
             retention_ms=retention,
             dedup_window_ms=dedup_window,
+            first_request_s=first_request / 1000,
+            idle_s=idle / 1000,
             drain_s=drain / 1000,
         )
         # What is here then stays: looking through it for garbage keeps requests waiting.

@@ -47,6 +47,22 @@ Drain = Annotated[
         help="How long calls under way may take to end after SIGTERM.",
     ),
 ]
+FirstRequest = Annotated[
+    int,
+    typer.Option(
+        parser=parse_duration,
+        metavar="DURATION",
+        help="How long a call's first request may take to arrive.",
+    ),
+]
+Idle = Annotated[
+    int,
+    typer.Option(
+        parser=parse_duration,
+        metavar="DURATION",
+        help="How long a stream may be idle, or an answer unread.",
+    ),
+]
 
 # Of what reads times.
 TimeUnitOption = Annotated[

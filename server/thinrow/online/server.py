@@ -106,7 +106,7 @@ class OnlineServer:
             config.response_bytes_max,
         )
         service = OnlineService(config, tier, appends, self.published, snapshots, metrics)
-        gate, refusals = Gate(config, tenants, metrics), Refusals()
+        gate, refusals = Gate(tenants, metrics), Refusals()
         stack.callback(refusals.close)
         certificates, self.metrics_address = opened(config, tenants, metrics, stack)
 
@@ -119,12 +119,13 @@ class OnlineServer:
             listening(
                 config,
                 {SERVICE: service.add_to},
+                gate,
                 refusals,
                 metrics,
                 drain=drain,
                 interceptors=[
                     *([] if spans is None else [Traced(spans)]),
-                    Guard(descriptor, RIGHTS, gate, refusals, metrics),
+                    Guard(descriptor, RIGHTS, gate, metrics),
                 ],
                 certificates=certificates,
             )

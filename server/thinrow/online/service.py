@@ -26,7 +26,6 @@ from thinrow.online.decoding import request_decoder
 from thinrow.online.streamed import REQUESTS_MAX, StreamedSnapshots
 from thinrow.online.tier import batch_of
 from thinrow.serving.drain import stopping
-from thinrow.serving.limits import full
 from thinrow.serving.projection import wire_groups
 from thinrow.serving.wire_errors import set_error_status, wire_message
 from thinrow.store.directory import NEVER_TS
@@ -86,8 +85,6 @@ class OnlineService:
         self._streamed = StreamedSnapshots(snapshots, metrics)
         self._snapshot_seconds = metrics.seconds.labels("snapshot")
         self._append_seconds = metrics.seconds.labels("append")
-        self._calls = threading.BoundedSemaphore(config.calls_max)
-        self._streams = threading.BoundedSemaphore(config.streams_max)
         self._work = threading.BoundedSemaphore(config.work_max)
         self._draining = threading.Event()
 
@@ -133,7 +130,7 @@ class OnlineService:
         context: grpc.ServicerContext,
     ) -> Iterator[online_pb2.AppendEventsResponse]:
         """Batch after batch, answered in order once durable."""
-        with self._answering(context, self._streams, "streams_max"):
+        with self._answering(context):
             for request, started_s, batch in self._submitted(requests):
                 if isinstance(batch, RequestError):
                     self._metrics.refused.inc()
@@ -238,7 +235,7 @@ class OnlineService:
 
     def snapshot(self, request: online_pb2.SnapshotRequest, context: grpc.ServicerContext) -> bytes:
         """One user."""
-        with self._answering(context, self._calls, "calls_max"):
+        with self._answering(context):
             started_s = time.perf_counter()
             # One user's is done sooner than threads take turns.
             answer = self._snapshots.take([request.user_id], request, _remaining_s(context))
@@ -251,7 +248,7 @@ class OnlineService:
     ) -> bytes:
         """Several users."""
         users, most = len(request.user_ids), self._config.batch_users_max
-        with self._answering(context, self._calls, "calls_max"):
+        with self._answering(context):
             if users > most:
                 raise RequestError(
                     f"{users} users in one request; this server takes {most}, so ask in several."
@@ -267,7 +264,7 @@ class OnlineService:
         context: grpc.ServicerContext,
     ) -> Iterator[bytes]:
         """Message after message, each answered whole."""
-        with self._answering(context, self._streams, "streams_max"):
+        with self._answering(context):
             for message in messages:
                 if isinstance(message, RequestError):
                     raise message
@@ -278,7 +275,7 @@ class OnlineService:
         self, request: online_pb2.ExportEventsRequest, context: grpc.ServicerContext
     ) -> Iterator[online_pb2.ExportEventsResponse]:
         """Seals, and sends what is to be compacted."""
-        with self._answering(context, self._streams, "streams_max"):
+        with self._answering(context):
             until_ts = request.watermark_ts
             if until_ts <= 0:
                 raise RequestError(f"watermark_ts is {until_ts}; it must lie after 1970.")
@@ -311,7 +308,7 @@ class OnlineService:
         context: grpc.ServicerContext,
     ) -> online_pb2.DescribeTierResponse:
         """Clock, schema, limits."""
-        with self._answering(context, self._calls, "calls_max"):
+        with self._answering(context):
             tier, record_format = self._tier, self._tier.format
             kept_from_ts = tier.kept_from_ts
             return online_pb2.DescribeTierResponse(
@@ -334,12 +331,8 @@ class OnlineService:
             )
 
     @contextmanager
-    def _answering(
-        self, context: grpc.ServicerContext, slots: threading.BoundedSemaphore, limit: str
-    ) -> Iterator[None]:
-        """Keeps a limit of calls, and turns errors into their gRPC codes."""
-        if not slots.acquire(blocking=False):
-            self._abort(context, full(limit))
+    def _answering(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """Turns errors into their gRPC codes."""
         try:
             self._check_serving()
             yield
@@ -350,8 +343,6 @@ class OnlineService:
                 raise
             log.exception("call failed")
             self._abort(context, ThinRowError(f"The server failed ({type(error).__name__})."))
-        finally:
-            slots.release()
 
     @contextmanager
     def _working(self, context: grpc.ServicerContext) -> Iterator[None]:

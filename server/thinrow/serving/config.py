@@ -23,6 +23,12 @@ WINDOW_BYTES = MIB
 """What a connection takes in before the server has looked at it."""
 REQUEST_COPIES = 10
 """Of each call: a request under way, one in bytes, and up to eight times that decoded."""
+OPENING_MAX = 64
+"""Calls at once whose first request has not arrived. They hold none of the server's places."""
+UTILITY_CALLS_MAX = 32
+"""Calls of health and reflection at once; they share no place and no thread with the service."""
+WAITING_CALLS_MAX = OPENING_MAX + UTILITY_CALLS_MAX
+"""Calls beside those in their places that may each have a request on its way."""
 PROCESSES_MAX = 256
 TOKENS_MAX = 16
 ZERO_ALLOWED = ("reflection", "inspect", "drain_s", "dedup_window_ms", "commit_lead_ms")
@@ -68,6 +74,10 @@ class ServiceConfig:
     """Most connections at once; more are closed as they come."""
     drain_s: float = 10.0
     """How long calls under way may take to end once the server is told to stop."""
+    first_request_s: float = 30.0
+    """How long a call's first request may take to arrive; until then the call has no place."""
+    idle_s: float = 600.0
+    """How long a stream may be idle, or an answer unread; clients open an ended stream again."""
     poll_s: float = 0.5
     """Pause between two looks for a new generation, and for new tenants."""
 
@@ -120,6 +130,7 @@ class ServerConfig(ServiceConfig):
             + 2 * self.cache_bytes_max
             + self.work_bytes_max
             + calls * (self.response_bytes_max + REQUEST_COPIES * self.request_bytes_max)
+            + WAITING_CALLS_MAX * self.request_bytes_max
             + self.connections_max * WINDOW_BYTES
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NoReturn
 
 from thinrow.errors import StoreError, ThinRowError, TooManyCallsError
@@ -14,9 +14,9 @@ from thinrow.serving.wire_errors import ERROR_METADATA, set_error_status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     import grpc
-    from thinrow.serving.config import ServiceConfig
     from thinrow.serving.metrics import ServiceMetrics
     from thinrow.serving.tenants import Tenants
 
@@ -42,30 +42,26 @@ class Caller:
 class Gate:
     """Keeps the limits of a service, and lets it drain."""
 
-    def __init__(self, config: ServiceConfig, tenants: Tenants, metrics: ServiceMetrics) -> None:
+    def __init__(self, tenants: Tenants, metrics: ServiceMetrics) -> None:
         self.tenants = tenants
-        self.calls = Places(config.calls_max, "calls_max")
-        self.streams = Places(config.streams_max, "streams_max")
+        self._calls = Places("calls_max")
+        self._streams = Places("streams_max")
         self._metrics = metrics
         self._draining = threading.Event()
 
     @contextmanager
-    def answering(
-        self, context: grpc.ServicerContext, places: Places, *, late: bool = True
-    ) -> Iterator[Caller]:
-        """Takes a place, asks who calls, and turns errors into their gRPC codes.
+    def answering(self, context: grpc.ServicerContext) -> Iterator[Caller]:
+        """Authenticates the caller, and turns errors into their gRPC codes.
 
-        late: raises TooManyCallsError where there is no place, now or later in the block.
+        Raises:
+            TooManyCallsError: The block raised it; the call's admission rejects the call.
         """
         caller = Caller(self.tenants)
         try:
-            with places.one():
-                self.check_serving()
-                caller.ask(context)
-                yield caller
+            self.check_serving()
+            caller.ask(context)
+            yield caller
         except TooManyCallsError as error:
-            if not late:
-                self.abort(context, error, caller.tenant)
             self._metrics.failed(error.name, caller.tenant)
             raise
         except ThinRowError as error:
@@ -89,6 +85,26 @@ class Gate:
         if isinstance(error, StoreError):
             log.error("store failed", extra={"reason": str(error)})
         context.abort(*set_error_status(context, error))
+
+    @contextmanager
+    def tenant_place(self, tenant: str, *, is_stream: bool) -> Iterator[None]:
+        """Counts a call as its tenant's until the block ends. Raises TenantLimitError."""
+        if not is_stream:
+            with self._calls.one_of(tenant, self.tenants.calls_max(tenant)):
+                yield
+            return
+        with (
+            self._streams.one_of(tenant, self.tenants.streams_max(tenant)),
+            self._metrics.streams.track_inprogress(),
+            self._metrics.streaming(tenant),
+        ):
+            yield
+
+    def named_place(self, caller: Caller, *, is_stream: bool) -> AbstractContextManager[None]:
+        """As `tenant_place`, if no token has told the tenant at the start of the call."""
+        if caller.holder is not None:
+            return nullcontext()
+        return self.tenant_place(caller.tenant, is_stream=is_stream)
 
     def check_serving(self) -> None:
         """Raises UnavailableError while draining."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -11,12 +11,11 @@ from google.protobuf.message_factory import GetMessageClass
 from thinrow.errors import ThinRowError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
     from thinrow.serving.gate import Caller, Gate
     from thinrow.serving.metrics import ServiceMetrics
-    from thinrow.serving.refusals import Refusals
 
     Way = tuple[str, ...]
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -35,11 +34,9 @@ class Guard(grpc.ServerInterceptor):
         service: ServiceDescriptor,
         rights: Mapping[str, str | None],
         gate: Gate,
-        refusals: Refusals,
         metrics: ServiceMetrics,
     ) -> None:
         self._gate = gate
-        self._refusals = refusals
         self._methods = {
             f"/{service.full_name}/{method.name}": Method(method, rights, gate, metrics)
             for method in service.methods
@@ -57,13 +54,6 @@ class Guard(grpc.ServerInterceptor):
             return handler
         if not self._gate.tenants.by_name:
             return method.counted(handler) if method.streams else handler
-        try:
-            holder = self._gate.tenants.caller(handler_call_details.invocation_metadata)
-        except ThinRowError:
-            holder = None  # which the method tells
-        if holder is not None and method.full(holder):
-            # Told late, without a thread, and before anything was received.
-            return self._refusals.handler(method.refuse)
         return method.guarded(handler)
 
 
@@ -80,21 +70,11 @@ class Method:
         self.streams = method.client_streaming or method.server_streaming
         self._gate = gate
         self._metrics = metrics
-        self._places = gate.streams if self.streams else gate.calls
         self._right = rights.get(method.name)
         self._request = GetMessageClass(method.input_type)
         self._ways = () if method.name in rights else ways_to_tenants(method.input_type)
         if method.name not in rights and not self._ways:
             raise AssertionError(f"{method.full_name} names no tenant: say what right it takes")
-
-    def full(self, tenant: str) -> bool:
-        """Whether a tenant has as many calls at once as it may."""
-        return self._places.taken_by(tenant) >= self._limit(tenant)
-
-    def refuse(self, _: Iterator[bytes], context: Context) -> Generator[bytes, None, None]:
-        """What a full tenant is told."""
-        with self._entered(context, late=True):
-            yield from ()
 
     def counted(self, handler: Handler) -> Handler:
         """A method of streams, which are counted."""
@@ -135,18 +115,13 @@ class Method:
 
             return several
 
-        return with_streams(self.counted(handler), wrapped)
-
-    def _limit(self, tenant: str) -> int:
-        tenants = self._gate.tenants
-        return tenants.streams_max(tenant) if self.streams else tenants.calls_max(tenant)
+        return with_streams(handler, wrapped)
 
     @contextmanager
-    def _entered(self, context: Context, *, late: bool = False) -> Iterator[Caller]:
+    def _entered(self, context: Context) -> Iterator[Caller]:
         with (
-            self._gate.answering(context, self._places, late=late) as caller,
-            self._places.one_of(caller.tenant, self._limit(caller.tenant)),
-            self._metrics.streaming(caller.tenant) if self.streams else nullcontext(),
+            self._gate.answering(context) as caller,
+            self._gate.named_place(caller, is_stream=self.streams),
         ):
             yield caller
 

@@ -33,35 +33,17 @@ affair, and must hold up nothing."""
 
 
 class Places:
-    """Calls at once, so many in all and so many of each tenant; whoever finds none is refused."""
+    """Calls at once of each tenant; a call beyond its tenant's limit is refused."""
 
-    def __init__(self, limit: int, name: str) -> None:
-        self._limit = limit
+    def __init__(self, name: str) -> None:
+        """name: The setting that bounds them, for messages."""
         self._name = name
-        self._taken = 0
         self._by_tenant: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def taken_by(self, tenant: str) -> int:
-        """How many a tenant has."""
-        return self._by_tenant[tenant]
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """A place until the block ends. Raises TooManyCallsError."""
-        with self._lock:
-            if self._taken == self._limit:
-                raise full(self._name)
-            self._taken += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._taken -= 1
-
     @contextmanager
     def one_of(self, tenant: str, limit: int) -> Iterator[None]:
-        """Counts a place that was taken as this tenant's. Raises TenantLimitError."""
+        """Counts a call as this tenant's until the block ends. Raises TenantLimitError."""
         with self._lock:
             if self._by_tenant[tenant] >= limit:
                 raise refusal(

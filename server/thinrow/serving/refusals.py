@@ -9,18 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import grpc
-from thinrow.errors import TooManyCallsError
 from thinrow.serving.limits import RETRY_AFTER_MS
-from thinrow.serving.wire_errors import set_error_status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
-
-    Answers = Callable[[Iterator[bytes], grpc.ServicerContext], Generator[bytes, None, None]]
+    from collections.abc import Callable
 
 HELD_MAX = 512
 """Refusals held at once."""
@@ -41,39 +35,6 @@ class Refusals:
 
     def __len__(self) -> int:
         return len(self._held)
-
-    def answering(self, answers: Answers) -> Callable[..., None]:
-        """What gRPC calls for a method; `answers` yields its answers, one for a single call.
-
-        A TooManyCallsError that `answers` raises ends the call late.
-        """
-
-        def behave(
-            requests: Iterator[bytes],
-            context: grpc.ServicerContext,
-            send: Callable[[bytes | None], None],
-        ) -> None:
-            try:
-                with closing(answers(requests, context)) as each:
-                    for answer in each:
-                        send(answer)
-                        if not context.is_active():
-                            return
-                send(None)
-            except TooManyCallsError as error:
-                set_error_status(context, error)
-                self.hold(lambda: send(None))
-
-        # Lets the thread go while the call is held.
-        behave.experimental_non_blocking = True  # type: ignore[attr-defined]
-        return behave
-
-    def handler(self, answers: Answers) -> grpc.RpcMethodHandler[Any, Any]:
-        """As `answering`, for requests and answers in bytes.
-
-        On the wire a single call is a stream of one message.
-        """
-        return grpc.stream_stream_rpc_method_handler(self.answering(answers))
 
     def hold(self, end: Callable[[], None]) -> None:
         """Ends a call once it is due."""

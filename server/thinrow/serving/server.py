@@ -11,12 +11,14 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from thinrow.errors import UsageError
-from thinrow.serving.config import WINDOW_BYTES
+from thinrow.serving.admission import UTILITY_THREADS, CallAdmission
+from thinrow.serving.config import OPENING_MAX, WINDOW_BYTES
 from thinrow.serving.current import CurrentGeneration
-from thinrow.serving.drain import StreamDrain
+from thinrow.serving.drain import StreamDrain, stopping
 from thinrow.serving.gate import Gate
+from thinrow.serving.health import HEALTH, Health
 from thinrow.serving.limits import full
 from thinrow.serving.metrics import Metrics, MetricsEndpoint, split_address
 from thinrow.serving.reflection import add_reflection
@@ -24,9 +26,10 @@ from thinrow.serving.refusals import HELD_MAX, Refusals
 from thinrow.serving.service import SERVICE, MaterializationService
 from thinrow.serving.tenants import Tenants
 from thinrow.serving.tls import Certificates
+from thinrow.serving.wire_errors import set_error_status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from thinrow.serving.config import ServerConfig, ServiceConfig
     from thinrow.serving.metrics import ServiceMetrics
@@ -35,8 +38,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("thinrow.serving")
 
-SPARE_THREADS = 8
-"""Kept for health, reflection and the refusal of calls over a limit."""
+SPARE_THREADS = 16
+"""Threads for the refusal of calls over a limit, and for calls that just gave way to others."""
+HANDSHAKE_TIMEOUT_MS = 10_000
+"""Longest time from a connection's start to its first frames."""
+CONNECTION_IDLE_MS = 300_000
+"""A connection without calls for this long is closed; a client's next call opens another."""
 PING_INTERVAL_MS_MIN = 5_000
 """Lower bound on the interval between two pings of an idle connection.
 
@@ -50,37 +57,6 @@ GOAWAY_DELAY_S = 0.2
 A call that crosses a GOAWAY on the wire is cancelled by gRPC, without a name; in this pause it ends
 with UNAVAILABLE, and its client turns to another replica.
 """
-
-
-class Health(health.HealthServicer):  # type: ignore[misc]
-    """Health whose watches can be ended: they are calls, and would hold up every drain."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            experimental_non_blocking=True, experimental_thread_pool=ThreadPoolExecutor(1)
-        )
-        self._ends: dict[grpc.ServicerContext, Callable[[None], None]] = {}
-
-    def Watch(  # noqa: N802 - named by the protocol
-        self,
-        request: health_pb2.HealthCheckRequest,
-        context: grpc.ServicerContext,
-        send_response_callback: Callable[[Any], None],
-    ) -> None:
-        """As the library does it."""
-
-        def ended() -> None:
-            self._ends.pop(context, None)
-
-        self._ends[context] = send_response_callback
-        if not context.add_callback(ended):
-            ended()
-        super().Watch(request, context, send_response_callback)
-
-    def end_watches(self) -> None:
-        """Ends them after what they were told last."""
-        for end in list(self._ends.values()):
-            end(None)
 
 
 class Pool(ThreadPoolExecutor):
@@ -111,17 +87,26 @@ class Overload(grpc.ServerInterceptor):
         self,
         services: Iterable[str],
         pool: Pool,
-        calls_max: int,
+        threads: int,
         refusals: Refusals,
         metrics: ServiceMetrics,
     ) -> None:
         self._prefixes = tuple(f"/{service}/" for service in services)
         self._pool = pool
-        self._calls_max = calls_max
+        self._threads = threads
         self._metrics = metrics
-        answering = refusals.answering(self._refuse)
-        answering.experimental_thread_pool = ThreadPoolExecutor(1)  # type: ignore[attr-defined]
-        self._refusal: Handler = grpc.stream_stream_rpc_method_handler(answering)
+
+        def behave(
+            _: Iterator[bytes], context: grpc.ServicerContext, send: Callable[[None], None]
+        ) -> None:
+            error = full("calls_max and streams_max")
+            self._metrics.failed(error.name, "")
+            set_error_status(context, error)
+            refusals.hold(lambda: send(None))
+
+        behave.experimental_non_blocking = True  # type: ignore[attr-defined]
+        behave.experimental_thread_pool = ThreadPoolExecutor(1)  # type: ignore[attr-defined]
+        self._refusal: Handler = grpc.stream_stream_rpc_method_handler(behave)
 
     def intercept_service(
         self,
@@ -129,27 +114,18 @@ class Overload(grpc.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         """As the library wants it."""
-        if self._pool.busy < self._calls_max:
+        if self._pool.busy < self._threads:
             return continuation(handler_call_details)
         if not handler_call_details.method.startswith(self._prefixes):
             return continuation(handler_call_details)
         return self._refusal
-
-    def _refuse(
-        self,
-        requests: Iterator[bytes],  # noqa: ARG002 - not even received
-        context: grpc.ServicerContext,  # noqa: ARG002
-    ) -> Generator[bytes, None, None]:
-        yield from ()
-        error = full("calls_max and streams_max")
-        self._metrics.failed(error.name, "")
-        raise error
 
 
 @contextmanager
 def listening(
     config: ServiceConfig,
     services: Mapping[str, Callable[[grpc.Server], None]],
+    gate: Gate,
     refusals: Refusals,
     metrics: ServiceMetrics,
     *,
@@ -170,15 +146,17 @@ def listening(
     """
     host, _ = split_address(config.listen)
     calls_max = config.calls_max + config.streams_max
-    threads = calls_max + SPARE_THREADS
-    health_service, streams = Health(), StreamDrain()
+    threads = calls_max + OPENING_MAX + SPARE_THREADS
+    health_service, streams = Health(services), StreamDrain()
+    admission = CallAdmission(services, config, gate, refusals, metrics)
     with Pool(threads) as pool:
         server = grpc.server(
             pool,
             # Those beyond the threads are being refused.
-            maximum_concurrent_rpcs=threads + HELD_MAX,
+            maximum_concurrent_rpcs=threads + HELD_MAX + UTILITY_THREADS,
             interceptors=[
-                Overload(services, pool, calls_max, refusals, metrics),
+                Overload(services, pool, threads, refusals, metrics),
+                admission,
                 streams,
                 *interceptors,
             ],
@@ -187,6 +165,8 @@ def listening(
                 ("grpc.max_receive_message_length", config.request_bytes_max),
                 # One connection cannot have every thread: what is more waits in its client.
                 ("grpc.max_concurrent_streams", calls_max),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+                ("grpc.max_connection_idle_ms", CONNECTION_IDLE_MS),
                 ("grpc.max_allowed_incoming_connections", config.connections_max),
                 # A window that grows by itself takes in much of a request before it is refused.
                 ("grpc.http2.bdp_probe", 0),
@@ -204,7 +184,7 @@ def listening(
             add(server)
         health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
         if config.reflection:
-            add_reflection(server, (*services, health.SERVICE_NAME))
+            add_reflection(server, (*services, HEALTH))
         try:
             if certificates is None:
                 port = server.add_insecure_port(config.listen)
@@ -216,23 +196,21 @@ def listening(
             ) from error
         server.start()
 
-        def tell(status: int) -> None:
-            for name in ("", *services):
-                health_service.set(name, status)
-
-        tell(health_pb2.HealthCheckResponse.SERVING)
+        health_service.set(health_pb2.HealthCheckResponse.SERVING)
         try:
             yield f"{host}:{port}"
         finally:
-            tell(health_pb2.HealthCheckResponse.NOT_SERVING)
+            health_service.set(health_pb2.HealthCheckResponse.NOT_SERVING)
             log.info("draining", extra={"drain_s": config.drain_s})
             drain()
+            admission.end_opening(stopping())
             streams.drain()
             refusals.close()
             time.sleep(GOAWAY_DELAY_S)
             stopped = server.stop(config.drain_s)
             health_service.end_watches()
             stopped.wait()
+            admission.close()
             log.info("stopped")
 
 
@@ -275,14 +253,15 @@ class Server:
         metrics.follow(lambda: current.number, lambda: current.watermark_ts)
         metrics.serve(current)
         metrics.memory_bound.set(config.memory_bound_bytes)
-        gate, refusals = Gate(config, tenants, metrics), Refusals()
+        gate, refusals = Gate(tenants, metrics), Refusals()
         self._stack.callback(refusals.close)
-        service = MaterializationService(config, current, gate, refusals, metrics)
+        service = MaterializationService(config, current, gate, metrics)
         certificates, self.metrics_address = opened(config, tenants, metrics, self._stack)
         self.address = self._stack.enter_context(
             listening(
                 config,
                 {SERVICE: service.add_to},
+                gate,
                 refusals,
                 metrics,
                 drain=gate.drain,

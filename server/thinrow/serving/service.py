@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeVar
 
+import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 from thinrow.client.response import Response
@@ -23,7 +24,6 @@ from thinrow.v1 import materialization_pb2 as wire
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
-    import grpc
     from google.protobuf.message import Message
     from numpy.typing import NDArray
     from thinrow.serving.config import ServerConfig
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from thinrow.serving.gate import Caller, Gate
     from thinrow.serving.metrics import Metrics
     from thinrow.serving.projection import ResolvedProjection
-    from thinrow.serving.refusals import Refusals
     from thinrow.store.generation import Generation
     from thinrow.store.history import Selection
 
@@ -48,13 +47,11 @@ class MaterializationService:
         config: ServerConfig,
         current: CurrentGeneration,
         gate: Gate,
-        refusals: Refusals,
         metrics: Metrics,
     ) -> None:
         self._config = config
         self._current = current
         self._gate = gate
-        self._refusals = refusals
         self._tenants = gate.tenants
         self._metrics = metrics
         self._tracing = tracing("thinrow-server")
@@ -76,7 +73,12 @@ class MaterializationService:
             "DescribeStore": self.describe_store,
         }
         server.add_registered_method_handlers(
-            SERVICE, {name: self._refusals.handler(answers) for name, answers in methods.items()}
+            SERVICE,
+            # On the wire a single call is a stream of one message.
+            {
+                name: grpc.stream_stream_rpc_method_handler(answers)
+                for name, answers in methods.items()
+            },
         )
         self._metrics.serves()
 
@@ -85,13 +87,10 @@ class MaterializationService:
     ) -> Generator[bytes, None, None]:
         """One batch."""
         gate, tenants = self._gate, self._tenants
-        with gate.answering(context, gate.calls) as caller:
+        with gate.answering(context) as caller:
             request = only(wire.MaterializeRequest, messages)
             caller.tenant = tenants.asking(caller.holder, request.tenant)
-            with (
-                gate.calls.one_of(caller.tenant, tenants.calls_max(caller.tenant)),
-                ExitStack() as sending,
-            ):
+            with gate.named_place(caller, is_stream=False), ExitStack() as sending:
                 yield self._materialize(request, context, caller.tenant, sending)
 
     def materialize_stream(
@@ -102,8 +101,7 @@ class MaterializationService:
         if self._config.processes > 1:
             context.send_initial_metadata(self._process)
         with (
-            gate.answering(context, gate.streams) as caller,
-            self._metrics.streams.track_inprogress(),
+            gate.answering(context) as caller,
             ExitStack() as place,
         ):
             holder: str | None = None
@@ -121,8 +119,7 @@ class MaterializationService:
                 if tenant != holder:
                     place.close()
                     caller.tenant = tenant
-                    place.enter_context(gate.streams.one_of(tenant, tenants.streams_max(tenant)))
-                    place.enter_context(self._metrics.streaming(tenant))
+                    place.enter_context(gate.named_place(caller, is_stream=True))
                     holder = tenant
                 with ExitStack() as sending:
                     yield self._materialize(
@@ -164,8 +161,8 @@ class MaterializationService:
         """A single call that asks for no batch."""
         gate = self._gate
         with (
-            gate.answering(context, gate.calls) as caller,
-            gate.calls.one_of(caller.tenant, self._tenants.calls_max(caller.tenant)),
+            gate.answering(context) as caller,
+            gate.named_place(caller, is_stream=False),
             self._metrics.request(method, self._metrics.tenant(caller.tenant)),
         ):
             yield caller
