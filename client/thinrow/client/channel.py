@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+import threading
 import time
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from thinrow.client.config import ClientConfig
 
-__all__ = ["Channels", "Retries", "translate"]
+__all__ = ["CLOSED", "Channels", "Patience", "Retries", "translate"]
 
 T = TypeVar("T")
 
@@ -51,6 +52,8 @@ TARGET = re.compile(r"(?!https?:)(unix(-abstract)?:.+|(dns|ipv4|ipv6):.+|[^/]+:\
 
 # How gRPC describes calls that were cancelled on this side.
 CANCELLED_HERE = ("Locally cancelled", "Channel closed")
+
+CLOSED = "This client was closed; make a new one."
 
 log = logging.getLogger("thinrow.client")
 
@@ -102,27 +105,34 @@ class Channels:
             for channel in self._channels
         ]
         self._further: list[grpc.Channel] = []
+        self._closed = False
+        self._lock = threading.Lock()
 
     def open_further(self, replica: int) -> grpc.Channel:
         """Makes one more connection to a replica, open until it is let go, or all are closed."""
-        channel = open_channel(self.targets[replica], self.config)
-        self._further.append(channel)
+        with self._lock:
+            self.check_open()
+            channel = open_channel(self.targets[replica], self.config)
+            self._further.append(channel)
         return channel
 
     def let_go(self, channel: grpc.Channel) -> None:
         """Closes a further connection, unless that was done."""
-        if channel in self._further:
-            self._further.remove(channel)
+        with self._lock:
+            if channel in self._further:
+                self._further.remove(channel)
         channel.close()
 
     @property
     def stub(self) -> materialization_pb2_grpc.MaterializationServiceStub:
         """The generated stub of the current replica."""
+        self.check_open()
         return self._stubs[self.current]
 
     @property
     def channel(self) -> grpc.Channel:
         """The connection to the current replica."""
+        self.check_open()
         return self._channels[self.current]
 
     @property
@@ -148,23 +158,78 @@ class Channels:
 
         method: finds the call at the replica asked now.
         """
-        retries = Retries(self.config)
+        retries, patience = Retries(self.config), Patience(self, deadline_s)
         while True:
             asked = self.current
+            started_s = time.monotonic()
             try:
                 return method(self)(
-                    request, timeout=deadline_s, metadata=self.metadata, wait_for_ready=False
+                    request,
+                    timeout=patience.timeout_s(asked),
+                    metadata=self.metadata,
+                    wait_for_ready=False,
                 )
             except grpc.RpcError as error:
+                self.check_open()
                 failure = translate(error, self.targets)
+                if isinstance(failure, DeadlineError):
+                    # Also if this is the end: the next call need not find the same silence.
+                    self.fail_over(asked)
+                    if patience.is_silent(asked, time.monotonic() - started_s):
+                        continue
                 if not retries.pause(failure):
                     raise failure from error
                 self.fail_over(asked)
+            except ValueError:  # of a channel that was closed meanwhile
+                self.check_open()
+                raise
+
+    def check_open(self) -> None:
+        """Raises UnavailableError if the client was closed."""
+        if self._closed:
+            raise UnavailableError(CLOSED)
 
     def close(self) -> None:
         """Closes every channel; calls under way are cancelled."""
-        for channel in (*self._channels, *self._further):
+        with self._lock:
+            self._closed = True
+            further, self._further = self._further, []
+        for channel in (*self._channels, *further):
             channel.close()
+
+
+class Patience:
+    """Bounds how long each replica may keep one request waiting."""
+
+    def __init__(self, channels: Channels, deadline_s: float) -> None:
+        self._channels = channels
+        self._deadline_s = deadline_s
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts over: an answer came."""
+        self._silent: set[int] = set()
+        self._waited_s = 0.0
+
+    def timeout_s(self, replica: int) -> float:
+        """Returns how long to wait for an answer of this replica."""
+        left_s = max(self._deadline_s - self._waited_s, 0.0)
+        others = set(range(len(self._channels.targets))) - self._silent - {replica}
+        if not others:
+            return left_s
+        return min(self._channels.config.silence_timeout_s, left_s / (len(others) + 1))
+
+    def is_silent(self, replica: int, waited_s: float) -> bool:
+        """Notes that a replica did not answer in its time; returns True if another may."""
+        self._silent.add(replica)
+        self._waited_s += waited_s
+        targets = self._channels.targets
+        more = len(self._silent) < len(targets) and self._waited_s < self._deadline_s
+        if more:
+            log.warning(
+                "No answer came from %s in %.3g s; asking the next.", targets[replica], waited_s
+            )
+        return more
 
 
 class Retries:

@@ -36,6 +36,10 @@ class ClientConfig:
     request_deadline_s: float = 60.0
     """Seconds to wait for an answer before DeadlineError."""
 
+    silence_timeout_s: float = 10.0
+    """Seconds that a replica may keep a request waiting before the next replica gets it. At most an
+    even share of the deadline; the last replica that was not silent gets all that is left of it."""
+
     retry_deadline_s: float = 60.0
     """Seconds to go on asking while no server is available. 0: fails at once."""
 
@@ -70,6 +74,7 @@ class ClientConfig:
             "requests_in_flight",
             "connections",
             "request_deadline_s",
+            "silence_timeout_s",
             "backoff_initial_s",
             "backoff_max_s",
             "connect_timeout_s",

@@ -14,6 +14,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 import numpy as np
 from thinrow.client.batch import Batch
-from thinrow.client.channel import open_channel, translate
+from thinrow.client.channel import CLOSED, open_channel, translate
 from thinrow.client.columns import as_column, from_wire, to_wire
 from thinrow.client.config import ClientConfig
 from thinrow.client.convert import times_ms
@@ -29,6 +31,7 @@ from thinrow.client.lookup import Lookup
 from thinrow.client.online_channel import CountingChannel
 from thinrow.client.online_stream import SnapshotStream
 from thinrow.client.pointers import MutableEvents, Pointers, ThinRows, integers
+from thinrow.client.received import received
 from thinrow.client.request import to_wire_projection
 from thinrow.client.response import Response
 from thinrow.client.thin_row import ThinRow
@@ -98,9 +101,9 @@ class OnlineClient:
         self._target = target
         self.config = config
         self._channel = open_channel(target, config)
-        self.stub = online_pb2_grpc.OnlineServiceStub(CountingChannel(self._channel))  # type: ignore[no-untyped-call]
-        """The generated stub, for calls of one's own."""
-        self._stream = SnapshotStream(self.stub, lambda: self._metadata, self._failure)
+        self._stub = online_pb2_grpc.OnlineServiceStub(CountingChannel(self._channel))  # type: ignore[no-untyped-call]
+        self._closed = False
+        self._stream = SnapshotStream(self._stub, lambda: self._metadata, self._failure)
 
     def __enter__(self) -> Self:
         return self
@@ -108,8 +111,19 @@ class OnlineClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def stub(self) -> online_pb2_grpc.OnlineServiceStub:
+        """The generated stub, for calls of one's own."""
+        self._check_open()
+        return self._stub
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UnavailableError(CLOSED)
+
     def close(self) -> None:
         """Closes the connection; calls under way fail."""
+        self._closed = True
         self._stream.close()
         self._channel.close()
 
@@ -179,29 +193,35 @@ class OnlineClient:
         """Appends batch after batch on one stream, pipelined; yields for each, in order.
 
         `batches` is pulled in a thread of its own. `deadline_s`: for the whole stream; None for no
-        bound. Raises RequestError at a batch that was refused: those before it are durable, and
-        those already sent behind it may be. Raises UnavailableError if the server ends the stream
-        before it has answered every batch.
+        bound but that of silence: DeadlineError for a batch that has no answer within
+        `config.request_deadline_s`. Raises RequestError at a batch that was refused: those before
+        it are durable, and those already sent behind it may be. Raises UnavailableError if the
+        server ends the stream before it has answered every batch.
         """
         sent, is_complete = 0, False
+        sent_s: deque[float] = deque()
 
         def requests() -> Iterator[online_pb2.AppendEventsRequest]:
             nonlocal sent, is_complete
             for batch in batches:
                 request = online_pb2.AppendEventsRequest(cursor=sent, events=batch)
                 sent += 1
+                sent_s.append(time.monotonic())
                 yield request
             is_complete = True
 
-        call = self.stub.AppendEvents(requests(), timeout=deadline_s, metadata=self._metadata)
-        answered = 0
+        with self._calling():
+            call = self.stub.AppendEvents(requests(), timeout=deadline_s, metadata=self._metadata)
+        answered, silence_s = 0, self.config.request_deadline_s
+        answers = received(call, silence_s, lambda: sent_s[0] if sent_s else None)
         try:
-            for answer in call:
+            for answer in answers:
                 require(
                     answer.cursor == answered < sent,
                     f"it has cursor {answer.cursor} after {answered} answers to {sent} batches",
                 )
                 answered += 1
+                sent_s.popleft()
                 if answer.refused:
                     raise RequestError(answer.refused)
                 yield Appended(answer.appended, answer.duplicates, answer.arrival_ts)
@@ -275,9 +295,11 @@ class OnlineClient:
         self, request: online_pb2.ExportEventsRequest
     ) -> Generator[online_pb2.ExportEventsResponse, None, None]:
         """Seals a watermark, and yields the events that arrived before."""
-        call = self.stub.ExportEvents(request, metadata=self._metadata)
+        with self._calling():
+            call = self.stub.ExportEvents(request, metadata=self._metadata)
+        asked_s = time.monotonic()
         try:
-            yield from call
+            yield from received(call, self.config.request_deadline_s, lambda: asked_s)
         except grpc.RpcError as error:
             raise self._failure(error) from error
         finally:
@@ -293,11 +315,25 @@ class OnlineClient:
     def _call(self, method: str, request: object, deadline_s: float | None) -> object:
         timeout_s = self.config.request_deadline_s if deadline_s is None else deadline_s
         try:
-            return getattr(self.stub, method)(request, timeout=timeout_s, metadata=self._metadata)
+            with self._calling():
+                return getattr(self.stub, method)(
+                    request, timeout=timeout_s, metadata=self._metadata
+                )
         except grpc.RpcError as error:
             raise self._failure(error) from error
 
+    @contextlib.contextmanager
+    def _calling(self) -> Iterator[None]:
+        """Says so if the channel was closed meanwhile, for which gRPC has a ValueError."""
+        try:
+            yield
+        except ValueError:
+            self._check_open()
+            raise
+
     def _failure(self, error: grpc.RpcError) -> ThinRowError:
+        if self._closed:
+            return UnavailableError(CLOSED)
         failure = translate(error, (self._target,))
         if isinstance(failure, UnavailableError):
             return UnavailableError(

@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from thinrow.client.channel import CLOSED
 from thinrow.client.widen import require
 from thinrow.errors import DeadlineError, ThinRowError, UnauthenticatedError, UnavailableError
 from thinrow.v1 import online_pb2
@@ -76,9 +77,12 @@ class SnapshotStream:
         while True:
             with self._lock:
                 if self._closed:
-                    raise UnavailableError("This client was closed; make a new one.")
+                    raise UnavailableError(CLOSED)
                 if self._connection is None or self._connection.ended:
-                    self._connection = _Connection(self._stub, self._metadata(), self._failure)
+                    try:
+                        self._connection = _Connection(self._stub, self._metadata(), self._failure)
+                    except ValueError:  # of a channel that was closed meanwhile
+                        raise UnavailableError(CLOSED) from None
                 connection = self._connection
             answers = connection.send(request, deadline_s)
             if answers is not None:
@@ -146,7 +150,7 @@ class _Connection:
     def close(self) -> None:
         """Ends the call and its thread."""
         self._call.cancel()
-        self._end(UnavailableError("This client was closed; make a new one."))
+        self._end(UnavailableError(CLOSED))
         if self._reader is not threading.current_thread():
             self._reader.join()
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from thinrow.client.calls import materialize_stream
-from thinrow.client.channel import Channels, Retries, translate
+from thinrow.client.channel import Channels, Patience, Retries, translate
 from thinrow.client.lookup import Lookup, Piece, RequestSize
 from thinrow.client.request import on_stream
 from thinrow.client.response import Response
@@ -62,7 +62,7 @@ def answers(
     config = channels.config
     inputs: Iterator[ThinRows | Pointers] = iter(batches)
     cursors = itertools.count(1)
-    retries = Retries(config)
+    retries, patience = Retries(config), Patience(channels, deadline_s)
     size = RequestSize(config, FIRST_REQUEST_EXAMPLES)
     planned: deque[Piece] = deque()  # of the input pulled last, not yet asked for
     asked: deque[tuple[int, Piece, Connection]] = deque()  # by cursor, not yet answered
@@ -94,21 +94,25 @@ def answers(
                     connections.finish()
                 return
             assert connections is not None
+            waiting_s = time.monotonic()
             try:
                 cursor, piece, connection = asked[0]
-                answer = connection.receive(deadline_s)
+                timeout_s = patience.timeout_s(connections.replica)
+                answer = connection.receive(timeout_s, deadline_s)
                 require(
                     answer.cursor == cursor, f"it has cursor {answer.cursor} instead of {cursor}"
                 )
                 part = piece.answered(answer)
             except (
                 AnswerTooLargeError,
+                DeadlineError,
                 TooManyCallsError,
                 UnauthenticatedError,
                 UnavailableError,
             ) as error:
                 connections.close()
                 failed, connections = connections.replica, None
+                channels.check_open()
                 planned.extendleft(piece for _, piece, _ in reversed(asked))
                 asked.clear()
                 if isinstance(error, AnswerTooLargeError):
@@ -122,12 +126,18 @@ def answers(
                     if not answered or not callable(config.token):
                         raise
                     answered = False
+                elif isinstance(error, DeadlineError):
+                    # Also if this is the end: the next stream need not find the same silence.
+                    channels.fail_over(failed)
+                    if not patience.is_silent(failed, time.monotonic() - waiting_s):
+                        raise
                 elif retries.pause(error):
                     channels.fail_over(failed)
                 else:
                     raise
                 continue
             retries.reset()
+            patience.reset()
             answered = True
             asked.popleft()
             draining = draining and bool(asked or planned)
@@ -218,9 +228,13 @@ class Connection:
         metadata = channels.metadata
         if self._trace is not None:
             metadata += self._trace.metadata
-        self._call = materialize_stream(channel)(
-            iter(self._requests.get, None), metadata=metadata, wait_for_ready=False
-        )
+        try:
+            self._call = materialize_stream(channel)(
+                iter(self._requests.get, None), metadata=metadata, wait_for_ready=False
+            )
+        except ValueError:  # of a channel that was closed meanwhile
+            channels.check_open()
+            raise
         self._reader = threading.Thread(
             target=read, args=(self._call, self._answers), name="thinrow-stream", daemon=True
         )
@@ -242,16 +256,21 @@ class Connection:
         """Tells whether `receive` would return, or raise, at once."""
         return not self._answers.empty()
 
-    def receive(self, deadline_s: float) -> Response:
-        """Waits for the next answer, or raises what ended the stream."""
+    def receive(self, timeout_s: float, deadline_s: float) -> Response:
+        """Waits for the next answer, or raises what ended the stream.
+
+        deadline_s: of the answer in all, for the error.
+        """
         targets = self._channels.targets
         try:
-            answer = self._answers.get(timeout=deadline_s)
+            answer = self._answers.get(timeout=timeout_s)
         except queue.Empty:
             raise DeadlineError(
                 f"No answer came from {', '.join(targets)} in {deadline_s:g} s; allow more "
                 f"time, or ask for less."
             ) from None
+        if answer is None or isinstance(answer, grpc.RpcError):
+            self._channels.check_open()
         if isinstance(answer, grpc.RpcError):
             raise translate(answer, targets) from answer
         if isinstance(answer, BaseException):

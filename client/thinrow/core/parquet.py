@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
+from thinrow.client.io_errors import access_failure
 from thinrow.core.arrow import leaf_count, load_pyarrow
 from thinrow.core.parquet_sizes import require_bounded_group
 from thinrow.core.paths import DataFile, located
@@ -140,6 +141,8 @@ class ParquetTable:
         except FileNotFoundError as error:
             raise InputError(f"There is no file {self.name}; check the name.") from error
         except (OSError, pa.ArrowException) as error:
+            if (failure := access_failure(error)) is not None:
+                raise InputError(f"Cannot read {self.name}: {failure}.") from error
             reason = str(error).splitlines()[0].rstrip(".")
             raise InputError(
                 f"{self.name} cannot be read as Parquet: {reason}; write the file again."

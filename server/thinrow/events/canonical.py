@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from thinrow.client.io_errors import access_failure
 from thinrow.core.parquet import INT96_UNIT
 from thinrow.errors import InputError
 from thinrow.schema import Schema, Trait, TraitType
@@ -106,6 +107,8 @@ def user_ids(path: Path, column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
+    if (failure := access_failure(error)) is not None:
+        return InputError(f"Cannot read {path}: {failure}.")
     reason = str(error).splitlines()[0].rstrip(".")
     return InputError(f"{path} cannot be read as Parquet: {reason}; write the file again.")
 

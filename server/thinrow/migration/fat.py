@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from thinrow.client.io_errors import access_failure
 from thinrow.compaction.rewrite import to_values
 from thinrow.errors import InputError
 from thinrow.events.canonical import (
@@ -230,6 +231,8 @@ def _readable(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Reco
     try:
         yield from batches
     except (pa.ArrowException, OSError) as error:
+        if (failure := access_failure(error)) is not None:
+            raise InputError(f"Cannot read {path}: {failure}.") from error
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(
             f"{path} cannot be read as Parquet: {reason}; write the file again."

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
+from thinrow.client.io_errors import access_failure
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
 from thinrow.schema import Schema
 from thinrow.store.shard import fsync
@@ -150,7 +151,7 @@ def read_manifest(folder: Path) -> Manifest:
             )
         return Manifest.model_validate(body)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise StoreCorruptError(_damaged(path, _reason(error))) from error
+        raise _unreadable(path, error) from error
 
 
 def read_small(path: Path, bytes_max: int) -> str:
@@ -181,7 +182,14 @@ def check_files(folder: Path, manifest: Manifest) -> None:
                 if small and file_summary(path) != expected:
                     raise StoreCorruptError(_damaged(path, "its checksum differs"))
             except OSError as error:
-                raise StoreCorruptError(_damaged(path, _reason(error))) from error
+                raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    """Tells a damaged file from one that this process cannot read for now."""
+    if (reason := access_failure(error)) is not None:
+        return StoreError(f"Cannot read {path}: {reason}.")
+    return StoreCorruptError(_damaged(path, _reason(error)))
 
 
 def _reason(error: Exception) -> str:
@@ -201,7 +209,7 @@ def current_folder(store: Path) -> Path | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise StoreCorruptError(_damaged(store / CURRENT, _reason(error))) from error
+        raise _unreadable(store / CURRENT, error) from error
     if generation_number(name) is None:
         raise StoreCorruptError(_damaged(store / CURRENT, "it names no generation"))
     return store / name

@@ -27,6 +27,7 @@ from rocksdict import (
     ReadOptions,
     SstFileWriter,
 )
+from thinrow.client.io_errors import access_failure
 from thinrow.errors import StoreCorruptError, StoreError, StoreFullError
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def storage_error(error: Exception, path: Path) -> StoreError:
             f"The disk that holds {path} is full; free some space and run again "
             f"(the last published generation still serves)."
         )
+    if (reason := access_failure(error)) is not None:
+        return StoreError(f"Cannot read or write {path}: {reason}.")
     if isinstance(error, OSError) and error.errno is not None:
         return StoreError(f"Cannot read or write {path}: {os.strerror(error.errno)}.")
     if text.startswith("Corruption") or "No such file" in text:

@@ -1,0 +1,35 @@
+"""Errors of the operating system that say nothing about a file's content, and their remedies."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+__all__ = ["access_failure"]
+
+_FILES = "raise the limit of open files (ulimit -n), and try again"
+_PERMISSION = "give this process's user the permission, and try again"
+REMEDIES = {
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: "mount the file system so that it can be written, and try again",
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.ENOMEM: "give this process more memory, and try again",
+    errno.EIO: "check the disk (dmesg names its faults), and try again or use a replica",
+    errno.ESTALE: "mount the file system again, and try again",
+}
+
+
+def access_failure(error: Exception) -> str | None:
+    """Returns the reason and the remedy of an error of access; None for one of the content.
+
+    RocksDB and Arrow quote the operating system's words where they keep no number.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and not str(error).startswith("Corruption"):
+        quoted = [each for each in REMEDIES if os.strerror(each) in str(error)]
+        number = max(quoted, key=lambda each: len(os.strerror(each)), default=None)
+    if number not in REMEDIES:
+        return None
+    return f"{os.strerror(number)}; {REMEDIES[number]}"

@@ -1,0 +1,66 @@
+"""Messages of a stream, received with a bound on how long a server may be silent."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from thinrow.errors import DeadlineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+__all__ = ["received"]
+
+T = TypeVar("T")
+
+
+def received(
+    call: Iterator[T], silence_s: float, since_s: Callable[[], float | None]
+) -> Iterator[T]:
+    """Yields the messages of a call, which the caller cancels afterwards.
+
+    since_s: Returns when (by `time.monotonic`) the request without an answer was sent that is the
+        oldest, or None if there is none.
+
+    Raises:
+        DeadlineError: The server was silent for `silence_s` while a request had no answer.
+        grpc.RpcError: The call ended with an error.
+    """
+    messages: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            for message in call:
+                messages.put((message, None))
+        except BaseException as error:
+            messages.put((None, error))
+        else:
+            messages.put((None, None))
+
+    threading.Thread(target=read, name="thinrow-received", daemon=True).start()
+    heard_s = time.monotonic()
+    while True:
+        waiting_s = since_s()
+        now_s = time.monotonic()
+        left_s = silence_s
+        if waiting_s is not None:
+            left_s -= now_s - max(waiting_s, heard_s)
+        try:
+            message, error = messages.get(timeout=max(left_s, 0.0))
+        except queue.Empty:
+            if waiting_s is None or since_s() != waiting_s:
+                continue
+            raise DeadlineError(
+                f"The server was silent for {silence_s:g} s; check that it runs, or raise "
+                f"request_deadline_s."
+            ) from None
+        heard_s = time.monotonic()
+        if error is not None:
+            raise error
+        if message is None:
+            return
+        yield message
