@@ -138,9 +138,9 @@ class Demo:
         events = sample.events.filter(pl.col("user_id") % recipe.users_every == 0)
         every = math.ceil(len(events) / examples_max)
         requests = requests_every(events, every)
-        # Many events share their time: ids that grow with the log keep its order.
-        in_log_order = events.with_columns(event_id=pl.int_range(len(events), dtype=pl.Int64))
-        in_log_order.write_parquet(self.events)
+        # Many events share their time: ids number a user's events, and equal times as logged.
+        number = pl.col("event_ts").rank("ordinal").over("user_id").cast(pl.Int64)
+        events.with_columns(event_id=number).write_parquet(self.events)
         requests.write_parquet(self.requests)
         self.schema.write_text(sample.schema)
         self.say(f"{sample.name}: {len(events):,} events of {events['user_id'].n_unique():,} users")
