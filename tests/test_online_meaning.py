@@ -32,6 +32,7 @@ from oracle import (
     columns,
     event_order,
     trait_value,
+    traits_order,
 )
 from scenarios import (
     CROWD,
@@ -123,7 +124,7 @@ class Online:
         self.arrived += taken
 
     def order(self, event: Event) -> Any:
-        traits = event_order(event, self.schema)[2]
+        traits = traits_order(event, self.schema)
         return (event.event_ts, traits)
 
     def expected(
