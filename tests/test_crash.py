@@ -124,26 +124,26 @@ def test_what_killed_runs_leave_is_removed(tmp_path: Path) -> None:
     world = built_world(tmp_path)
     first = world.store / "generation-000001"
     events = [world.write("next.parquet", some_events(days=2, first_day=3))]
-    for name in (
-        "generation-000002",
-        "generation-000007",
-        "building",
-        "removing-generation-000000",
-    ):
-        shutil.copytree(first, world.store / name)
+    for name in ("generation-000002", "generation-000007", "building", "building.new"):
+        left = shutil.copytree(first, world.store / name)
+        (left / "UNPUBLISHED").touch()
     (world.store / "CURRENT.new").write_text("genera", encoding="utf-8")
     before = read_store(world.store, OLD)
     compact(world.compaction(events, 5, keep=1))
     assert sorted(path.name for path in world.store.iterdir()) == [
         "CURRENT",
+        "HIGHEST",
         "LOCK",
         "generation-000002",
     ]
     assert read_store(world.store, OLD) == before
     # Killed after publishing, while pruning: the same run again has nothing to build.
-    shutil.copytree(world.store / "generation-000002", world.store / "removing-generation-000001")
+    left = shutil.copytree(world.store / "generation-000002", world.store / "generation-000001")
+    (left / "manifest.json").rename(left / "UNPUBLISHED")
+    (world.store / "building.new").mkdir()
     assert compact(world.compaction(events, 5, keep=1)).already_published
     assert leftovers(world.store) == []
+    assert [path.name for path in world.store.glob("generation-*")] == ["generation-000002"]
 
 
 def test_two_compactions_at_once(grown: World, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def read_store(store: Path, pointers: Pointers, projection: Projection = ALL) ->
 
 def leftovers(store: Path) -> list[str]:
     """What lies in a store and is neither a generation nor belongs there for good."""
-    known = {"CURRENT", "LOCK"}
+    known = {"CURRENT", "HIGHEST", "LOCK"}
     return [
         path.name
         for path in store.iterdir()

@@ -17,12 +17,14 @@ from scenarios import schema_toml
 from test_handover import SCHEMA, Follower, HandOvers, Killed, hand_overs, serving
 from test_online_meaning import some_events
 from test_online_server import running_online
+from test_tier import append, in_threads
+from test_tier import opened as tier_opened
 from thinrow.client import Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.errors import RequestError
 from thinrow.online.clock import HybridClock
 from thinrow.online.config import OnlineConfig
-from thinrow.online.tier import AHEAD_MS_MAX
+from thinrow.online.tier import AHEAD_MS_MAX, MutableTier
 from tried import FULL, SEED, Tried, times
 from worlds import DAY_MS, START_TS, new_world, running_server
 
@@ -70,6 +72,43 @@ def test_the_clock_of_the_tier_never_goes_back() -> None:
         steps,
         "the tier's clock never goes back, and nothing arrives before a moment that was answered",
         f"{steps:,} steps, each later than the one before",
+    ).keep()
+
+
+def test_the_ceiling_on_disk_after_kills(tmp_path: Path) -> None:
+    """Commits, requests and seals at once; then killed, on a machine whose clock went back."""
+    rng, kills, moments = random.Random(SEED), times(3, 100), 0
+    for number in range(kills):
+        now, given = [START_TS], [START_TS]
+        folder = tmp_path / str(number) / "tier"
+        with tier_opened(folder, now) as tier:
+
+            def commits(tier: MutableTier = tier, given: list[int] = given) -> None:
+                given.extend(append(tier, 1, "x", event_id) for event_id in range(10))
+
+            def promises(
+                tier: MutableTier = tier, given: list[int] = given, now: list[int] = now
+            ) -> None:
+                for _ in range(30):
+                    now[0] += rng.choice((0, 7, 400, 5000))
+                    given.append(tier.begin(tier.now_ts + rng.randrange(AHEAD_MS_MAX)))
+
+            def seals(tier: MutableTier = tier, now: list[int] = now) -> None:
+                for _ in range(5):
+                    tier.seal(now[0])
+
+            in_threads(commits, promises, seals)
+            shutil.copytree(folder, tmp_path / f"{number}-killed" / "tier")
+            sealed_ts = tier.sealed_ts
+        with tier_opened(tmp_path / f"{number}-killed" / "tier", [START_TS]) as again:
+            assert again.sealed_ts == sealed_ts
+            assert append(again, 1, "y", 999) >= max(given)
+        moments += len(given)
+    Tried(
+        "Commits, requests and seals at once, a SIGKILL, and a start with the clock set back",
+        kills,
+        "nothing arrives before a moment that was answered, a seal or an earlier arrival",
+        f"{moments:,} moments, 0 passed again",
     ).keep()
 
 

@@ -67,9 +67,15 @@ def test_cut_short(world: World, asked: Asked) -> None:
     for path, size in emptied + sample(every, times(150, EVERYTHING), SEED):
         with instead(path, path.read_bytes()[:size]):
             error = outcomes.look(world, asked, f"{path.name} cut to {size} bytes")
-        assert error is not None or not path.read_bytes()[size:].strip(), (path, size)
+        if path not in unread(world):
+            assert error is not None or not path.read_bytes()[size:].strip(), (path, size)
         assert error is None or path.name in str(error)
     kept(outcomes, "A file of a store cut short, to each length there is, and emptied")
+
+
+def unread(world: World) -> list[Path]:
+    """Files that commands alone use, not readers; tests/test_rollback.py damages those."""
+    return [world.store / name for name in ("HIGHEST", "LOCK")]
 
 
 def test_removed(world: World, asked: Asked) -> None:
@@ -77,7 +83,7 @@ def test_removed(world: World, asked: Asked) -> None:
     for path in all_files(world.store):
         with instead(path, None):
             error = outcomes.look(world, asked, f"{path.name} removed")
-        assert (error is None) == (path == world.store / "LOCK"), path
+        assert (error is None) == (path in unread(world)), path
     for folder in sorted(path for path in world.store.rglob("*") if path.is_dir()):
         away = folder.with_name("away")
         folder.rename(away)

@@ -1,8 +1,11 @@
-"""A new generation every second under load, old ones removed: right answers from all of them."""
+"""Generations published under load, and stores whose CURRENT or folders are not right."""
 
 from __future__ import annotations
 
+import random
+import shutil
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
@@ -12,13 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from load import Histories, Load, open_files, pauses
+from small_store import copied, small_world
 from thinrow.client import connect
 from thinrow.compaction import compact
+from thinrow.errors import ThinRowError
 from thinrow.store.generation import Generation
 from thinrow.store.history import digests_at
+from thinrow.store.rollback import rollback
 from thinrow.store.shard import BLOCK_CACHE_BYTES
 from tried import FULL, SEED, Tried, times
-from worlds import as_of, new_world, running_server, some_events
+from worlds import World, as_of, new_world, running_server, some_events
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,3 +101,81 @@ def test_a_new_generation_every_second(tmp_path: Path) -> None:
         f"one every {every_s:.1f} s, open files within {spread}"
         f", memory {grown_bytes / 2**20:+.1f} MiB",
     ).keep()
+
+
+NAMES = ("building", "building.new", "removing-generation-000001", "generation-000004", "plans")
+CURRENTS = (None, "", "x", *(f"generation-{number:06d}\n" for number in (1, 2, 3, 9)))
+
+
+def stored(world: World) -> dict[str, bytes]:
+    """Every file of a store but the lock, and what people keep beside."""
+    return {
+        str(path.relative_to(world.store)): path.read_bytes()
+        for path in sorted(world.store.rglob("*"))
+        if path.is_file() and path.name != "LOCK"
+    }
+
+
+def confuse(world: World, rng: random.Random) -> None:
+    """CURRENT says something else, folders of other people's lie about, copies are half done."""
+    current, content = world.store / "CURRENT", rng.choice(CURRENTS)
+    current.unlink()
+    if content is not None:
+        current.write_text(content, encoding="utf-8")
+    if rng.random() < 0.3:
+        (world.store / "HIGHEST").unlink()
+    if rng.random() < 0.5:
+        theirs = world.store / rng.choice(NAMES)
+        theirs.mkdir()
+        (theirs / "house.txt").write_text("x", encoding="utf-8")
+    if rng.random() < 0.5:
+        copy = shutil.copytree(world.store / "generation-000003", world.store / "generation-000005")
+        rng.choice([path for path in copy.rglob("*") if path.is_file()]).unlink()
+
+
+def test_stores_that_are_not_as_they_should_be(tmp_path: Path) -> None:
+    rng, seen = random.Random(SEED), Counter[str]()
+    whole = small_world(tmp_path / "whole", SEED)
+    whole.compact(some_events(6, users=4, days=1, first_day=4, seed=SEED), 5)
+    tries = times(25, 1000)
+    for number in range(tries):
+        world = copied(whole, tmp_path / str(number))
+        confuse(world, rng)
+        before = stored(world)
+        events = some_events(3, users=4, days=1, first_day=5, seed=number)
+        keep = rng.choice((None, 1))
+        try:
+            report = world.compact(events, 6, keep=keep)
+        except ThinRowError as error:
+            assert str(error).count("\n") == 0
+            assert stored(world) == before, error
+            seen["refused"] += 1
+        else:
+            # Only where CURRENT named the newest, and then nothing but old generations went.
+            assert report.generation == 4 and report.event_count == 55
+            kept = {name for name in before if not name.startswith(("gen", "CURRENT", "HIGHEST"))}
+            assert kept <= stored(world).keys()
+            seen["built"] += 1
+        if (world.store / "generation-000003").exists():
+            seen["went back"] += went_back(world)
+        shutil.rmtree(world.folder)
+    Tried(
+        "A store whose CURRENT is missing, older or damaged, with other people's folders and half "
+        "copies of generations, compacted",
+        tries,
+        "nothing removed that no run is proven to have made, no number twice; a rollback goes on",
+        f"{seen['refused']} refused and nothing changed, {seen['built']} built, "
+        f"{seen['went back']} went on after a rollback; 0 files lost",
+    ).keep()
+
+
+def went_back(world: World) -> bool:
+    """Rolls back to generation 3 once people's folders are away, and compacts on."""
+    for name in NAMES:
+        if (world.store / name / "house.txt").exists():
+            shutil.rmtree(world.store / name)
+    highest = max(int(path.name[-6:]) for path in world.store.glob("generation-*"))
+    rollback(world.store, 3, "keep")
+    report = world.compact(some_events(3, users=4, days=1, first_day=5, seed=1), 6)
+    assert report.generation > highest and report.event_count == 55
+    return True

@@ -47,6 +47,7 @@ from thinrow.cli.report import (
     progress_bar,
     readable_bytes,
 )
+from thinrow.cli.store import commands as store_commands
 from thinrow.cli.times import (
     print_far_rows,
     print_outliers,
@@ -501,6 +502,7 @@ def token_command() -> None:
 
 
 app.add_typer(online_commands)
+app.add_typer(store_commands, name="store")
 
 
 @app.command("demo")

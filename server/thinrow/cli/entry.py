@@ -14,11 +14,18 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from thinrow.cli.app import app
+        from thinrow.core.permissions import private_umask
+        from thinrow.errors import UsageError
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("thinrow"):
             raise
         needs = f"Error: the thinrow command needs {error.name}; pip install 'thinrow[server]'.\n"
         sys.stderr.write(needs)
+        sys.exit(EXIT_USAGE)
+    try:
+        os.umask(private_umask())
+    except UsageError as error:
+        sys.stderr.write(f"Error: {error}\n")
         sys.exit(EXIT_USAGE)
     app()
 

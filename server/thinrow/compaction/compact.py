@@ -7,24 +7,20 @@ the new generation appears by one rename, and serves once CURRENT names it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 from thinrow.compaction.shard import PreviousShard, ShardCounts, ShardTask, write_shard
 from thinrow.errors import (
     InputError,
     StoreCorruptError,
-    StoreError,
-    StoreLockedError,
     UsageError,
 )
 from thinrow.events.canonical import (
@@ -40,6 +36,17 @@ from thinrow.events.split import Progress, SplitEvents, split_events
 from thinrow.events.times import TimeReader, TimeSpan, TimeUnit, check_watermark
 from thinrow.schema import Schema, evolve, read_schema
 from thinrow.store.generation import Generation
+from thinrow.store.generations import (
+    build_folder,
+    check_nothing_newer,
+    check_removable,
+    highest_number,
+    locked_store,
+    make_store,
+    prune,
+    publish_built,
+    remove_leftovers,
+)
 from thinrow.store.hashing import shard_of
 from thinrow.store.manifest import (
     FORMAT,
@@ -48,16 +55,12 @@ from thinrow.store.manifest import (
     ShardSummary,
     current_folder,
     file_summary,
-    generation_name,
-    generation_number,
-    publish,
     write_manifest,
 )
-from thinrow.store.shard import fsync, storage_error
+from thinrow.store.shard import storage_error
 from thinrow.store.times import Cadence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
@@ -69,8 +72,6 @@ SHARDS_MAX = 512
 """Each is a file while events are split, and at least one open file in a server."""
 DEDUP_WINDOW_MS = 7 * 24 * 3600 * 1000
 FINGERPRINT_BYTES = 1 << 16
-_BUILDING = "building"
-_REMOVING = "removing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,32 +171,26 @@ def compact(config: CompactionConfig, progress: Progress = lambda *_: None) -> C
     Killed at any point it leaves the last generation serving, and can be run again.
 
     Raises:
-        UsageError: the schema, the events or the watermark cannot be used as they are.
+        UsageError: the schema, the events, the watermark or the store's folder cannot be used as
+            they are.
         StoreLockedError: another compaction is running on this store.
+        StoreError: the store holds a newer generation than CURRENT names, or no CURRENT.
         StoreFullError: the disk is full.
         StoreCorruptError: a file of the last generation is damaged.
     """
     try:
-        config.store.mkdir(parents=True, exist_ok=True)
-        with _locked(config.store), ExitStack() as stack:
+        make_store(config.store)
+        with locked_store(config.store), ExitStack() as stack:
+            remove_leftovers(config.store)
+            check_nothing_newer(config.store)
+            if config.keep is not None:
+                check_removable(config.store)
             previous = None
             if current_folder(config.store) is not None:
                 previous = stack.enter_context(Generation.open_current(config.store))
             return _compact(config, previous, progress)
     except OSError as error:
         raise storage_error(error, config.store) from error
-
-
-@contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    with (store / "LOCK").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreLockedError(
-                f"Another compaction is running on {store}; wait until it ends."
-            ) from error
-        yield
 
 
 def _compact(
@@ -221,10 +216,7 @@ def _compact(
     check_exports(files, None if previous is None else previous.watermark_ts, config.watermark_ts)
     shards = _shard_count(config, previous)
 
-    building = config.store / _BUILDING
-    _remove_leftovers(config.store)
-    try:
-        building.mkdir()
+    with build_folder(config.store) as building:
         times = TimeReader(config.time_unit)
         split = split_events(files, schema, shards, building / "events", times, progress)
         cuts = planned_cuts(
@@ -237,7 +229,7 @@ def _compact(
         shutil.rmtree(building / "events")
         manifest = Manifest(
             format=FORMAT,
-            number=1 if previous is None else previous.number + 1,
+            number=highest_number(config.store) + 1,
             watermarks=[
                 *([] if previous is None else previous.manifest.watermarks),
                 *cuts.watermarks.tolist(),
@@ -247,14 +239,8 @@ def _compact(
             run=run,
         )
         write_manifest(building, manifest)
-        folder = config.store / generation_name(manifest.number)
-        building.rename(folder)
-    except (OSError, StoreError, UsageError, pa.ArrowException):
-        shutil.rmtree(building, ignore_errors=True)
-        raise
-    publish(config.store, folder)
-    if config.keep is not None:
-        _prune(config.store, manifest.number, config.keep)
+        publish_built(building, manifest.number)
+    _prune(config)
     ignored = {name for file in files for name in ignored_columns(file, schema)}
     return CompactionReport(
         generation=manifest.number,
@@ -352,9 +338,7 @@ def _already_there(
             f"Watermark {previous.watermark_ts} was published with other input or options; a "
             f"generation never changes, so give a later --watermark."
         )
-    _remove_leftovers(config.store)
-    if config.keep is not None:
-        _prune(config.store, manifest.number, config.keep)
+    _prune(config)
     return CompactionReport(
         generation=manifest.number,
         watermark_ts=manifest.watermark_ts,
@@ -435,23 +419,7 @@ def _finished(
     )
 
 
-def _remove_leftovers(store: Path) -> None:
-    """What a killed run left: scratch folders, and a generation that was never published."""
-    current = current_folder(store)
-    serving = 0 if current is None else generation_number(current.name) or 0
-    for folder in store.iterdir():
-        number = generation_number(folder.name)
-        unpublished = number is not None and number > serving
-        if folder.name.startswith((_BUILDING, _REMOVING)) or unpublished:
-            shutil.rmtree(folder)
-
-
-def _prune(store: Path, serving: int, keep: int) -> None:
-    """Removes old generations; servers that have one open read on until they let go of it."""
-    for folder in sorted(store.iterdir()):
-        number = generation_number(folder.name)
-        if number is not None and number <= serving - keep:
-            doomed = store / f"{_REMOVING}-{folder.name}"
-            folder.rename(doomed)
-            shutil.rmtree(doomed)
-    fsync(store)
+def _prune(config: CompactionConfig) -> None:
+    if config.keep is not None:
+        # A generation that was rolled back and kept holds the users erased as well.
+        prune(config.store, config.keep, withdrawn=config.erase_users is not None)

@@ -6,8 +6,6 @@ store computes the digests, which prove that pointers and store belong together.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +33,7 @@ from thinrow.store.generation import Generation
 from thinrow.store.hashing import shard_of
 from thinrow.store.history import bisect_left, digests_at
 from thinrow.store.narrow import ranges, starts_of
+from thinrow.store.scratch import scratch_beside
 from thinrow.store.shard import storage_error
 from thinrow.store.times import Cadence, readable_time
 
@@ -153,25 +152,19 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
         files = parquet_files(config.events)
         check_output(config.rows, [config.requests, *files])
         try:
-            config.rows.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=f".{config.rows.name}-", dir=config.rows.parent))
-        except OSError as error:
-            raise storage_error(error, config.rows) from error
-        try:
-            shards = len(generation.shards)
-            times = TimeReader(config.time_unit)
-            requests = _read_requests(config, generation, times)
-            split = split_events(
-                files, generation.schema, shards, scratch / "events", times, progress
-            )
-            _check_belonging(generation, split)
-            report = _backfill(config, generation, split, requests, scratch, progress)
-            report = replace(report, times=times.spans)
-            (scratch / "rows.parquet").replace(config.rows)
+            with scratch_beside(config.rows) as scratch:
+                shards = len(generation.shards)
+                times = TimeReader(config.time_unit)
+                requests = _read_requests(config, generation, times)
+                split = split_events(
+                    files, generation.schema, shards, scratch / "events", times, progress
+                )
+                _check_belonging(generation, split)
+                report = _backfill(config, generation, split, requests, scratch, progress)
+                report = replace(report, times=times.spans)
+                (scratch / "rows.parquet").replace(config.rows)
         except (OSError, pa.ArrowException) as error:
             raise storage_error(error, config.rows) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     return report
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING
 
 from rocksdict import (
@@ -56,28 +57,51 @@ def options() -> Options:
 
 
 class WriteAheadLog:
-    """Syncs the log files itself: RocksDB's binding would hold the interpreter's lock for it."""
+    """Syncs the log files itself: RocksDB's binding would hold the interpreter's lock for it.
+
+    Thread-safe: the commit thread and threads of requests sync at the same time.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._lock = threading.Lock()
         self._files: dict[str, int] = {}
 
     def sync(self) -> None:
         """Forces all that was written to disk. Raises OSError."""
-        names = {path.name for path in self._folder.glob("*.log")}
-        for name in names - self._files.keys():
+        # Each call syncs descriptors of its own, so that none waits for another's disk.
+        files = self._duplicates()
+        try:
+            for file in files:
+                os.fdatasync(file)
+        finally:
+            for file in files:
+                os.close(file)
+
+    def _duplicates(self) -> list[int]:
+        with self._lock:
+            names = {path.name for path in self._folder.glob("*.log")}
+            for name in self._files.keys() - names:
+                os.close(self._files.pop(name))  # its events moved to a table, which is synced
+            for name in sorted(names - self._files.keys()):
+                try:
+                    file = os.open(self._folder / name, os.O_RDONLY)
+                except FileNotFoundError:
+                    continue
+                self._files[name] = file
+                fsync(self._folder)
+            files: list[int] = []
             try:
-                self._files[name] = os.open(self._folder / name, os.O_RDONLY)
-            except FileNotFoundError:
-                continue  # its events moved to a table, which is synced
-            fsync(self._folder)
-        for name, file in list(self._files.items()):
-            os.fdatasync(file)
-            if name not in names:
-                os.close(self._files.pop(name))
+                files.extend(os.dup(file) for file in self._files.values())
+            except OSError:
+                for file in files:
+                    os.close(file)
+                raise
+            return files
 
     def close(self) -> None:
         """Closes the files."""
-        for file in self._files.values():
-            os.close(file)
-        self._files.clear()
+        with self._lock:
+            for file in self._files.values():
+                os.close(file)
+            self._files.clear()

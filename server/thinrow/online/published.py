@@ -8,6 +8,7 @@ from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Self
 
 from thinrow.errors import StoreMissingError, ThinRowError
+from thinrow.online.erasure import erase_from_tier
 from thinrow.serving.current import CurrentGeneration
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.manifest import current_folder, read_manifest
@@ -41,6 +42,7 @@ class Published:
         self._current: CurrentGeneration | None = None
         self._taken_up = 0
         self._refused = 0
+        self._erased_by = 0
         self._lock = threading.Lock()
         self._stack = ExitStack()
         self._stop = threading.Event()
@@ -108,6 +110,14 @@ class Published:
                             "sealed_ts": self._tier.sealed_ts,
                         },
                     )
+                if (
+                    self._erased_by != generation.number
+                    and self._taken_up == generation.number
+                    and not self._current.has_older_readers
+                ):
+                    erase_from_tier(self._tier, generation)
+                    self._erased_by = generation.number
+            self._tier.purge()
 
     def _follow(self) -> None:
         failed = None

@@ -282,7 +282,7 @@ class OnlineService:
             from_ts = self._published_before(until_ts)
             if request.HasField("from_ts"):
                 from_ts = request.from_ts
-            self._tier.check_kept(from_ts)
+            self._tier.check_whole(from_ts)
             self._tier.seal(until_ts, self._published.newest_ts())
             yield online_pb2.ExportEventsResponse(from_ts=from_ts)
             for users, arrivals, records in self._tier.scan(from_ts, until_ts):

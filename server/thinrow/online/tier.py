@@ -20,16 +20,18 @@ import json
 import threading
 import time
 from bisect import bisect_right
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rocksdict import Rdict, ReadOptions, WriteBatch
 from thinrow import _native
+from thinrow.core.permissions import make_folder
 from thinrow.errors import RequestError, StoreError, StoreLockedError
 from thinrow.online.clock import HybridClock, Wall, wall_ts
 from thinrow.online.database import WriteAheadLog, options
+from thinrow.online.purge import EVERYTHING, Range, rewrite_files
 from thinrow.online.records import RecordFormat, schema_number
 from thinrow.schema import Schema
 from thinrow.store.directory import NEVER_TS
@@ -111,8 +113,16 @@ class _State:
     """Events that arrived before may be gone; a watermark."""
     sealed_ts: int = NEVER_TS
     """No event arrives before any more; a watermark."""
+    first_epoch: int = 0
+    """Epochs before are gone."""
     epoch_starts: list[int] = field(default_factory=list)
-    """First arrival_ts of each epoch but the first, ascending."""
+    """First arrival_ts of each epoch after that, ascending."""
+    epoch_sealed_ts: int = NEVER_TS
+    """The watermark whose seal began the newest epoch."""
+    purge_due: bool = False
+    """Files may still hold events that were deleted."""
+    erased_until_ts: int = NEVER_TS
+    """Events of erased users that arrived before are gone."""
     schemas: list[dict[str, Any]] = field(default_factory=list)
     """As Schema.to_json has them; records name theirs by its place."""
 
@@ -126,7 +136,10 @@ class MutableTier:
     def __init__(self, config: TierConfig) -> None:
         """Opens it; raises StoreLockedError where another process has it open."""
         self._config = config
-        config.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            make_folder(config.folder)
+        except OSError as error:
+            raise storage_error(error, config.folder) from error
         try:
             self._database = Rdict(str(config.folder), options())
         except Exception as error:
@@ -151,11 +164,16 @@ class MutableTier:
             self._state = _State(bucket_ms, config.wall() // bucket_ms)
         else:
             self._state = _State(**json.loads(stored))
+        self._to_purge: list[Range] = [EVERYTHING] if self._state.purge_due else []
+        # Replaced, never changed: requests read it without the lock.
+        self._epoch_table = (self._state.first_epoch, tuple(self._state.epoch_starts))
         self._formats = [
             RecordFormat(Schema.from_json(schema), number)
             for number, schema in enumerate(self._state.schemas)
         ]
         self._clock = HybridClock(config.wall, self._ceiling_ts)
+        self._ceiling_lock = threading.Lock()
+        self._written_ceiling_ts = self._ceiling_ts
         self._changed = threading.Condition()
         self._committing_ts: int | None = None
         self._slowest_ms = 0.0
@@ -165,15 +183,28 @@ class MutableTier:
     def close(self) -> None:
         """Closes the files. What was committed is durable already."""
         with self._changed:
-            if self._failed is None:
-                # The next start need not wait for the lease to pass.
-                self._renew(max(self._clock.floor_ts, self._clock.now_ts()) + 1)
+            was_failed = self._failed is not None
+            if not was_failed:
+                self._end_lease()
         self._log.close()
         try:
             self._database.close()
         except Exception as error:
-            if self._failed is None:  # otherwise it was told
+            if self._failed is None:  # otherwise it was reported
                 raise storage_error(error, self._config.folder) from error
+        if self._failed is not None and not was_failed:
+            raise self._failed
+
+    def _end_lease(self) -> None:
+        """Writes the lowest ceiling that all times given out allow, the last of this process.
+
+        The next start need not wait for the lease to pass.
+        """
+        with suppress(StoreError), self._storing(), self._ceiling_lock:
+            self._ceiling_ts = max(self._clock.floor_ts, self._clock.now_ts()) + 1
+            self._written_ceiling_ts = self._ceiling_ts
+            self._database[b"mceiling"] = b"%d" % self._ceiling_ts
+            self._log.sync()
 
     # Schemas
 
@@ -264,13 +295,21 @@ class MutableTier:
                     f"back, and export before compacting."
                 )
             self._check_ahead(watermark_ts, self._clock.now_ts(), "The watermark")
-            self._seal(watermark_ts)
+            self._seal(watermark_ts, published_ts)
 
-    def _seal(self, watermark_ts: int) -> None:
+    def _seal(self, watermark_ts: int, published_ts: int) -> None:
         self._promise(watermark_ts)
-        self._state.sealed_ts = watermark_ts
-        # Events that arrived before keep their epoch.
-        self._state.epoch_starts.append(max(watermark_ts, self._clock.floor_ts + 1))
+        if watermark_ts <= self._state.sealed_ts:
+            return  # another thread sealed a later one meanwhile
+        state = self._state
+        state.sealed_ts = watermark_ts
+        # However many watermarks are sealed before one is published, they begin one epoch:
+        # requests read all epochs since the published watermark.
+        if state.epoch_sealed_ts <= published_ts:
+            state.epoch_sealed_ts = watermark_ts
+            # Events that arrived before keep their epoch.
+            first, starts = self._epoch_table
+            self._epoch_table = (first, (*starts, max(watermark_ts, self._clock.floor_ts + 1)))
         self._save()
 
     def _check_ahead(self, moment_ts: int, now_ts: int, what: str) -> None:
@@ -298,12 +337,25 @@ class MutableTier:
 
     def _renew(self, ceiling_ts: int) -> None:
         with self._storing():
-            self._database[b"mceiling"] = b"%d" % ceiling_ts
+            self._write_ceiling(ceiling_ts)
             self._log.sync()
-        self._ceiling_ts = max(self._ceiling_ts, ceiling_ts)
+        self._raise_ceiling(ceiling_ts)
+
+    def _write_ceiling(self, ceiling_ts: int) -> None:
+        """Writes a ceiling, unless another thread wrote a higher one."""
+        with self._ceiling_lock:
+            self._written_ceiling_ts = max(self._written_ceiling_ts, ceiling_ts)
+            self._database[b"mceiling"] = b"%d" % self._written_ceiling_ts
+
+    def _raise_ceiling(self, ceiling_ts: int) -> None:
+        """Records that a ceiling is on disk."""
+        with self._ceiling_lock:
+            self._ceiling_ts = max(self._ceiling_ts, ceiling_ts)
 
     def _save(self) -> None:
         with self._storing():
+            self._state.first_epoch, starts = self._epoch_table
+            self._state.epoch_starts = list(starts)
             self._database[b"mstate"] = json.dumps(asdict(self._state)).encode()
             self._log.sync()
 
@@ -327,10 +379,10 @@ class MutableTier:
             with self._storing():
                 chosen = self._without_known(batches)
                 # First, so that a log torn behind some events still has it.
-                self._database[b"mceiling"] = b"%d" % (arrival_ts + LEASE_MS)
+                self._write_ceiling(arrival_ts + LEASE_MS)
                 self._write(batches, chosen, epoch, arrival_ts)
                 self._log.sync()
-            self._ceiling_ts = max(self._ceiling_ts, arrival_ts + LEASE_MS)
+            self._raise_ceiling(arrival_ts + LEASE_MS)
             took_ms = 1000 * (time.monotonic() - started_s)
             self._slowest_ms = max(SLOWEST_KEPT * self._slowest_ms, took_ms)
         finally:
@@ -352,7 +404,8 @@ class MutableTier:
         return arrival_ts // self._state.bucket_ms
 
     def _epoch(self, arrival_ts: int) -> int:
-        return bisect_right(self._state.epoch_starts, arrival_ts)
+        first, starts = self._epoch_table
+        return first + bisect_right(starts, arrival_ts)
 
     def _without_known(self, batches: Sequence[Batch]) -> list[list[int]]:
         """Of each batch the rows to take: of equal ids the first arrival, or the first in order."""
@@ -520,7 +573,7 @@ class MutableTier:
                     users, arrivals, records = [], [], []
                 iterator.next()
             iterator.status()
-        self.check_kept(from_ts)
+        self.check_whole(from_ts)
         if records:
             yield users, arrivals, records
 
@@ -544,6 +597,17 @@ class MutableTier:
                 f"only; ask for a later moment, or keep a longer --retention from now on."
             )
 
+    def check_whole(self, from_ts: int) -> None:
+        """Raises RequestError where events of any user that arrived since may be gone."""
+        self.check_kept(from_ts)
+        erased_ts = self._state.erased_until_ts
+        if from_ts < erased_ts:
+            raise RequestError(
+                f"The tier has kept events of all users since {readable_time(erased_ts)} "
+                f"({erased_ts}) only, where a generation erased some; export from then on, or "
+                f"compact the file of an earlier export."
+            )
+
     # The hand-over
 
     def take_up(self, watermarks: Sequence[int]) -> bool:
@@ -559,7 +623,7 @@ class MutableTier:
             if newest > self._state.sealed_ts:
                 if self.is_new:
                     self._state.kept_from_ts = newest
-                self._seal(newest)
+                self._seal(newest, newest)
             self.is_new = False
             self._forget(watermarks)
             return True
@@ -590,14 +654,58 @@ class MutableTier:
             return
         state.kept_from_ts = max(state.kept_from_ts, kept_from_ts)
         state.first_bucket = max(state.first_bucket, first_bucket)
+        epoch = self._epoch(state.kept_from_ts)
+        first, starts = self._epoch_table
+        self._epoch_table = (epoch, starts[epoch - first :])
+        state.purge_due = True
         # Only what is on disk as gone may go.
         self._save()
-        epoch = self._epoch(state.kept_from_ts)
         self._id_buckets = [bucket for bucket in self._id_buckets if bucket >= state.first_bucket]
         with self._storing():
             for kind, end in ((b"e", epoch), (b"i", state.first_bucket)):
                 if end:
-                    self._database.delete_range(kind + bytes(4), kind + end.to_bytes(4, "big"))
+                    gone = (kind + bytes(4), kind + end.to_bytes(4, "big"))
+                    self._database.delete_range(*gone)
+                    self._to_purge.append(gone)
+
+    def user_runs(self, until_ts: int) -> Iterator[tuple[int, int, int]]:
+        """Yields epoch, user and first arrival of all runs of events that begin before a moment."""
+        for epoch in self._epochs(NEVER_TS, until_ts):
+            iterator = self._database.iter(self._read_options(total_order=True))
+            prefix = b"e" + epoch.to_bytes(4, "big")
+            iterator.seek(prefix)
+            while iterator.valid() and (key := iterator.key()).startswith(prefix):
+                arrival_ts = int.from_bytes(key[-12:-4], "big")
+                yield epoch, int.from_bytes(key[5:13], "big", signed=True), arrival_ts
+                iterator.seek(key[:13] + b"\xff" * 12)
+            iterator.status()
+
+    def erase(self, runs: Sequence[tuple[int, int, int]]) -> None:
+        """Deletes, of each epoch and user, what arrived before a time; `purge` must follow."""
+        with self._changed:
+            self._state.purge_due = True
+            latest_ts = max(until_ts for _, _, until_ts in runs)
+            self._state.erased_until_ts = max(self._state.erased_until_ts, latest_ts)
+            self._save()
+        with self._storing():
+            for epoch, user_id, until_ts in runs:
+                prefix = b"e" + epoch.to_bytes(4, "big") + _unsigned(user_id)
+                gone = (prefix, prefix + _unsigned(until_ts))
+                self._database.delete_range(*gone)
+                self._to_purge.append(gone)
+
+    def purge(self) -> None:
+        """Removes from all files what was forgotten or erased; one thread calls it."""
+        with self._changed:
+            ranges, self._to_purge = self._to_purge, []
+        if not ranges:
+            return
+        with self._storing():
+            rewrite_files(self._database, self._log, ranges)
+        with self._changed:
+            if not self._to_purge:
+                self._state.purge_due = False
+                self._save()
 
     def property_value(self, name: str) -> int:
         """A number that RocksDB keeps, 0 where it keeps none."""

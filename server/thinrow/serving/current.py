@@ -66,6 +66,12 @@ class CurrentGeneration:
     def number(self) -> int:
         return self._generation.number
 
+    @property
+    def has_older_readers(self) -> bool:
+        """True while a request still reads a generation that does not serve any more."""
+        with self._lock:
+            return len(self._readers) > 1
+
     def schema(self) -> Schema:
         """The serving generation's."""
         return self._generation.schema

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 from thinrow.client.io_errors import access_failure
+from thinrow.core.permissions import file_mode
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
 from thinrow.schema import Schema
 from thinrow.store.shard import fsync
@@ -28,6 +29,8 @@ CURRENT_BYTES_MAX = 1 << 10
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Time = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+NEW = ".new"
+"""Suffix of a small file that is being replaced."""
 
 
 class _Record(BaseModel):
@@ -202,6 +205,13 @@ def _damaged(path: Path, reason: str) -> str:
     return f"{path} is damaged ({reason}); restore it from a replica or build the generation again."
 
 
+def _damaged_current(store: Path, reason: str) -> str:
+    return (
+        f"{store / CURRENT} is damaged ({reason}); restore it from a replica, or choose a "
+        f"generation with `thinrow store rollback --store {store} --to NUMBER`."
+    )
+
+
 def current_folder(store: Path) -> Path | None:
     """The serving generation's folder; None where nothing was published yet."""
     try:
@@ -209,9 +219,11 @@ def current_folder(store: Path) -> Path | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise _unreadable(store / CURRENT, error) from error
+        if access_failure(error) is not None:
+            raise _unreadable(store / CURRENT, error) from error
+        raise StoreCorruptError(_damaged_current(store, _reason(error))) from error
     if generation_number(name) is None:
-        raise StoreCorruptError(_damaged(store / CURRENT, "it names no generation"))
+        raise StoreCorruptError(_damaged_current(store, "it names no generation"))
     return store / name
 
 
@@ -230,22 +242,26 @@ def require_current_folder(store: Path) -> Path:
     return folder
 
 
-def publish(store: Path, folder: Path) -> None:
-    """Makes a complete generation the serving one."""
-    fsync(folder)
-    fsync(store)
-    write_atomically(store / CURRENT, folder.name + "\n")
-
-
 def write_atomically(path: Path, text: str) -> None:
     """Writes a small file so that readers see the old content or the new, also after a crash."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_beside(path, text).replace(path)
     fsync(path.parent)
+
+
+def write_beside(path: Path, text: str) -> Path:
+    """Writes what is to replace a small file, on disk when this returns."""
+    temporary = path.with_name(path.name + NEW)
+    temporary.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(temporary, flags, file_mode()), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
 
 
 def _checksum(body: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from thinrow.client.arrow_sizes import require_bounded_batch
+from thinrow.core.permissions import file_mode, make_folder
 from thinrow.errors import InputError, JournalError
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ class Journal:
         self.broken = False
         """Whether appending failed, so that `roll` must come next."""
         self._read_schemas: dict[int, tuple[pa.Schema, pa.Schema]] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        self._held = os.open(folder / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        make_folder(folder)
+        self._held = os.open(folder / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, file_mode())
         try:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -139,7 +140,7 @@ class Journal:
                 ],
             }
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            file = os.open(self._path(number), flags, 0o644)
+            file = os.open(self._path(number), flags, file_mode())
             try:
                 end = write_frame(file, 0, b"C" + json.dumps(record).encode())
                 sync_folder(self._folder)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from thinrow.client.logger.journal import sync_folder
 from thinrow.client.message import encode_thin_rows
+from thinrow.core.permissions import file_mode, private_umask
 from thinrow.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def make_folder(folder: Path) -> None:
     """Makes a folder whose name outlives a crash."""
     if not folder.is_dir():
         make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o777 & ~private_umask(), exist_ok=True)
         sync_folder(folder.parent)
 
 
@@ -174,7 +175,8 @@ def write_part(table: pa.Table, path: Path) -> None:
     # Neither a shell nor *.parquet finds it.
     hidden = path.with_name(f".{path.name}.new")
     try:
-        with hidden.open("wb") as sink:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        with os.fdopen(os.open(hidden, flags, file_mode()), "wb") as sink:
             pq.write_table(table, sink, compression="zstd")
             sink.flush()
             os.fsync(sink.fileno())
