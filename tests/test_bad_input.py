@@ -841,7 +841,7 @@ def test_too_much_to_send(served: str) -> None:
 @pytest.mark.parametrize("name", ["user_ids", "end_ts", "start_ts", "max_lengths", "request_ts"])
 def test_arrays_that_are_no_int64(name: str) -> None:
     good = {"user_ids": [1], "end_ts": [as_of(3)]}
-    for wrong in ([1.0], ["1"], [[1]], np.array([2**63], np.uint64), [2**64], [None]):
+    for wrong in ([1.5], ["1"], [[1]], np.array([2**63], np.uint64), [2**64], [None]):
         with pytest.raises(InputError, match=name):
             Pointers(**{**good, name: wrong})
 
