@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from thinrow.client import Pointers, Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.errors import RequestError
+from thinrow.serving import ServerConfig
 from worlds import THINROW, Running, as_of, built_world, running_server
 
 if TYPE_CHECKING:
@@ -490,7 +492,21 @@ def test_pod_runs_what_the_command_takes() -> None:
     pause_s = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert POD["spec"]["terminationGracePeriodSeconds"] > pause_s + options["drain"] / 1000
     limit = CONTAINER["resources"]["limits"]["memory"]
-    assert int(limit.removesuffix("Gi")) << 30 > 2 * options["work_bytes_max"]
+    assert int(limit.removesuffix("Gi")) << 30 >= memory_bound_bytes(options)
+    assert CONTAINER["resources"]["requests"]["memory"] == limit
+
+
+def test_composed_server_has_the_memory_that_its_limits_allow() -> None:
+    server = SERVICES["server"]
+    limit = server["deploy"]["resources"]["limits"]["memory"]
+    assert int(limit.removesuffix("g")) << 30 >= memory_bound_bytes(command_of(server)[1])
+
+
+def memory_bound_bytes(options: dict[str, Any]) -> int:
+    """The bound that `thinrow serve` works out from these options."""
+    names = {field.name for field in fields(ServerConfig) if field.name.endswith("_max")}
+    given = {name: options[name] for name in names & options.keys()}
+    return ServerConfig(store=options["store"], **given).memory_bound_bytes
 
 
 def test_pod_serves_the_tenants_file(tmp_path: Path) -> None:

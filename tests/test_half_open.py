@@ -284,3 +284,14 @@ def test_more_may_open_than_there_are_places(world: World, tmp_path: Path) -> No
         for _ in range(20):
             check_answers(server)
         assert not server.metrics("thinrow_errors_total", {"name": "TOO_MANY_CALLS"})  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("listen", "tokens"), [("0.0.0.0:0", False), ("127.0.0.1:0", False), ("0.0.0.0:0", True)]
+)
+def test_it_warns_that_everybody_is_served(
+    listen: str, tokens: bool, world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running("serve", world, tmp_path, tokens=tokens, listen=listen):  # type: ignore[arg-type]
+        warned = any("everybody who reaches" in record.message for record in caplog.records)
+    assert warned == (listen == "0.0.0.0:0" and not tokens)

@@ -82,7 +82,7 @@ class OnlineService:
         self._published = published
         self._snapshots = snapshots
         self._metrics = metrics
-        self._streamed = StreamedSnapshots(snapshots, metrics)
+        self._streamed = StreamedSnapshots(snapshots, metrics, config.response_bytes_max)
         self._snapshot_seconds = metrics.seconds.labels("snapshot")
         self._append_seconds = metrics.seconds.labels("append")
         self._work = threading.BoundedSemaphore(config.work_max)

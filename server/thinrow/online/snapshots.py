@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from thinrow.errors import RequestError, UnavailableError, UnknownTenantError
+from thinrow.errors import AnswerTooLargeError, RequestError, UnavailableError, UnknownTenantError
 from thinrow.online.one_user import OneUser
 from thinrow.serving.limits import Turns
 from thinrow.serving.projection import resolve_projection, resolve_tenant, wire_type
@@ -92,9 +93,7 @@ class Snapshots:
         with self._published.use() as generation:
             # One choice of a watermark: events before it are immutable, all others mutable.
             moment = self._moment(asked, request_ts, generation)
-            mutable = [
-                self._tier.read(user_id, moment.mutable_from_ts, request_ts) for user_id in user_ids
-            ]
+            mutable = self._mutable(user_ids, moment)
             lengths = [len(records) for _, records in mutable]
             projection, one_user = self._projection(asked, generation)
             if one_user is not None and isinstance(asked, online_pb2.SnapshotRequest):
@@ -132,7 +131,34 @@ class Snapshots:
             shown = self._tier.to_wire(arrivals, records)
             parts += (field_of(_MUTABLE, len(shown)), shown)
         parts += (field_of(_IMMUTABLE, len(immutable)), immutable)
+        if sum(map(len, parts)) > self._response_bytes_max:
+            raise AnswerTooLargeError(
+                "The answer would be larger than this server sends (response_bytes_max); ask for "
+                "fewer users at once, shorter sequences or fewer traits."
+            )
         return b"".join(parts)
+
+    def _mutable(
+        self, user_ids: Sequence[int], moment: _Moment
+    ) -> list[tuple[list[int], list[bytes]]]:
+        """Reads the mutable events of each user: once for a user that comes several times.
+
+        Raises:
+            AnswerTooLargeError: All together take more bytes than an answer may have.
+        """
+        # By bytes, whose hashes callers cannot choose.
+        keys = [user_id.to_bytes(8, "big", signed=True) for user_id in user_ids]
+        repeats = Counter(keys)
+        left = self._response_bytes_max
+        read: dict[bytes, tuple[list[int], list[bytes]]] = {}
+        for key, user_id in zip(keys, user_ids, strict=True):
+            if key in read:
+                continue
+            read[key] = self._tier.read(
+                user_id, moment.mutable_from_ts, moment.request_ts, left // repeats[key]
+            )
+            left -= repeats[key] * sum(map(len, read[key][1]))
+        return [read[key] for key in keys]
 
     def _hold(self, amount: int, timeout_s: float | None) -> AbstractContextManager[None]:
         if amount <= self._small_bytes:

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from thinrow.errors import RequestError, StoreError, ThinRowError
+from thinrow.errors import AnswerTooLargeError, RequestError, StoreError, ThinRowError
 from thinrow.online.snapshots import field_of
 from thinrow.serving.wire_errors import wire_error, wire_message
 from thinrow.v1 import online_pb2
@@ -19,6 +19,10 @@ log = logging.getLogger("thinrow.online")
 
 REQUESTS_MAX = 64
 """Most requests in one message: the later ones wait for all of its answers."""
+TOO_LARGE = (
+    "The answers of one message would take more bytes than this server sends "
+    "(response_bytes_max); send the request again, with fewer beside it."
+)
 _RESPONSE = online_pb2.StreamedAnswer.RESPONSE_FIELD_NUMBER
 _ANSWERS = online_pb2.SnapshotStreamResponse.ANSWERS_FIELD_NUMBER
 
@@ -26,8 +30,11 @@ _ANSWERS = online_pb2.SnapshotStreamResponse.ANSWERS_FIELD_NUMBER
 class StreamedSnapshots:
     """Answers messages of many streams."""
 
-    def __init__(self, snapshots: Snapshots, metrics: OnlineMetrics) -> None:
+    def __init__(
+        self, snapshots: Snapshots, metrics: OnlineMetrics, response_bytes_max: int
+    ) -> None:
         self._snapshots = snapshots
+        self._response_bytes_max = response_bytes_max
         self._metrics = metrics
         self._seconds = metrics.seconds.labels("snapshot")
 
@@ -39,9 +46,13 @@ class StreamedSnapshots:
                 f"{REQUESTS_MAX}, so send several."
             )
         parts: list[bytes] = []
+        left = self._response_bytes_max
         for asked in message.requests:
             started_s = time.perf_counter()
             outcome = self._outcome(asked)
+            if len(outcome) > left:
+                outcome = self._refused(asked, AnswerTooLargeError(TOO_LARGE))
+            left -= len(outcome)
             parts += (field_of(_ANSWERS, len(outcome)), outcome)
             self._seconds.observe(time.perf_counter() - started_s)
         return b"".join(parts)

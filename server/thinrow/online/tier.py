@@ -17,6 +17,7 @@ for the disk, unless it is slower than it was lately.
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from bisect import bisect_right
@@ -28,7 +29,7 @@ import numpy as np
 from rocksdict import Rdict, ReadOptions, WriteBatch
 from thinrow import _native
 from thinrow.core.permissions import make_folder
-from thinrow.errors import RequestError, StoreError, StoreLockedError
+from thinrow.errors import AnswerTooLargeError, RequestError, StoreError, StoreLockedError
 from thinrow.online.clock import HybridClock, Wall, wall_ts
 from thinrow.online.database import WriteAheadLog, options
 from thinrow.online.purge import EVERYTHING, Range, rewrite_files
@@ -506,10 +507,16 @@ class MutableTier:
 
     # Events out
 
-    def read(self, user_id: int, from_ts: int, until_ts: int) -> tuple[list[int], list[bytes]]:
+    def read(
+        self, user_id: int, from_ts: int, until_ts: int, bytes_max: int = sys.maxsize
+    ) -> tuple[list[int], list[bytes]]:
         """A user's events that arrived in [from_ts, until_ts): arrival times and records, in order.
 
-        `until_ts` is one that `begin` gave. Raises RequestError where retention dropped some.
+        `until_ts` is one that `begin` gave.
+
+        Raises:
+            RequestError: Retention dropped some of them.
+            AnswerTooLargeError: Their records have more than `bytes_max` bytes.
         """
         arrivals: list[int] = []
         records: list[bytes] = []
@@ -529,6 +536,13 @@ class MutableTier:
             while valid() and (key := key_of()) < end:
                 arrivals.append(number(key[-12:-4], "big"))
                 records.append(value_of())
+                bytes_max -= len(records[-1])
+                if bytes_max < 0:
+                    raise AnswerTooLargeError(
+                        "The mutable events would take more bytes than this server sends "
+                        "(response_bytes_max); ask for fewer users at once, and publish "
+                        "generations more often."
+                    )
                 step()
             iterator.status()
         self.check_kept(from_ts)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("thinrow.serving")
 
+EVERY_INTERFACE = ("", "0.0.0.0", "::", "*")  # noqa: S104 - to warn of them
 SPARE_THREADS = 16
 """Threads for the refusal of calls over a limit, and for calls that just gave way to others."""
 HANDSHAKE_TIMEOUT_MS = 10_000
@@ -294,6 +295,16 @@ def opened(
         certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
     elif tenants.guarded:
         log.warning("tokens travel in the clear: serve with TLS, or behind what ends it")
+    if (
+        split_address(config.listen)[0].strip("[]") in EVERY_INTERFACE
+        and not tenants.guarded
+        and config.tls_client_ca is None
+    ):
+        log.warning(
+            "everybody who reaches this machine is served: make tokens (thinrow token), ask for "
+            "client certificates, or listen on one address",
+            extra={"listen": config.listen},
+        )
     metrics.trust(tenants, certificates)
     if config.metrics is None:
         return certificates, None
