@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
-from thinrow.client.io_errors import access_failure
 from thinrow.core.arrow import leaf_count, load_pyarrow
+from thinrow.core.io_errors import access_failure
 from thinrow.core.parquet_sizes import require_bounded_group
 from thinrow.core.paths import DataFile, located
 from thinrow.errors import InputError

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from thinrow.client.io_errors import access_failure
+from thinrow.core.io_errors import access_failure
 from thinrow.core.parquet import INT96_UNIT
 from thinrow.errors import InputError
 from thinrow.schema import Schema, Trait, TraitType

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from thinrow.client.io_errors import access_failure
 from thinrow.compaction.rewrite import to_values
+from thinrow.core.io_errors import access_failure
 from thinrow.errors import InputError
 from thinrow.events.canonical import (
     canonical_schema,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
-from thinrow.client.io_errors import access_failure
+from thinrow.core.io_errors import access_failure
 from thinrow.core.permissions import file_mode
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
 from thinrow.schema import Schema

@@ -27,7 +27,7 @@ from rocksdict import (
     ReadOptions,
     SstFileWriter,
 )
-from thinrow.client.io_errors import access_failure
+from thinrow.core.io_errors import access_failure
 from thinrow.errors import StoreCorruptError, StoreError, StoreFullError
 
 if TYPE_CHECKING:
