@@ -232,6 +232,9 @@ def integers(name: str, values: ArrayLike, length: int | None = None) -> NDArray
     """Makes an int64 array of shape (length,), or raises InputError naming it."""
     if getattr(values, "dtype", None) == np.bool_:
         raise InputError(f"{name} must be a flat array of int64, but is a mask of bools.")
+    if isinstance(values, list | tuple) and any(isinstance(value, float) for value in values):
+        # An array may be of floats because its library has no integers with gaps; a list may not.
+        raise InputError(f"{name} must be a flat array of int64, but has {values[0]!r}.")
     try:
         array = np.ascontiguousarray(exact(times_ms(values), np.dtype(np.int64)))
     except (TypeError, ValueError, OverflowError) as error:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow.client.pointers import MutableColumn, MutableEvents, Pointers, ThinRows
-from thinrow.core.arrow import conformed_batch, joint_schema, load_pyarrow, plain, plain_type
-from thinrow.core.parquet import open_parquet
+from thinrow.core.arrow import load_pyarrow, plain, plain_type
+from thinrow.core.parquet import joined_batches, open_parquet
 from thinrow.core.paths import data_files
 from thinrow.errors import InputError
 
@@ -38,20 +38,13 @@ def read_thin_rows(path: Named, *, examples: int) -> Iterator[tuple[ThinRows, pa
     """
     pa = load_pyarrow()
     files = data_files(path)
-    schemas = []
     for file in files:
         with open_parquet(file) as table:
             check(file, table.schema_arrow)
-            schemas.append(table.schema_arrow)
-    alike = all(schema.equals(schemas[0]) for schema in schemas)
-    names = list(dict.fromkeys(name for schema in schemas for name in schema.names))
-    joint = None if alike else joint_schema(files, schemas, names)
-    for file in files:
-        with open_parquet(file) as table:
-            for rows in table.iter_batches(examples):
-                batch = rows if joint is None else conformed_batch(file, rows, joint)
-                others = batch.select(other_columns(batch.schema))
-                yield to_thin_rows(file, batch), pa.Table.from_batches([others])
+    _, batches = joined_batches(files, examples)
+    for file, batch in batches:
+        others = batch.select(other_columns(batch.schema))
+        yield to_thin_rows(file, batch), pa.Table.from_batches([others])
 
 
 def row_count(path: Named) -> int:

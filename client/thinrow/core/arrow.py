@@ -26,6 +26,7 @@ __all__ = [
     "plain",
     "plain_schema",
     "plain_type",
+    "shown_type",
 ]
 
 
@@ -214,3 +215,8 @@ def conformed_batch(file: object, batch: pa.RecordBatch, schema: pa.Schema) -> p
                 f"have: {reason}."
             ) from error
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def shown_type(kind: pa.DataType) -> str:
+    """Names a type of the one layout as most files have it."""
+    return str(kind).replace("large_", "")

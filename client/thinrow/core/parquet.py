@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
-from thinrow.core.arrow import leaf_count, load_pyarrow
+from thinrow.core.arrow import conformed_batch, joint_schema, leaf_count, load_pyarrow
 from thinrow.core.io_errors import access_failure
 from thinrow.core.parquet_sizes import require_bounded_group
 from thinrow.core.paths import DataFile, located
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-__all__ = ["INT96_UNIT", "ParquetTable", "open_parquet"]
+__all__ = ["INT96_UNIT", "ParquetTable", "joined_batches", "open_parquet"]
 
 INT96_UNIT = "us"
 """Unit of Spark's INT96 timestamps: nanoseconds, Arrow's default, wrap outside 1677 to 2262."""
@@ -95,7 +95,7 @@ class ParquetTable:
             leaves: Numbers of Parquet's columns to read, of those wanted; None for all.
         """
         pa = load_pyarrow()
-        names = self.schema_arrow.names if columns is None else list(columns)
+        names = self.schema_arrow.names if columns is None else list(dict.fromkeys(columns))
         if leaves is None:
             leaves = [leaf for name in names for leaf in self.leaves(name)]
         # A batch without columns would not know how many rows it has.
@@ -156,3 +156,34 @@ BATCH_ROWS = 1 << 18
 def open_parquet(file: str | Path | DataFile) -> ParquetTable:
     """Opens a file. Raises InputError, naming it, where it is no Parquet."""
     return ParquetTable(file if isinstance(file, DataFile) else DataFile(str(file)))
+
+
+def joined_batches(
+    files: Sequence[DataFile], rows: int, columns: Sequence[str] | None = None
+) -> tuple[pa.Schema, Iterator[tuple[DataFile, pa.RecordBatch]]]:
+    """Reads files that make one table, at most `rows` of one file at a time; columns None for all.
+
+    Returns:
+        The schema of all batches, and each batch with its file.
+
+    Raises:
+        InputError: A file cannot be read, lacks a column of another, or has it in another type.
+    """
+    schemas = []
+    for file in files:
+        with open_parquet(file) as table:
+            schemas.append(table.schema_arrow.remove_metadata())
+    every = dict.fromkeys(name for schema in schemas for name in schema.names)
+    names = list(every if columns is None else columns)
+    alike = all(schema.equals(schemas[0]) for schema in schemas)
+    joint = joint_schema(files, schemas, names)
+    if alike:
+        joint = load_pyarrow().schema([schemas[0].field(name) for name in names])
+
+    def read() -> Iterator[tuple[DataFile, pa.RecordBatch]]:
+        for file in files:
+            with open_parquet(file) as table:
+                for batch in table.iter_batches(rows, columns=names):
+                    yield file, batch if alike else conformed_batch(file, batch, joint)
+
+    return joint, read()

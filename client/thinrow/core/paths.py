@@ -20,7 +20,7 @@ from thinrow.errors import InputError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["DataFile", "Named", "data_files", "located"]
+__all__ = ["AnyFile", "DataFile", "Named", "data_files", "located"]
 
 SUFFIXES = (".parquet", ".parq", ".pq")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -46,9 +46,28 @@ class DataFile:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def local(self) -> Path | None:
+        """Where it is on this machine; None where it is elsewhere."""
+        path, filesystem = located(self.name)
+        return Path(path) if filesystem is None else None
+
+    def end(self, most: int) -> tuple[int, bytes]:
+        """Reads the size and the last bytes, at most so many. Raises InputError."""
+        path, filesystem = located(self.name)
+        try:
+            with Path(path).open("rb") if filesystem is None else filesystem.open(path) as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - most))
+                return size, file.read()
+        except OSError as error:
+            raise InputError(f"{self.name} cannot be read: {error.strerror or error}.") from error
+
 
 Named = str | Path | Iterable[str | Path]
 """Files, folders, globs and URLs, one or several."""
+AnyFile = DataFile | Path
+"""A file that was found, or one that is known to be there."""
 
 
 def data_files(named: Named) -> list[DataFile]:

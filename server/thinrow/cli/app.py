@@ -90,7 +90,8 @@ def thinrow(
 @app.command("compact")
 def compact_command(
     events: Annotated[
-        list[Path], typer.Argument(metavar="EVENTS...", help="Parquet files of events, or folders.")
+        list[str],
+        typer.Argument(metavar="EVENTS...", help="Parquet files, folders, globs, URLs."),
     ],
     store: Annotated[Path, typer.Option(help="Folder of the store; made where there is none.")],
     schema: Annotated[Path, typer.Option(help="TOML file of feature groups and traits.")],
@@ -206,15 +207,15 @@ def compact_command(
 @app.command("backfill")
 def backfill_command(
     requests: Annotated[
-        Path, typer.Argument(help="Parquet with user_id, request_ts and any other columns.")
+        str, typer.Argument(help="Parquet with user_id, request_ts and any other columns.")
     ],
     store: Annotated[Path, typer.Option(help="Folder of the store to point at.")],
     events: Annotated[
-        list[Path], typer.Option(help="Raw events as given to compact; may be repeated.")
+        list[str], typer.Option(help="Raw events as given to compact; may be repeated.")
     ],
     rows: Annotated[Path, typer.Option("--out", help="Parquet file of thin rows to write.")],
     more_events: Annotated[
-        list[Path] | None, typer.Argument(metavar="[MORE_EVENTS]...", help="More event files.")
+        list[str] | None, typer.Argument(metavar="[MORE_EVENTS]...", help="More event files.")
     ] = None,
     cadence: Annotated[
         int | None,
@@ -358,7 +359,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 @app.command("materialize")
 def materialize_command(
-    rows: Annotated[Path, typer.Argument(help="Parquet file of thin rows.")],
+    rows: Annotated[str, typer.Argument(help="Parquet of thin rows.")],
     server: Target,
     fat: Annotated[Path, typer.Option("--out", help="Parquet file of fat rows to write.")],
     sequence_length: SequenceLength = 0,
@@ -406,10 +407,10 @@ def materialize_command(
 
 @app.command("verify")
 def verify_command(
-    rows: Annotated[Path, typer.Argument(help="Parquet file of thin rows.")],
+    rows: Annotated[str, typer.Argument(help="Parquet of thin rows.")],
     server: Target,
     against: Annotated[
-        Path, typer.Option(metavar="FAT", help="Parquet file of fat rows, in the same order.")
+        str, typer.Option(metavar="FAT", help="Parquet of fat rows, in the same order.")
     ],
     sequence_length: SequenceLength = 0,
     order: FatOrder = "oldest-first",
@@ -568,7 +569,7 @@ def ladder_command(
 @app.command("slim")
 def slim_command(
     fat: Annotated[
-        list[Path], typer.Argument(metavar="FAT...", help="Parquet files of fat rows, or folders.")
+        list[str], typer.Argument(metavar="FAT...", help="Parquet of fat rows: files, folders.")
     ],
     events: Annotated[Path, typer.Option("--out-events", help="Parquet file of events to write.")],
     rows: Annotated[Path, typer.Option("--out-rows", help="Parquet file of thin rows to write.")],

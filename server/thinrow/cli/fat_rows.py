@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from thinrow.client import Batch, read_thin_rows, row_count
+from thinrow.core.paths import data_files
 from thinrow.errors import InputError
 from thinrow.events.canonical import check_output
 from thinrow.store.shard import storage_error
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thinrow.client import Client, Projection, ThinRows
+    from thinrow.core.paths import Named
 
 STATUS_COLUMN = "uih_status"
 BATCH_EXAMPLES = 512
@@ -40,7 +42,7 @@ class MaterializeReport:
 
 
 def stream_rows(
-    client: Client, rows: Path, projection: Projection | str, examples: int = BATCH_EXAMPLES
+    client: Client, rows: Named, projection: Projection | str, examples: int = BATCH_EXAMPLES
 ) -> Iterator[tuple[Batch, pa.Table]]:
     """The histories of a file of thin rows, batch by batch, and the columns beside them."""
     tables: deque[pa.Table] = deque()
@@ -56,7 +58,7 @@ def stream_rows(
 
 def materialize(
     client: Client,
-    rows: Path,
+    rows: Named,
     projection: Projection | str,
     fat: Path,
     progress: Callable[[str, int, int], None] = lambda *_: None,
@@ -67,7 +69,7 @@ def materialize(
         InputError: ``rows`` is no file of thin rows, or a column of it has a trait's name.
         ThinRowError: the server failed, or cannot be reached.
     """
-    check_output(fat, [rows])
+    check_output(fat, data_files(rows))
     report = MaterializeReport()
     total = row_count(rows)
     temporary = fat.with_name(fat.name + ".new")
@@ -115,7 +117,7 @@ def status_name(number: int) -> str:
     return wire.Status.Name(wire.Status.ValueType(number)).removeprefix("STATUS_")
 
 
-def to_fat(batch: Batch, table: pa.Table, source: Path) -> pa.Table:
+def to_fat(batch: Batch, table: pa.Table, source: Named) -> pa.Table:
     """The columns of ``table``, the status, and a list column per trait.
 
     A row whose status is not OK has null for every list. Raises InputError where a column of

@@ -11,8 +11,11 @@ import pyarrow.compute as pc
 from thinrow.cli.fat_rows import STATUS_COLUMN, status_name, stream_rows, to_arrow
 from thinrow.cli.same_values import IncomparableError, differing
 from thinrow.client import Projection, row_count
+from thinrow.core.arrow import one_batch, plain_schema, shown_type
+from thinrow.core.parquet import joined_batches, open_parquet
+from thinrow.core.paths import DataFile, data_files
 from thinrow.errors import InputError
-from thinrow.events.canonical import open_parquet, read_batches, user_ids
+from thinrow.events.canonical import user_ids
 from thinrow.events.times import TimeUnit, times_ms
 from thinrow.migration.fat import WRITTEN, is_list
 from thinrow.migration.layout import FatLayout, LayoutTally
@@ -20,12 +23,11 @@ from thinrow.store.narrow import starts_of
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
-    import pyarrow.parquet as pq
     from numpy.typing import NDArray
     from thinrow.client import Batch, Client
+    from thinrow.core.paths import AnyFile, Named
 
 DIFFERENCES_SHOWN = 20
 KEYS = ("user_id", "request_ts")
@@ -68,8 +70,8 @@ class VerifyReport:
 
 def verify(
     client: Client,
-    rows: Path,
-    fat: Path,
+    rows: Named,
+    fat: Named,
     sequence_length: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
     layout: FatLayout | None = None,
@@ -85,12 +87,12 @@ def verify(
         InputError: the files cannot be compared, or ``fat`` has another layout than ``layout``.
         ThinRowError: the server failed, or cannot be reached.
     """
-    file = open_parquet(fat)
-    total = row_count(rows)
-    if total != file.metadata.num_rows:
+    files = data_files(fat)
+    file = open_parquet(files[0])
+    total, others = row_count(rows), row_count(fat)
+    if total != others:
         raise InputError(
-            f"{rows} has {total} rows and {fat} has {file.metadata.num_rows}; compare files of "
-            f"the same requests."
+            f"{rows} has {total} rows and {fat} has {others}; compare files of the same requests."
         )
     groups = client.describe_store().feature_groups
     stored = [trait.name for group in groups for trait in group.traits]
@@ -99,7 +101,7 @@ def verify(
     traits = [name for name in lists if name in known]
     beside = [
         name
-        for name in open_parquet(rows).schema_arrow.names
+        for name in open_parquet(data_files(rows)[0]).schema_arrow.names
         if name in file.schema_arrow.names and name not in {*known, *KEYS, *WRITTEN, STATUS_COLUMN}
     ]
     report = VerifyReport(
@@ -114,19 +116,20 @@ def verify(
         if key not in file.schema_arrow.names:
             raise InputError(f"{fat} has no column {key}, which tells whose row is whose.")
     projection = Projection(sequence_length, traits=tuple(report.traits))
-    parts = _Reader(fat, file, [*KEYS, *report.traits, *report.beside])
+    parts = _Reader(files, [*KEYS, *report.traits, *report.beside])
+    shown = files[0] if len(files) == 1 else DataFile(str(fat))
     tally = LayoutTally(layout or FatLayout())
     for batch, table in stream_rows(client, rows, projection):
-        part = _laid_out(parts.read(len(batch)), report.traits, tally, fat, time_unit)
-        _compare(batch, table, part, report, fat, time_unit)
+        part = _laid_out(parts.read(len(batch)), report.traits, tally, shown, time_unit)
+        _compare(batch, table, part, report, shown, time_unit)
         progress("Comparing rows", report.rows, total)
-    tally.check_padding(fat)
-    tally.check_direction(fat)
+    tally.check_padding(shown)
+    tally.check_direction(shown)
     return report
 
 
 def _laid_out(
-    fat: pa.Table, traits: list[str], tally: LayoutTally, path: Path, unit: TimeUnit | None
+    fat: pa.Table, traits: list[str], tally: LayoutTally, path: AnyFile, unit: TimeUnit | None
 ) -> pa.Table:
     """Fat rows with their lists oldest first and without padding; keys and times as integers, ms.
 
@@ -161,7 +164,7 @@ def _laid_out(
     return fat
 
 
-def _whole(path: Path, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+def _whole(path: AnyFile, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """A column of floats as the integers that they hold. Raises InputError for another number."""
     if not pa.types.is_floating(column.type):
         return column
@@ -180,20 +183,20 @@ def one_chunk(column: pa.ChunkedArray) -> pa.Array:
 
 
 class _Reader:
-    """Reads a Parquet file a chosen number of rows at a time."""
+    """Reads Parquet files a chosen number of rows at a time."""
 
-    def __init__(self, path: Path, file: pq.ParquetFile, columns: Sequence[str]) -> None:
+    def __init__(self, files: Sequence[DataFile], columns: Sequence[str]) -> None:
         names = [*columns]
-        if STATUS_COLUMN in file.schema_arrow.names:
+        if STATUS_COLUMN in open_parquet(files[0]).schema_arrow.names:
             names.append(STATUS_COLUMN)
-        self._batches: Iterator[pa.RecordBatch] = read_batches(path, file, 8192, names)
-        self._rest = file.schema_arrow.empty_table().select(names)
+        schema, self._batches = joined_batches(files, 8192, names)
+        self._rest = plain_schema(schema).empty_table()
 
     def read(self, rows: int) -> pa.Table:
         while len(self._rest) < rows:
-            more = pa.table(next(self._batches))
-            self._rest = pa.concat_tables([self._rest, more])
-        part = self._rest.slice(0, rows).combine_chunks()
+            _, more = next(self._batches)
+            self._rest = pa.concat_tables([self._rest, pa.table(one_batch(pa.table(more)))])
+        part = pa.table(one_batch(self._rest.slice(0, rows)))
         self._rest = self._rest.slice(rows)
         return part
 
@@ -203,7 +206,7 @@ def _compare(
     table: pa.Table,
     fat: pa.Table,
     report: VerifyReport,
-    path: Path,
+    path: AnyFile,
     unit: TimeUnit | None,
 ) -> None:
     keys = {key: table.column(key).to_numpy() for key in KEYS}
@@ -273,7 +276,7 @@ def _aligned(
     column: pa.Array,
     trait: str,
     rows: NDArray[np.int64],
-    path: Path,
+    path: AnyFile,
     unit: TimeUnit | None,
 ) -> tuple[pa.Array, pa.Array]:
     """The events of some rows, as one side has them and as the other, of one type."""
@@ -302,12 +305,13 @@ def _rounded(theirs: pa.Array, kind: pa.DataType) -> pa.Array:
     return theirs
 
 
-def _differing(path: Path, name: str, theirs: pa.Array, ours: pa.Array) -> NDArray[np.bool_]:
+def _differing(path: AnyFile, name: str, theirs: pa.Array, ours: pa.Array) -> NDArray[np.bool_]:
     try:
         return differing(theirs, ours)
     except IncomparableError as error:
+        shown = shown_type(theirs.type)
         raise InputError(
-            f"{path}: {name} is {theirs.type} and the other side's is {ours.type}; they cannot be "
+            f"{path}: {name} is {shown} and the other side's is {ours.type}; they cannot be "
             f"compared."
         ) from error
 

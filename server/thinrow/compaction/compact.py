@@ -7,17 +7,18 @@ the new generation appears by one rename, and serves once CURRENT names it.
 
 from __future__ import annotations
 
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 from thinrow.compaction.shard import PreviousShard, ShardCounts, ShardTask, write_shard
+from thinrow.core.parquet import open_parquet
+from thinrow.core.paths import data_files
 from thinrow.errors import (
     InputError,
     StoreCorruptError,
@@ -25,9 +26,6 @@ from thinrow.errors import (
 )
 from thinrow.events.canonical import (
     ignored_columns,
-    open_parquet,
-    parquet_files,
-    read_columns,
     user_ids,
 )
 from thinrow.events.exported import check_exports
@@ -64,6 +62,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
+    from thinrow.core.paths import DataFile, Named
     from thinrow.events.order import Cuts
     from thinrow.store.shard import ShardWriter
 
@@ -80,7 +79,7 @@ class CompactionConfig:
 
     store: Path
     """Folder of the store; made where there is none."""
-    events: list[Path]
+    events: Named
     """Parquet files, or folders of them."""
     schema: Path
     """TOML file of feature groups."""
@@ -199,7 +198,7 @@ def _compact(
     schema = read_schema(config.schema)
     if previous is not None:
         schema = evolve(previous.schema, schema)
-    files = parquet_files(config.events)
+    files = data_files(config.events)
     erased = np.unique(read_user_ids(config.erase_users))
     run = RunInputs(
         events=sorted(_fingerprint(file) for file in files),
@@ -316,12 +315,10 @@ def _write_shards(
         return totals, [summary.result() for summary in summaries]
 
 
-def _fingerprint(path: Path) -> str:
+def _fingerprint(file: DataFile) -> str:
     """Name, size, and XXH3 of the end of a file: a Parquet footer knows what is before it."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - FINGERPRINT_BYTES))
-        return f"{path.name} {size} {xxhash.xxh3_64_hexdigest(file.read())}"
+    size, end = file.end(FINGERPRINT_BYTES)
+    return f"{PurePosixPath(file.name).name} {size} {xxhash.xxh3_64_hexdigest(end)}"
 
 
 def _already_there(
@@ -371,7 +368,7 @@ def read_user_ids(path: Path | None) -> NDArray[np.int64]:
         file = open_parquet(path)
         if "user_id" not in file.schema_arrow.names:
             raise InputError(f"{path} has no column user_id; it names the users to erase.")
-        column = read_columns(path, file, ["user_id"]).column("user_id")
+        column = file.read(["user_id"]).column("user_id")
         return np.asarray(user_ids(path, column), dtype=np.int64)
     try:
         lines = path.read_text(encoding="utf-8").split()

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from thinrow.core.io_errors import access_failure
-from thinrow.core.parquet import INT96_UNIT
+from thinrow.core.arrow import plain, plain_schema, shown_type
+from thinrow.core.parquet import open_parquet
 from thinrow.errors import InputError
 from thinrow.schema import Schema, Trait, TraitType
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from thinrow.core.paths import AnyFile, DataFile
     from thinrow.events.times import TimeReader
 
 BATCH_ROWS = 1 << 18
@@ -47,79 +47,27 @@ def canonical_schema(schema: Schema) -> pa.Schema:
     return pa.schema([*ids, *(pa.field(t.name, canonical_type(t)) for t in schema.traits)])
 
 
-def parquet_files(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and the ``*.parquet`` files of folders named.
-
-    Raises:
-        InputError: one does not exist, or there are none.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found = sorted(path.glob("*.parquet"))
-            if not found:
-                raise InputError(f"The folder {path} has no *.parquet files; name the right one.")
-            files += found
-        elif path.exists():
-            files.append(path)
-        else:
-            raise InputError(f"There is no file {path}; check the name.")
-    return files
-
-
-def check_output(out: Path, inputs: Sequence[Path]) -> None:
+def check_output(out: Path, inputs: Sequence[DataFile]) -> None:
     """Raises InputError where a file to be written is one of those to be read."""
-    for path in inputs:
-        if out.exists() and path.exists() and out.samefile(path):
+    for file in inputs:
+        path = file.local
+        if out.exists() and path is not None and path.exists() and out.samefile(path):
             raise InputError(f"--out {out} is also an input, and would be lost; name another file.")
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Opens a Parquet file. Raises InputError, naming it, where it is none."""
-    try:
-        return pq.ParquetFile(path, coerce_int96_timestamp_unit=INT96_UNIT)
-    except FileNotFoundError as error:
-        raise InputError(f"There is no file {path}; check the name.") from error
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def read_batches(
-    path: Path, file: pq.ParquetFile, rows: int, columns: Sequence[str] | None = None
-) -> Iterator[pa.RecordBatch]:
-    """Reads an open file, at most ``rows`` at a time. Raises InputError, naming it."""
-    try:
-        yield from file.iter_batches(rows, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def read_columns(path: Path, file: pq.ParquetFile, columns: Sequence[str]) -> pa.Table:
-    """Reads whole columns of an open file. Raises InputError, naming it."""
-    kinds = pa.schema([file.schema_arrow.field(name) for name in columns])
-    return pa.Table.from_batches(read_batches(path, file, BATCH_ROWS, columns), kinds)
-
-
-def user_ids(path: Path, column: pa.ChunkedArray) -> pa.ChunkedArray:
+def user_ids(path: AnyFile, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column of users as int64. Raises InputError where it has nulls or does not fit."""
     _refuse_nulls(path, column, "user_id", "every row needs one")
-    return _cast(path, column, "user_id", pa.int64())
+    return _cast(path, plain(column), "user_id", pa.int64())
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-    if (failure := access_failure(error)) is not None:
-        return InputError(f"Cannot read {path}: {failure}.")
-    reason = str(error).splitlines()[0].rstrip(".")
-    return InputError(f"{path} cannot be read as Parquet: {reason}; write the file again.")
-
-
-def ignored_columns(path: Path, schema: Schema) -> list[str]:
+def ignored_columns(path: AnyFile, schema: Schema) -> list[str]:
     """Columns of a file that are neither an event's own nor a trait."""
     known = {*ID_COLUMNS, *(trait.name for trait in schema.traits)}
     return [name for name in open_parquet(path).schema_arrow.names if name not in known]
 
 
-def read_events(path: Path, schema: Schema, times: TimeReader) -> Iterator[pa.Table]:
+def read_events(path: AnyFile, schema: Schema, times: TimeReader) -> Iterator[pa.Table]:
     """Reads one file of events in canonical form, in batches of at most BATCH_ROWS rows.
 
     Raises:
@@ -136,17 +84,25 @@ def read_events(path: Path, schema: Schema, times: TimeReader) -> Iterator[pa.Ta
                 f"{path} has no column {trait.name}, which the schema lists; add it, or give the "
                 f"trait sparse = true or a default."
             )
-    wanted = [name for name in (*ID_COLUMNS, *schema.by_name) if name in names]
-    try:
-        for batch in file.iter_batches(BATCH_ROWS, columns=sorted(set(wanted))):
-            yield canonical_table(path, schema, pa.table(batch), times)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
+    wanted = [name for name in dict.fromkeys((*ID_COLUMNS, *schema.by_name)) if name in names]
+    for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
+        yield canonical_table(path, schema, pa.table(batch), times)
     times.finish(path)
 
 
-def canonical_table(path: Path, schema: Schema, table: pa.Table, times: TimeReader) -> pa.Table:
-    """Events as users write them, in canonical form. Raises InputError."""
+def canonical_table(path: AnyFile, schema: Schema, table: pa.Table, times: TimeReader) -> pa.Table:
+    """Brings a table with the columns of events, in any layout of Arrow, to canonical form.
+
+    A column of type null is as if it were not there. Raises InputError.
+    """
+    if not table.num_rows:
+        return canonical_schema(schema).empty_table()
+    table = pa.table([plain(column) for column in table.columns], plain_schema(table.schema))
+    absent = [field.name for field in table.schema if pa.types.is_null(field.type)]
+    for name in ("user_id", "event_ts"):
+        if name in absent:
+            raise InputError(f"{path}: {name} has only nulls; every event needs one.")
+    table = table.drop_columns(absent)
     event_ts, finer_ns = times.read(path, table.column("event_ts"), "event_ts")
     arrival_ts = event_ts
     if "arrival_ts" in table.column_names:
@@ -165,18 +121,22 @@ def canonical_table(path: Path, schema: Schema, table: pa.Table, times: TimeRead
     )
 
 
-def _refuse_nulls(path: Path, column: pa.ChunkedArray, name: str, advice: str) -> None:
+def _refuse_nulls(path: AnyFile, column: pa.ChunkedArray, name: str, advice: str) -> None:
     if column.null_count:
         raise InputError(f"{path}: {name} has {column.null_count} nulls; {advice}.")
 
 
-def _cast(path: Path, column: pa.ChunkedArray, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+def _cast(path: AnyFile, column: pa.ChunkedArray, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+    if not len(column):
+        return pa.chunked_array([], kind)
     if not pa.types.is_integer(column.type):
-        raise InputError(f"{path}: {name} is {column.type}; it must be an integer.")
+        raise InputError(f"{path}: {name} is {shown_type(column.type)}; it must be an integer.")
     return _fitted(path, column, name, kind)
 
 
-def _fitted(path: Path, column: pa.ChunkedArray, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+def _fitted(
+    path: AnyFile, column: pa.ChunkedArray, name: str, kind: pa.DataType
+) -> pa.ChunkedArray:
     try:
         return column.cast(kind)
     except pa.ArrowInvalid as error:
@@ -184,7 +144,7 @@ def _fitted(path: Path, column: pa.ChunkedArray, name: str, kind: pa.DataType) -
         raise InputError(f"{path}: {name} does not fit into {kind}: {reason}.") from error
 
 
-def _trait_column(path: Path, table: pa.Table, trait: Trait) -> pa.ChunkedArray:
+def _trait_column(path: AnyFile, table: pa.Table, trait: Trait) -> pa.ChunkedArray:
     kind = canonical_type(trait)
     if trait.name not in table.column_names:
         column = pa.chunked_array([pa.nulls(table.num_rows, _input_type(trait))])
@@ -206,10 +166,8 @@ def _input_type(trait: Trait) -> pa.DataType:
     return pa.list_(scalar, trait.size) if trait.size > 1 else scalar
 
 
-def _typed(path: Path, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray:
+def _typed(path: AnyFile, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray:
     """The column as the trait's own Arrow type."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
     kind, types = column.type, pa.types
     if trait.size > 1:
         return _vectors(path, column, trait)
@@ -222,16 +180,18 @@ def _typed(path: Path, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray
     else:
         return _cast(path, column, trait.name, _input_type(trait))
     if not fits:
-        raise InputError(f"{path}: {trait.name} is {kind}; the schema says {trait.type.label}.")
+        raise InputError(
+            f"{path}: {trait.name} is {shown_type(kind)}; the schema says {trait.type.label}."
+        )
     return _fitted(path, column, trait.name, _input_type(trait))
 
 
-def _vectors(path: Path, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray:
+def _vectors(path: AnyFile, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray:
     kind, types = column.type, pa.types
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     if not is_list or not types.is_floating(kind.value_type):
         raise InputError(
-            f"{path}: {trait.name} is {kind}; the schema says a list of {trait.size} "
+            f"{path}: {trait.name} is {shown_type(kind)}; the schema says a list of {trait.size} "
             f"{trait.type.label}."
         )
     lengths = pc.unique(pc.drop_null(pc.list_value_length(column))).to_pylist()

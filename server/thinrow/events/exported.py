@@ -6,14 +6,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from thinrow.core.parquet import open_parquet
 from thinrow.errors import InputError, UsageError
-from thinrow.events.canonical import open_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     import pyarrow.parquet as pq
+    from thinrow.core.paths import AnyFile
 
 FROM_KEY, UNTIL_KEY = b"thinrow.exported_from_ts", b"thinrow.exported_until_ts"
 EARLIEST_TS = int(np.iinfo(np.int64).min)
@@ -24,7 +24,7 @@ class Span(NamedTuple):
 
     from_ts: int
     until_ts: int
-    path: Path
+    path: AnyFile
 
     def mark(self, writer: pq.ParquetWriter) -> None:
         """Writes it down; the file may not be closed yet."""
@@ -32,7 +32,7 @@ class Span(NamedTuple):
         writer.add_key_value_metadata({key.decode(): value for key, value in told.items()})
 
 
-def check_exports(files: Sequence[Path], previous_ts: int | None, watermark_ts: int) -> None:
+def check_exports(files: Sequence[AnyFile], previous_ts: int | None, watermark_ts: int) -> None:
     """Refuses exports that lack events between two watermarks, or have some of them twice.
 
     Files that tell no span are taken as they are.
@@ -41,7 +41,9 @@ def check_exports(files: Sequence[Path], previous_ts: int | None, watermark_ts: 
         InputError: a file's span cannot be read.
         UsageError: tells what to compact instead.
     """
-    spans = sorted(span for file in files if (span := _span(file)) is not None)
+    spans = sorted(
+        (span for file in files if (span := _span(file)) is not None), key=lambda span: span[:2]
+    )
     if not spans:
         return
     for earlier, later in pairwise(spans):
@@ -62,7 +64,7 @@ def check_exports(files: Sequence[Path], previous_ts: int | None, watermark_ts: 
         )
 
 
-def _span(path: Path) -> Span | None:
+def _span(path: AnyFile) -> Span | None:
     told = open_parquet(path).metadata.metadata or {}
     if UNTIL_KEY not in told:
         return None

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from thinrow.events.canonical import canonical_schema, open_parquet, read_events
+from thinrow.core.parquet import open_parquet
+from thinrow.events.canonical import canonical_schema, read_events
 from thinrow.events.times import TimeSpan
 from thinrow.store.hashing import shard_of
 from thinrow.store.narrow import starts_of
@@ -19,6 +20,7 @@ from thinrow.store.narrow import starts_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from thinrow.core.paths import AnyFile
     from thinrow.events.times import TimeReader
     from thinrow.schema import Schema
 
@@ -42,7 +44,7 @@ class SplitEvents:
 
 
 def split_events(
-    files: Sequence[Path],
+    files: Sequence[AnyFile],
     schema: Schema,
     shards: int,
     folder: Path,

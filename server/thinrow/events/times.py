@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from thinrow.core.arrow import shown_type
 from thinrow.errors import InputError, UsageError
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
+    from thinrow.core.paths import AnyFile
 
 __all__ = [
     "PLAUSIBLE_FROM_TS",
@@ -141,7 +141,7 @@ class TimeReader:
         self._file: dict[str, tuple[pa.DataType, TimeSpan, int]] = {}
 
     def read(
-        self, path: Path, column: pa.ChunkedArray, name: str, *, nullable: bool = False
+        self, path: AnyFile, column: pa.ChunkedArray, name: str, *, nullable: bool = False
     ) -> Times:
         """Converts some rows of a column, exactly.
 
@@ -165,7 +165,7 @@ class TimeReader:
             self._file[name] = (column.type, span, middle)
         return times
 
-    def finish(self, path: Path) -> None:
+    def finish(self, path: AnyFile) -> None:
         """Ends a file.
 
         Raises:
@@ -179,14 +179,15 @@ class TimeReader:
         self._file = {}
 
     def _ticks(
-        self, path: Path, column: pa.ChunkedArray, name: str
+        self, path: AnyFile, column: pa.ChunkedArray, name: str
     ) -> tuple[pa.ChunkedArray, TimeUnit]:
         kind = column.type
         if pa.types.is_timestamp(kind):
             return column.cast(pa.int64()), kind.unit
         if not pa.types.is_integer(kind):
             raise InputError(
-                f"{path}: {name} is {kind}; it must be int64 milliseconds or a timestamp."
+                f"{path}: {name} is {shown_type(kind)}; it must be int64 milliseconds or a "
+                f"timestamp."
             )
         if self.unit is None and kind.bit_width <= NARROW_BITS and len(column):
             raise InputError(
@@ -200,7 +201,7 @@ class TimeReader:
             raise InputError(f"{path}: {name} does not fit into int64: {reason}.") from error
 
     def _refuse(
-        self, path: Path, name: str, kind: pa.DataType, span: TimeSpan, middle: int
+        self, path: AnyFile, name: str, kind: pa.DataType, span: TimeSpan, middle: int
     ) -> None:
         when = "before 1990" if span.before > span.after else "after 2100"
         if pa.types.is_timestamp(kind):
@@ -223,7 +224,7 @@ class TimeReader:
 
 
 def times_ms(
-    path: Path,
+    path: AnyFile,
     column: pa.ChunkedArray,
     name: str,
     *,
@@ -276,7 +277,7 @@ def check_watermark(watermark_ts: int) -> None:
         )
 
 
-def _split(path: Path, ticks: pa.ChunkedArray, name: str, unit: TimeUnit) -> Times:
+def _split(path: AnyFile, ticks: pa.ChunkedArray, name: str, unit: TimeUnit) -> Times:
     """Milliseconds and the rest of times in a unit."""
     if unit == "s":
         try:

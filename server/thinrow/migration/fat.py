@@ -13,12 +13,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from thinrow.compaction.rewrite import to_values
-from thinrow.core.io_errors import access_failure
+from thinrow.core.arrow import plain, plain_type
+from thinrow.core.parquet import open_parquet
 from thinrow.errors import InputError
 from thinrow.events.canonical import (
     canonical_schema,
     canonical_table,
-    open_parquet,
     user_ids,
 )
 from thinrow.schema import EVENT_ID, EVENT_TS, RESERVED
@@ -27,9 +27,9 @@ from thinrow.store.hashing import event_digests, xxh3
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
+    from thinrow.core.paths import AnyFile
     from thinrow.events.times import TimeReader, TimeUnit
     from thinrow.migration.layout import FatLayout, LayoutTally
     from thinrow.schema import Schema
@@ -41,7 +41,6 @@ BATCH_EVENTS = 1 << 20
 """Fat events that are decoded at once, about; at least a row."""
 STATUS_COLUMN = "uih_status"
 WRITTEN = ("uih", "mutable")
-_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -49,7 +48,7 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 class Piece:
     """Consecutive row groups of one file."""
 
-    path: Path
+    path: AnyFile
     row_groups: range
     rows: int
     events: int
@@ -69,21 +68,15 @@ class FatBatch:
     """Each key once, as ``key``, with the event in canonical form."""
 
 
-def pieces(files: Sequence[Path]) -> list[Piece]:
+def pieces(files: Sequence[AnyFile]) -> list[Piece]:
     """Cuts files into pieces. Raises InputError where a file is no Parquet of fat rows."""
     found = []
     for path in files:
-        metadata = open_parquet(path).metadata
-        leaf = next(
-            (
-                n
-                for n in range(metadata.num_columns)
-                if metadata.schema.column(n).path.split(".")[0] == "event_ts"
-            ),
-            None,
-        )
-        if leaf is None:
+        file = open_parquet(path)
+        metadata = file.metadata
+        if "event_ts" not in file.schema_arrow.names:
             raise InputError(f"{path} has no column event_ts; every event of a fat row needs one.")
+        leaf = file.leaves("event_ts").start
         first = rows = events = 0
         for group in range(metadata.num_row_groups):
             facts = metadata.row_group(group)
@@ -98,7 +91,7 @@ def pieces(files: Sequence[Path]) -> list[Piece]:
     return found
 
 
-def derived_schema(files: Sequence[Path]) -> str:
+def derived_schema(files: Sequence[AnyFile]) -> str:
     """The schema file that fits fat rows: one feature group of all their lists, none of them a key.
 
     Raises InputError where a list is of nothing that a trait can be.
@@ -137,16 +130,13 @@ def _label(kind: pa.DataType) -> str | None:
     return str(kind) if pa.types.is_integer(kind) or pa.types.is_boolean(kind) else None
 
 
-def _may_lack(path: Path, name: str) -> bool:
+def _may_lack(path: AnyFile, name: str) -> bool:
     """Whether some event may lack a trait: whether it has more nulls than there are empty lists."""
-    metadata = open_parquet(path).metadata
+    file = open_parquet(path)
+    metadata = file.metadata
 
     def nulls(column: str) -> list[int | None]:
-        leaves = [
-            n
-            for n in range(metadata.num_columns)
-            if metadata.schema.column(n).path.split(".")[0] == column
-        ]
+        leaves = file.leaves(column)
         groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
         told = [group.column(leaf).statistics for group in groups for leaf in leaves]
         return [None if one is None or not one.has_null_count else one.null_count for one in told]
@@ -157,10 +147,11 @@ def _may_lack(path: Path, name: str) -> bool:
 
 def is_list(kind: pa.DataType) -> bool:
     """Whether a column of this type holds a list in each row."""
-    return any(test(kind) for test in _LISTS)
+    kind = plain_type(kind)
+    return bool(pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def passing_columns(path: Path, schema: Schema) -> list[str]:
+def passing_columns(path: AnyFile, schema: Schema) -> list[str]:
     """The columns that thin rows take over as they are.
 
     Raises InputError where the file lacks what a fat row needs, or has what a thin row brings.
@@ -191,13 +182,13 @@ def passing_columns(path: Path, schema: Schema) -> list[str]:
     ]
 
 
-def history_columns(path: Path, schema: Schema) -> list[str]:
+def history_columns(path: AnyFile, schema: Schema) -> list[str]:
     """The columns of lists: ``event_ts``, ``event_id`` where there is one, and the traits."""
     names = open_parquet(path).schema_arrow.names
     return [name for name in ("event_ts", "event_id", *schema.by_name) if name in names]
 
 
-def finest_unit(files: Sequence[Path], unit: TimeUnit | None) -> TimeUnit:
+def finest_unit(files: Sequence[AnyFile], unit: TimeUnit | None) -> TimeUnit:
     """Returns the finest unit of the events' times in some files; ``unit`` is that of integers."""
     found: list[TimeUnit] = ["ms"]
     for path in files:
@@ -221,26 +212,14 @@ def fat_batches(
         row_groups=list(piece.row_groups),
         columns=["user_id", "request_ts", *names],
     )
-    for batch in _readable(piece.path, batches):
+    for batch in batches:
         if len(batch):
             yield _fat_batch(piece.path, schema, batch, names, times, layout, tally)
     times.finish(piece.path)
 
 
-def _readable(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from batches
-    except (pa.ArrowException, OSError) as error:
-        if (failure := access_failure(error)) is not None:
-            raise InputError(f"Cannot read {path}: {failure}.") from error
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(
-            f"{path} cannot be read as Parquet: {reason}; write the file again."
-        ) from error
-
-
 def _fat_batch(
-    path: Path,
+    path: AnyFile,
     schema: Schema,
     batch: pa.RecordBatch,
     names: Sequence[str],
@@ -251,7 +230,7 @@ def _fat_batch(
     table = pa.table(batch)
     users = user_ids(path, table.column("user_id")).to_numpy()
     request_ts = times.read(path, table.column("request_ts"), "request_ts").ms.to_numpy()
-    columns = {name: batch.column(name) for name in names}
+    columns = {name: plain(batch.column(name)) for name in names}
     for name, column in columns.items():
         if column.null_count:
             raise InputError(

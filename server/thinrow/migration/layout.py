@@ -19,9 +19,9 @@ from thinrow.store.narrow import ranges, starts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
+    from thinrow.core.paths import AnyFile
 
 Order = Literal["oldest-first", "newest-first", "arrival"]
 Padding = Literal["none", "left", "right"]
@@ -73,7 +73,7 @@ class FatLayout:
 
     def lists(
         self,
-        path: Path,
+        path: AnyFile,
         columns: Mapping[str, pa.Array],
         user_ids: NDArray[np.int64],
         request_ts: NDArray[np.int64],
@@ -100,7 +100,7 @@ class FatLayout:
 
     def _converted(
         self,
-        path: Path,
+        path: AnyFile,
         columns: Mapping[str, pa.Array],
         user_ids: NDArray[np.int64],
         request_ts: NDArray[np.int64],
@@ -134,7 +134,7 @@ class FatLayout:
         return Lists(taken, lengths)
 
     def _check_excess(
-        self, path: Path, name: str, values: pa.Array, places: NDArray[np.int64]
+        self, path: AnyFile, name: str, values: pa.Array, places: NDArray[np.int64]
     ) -> None:
         """Checks that elements beyond the shortest list of their row are padding."""
         if not places.size:
@@ -154,7 +154,7 @@ class FatLayout:
 
     def _padded(
         self,
-        path: Path,
+        path: AnyFile,
         flat: Mapping[str, pa.Array],
         begins: Mapping[str, NDArray[np.int64]],
         lengths: NDArray[np.int64],
@@ -271,7 +271,7 @@ class LayoutTally:
         self.empty_inside += int(is_empty.sum() - ended.sum())
         self.empty_lengths |= set(np.unique(lengths[ended > 0])[:2].tolist())
 
-    def check_times(self, path: Path) -> None:
+    def check_times(self, path: AnyFile) -> None:
         """Raises InputError if lists begin or end with fillers for times."""
         for side in ("left", "right", ""):
             if side not in self.padded:
@@ -284,7 +284,7 @@ class LayoutTally:
                 f"--padding-value {value}, or --padding none if these are events."
             )
 
-    def check_padding(self, path: Path) -> None:
+    def check_padding(self, path: AnyFile) -> None:
         """Raises InputError if only traits look padded; needs all rows of a file, or many."""
         sides = [side for side, rows in self.empty_ended.items() if rows]
         rows = sum(self.empty_ended.values())
@@ -302,7 +302,7 @@ class LayoutTally:
                 f"--padding none if these are events."
             )
 
-    def check_order(self, path: Path) -> None:
+    def check_order(self, path: AnyFile) -> None:
         """Raises InputError if times descend and the order named has none that do."""
         if self.layout.order == "arrival" or self.example is None:
             return
@@ -315,7 +315,7 @@ class LayoutTally:
             f"if its events stand in the order in which they arrived."
         )
 
-    def check_direction(self, path: Path) -> None:
+    def check_direction(self, path: AnyFile) -> None:
         """Raises InputError if lists stand in the reverse of the order named, as far as seen."""
         if self.layout.order == "arrival" or not self.descending or self.ascending or self.mixed:
             return
@@ -342,7 +342,7 @@ class LayoutTally:
 
 
 def _require_equal(
-    path: Path,
+    path: AnyFile,
     counts: Mapping[str, NDArray[np.int64]],
     user_ids: NDArray[np.int64],
     request_ts: NDArray[np.int64],

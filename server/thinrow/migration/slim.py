@@ -9,7 +9,6 @@ made again.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -22,14 +21,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
+from thinrow.core.arrow import conformed_batch, joint_schema
+from thinrow.core.parquet import open_parquet
+from thinrow.core.paths import data_files
 from thinrow.errors import InputError, UsageError
 from thinrow.events.canonical import (
     FINER_NS,
     canonical_type,
     check_output,
     from_canonical,
-    open_parquet,
-    parquet_files,
+    user_ids,
 )
 from thinrow.events.times import TimeReader, TimeSpan, TimeUnit
 from thinrow.migration.fat import (
@@ -56,6 +57,7 @@ from thinrow.store.times import Cadence
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from thinrow.core.paths import DataFile, Named
     from thinrow.events.split import Progress
     from thinrow.schema import Schema
 
@@ -78,7 +80,7 @@ KEYS = pa.schema([("key", pa.uint64())])
 class SlimConfig:
     """One run of slim."""
 
-    fat: list[Path]
+    fat: Named
     """Parquet files of fat rows, or folders of them."""
     events: Path
     """Parquet file of events to write."""
@@ -140,7 +142,7 @@ def slim(config: SlimConfig, progress: Progress = lambda *_: None) -> SlimReport
         UsageError: another run is at work on the same outputs.
         StoreError: the disk is full, or fails.
     """
-    files = parquet_files(config.fat)
+    files = data_files(config.fat)
     for out in (config.events, config.rows, config.written_schema):
         check_output(out, files)
     if config.schema is None:
@@ -151,7 +153,7 @@ def slim(config: SlimConfig, progress: Progress = lambda *_: None) -> SlimReport
     if not any(
         passing_columns(file, schema) and open_parquet(file).metadata.num_rows for file in files
     ):
-        raise InputError(f"There are no fat rows in {config.fat[0]}; name the right files.")
+        raise InputError(f"There are no fat rows in {files[0]}; name the right files.")
     try:
         config.events.parent.mkdir(parents=True, exist_ok=True)
         folder = config.rows.with_name(f".{config.rows.name}-slim")
@@ -171,7 +173,7 @@ class _Run:
     def __init__(
         self,
         config: SlimConfig,
-        files: list[Path],
+        files: list[DataFile],
         schema: Schema,
         folder: Path,
         progress: Progress,
@@ -209,7 +211,7 @@ class _Run:
             last = max(last, _first_generation([facts]) + 1)
         return SlimReport(
             facts=facts,
-            fat_bytes=sum(file.stat().st_size for file in self.files),
+            fat_bytes=sum(file.end(0)[0] for file in self.files),
             event_bytes=self.config.events.stat().st_size if written else 0,
             row_bytes=self.config.rows.stat().st_size if written else 0,
             watermark_ts=cadence.start_of(last),
@@ -415,12 +417,20 @@ class _Run:
     def _passing(self, piece: Piece) -> pa.Table:
         """The columns that thin rows take over."""
         path = piece.path
-        table = open_parquet(path).read_row_groups(
-            list(piece.row_groups), passing_columns(path, self.schema)
-        )
+        names = passing_columns(path, self.schema)
+        file = open_parquet(path)
+        schemas = [open_parquet(one).schema_arrow for one in self.files]
+        joint = joint_schema(self.files, schemas, names)
+        batches = file.iter_batches(OUTPUT_ROWS, columns=names, row_groups=list(piece.row_groups))
+        if all(schema.equals(schemas[0]) for schema in schemas):
+            joint = pa.schema([file.schema_arrow.field(name) for name in names])
+            table = pa.Table.from_batches([batch.cast(joint) for batch in batches], joint)
+        else:
+            conformed = [conformed_batch(path, batch, joint) for batch in batches]
+            table = pa.Table.from_batches(conformed, joint)
         reader = TimeReader(self.config.time_unit)
         for name, column in (
-            ("user_id", table.column("user_id").cast(pa.int64())),
+            ("user_id", user_ids(path, table.column("user_id"))),
             ("request_ts", reader.read(path, table.column("request_ts"), "request_ts").ms),
         ):
             table = table.set_column(table.column_names.index(name), name, column)
@@ -466,12 +476,12 @@ def _piece(number: int) -> str:
     return f"piece-{number:06d}"
 
 
-def _fingerprint(path: Path) -> str:
+def _fingerprint(file: DataFile) -> str:
     """Where a file is, its size, and XXH3 of its end: a Parquet footer knows what is before it."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - FINGERPRINT_BYTES))
-        return f"{path.absolute()} {size} {xxhash.xxh3_64_hexdigest(file.read())}"
+    size, end = file.end(FINGERPRINT_BYTES)
+    path = file.local
+    where = file.name if path is None else path.absolute()
+    return f"{where} {size} {xxhash.xxh3_64_hexdigest(end)}"
 
 
 def _compressed() -> pa.ipc.IpcWriteOptions:

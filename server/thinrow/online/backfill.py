@@ -14,15 +14,13 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+from thinrow.core.parquet import joined_batches, open_parquet
+from thinrow.core.paths import data_files
 from thinrow.errors import InputError, UsageError
 from thinrow.events.canonical import (
     canonical_type,
     check_output,
     from_canonical,
-    open_parquet,
-    parquet_files,
-    read_batches,
-    read_columns,
     user_ids,
 )
 from thinrow.events.order import ordered, without_duplicates
@@ -38,9 +36,10 @@ from thinrow.store.shard import storage_error
 from thinrow.store.times import Cadence, readable_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
+    from thinrow.core.paths import DataFile, Named
     from thinrow.schema import Schema
 
 DAY_MS = 24 * 3600 * 1000
@@ -65,11 +64,11 @@ UIH_TYPE = pa.struct(
 class BackfillConfig:
     """One run of backfill."""
 
-    requests: Path
+    requests: Named
     """Parquet with user_id, request_ts and any other columns, which pass through."""
     store: Path
     """Folder of the store that the rows will point at."""
-    events: list[Path]
+    events: Named
     """The raw events, as they were given to compaction."""
     rows: Path
     """Parquet file of thin rows to write."""
@@ -149,18 +148,19 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
         StoreError: the store cannot be read, or the disk is full.
     """
     with Generation.open_current(config.store) as generation:
-        files = parquet_files(config.events)
-        check_output(config.rows, [config.requests, *files])
+        files = data_files(config.events)
+        asked = data_files(config.requests)
+        check_output(config.rows, [*asked, *files])
         try:
             with scratch_beside(config.rows) as scratch:
                 shards = len(generation.shards)
                 times = TimeReader(config.time_unit)
-                requests = _read_requests(config, generation, times)
+                requests = _read_requests(config, asked, generation, times)
                 split = split_events(
                     files, generation.schema, shards, scratch / "events", times, progress
                 )
                 _check_belonging(generation, split)
-                report = _backfill(config, generation, split, requests, scratch, progress)
+                report = _backfill(config, asked, generation, split, requests, scratch, progress)
                 report = replace(report, times=times.spans)
                 (scratch / "rows.parquet").replace(config.rows)
         except (OSError, pa.ArrowException) as error:
@@ -181,22 +181,27 @@ def _check_belonging(generation: Generation, split: SplitEvents) -> None:
         )
 
 
-def _read_requests(config: BackfillConfig, generation: Generation, times: TimeReader) -> _Requests:
-    path = config.requests
-    file = open_parquet(path)
-    names = file.schema_arrow.names
-    for required in ("user_id", "request_ts"):
-        if required not in names:
-            raise InputError(f"{path} has no column {required}; every request needs one.")
-    for reserved in ("uih", "mutable"):
-        if reserved in names:
-            raise InputError(
-                f"{path} already has a column {reserved}, which backfill writes; rename it."
-            )
-    table = read_columns(path, file, ["user_id", "request_ts"])
-    users = user_ids(path, table.column("user_id"))
-    request_ts = times.read(path, table.column("request_ts"), "request_ts").ms.to_numpy()
-    times.finish(path)
+def _read_requests(
+    config: BackfillConfig, files: Sequence[DataFile], generation: Generation, times: TimeReader
+) -> _Requests:
+    users_read, times_read = [], []
+    for path in files:
+        file = open_parquet(path)
+        names = file.schema_arrow.names
+        for required in ("user_id", "request_ts"):
+            if required not in names:
+                raise InputError(f"{path} has no column {required}; every request needs one.")
+        for reserved in ("uih", "mutable"):
+            if reserved in names:
+                raise InputError(
+                    f"{path} already has a column {reserved}, which backfill writes; rename it."
+                )
+        table = file.read(["user_id", "request_ts"])
+        users_read.append(user_ids(path, table.column("user_id")).to_numpy())
+        read = times.read(path, table.column("request_ts"), "request_ts")
+        times_read.append(read.ms.to_numpy())
+        times.finish(path)
+    request_ts = np.concatenate(times_read)
     served_from = _watermarks(config, generation, request_ts)
     start_ts = np.zeros_like(request_ts)
     if config.lookback_ms is not None:
@@ -204,7 +209,7 @@ def _read_requests(config: BackfillConfig, generation: Generation, times: TimeRe
     before_first = served_from < generation.watermarks[0]
     end_ts = np.where(before_first, start_ts, served_from)
     return _Requests(
-        user_ids=users.to_numpy(),
+        user_ids=np.concatenate(users_read),
         request_ts=request_ts,
         # A lookback shorter than the generation is old leaves nothing of it: an empty window.
         start_ts=np.minimum(start_ts, end_ts),
@@ -257,6 +262,7 @@ def _check_cut(cadence: Cadence, cut: NDArray[np.int64]) -> None:
 
 def _backfill(
     config: BackfillConfig,
+    files: Sequence[DataFile],
     generation: Generation,
     split: SplitEvents,
     requests: _Requests,
@@ -284,7 +290,7 @@ def _backfill(
         parts.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
     thin = pa.concat_tables(parts)
     order = np.argsort(np.concatenate(places), kind="stable")
-    digests = _write_rows(config, thin, order, scratch / "rows.parquet")
+    digests = _write_rows(config, files, thin, order, scratch / "rows.parquet")
     pointing = requests.mutable_from_ts != np.iinfo(np.int64).min
     return BackfillReport(
         rows=total,
@@ -406,21 +412,25 @@ def _pointers(
 
 
 def _write_rows(
-    config: BackfillConfig, thin: pa.Table, order: NDArray[np.int64], path: Path
+    config: BackfillConfig,
+    files: Sequence[DataFile],
+    thin: pa.Table,
+    order: NDArray[np.int64],
+    path: Path,
 ) -> NDArray[np.uint64]:
     """Writes requests and thin columns side by side; returns the digests, in row order."""
-    file = open_parquet(config.requests)
+    schema, batches = joined_batches(files, OUTPUT_ROWS)
     digests = [np.empty(0, dtype=np.uint64)]
     carried = np.cumsum(pc.list_value_length(thin.column("mutable")).to_numpy()[order])
     start = 0
     writer = None
     try:
-        for batch in read_batches(config.requests, file, OUTPUT_ROWS):
+        for file, batch in batches:
             table = pa.table(batch)
             reader = TimeReader(config.time_unit)
-            times = reader.read(config.requests, table.column("request_ts"), "request_ts")
+            times = reader.read(file, table.column("request_ts"), "request_ts")
             for name, column in (
-                ("user_id", table.column("user_id").cast(pa.int64())),
+                ("user_id", user_ids(file, table.column("user_id"))),
                 ("request_ts", times.ms),
             ):
                 table = table.set_column(table.column_names.index(name), name, column)
@@ -436,8 +446,9 @@ def _write_rows(
                 writer.write_table(rows)
             start = end
         if writer is None:
-            empty = pa.schema([*file.schema_arrow, *thin.schema])
-            writer = thin_rows_writer(path, empty)
+            for name in ("user_id", "request_ts"):
+                schema = schema.set(schema.get_field_index(name), pa.field(name, pa.int64()))
+            writer = thin_rows_writer(path, pa.schema([*schema, *thin.schema]))
     finally:
         if writer is not None:
             writer.close()
