@@ -314,6 +314,16 @@ def test_rows_are_pointers_where_they_can_be(tmp_path: Path) -> None:
     done.check()
 
 
+def test_short_rows_of_new_events_have_nothing_to_point_at_yet(tmp_path: Path) -> None:
+    """The day before them has older events of the user, which rows of one event do not show."""
+    rows = [(1, 10, [A]), (1, 26, [C]), (1, 31, [D]), (1, 50, [E])]
+    done = slimmed(tmp_path, [fat_file(tmp_path, rows)])
+    facts = done.report.facts
+    assert (facts.rows_all_newer, facts.rows_carried_whole) == (2, 0)
+    assert done.rows["mutable"].list.len().to_list() == [1, 0, 1, 0]
+    done.check()
+
+
 def test_late_events_arrive_when_rows_first_lacked_them(tmp_path: Path) -> None:
     late = (2, 20)
     rows = [(1, 5, [A, C]), (1, 6, [A, late, C]), (2, 26, [A, C]), (2, 60, [A, C, late, D])]

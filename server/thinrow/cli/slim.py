@@ -60,7 +60,7 @@ def figures(report: SlimReport) -> dict[str, object]:
         "events carried in thin rows": found.carried_events,
         "late events": found.late,
         "late events that rows show in their old place": found.late_in_place,
-        "rows with nothing to point at yet": found.rows_before_first,
+        "rows with nothing to point at yet": found.rows_all_newer,
         "rows carried whole for other reasons": found.rows_carried_whole,
         "rows that disagree with others": found.rows_disagreeing,
         "fat rows, bytes": readable_bytes(report.fat_bytes),

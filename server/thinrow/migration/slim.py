@@ -67,7 +67,7 @@ PARTITIONS_MAX = 512
 OUTPUT_ROWS = 1 << 14
 """Rows in a row group of thin rows."""
 FINGERPRINT_BYTES = 1 << 16
-VERSION = 2
+VERSION = 3
 """Of what lies in the scratch folder."""
 
 NS_PER_MS = 1_000_000

@@ -99,9 +99,9 @@ class Facts:
     """Of the histories."""
     carried_events: int = 0
     rows_carried_whole: int = 0
-    """Though there was a generation to point at."""
-    rows_before_first: int = 0
-    """With nothing to point at yet."""
+    """Though a generation published before the request has some of their events."""
+    rows_all_newer: int = 0
+    """Rows with nothing to point at yet: all their events are newer than the last generation."""
     late: int = 0
     """Events stored as having arrived later than they happened."""
     late_in_place: int = 0
@@ -299,6 +299,8 @@ class Stitched:
             return end, self.cadence.start_of(newest)
 
         end, end_ts = name()
+        # A row cut to few events may show none that a generation has, though the user has some.
+        self.all_newer = (self.known == self.low) | (oldest >= self.known)
         # What a row carries beside its pointer arrived in [end_ts, request_ts): never empty, then.
         published -= (end_ts == rows.request_ts) & (self.named > 0) & (self.named < rows.lengths)
         end, end_ts = name()
@@ -360,15 +362,14 @@ class Stitched:
         """What is told of these rows."""
         rows = self.rows
         whole = (self.named == 0) & (rows.lengths > 0)
-        first = self.known == self.low
         disagreeing, counts, examples = self._disagreements()
         return Facts(
             rows=len(rows.lengths),
             fat_events=len(self.event),
             events=len(self.history),
             carried_events=int((rows.lengths - self.named).sum()),
-            rows_carried_whole=int((whole & ~first).sum()),
-            rows_before_first=int((whole & first).sum()),
+            rows_carried_whole=int((whole & ~self.all_newer).sum()),
+            rows_all_newer=int((whole & self.all_newer).sum()),
             late=int(self.late.sum()),
             late_in_place=int(self.late_in_place.sum()),
             rows_disagreeing=int(disagreeing.sum()),
