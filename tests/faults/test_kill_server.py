@@ -30,7 +30,7 @@ from worlds import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from worlds import Running
 
@@ -89,7 +89,10 @@ class Delivered:
 
 
 def streamed_through(
-    address: str, batches: list[tuple[Pointers, Answers]], faults: Callable[[Delivered], None]
+    address: str | Sequence[str],
+    batches: list[tuple[Pointers, Answers]],
+    faults: Callable[[Delivered], None],
+    config: ClientConfig = PATIENT,
 ) -> int:
     """Streams the batches over and over until the faults are over; how many examples came."""
     delivered, examples = Delivered(), 0
@@ -107,7 +110,7 @@ def streamed_through(
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        with connect(address, PATIENT) as client:
+        with connect(address, config) as client:
             for batch in client.stream(endless([each for each, _ in batches], over), ALL):
                 pointers, expected = batches[delivered.count % len(batches)]
                 assert shown(batch) == expected
