@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import shutil
 import time
 from typing import TYPE_CHECKING
@@ -282,6 +283,81 @@ def test_what_nothing_shows_to_be_ours_stays(world: World, name: str, kind: str)
         next_day(world, 6, keep=1)
     assert files(world.store) == before
     assert (elsewhere / "house.txt").exists()
+
+
+def old_work(folder: Path, kind: str) -> None:
+    """Files as version 0.1, killed, left them in what it built or removed."""
+    folder.mkdir()
+    if kind == "empty":
+        return
+    for name in ("events/0000.arrow", "shard-0000/000008.sst", "shard-0000/MANIFEST-000005"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x", encoding="utf-8")
+    for name in ("CURRENT", "LOG", "rocksdict-config.json", "OPTIONS-000007", "bulk-000000.sst"):
+        (folder / "shard-0000" / name).touch()
+    if kind == "finished":
+        (folder / "manifest.json").touch()
+
+
+@pytest.mark.parametrize("name", ["building", "removing-generation-000001"])
+@pytest.mark.parametrize("kind", ["empty", "half", "finished"])
+def test_what_a_killed_run_of_version_0_1_left_goes(world: World, name: str, kind: str) -> None:
+    (world.store / "HIGHEST").unlink()
+    old_work(world.store / name, kind)
+    assert next_day(world, 6).generation == 4
+    assert leftovers(world.store) == []
+
+
+@pytest.mark.parametrize("name", ["building", "removing-generation-000001"])
+@pytest.mark.parametrize(
+    "theirs", ["house.txt", "events/house.txt", "shard-0000/x/1.sst", "shard-0000/link", "shard-1"]
+)
+def test_what_version_0_1_never_wrote_stays(world: World, name: str, theirs: str) -> None:
+    old_work(world.store / name, "half")
+    path = world.store / name / theirs
+    path.parent.mkdir(exist_ok=True)
+    if path.name == "link":
+        path.symlink_to(world.folder)
+    else:
+        path.write_text("x", encoding="utf-8")
+    before = files(world.store)
+    with pytest.raises(UsageError, match=name):
+        next_day(world, 6)
+    assert files(world.store) == before
+
+
+@pytest.mark.parametrize("kind", ["unmarked", "marked", "HIGHEST.new", "CURRENT.new", "0.1"])
+def test_a_first_run_killed_early_can_be_run_again(tmp_path: Path, kind: str) -> None:
+    world = new_world(tmp_path)
+    world.store.mkdir()
+    (world.store / "LOCK").touch()
+    if kind.endswith(".new"):
+        (world.store / kind).write_text("gener", encoding="utf-8")
+    elif kind == "0.1":
+        old_work(world.store / "building", "half")
+    else:
+        (world.store / "building.new").mkdir()
+        if kind == "marked":
+            (world.store / "building.new" / "UNPUBLISHED").touch()
+    assert next_day(world, 3).generation == 1
+    assert leftovers(world.store) == []
+
+
+def test_every_way_back_that_an_error_gives_can_be_run(world: World) -> None:
+    """As it stands, in a shell."""
+    current_file = world.store / "CURRENT"
+    for break_it in (current_file.unlink, lambda: set_current(world, "generation-000002\n")):
+        break_it()
+        with pytest.raises(StoreError) as refused:
+            next_day(world, 6)
+        command = re.findall("`thinrow ([^`]*--newer[^`]*)`", str(refused.value))[0]
+        assert thinrow(*command.split()).returncode == 0
+        assert current(world) == "generation-000003"
+    set_current(world, "x")
+    with pytest.raises(StoreCorruptError) as damaged:
+        next_day(world, 6)
+    [command] = re.findall("`thinrow ([^`]*)`", str(damaged.value))
+    assert thinrow(*command.replace("NUMBER", "3").split()).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["building-plans", "removing-old", "buildings", "notes", "gen"])

@@ -35,7 +35,6 @@ from thinrow.events.times import TimeReader, TimeSpan, TimeUnit, check_watermark
 from thinrow.schema import Schema, evolve, read_schema
 from thinrow.store.generation import Generation
 from thinrow.store.generations import (
-    build_folder,
     check_nothing_newer,
     check_removable,
     highest_number,
@@ -55,6 +54,7 @@ from thinrow.store.manifest import (
     file_summary,
     write_manifest,
 )
+from thinrow.store.marks import build_folder
 from thinrow.store.shard import storage_error
 from thinrow.store.times import Cadence
 

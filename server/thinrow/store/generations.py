@@ -1,23 +1,19 @@
 """Generation folders of a store: which exist, which serve, and which a command may remove.
 
-A run removes only what it can prove a run of ThinRow made: a folder with UNPUBLISHED inside, which
-is compaction's scratch folder or a generation that was never published, and a generation whose
-manifest was renamed to UNPUBLISHED because its removal has begun. Everything else stays, and a run
-that it stands in the way of is refused.
+A run removes only what it can prove a run of ThinRow made (marks.py). Everything else stays, and a
+run that it stands in the way of is refused.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import shutil
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thinrow.core.permissions import file_mode, make_folder, private_umask
-from thinrow.errors import StoreCorruptError, StoreError, StoreLockedError, UsageError
+from thinrow.core.permissions import file_mode, make_folder
+from thinrow.errors import StoreCorruptError, StoreError, UsageError
 from thinrow.store.manifest import (
     CURRENT,
     CURRENT_BYTES_MAX,
@@ -33,6 +29,17 @@ from thinrow.store.manifest import (
     write_atomically,
     write_beside,
 )
+from thinrow.store.marks import (
+    UNPUBLISHED,
+    has_manifest,
+    is_marked,
+    is_scratch,
+    lock_file,
+    remove_generation,
+    remove_marked,
+    remove_old_removal,
+    remove_scratch,
+)
 from thinrow.store.shard import fsync
 
 if TYPE_CHECKING:
@@ -40,12 +47,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
-    "BUILDING",
     "HIGHEST",
     "LOCK",
-    "UNPUBLISHED",
     "StoredGeneration",
-    "build_folder",
     "check_nothing_newer",
     "check_removable",
     "generation_folders",
@@ -56,7 +60,6 @@ __all__ = [
     "prune",
     "publish",
     "publish_built",
-    "remove_generation",
     "remove_leftovers",
     "stored_generations",
     "withdrawn_folders",
@@ -67,18 +70,9 @@ LOCK = "LOCK"
 """Locked while a command changes the store."""
 HIGHEST = "HIGHEST"
 """Names the newest generation that was ever published; numbers continue after it."""
-UNPUBLISHED = "UNPUBLISHED"
-"""Marks a folder that no reader uses: what a run builds, or what it removes."""
-BUILDING = "building"
-"""Compaction's scratch folder; becomes the generation."""
-_UNMARKED = BUILDING + NEW
-"""The scratch folder before it has its mark, and a folder about to be gone after it lost its own:
-alone this one is removed without a mark, if it is empty."""
 _FOREIGN_ALLOWED = ("lost+found",)
 """Folders that file systems make by themselves; so do names that begin with a dot."""
 _WITHDRAWN = r"withdrawn-(\d{6,})"
-_OLD_REMOVAL = re.compile(r"removing-generation-\d{6,}")
-"""What version 0.1 called a generation while it removed it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +99,7 @@ def make_store(store: Path) -> None:
     if not store.is_dir():
         make_folder(store)
         return
-    known = {CURRENT, LOCK}
-    if (store / BUILDING / UNPUBLISHED).exists():
-        known.add(BUILDING)  # left by a first run that was killed
+    known = {CURRENT, HIGHEST, LOCK}
     names = sorted(path.name for path in store.iterdir())
     is_store = CURRENT in names or HIGHEST in names
     if is_store or any(generation_number(name) is not None for name in names):
@@ -118,6 +110,7 @@ def make_store(store: Path) -> None:
         if name.removesuffix(NEW) not in known
         and name not in _FOREIGN_ALLOWED
         and not name.startswith(".")
+        and not is_scratch(store / name)  # left by a first run that was killed
     ]
     if foreign:
         raise UsageError(
@@ -136,19 +129,10 @@ def locked_store(store: Path) -> Iterator[None]:
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     file = os.open(store / LOCK, flags, file_mode())
     try:
-        _lock(file, store)
+        lock_file(file, store)
         yield
     finally:
         os.close(file)
-
-
-def _lock(file: int, store: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise StoreLockedError(
-            f"Another compaction is running on {store}; wait until it ends."
-        ) from error
 
 
 # Numbers
@@ -291,8 +275,7 @@ def check_nothing_newer(store: Path) -> None:
     if not current and highest:
         raise StoreError(
             f"{store} has had generations up to {highest}, and no CURRENT says which one serves; "
-            f"restore CURRENT, or choose one that `thinrow store list --store {store}` shows: "
-            f"`{command} NUMBER`."
+            f"{_way_without_current(store, command)}."
         )
     if not newer:
         return
@@ -311,26 +294,17 @@ def check_nothing_newer(store: Path) -> None:
     )
 
 
+def _way_without_current(store: Path, command: str) -> str:
+    complete = [n for n, path in generation_folders(store).items() if problem_of(path) is None]
+    if not complete:
+        return "none of them is complete here: copy the store again, or build it in a new folder"
+    return (
+        f"go on from the newest complete one with `{command} {complete[-1]} --newer keep`, or from "
+        f"another that `thinrow store list --store {store}` shows"
+    )
+
+
 # Building and removing
-
-
-@contextmanager
-def build_folder(store: Path) -> Iterator[Path]:
-    """Creates the scratch folder of a run; removes it if the run fails."""
-    folder = store / BUILDING
-    unmarked = store / _UNMARKED
-    unmarked.mkdir(mode=0o777 & ~private_umask())
-    mark = os.open(unmarked / UNPUBLISHED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, file_mode())
-    try:
-        unmarked.rename(folder)
-        _lock(mark, store)
-        yield folder
-    except BaseException:
-        with suppress(OSError):
-            _remove_marked(folder)
-        raise
-    finally:
-        os.close(mark)
 
 
 def publish_built(building: Path, number: int) -> None:
@@ -354,56 +328,26 @@ def remove_leftovers(store: Path) -> None:
             ThinRow made it.
     """
     published = _published_number(store)
-    _remove_scratch(store / _UNMARKED)
-    _remove_scratch(store / BUILDING)
+    remove_scratch(store)
     for number, folder in generation_folders(store).items():
-        if folder.is_symlink() or not (folder / UNPUBLISHED).is_file():
+        if not is_marked(folder):
             continue
         if number > published:
-            _remove_marked(folder)
-        elif (folder / MANIFEST).exists():
+            remove_marked(folder)
+        elif has_manifest(folder):
             (folder / UNPUBLISHED).unlink()  # killed right after it was published
     for path in list(store.iterdir()):
-        if _OLD_REMOVAL.fullmatch(path.name):
-            raise _not_ours(path)
+        remove_old_removal(path)
         if path.name in (CURRENT + NEW, HIGHEST + NEW):
             path.unlink()
         elif _is_half_removed(path):
-            _remove_marked(path)
+            remove_marked(path)
 
 
 def _is_half_removed(folder: Path) -> bool:
     """Returns whether a killed run had begun to remove this generation."""
     is_named = generation_number(folder.name) or re.fullmatch(_WITHDRAWN, folder.name)
-    if not is_named or folder.is_symlink() or not folder.is_dir():
-        return False
-    return (folder / UNPUBLISHED).is_file() and not (folder / MANIFEST).exists()
-
-
-def _remove_scratch(folder: Path) -> None:
-    if not (folder.is_symlink() or folder.exists()):
-        return
-    if folder.is_symlink() or not folder.is_dir():
-        raise _not_ours(folder)
-    if folder.name == _UNMARKED and not any(folder.iterdir()):
-        folder.rmdir()
-        return
-    try:
-        mark = os.open(folder / UNPUBLISHED, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise _not_ours(folder) from None
-    try:
-        _lock(mark, folder.parent)
-        _remove_marked(folder)
-    finally:
-        os.close(mark)
-
-
-def _not_ours(path: Path) -> UsageError:
-    return UsageError(
-        f"{path} is in compaction's way, and nothing shows that a run of this version left it; "
-        f"look into it, then move it away or remove it."
-    )
+    return bool(is_named) and is_marked(folder) and not (folder / MANIFEST).exists()
 
 
 def check_removable(store: Path) -> None:
@@ -413,15 +357,11 @@ def check_removable(store: Path) -> None:
         UsageError: Names the first that it cannot.
     """
     for folder in (*generation_folders(store).values(), *withdrawn_folders(store).values()):
-        if not _is_ours(folder):
+        if not has_manifest(folder):
             raise UsageError(
                 f"{folder} is not a folder with a manifest, so nothing shows that compact made it; "
                 f"move it away or remove it, or leave --keep out."
             )
-
-
-def _is_ours(folder: Path) -> bool:
-    return not folder.is_symlink() and (folder / MANIFEST).is_file()
 
 
 def prune(store: Path, keep: int, *, withdrawn: bool) -> None:
@@ -436,32 +376,3 @@ def prune(store: Path, keep: int, *, withdrawn: bool) -> None:
         doomed += withdrawn_folders(store).values()
     for folder in doomed:
         remove_generation(folder)
-
-
-def remove_generation(folder: Path) -> None:
-    """Removes a generation; killed, the next run of compaction goes on.
-
-    Raises:
-        UsageError: Nothing shows that ThinRow made the folder.
-    """
-    if not _is_ours(folder):
-        raise UsageError(
-            f"{folder} is not a folder with a manifest, so nothing shows that compact made it; "
-            f"remove it yourself."
-        )
-    (folder / MANIFEST).replace(folder / UNPUBLISHED)
-    fsync(folder)
-    _remove_marked(folder)
-
-
-def _remove_marked(folder: Path) -> None:
-    """Removes a folder with a mark, its mark last: killed, the next run goes on."""
-    unmarked = folder.rename(folder.with_name(_UNMARKED))
-    for path in list(unmarked.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != UNPUBLISHED:
-            path.unlink()
-    (unmarked / UNPUBLISHED).unlink()
-    unmarked.rmdir()
-    fsync(unmarked.parent)

@@ -208,7 +208,7 @@ def _damaged(path: Path, reason: str) -> str:
 def _damaged_current(store: Path, reason: str) -> str:
     return (
         f"{store / CURRENT} is damaged ({reason}); restore it from a replica, or choose a "
-        f"generation with `thinrow store rollback --store {store} --to NUMBER`."
+        f"generation with `thinrow store rollback --store {store} --to NUMBER --newer keep`."
     )
 
 

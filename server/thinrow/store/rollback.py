@@ -13,12 +13,12 @@ from thinrow.store.generations import (
     locked_store,
     problem_of,
     publish,
-    remove_generation,
     remove_leftovers,
     withdrawn_folders,
     withdrawn_name,
 )
 from thinrow.store.manifest import CURRENT, current_folder, generation_name, read_manifest
+from thinrow.store.marks import remove_generation
 from thinrow.store.shard import fsync, storage_error
 
 if TYPE_CHECKING:
