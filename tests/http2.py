@@ -38,12 +38,13 @@ class Connection:
     goaways: list[int] = field(default_factory=list)
     """Error codes of the GOAWAY frames so far."""
     closed: bool = False
+    next_stream: int = 1
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
 
     def open_call(self, method: str) -> None:
-        """Opens stream 1 and sends no message on it."""
+        """Opens the next stream and sends no message on it."""
         headers = (
             (":method", "POST"),
             (":scheme", "http"),
@@ -53,7 +54,8 @@ class Connection:
             ("content-type", "application/grpc"),
         )
         block = b"".join(literal(name, value) for name, value in headers)
-        self.send(frame(HEADERS, END_HEADERS, 1, block))
+        self.send(frame(HEADERS, END_HEADERS, self.next_stream, block))
+        self.next_stream += 2
 
     def ping(self) -> bool:
         """Sends a ping and waits for its answer; False where the server has hung up."""

@@ -19,6 +19,7 @@ from thinrow.online.config import OnlineConfig
 from thinrow.online.database import WriteAheadLog
 from thinrow.online.server import OnlineServer
 from thinrow.serving import Server, ServerConfig
+from thinrow.serving.drain import StreamDrain
 from thinrow.store.history import HistoryPlan
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2, online_pb2_grpc
@@ -38,6 +39,11 @@ SNAPSHOT = online_pb2.SnapshotStreamRequest(
     requests=[online_pb2.StreamedRequest(request=online_pb2.SnapshotRequest(user_id=1))]
 )
 APPEND = online_pb2.AppendEventsRequest(events=online_pb2.EventBatch())
+UTILITY_METHODS = (
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+)
 LIST = reflection_pb2.ServerReflectionRequest(list_services="")
 
 
@@ -143,6 +149,48 @@ def test_a_call_without_its_request_ends_at_once(materialization: Server) -> Non
         connection.open_call("/thinrow.v1.MaterializationService/Materialize")
         assert connection.ping()
         closing = ThreadPoolExecutor(1).submit(running.close)
+        while not connection.closed:
+            connection.receive()
+        assert connection.goaways
+        closing.result()
+
+
+@pytest.mark.parametrize("kind", ["materialization", "online"])
+def test_calls_that_open_while_the_server_drains_end_at_once(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client with a retry policy opens its idle stream again on the connection that it has."""
+    server: Server | OnlineServer = request.getfixturevalue(kind)
+    methods = {
+        "materialization": (
+            "/thinrow.v1.MaterializationService/Materialize",
+            "/thinrow.v1.MaterializationService/MaterializeStream",
+        ),
+        "online": (
+            "/thinrow.v1.OnlineService/Snapshot",
+            "/thinrow.v1.OnlineService/SnapshotStream",
+            "/thinrow.v1.OnlineService/AppendEvents",
+            "/thinrow.v1.OnlineService/ExportEvents",
+        ),
+    }[kind]
+    drain, opened = StreamDrain.drain, threading.Event()
+    with ExitStack() as stack:
+        running = ExitStack()
+        stack.callback(running.close)
+        address = running.enter_context(server).address
+        connection = stack.enter_context(http2(address))
+        assert connection.ping()
+
+        def drain_and_open(streams: StreamDrain) -> None:
+            drain(streams)
+            for method in (*methods, *UTILITY_METHODS):
+                connection.open_call(method)
+            assert connection.ping()
+            opened.set()
+
+        monkeypatch.setattr(StreamDrain, "drain", drain_and_open)
+        closing = ThreadPoolExecutor(1).submit(running.close)
+        assert opened.wait(LONG_S)
         while not connection.closed:
             connection.receive()
         assert connection.goaways

@@ -84,10 +84,14 @@ class CallAdmission(grpc.ServerInterceptor):
         self._thread.join()
         self._utility_pool.shutdown()
 
-    def end_opening(self, error: ThinRowError) -> None:
-        """Ends calls that owe nothing: without a request yet, or of health and reflection."""
-        for places in (self._opening, self._utility):
-            places.end_idle(error)
+    def drain(self) -> None:
+        """Refuses calls of services from now on, and ends every call that owes no answer."""
+        self._opening.close()
+        self._utility.end_idle()
+
+    def stop(self) -> None:
+        """Ends calls of health and reflection that opened since `drain` and owe no answer."""
+        self._utility.close()
 
     def intercept_service(
         self,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from thinrow.errors import DeadlineError, ThinRowError, TooManyCallsError, UnavailableError
+from thinrow.serving.drain import stopping
 from thinrow.serving.limits import full, refusal
 from thinrow.serving.wire_errors import set_error_status
 
@@ -125,7 +126,9 @@ class PeerCall:
             False if the call went on, or ended, in the meantime.
         """
         with self._lock:
-            is_idle = self._reading_since_s is not None and self._unanswered <= 0
+            # A call that opens may not read yet.
+            is_waiting = self.is_opening or self._reading_since_s is not None
+            is_idle = is_waiting and self._unanswered <= 0
             is_unread = unread and self._sending_since_s is not None
             if self._has_status or not (at_work or is_idle or is_unread):
                 return False
@@ -174,6 +177,7 @@ class PeerPlaces:
         self._sending_s_min = sending_s_min
         self._at_work = at_work
         self._holders: dict[PeerCall, None] = {}
+        self._is_closed = False
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -181,8 +185,15 @@ class PeerPlaces:
 
     @contextmanager
     def held_by(self, call: PeerCall) -> Iterator[None]:
-        """A place until the block ends. Raises TooManyCallsError if no call gives way."""
+        """A place until the block ends.
+
+        Raises:
+            TooManyCallsError: No call gives way.
+            UnavailableError: The places are closed.
+        """
         with self._lock:
+            if self._is_closed:
+                raise stopping()
             evicted = None
             if len(self._holders) >= self._limit:
                 evicted = self._evicted()
@@ -198,12 +209,18 @@ class PeerPlaces:
             with self._lock:
                 self._holders.pop(call, None)
 
-    def end_idle(self, error: ThinRowError) -> None:
-        """Ends the calls that wait for a request and owe no answer."""
+    def end_idle(self) -> None:
+        """Ends the calls that wait for a request and owe no answer, because the server stops."""
         with self._lock:
-            ended = [call for call in self._holders if call.claim_end(error, unread=False)]
+            ended = [call for call in self._holders if call.claim_end(stopping(), unread=False)]
         for call in ended:
             call.end()
+
+    def close(self) -> None:
+        """Refuses calls from now on, and ends those that wait for a request and owe no answer."""
+        with self._lock:
+            self._is_closed = True
+        self.end_idle()
 
     def end_overdue(self, limit_s: float) -> None:
         """Ends the calls that have waited for their peers for `limit_s` or longer."""

@@ -16,7 +16,7 @@ from thinrow.errors import UsageError
 from thinrow.serving.admission import UTILITY_THREADS, CallAdmission
 from thinrow.serving.config import OPENING_MAX, WINDOW_BYTES
 from thinrow.serving.current import CurrentGeneration
-from thinrow.serving.drain import StreamDrain, stopping
+from thinrow.serving.drain import StreamDrain
 from thinrow.serving.gate import Gate
 from thinrow.serving.health import HEALTH, Health
 from thinrow.serving.limits import full
@@ -204,11 +204,12 @@ def listening(
             health_service.set(health_pb2.HealthCheckResponse.NOT_SERVING)
             log.info("draining", extra={"drain_s": config.drain_s})
             drain()
-            admission.end_opening(stopping())
+            admission.drain()
             streams.drain()
             refusals.close()
             time.sleep(GOAWAY_DELAY_S)
             stopped = server.stop(config.drain_s)
+            admission.stop()
             health_service.end_watches()
             stopped.wait()
             admission.close()
