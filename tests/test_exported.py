@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from thinrow.compaction import compact
 from thinrow.errors import InputError, UsageError
 from thinrow.events.exported import EARLIEST_TS, FROM_KEY, UNTIL_KEY, Span
-from worlds import World, as_of, leftovers, new_world, some_events
+from worlds import START_TS, World, as_of, leftovers, new_world, some_events
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,3 +80,31 @@ def test_a_span_that_makes_no_sense_is_an_error(world: World) -> None:
     pq.write_table(table.replace_schema_metadata({UNTIL_KEY: b"soon", FROM_KEY: b"1"}), path)
     with pytest.raises(InputError, match="export it again"):
         compact(world.compaction([path], 3))
+
+
+@pytest.mark.parametrize("unit", [None, "s"])
+def test_times_of_exports_are_milliseconds(world: World, unit: str | None) -> None:
+    """However early the events that callers appended, and whatever the other files hold."""
+    table = some_events()
+    arrivals = table["event_ts"]
+    early = pa.array(range(1, len(table) + 1), pa.int64())
+    place = table.schema.get_field_index("event_ts")
+    table = table.set_column(place, "event_ts", early)
+    if "arrival_ts" in table.schema.names:
+        table = table.drop(["arrival_ts"])
+    table = table.append_column("arrival_ts", arrivals)
+    path = world.folder / "a.parquet"
+    with pq.ParquetWriter(path, table.schema) as writer:
+        writer.write_table(table)
+        Span(EARLIEST_TS, as_of(3), path).mark(writer)
+    files = [path]
+    if unit == "s":
+        raw = some_events(5, users=1, seed=9)
+        seconds = pc.divide(raw["event_ts"], 1000)
+        raw = raw.set_column(raw.schema.get_field_index("event_ts"), "event_ts", seconds)
+        files.append(world.write("raw.parquet", raw.drop(["event_id"])))
+    report = compact(world.compaction(files, 3, time_unit=unit))
+    assert report.event_count == len(table) + (5 if unit else 0)
+    assert report.times["event_ts"].earliest_ts == 1
+    assert report.times["event_ts"].latest_ts < as_of(3)
+    assert report.times["arrival_ts"].earliest_ts >= START_TS

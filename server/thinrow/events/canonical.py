@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from thinrow.core.arrow import plain, plain_schema, shown_type
 from thinrow.core.parquet import open_parquet
 from thinrow.errors import InputError
+from thinrow.events.exported import is_export
 from thinrow.schema import Schema, Trait, TraitType
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def read_events(path: AnyFile, schema: Schema, times: TimeReader) -> Iterator[pa
         InputError: names the file, the column at fault and what would be right.
     """
     file = open_parquet(path)
+    if is_export(file):
+        times = times.of_exports()
     names = set(file.schema_arrow.names)
     for required in ("user_id", "event_ts"):
         if required not in names:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pyarrow.parquet as pq
+    from thinrow.core.parquet import ParquetTable
     from thinrow.core.paths import AnyFile
 
 FROM_KEY, UNTIL_KEY = b"thinrow.exported_from_ts", b"thinrow.exported_until_ts"
@@ -30,6 +31,11 @@ class Span(NamedTuple):
         """Writes it down; the file may not be closed yet."""
         told = {FROM_KEY: str(self.from_ts), UNTIL_KEY: str(self.until_ts)}
         writer.add_key_value_metadata({key.decode(): value for key, value in told.items()})
+
+
+def is_export(file: ParquetTable) -> bool:
+    """Returns whether an online tier exported a file of events."""
+    return UNTIL_KEY in (file.metadata.metadata or {})
 
 
 def check_exports(files: Sequence[AnyFile], previous_ts: int | None, watermark_ts: int) -> None:
@@ -65,9 +71,10 @@ def check_exports(files: Sequence[AnyFile], previous_ts: int | None, watermark_t
 
 
 def _span(path: AnyFile) -> Span | None:
-    told = open_parquet(path).metadata.metadata or {}
-    if UNTIL_KEY not in told:
+    file = open_parquet(path)
+    if not is_export(file):
         return None
+    told = file.metadata.metadata
     try:
         return Span(int(told[FROM_KEY]), int(told[UNTIL_KEY]), path)
     except (KeyError, ValueError) as error:

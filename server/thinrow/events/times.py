@@ -140,6 +140,12 @@ class TimeReader:
         """By column, of all files finished."""
         self._file: dict[str, tuple[pa.DataType, TimeSpan, int]] = {}
 
+    def of_exports(self) -> TimeReader:
+        """Returns a reader of files that an online tier exported: their times are milliseconds."""
+        reader = TimeReader("ms")
+        reader.spans = self.spans
+        return reader
+
     def read(
         self, path: AnyFile, column: pa.ChunkedArray, name: str, *, nullable: bool = False
     ) -> Times:
