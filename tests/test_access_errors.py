@@ -8,13 +8,22 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from thinrow.errors import InputError, StoreCorruptError, StoreError
+from logged import config_in
+from thinrow.cli.connecting import Access
+from thinrow.client.credentials import tls_credentials
+from thinrow.client.logger import ThinRowLogger
+from thinrow.compaction.compact import read_user_ids
+from thinrow.errors import InputError, JournalError, StoreCorruptError, StoreError, ThinRowError
 from thinrow.events.canonical import open_parquet
+from thinrow.schema import read_schema
+from thinrow.serving.config import read_tenants
 from thinrow.store.generation import Generation
+from thinrow.store.generations import highest_number
 from thinrow.store.shard import storage_error
 from worlds import World, built_world, store_files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NUMBERS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE)
@@ -79,3 +88,60 @@ def test_files_without_permission(world: World, tmp_path: Path) -> None:
     rows.chmod(0)
     with pytest.raises(InputError, match="Permission denied"):
         open_parquet(rows)
+
+
+def test_text_files_that_cannot_be_read_for_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Schemas, tenants, tokens, certificates, users to erase and the highest number."""
+    path = tmp_path / "HIGHEST"
+    path.write_text("")
+    access = Access(token_file=path)
+    readers: list[Callable[[], object]] = [
+        lambda: read_schema(path),
+        lambda: read_tenants(path),
+        lambda: access.token(),
+        lambda: tls_credentials(ca=path),
+        lambda: read_user_ids(path),
+        lambda: highest_number(tmp_path),
+    ]
+    for number in NUMBERS:
+        reason = os.strerror(number)
+
+        def refusing(refused: Path, *_: object, number: int = number, **__: object) -> None:
+            raise OSError(number, os.strerror(number), str(refused))
+
+        monkeypatch.setattr(type(path), "open", refusing)
+        for method in ("read_text", "read_bytes"):
+            monkeypatch.setattr(type(path), method, refusing)
+        for read in readers:
+            with pytest.raises(ThinRowError, match=reason) as refused:
+                read()
+            assert not isinstance(refused.value, StoreCorruptError)
+            assert "try again" in str(refused.value)
+            assert str(path) in str(refused.value)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("refused_name", ["LOCK", "segment-"])
+def test_a_logger_whose_journal_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused_name: str
+) -> None:
+    config, real = config_in(tmp_path), os.open
+
+    def refusing(path: Any, *arguments: Any, **options: Any) -> int:  # noqa: ANN401
+        if refused_name in str(path):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with pytest.raises(JournalError, match=f"{refused_name}.*Too many open files.*try again"):
+        ThinRowLogger(config)
+    monkeypatch.undo()
+    ThinRowLogger(config).close()
+
+
+def test_errors_without_a_text_have_a_name(tmp_path: Path) -> None:
+    assert str(storage_error(MemoryError(), tmp_path)) == (
+        f"Storage failed at {tmp_path}: MemoryError."
+    )

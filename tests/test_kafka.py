@@ -383,7 +383,9 @@ def test_a_closed_source_does_nothing_more(topic: Topic) -> None:
     source.took(1)
     source.close()
     source.close()
-    assert list(chunks) == [] == list(source.chunks(1))
+    assert list(chunks) == []
+    with pytest.raises(UsageError, match="was closed"):
+        next(source.chunks(1))
     source.commit()
     assert topic.committed() == {}
 

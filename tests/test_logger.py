@@ -191,6 +191,17 @@ def test_what_is_wrong_at_once_is_told_at_once(tmp_path: Path) -> None:
             receipt.wait()
     with pytest.raises(UsageError, match="logger is closed"):
         logger.log("a", a_row(1), features_of(1))
+    with pytest.raises(UsageError, match="logger is closed"):
+        logger.label("a", {"click": 1})
+
+
+def test_draining_a_closed_logger_is_an_error(tmp_path: Path) -> None:
+    """Nobody publishes any more what a window still holds."""
+    with ThinRowLogger(config_in(tmp_path), clock=Clock()) as logger:
+        logger.log("a", a_row(1), features_of(1))
+    logger.flush()
+    with pytest.raises(UsageError, match="logger is closed"):
+        logger.drain(60)
 
 
 def test_rows_without_labels(tmp_path: Path) -> None:

@@ -68,10 +68,10 @@ def batches_from(client: OnlineClient, first: int, size: int) -> Iterator[online
         yield batch(client, start, size)
 
 
-def ids_seen(client: OnlineClient) -> set[int]:
-    """Event ids of all users, each of which must be there once."""
-    now_ts = client.describe().now_ts + 100
-    seen = client.snapshot_batch([1, 2, 3, 4, 5], ALL, request_ts=now_ts)
+def ids_seen(client: OnlineClient, after_ts: int = 0) -> set[int]:
+    """Event ids of all users, each of which must be there once; after_ts: arrival of the last."""
+    request_ts = max(client.describe().now_ts + 100, after_ts + 1)
+    seen = client.snapshot_batch([1, 2, 3, 4, 5], ALL, request_ts=request_ts)
     ids = [number for part in seen.batch.to_lists("event_id") for number in part or []]
     assert len(ids) == len(set(ids))
     assert [len(row.mutable) for row in seen.thin_rows] == [

@@ -13,6 +13,7 @@ from test_client_stream import Fake, assert_no_thread_left, inputs, serving, use
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.errors import DeadlineError, UnavailableError
+from thinrow.v1 import materialization_pb2 as wire
 from worlds import as_of, built_world, running_server
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     import grpc
     from thinrow.client import Client
-    from thinrow.v1 import materialization_pb2 as wire
 
 # Short for the silent one; the last replica has all of the deadline, however busy the machine.
 CONFIG = ClientConfig(
@@ -155,6 +155,22 @@ def test_a_closed_client_says_so(use: str) -> None:
         client.close()
         with pytest.raises(UnavailableError, match="was closed"):
             USES[use](client)
+
+
+def test_a_stub_that_outlives_its_client_says_so() -> None:
+    with serving(Fake()) as (_, target):
+        client = connect(target, CONFIG)
+        stub = client.stub
+        assert stub.DescribeStore(wire.DescribeStoreRequest(), timeout=60).generation == 7
+        client.close()
+        for call in (
+            stub.DescribeStore,
+            stub.DescribeStore.with_call,
+            stub.DescribeStore.future,
+            lambda _: stub.MaterializeStream(iter(())),
+        ):
+            with pytest.raises(UnavailableError, match="was closed"):
+                call(wire.DescribeStoreRequest())
 
 
 @pytest.mark.parametrize("use", ["materialize", "stream"])

@@ -18,7 +18,7 @@
     │   └── StoreCorruptError       a file is missing or failed its checksum; names the file
     ├── StatusError                 an example has a status that the loader's policy fails on
     ├── LoggerFullError             a bound of the thin-row logger is reached; nothing was taken
-    ├── JournalError                the logger's journal is damaged, in use, or of another version
+    ├── JournalError                the logger's journal cannot be used; says why
     ├── UnavailableError            no replica answered in the retries allowed
     └── DeadlineError               the deadline passed first
 
@@ -167,6 +167,6 @@ class LoggerFullError(ThinRowError):
 
 
 class JournalError(ThinRowError):
-    """The journal is damaged, in use by another logger, or of another version."""
+    """The journal is damaged, in use by another logger, of another version, or not accessible."""
 
     name = "JOURNAL_UNUSABLE"

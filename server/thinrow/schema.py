@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow import _native
+from thinrow.core.io_errors import failure_reason
 from thinrow.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -266,7 +267,9 @@ def read_schema(path: Path) -> Schema:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SchemaError(f"Cannot read the schema file {path}: {error}.") from error
+        raise SchemaError(
+            f"Cannot read the schema file {path}: {failure_reason(error)}."
+        ) from error
     try:
         return parse_schema(text)
     except SchemaError as error:

@@ -8,17 +8,22 @@ from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     import grpc
+    from thinrow.client.closable import ClosableChannel
 
 __all__ = ["materialize", "materialize_stream"]
 
 SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
 
 
-def materialize(channel: grpc.Channel) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
+def materialize(channel: ClosableChannel) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
     """Materialize."""
-    return channel.unary_unary(f"/{SERVICE}/Materialize")
+    calls: grpc.UnaryUnaryMultiCallable[bytes, bytes]
+    calls = channel.unary_unary(f"/{SERVICE}/Materialize")
+    return calls
 
 
-def materialize_stream(channel: grpc.Channel) -> grpc.StreamStreamMultiCallable[bytes, bytes]:
+def materialize_stream(channel: ClosableChannel) -> grpc.StreamStreamMultiCallable[bytes, bytes]:
     """MaterializeStream."""
-    return channel.stream_stream(f"/{SERVICE}/MaterializeStream")
+    calls: grpc.StreamStreamMultiCallable[bytes, bytes]
+    calls = channel.stream_stream(f"/{SERVICE}/MaterializeStream")
+    return calls

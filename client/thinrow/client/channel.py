@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
+from thinrow.client.closable import CLOSED, ClosableChannel
 from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from thinrow.client.config import ClientConfig
 
-__all__ = ["CLOSED", "Channels", "Patience", "Retries", "translate"]
+__all__ = ["Channels", "Patience", "Retries", "open_channel", "translate"]
 
 T = TypeVar("T")
 
@@ -52,8 +53,6 @@ TARGET = re.compile(r"(?!https?:)(unix(-abstract)?:.+|(dns|ipv4|ipv6):.+|[^/]+:\
 
 # How gRPC describes calls that were cancelled on this side.
 CANCELLED_HERE = ("Locally cancelled", "Channel closed")
-
-CLOSED = "This client was closed; make a new one."
 
 log = logging.getLogger("thinrow.client")
 
@@ -104,11 +103,11 @@ class Channels:
             materialization_pb2_grpc.MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
             for channel in self._channels
         ]
-        self._further: list[grpc.Channel] = []
+        self._further: list[ClosableChannel] = []
         self._closed = False
         self._lock = threading.Lock()
 
-    def open_further(self, replica: int) -> grpc.Channel:
+    def open_further(self, replica: int) -> ClosableChannel:
         """Makes one more connection to a replica, open until it is let go, or all are closed."""
         with self._lock:
             self.check_open()
@@ -116,7 +115,7 @@ class Channels:
             self._further.append(channel)
         return channel
 
-    def let_go(self, channel: grpc.Channel) -> None:
+    def let_go(self, channel: ClosableChannel) -> None:
         """Closes a further connection, unless that was done."""
         with self._lock:
             if channel in self._further:
@@ -130,7 +129,7 @@ class Channels:
         return self._stubs[self.current]
 
     @property
-    def channel(self) -> grpc.Channel:
+    def channel(self) -> ClosableChannel:
         """The connection to the current replica."""
         self.check_open()
         return self._channels[self.current]
@@ -180,9 +179,6 @@ class Channels:
                 if not retries.pause(failure):
                     raise failure from error
                 self.fail_over(asked)
-            except ValueError:  # of a channel that was closed meanwhile
-                self.check_open()
-                raise
 
     def check_open(self) -> None:
         """Raises UnavailableError if the client was closed."""
@@ -267,7 +263,7 @@ class Retries:
         return True
 
 
-def open_channel(target: str, config: ClientConfig) -> grpc.Channel:
+def open_channel(target: str, config: ClientConfig) -> ClosableChannel:
     """Makes a channel, which connects when it is first used.
 
     Raises UsageError where a token would travel in the clear.
@@ -299,8 +295,8 @@ def open_channel(target: str, config: ClientConfig) -> grpc.Channel:
         ("grpc.service_config_disable_resolution", 1),
     ]
     if config.credentials is None:
-        return grpc.insecure_channel(target, options=options)
-    return grpc.secure_channel(target, config.credentials, options=options)
+        return ClosableChannel(grpc.insecure_channel(target, options=options))
+    return ClosableChannel(grpc.secure_channel(target, config.credentials, options=options))
 
 
 def is_local(target: str) -> bool:

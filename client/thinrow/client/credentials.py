@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
+from thinrow.core.io_errors import access_failure
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,9 +39,8 @@ def read(path: str | os.PathLike[str] | None) -> bytes | None:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise UsageError(
-            f"Cannot read {path} for TLS ({error.strerror}); check its path."
-        ) from error
+        reason = access_failure(error) or f"{error.strerror}; check its path"
+        raise UsageError(f"Cannot read {path} for TLS: {reason}.") from error
     if b"-----BEGIN" not in content:
         raise UsageError(f"{path} is no PEM file; TLS wants one.")
     return content

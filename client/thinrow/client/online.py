@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 import numpy as np
 from thinrow.client.batch import Batch
-from thinrow.client.channel import CLOSED, open_channel, translate
+from thinrow.client.channel import open_channel, translate
+from thinrow.client.closable import CLOSED
 from thinrow.client.columns import as_column, from_wire, to_wire
 from thinrow.client.config import ClientConfig
 from thinrow.client.convert import times_ms
@@ -210,21 +211,21 @@ class OnlineClient:
                 yield request
             is_complete = True
 
-        with self._calling():
-            call = self.stub.AppendEvents(requests(), timeout=deadline_s, metadata=self._metadata)
+        call = self.stub.AppendEvents(requests(), timeout=deadline_s, metadata=self._metadata)
         answered, silence_s = 0, self.config.request_deadline_s
         answers = received(call, silence_s, lambda: sent_s[0] if sent_s else None)
         try:
-            for answer in answers:
-                require(
-                    answer.cursor == answered < sent,
-                    f"it has cursor {answer.cursor} after {answered} answers to {sent} batches",
-                )
-                answered += 1
-                sent_s.popleft()
-                if answer.refused:
-                    raise RequestError(answer.refused)
-                yield Appended(answer.appended, answer.duplicates, answer.arrival_ts)
+            with contextlib.closing(answers):
+                for answer in answers:
+                    require(
+                        answer.cursor == answered < sent,
+                        f"it has cursor {answer.cursor} after {answered} answers to {sent} batches",
+                    )
+                    answered += 1
+                    sent_s.popleft()
+                    if answer.refused:
+                        raise RequestError(answer.refused)
+                    yield Appended(answer.appended, answer.duplicates, answer.arrival_ts)
         except grpc.RpcError as error:
             raise self._failure(error) from error
         finally:
@@ -295,8 +296,7 @@ class OnlineClient:
         self, request: online_pb2.ExportEventsRequest
     ) -> Generator[online_pb2.ExportEventsResponse, None, None]:
         """Seals a watermark, and yields the events that arrived before."""
-        with self._calling():
-            call = self.stub.ExportEvents(request, metadata=self._metadata)
+        call = self.stub.ExportEvents(request, metadata=self._metadata)
         asked_s = time.monotonic()
         try:
             yield from received(call, self.config.request_deadline_s, lambda: asked_s)
@@ -315,21 +315,9 @@ class OnlineClient:
     def _call(self, method: str, request: object, deadline_s: float | None) -> object:
         timeout_s = self.config.request_deadline_s if deadline_s is None else deadline_s
         try:
-            with self._calling():
-                return getattr(self.stub, method)(
-                    request, timeout=timeout_s, metadata=self._metadata
-                )
+            return getattr(self.stub, method)(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._failure(error) from error
-
-    @contextlib.contextmanager
-    def _calling(self) -> Iterator[None]:
-        """Says so if the channel was closed meanwhile, for which gRPC has a ValueError."""
-        try:
-            yield
-        except ValueError:
-            self._check_open()
-            raise
 
     def _failure(self, error: grpc.RpcError) -> ThinRowError:
         if self._closed:

@@ -17,7 +17,7 @@ from thinrow.v1 import online_pb2 as wire
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import grpc
+    from thinrow.client.closable import ClosableChannel
 
 __all__ = ["CountingChannel"]
 
@@ -47,7 +47,7 @@ REQUESTS_MAX = 64
 class CountingChannel:
     """What the generated stub needs of a channel."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: ClosableChannel) -> None:
         self._channel = channel
 
     def __getattr__(self, kind: str) -> Callable[..., Any]:

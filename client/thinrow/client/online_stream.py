@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from thinrow.client.channel import CLOSED
+from thinrow.client.closable import CLOSED
 from thinrow.client.widen import require
 from thinrow.errors import DeadlineError, ThinRowError, UnauthenticatedError, UnavailableError
 from thinrow.v1 import online_pb2
@@ -79,10 +79,7 @@ class SnapshotStream:
                 if self._closed:
                     raise UnavailableError(CLOSED)
                 if self._connection is None or self._connection.ended:
-                    try:
-                        self._connection = _Connection(self._stub, self._metadata(), self._failure)
-                    except ValueError:  # of a channel that was closed meanwhile
-                        raise UnavailableError(CLOSED) from None
+                    self._connection = _Connection(self._stub, self._metadata(), self._failure)
                 connection = self._connection
             answers = connection.send(request, deadline_s)
             if answers is not None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
     from thinrow.client.answer import Answer
+    from thinrow.client.closable import ClosableChannel
     from thinrow.client.pointers import Pointers, Projection, ThinRows
 
 __all__ = ["answers"]
@@ -209,7 +210,7 @@ class Connection:
     def __init__(
         self,
         channels: Channels,
-        channel: grpc.Channel,
+        channel: ClosableChannel,
         *,
         is_own: bool = False,
     ) -> None:
@@ -228,13 +229,9 @@ class Connection:
         metadata = channels.metadata
         if self._trace is not None:
             metadata += self._trace.metadata
-        try:
-            self._call = materialize_stream(channel)(
-                iter(self._requests.get, None), metadata=metadata, wait_for_ready=False
-            )
-        except ValueError:  # of a channel that was closed meanwhile
-            channels.check_open()
-            raise
+        self._call = materialize_stream(channel)(
+            iter(self._requests.get, None), metadata=metadata, wait_for_ready=False
+        )
         self._reader = threading.Thread(
             target=read, args=(self._call, self._answers), name="thinrow-stream", daemon=True
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from thinrow.core.io_errors import first_line
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def joint_schema(
                 else pa.unify_schemas([joint, own], promote_options="permissive")
             )
         except pa.ArrowException as error:
-            reason = str(error).splitlines()[0].rstrip(".")
+            reason = first_line(error)
             raise InputError(
                 f"{file} has a column of another type than {files[0]}: {reason}; write both alike."
             ) from error
@@ -209,7 +210,7 @@ def conformed_batch(file: object, batch: pa.RecordBatch, schema: pa.Schema) -> p
         try:
             columns.append(conformed(batch.column(field.name), field.type))
         except pa.ArrowException as error:
-            reason = str(error).splitlines()[0].rstrip(".")
+            reason = first_line(error)
             raise InputError(
                 f"{file}: column {field.name} does not fit into {field.type}, which other files "
                 f"have: {reason}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-__all__ = ["access_failure"]
+__all__ = ["access_failure", "failure_reason", "first_line"]
 
 _FILES = "raise the limit of open files (ulimit -n), and try again"
 _PERMISSION = "give this process's user the permission, and try again"
@@ -33,3 +33,18 @@ def access_failure(error: Exception) -> str | None:
     if number not in REMEDIES:
         return None
     return f"{os.strerror(number)}; {REMEDIES[number]}"
+
+
+def failure_reason(error: Exception) -> str:
+    """Returns why a file cannot be used: with the remedy, if the error is one of access."""
+    if (failure := access_failure(error)) is not None:
+        return failure
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    """Returns an error's first line without its full stop, or its type's name if it is silent."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from thinrow.core.arrow import conformed_batch, joint_schema, leaf_count, load_pyarrow
-from thinrow.core.io_errors import access_failure
+from thinrow.core.io_errors import access_failure, first_line
 from thinrow.core.parquet_sizes import require_bounded_group
 from thinrow.core.paths import DataFile, located
 from thinrow.errors import InputError
@@ -143,7 +143,7 @@ class ParquetTable:
         except (OSError, pa.ArrowException) as error:
             if (failure := access_failure(error)) is not None:
                 raise InputError(f"Cannot read {self.name}: {failure}.") from error
-            reason = str(error).splitlines()[0].rstrip(".")
+            reason = first_line(error)
             raise InputError(
                 f"{self.name} cannot be read as Parquet: {reason}; write the file again."
             ) from error

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from thinrow.core.io_errors import failure_reason
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _expand(name: str) -> list[DataFile]:
         if is_folder:
             return _within(path, path, tree)
     except OSError as error:
-        raise InputError(f"{name} cannot be listed: {error.strerror or error}.") from error
+        raise InputError(f"{name} cannot be listed: {failure_reason(error)}.") from error
     return [DataFile(path if filesystem is None else name)]
 
 

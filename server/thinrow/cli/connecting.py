@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thinrow.client import ClientConfig, connect, tls_credentials
+from thinrow.core.io_errors import failure_reason
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ class Access:
         try:
             return self.token_file.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"Cannot read the token in {self.token_file}: {error}.") from error
+            raise InputError(
+                f"Cannot read the token in {self.token_file}: {failure_reason(error)}."
+            ) from error
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 from thinrow.compaction.shard import PreviousShard, ShardCounts, ShardTask, write_shard
+from thinrow.core.io_errors import failure_reason
 from thinrow.core.parquet import open_parquet
 from thinrow.core.paths import data_files
 from thinrow.errors import (
@@ -373,7 +374,9 @@ def read_user_ids(path: Path | None) -> NDArray[np.int64]:
     try:
         lines = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read the users to erase from {path}: {error}.") from error
+        raise InputError(
+            f"Cannot read the users to erase from {path}: {failure_reason(error)}."
+        ) from error
     try:
         return np.array([int(line) for line in lines], dtype=np.int64)
     except (ValueError, OverflowError) as error:

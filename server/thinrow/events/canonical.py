@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.core.arrow import plain, plain_schema, shown_type
+from thinrow.core.io_errors import first_line
 from thinrow.core.parquet import open_parquet
 from thinrow.errors import InputError
 from thinrow.events.exported import is_export
@@ -143,7 +144,7 @@ def _fitted(
     try:
         return column.cast(kind)
     except pa.ArrowInvalid as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error)
         raise InputError(f"{path}: {name} does not fit into {kind}: {reason}.") from error
 
 

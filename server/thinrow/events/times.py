@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.core.arrow import shown_type
+from thinrow.core.io_errors import first_line
 from thinrow.errors import InputError, UsageError
 from thinrow.store.times import readable_time
 
@@ -203,7 +204,7 @@ class TimeReader:
         try:
             return column.cast(pa.int64()), self.unit or "ms"
         except pa.ArrowInvalid as error:
-            reason = str(error).splitlines()[0].rstrip(".")
+            reason = first_line(error)
             raise InputError(f"{path}: {name} does not fit into int64: {reason}.") from error
 
     def _refuse(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from thinrow.core.io_errors import failure_reason
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -169,7 +170,9 @@ def read_tenants(path: Path | None) -> Mapping[str, Tenant]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"Cannot read the tenants file {path}: {error}.") from error
+        raise InputError(
+            f"Cannot read the tenants file {path}: {failure_reason(error)}."
+        ) from error
     try:
         tenants = TypeAdapter(dict[str, Tenant]).validate_python(tables)
     except ValidationError as error:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import grpc
+from thinrow.core.io_errors import access_failure
 from thinrow.errors import UsageError
 from thinrow.serving.tenants import version_of
 
@@ -95,6 +96,9 @@ class Certificates:
             )
         except (OSError, ValueError, IndexError) as error:  # SSLError is an OSError
             names = ", ".join(map(str, self._files))
+            # The numbers of an SSLError are OpenSSL's own.
+            if not isinstance(error, ssl.SSLError) and (reason := access_failure(error)):
+                raise UsageError(f"TLS cannot use {names}: {reason}.") from error
             raise UsageError(
                 f"TLS cannot use {names} ({error}); give PEM files of a certificate and its key."
             ) from error

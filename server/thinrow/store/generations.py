@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from thinrow.core.io_errors import access_failure
 from thinrow.core.permissions import file_mode, make_folder
 from thinrow.errors import StoreCorruptError, StoreError, UsageError
 from thinrow.store.manifest import (
@@ -173,6 +174,8 @@ def _published_number(store: Path) -> int:
     except FileNotFoundError:
         return _current_number(store)
     except (OSError, ValueError) as error:
+        if (reason := access_failure(error)) is not None:
+            raise StoreError(f"Cannot read {path}: {reason}.") from error
         raise _unreadable(path) from error
     number = generation_number(name)
     if number is None:

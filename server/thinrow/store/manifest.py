@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
-from thinrow.core.io_errors import access_failure
+from thinrow.core.io_errors import access_failure, first_line
 from thinrow.core.permissions import file_mode
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
 from thinrow.schema import Schema
@@ -198,7 +198,7 @@ def _unreadable(path: Path, error: Exception) -> StoreError:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).splitlines()[0].rstrip(".")
+    return first_line(error)
 
 
 def _damaged(path: Path, reason: str) -> str:

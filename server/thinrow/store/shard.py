@@ -27,7 +27,7 @@ from rocksdict import (
     ReadOptions,
     SstFileWriter,
 )
-from thinrow.core.io_errors import access_failure
+from thinrow.core.io_errors import access_failure, first_line
 from thinrow.errors import StoreCorruptError, StoreError, StoreFullError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def storage_error(error: Exception, path: Path) -> StoreError:
             f"{named[1].rstrip(':') if named else path} is damaged ({text.splitlines()[0]}); "
             f"restore it from a replica or build the generation again."
         )
-    return StoreError(f"Storage failed at {path}: {text.splitlines()[0].rstrip('.')}.")
+    return StoreError(f"Storage failed at {path}: {first_line(error)}.")
 
 
 class ShardWriter:

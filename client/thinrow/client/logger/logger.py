@@ -14,10 +14,19 @@ from thinrow.client.logger.outputs import Files, Output, Topic
 from thinrow.client.logger.publisher import Publisher
 from thinrow.client.logger.schema import Tables, fitting
 from thinrow.client.logger.state import State
-from thinrow.errors import DeadlineError, InputError, LoggerFullError, ThinRowError, UsageError
+from thinrow.core.io_errors import failure_reason, first_line
+from thinrow.errors import (
+    DeadlineError,
+    InputError,
+    JournalError,
+    LoggerFullError,
+    ThinRowError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from prometheus_client import CollectorRegistry
     from thinrow.client.logger.config import LoggerConfig
@@ -93,8 +102,8 @@ class ThinRowLogger:
     clock: now in ms, for tests. A time before the last one counts as the last one.
     registry: of Prometheus, for the counts.
 
-    Raises JournalError where the journal is damaged or in use, UsageError for columns that what is
-    in it does not fit, OSError where it cannot be written.
+    Raises JournalError if the journal is damaged, in use or not accessible, UsageError for columns
+    that what is in it does not fit.
     """
 
     def __init__(
@@ -126,7 +135,10 @@ class ThinRowLogger:
         self._trouble: OSError | None = None
         self._told: dict[str, tuple[float, int]] = {}
         self._state = State(config)
-        self._journal = Journal(config.journal, (self._tables.rows, self._tables.labels))
+        try:
+            self._journal = Journal(config.journal, (self._tables.rows, self._tables.labels))
+        except OSError as error:
+            raise not_accessible(config.journal, error) from error
         try:
             left = self._state.replay(self._journal, self._tables)
             for name, rows in left.items():
@@ -143,6 +155,9 @@ class ThinRowLogger:
                 outputs["files"] = Files(config.files, self._state.journal_id)
             if config.kafka is not None:
                 outputs["kafka"] = Topic(config.kafka)
+        except OSError as error:
+            self._journal.close()
+            raise not_accessible(config.journal, error) from error
         except BaseException:
             self._journal.close()
             raise
@@ -230,6 +245,8 @@ class ThinRowLogger:
             last = self._state.next_row
             while not self._state_done(last):
                 self._raise_failure()
+                if self._stopping.is_set():
+                    raise UsageError("The logger is closed; drain it before.")
                 if time.monotonic() > end_s:
                     self._state.hurried = False
                     raise DeadlineError(
@@ -514,7 +531,7 @@ class ThinRowLogger:
             kind, was = ("row", "was") if entry._row is not None else ("labels", "were")
             entry._error = InputError(
                 f"The {kind} of request {entry._request_id!r} {was} refused: "
-                f"{str(error).splitlines()[0].rstrip('.')}; correct what the caller logs."
+                f"{first_line(error)}; correct what the caller logs."
             )
             with self._state.lock:
                 self._state.counts[what] += 1
@@ -543,3 +560,9 @@ def wall_clock() -> Callable[[], int]:
     """A clock in ms that is right when it is made, and that nobody sets meanwhile."""
     start_ns = time.time_ns() - time.monotonic_ns()
     return lambda: (start_ns + time.monotonic_ns()) // 1_000_000
+
+
+def not_accessible(journal: Path, error: OSError) -> JournalError:
+    """Makes the error of a logger whose files the operating system refuses."""
+    path = error.filename or journal
+    return JournalError(f"The logger cannot use {path}: {failure_reason(error)}.")

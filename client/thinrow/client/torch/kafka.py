@@ -191,14 +191,14 @@ class KafkaSource:
 
         While nothing comes, an empty chunk every POLL_S lets the loader deliver, or leave. One
         iteration at a time. Raises InputError for a bad message, or for one that the topic no
-        longer has, UnavailableError where Kafka gives up.
+        longer has, UnavailableError where Kafka gives up, UsageError after close().
         """
         with self._lock:
             self._handed.clear()
             start = [self._at(partition, place) for partition, place in self._taken.items()]
         with self._using:
             if self._closing.is_set():
-                return
+                raise UsageError("This source was closed; make a new one.")
             self._consumer.assign(start)
         idle_s = self._config.idle_timeout_s or math.inf
         heard_s = time.monotonic()
