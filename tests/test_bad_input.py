@@ -116,7 +116,7 @@ def first_replaced(name: str, value: object, kind: pa.DataType | None = None) ->
         (replaced("user_id", ["1"] * 12), ("user_id is string", "must be an integer")),
         (
             first_replaced("user_id", 2**63, pa.uint64()),
-            ("user_id does not fit into int64", "9223372036854775808"),
+            ("user_id does not fit into int64", "9223372036854775808", "the same bits"),
         ),
         (replaced("event_ts", [1.5] * 12), ("event_ts is double", "int64 milliseconds")),
         (replaced("event_id", [0.5] * 12), ("event_id is double", "must be an integer")),
@@ -126,6 +126,9 @@ def first_replaced(name: str, value: object, kind: pa.DataType | None = None) ->
             first_replaced("rating", 128, pa.int16()),
             ("rating does not fit into int8", "128"),
         ),
+        (replaced("item_id", [1.5] * 12), ("item_id does not fit into int64", "1.5")),
+        (replaced("item_id", [2.0**53] * 12), ("item_id is double", "rounds integers from")),
+        (replaced("brand", [b"\xff"] * 12), ("brand does not fit into", "UTF8")),
         (replaced("price", ["1"] * 12), ("price is string", "the schema says float64")),
         (replaced("price", [2**53 + 1] * 12), ("price", "does not fit into", "9007199254740993")),
         (

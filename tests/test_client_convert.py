@@ -296,3 +296,40 @@ def test_logged_values_do_not_change(kind: pa.DataType, value: Any, expected: An
             logged([value], pa.field("column", kind))
     else:
         assert logged([value, None], pa.field("column", kind)).to_pylist() == [expected, None]
+
+
+MASKED = np.ma.array([1.5, 2.5], mask=[True, False])
+
+
+def test_masked_elements_in_a_list_are_absent() -> None:
+    assert stored(FLOAT32, [MASKED[0], MASKED[1]]) == [None, 2.5]
+    with pytest.raises(ValueError, match="None is no number"):
+        stored(FLOAT32, [[MASKED[0], 1.0]], size=2)
+
+
+@pytest.mark.parametrize(
+    "present", [[True, False, True], np.array([1, 0, 1]), np.array([1.0, 0.0, 1.0])]
+)
+@pytest.mark.parametrize("values", [[1.0, 2.0, 3.0], np.array([1.0, 2.0, 3.0])])
+def test_present_may_be_of_another_dtype(present: Any, values: Any) -> None:
+    assert stored(FLOAT32, MutableColumn(values, present)) == [1.0, None, 3.0]
+    if isinstance(values, np.ndarray):
+        column = MutableColumn(values, present)
+        events = MutableEvents(np.array([0, 3]), np.array([1, 2, 3]), {"x": column})
+        kept = events[0:1].columns["x"].present
+        assert kept is not None and kept.dtype == np.bool_ and kept.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("present", [[True], np.array([0, 1, 2]), np.array([[True] * 3])])
+def test_present_of_another_shape_or_meaning_is_refused(present: Any) -> None:
+    column = MutableColumn(np.array([1.0, 2.0, 3.0]), present)
+    with pytest.raises(ValueError, match=r"present has the shape|2 cannot be stored as bool"):
+        stored(FLOAT32, column)
+    with pytest.raises(InputError, match=r"'x' does not fit: (present|2 cannot)"):
+        MutableEvents(np.array([0, 3]), np.array([1, 2, 3]), {"x": column})
+
+
+def test_users_and_times_are_no_bools() -> None:
+    for wrong in ([1, True], (True,), [1, 2.0]):
+        with pytest.raises(InputError, match=r"flat array of int64, but has (True|2\.0)"):
+            Pointers(user_ids=wrong, end_ts=[1] * len(wrong))

@@ -154,6 +154,27 @@ def test_globs_and_names_with_special_characters(tmp_path: Path) -> None:
     assert sorted(users(tmp_path / "b")) == [0, 1, 2, 3, 7, 7, 7, 7, 7]
 
 
+def test_a_file_of_several_names_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "data/dt=1/a.parquet", 0, 2)
+    (tmp_path / "data/link.parquet").symlink_to(tmp_path / "data/dt=1/a.parquet")
+    (tmp_path / "other").symlink_to(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    for names in (
+        ["data"],
+        ["data", tmp_path / "data"],
+        [f"file://{tmp_path}/data", "data/../data"],
+        ["data/dt=1/a.parquet", "other"],
+        ["data/*", "other/**/*.parquet"],
+    ):
+        assert loaded(names)["dt"] == [1, 1], names
+        assert users(names) == [0, 1]
+    for nothing in ("", [""], ["data", ""]):
+        with pytest.raises(InputError, match="name is empty"):
+            users(nothing)
+
+
 NAMES = ("geo.country", "geo", "a b", "a/b", "é", "user_id.raw", "uih.end_ts", "mutable.list")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.client.convert import exact, exact_rows, split_absent
+from thinrow.client.convert import exact, exact_rows, mask, split_absent
 from thinrow.client.pointers import MutableColumn
 from thinrow.client.response import Column
 from thinrow.client.sizes import CONSTANT_BYTES_MAX, require_affordable
@@ -125,8 +126,12 @@ def as_column(kind: int, size: int, given: Any) -> MutableColumn:  # noqa: ANN40
         ValueError: A value would change as one of this type.
     """
     if isinstance(given, MutableColumn):
+        values: Any = given.values
         present = given.present
-        values = given.values if present is None else given.values[present]
+        if present is not None:
+            present = mask(present, len(values))
+            is_array = isinstance(values, np.ndarray)
+            values = values[present] if is_array else list(compress(values, present))
     else:
         values, present = split_absent(given)
     if kind == wire.TRAIT_TYPE_STRING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["exact", "exact_rows", "split_absent", "times_ms"]
+__all__ = ["exact", "exact_rows", "mask", "split_absent", "times_ms"]
 
 
 def exact(given: Any, dtype: np.dtype[Any]) -> NDArray[Any]:  # noqa: ANN401 - what numpy takes
@@ -50,6 +50,18 @@ def exact_rows(rows: Any, dtype: np.dtype[Any], size: int) -> NDArray[Any]:  # n
     if array.ndim != 2 or array.shape[1] != size:
         raise ValueError(f"it has the shape {array.shape}, but must have (events, {size})")
     return array
+
+
+def mask(given: Any, events: int) -> NDArray[np.bool_]:  # noqa: ANN401 - what numpy takes
+    """Converts `present` to bools of shape (events,); integers would choose events by number.
+
+    Raises:
+        ValueError: It has another shape, or values other than 0 and 1.
+    """
+    present = exact(given, np.dtype(np.bool_))
+    if present.shape != (events,):
+        raise ValueError(f"present has the shape {present.shape}, but must have ({events},)")
+    return present
 
 
 def split_absent(given: Any) -> tuple[Any, NDArray[np.bool_] | None]:  # noqa: ANN401
@@ -107,8 +119,9 @@ def _as_list(given: Any) -> list[Any]:  # noqa: ANN401
         raise ValueError(f"it is the text {given!r}, not a sequence")
     for method in ("tolist", "to_pylist"):
         if not isinstance(given, np.ndarray) and hasattr(given, method):
-            return list(getattr(given, method)())
-    return list(given)
+            given = getattr(given, method)()
+    # What masked arrays have in place of a masked element turns into 0 as a number.
+    return [None if value is np.ma.masked else value for value in given]
 
 
 def _from_numbers(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

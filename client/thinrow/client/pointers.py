@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from thinrow.client.convert import exact, times_ms
+from thinrow.client.convert import exact, mask, times_ms
 from thinrow.client.kernel import ranges
 from thinrow.errors import InputError, UsageError
 
@@ -149,16 +149,23 @@ class MutableEvents:
             raise InputError(
                 f"The mutable offsets must ascend from 0 to {events}, the events there."
             )
+        columns = dict(self.columns)
         for name, column in self.columns.items():
             if type(column.values) is not np.ndarray:
                 raise InputError(
                     f"The mutable column {name!r} must be a plain numpy array, but is a "
                     f"{type(column.values).__name__}; give absent values as `present`."
                 )
-            if len(column.values) != events or (
-                column.present is not None and column.present.shape != (events,)
-            ):
+            if len(column.values) != events:
                 raise InputError(f"The mutable column {name!r} must have {events} values.")
+            if column.present is None:
+                continue
+            try:
+                present = mask(column.present, events)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"The mutable column {name!r} does not fit: {error}.") from error
+            columns[name] = MutableColumn(column.values, present)
+        object.__setattr__(self, "columns", columns)
         object.__setattr__(self, "offsets", offsets)
         object.__setattr__(self, "arrival_ts", arrival_ts)
 
@@ -232,9 +239,11 @@ def integers(name: str, values: ArrayLike, length: int | None = None) -> NDArray
     """Makes an int64 array of shape (length,), or raises InputError naming it."""
     if getattr(values, "dtype", None) == np.bool_:
         raise InputError(f"{name} must be a flat array of int64, but is a mask of bools.")
-    if isinstance(values, list | tuple) and any(isinstance(value, float) for value in values):
+    if isinstance(values, list | tuple):
         # An array may be of floats because its library has no integers with gaps; a list may not.
-        raise InputError(f"{name} must be a flat array of int64, but has {values[0]!r}.")
+        wrong = next((value for value in values if isinstance(value, float | bool)), None)
+        if wrong is not None:
+            raise InputError(f"{name} must be a flat array of int64, but has {wrong!r}.")
     try:
         array = np.ascontiguousarray(exact(times_ms(values), np.dtype(np.int64)))
     except (TypeError, ValueError, OverflowError) as error:

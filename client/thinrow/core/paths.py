@@ -74,19 +74,26 @@ AnyFile = DataFile | Path
 def data_files(named: Named) -> list[DataFile]:
     """Lists the files that paths stand for, each once, sorted by name.
 
+    A file with several names, by links or relative paths, counts once.
+
     Raises:
         InputError: A path stands for nothing, or a folder has files that may be forgotten data.
         UsageError: A URL needs a library that is not installed.
     """
     found: dict[str, DataFile] = {}
     for one in [named] if isinstance(named, str | Path) else named:
-        for file in _expand(str(one)):
+        if not str(one):
+            raise InputError("A file's name is empty; check the names.")
+        for file in sorted(_expand(str(one)), key=lambda file: file.name):
+            local = file.local
+            identity = file.name if local is None else os.path.realpath(local)
+            known = found.get(identity)
             # A folder gives a file its keys, however else it is named.
-            if len(file.keys) >= len(found.get(file.name, file).keys):
-                found[file.name] = file
+            if known is None or len(file.keys) > len(known.keys):
+                found[identity] = file
     if not found:
         raise InputError("No file was named; name at least one.")
-    return _typed([found[name] for name in sorted(found)])
+    return _typed(sorted(found.values(), key=lambda file: file.name))
 
 
 def located(name: str) -> tuple[str, Any]:

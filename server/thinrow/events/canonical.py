@@ -133,7 +133,7 @@ def _refuse_nulls(path: AnyFile, column: pa.ChunkedArray, name: str, advice: str
 def _cast(path: AnyFile, column: pa.ChunkedArray, name: str, kind: pa.DataType) -> pa.ChunkedArray:
     if not len(column):
         return pa.chunked_array([], kind)
-    if not pa.types.is_integer(column.type):
+    if not (pa.types.is_integer(column.type) or pa.types.is_decimal(column.type)):
         raise InputError(f"{path}: {name} is {shown_type(column.type)}; it must be an integer.")
     return _fitted(path, column, name, kind)
 
@@ -142,10 +142,35 @@ def _fitted(
     path: AnyFile, column: pa.ChunkedArray, name: str, kind: pa.DataType
 ) -> pa.ChunkedArray:
     try:
-        return column.cast(kind)
+        if pa.types.is_decimal(column.type) and pa.types.is_floating(kind):
+            fitted = column.cast(pa.float64()).cast(kind)
+        else:
+            fitted = column.cast(kind)
     except pa.ArrowInvalid as error:
         reason = first_line(error)
-        raise InputError(f"{path}: {name} does not fit into {kind}: {reason}.") from error
+        remedy = ""
+        if pa.types.is_uint64(column.type) and pa.types.is_int64(kind):
+            remedy = "; write hashes of 64 bits as int64 of the same bits"
+        raise InputError(f"{path}: {name} does not fit into {kind}: {reason}{remedy}.") from error
+    if pa.types.is_floating(kind):
+        _refuse_overflow(path, column, fitted, name)
+    return fitted
+
+
+def _refuse_overflow(
+    path: AnyFile, column: pa.ChunkedArray, fitted: pa.ChunkedArray, name: str
+) -> None:
+    """Refuses finite numbers that a narrower float makes infinite, which Arrow casts silently."""
+    if pa.types.is_floating(column.type) and column.type.bit_width <= fitted.type.bit_width:
+        return
+    wide = column.cast(pa.float64())
+    overflowed = pc.and_(pc.is_finite(wide), pc.is_inf(fitted.cast(pa.float64())))
+    if pc.any(overflowed).as_py():
+        value = wide.filter(overflowed)[0]
+        raise InputError(
+            f"{path}: {name} does not fit into {fitted.type}: {value} is too large; give the trait "
+            f"a wider type, or clip its values."
+        )
 
 
 def _trait_column(path: AnyFile, table: pa.Table, trait: Trait) -> pa.ChunkedArray:
@@ -172,15 +197,24 @@ def _input_type(trait: Trait) -> pa.DataType:
 
 def _typed(path: AnyFile, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray:
     """The column as the trait's own Arrow type."""
+    if isinstance(column.type, pa.BaseExtensionType):  # such as JSON
+        stored = [chunk.storage for chunk in column.chunks]
+        column = plain(pa.chunked_array(stored, column.type.storage_type))
     kind, types = column.type, pa.types
     if trait.size > 1:
         return _vectors(path, column, trait)
     if trait.type is TraitType.STRING:
-        fits = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+        # Writers without logical types, such as Impala, store text as bytes.
+        fits = types.is_large_string(kind) or types.is_large_binary(kind)
     elif trait.type is TraitType.BOOL:
         fits = types.is_boolean(kind)
-    elif trait.type.is_float:
-        fits = types.is_floating(kind) or types.is_integer(kind)
+        if types.is_integer(kind) and _is_zero_or_one(column):
+            return column.cast(pa.bool_())
+    elif trait.type.is_float or types.is_floating(kind):
+        # pandas stores integers as floats where some are absent.
+        fits = types.is_floating(kind) or types.is_integer(kind) or types.is_decimal(kind)
+        if not trait.type.is_float:
+            _refuse_rounded(path, column, trait)
     else:
         return _cast(path, column, trait.name, _input_type(trait))
     if not fits:
@@ -190,10 +224,26 @@ def _typed(path: AnyFile, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedAr
     return _fitted(path, column, trait.name, _input_type(trait))
 
 
+def _is_zero_or_one(column: pa.ChunkedArray) -> bool:
+    chosen = pc.is_in(column.drop_null(), pa.array([0, 1], column.type))
+    return bool(pc.all(chosen, min_count=0).as_py())
+
+
+def _refuse_rounded(path: AnyFile, column: pa.ChunkedArray, trait: Trait) -> None:
+    """Refuses floats for integers from where on floats skip some."""
+    exact_below = 2.0 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1)
+    if pc.any(pc.greater_equal(pc.abs(column.cast(pa.float64())), exact_below)).as_py():
+        raise InputError(
+            f"{path}: {trait.name} is {column.type}, which rounds integers from {exact_below:.0f} "
+            f"on, and has such values; write it as integers."
+        )
+
+
 def _vectors(path: AnyFile, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray:
     kind, types = column.type, pa.types
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    if not is_list or not types.is_floating(kind.value_type):
+    is_decimal = is_list and types.is_decimal(kind.value_type)
+    if not is_list or not (types.is_floating(kind.value_type) or is_decimal):
         raise InputError(
             f"{path}: {trait.name} is {shown_type(kind)}; the schema says a list of {trait.size} "
             f"{trait.type.label}."
@@ -204,7 +254,10 @@ def _vectors(path: AnyFile, column: pa.ChunkedArray, trait: Trait) -> pa.Chunked
             f"{path}: {trait.name} has vectors of length {sorted(lengths)}; the schema says "
             f"{trait.size}."
         )
+    if is_decimal:
+        column = column.cast(pa.list_(pa.float64(), trait.size))
     vectors = column.cast(_input_type(trait))
+    _refuse_overflow(path, pc.list_flatten(column), pc.list_flatten(vectors), trait.name)
     if any(pc.list_flatten(chunk.drop_null()).null_count for chunk in vectors.chunks):
         raise InputError(f"{path}: {trait.name} has nulls inside vectors; fill them.")
     return vectors
