@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "errors.h"
 #include "fields.h"
 #include "protobuf.h"
 
@@ -20,6 +21,9 @@ using Made = nb::ndarray<nb::numpy, T, nb::ndim<1>>;
 
 // Limit on the columns of one message (client/sizes.py: COLUMNS_MAX).
 constexpr size_t columns_max = 1 << 13;
+// A text as an object of Python, beside its bytes (client/sizes.py: TEXT_BYTES), and what all texts
+// of a message may take beyond a multiple of its bytes (CONSTANT_BYTES_MAX, VALUE_BYTES_MAX).
+constexpr int64_t text_bytes = 64, constant_bytes_max = 128 << 20, value_bytes_max = 8;
 
 Made<int64_t> array_of(std::vector<int64_t> values) {
   auto *kept = new std::vector<int64_t>(std::move(values));
@@ -42,7 +46,7 @@ class ResponseReader {
  public:
   explicit ResponseReader(nb::bytes message) : message_(message) {}
 
-  nb::tuple read(Bytes content, uint64_t cursor) const {
+  nb::tuple read(Bytes content, uint64_t cursor) {
     int64_t generation = 0, watermark_ts = 0, sequence_length = 0, truncation = 0, server_us = 0;
     std::vector<int64_t> statuses, view_starts, view_lengths, block_lengths;
     nb::list columns;
@@ -70,7 +74,7 @@ class ResponseReader {
   }
 
  private:
-  nb::tuple column(Bytes content) const {
+  nb::tuple column(Bytes content) {
     nb::object trait = nb::str(""), default_word = nb::none(), default_string = nb::none();
     int64_t type = 0, vector_size = 0;
     bool nullable = false;
@@ -87,7 +91,7 @@ class ResponseReader {
         case column::data: data = in.bytes(); break;
         case column::present: present = in.bytes(); break;
         case column::dictionary: in.append_fixed64_to(dictionary); break;
-        case column::strings: strings.append(text_of(in.bytes())); break;
+        case column::strings: strings.append(counted_text_of(in.bytes())); break;
         case column::default_word: default_word = nb::int_(in.fixed64()); break;
         case column::default_string: default_string = text_of(in.bytes()); break;
       }
@@ -96,12 +100,21 @@ class ResponseReader {
                           array_of(std::move(dictionary)), strings, default_word, default_string);
   }
 
+  nb::object counted_text_of(Bytes value) {
+    texts_bytes_ += text_bytes + value.size;
+    if (texts_bytes_ > constant_bytes_max + value_bytes_max * static_cast<int64_t>(message_.size()))
+      throw TooLarge("The texts of the answer would take many times its bytes; ask for fewer "
+                     "examples at once, shorter sequences or fewer traits.");
+    return text_of(value);
+  }
+
   // Part of the message, which lives as long as the view.
   Made<const uint8_t> view_of(Bytes part) const {
     return Made<const uint8_t>(part.data, {static_cast<size_t>(part.size)}, message_);
   }
 
   nb::bytes message_;
+  int64_t texts_bytes_ = 0;
 };
 
 Bytes content_of(const nb::bytes &message) {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
 from thinrow.client.closable import CLOSED, ClosableChannel
+from thinrow.client.counting_channel import CountingChannel
 from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,
@@ -100,7 +101,7 @@ class Channels:
                 )
         self._channels = [open_channel(target, config) for target in targets]
         self._stubs = [
-            materialization_pb2_grpc.MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
+            materialization_pb2_grpc.MaterializationServiceStub(CountingChannel(channel))  # type: ignore[no-untyped-call]
             for channel in self._channels
         ]
         self._further: list[ClosableChannel] = []

@@ -9,7 +9,7 @@ import numpy as np
 from thinrow.client.convert import exact, exact_rows, mask, split_absent
 from thinrow.client.pointers import MutableColumn
 from thinrow.client.response import Column
-from thinrow.client.sizes import CONSTANT_BYTES_MAX, require_affordable
+from thinrow.client.sizes import CONSTANT_BYTES_MAX, TEXT_BYTES, require_affordable
 from thinrow.client.widen import VALUE_DTYPES, NarrowColumn, require
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -73,6 +73,8 @@ def from_wire(
     widened = travelled = 0
     for message in columns:
         require(message.trait not in read, f"{message.trait} comes twice")
+        widened += TEXT_BYTES * len(message.strings)
+        require_affordable(widened, travelled, constant_bytes_max)
         narrow = NarrowColumn(Column.of(message), every)
         require_own_width(message)
         widened, travelled = widened + narrow.widened_bytes, travelled + narrow.travelled_bytes
@@ -81,9 +83,9 @@ def from_wire(
         present = np.empty(events, np.bool_) if message.nullable else None
         narrow.write(values, present)
         if narrow.kind.text:
-            texts = np.array([*message.strings, ""], object)
+            texts = np.array([*narrow.message.strings, ""], object)
             if present is not None:
-                values[~present] = len(message.strings)
+                values[~present] = len(narrow.message.strings)
             values = texts[values]
         if present is not None and present.all():
             present = None

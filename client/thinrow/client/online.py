@@ -28,8 +28,8 @@ from thinrow.client.closable import CLOSED
 from thinrow.client.columns import as_column, from_wire, to_wire
 from thinrow.client.config import ClientConfig
 from thinrow.client.convert import times_ms
+from thinrow.client.counting_channel import CountingChannel
 from thinrow.client.lookup import Lookup
-from thinrow.client.online_channel import CountingChannel
 from thinrow.client.online_stream import SnapshotStream
 from thinrow.client.pointers import MutableEvents, Pointers, ThinRows, integers
 from thinrow.client.received import received
@@ -230,6 +230,7 @@ class OnlineClient:
             raise self._failure(error) from error
         finally:
             call.cancel()
+            answers.close()
         if answered != sent or not is_complete:
             raise UnavailableError(
                 f"The online server at {self._target} ended the stream after {answered} answers "

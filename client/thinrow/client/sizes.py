@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from thinrow.errors import AnswerTooLargeError
 
-__all__ = ["COLUMNS_MAX", "CONSTANT_BYTES_MAX", "require_affordable"]
+__all__ = ["COLUMNS_MAX", "CONSTANT_BYTES_MAX", "TEXT_BYTES", "require_affordable"]
 
 COLUMNS_MAX = 1 << 13
 """Limit on the columns of one message; a schema has at most 4,096 traits."""
@@ -16,6 +16,8 @@ CONSTANT_BYTES_MAX = 128 << 20
 """Limit on what the equal and absent values of one message take once they are widened."""
 VALUE_BYTES_MAX = 8
 """Limit on what one byte of a message widens to: an offset of one byte, a value of eight."""
+TEXT_BYTES = 64
+"""Size of a text as an object of Python, beside its bytes; on the wire it is two bytes."""
 
 
 def require_affordable(

@@ -220,6 +220,7 @@ class Connection:
         """How many processes share the address, once one has answered."""
         self.awaited = 0
         """Answers not yet received."""
+        self._sent = 0
         self._channels = channels
         self._own = channel if is_own else None
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -232,14 +233,13 @@ class Connection:
         self._call = materialize_stream(channel)(
             iter(self._requests.get, None), metadata=metadata, wait_for_ready=False
         )
-        self._reader = threading.Thread(
-            target=read, args=(self._call, self._answers), name="thinrow-stream", daemon=True
-        )
+        self._reader = threading.Thread(target=self._read, name="thinrow-stream", daemon=True)
         self._reader.start()
 
     def send(self, cursor: int, piece: Piece) -> None:
         """Sends when there is room on the wire; returns at once."""
         self.awaited += 1
+        self._sent += 1
         traceparent = ""
         if self._trace is not None:
             traceparent = self._trace.asked(cursor, piece.lookup.tenant, len(piece.examples))
@@ -309,13 +309,16 @@ class Connection:
         if self._own is not None:
             self._channels.let_go(self._own)
 
-
-def read(call: Iterable[bytes], answers: queue.SimpleQueue[Any]) -> None:
-    """Queues answers, then what ended them: an error, or None."""
-    try:
-        for answer in call:
-            answers.put(Response.read_from_stream(answer))
-    except BaseException as error:  # whatever it is, the caller must not wait for more
-        answers.put(error)
-    else:
-        answers.put(None)
+    def _read(self) -> None:
+        """Queues answers, no more than requests, then what ended them: an error, or None."""
+        answered = 0
+        try:
+            for answer in self._call:
+                # Otherwise a server could fill the memory with answers that nobody asked for.
+                require(answered < self._sent, f"{self._sent} requests have more answers")
+                answered += 1
+                self._answers.put(Response.read_from_stream(answer))
+        except BaseException as error:  # whatever it is, the caller must not wait for more
+            self._answers.put(error)
+        else:
+            self._answers.put(None)

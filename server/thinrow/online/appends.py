@@ -21,6 +21,8 @@ GROUP_EVENTS_MAX = 8192
 """Events made durable at once, unless one batch has more."""
 PENDING_EVENTS_MAX = 65_536
 """Events that wait for their turn; more wait in the streams that bring them."""
+PENDING_BYTES_MAX = 32 << 20
+"""Limit on the bytes of the records that wait; a batch is admitted while they are below it."""
 SWITCH_INTERVAL_S = 0.0002
 """How long a thread waits for the interpreter before it asks for it. With Python's own, 5 ms,
 requests would wait so long for appends."""
@@ -32,7 +34,7 @@ class Appends:
     def __init__(self, tier: MutableTier) -> None:
         self._tier = tier
         self._waiting: deque[tuple[Batch, Future[Committed]]] = deque()
-        self._events = 0
+        self._events = self._bytes = 0
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="thinrow-commit", daemon=True)
@@ -58,13 +60,18 @@ class Appends:
         """
         future: Future[Committed] = Future()
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._events < PENDING_EVENTS_MAX)
+            self._changed.wait_for(lambda: self._stopping or self._has_room)
             if self._stopping:
                 raise UnavailableError("This server is stopping; send the events again.")
             self._waiting.append((batch, future))
             self._events += len(batch)
+            self._bytes += batch.size
             self._changed.notify_all()
         return future
+
+    @property
+    def _has_room(self) -> bool:
+        return self._events < PENDING_EVENTS_MAX and self._bytes < PENDING_BYTES_MAX
 
     def _run(self) -> None:
         while True:
@@ -93,13 +100,15 @@ class Appends:
 
     def _taken(self) -> list[tuple[Batch, Future[Committed]]]:
         group: list[tuple[Batch, Future[Committed]]] = []
-        events = 0
+        events = size = 0
         while self._waiting and (
             not group or events + len(self._waiting[0][0]) <= GROUP_EVENTS_MAX
         ):
             group.append(self._waiting.popleft())
             events += len(group[-1][0])
+            size += group[-1][0].size
         self._events -= events
+        self._bytes -= size
         self._changed.notify_all()
         return group
 

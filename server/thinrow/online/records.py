@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 HEAD = struct.Struct("<HqBq")
 """Number of the schema, event_ts, whether there is an id, event_id."""
+ENCODED_BYTES_MAX = 4 << 20
+"""Limit on the bytes of records, texts aside, that are encoded at once."""
 
 
 class RecordFormat:
@@ -123,23 +125,31 @@ class RecordFormat:
 
     def encode(self, columns: Columns, events: int) -> list[bytes]:
         """Records of events, from all their columns."""
-        records = np.zeros(events, self._dtype)
+        # A part at a time, so that what it takes meanwhile is not as large as all records.
+        rows = max(1, ENCODED_BYTES_MAX // self._dtype.itemsize)
+        parts = (slice(at, min(at + rows, events)) for at in range(0, events, rows))
+        return [record for part in parts for record in self._encoded(columns, part)]
+
+    def _encoded(self, columns: Columns, rows: slice) -> list[bytes]:
+        """Records of some of the events."""
+        records = np.zeros(rows.stop - rows.start, self._dtype)
         records["number"] = self.number
-        records["event_ts"] = columns["event_ts"].values
+        records["event_ts"] = columns["event_ts"].values[rows]
         ids = columns["event_id"]
-        records["event_id"] = ids.values
-        records["has event_id"] = True if ids.present is None else ids.present
+        records["event_id"] = ids.values[rows]
+        records["has event_id"] = True if ids.present is None else ids.present[rows]
         texts: list[list[bytes]] = []
         for trait in self.schema.traits:
             column = columns[trait.name]
+            values = column.values[rows]
             if trait.nullable:
-                present = True if column.present is None else column.present
+                present = True if column.present is None else column.present[rows]
                 records[f"has {trait.name}"] = present
             if trait.type is TraitType.STRING:
-                texts.append([text.encode() for text in column.values.tolist()])
+                texts.append([text.encode() for text in values.tolist()])
                 records[f"trait {trait.name}"] = [len(text) for text in texts[-1]]
             else:
-                records[f"trait {trait.name}"] = column.values.view(trait.type.word_dtype)
+                records[f"trait {trait.name}"] = values.view(trait.type.word_dtype)
         data, size = records.tobytes(), self._dtype.itemsize
         fixed = [data[at : at + size] for at in range(0, len(data), size)]
         return [b"".join(parts) for parts in zip(fixed, *texts, strict=True)] if texts else fixed

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -52,6 +53,12 @@ APPENDED_COLUMNS = (
 STREAMED_REQUESTS = (online_pb2.SnapshotStreamRequest.REQUESTS_FIELD_NUMBER,)
 BATCHES_AHEAD_MAX = 16
 """Batches of one stream that wait to be durable."""
+DECODING_MAX = 2
+"""Batches of all streams that are decoded at once, or wait decoded for their turn.
+
+A message of a few bytes can become 64 MiB of records, of which every stream would hold some. They
+are made in as many threads, because the C library keeps freed memory for each thread that freed it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,7 @@ class OnlineService:
         self._snapshot_seconds = metrics.seconds.labels("snapshot")
         self._append_seconds = metrics.seconds.labels("append")
         self._work = threading.BoundedSemaphore(config.work_max)
+        self._decoders = ThreadPoolExecutor(DECODING_MAX, "thinrow-decode")
         self._draining = threading.Event()
 
     def add_to(self, server: grpc.Server) -> None:
@@ -182,7 +190,7 @@ class OnlineService:
                         self._check_serving()
                         if not request.HasField("events"):
                             raise RequestError("The message has no events; set them, also if none.")
-                        outcome = self._appends.submit(self._batch(request.events))
+                        outcome = self._decoders.submit(self._submit, request.events).result()
                     except ThinRowError as error:
                         outcome = error
                     put((request.cursor, started_s, outcome))
@@ -207,6 +215,9 @@ class OnlineService:
                 f"The server answered {answered} of {item.received} batches; append the others "
                 f"again."
             )
+
+    def _submit(self, events: online_pb2.EventBatch) -> Future[Committed]:
+        return self._appends.submit(self._batch(events))
 
     def _batch(self, events: online_pb2.EventBatch) -> Batch:
         count = len(events.user_ids)

@@ -60,6 +60,8 @@ SLOWEST_KEPT = 0.98
 """What stays, at each commit, of the time that the slowest one lately took."""
 SCAN_EVENTS_MAX = 2048
 """Events of an export held at once."""
+SCAN_BYTES_MAX = 16 << 20
+"""Limit on the bytes of an export's records held at once; the last of them may exceed it."""
 BUCKET_MS_MIN = 3600 * 1000
 """Ids are forgotten in steps of this or more."""
 
@@ -91,6 +93,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the records."""
+        return sum(map(len, self.records))
 
 
 @dataclass(frozen=True, slots=True)
@@ -564,11 +571,13 @@ class MutableTier:
     ) -> Iterator[tuple[list[int], list[int], list[bytes]]]:
         """All events that arrived in [from_ts, until_ts): users, arrival times, records.
 
-        Comes in parts of at most SCAN_EVENTS_MAX, the same each time once `until_ts` is sealed.
+        Comes in parts of at most SCAN_EVENTS_MAX events and about SCAN_BYTES_MAX bytes, the same
+        each time once `until_ts` is sealed.
         """
         users: list[int] = []
         arrivals: list[int] = []
         records: list[bytes] = []
+        size = 0
         for epoch in self._epochs(from_ts, until_ts):
             iterator = self._database.iter(self._read_options(total_order=True))
             prefix = b"e" + epoch.to_bytes(4, "big")
@@ -582,9 +591,10 @@ class MutableTier:
                     users.append(int.from_bytes(key[5:13], "big", signed=True))
                     arrivals.append(arrival_ts)
                     records.append(iterator.value())
-                if len(records) == SCAN_EVENTS_MAX:
+                    size += len(records[-1])
+                if len(records) == SCAN_EVENTS_MAX or size >= SCAN_BYTES_MAX:
                     yield users, arrivals, records
-                    users, arrivals, records = [], [], []
+                    users, arrivals, records, size = [], [], [], 0
                 iterator.next()
             iterator.status()
         self.check_whole(from_ts)

@@ -10,7 +10,7 @@ from thinrow.client.batch import Batch
 from thinrow.client.lookup import Lookup
 from thinrow.client.pointers import Pointers as ClientPointers
 from thinrow.client.pointers import Projection, ThinRows
-from thinrow.errors import RequestError
+from thinrow.errors import AnswerTooLargeError, RequestError
 from thinrow.schema import BUILT_IN, EVENT_GROUP, TraitType
 from thinrow.serving.projection import resolve_projection
 from thinrow.store.history import Pointers
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from thinrow.store.history import Selection
 
 EVENTS_DEFAULT = 20
+SHOWN_VALUE_BYTES, SHOWN_ELEMENT_BYTES = 128, 64
+"""Sizes of a value as a person reads it, and of each element in it: in Python and as a message."""
 _SIGNED = range(TraitType.INT8, TraitType.INT64 + 1)
 _UNSIGNED = range(TraitType.UINT8, TraitType.UINT64 + 1)
 
@@ -59,8 +61,22 @@ class Question:
             mutable_lengths=zero,
         )
 
-    def readable(self, selection: Selection, answer: Response) -> wire.InspectResponse:
-        """The answer as a person reads it, widened as a trainer's client does it."""
+    @property
+    def event_bytes(self) -> int:
+        """Size of one event as `readable` shows it, text aside."""
+        return sum(
+            SHOWN_VALUE_BYTES + SHOWN_ELEMENT_BYTES * trait.size for trait in self.projection.traits
+        )
+
+    def readable(
+        self, selection: Selection, answer: Response, text_bytes_max: int
+    ) -> wire.InspectResponse:
+        """The answer as a person reads it, widened as a trainer's client does it.
+
+        Raises:
+            AnswerTooLargeError: Its texts, each with every event that has it, have more than
+                `text_bytes_max` bytes.
+        """
         pointers, truncation = self.pointers, self.projection.truncation
         rows = ThinRows(ClientPointers(user_ids=pointers.user_ids, end_ts=pointers.end_ts))
         projection = Projection(
@@ -71,6 +87,12 @@ class Question:
         batch = Batch.from_answers([piece.lookup.answer()])
         names = [trait.name for trait in self.projection.traits]
         columns = {name: batch.to_lists(name)[0] or [] for name in names}
+        texts = (columns[t.name] for t in self._traits if t.type is TraitType.STRING)
+        if sum(len(text) for column in texts for text in column if text) > text_bytes_max:
+            raise AnswerTooLargeError(
+                "The texts of these events would take more bytes than this server sends "
+                "(response_bytes_max); ask for a shorter sequence_length or fewer traits."
+            )
         return wire.InspectResponse(
             generation=answer.generation,
             watermark_ts=answer.watermark_ts,

@@ -144,9 +144,13 @@ class MaterializationService:
                 context,
                 caller.tenant,
                 record_digests=True,
+                event_bytes=question.event_bytes,
             ) as (plan, selection):
-                answer, _ = plan.answer(question.projection.traits, self._config.response_bytes_max)
-            yield question.readable(selection, Response.read(answer)).SerializeToString()
+                bytes_max = self._config.response_bytes_max
+                answer, _ = plan.answer(question.projection.traits, bytes_max)
+                shown = question.readable(selection, Response.read(answer), bytes_max)
+                message = shown.SerializeToString()
+            yield message
 
     def describe_store(
         self, messages: Iterator[bytes], context: grpc.ServicerContext
@@ -236,8 +240,12 @@ class MaterializationService:
         tenant: str,
         *,
         record_digests: bool = False,
+        event_bytes: int | None = None,
     ) -> Iterator[tuple[HistoryPlan, Selection]]:
-        """Waits for its turn, and works within the budget of memory until the block ends."""
+        """Waits for its turn, and works within the budget of memory until the block ends.
+
+        event_bytes: What one event takes; None for its traits, decoded.
+        """
         metrics = self._metrics
         with ExitStack() as turn:
             with self._stage("wait"):
@@ -251,7 +259,9 @@ class MaterializationService:
                     projection.groups,
                     record_digests=record_digests,
                 )
-            amount = plan.stripe_bytes_at_most + plan.events_at_most * projection.event_bytes
+            if event_bytes is None:
+                event_bytes = projection.event_bytes
+            amount = plan.stripe_bytes_at_most + plan.events_at_most * event_bytes
             bytes_max = self._tenants.work_bytes_max(tenant)
             with self._stage("room"):
                 turn.enter_context(

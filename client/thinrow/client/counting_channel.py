@@ -1,4 +1,4 @@
-"""A channel to the online server whose answers are counted before they are decoded.
+"""A channel whose answers are counted before they are decoded.
 
 A column takes two bytes in a message and a hundred or more once protobuf has decoded it, so that
 the size of an answer alone does not bound its memory.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from thinrow import _native as native
 from thinrow.client.sizes import COLUMNS_MAX
 from thinrow.client.widen import require
-from thinrow.v1 import materialization_pb2
+from thinrow.v1 import materialization_pb2 as store
 from thinrow.v1 import online_pb2 as wire
 
 if TYPE_CHECKING:
@@ -27,11 +27,18 @@ MUTABLE = (
 )
 IMMUTABLE = (
     wire.SnapshotResponse.IMMUTABLE_FIELD_NUMBER,
-    materialization_pb2.MaterializeResponse.COLUMNS_FIELD_NUMBER,
+    store.MaterializeResponse.COLUMNS_FIELD_NUMBER,
 )
 ANSWERS = (wire.SnapshotStreamResponse.ANSWERS_FIELD_NUMBER,)
 RESPONSE = (*ANSWERS, wire.StreamedAnswer.RESPONSE_FIELD_NUMBER)
+GROUP_TRAITS = store.FeatureGroup.TRAITS_FIELD_NUMBER
+STORE_GROUPS = (store.DescribeStoreResponse.FEATURE_GROUPS_FIELD_NUMBER,)
+TIER_GROUPS = (wire.DescribeTierResponse.FEATURE_GROUPS_FIELD_NUMBER,)
+EVENTS = (store.InspectResponse.EVENTS_FIELD_NUMBER,)
 PATHS: dict[str, Sequence[tuple[int, ...]]] = {
+    "DescribeStore": (STORE_GROUPS, (*STORE_GROUPS, GROUP_TRAITS)),
+    "DescribeTier": (TIER_GROUPS, (*TIER_GROUPS, GROUP_TRAITS)),
+    "Inspect": (EVENTS, (*EVENTS, store.InspectedEvent.TRAITS_FIELD_NUMBER)),
     "Snapshot": (MUTABLE, IMMUTABLE),
     "SnapshotBatch": (MUTABLE, IMMUTABLE),
     "SnapshotStream": (ANSWERS, RESPONSE + MUTABLE, RESPONSE + IMMUTABLE),
@@ -40,8 +47,10 @@ PATHS: dict[str, Sequence[tuple[int, ...]]] = {
     ),
 }
 """Where the answers of each method have messages that repeat."""
-REQUESTS_MAX = 64
-"""Requests in one message of a stream, each with columns of its own in the answer."""
+PARTS_MAX = 64 * COLUMNS_MAX
+"""Limit on the parts of one answer: a stream's message answers 64 requests, each in columns."""
+VALUES_MAX = 1 << 22
+"""Limit on the values that Inspect shows."""
 
 
 class CountingChannel:
@@ -55,17 +64,18 @@ class CountingChannel:
         make = getattr(self._channel, kind)
 
         def call(method: str, *, response_deserializer: Callable[[bytes], Any], **rest: Any) -> Any:  # noqa: ANN401
-            paths = PATHS.get(method.rpartition("/")[2], ())
-            decode = counting(response_deserializer, paths)
+            name = method.rpartition("/")[2]
+            most = VALUES_MAX if name == "Inspect" else PARTS_MAX
+            decode = counting(response_deserializer, PATHS.get(name, ()), most)
             return make(method, response_deserializer=decode, **rest)
 
         return call
 
 
 def counting(
-    decode: Callable[[bytes], Any], paths: Sequence[tuple[int, ...]]
+    decode: Callable[[bytes], Any], paths: Sequence[tuple[int, ...]], most: int
 ) -> Callable[[bytes], Any]:
-    """Makes a deserializer that raises ThinRowError for more columns than any answer has."""
+    """Makes a deserializer that raises ThinRowError for more parts than any answer has."""
     if not paths:
         return decode
     listed = [list(path) for path in paths]
@@ -73,7 +83,7 @@ def counting(
     def counted(message: bytes) -> Any:  # noqa: ANN401
         for path in listed:
             count = native.count_fields(message, path)
-            require(count <= REQUESTS_MAX * COLUMNS_MAX, f"it has {count} columns")
+            require(count <= most, f"it has {count:,} parts")
         return decode(message)
 
     return counted
