@@ -167,6 +167,25 @@ def test_an_append_without_events_is_refused(world: World, tmp_path: Path) -> No
         assert not empty.refused and empty.appended == 0
 
 
+def test_refusals_name_what_the_protos_name(world: World, tmp_path: Path) -> None:
+    """Callers in other languages know neither Python's dtypes nor the numbers of types."""
+    with online(world, tmp_path) as client:
+        good = client.events([1], [START_TS], {"item_id": [5]}, [1])
+        other_type, without_time = online_pb2.EventBatch(), online_pb2.EventBatch()
+        other_type.CopyFrom(good)
+        for column in other_type.columns:
+            column.type = wire.TRAIT_TYPE_FLOAT16
+        without_time.user_ids[:] = good.user_ids
+        without_time.columns.extend(c for c in good.columns if c.trait != "event_ts")
+        messages = [online_pb2.AppendEventsRequest(events=b) for b in (other_type, without_time)]
+        first, second = (each.refused for each in client.stub.AppendEvents(iter(messages)))
+        assert "TRAIT_TYPE_FLOAT16" in first and "TRAIT_TYPE_INT64" in first
+        assert "lack event_ts" in second and "sparse" not in second
+        many = online_pb2.SnapshotStreamRequest(requests=[online_pb2.StreamedRequest()] * 65)
+        with pytest.raises(grpc.RpcError, match="65 requests"):
+            next(client.stub.SnapshotStream(iter([many])))
+
+
 def test_a_refused_append_is_not_called_the_servers_answer(world: World, tmp_path: Path) -> None:
     with online(world, tmp_path) as client:
         good = client.events([1], [START_TS], {"item_id": [5], "rating": [1]}, [1])

@@ -91,3 +91,17 @@ def test_grpcurl_describes_everything(served: list[str]) -> None:
     assert ran.returncode == 0, ran.stderr
     for service in services:
         assert f"{service} is a service" in ran.stdout
+
+
+@pytest.mark.parametrize("method", ["grpc.health.v1.Health.Check", "grpc.health.v1.Health.None"])
+def test_grpcurl_describes_a_method(served: list[str], method: str) -> None:
+    ran = subprocess.run(
+        [*GRPCURL, served[0], "describe", method],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    is_known = method.endswith("Check")
+    assert (ran.returncode == 0) is is_known, ran.stderr
+    assert ("is a method" in ran.stdout) is is_known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,17 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from thinrow import errors
 from thinrow.client import ClientConfig, Projection, connect
-from thinrow.errors import StoreLockedError, ThinRowError, UnavailableError
+from thinrow.errors import (
+    AnswerTooLargeError,
+    StoreLockedError,
+    ThinRowError,
+    TooManyCallsError,
+    UnavailableError,
+)
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 from thinrow.serving import Server, ServerConfig
+from thinrow.serving import server as serving
 from thinrow.serving.limits import RETRY_AFTER_MS
 from thinrow.serving.wire_errors import ERRORS, wire_error
 from thinrow.store.history import HistoryPlan
@@ -26,7 +34,7 @@ from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 from thinrow.v1.online_pb2_grpc import OnlineServiceStub
-from worlds import World, built_world, days, pointers_to
+from worlds import World, built_world, days, pointers_to, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,31 +209,93 @@ def test_grpc_does_not_retry_what_stays_refused(world: World) -> None:
         assert server.metrics.errors.labels("ANSWER_TOO_LARGE")._value.get() == 1
 
 
+class Cancelling(grpc.GenericRpcHandler):
+    """Cancels the first call, as gRPC's server does with calls that it has not looked at."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        def behave(__: bytes, context: grpc.ServicerContext) -> bytes:
+            self.calls += 1
+            if self.calls == 1:
+                context.cancel()
+            return wire.MaterializeResponse(generation=1).SerializeToString()
+
+        return grpc.unary_unary_rpc_method_handler(behave)
+
+
+@pytest.fixture
+def cancelling() -> Iterator[tuple[Cancelling, str]]:
+    handler = Cancelling()
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[handler])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield handler, f"127.0.0.1:{port}"
+    server.stop(0)
+
+
+def test_grpc_retries_a_call_that_its_server_cancelled(cancelling: tuple[Cancelling, str]) -> None:
+    handler, address = cancelling
+    with grpc.insecure_channel(address, RETRYING) as channel:
+        assert stub_of(channel).Materialize(REQUEST, timeout=WAIT_S).generation == 1
+    assert handler.calls == 2
+
+
 # The client of this project.
 
 
-def test_a_call_that_crosses_a_goaway_may_be_made_again() -> None:
-    """gRPC's server cancels it without having looked at it."""
-    cancelled = threading.Event()
-
-    class Cancelling(grpc.GenericRpcHandler):
-        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
-            def behave(__: bytes, context: grpc.ServicerContext) -> bytes:
-                cancelled.set()
-                context.cancel()
-                return b""
-
-            return grpc.unary_unary_rpc_method_handler(behave)
-
-    from concurrent.futures import ThreadPoolExecutor
-
-    server = grpc.server(ThreadPoolExecutor(2), handlers=[Cancelling()])
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
+def test_a_call_that_its_server_cancelled_may_be_made_again(
+    cancelling: tuple[Cancelling, str],
+) -> None:
+    handler, address = cancelling
     with (
-        connect(f"127.0.0.1:{port}", ClientConfig(retry_deadline_s=0)) as client,
+        connect(address, ClientConfig(retry_deadline_s=0)) as client,
         pytest.raises(UnavailableError),
     ):
         client.materialize(pointers_to(days(3)), Projection())
-    assert cancelled.is_set()
-    server.stop(0)
+    assert handler.calls == 1
+
+
+def test_a_refusal_by_grpc_itself_may_be_made_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond its limit of concurrent calls gRPC's server gives no name and no hint."""
+    options = config(world)
+    threads = options.calls_max + options.streams_max + serving.OPENING_MAX + serving.SPARE_THREADS
+    monkeypatch.setattr(serving, "HELD_MAX", 1 - threads - serving.UTILITY_THREADS)
+    ended = threading.Event()
+
+    def messages() -> Iterator[wire.MaterializeStreamRequest]:
+        yield wire.MaterializeStreamRequest(request=REQUEST)
+        ended.wait(WAIT_S)
+
+    with Server(options) as server, grpc.insecure_channel(server.address) as channel:
+        held = stub_of(channel).MaterializeStream(messages())
+        next(held)
+        with (
+            connect(server.address, ClientConfig(retry_deadline_s=0)) as client,
+            pytest.raises(TooManyCallsError, match="Concurrent RPC limit") as caught,
+        ):
+            client.materialize(pointers_to(days(3)), Projection())
+        assert caught.value.retry_after_ms == 0
+        ended.set()
+
+
+def test_an_answer_beyond_the_clients_own_limit_comes_in_parts(world: World) -> None:
+    pointers, projection = pointers_to(days(3)), Projection()
+    with Server(config(world)) as server:
+        with grpc.insecure_channel(server.address) as channel:
+            request = wire.MaterializeRequest(user_ids=pointers.user_ids, end_ts=pointers.end_ts)
+            limit_bytes = stub_of(channel).Materialize(request).ByteSize() - 1
+        with connect(server.address) as client:
+            whole = client.materialize(pointers, projection)
+        with connect(server.address, ClientConfig(response_bytes_max=limit_bytes)) as client:
+            parts = client.materialize(pointers, projection)
+        assert parts.offsets.tolist() == whole.offsets.tolist()
+        assert shown(parts) == shown(whole)
+        with (
+            connect(server.address, ClientConfig(response_bytes_max=10)) as client,
+            pytest.raises(AnswerTooLargeError, match="larger than max"),
+        ):
+            client.materialize(pointers, projection)

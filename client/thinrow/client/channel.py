@@ -83,6 +83,11 @@ ERRORS_BY_CODE: dict[grpc.StatusCode, type[ThinRowError]] = {
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.UNIMPLEMENTED: RequestError,
 }
+ERRORS_OF_GRPC: dict[str, type[ThinRowError]] = {
+    "Concurrent RPC limit exceeded": TooManyCallsError,
+    "CLIENT: Received message larger than max": AnswerTooLargeError,
+}
+"""Errors by the text that gRPC gives them. All have the code RESOURCE_EXHAUSTED and no name."""
 
 
 class Channels:
@@ -324,6 +329,8 @@ def translate(error: grpc.RpcError, targets: tuple[str, ...]) -> ThinRowError:
     kind = ERRORS_BY_NAME.get(
         str(metadata.get("thinrow-error")), ERRORS_BY_CODE.get(code, ThinRowError)
     )
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "thinrow-error" not in metadata:
+        kind = next((ERRORS_OF_GRPC[text] for text in ERRORS_OF_GRPC if text in details), kind)
     if kind is UnavailableError:
         return UnavailableError(
             f"No server answered at {where} ({details}); check the address, and that "
@@ -337,6 +344,7 @@ def translate(error: grpc.RpcError, targets: tuple[str, ...]) -> ThinRowError:
         return ThinRowError(f"The call to {where} failed with {code.name}: {details}")
     failure = kind(details)
     if isinstance(failure, TooManyCallsError):
-        hint = str(metadata.get("retry-after-ms", ""))
+        # Without a name the refusal is gRPC's, which gives no hint.
+        hint = str(metadata.get("retry-after-ms", "" if "thinrow-error" in metadata else "0"))
         failure.retry_after_ms = min(int(hint), RETRY_AFTER_MS_MAX) if hint.isdecimal() else None
     return failure

@@ -102,7 +102,8 @@ def require_own_width(message: wire.Column) -> None:
     size = dtype.itemsize
     for base, width in zip(message.bases, message.widths, strict=True):
         wrong = width > size or (dtype.kind == "f" and width not in (0, size))
-        require(not wrong, f"{message.trait} has words of {width} bytes, but {dtype} has {size}")
+        label = wire.TraitType.Name(message.type)
+        require(not wrong, f"{message.trait} has words of {width} bytes, but {label} has {size}")
         # Words of 8 bytes wrap round by contract; narrower ones have room to be checked.
         if size == 8 or message.type == wire.TRAIT_TYPE_STRING:
             continue

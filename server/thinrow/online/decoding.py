@@ -6,7 +6,7 @@ that the size of a request alone does not bound its memory.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from thinrow import _native
 from thinrow.errors import RequestError
@@ -28,6 +28,11 @@ def request_decoder(
     deserializer that raises one.
     """
 
+    descriptor: Any = kind.DESCRIPTOR
+    for number in path:
+        field = descriptor.fields_by_number[number]
+        descriptor = field.message_type
+
     def decode(message: bytes) -> M | RequestError:
         try:
             count = _native.count_fields(message, list(path))
@@ -35,8 +40,8 @@ def request_decoder(
             return RequestError(f"The bytes sent are no {kind.DESCRIPTOR.name}.")
         if count > most:
             return RequestError(
-                f"A {kind.DESCRIPTOR.name} has {count} parts; this server takes {most}, so send "
-                f"several."
+                f"A {kind.DESCRIPTOR.name} has {count} {field.name}; this server takes {most}, so "
+                f"send several messages."
             )
         return kind.FromString(message)
 

@@ -11,12 +11,12 @@ from thinrow.client.pointers import MutableColumn
 from thinrow.client.widen import VALUE_DTYPES
 from thinrow.errors import RequestError
 from thinrow.schema import EVENT_ID, EVENT_TS, Schema, Trait, TraitType
+from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
-    from thinrow.v1 import materialization_pb2 as wire
 
     Columns = Mapping[str, MutableColumn]
 
@@ -82,8 +82,9 @@ class RecordFormat:
             trait = self._known(column.trait)
             if (column.type, column.vector_size) != (trait.type.value, trait.size):
                 raise RequestError(
-                    f"{trait.name} comes as type {column.type}, {column.vector_size} each; the "
-                    f"schema says {trait.type.label} ({trait.type.value}), {trait.size} each."
+                    f"{trait.name} comes as {type_name(column.type)} with vector_size "
+                    f"{column.vector_size}; the schema says {type_name(trait.type.value)} with "
+                    f"vector_size {trait.size}."
                 )
 
     def check_size(self, given: Columns, events: int, bytes_max: int) -> None:
@@ -221,11 +222,19 @@ def _checked(trait: Trait, column: MutableColumn | None, events: int) -> Mutable
         values[~present] = trait.default
         return MutableColumn(values)
     if not trait.nullable and not present.all():
+        remedy = "add it"
+        if trait is not EVENT_TS:
+            remedy += ", or give the trait sparse = true or a default in the schema"
         raise RequestError(
-            f"{events - int(present.sum())} events lack {trait.name}, which every event needs; add "
-            f"it, or give the trait sparse = true or a default in the schema."
+            f"{events - int(present.sum())} events lack {trait.name}, which every event needs; "
+            f"{remedy}."
         )
     return MutableColumn(values, present)
+
+
+def type_name(number: int) -> str:
+    """Returns the name of a TraitType in the protos, or the number if it has none."""
+    return wire.TraitType.Name(number) if number in wire.TraitType.values() else str(number)
 
 
 def _present(flags: NDArray[np.uint8]) -> NDArray[np.bool_] | None:

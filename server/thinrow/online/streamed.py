@@ -63,7 +63,9 @@ class StreamedSnapshots:
         timeout_s = asked.deadline_ms / 1000 if asked.deadline_ms else None
         try:
             if not asked.HasField("request"):
-                raise RequestError(f"The part with cursor {asked.cursor} has no request; set it.")
+                raise RequestError(
+                    f"The StreamedRequest with cursor {asked.cursor} has no request; set it."
+                )
             response = self._snapshots.take([request.user_id], request, timeout_s)
         except ThinRowError as error:
             return self._refused(asked, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import grpc
@@ -21,6 +22,17 @@ STABLE = ALPHA.replace("v1alpha", "v1")
 """Both have the same messages; grpcio-reflection serves the first alone."""
 
 
+class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]
+    """Finds methods by their names, too, as the protocol says; the library finds none."""
+
+    def _file_containing_symbol(
+        self, request: reflection_pb2.ServerReflectionRequest, name: str
+    ) -> reflection_pb2.ServerReflectionResponse:
+        with suppress(KeyError):
+            name = self._pool.FindMethodByName(name).containing_service.full_name
+        return super()._file_containing_symbol(request, name)
+
+
 def add_reflection(server: grpc.Server, services: Iterable[str]) -> None:
     """Serves reflection of services, by full name, of itself, and of the details of errors."""
     services = (*services, ALPHA)
@@ -29,7 +41,7 @@ def add_reflection(server: grpc.Server, services: Iterable[str]) -> None:
         _add_with_imports(pool, Default().FindFileContainingSymbol(name))
     _add_with_imports(pool, error_details_pb2.DESCRIPTOR)
     pool.Add(_stable_file())
-    servicer = reflection.ReflectionServicer((*services, STABLE), pool=pool)
+    servicer = _Reflection((*services, STABLE), pool=pool)
     method = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         reflection_pb2.ServerReflectionRequest.FromString,

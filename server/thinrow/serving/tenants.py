@@ -82,7 +82,8 @@ class Tenants:
         carried = str(dict(metadata).get("authorization", ""))
         if not carried.startswith(BEARER):
             raise UnauthenticatedError(
-                "This server wants a token; give ClientConfig(token=…) the one made for you."
+                "This server wants a token; send it as `authorization: Bearer …`, in ThinRow's "
+                "client with ClientConfig(token=…)."
             )
         asked = sha256(carried.removeprefix(BEARER))
         found = None
