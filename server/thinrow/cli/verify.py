@@ -291,17 +291,25 @@ def _aligned(
         # A store keeps milliseconds, as slim rounds times down to them.
         times = times_ms(path, pa.chunked_array([theirs_flat]), trait, unit=unit, nullable=True)
         return one_chunk(times), ours_flat
-    return _rounded(theirs_flat, ours_flat.type), ours_flat
+    return rounded(theirs_flat, ours_flat.type), ours_flat
 
 
-def _rounded(theirs: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Wider floats, and vectors of them, as the store's type, which slim would round them to."""
+def rounded(theirs: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Rounds wider floats, and vectors of them, to the store's type, as slim would.
+
+    Numbers that would be infinite there stay as they are, and so differ.
+    """
     if pa.types.is_floating(kind) and pa.types.is_floating(theirs.type):
-        return theirs.cast(kind, safe=False)
+        narrow = theirs.cast(kind, safe=False).cast(theirs.type)
+        fits = pc.or_kleene(pc.is_finite(narrow), pc.invert(pc.is_finite(theirs)))
+        return pc.if_else(fits, narrow, theirs)
     if pa.types.is_fixed_size_list(kind) and is_list(theirs.type):
         inner = theirs.type.value_type
         if pa.types.is_floating(inner) and inner != kind.value_type:
-            return theirs.cast(pa.large_list(kind.value_type), safe=False)
+            lists = theirs.cast(pa.large_list(inner))
+            values = rounded(lists.values, kind.value_type)
+            null = lists.is_null() if lists.null_count else None
+            return pa.LargeListArray.from_arrays(lists.offsets, values, mask=null)
     return theirs
 
 

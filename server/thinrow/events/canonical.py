@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1 << 18
 ID_COLUMNS = ("user_id", "event_ts", "arrival_ts", "event_id")
+SAME_BITS = (
+    "; write the same bits as int64 in every table: Polars "
+    "pl.col('{name}').reinterpret(signed=True), DuckDB {name}::BIT::BIGINT, pandas "
+    ".astype('int64')"
+)
+"""Advice for hashes of 64 bits."""
 FINER_NS = "event_ts:ns"
 """The part of ``event_ts`` finer than a millisecond, int32 ns. It orders the events of one
 generation or snapshot among themselves and is not stored. No trait can have this name."""
@@ -150,10 +156,12 @@ def _fitted(
         reason = first_line(error)
         remedy = ""
         if pa.types.is_uint64(column.type) and pa.types.is_int64(kind):
-            remedy = "; write hashes of 64 bits as int64 of the same bits"
+            remedy = SAME_BITS.format(name=name)
         raise InputError(f"{path}: {name} does not fit into {kind}: {reason}{remedy}.") from error
     if pa.types.is_floating(kind):
         _refuse_overflow(path, column, fitted, name)
+        if pa.types.is_integer(column.type):
+            _refuse_other_integers(path, column, fitted, name)
     return fitted
 
 
@@ -170,6 +178,19 @@ def _refuse_overflow(
         raise InputError(
             f"{path}: {name} does not fit into {fitted.type}: {value} is too large; give the trait "
             f"a wider type, or clip its values."
+        )
+
+
+def _refuse_other_integers(
+    path: AnyFile, column: pa.ChunkedArray, fitted: pa.ChunkedArray, name: str
+) -> None:
+    """Refuses integers that a float rounds, which Arrow casts silently to float16."""
+    changed = pc.not_equal(fitted.cast(pa.float64()), column.cast(pa.float64()))
+    if pc.any(changed).as_py():
+        value = column.filter(changed)[0]
+        raise InputError(
+            f"{path}: {name} does not fit into {fitted.type}: {value} would be rounded; give the "
+            f"trait a wider type."
         )
 
 
