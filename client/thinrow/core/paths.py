@@ -21,9 +21,10 @@ from thinrow.errors import InputError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["AnyFile", "DataFile", "Named", "data_files", "located"]
+__all__ = ["SUFFIXES", "AnyFile", "DataFile", "Named", "data_files", "located"]
 
 SUFFIXES = (".parquet", ".parq", ".pq")
+"""Extensions of Parquet files."""
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 NAMES_SHOWN = 3
 INTEGER = re.compile(r"[+-]?\d{1,18}")

@@ -133,7 +133,7 @@ def compact_command(
         ),
     ] = None,
     erase: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="USERS",
             help="Erase these users: Parquet with user_id, or a text file with one id a line.",

@@ -17,17 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 from thinrow.compaction.shard import PreviousShard, ShardCounts, ShardTask, write_shard
-from thinrow.core.io_errors import failure_reason
-from thinrow.core.parquet import open_parquet
+from thinrow.compaction.users import read_user_ids
 from thinrow.core.paths import data_files
 from thinrow.errors import (
-    InputError,
     StoreCorruptError,
     UsageError,
 )
 from thinrow.events.canonical import (
     ignored_columns,
-    user_ids,
 )
 from thinrow.events.exported import check_exports
 from thinrow.events.order import planned_cuts
@@ -98,8 +95,8 @@ class CompactionConfig:
     """How far before the last watermark duplicates are looked for in stored histories."""
     lookback_ms: int | None = None
     """Drops events older than this before the watermark; None keeps all."""
-    erase_users: Path | None = None
-    """Users to erase: Parquet with user_id, or a text file with one id a line."""
+    erase_users: str | Path | None = None
+    """Users to erase: see `read_user_ids`."""
     accept_late: bool = False
     """Takes events from before the last watermark as arriving at it, instead of skipping them."""
     keep: int | None = None
@@ -355,32 +352,6 @@ def _shard_count(config: CompactionConfig, previous: Generation | None) -> int:
             f"The store has {len(previous.shards)} shards and keeps them; leave --shards out."
         )
     return len(previous.shards)
-
-
-def read_user_ids(path: Path | None) -> NDArray[np.int64]:
-    """User ids of a Parquet file with user_id, or of a text file with one a line.
-
-    Raises:
-        InputError: names the file and what is wrong in it.
-    """
-    if path is None:
-        return np.empty(0, dtype=np.int64)
-    if path.suffix == ".parquet":
-        file = open_parquet(path)
-        if "user_id" not in file.schema_arrow.names:
-            raise InputError(f"{path} has no column user_id; it names the users to erase.")
-        column = file.read(["user_id"]).column("user_id")
-        return np.asarray(user_ids(path, column), dtype=np.int64)
-    try:
-        lines = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"Cannot read the users to erase from {path}: {failure_reason(error)}."
-        ) from error
-    try:
-        return np.array([int(line) for line in lines], dtype=np.int64)
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{path} is not a list of user ids, one a line: {error}.") from error
 
 
 def _previous_shard(previous: Generation | None, number: int) -> PreviousShard | None:
