@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from thinrow.cli.sample_data import requests_every
 from thinrow.schema import parse_schema
-from worlds import DAY_MS, running_server, thinrow
+from worlds import DAY_MS, REPEATS, running_server, thinrow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,11 +19,17 @@ if TYPE_CHECKING:
 
     from thinrow.cli.sample_data import SampleData
 
+
+def users_every(count: int) -> int:
+    """One user of so many; THINROW_EXAMPLES divides, so that long runs try more users."""
+    return max(1, count // REPEATS)
+
+
 CASES: list[tuple[str, Callable[[], SampleData], int, int]] = [
     # name, events, one user of so many, every so many events a request
-    ("movielens", datasets.movielens_100k, 1, 10),
-    ("mathoverflow", datasets.mathoverflow, 1, 40),
-    ("completejourney", datasets.complete_journey, 40, 20),
+    ("movielens", datasets.movielens_100k, users_every(5), 10),
+    ("mathoverflow", datasets.mathoverflow, users_every(8), 20),
+    ("completejourney", datasets.complete_journey, users_every(160), 20),
 ]
 
 
@@ -58,16 +64,16 @@ def with_late_and_early(events: pl.DataFrame) -> pl.DataFrame:
     ).sample(fraction=1.0, shuffle=True, seed=1)
 
 
-@pytest.mark.parametrize(("name", "load", "users_every", "every"), CASES, ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(("name", "load", "one_user_in", "every"), CASES, ids=[c[0] for c in CASES])
 def test_every_event_of_every_request(
     name: str,
     load: Callable[[], SampleData],
-    users_every: int,
+    one_user_in: int,
     every: int,
     tmp_path: Path,
 ) -> None:
     sample = load()
-    chosen = sample.events.filter(pl.col("user_id") % users_every == 0)
+    chosen = sample.events.filter(pl.col("user_id") % one_user_in == 0)
     requests = requests_every(chosen, every)
     events = with_late_and_early(chosen)
     schema = oracle_schema(sample.schema)

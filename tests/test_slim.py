@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from oracle import Entry
     from thinrow.events.times import TimeUnit
 
+STEPS = Path(__file__).with_name("faults") / "steps.py"
 SCHEMA = '[item]\nitem_id = { type = "int64", key = true }\n'
 
 AS_THEY_STAND = FatLayout(order="arrival", padding="none")
@@ -498,37 +498,43 @@ def test_real_fat_rows_through_the_commands(tmp_path: Path) -> None:
     assert thin < fat.stat().st_size / 3
 
 
-def test_killed_at_any_moment(tmp_path: Path) -> None:
+def test_killed_at_its_steps(tmp_path: Path) -> None:
+    """By its own hand, two runs of each round, the second on what the first left."""
     rng = random.Random(5)
-    fat = journey_fat_rows(tmp_path, 20)
+    fat = journey_fat_rows(tmp_path, 120)
     script = (
-        "import sys; from unittest import mock; from thinrow.cli.entry import main\n"
-        "with mock.patch('thinrow.migration.slim.PARTITION_EVENTS', 50_000), "
-        "mock.patch('thinrow.migration.fat.PIECE_EVENTS', 100_000): main()"
+        "import runpy, sys; from unittest import mock; sys.argv.pop(0)\n"
+        "with mock.patch('thinrow.migration.slim.PARTITION_EVENTS', 8_000), "
+        "mock.patch('thinrow.migration.fat.PIECE_EVENTS', 16_000): runpy.run_path(sys.argv[0])"
     )
-    command = [sys.executable, "-c", script, *slim_command(tmp_path, fat)[3:]]
-    start_s = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    work_s = time.monotonic() - start_s
+
+    def run(step: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", script, str(STEPS), str(step), str(tmp_path)]
+        command += slim_command(tmp_path, fat)[len(THINROW) :]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    whole = run(0)
+    [counted] = re.findall(r"steps: (\d+)", whole.stderr)
+    steps = int(counted)
     outputs = [tmp_path / "events.parquet", tmp_path / "rows.parquet"]
     expected = [path.read_bytes() for path in outputs]
     scratch = tmp_path / ".rows.parquet-slim"
-    went_on = 0
-    for _ in range(6 * REPEATS):
+    killed = went_on = 0
+    rounds = 2 * REPEATS
+    for number in range(rounds):
         for path in outputs:
             path.unlink(missing_ok=True)
-        for attempt in range(100):
-            with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-                # Later each time, for a run that finds nothing to do still takes its time.
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(rng.uniform(0.5, 0.8 + attempt / 10) * work_s)
-                process.kill()
-            if process.wait() == 0:
-                break
-            went_on += any(scratch.glob("piece-??????"))
-        assert process.returncode == 0
+        # Every part of the work has its turn; a run that goes on has fewer steps to take.
+        first = round(steps * (number + rng.random()) / rounds)
+        for step in (max(1, first), rng.randint(1, steps)):
+            if run(step).returncode == -signal.SIGKILL:
+                killed += 1
+                went_on += any(scratch.glob("piece-??????"))
+        ended = run(0)
+        assert ended.returncode == 0, ended.stderr
         assert [path.read_bytes() for path in outputs] == expected
         assert not scratch.exists()
+    assert killed >= rounds
     assert went_on, "no run was killed in the middle of its work"
 
 

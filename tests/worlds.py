@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 DAY_MS = 86_400_000
 START_TS = 19_675 * DAY_MS
-REPEATS = int(os.environ.get("THINROW_EXAMPLES", "1"))
+REPEATS = max(1, round(float(os.environ.get("THINROW_EXAMPLES", "1"))))
 THINROW = (sys.executable, "-m", "thinrow.cli.entry")
 SCHEMA = """
 [item]
