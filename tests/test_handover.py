@@ -486,7 +486,7 @@ def test_killed_between_and_within_the_steps(tmp_path: Path, seed: int) -> None:
                 until_killed()
             kill.join()
             online.counts["kills"] += 1
-        assert not list(tmp_path.glob("*.part"))
+        assert not list(tmp_path.glob(".export-*"))
         if number % 2 == 0:
             online.publish()
         if len(online.generations) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,9 @@ def test_scratch_of_killed_runs_is_removed_and_no_other(tmp_path: Path) -> None:
         (folder / "events").mkdir()
         (folder / "events" / "0000.arrow").write_bytes(b"x")
     (left / "THINROW_SCRATCH").touch()
-    with scratch_beside(output) as first, scratch_beside(output) as second:
+    other = shutil.copytree(left, tmp_path / ".yesterday.parquet-abcd")
+    with scratch_beside(output) as first, scratch_beside(tmp_path / "b.parquet") as second:
+        assert not other.exists()
         assert first != second and first.exists() and modes(first) == {"0o700", "0o600"}
         assert not left.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [theirs.name]

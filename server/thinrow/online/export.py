@@ -13,6 +13,7 @@ from thinrow.client.pointers import MutableColumn
 from thinrow.client.widen import VALUE_DTYPES
 from thinrow.errors import ThinRowError
 from thinrow.events.exported import EARLIEST_TS, Span
+from thinrow.store.scratch import scratch_beside
 from thinrow.store.shard import fsync, storage_error
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2
@@ -42,8 +43,8 @@ def export_events(
 ) -> ExportReport:
     """Seals a watermark and writes every event that arrived before to a Parquet file.
 
-    Killed, it leaves no file of that name; run again, it writes the same. `progress` is told the
-    events so far.
+    Killed, it leaves no file of that name, and the next export into that folder removes its
+    scratch; run again, it writes the same. `progress` gets the number of events so far.
 
     Raises:
         RequestError: the watermark lies ahead of the tier's clock, or the start is forgotten.
@@ -51,25 +52,24 @@ def export_events(
     """
     request = online_pb2.ExportEventsRequest(watermark_ts=watermark_ts, from_ts=from_ts)
     schema = _schema(client.traits.values())
-    partial = path.with_name(path.name + ".part")
     events, start_ts = 0, -1
     try:
-        with pq.ParquetWriter(partial, schema) as writer:
-            for answer in client.export(request):
-                start_ts = answer.from_ts
-                count = len(answer.events.user_ids)
-                if count:
-                    writer.write_batch(_record_batch(answer, schema))
-                events += count
-                progress(events)
-            Span(start_ts, watermark_ts, path).mark(writer)
-        fsync(partial)
-        partial.replace(path)
-        fsync(path.parent)
+        with scratch_beside(path) as scratch:
+            partial = scratch / path.name
+            with pq.ParquetWriter(partial, schema) as writer:
+                for answer in client.export(request):
+                    start_ts = answer.from_ts
+                    count = len(answer.events.user_ids)
+                    if count:
+                        writer.write_batch(_record_batch(answer, schema))
+                    events += count
+                    progress(events)
+                Span(start_ts, watermark_ts, path).mark(writer)
+            fsync(partial)
+            partial.replace(path)
+            fsync(path.parent)
     except (OSError, pa.ArrowException) as error:
         raise storage_error(error, path) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return ExportReport(events=events, from_ts=None if start_ts == EARLIEST_TS else start_ts)
 
 

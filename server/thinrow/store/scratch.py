@@ -1,4 +1,4 @@
-"""Scratch folders beside an output file; what killed runs left there is removed by the next run."""
+"""Scratch folders beside an output file; the next run beside it removes what killed runs left."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ __all__ = ["scratch_beside"]
 
 _MARK = "THINROW_SCRATCH"
 """Shows that a run of ThinRow made the folder; locked while that run goes on."""
+_NEW = ".new"
+"""Ends the mark's name until it is locked, so that no other run takes the folder for a leftover."""
 
 
 @contextmanager
@@ -28,13 +30,14 @@ def scratch_beside(output: Path) -> Iterator[Path]:
     Raises:
         OSError: The folder cannot be made.
     """
-    prefix = f".{output.name}-"
     make_folder(output.parent)
-    _remove_leftovers(output.parent, prefix)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=output.parent))
-    mark = os.open(folder / _MARK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, file_mode())
+    _remove_leftovers(output.parent)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    new = folder / (_MARK + _NEW)
+    mark = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, file_mode())
     try:
         fcntl.flock(mark, fcntl.LOCK_EX)
+        new.rename(folder / _MARK)
         yield folder
     finally:
         with suppress(OSError):
@@ -42,9 +45,10 @@ def scratch_beside(output: Path) -> Iterator[Path]:
         os.close(mark)
 
 
-def _remove_leftovers(parent: Path, prefix: str) -> None:
-    for folder in parent.iterdir():
-        if not folder.name.startswith(prefix) or folder.is_symlink() or not folder.is_dir():
+def _remove_leftovers(parent: Path) -> None:
+    """Removes what killed runs left, whatever their output: it may hold users erased since."""
+    for folder in list(parent.iterdir()):
+        if not folder.name.startswith(".") or folder.is_symlink() or not folder.is_dir():
             continue
         with suppress(FileNotFoundError, BlockingIOError):  # not ours, or in use
             mark = os.open(folder / _MARK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
