@@ -10,22 +10,33 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from logged import config_in
 from thinrow.cli.connecting import Access
+from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.client.credentials import tls_credentials
 from thinrow.client.logger import ThinRowLogger
 from thinrow.compaction.compact import read_user_ids
-from thinrow.errors import InputError, JournalError, StoreCorruptError, StoreError, ThinRowError
+from thinrow.errors import (
+    InputError,
+    JournalError,
+    StoreCorruptError,
+    StoreError,
+    StoreUnavailableError,
+    ThinRowError,
+)
 from thinrow.events.canonical import open_parquet
 from thinrow.schema import read_schema
+from thinrow.serving import Server, ServerConfig
 from thinrow.serving.config import read_tenants
 from thinrow.store.generation import Generation
 from thinrow.store.generations import highest_number
-from thinrow.store.shard import storage_error
-from worlds import World, built_world, store_files
+from thinrow.store.shard import Shard, storage_error
+from worlds import World, as_of, built_world, store_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+TEMPORARY = (errno.EMFILE, errno.ENFILE, errno.ESTALE)
+"""Another replica may be able to read what this one cannot."""
 NUMBERS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE)
 
 
@@ -42,7 +53,7 @@ def test_what_the_system_refuses_is_not_damage(number: int, tmp_path: Path) -> N
         Exception(f"IO error: While open a file for random read: {tmp_path}/1.sst: {reason}"),
     ):
         told = storage_error(error, tmp_path)
-        assert type(told) is StoreError
+        assert type(told) is (StoreUnavailableError if number in TEMPORARY else StoreError)
         assert reason in str(told)
         assert str(tmp_path) in str(told)
         assert "try again" in str(told)
@@ -71,7 +82,7 @@ def test_a_store_that_cannot_be_read_for_now(
         monkeypatch.setattr(type(world.store), "open", refusing)
         with pytest.raises(StoreError, match=os.strerror(number)) as refused:
             Generation.open_current(world.store)
-        assert type(refused.value) is StoreError
+        assert type(refused.value) is (StoreUnavailableError if number in TEMPORARY else StoreError)
         assert name in str(refused.value)
         monkeypatch.undo()
     Generation.open_current(world.store).close()
@@ -145,3 +156,36 @@ def test_errors_without_a_text_have_a_name(tmp_path: Path) -> None:
     assert str(storage_error(MemoryError(), tmp_path)) == (
         f"Storage failed at {tmp_path}: MemoryError."
     )
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE])
+def test_clients_leave_a_replica_that_cannot_read_for_now(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Calls and streams alike; each answer comes from the replica that can."""
+    real: Any = Shard.get
+    config = ServerConfig(store=world.store, listen="127.0.0.1:0", metrics=None)
+    refused: list[int] = []
+
+    def refusing(shard: Shard, *arguments: Any) -> Any:  # noqa: ANN401
+        if not refused:
+            refused.append(number)
+            raise storage_error(OSError(number, os.strerror(number)), shard.path)
+        return real(shard, *arguments)
+
+    def of(*user_ids: int) -> Pointers:
+        return Pointers(user_ids=user_ids, end_ts=[as_of(3)] * len(user_ids))
+
+    monkeypatch.setattr(Shard, "get", refusing)
+    with (
+        Server(config) as one,
+        Server(config) as other,
+        connect([one.address, other.address], ClientConfig(backoff_max_s=0.1)) as client,
+    ):
+        called = client.materialize(of(1, 2), Projection()).to_lists("item_id")
+        assert (refused, client._channels.current) == ([number], 1)
+        refused.clear()
+        [streamed] = client.stream([of(3, 4, 5)], Projection())
+        assert (refused, client._channels.current) == ([number], 0)
+        everything = client.materialize(of(1, 2, 3, 4, 5), Projection()).to_lists("item_id")
+        assert called + streamed.to_lists("item_id") == everything

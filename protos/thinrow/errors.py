@@ -15,6 +15,7 @@
     │   ├── StoreMissingError       no published generation there
     │   ├── StoreLockedError        another compaction is running
     │   ├── StoreFullError          the disk is full
+    │   ├── StoreUnavailableError   not readable for now: files, memory or a mount are missing
     │   └── StoreCorruptError       a file is missing or failed its checksum; names the file
     ├── StatusError                 an example has a status that the loader's policy fails on
     ├── LoggerFullError             a bound of the thin-row logger is reached; nothing was taken
@@ -44,6 +45,7 @@ __all__ = [
     "StoreFullError",
     "StoreLockedError",
     "StoreMissingError",
+    "StoreUnavailableError",
     "TenantLimitError",
     "ThinRowError",
     "TooManyCallsError",
@@ -136,6 +138,13 @@ class StoreLockedError(StoreError):
 
 class StoreFullError(StoreError):
     """The disk filled up; what was published before still serves."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store cannot be read for now: this process lacks open files or memory, or the mount went
+    away; another replica may read it."""
+
+    name = "STORE_UNAVAILABLE"
 
 
 class StoreCorruptError(StoreError):

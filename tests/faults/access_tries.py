@@ -19,9 +19,10 @@ TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 from small_store import Outcomes, all_files, asked_of, small_world  # noqa: E402
-from thinrow.errors import StoreError  # noqa: E402
+from thinrow.errors import StoreError, StoreUnavailableError  # noqa: E402
 
 OPENS, READS = 0, 1
+TEMPORARY = (errno.EMFILE, errno.ENFILE, errno.ESTALE)
 REFUSALS = (
     (errno.EACCES, OPENS),
     (errno.EMFILE, OPENS),
@@ -56,7 +57,8 @@ def is_named(error: StoreError, path: Path, number: int) -> bool:
     """Returns whether an error names the reason and the file or its shard, and is no damage."""
     text = str(error)
     named = path.name in text or str(path.parent) in text
-    return type(error) is StoreError and os.strerror(number) in text and named
+    kind = StoreUnavailableError if number in TEMPORARY else StoreError
+    return type(error) is kind and os.strerror(number) in text and named
 
 
 if __name__ == "__main__":

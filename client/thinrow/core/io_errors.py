@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-__all__ = ["access_failure", "failure_reason", "first_line"]
+__all__ = ["access_failure", "failure_reason", "first_line", "is_temporary"]
 
 _FILES = "raise the limit of open files (ulimit -n), and try again"
 _PERMISSION = "give this process's user the permission, and try again"
@@ -21,18 +21,30 @@ REMEDIES = {
 }
 
 
-def access_failure(error: Exception) -> str | None:
-    """Returns the reason and the remedy of an error of access; None for one of the content.
+TEMPORARY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE})
+"""Refusals that end when other work does, or that another machine does not meet."""
 
-    RocksDB and Arrow quote the operating system's words where they keep no number.
-    """
+
+def access_failure(error: Exception) -> str | None:
+    """Returns the reason and the remedy of an error of access; None for one of the content."""
+    number = _number(error)
+    if number not in REMEDIES:
+        return None
+    return f"{os.strerror(number)}; {REMEDIES[number]}"
+
+
+def is_temporary(error: Exception) -> bool:
+    """Returns whether the same access may succeed later, or elsewhere."""
+    return _number(error) in TEMPORARY
+
+
+def _number(error: Exception) -> int | None:
+    """Returns the errno; RocksDB and Arrow quote the system's words where they keep no number."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None and not str(error).startswith("Corruption"):
         quoted = [each for each in REMEDIES if os.strerror(each) in str(error)]
         number = max(quoted, key=lambda each: len(os.strerror(each)), default=None)
-    if number not in REMEDIES:
-        return None
-    return f"{os.strerror(number)}; {REMEDIES[number]}"
+    return number
 
 
 def failure_reason(error: Exception) -> str:

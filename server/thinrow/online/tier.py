@@ -29,7 +29,13 @@ import numpy as np
 from rocksdict import Rdict, ReadOptions, WriteBatch
 from thinrow import _native
 from thinrow.core.permissions import make_folder
-from thinrow.errors import AnswerTooLargeError, RequestError, StoreError, StoreLockedError
+from thinrow.errors import (
+    AnswerTooLargeError,
+    RequestError,
+    StoreError,
+    StoreLockedError,
+    StoreUnavailableError,
+)
 from thinrow.online.clock import HybridClock, Wall, wall_ts
 from thinrow.online.database import WriteAheadLog, options
 from thinrow.online.purge import EVERYTHING, Range, rewrite_files
@@ -509,8 +515,11 @@ class MutableTier:
         try:
             yield
         except Exception as error:
-            self._failed = storage_error(error, self._config.folder)
-            raise self._failed from error
+            failure = storage_error(error, self._config.folder)
+            if isinstance(failure, StoreUnavailableError):
+                failure = StoreError(str(failure))  # it stays until the next start
+            self._failed = failure
+            raise failure from error
 
     # Events out
 

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
-from thinrow.core.io_errors import access_failure, first_line
+from thinrow.core.io_errors import access_failure, first_line, is_temporary
 from thinrow.core.permissions import file_mode
-from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
+from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError, StoreUnavailableError
 from thinrow.schema import Schema
 from thinrow.store.shard import fsync
 
@@ -191,7 +191,8 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 def _unreadable(path: Path, error: Exception) -> StoreError:
     """Tells a damaged file from one that this process cannot read for now."""
     if (reason := access_failure(error)) is not None:
-        return StoreError(f"Cannot read {path}: {reason}.")
+        kind = StoreUnavailableError if is_temporary(error) else StoreError
+        return kind(f"Cannot read {path}: {reason}.")
     return StoreCorruptError(_damaged(path, _reason(error)))
 
 

@@ -27,8 +27,8 @@ from rocksdict import (
     ReadOptions,
     SstFileWriter,
 )
-from thinrow.core.io_errors import access_failure, first_line
-from thinrow.errors import StoreCorruptError, StoreError, StoreFullError
+from thinrow.core.io_errors import access_failure, first_line, is_temporary
+from thinrow.errors import StoreCorruptError, StoreError, StoreFullError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -82,7 +82,8 @@ def storage_error(error: Exception, path: Path) -> StoreError:
             f"(the last published generation still serves)."
         )
     if (reason := access_failure(error)) is not None:
-        return StoreError(f"Cannot read or write {path}: {reason}.")
+        kind = StoreUnavailableError if is_temporary(error) else StoreError
+        return kind(f"Cannot read or write {path}: {reason}.")
     if isinstance(error, OSError) and error.errno is not None:
         return StoreError(f"Cannot read or write {path}: {os.strerror(error.errno)}.")
     if text.startswith("Corruption") or "No such file" in text:
