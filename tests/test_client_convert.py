@@ -254,6 +254,9 @@ def test_online_events_are_stored_as_they_were_given(tmp_path: Path) -> None:
         assert seen.to_lists("item_id") == [[5, 6]]
         assert seen.to_lists("rating") == [[4.5, 0.25]]
         assert seen.to_lists("embedding") == [[[1.0, 2.0], [3.0, 4.0]]]
+        for right_ts, unit in ((1_800_000_000, "seconds"), (1_800_000_000_000_000, "microseconds")):
+            with pytest.raises(RequestError, match=f"look like {unit}, so convert them"):
+                client.append([7, 7], [right_ts, right_ts + 1], traits)
         for name, values in (("item_id", [5.5, 6.0]), ("rating", np.array([1e300, 0.0]))):
             with pytest.raises(InputError, match=name):
                 client.append([7, 7], times, {**traits, name: values})

@@ -363,6 +363,13 @@ def test_equal_events_and_ties_keep_their_order(tmp_path: Path) -> None:
     done.check()
 
 
+def test_no_schema_is_derived_without_times(tmp_path: Path) -> None:
+    fat = write_fat_of_all_kinds(tmp_path / "fat.parquet")
+    pq.write_table(pq.read_table(fat).drop_columns("event_ts"), fat)
+    with pytest.raises(InputError, match="no list column event_ts; it holds no fat rows"):
+        slimmed(tmp_path, [fat], schema=None)
+
+
 def test_a_schema_is_derived(tmp_path: Path) -> None:
     fat = write_fat_of_all_kinds(tmp_path / "fat.parquet")
     done = slimmed(tmp_path, [fat], schema=None)

@@ -84,6 +84,24 @@ def test_integers_of_another_unit_are_refused_or_named(world: World, unit: str) 
     assert answers(world, rows) == [("STATUS_OK", [100, 101, 102, 103])]
 
 
+def test_requests_in_another_unit_than_events_get_a_way_out(world: World) -> None:
+    events = world.write("events.parquet", daily(pa.array([as_of(day) for day in range(3)])))
+    compact(world.compaction([events], 10, cadence_ms=DAY_MS))
+    requests = pa.table({"user_id": [1], "request_ts": [as_of(3) // 1000]})
+    with pytest.raises(InputError, match=r"events.parquet: event_ts .* column as timestamps"):
+        rows_of(world, requests, time_unit="s")
+
+
+@pytest.mark.parametrize("kind", [pa.null(), pa.string(), pa.float64()])
+def test_empty_requests_may_have_any_type(world: World, kind: pa.DataType) -> None:
+    events = world.write("events.parquet", daily(pa.array([as_of(day) for day in range(3)])))
+    compact(world.compaction([events], 10, cadence_ms=DAY_MS))
+    nothing = pa.array([], kind)
+    rows = rows_of(world, pa.table({"user_id": nothing, "request_ts": nothing}))
+    kinds = {field.name: field.type for field in pq.read_schema(rows)}
+    assert (kinds["user_id"], kinds["request_ts"]) == (pa.int64(), pa.int64())
+
+
 def test_narrow_integers_and_arrivals_are_refused(world: World) -> None:
     seconds = [as_of(day) // 1000 for day in range(3)]
     path = world.write("events.parquet", daily(pa.array(seconds, pa.int32())))

@@ -15,6 +15,7 @@ from thinrow.cli.fat_rows import materialize
 from thinrow.cli.report import out, progress_bar
 from thinrow.cli.sample_data import complete_journey
 from thinrow.client import Projection, read_thin_rows, row_count
+from thinrow.core.parquet import open_parquet
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def rung(client: Client, study: Study, length: int, epochs: int, seeds: int) -> 
 def ordered(rows: Path) -> dict[str, Path]:
     """Writes thin rows in each order, beside their file."""
     paths = {order: rows.with_stem(f"{rows.stem}-{order.replace(' ', '-')}") for order in ORDERS}
-    table = pq.read_table(rows)
+    table = open_parquet(rows).read()
     for order, path in paths.items():
         pq.write_table(table.sort_by([(key, "ascending") for key in ORDERS[order]]), path)
     return paths

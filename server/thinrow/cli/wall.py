@@ -15,6 +15,7 @@ from thinrow.cli.connecting import connected
 from thinrow.cli.fat_rows import materialize
 from thinrow.cli.report import out, readable_bytes
 from thinrow.client import Projection, read_thin_rows, row_count
+from thinrow.core.parquet import open_parquet
 from thinrow.errors import InputError, UsageError
 from thinrow.migration.wall import (
     SHARE_MAX,
@@ -136,7 +137,7 @@ def measured_workload(client: Client, rows: Path) -> Workload:
     Raises InputError where there are no rows, or none of them has a history.
     """
     store = client.describe_store()
-    keys = pq.read_table(rows, columns=["user_id", "request_ts"])
+    keys = open_parquet(rows).read(["user_id", "request_ts"])
     if not len(keys) or not store.event_count:
         raise InputError(f"{rows} and its store hold nothing to measure; give other ones.")
     bounds = pc.min_max(keys["request_ts"]).as_py()
@@ -144,7 +145,7 @@ def measured_workload(client: Client, rows: Path) -> Workload:
     users = pc.count_distinct(keys["user_id"]).as_py()
     with TemporaryDirectory() as folder:
         part = Path(folder) / "rows.parquet"
-        table = pq.read_table(rows)
+        table = open_parquet(rows).read()
         pq.write_table(table.slice(max(0, (len(table) - SAMPLE_ROWS) // 2), SAMPLE_ROWS), part)
         whole, oldest_ts = _history_lengths(client, part)
         steps = int(np.ceil(np.log(whole.max()) / np.log(LENGTH_STEP)))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.core.arrow import shown_type
 from thinrow.core.io_errors import first_line
-from thinrow.errors import InputError, UsageError
+from thinrow.errors import InputError, RequestError, UsageError
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "TimeSpan",
     "TimeUnit",
     "Times",
+    "check_milliseconds",
     "check_typed",
     "check_watermark",
     "likely_unit",
@@ -191,12 +192,14 @@ class TimeReader:
         kind = column.type
         if pa.types.is_timestamp(kind):
             return column.cast(pa.int64()), kind.unit
+        if not len(column):  # pandas gives columns of empty tables any type
+            return pa.chunked_array([], pa.int64()), "ms"
         if not pa.types.is_integer(kind):
             raise InputError(
                 f"{path}: {name} is {shown_type(kind)}; it must be int64 milliseconds or a "
                 f"timestamp."
             )
-        if self.unit is None and kind.bit_width <= NARROW_BITS and len(column):
+        if self.unit is None and kind.bit_width <= NARROW_BITS:
             raise InputError(
                 f"{path}: {name} is {kind}, which cannot hold milliseconds since 1970; give "
                 f"--time-unit s if it holds seconds, or write int64 milliseconds or timestamps."
@@ -223,7 +226,10 @@ class TimeReader:
         if self.unit is None or (self.unit != "ms" and other is not None):
             advice = f"they look like {_NAMES[other]}, so give --time-unit {other}" if other else ""
             right = f"give --time-unit {unit} if they are right"
-            advice = f"{advice}, or {right}" if advice and self.unit is None else advice or right
+            if self.unit is not None and other is not None:
+                # One unit is given for all files, such as requests beside events.
+                right = "write this column as timestamps if other files are in another unit"
+            advice = f"{advice}, or {right}" if advice else right
             raise InputError(
                 f"{path}: {name} is {kind}, and as {_NAMES[unit]} most of its times lie {when} "
                 f"({span}); {advice}."
@@ -267,6 +273,24 @@ def check_typed(time_ts: int, option: str) -> None:
         raise UsageError(
             f"{option} {time_ts} is read as milliseconds and means {readable_time(time_ts)}; if "
             f"{_NAMES[unit]} were meant, give {right_ts} ({readable_time(right_ts)})."
+        )
+
+
+def check_milliseconds(event_ts: NDArray[np.int64]) -> None:
+    """Refuses times of one batch that are probably in another unit than milliseconds.
+
+    Raises:
+        RequestError: As another unit, their median is a time from 1990 to 2100.
+    """
+    if not len(event_ts):
+        return
+    middle = int(np.median(event_ts))
+    unit = likely_unit(middle)
+    if unit is not None and unit != "ms":
+        raise RequestError(
+            f"event_ts is in milliseconds, and as such most of these {len(event_ts)} events lie "
+            f"near {readable_time(middle)}; they look like {_NAMES[unit]}, so convert them and "
+            f"append them again."
         )
 
 

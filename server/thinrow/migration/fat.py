@@ -97,6 +97,8 @@ def derived_schema(files: Sequence[AnyFile]) -> str:
     Raises InputError where a list is of nothing that a trait can be.
     """
     file = open_parquet(files[0])
+    if "event_ts" not in file.schema_arrow.names:
+        raise InputError(f"{files[0]} has no list column event_ts; it holds no fat rows.")
     lines = ["[history]"]
     for field in file.schema_arrow:
         if not is_list(field.type) or field.name in RESERVED:

@@ -23,6 +23,7 @@ from thinrow.errors import (
     StoreError,
     ThinRowError,
 )
+from thinrow.events.times import check_milliseconds
 from thinrow.online.decoding import request_decoder
 from thinrow.online.streamed import REQUESTS_MAX, StreamedSnapshots
 from thinrow.online.tier import batch_of
@@ -242,7 +243,9 @@ class OnlineService:
                 f"The columns do not fit {count} events or contradict themselves: {error.reason}."
             ) from error
         record_format.check_size(given, count, self._config.batch_bytes_max)
-        return batch_of(events.user_ids, record_format.checked(given, count), record_format)
+        columns = record_format.checked(given, count)
+        check_milliseconds(columns["event_ts"].values)
+        return batch_of(events.user_ids, columns, record_format)
 
     def snapshot(self, request: online_pb2.SnapshotRequest, context: grpc.ServicerContext) -> bytes:
         """One user."""
