@@ -16,6 +16,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from thinrow import errors
 from thinrow.client import ClientConfig, Projection, connect
+from thinrow.client.channel import ERRORS_OF_GRPC
 from thinrow.errors import (
     AnswerTooLargeError,
     StoreLockedError,
@@ -101,6 +102,31 @@ def test_the_documented_table_is_the_table_in_code() -> None:
     section = text.split("## Errors of a whole call")[1].split("\n## ")[0]
     rows = re.findall(r"^\| ([A-Z_]+) \| ([A-Z_]+) \| (yes|no) \|", section, re.MULTILINE)
     assert rows == [(row.reason, row.code.name, "yes" if row.retryable else "no") for row in ERRORS]
+
+
+def test_errors_of_grpc_itself_are_documented_as_they_come(world: World) -> None:
+    text = (DOCS / "operations.md").read_text(encoding="utf-8")
+    section = text.split("### Errors without a name")[1].split("\n## ")[0]
+    for known in ERRORS_OF_GRPC:
+        assert known.removeprefix("CLIENT: ") in section
+    with (
+        Server(config(world, request_bytes_max=1000)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        calls = (
+            (stub_of(channel).Materialize, wire.MaterializeRequest(user_ids=[1] * 1000)),
+            (
+                OnlineServiceStub(channel).DescribeTier,  # type: ignore[no-untyped-call]
+                online_pb2.DescribeTierRequest(),
+            ),
+        )
+        for call, request in calls:
+            with pytest.raises(grpc.RpcError) as caught:
+                call(request)
+            error: Any = caught.value
+            assert not error.trailing_metadata()
+            message = re.sub(r"^SERVER: | \(.*", "", error.details())
+            assert re.search(rf"^\| .*{error.code().name}.* \| .*`{message}", section, re.MULTILINE)
 
 
 # What a failed call carries.

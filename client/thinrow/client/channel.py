@@ -87,7 +87,7 @@ ERRORS_OF_GRPC: dict[str, type[ThinRowError]] = {
     "Concurrent RPC limit exceeded": TooManyCallsError,
     "CLIENT: Received message larger than max": AnswerTooLargeError,
 }
-"""Errors by the text that gRPC gives them. All have the code RESOURCE_EXHAUSTED and no name."""
+"""Errors of gRPC itself by their text. All have the code RESOURCE_EXHAUSTED and no name."""
 
 
 class Channels:
