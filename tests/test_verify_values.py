@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thinrow.client import Client
+    from thinrow.events.times import TimeUnit
 
 SCHEMA = """[item]
 item_id = { type = "int32", key = true }
@@ -246,3 +247,22 @@ def test_values_apart_and_alike(left: pa.Array, right: pa.Array, expected: list[
 def test_types_without_values_in_common(left: pa.Array, right: pa.Array) -> None:
     with pytest.raises(IncomparableError):
         differing(left, right)
+
+
+@pytest.mark.parametrize(("unit", "per_ms"), [("s", 1e-3), ("us", 1e3), ("ns", 1e6)])
+def test_integers_of_another_unit_are_named_as_such(
+    served: tuple[Client, Path], unit: TimeUnit, per_ms: float
+) -> None:
+    client, folder = served
+    table = fat_table()
+    lists = [[int(ts * per_ms) for ts in row] for row in table["event_ts"].to_pylist()]
+    table = table.set_column(table.column_names.index("event_ts"), "event_ts", pa.array(lists))
+    with pytest.raises(
+        InputError, match=f"as {unit}, not as milliseconds; give --time-unit {unit}"
+    ):
+        compared(served, table)
+    requests = pa.array(table["request_ts"].to_pylist(), pa.timestamp("ms"))
+    place = table.column_names.index("request_ts")
+    pq.write_table(table.set_column(place, "request_ts", requests), folder / "other.parquet")
+    paths = folder / "rows.parquet", folder / "other.parquet"
+    assert verify(client, *paths, time_unit=unit).rows_that_differ == 0

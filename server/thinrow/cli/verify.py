@@ -16,7 +16,7 @@ from thinrow.core.parquet import joined_batches, open_parquet
 from thinrow.core.paths import DataFile, data_files
 from thinrow.errors import InputError
 from thinrow.events.canonical import user_ids
-from thinrow.events.times import TimeUnit, times_ms
+from thinrow.events.times import TimeUnit, other_unit, times_ms
 from thinrow.migration.fat import WRITTEN, is_list
 from thinrow.migration.layout import FatLayout, LayoutTally
 from thinrow.store.narrow import starts_of
@@ -152,6 +152,13 @@ def _laid_out(
         event_ts = times_ms(
             path, _whole(path, events, "event_ts"), "event_ts", unit=unit, nullable=True
         )
+        other = other_unit(event_ts.drop_null().to_numpy())
+        if unit is None and other is not None and not pa.types.is_timestamp(events.type):
+            raise InputError(
+                f"{path}: event_ts is {events.type}, and most of its times make sense as {other}, "
+                f"not as milliseconds; give --time-unit {other}, or --time-unit ms if that is "
+                f"wrong."
+            )
         tally.add(lists, event_ts.fill_null(0).to_numpy(), users.to_numpy(), times.to_numpy())
         tally.check_times(path)
     if converts:

@@ -28,6 +28,7 @@ __all__ = [
     "check_typed",
     "check_watermark",
     "likely_unit",
+    "other_unit",
     "times_ms",
 ]
 
@@ -276,21 +277,24 @@ def check_typed(time_ts: int, option: str) -> None:
         )
 
 
+def other_unit(times: NDArray[np.int64]) -> TimeUnit | None:
+    """Returns the unit that most times are probably in; None where milliseconds may be right."""
+    unit = likely_unit(int(np.median(times))) if len(times) else None
+    return None if unit == "ms" else unit
+
+
 def check_milliseconds(event_ts: NDArray[np.int64]) -> None:
     """Refuses times of one batch that are probably in another unit than milliseconds.
 
     Raises:
         RequestError: As another unit, their median is a time from 1990 to 2100.
     """
-    if not len(event_ts):
-        return
-    middle = int(np.median(event_ts))
-    unit = likely_unit(middle)
-    if unit is not None and unit != "ms":
+    unit = other_unit(event_ts)
+    if unit is not None:
         raise RequestError(
             f"event_ts is in milliseconds, and as such most of these {len(event_ts)} events lie "
-            f"near {readable_time(middle)}; they look like {_NAMES[unit]}, so convert them and "
-            f"append them again."
+            f"near {readable_time(int(np.median(event_ts)))}; they look like {_NAMES[unit]}, so "
+            f"convert them and append them again."
         )
 
 
