@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from thinrow.cli import fat_rows
 from thinrow.cli.app import app
 from thinrow.cli.fat_rows import materialize
 from thinrow.cli.verify import verify
@@ -291,3 +292,20 @@ def test_users_to_erase_come_from_any_place(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     [(_, row)] = read_store(world.store, pointers_to(days(3), [1]), WANTED)
     assert not row["item_id"]
+
+
+def test_text_beyond_one_array_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of 32-bit offsets end at 2 GiB; here at 12 bytes."""
+    world = new_world(tmp_path, SCHEMA)
+    brands = ["abcd", None, "é", "abcd", "", "xyz"]
+    events = put(tmp_path / "events.parquet", events_of(1, 2, 3, 4, 5, 6, brand=brands))
+    compacted(world, events, cadence_ms=3_600_000)
+    rows = backfilled(world, put(tmp_path / "r.parquet", requests_of(*range(8))), events)
+    monkeypatch.setattr(fat_rows, "TEXT_BYTES_MAX", 13)
+    fat = fat_of(world, rows, "event_ts", "item_id", "brand")
+    expected = [brands[: max(hour - 1, 0)] for hour in range(8)]
+    assert fat["brand"].to_pylist() == expected
+    assert fat["brand"].type == pa.list_(pa.string())
+    monkeypatch.setattr(fat_rows, "TEXT_BYTES_MAX", 9)
+    with pytest.raises(InputError, match=r"A history has 10 bytes of brand, .*--sequence-length"):
+        fat_of(world, rows, "event_ts", "item_id", "brand")

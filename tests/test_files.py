@@ -355,3 +355,28 @@ def test_hashed_ids_come_through_store_and_loader(tmp_path: Path) -> None:
             list(loader)
     assert batch.values["item_id"].dtype == torch.int64
     assert batch.values["item_id"].numpy().view("uint64").tolist() == ids
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.null()), pa.large_list(pa.null()), pa.null()])
+def test_rows_whose_snapshots_are_all_empty(tmp_path: Path, kind: pa.DataType) -> None:
+    """Pandas cannot know what the lists would hold, and writes them of type null."""
+    table = thin_rows(rows=2)
+    column = pa.array([None, None] if kind == pa.null() else [[], None], kind)
+    empty = table.set_column(table.column_names.index("mutable"), "mutable", column)
+    pq.write_table(empty, tmp_path / "a.parquet")
+    for rows, _ in (
+        next(read_thin_rows(tmp_path, examples=9)),
+        split_thin_rows("here", decode_thin_rows("here", encode_thin_rows(empty))),
+    ):
+        assert rows.mutable is not None and rows.mutable.offsets.tolist() == [0, 0, 0]
+    for traits in (None, ("brand",)):
+        [chunk] = RowFiles(tmp_path, order="files").source(traits=traits).chunks(9)
+        assert chunk.rows.mutable.offsets.tolist() == [0, 0, 0]
+    write(tmp_path / "b.parquet", 2)
+    for traits in (None, ("brand",)):
+        chunks = list(RowFiles(tmp_path, order="files").source(traits=traits).chunks(9))
+        counts = [int(chunk.rows.mutable.offsets[-1]) for chunk in chunks]
+        assert sum(counts) == 1
+    assert (
+        sum(len(rows.mutable.arrival_ts) for rows, _ in read_thin_rows(tmp_path, examples=9)) == 1
+    )

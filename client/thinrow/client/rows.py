@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow.client.pointers import MutableColumn, MutableEvents, Pointers, ThinRows
-from thinrow.core.arrow import load_pyarrow, plain, plain_type
+from thinrow.core.arrow import conformed, load_pyarrow, plain, plain_type
 from thinrow.core.parquet import joined_batches, open_parquet
 from thinrow.core.paths import data_files
 from thinrow.errors import InputError
@@ -24,6 +24,7 @@ __all__ = [
     "other_columns",
     "read_thin_rows",
     "row_count",
+    "snapshots_type",
     "to_thin_rows",
 ]
 
@@ -92,6 +93,7 @@ def check(path: object, schema: pa.Schema) -> None:
         return kind
 
     def is_list_of_struct(kind: pa.DataType) -> bool:
+        kind = snapshots_type(kind)
         return bool(types.is_large_list(kind) and types.is_struct(kind.value_type))
 
     def is_integer_or_null(kind: pa.DataType) -> bool:
@@ -102,11 +104,24 @@ def check(path: object, schema: pa.Schema) -> None:
     pointer = need(schema, "", "uih", types.is_struct, "a struct")
     for name in ("start_ts", "end_ts", "max_length", "digest"):
         need(pointer, "uih.", name, types.is_integer, "int64")
-    mutable = need(schema, "", "mutable", is_list_of_struct, "a list of structs")
+    mutable = snapshots_type(need(schema, "", "mutable", is_list_of_struct, "a list of structs"))
     refuse_twins(path, "mutable.", mutable.value_type.names)
     need(mutable.value_type, "mutable.", "event_ts", types.is_integer, "int64")
     if mutable.value_type.get_field_index("arrival_ts") >= 0:
         need(mutable.value_type, "mutable.", "arrival_ts", is_integer_or_null, "int64")
+
+
+def snapshots_type(kind: pa.DataType) -> pa.DataType:
+    """Returns the type of mutable snapshots, in the one layout.
+
+    Where no row has an event, pandas writes lists of type null, or a column of it.
+    """
+    pa = load_pyarrow()
+    kind = plain_type(kind)
+    none_has_events = pa.types.is_null(kind) or (
+        pa.types.is_large_list(kind) and pa.types.is_null(kind.value_type)
+    )
+    return pa.large_list(pa.struct([("event_ts", pa.int64())])) if none_has_events else kind
 
 
 def refuse_twins(path: object, prefix: str, names: Sequence[str]) -> None:
@@ -131,7 +146,7 @@ def to_pointers(path: object, batch: pa.RecordBatch) -> Pointers:
 
 def to_mutable(path: object, snapshots: pa.Array) -> MutableEvents:
     """Takes the mutable events of some rows; a row whose list is null has none."""
-    snapshots = plain(snapshots)
+    snapshots = conformed(snapshots, snapshots_type(snapshots.type))
     lengths = snapshots.value_lengths().fill_null(0).to_numpy()
     events = fields(snapshots.flatten())
     event_ts = complete(path, "mutable.event_ts", events["event_ts"])

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from thinrow.client import Batch, read_thin_rows, row_count
 from thinrow.core.paths import data_files
 from thinrow.errors import InputError
 from thinrow.events.canonical import check_output
+from thinrow.store.narrow import starts_of
 from thinrow.store.shard import storage_error
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -21,11 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from thinrow.client import Client, Projection, ThinRows
     from thinrow.core.paths import Named
 
 STATUS_COLUMN = "uih_status"
 BATCH_EXAMPLES = 512
+TEXT_BYTES_MAX = (1 << 31) - 1
+"""Text in one Arrow array of 32-bit offsets."""
 ROW_GROUP_ROWS = 8192
 ROW_GROUP_BYTES = 64 << 20
 """A row group of a fat file is written once it has one or the other."""
@@ -131,12 +137,50 @@ def to_fat(batch: Batch, table: pa.Table, source: Named) -> pa.Table:
             )
     statuses = pa.array([status_name(number) for number in batch.statuses.tolist()])
     table = table.append_column(STATUS_COLUMN, statuses)
-    failed = pa.array(batch.statuses != wire.STATUS_OK)
-    offsets = pa.array(batch.offsets, pa.int32())
     for name in batch.values:
-        values = to_arrow(batch, name)
-        table = table.append_column(name, pa.ListArray.from_arrays(offsets, values, mask=failed))
+        table = table.append_column(name, to_lists(batch, name))
     return table
+
+
+def to_lists(batch: Batch, trait: str) -> pa.ChunkedArray:
+    """Makes a list of each row of a batch, in chunks that have room for their text.
+
+    Raises InputError where a single row has none.
+    """
+    values = to_arrow(batch, trait)
+    failed = batch.statuses != wire.STATUS_OK
+    bounds = [0, len(batch)]
+    kind = values.type
+    if trait in batch.strings:
+        kind = pa.string()
+        lengths = pc.fill_null(pc.binary_length(values), 0).to_numpy()
+        bounds = text_bounds(trait, starts_of(lengths)[batch.offsets])
+    lists = []
+    for first, last in pairwise(bounds):
+        offsets = batch.offsets[first : last + 1]
+        lists.append(
+            pa.ListArray.from_arrays(
+                pa.array(offsets - offsets[0], pa.int32()),
+                values.slice(offsets[0], offsets[-1] - offsets[0]).cast(kind),
+                mask=pa.array(failed[first:last]),
+            )
+        )
+    return pa.chunked_array(lists, pa.list_(kind))
+
+
+def text_bounds(trait: str, ends: NDArray[np.int64]) -> list[int]:
+    """Cuts rows so that each part has at most TEXT_BYTES_MAX; `ends[row]` are those before it."""
+    bounds = [0]
+    while bounds[-1] < len(ends) - 1:
+        first = bounds[-1]
+        last = int(np.searchsorted(ends, ends[first] + TEXT_BYTES_MAX, side="right")) - 1
+        if last == first:
+            raise InputError(
+                f"A history has {ends[first + 1] - ends[first]} bytes of {trait}, and Parquet's "
+                f"readers take {TEXT_BYTES_MAX} in a row; give a --sequence-length."
+            )
+        bounds.append(last)
+    return bounds
 
 
 def to_arrow(batch: Batch, trait: str) -> pa.Array:
@@ -146,7 +190,7 @@ def to_arrow(batch: Batch, trait: str) -> pa.Array:
     mask = None if present is None else ~present
     if trait in batch.strings:
         codes = pa.array(values, mask=mask)
-        return pa.array(batch.strings[trait], pa.string()).take(codes)
+        return pa.array(batch.strings[trait], pa.large_string()).take(codes)
     if values.ndim == 2:
         flat = pa.array(values.reshape(-1))
         null = None if mask is None else pa.array(mask)

@@ -324,10 +324,9 @@ def _differing(path: AnyFile, name: str, theirs: pa.Array, ours: pa.Array) -> ND
     try:
         return differing(theirs, ours)
     except IncomparableError as error:
-        shown = shown_type(theirs.type)
         raise InputError(
-            f"{path}: {name} is {shown} and the other side's is {ours.type}; they cannot be "
-            f"compared."
+            f"{path}: {name} is {shown_type(theirs.type)} and the other side's is "
+            f"{shown_type(ours.type)}; they cannot be compared."
         ) from error
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch.distributed
-from thinrow.client.rows import check, complete, other_columns, to_thin_rows
+from thinrow.client.rows import check, complete, other_columns, snapshots_type, to_thin_rows
 from thinrow.client.torch.source import RowChunk
 from thinrow.core.arrow import (
     conformed_batch,
@@ -145,13 +145,13 @@ class RowFiles:
                 )
             others = [name for name in others if name in {*columns, "user_id", "request_ts"}]
         schema = joint_schema(self.paths, self._schemas, [*others, "uih", "mutable"])
+        arrow = load_pyarrow()
+        mutable = snapshots_type(schema.field("mutable").type)
         if traits is not None:
-            arrow = load_pyarrow()
-            events = schema.field("mutable").type.value_type
+            events = mutable.value_type
             kept = [field for field in events if field.name in {*EVENT_TIMES, *traits}]
-            mutable = arrow.field("mutable", arrow.large_list(arrow.struct(kept)))
-            schema = schema.set(len(schema) - 1, mutable)
-        return schema
+            mutable = arrow.large_list(arrow.struct(kept))
+        return schema.set(len(schema) - 1, arrow.field("mutable", mutable))
 
     def read(
         self, epoch: int, start: int, stop: int, schema: pa.Schema
@@ -385,8 +385,12 @@ def leaves_of(table: ParquetTable, schema: pa.Schema) -> list[int]:
         if name != "mutable":
             leaves += table.leaves(name)
             continue
+        kind = plain_type(table.schema_arrow.field(name).type)
+        if snapshots_type(kind) != kind:  # no events, and one leaf of nulls
+            leaves += table.leaves(name)
+            continue
         first = table.leaves(name).start
-        for field in plain_type(table.schema_arrow.field(name).type).value_type:
+        for field in kind.value_type:
             count = leaf_count(field.type)
             if field.name in traits:
                 leaves += range(first, first + count)
