@@ -18,7 +18,7 @@ TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict
 	tqdm==4.70.1 pyre-extensions==0.0.32 typing-inspect==0.9.0 mypy-extensions==1.2.0 iopath==0.1.10 \
 	portalocker==4.4.2 lightning-utilities==0.15.3 cloudpickle==3.1.2 psutil==7.2.2 pandas==3.1.1
 
-.PHONY: help setup demo test test-fast torchrec check protos verify-protos proto-lint proto-baseline vectors bench bench-peers gpu lock image-test faults
+.PHONY: help setup demo test test-fast torchrec check protos verify-protos proto-lint proto-baseline vectors bench bench-peers gpu lock pin-images image-test faults
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -99,6 +99,9 @@ lock: setup ## lock what the images install, at the versions of .venv; uv asks w
 	$(LOCK)/trainer.txt pyproject.toml --extra server --extra torch
 	$(LOCK)/build.txt deploy/requirements/build.in
 	$(LOCK)/samples.txt deploy/requirements/samples.in --no-deps
+
+pin-images: ## name the images that deploy/ uses by digest; needs docker, and reaches their registries
+	deploy/pin-images
 
 image-test: setup ## build the images and run the compose file's services in them; root on a Debian
 	@for tool in buildah bwrap curl debootstrap dnsmasq ip prometheus; do command -v $$tool > /dev/null || { \

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CACHE = ROOT / ".cache/images"
-BASE = re.findall(r"^FROM (\S+) AS python$", (DEPLOY / "Dockerfile").read_text(), re.M)[0]
+BASE = re.findall(r"^ARG DEBIAN_IMAGE=([^@\s]+)", (DEPLOY / "Dockerfile").read_text(), re.M)[0]
 RELEASE = BASE.partition(":")[2].removesuffix("-slim")
 BUILDAH = ("buildah", "--root", str(CACHE / "storage"), "--runroot", str(CACHE / "run"))
 GRPCURL = Path(sys.executable).parent / "grpcurl"
@@ -120,6 +120,7 @@ def images() -> Iterator[dict[str, Image]]:
         name = f"thinrow-{target}"
         buildah(
             *("build", "--isolation=chroot", "--format=docker", "--pull-never", "--layers"),
+            f"--build-arg=DEBIAN_IMAGE={BASE}",  # ours has another digest than the registry's
             *("--file", DEPLOY / "Dockerfile", "--ignorefile", DEPLOY / "Dockerfile.dockerignore"),
             *package_sources(),
             *("--target", target, "--tag", name, ROOT),
