@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.descriptor_pool import Default
 from google.protobuf.message import DecodeError
 from thinrow.errors import RequestError, ThinRowError, TooManyCallsError
-from thinrow.serving.config import OPENING_MAX, UTILITY_CALLS_MAX
+from thinrow.serving.config import OPENING_MAX, UTILITY_CALLS_MAX, UTILITY_THREADS
 from thinrow.serving.peers import (
     OPENING_S_MIN,
     PeerCall,
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
     Send = Callable[[bytes | None], None]
 
-UTILITY_THREADS = 2 * UTILITY_CALLS_MAX
-"""A call that gave way needs its thread for a moment longer."""
 UTILITY_WAIT_S = 5.0
 """Longest wait for the peer of a call of health or reflection."""
 CHECK_INTERVAL_S = 0.5

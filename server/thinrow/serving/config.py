@@ -30,6 +30,14 @@ UTILITY_CALLS_MAX = 32
 """Calls of health and reflection at once; they share no place and no thread with the service."""
 WAITING_CALLS_MAX = OPENING_MAX + UTILITY_CALLS_MAX
 """Calls beside those in their places that may each have a request on its way."""
+UTILITY_THREADS = 2 * UTILITY_CALLS_MAX
+"""A call that gave way needs its thread for a moment longer."""
+SPARE_THREADS = 16
+"""Threads for the refusal of calls over a limit, and for calls that just gave way to others."""
+HTTP_CONNECTIONS_MAX = 16
+"""Connections to the metrics port at once, a thread each."""
+OTHER_THREADS = 256
+"""Threads that no caller has a part in: those of gRPC, RocksDB, numpy, and our own background."""
 PROCESSES_MAX = 256
 TOKENS_MAX = 16
 ZERO_ALLOWED = ("reflection", "inspect", "drain_s", "dedup_window_ms", "commit_lead_ms")
@@ -81,6 +89,16 @@ class ServiceConfig:
     """How long a stream may be idle, or an answer unread; clients open an ended stream again."""
     poll_s: float = 0.5
     """Pause between two looks for a new generation, and for new tenants."""
+
+    @property
+    def call_threads(self) -> int:
+        """Threads for calls of the service."""
+        return self.calls_max + self.streams_max + OPENING_MAX + SPARE_THREADS
+
+    @property
+    def threads_max(self) -> int:
+        """The most threads of a process, whatever callers do."""
+        return self.call_threads + UTILITY_THREADS + HTTP_CONNECTIONS_MAX + OTHER_THREADS
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import socket
 import sys
 import threading
 import time
@@ -13,9 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, Protocol
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
@@ -28,6 +25,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 from thinrow.errors import UsageError
+from thinrow.serving.http_server import HttpServer
 from thinrow.serving.status_page import StatusPage
 
 if TYPE_CHECKING:
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
     from thinrow.serving.tenants import Tenants
     from thinrow.serving.tls import Certificates
 
-HTTP_TIMEOUT_S = 10.0
-"""How long a caller of the metrics port may take to say what it wants."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 STAGES = ("wait", "plan", "room", "read", "assemble")
 METHODS = ("Materialize", "MaterializeStream", "Inspect", "DescribeStore")
@@ -95,6 +91,10 @@ class ServiceMetrics:
         self._watermark_age = self.gauge(
             "thinrow_watermark_age_seconds",
             "Seconds between the serving generation's watermark and now.",
+        )
+        self.memory_bound = self.gauge(
+            "thinrow_memory_bound_bytes",
+            "The most memory that the limits allow: see docs/operations.md.",
         )
         self.gauge(
             "thinrow_build_info", "1; the labels tell what runs.", "version", "python"
@@ -222,10 +222,6 @@ class Metrics(ServiceMetrics):
             "thinrow_generation_opened_timestamp_seconds",
             "When the serving generation was opened, in seconds since the epoch.",
         )
-        self.memory_bound = self.gauge(
-            "thinrow_memory_bound_bytes",
-            "The most memory that the limits allow: see docs/operations.md.",
-        )
         for stage in STAGES:
             self.stage_seconds.labels(stage)
         for method in METHODS:
@@ -330,26 +326,6 @@ class MetricsEndpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-
-class HttpServer(ThreadingMixIn, WSGIServer):
-    """A thread for each caller, which none of them keeps for long."""
-
-    daemon_threads = True
-
-    def __init__(self, host: str, port: int) -> None:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        self.address_family, _, _, _, address = found[0]
-        super().__init__((str(address[0]), port), HttpHandler)
-
-
-class HttpHandler(WSGIRequestHandler):
-    """Says nothing about calls that went well, and hangs up on the slow."""
-
-    timeout = HTTP_TIMEOUT_S
-
-    def log_message(self, *_: object) -> None:
-        """Not a line for each scrape."""
 
 
 _MERGED: dict[str, Callable[[Iterable[float]], float]] = {

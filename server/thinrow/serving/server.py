@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from thinrow.errors import UsageError
-from thinrow.serving.admission import UTILITY_THREADS, CallAdmission
-from thinrow.serving.config import OPENING_MAX, WINDOW_BYTES
+from thinrow.serving.admission import CallAdmission
+from thinrow.serving.config import UTILITY_THREADS, WINDOW_BYTES
 from thinrow.serving.current import CurrentGeneration
 from thinrow.serving.drain import StreamDrain
 from thinrow.serving.gate import Gate
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("thinrow.serving")
 
 EVERY_INTERFACE = ("", "0.0.0.0", "::", "*")  # noqa: S104 - to warn of them
-SPARE_THREADS = 16
-"""Threads for the refusal of calls over a limit, and for calls that just gave way to others."""
 HANDSHAKE_TIMEOUT_MS = 10_000
 """Longest time from a connection's start to its first frames."""
 CONNECTION_IDLE_MS = 300_000
@@ -147,7 +145,7 @@ def listening(
     """
     host, _ = split_address(config.listen)
     calls_max = config.calls_max + config.streams_max
-    threads = calls_max + OPENING_MAX + SPARE_THREADS
+    threads = config.call_threads
     health_service, streams = Health(services), StreamDrain()
     admission = CallAdmission(services, config, gate, refusals, metrics)
     with Pool(threads) as pool:
