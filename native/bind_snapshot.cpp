@@ -6,6 +6,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <chrono>
 #include <optional>
 
@@ -69,13 +70,19 @@ class OneUser {
     const auto directories = known(cache, plan.directory_keys());
     if (!directories) return nb::none();
     plan.choose(views_of(*directories), groups_);
-    if (plan.stripe_bytes_at_most() + plan.events_at_most() * event_bytes_ > work_bytes_max)
-      return nb::none();
+    const int64_t stripe_bytes = plan.stripe_bytes_at_most();
+    const int64_t beside_bytes =
+        plan.events_at_most() * event_bytes_ + static_cast<int64_t>(mutable_events.size());
+    if (stripe_bytes + beside_bytes > work_bytes_max) return nb::none();
     const auto stripes = known(cache, plan.stripe_keys());
     if (!stripes) return nb::none();
     const std::vector<Bytes> views = views_of(*stripes);
-    for (const Bytes &view : views)
+    int64_t memory_bytes = 0;
+    for (const Bytes &view : views) {
       if (!view.data) return nb::none(); // damage: to be told by who can name the file
+      memory_bytes += stripe_memory_bytes(view);
+    }
+    if (std::max(stripe_bytes, memory_bytes) + beside_bytes > work_bytes_max) return nb::none();
     plan.take(views);
     std::vector<Trait> key_traits = placed(plan, key_traits_), traits = placed(plan, traits_);
     plan.resolve(key_traits, [&](Bytes value) {

@@ -210,6 +210,12 @@ void bind_store(nb::module_ &m) {
            nb::arg().none(), nb::arg())
       .def_prop_ro("events_at_most", &BoundPlan::events_at_most)
       .def_prop_ro("stripe_bytes_at_most", &BoundPlan::stripe_bytes_at_most);
+  m.def("stripe_memory_bytes", [](const nb::list &values) {
+    int64_t bytes = 0;
+    for (const Bytes &view : views_of(values))
+      if (view.data) bytes += stripe_memory_bytes(view);
+    return bytes;
+  });
   nb::class_<DigestMemory>(m, "DigestMemory").def(nb::init<int64_t>());
   nb::class_<ValueCache>(m, "ValueCache")
       .def(nb::init<int64_t>())

@@ -37,6 +37,15 @@ int64_t stripe_events(Bytes stripe) {
   return events;
 }
 
+int64_t stripe_memory_bytes(Bytes stripe) {
+  stripe_events(stripe);
+  int64_t entries = 0;
+  const uint8_t *record = stripe.data + header_bytes;
+  for (int left = load<uint16_t>(stripe.data + 4); left; --left, record += record_bytes)
+    entries += load<uint32_t>(record + 16);
+  return stripe.size + dictionary_entry_bytes * entries;
+}
+
 void decode(const Slice &slice, uint64_t *out) {
   each_word(slice, [&](uint64_t word) { *out++ = word; });
 }

@@ -87,6 +87,13 @@ constexpr int64_t stripe_events_max = 1 << 16;
 // Throws Corrupt if the stripe has no header, or its header names more events than the limit.
 int64_t stripe_events(Bytes stripe);
 
+// Memory of one dictionary entry while an answer is made: its slot in a map that just grew, and
+// where its bytes lie.
+constexpr int64_t dictionary_entry_bytes = 128;
+
+// Returns the memory that a stripe takes: its bytes and what its dictionaries' entries add.
+int64_t stripe_memory_bytes(Bytes stripe);
+
 // Counts the bits that are set among [first, last), lowest bit first.
 int64_t ones_within(const uint8_t *bits, int64_t first, int64_t last);
 

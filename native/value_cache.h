@@ -23,7 +23,8 @@ struct StoreKey {
 
 class ValueCache {
  public:
-  explicit ValueCache(int64_t bytes_max) : values_(bytes_max) {}
+  explicit ValueCache(int64_t bytes_max)
+      : value_bytes_max_(bytes_max / 2), values_(bytes_max) {}
 
   // The values of keys that lie one behind the other, None where a key has no value; and the
   // numbers of those that are not known here.
@@ -58,7 +59,8 @@ class ValueCache {
     const auto *at = reinterpret_cast<const uint8_t *>(keys.c_str());
     for (nanobind::handle value : values) {
       const nanobind::object kept = nanobind::borrow(value);
-      values_.add(StoreKey::at(at), kept, bytes_of(kept));
+      if (const int64_t bytes = bytes_of(kept); bytes <= value_bytes_max_)
+        values_.add(StoreKey::at(at), kept, bytes);
       at += key_bytes;
     }
   }
@@ -72,5 +74,6 @@ class ValueCache {
     return entry_bytes + (value.is_none() ? 0 : PyBytes_GET_SIZE(value.ptr()));
   }
 
+  const int64_t value_bytes_max_; // larger ones would exceed the bound by themselves
   Recent<StoreKey, nanobind::object> values_;
 };

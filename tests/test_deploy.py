@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -28,6 +30,7 @@ from thinrow.client import Pointers, Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.errors import RequestError
+from thinrow.online.config import OnlineConfig
 from thinrow.serving import ServerConfig
 from worlds import THINROW, Running, as_of, built_world, running_server
 
@@ -127,7 +130,8 @@ def test_images_are_stages_of_the_dockerfile(name: str) -> None:
     assert (DEPLOY / build["context"]).resolve() == ROOT
     assert ROOT / build["dockerfile"] == DEPLOY / "Dockerfile"
     assert f" AS {build['target']}\n" in DOCKERFILE
-    assert all(f"\nARG {argument}\n" in DOCKERFILE for argument in build.get("args", []))
+    for argument in build["args"]:
+        assert re.search(rf"^ARG {argument}(=\S+)?$", DOCKERFILE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -496,17 +500,65 @@ def test_pod_runs_what_the_command_takes() -> None:
     assert CONTAINER["resources"]["requests"]["memory"] == limit
 
 
-def test_composed_server_has_the_memory_that_its_limits_allow() -> None:
-    server = SERVICES["server"]
-    limit = server["deploy"]["resources"]["limits"]["memory"]
-    assert int(limit.removesuffix("g")) << 30 >= memory_bound_bytes(command_of(server)[1])
+@pytest.mark.parametrize(("name", "kind"), [("server", ServerConfig), ("online", OnlineConfig)])
+def test_composed_servers_have_what_their_limits_allow(
+    name: str, kind: type[ServerConfig | OnlineConfig]
+) -> None:
+    """Memory and threads: a container that lacks either ends the server, whoever's fault it is."""
+    limits = SERVICES[name]["deploy"]["resources"]["limits"]
+    config = limited(kind, command_of(SERVICES[name])[1])
+    assert int(limits["memory"].removesuffix("g")) << 30 >= config.memory_bound_bytes
+    assert limits["pids"] >= config.threads_max
 
 
 def memory_bound_bytes(options: dict[str, Any]) -> int:
     """The bound that `thinrow serve` works out from these options."""
-    names = {field.name for field in fields(ServerConfig) if field.name.endswith("_max")}
+    return limited(ServerConfig, options).memory_bound_bytes
+
+
+def limited(
+    kind: type[ServerConfig | OnlineConfig], options: dict[str, Any]
+) -> ServerConfig | OnlineConfig:
+    """The configuration of a command with these options, as far as its limits go."""
+    names = {field.name for field in fields(kind) if field.name.endswith("_max")}
     given = {name: options[name] for name in names & options.keys()}
-    return ServerConfig(store=options["store"], **given).memory_bound_bytes
+    return kind(store=options["store"], **given)
+
+
+def test_images_of_others_stand_in_one_place() -> None:
+    """Each by name, tag and, once pinned, digest; the Dockerfile's default is the same."""
+    lines = (DEPLOY / ".env").read_text(encoding="utf-8").splitlines()
+    named = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+    assert (
+        f"\nARG DEBIAN_IMAGE={named['DEBIAN_IMAGE']}\nFROM ${{DEBIAN_IMAGE}} AS python\n"
+        in DOCKERFILE
+    )
+    for image in named.values():
+        assert re.fullmatch(r"[a-z0-9./-]+:[\w.-]+(@sha256:[0-9a-f]{64})?", image)
+    used = {service["image"] for service in SERVICES.values() if "build" not in service}
+    assert used == {f"${{{name}}}" for name in named if name != "DEBIAN_IMAGE"}
+    for service in OURS.values():
+        assert "DEBIAN_IMAGE" in service["build"]["args"]
+
+
+def test_pin_images_adds_digests(tmp_path: Path) -> None:
+    """With a client of registries that knows one digest, and with one that knows none."""
+    for name in (".env", "Dockerfile", "pin-images"):
+        shutil.copy(DEPLOY / name, tmp_path)
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\necho sha256:{'ab' * 32}\n", encoding="utf-8")
+    docker.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for _ in range(2):  # pinned images are pinned again
+        subprocess.run([tmp_path / "pin-images"], check=True, env=environment)
+    pinned = (tmp_path / ".env").read_text(encoding="utf-8")
+    assert pinned.count(f"@sha256:{'ab' * 32}\n") == 3
+    debian = re.findall(r"^DEBIAN_IMAGE=(.+)$", pinned, re.MULTILINE)
+    assert f"\nARG DEBIAN_IMAGE={debian[0]}\n" in (tmp_path / "Dockerfile").read_text()
+    docker.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    failed = subprocess.run([tmp_path / "pin-images"], check=False, env=environment)
+    assert failed.returncode != 0
+    assert (tmp_path / ".env").read_text(encoding="utf-8") == pinned
 
 
 def test_pod_serves_the_tenants_file(tmp_path: Path) -> None:

@@ -193,6 +193,15 @@ class Schema:
         }
 
     @cached_property
+    def has_text(self) -> Mapping[int, bool]:
+        """Whether a stored group has a trait of text, by the group's number."""
+        groups = {group.number: group.traits for group in self.groups} | {EVENT_GROUP: BUILT_IN}
+        return {
+            number: any(trait.type is TraitType.STRING for trait in traits)
+            for number, traits in groups.items()
+        }
+
+    @cached_property
     def native_traits(self) -> Mapping[str, _native.Trait]:
         """Every trait as the native code knows it, by name."""
         return {

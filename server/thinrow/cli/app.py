@@ -12,6 +12,7 @@ from rich.table import Table
 from thinrow.cli.online import commands as online_commands
 from thinrow.cli.options import (
     Ca,
+    CacheBytesMax,
     CadenceOffset,
     CallsMax,
     Cert,
@@ -299,9 +300,7 @@ def serve_command(
     examples_max: Annotated[int, typer.Option(help="Most examples in one request.")] = 8192,
     request_bytes_max: RequestBytesMax = 1024 * 1024,
     response_bytes_max: ResponseBytesMax = 64 * 1024 * 1024,
-    cache_bytes_max: Annotated[
-        int, typer.Option(help="Most bytes of stored values, asked for lately, kept in memory.")
-    ] = 1024 * 1024 * 1024,
+    cache_bytes_max: CacheBytesMax = 1024 * 1024 * 1024,
     work_bytes_max: WorkBytesMax = 1024 * 1024 * 1024,
     calls_max: CallsMax = 64,
     streams_max: StreamsMax = 64,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from thinrow.cli.options import (
     Ca,
+    CacheBytesMax,
     CallsMax,
     Cert,
     ConnectionsMax,
@@ -60,6 +61,7 @@ def online_command(
     request_bytes_max: RequestBytesMax = 16 * 1024 * 1024,
     response_bytes_max: ResponseBytesMax = 64 * 1024 * 1024,
     work_bytes_max: WorkBytesMax = 1024 * 1024 * 1024,
+    cache_bytes_max: CacheBytesMax = 1024 * 1024 * 1024,
     calls_max: CallsMax = 256,
     streams_max: StreamsMax = 64,
     connections_max: ConnectionsMax = 512,
@@ -102,6 +104,7 @@ def online_command(
             request_bytes_max=request_bytes_max,
             response_bytes_max=response_bytes_max,
             work_bytes_max=work_bytes_max,
+            cache_bytes_max=cache_bytes_max,
             calls_max=calls_max,
             streams_max=streams_max,
             connections_max=connections_max,

@@ -36,6 +36,13 @@ ResponseBytesMax = Annotated[int, typer.Option(help="Most bytes in one answer.")
 WorkBytesMax = Annotated[
     int, typer.Option(help="Most decoded bytes that requests in work may hold together.")
 ]
+CacheBytesMax = Annotated[
+    int,
+    typer.Option(
+        help="Most memory of stored values that were read; twice that when a new generation "
+        "takes over."
+    ),
+]
 CallsMax = Annotated[int, typer.Option(help="Most single calls at once.")]
 StreamsMax = Annotated[int, typer.Option(help="Most streams open at once.")]
 ConnectionsMax = Annotated[int, typer.Option(help="Most connections at once.")]

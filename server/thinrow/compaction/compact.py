@@ -377,6 +377,7 @@ def _finished(
     writer.finish()
     name = writer.path.name
     files = [file_summary(file) for file in sorted(writer.path.iterdir())]
+    value_bytes_max = writer.value_bytes_max
     if previous is not None:
         (before,) = (shard for shard in previous.manifest.shards if shard.name == name)
         for file in set(before.files) - set(files):
@@ -385,8 +386,16 @@ def _finished(
                     f"{previous.folder / name / file.name} is damaged (its checksum differs); "
                     f"restore it from a replica or build the generation again."
                 )
+        if writer.linked:
+            below = before.value_bytes_max
+            value_bytes_max = below and max(below, value_bytes_max)
     return ShardSummary(
-        name=name, keys=counts.keys, events=counts.events, users=counts.users, files=files
+        name=name,
+        keys=counts.keys,
+        events=counts.events,
+        users=counts.users,
+        files=files,
+        value_bytes_max=value_bytes_max,
     )
 
 

@@ -5,14 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from thinrow.online.appends import PENDING_BYTES_MAX, PENDING_EVENTS_MAX
 from thinrow.online.clock import Wall, wall_ts
-from thinrow.serving.config import MIB, ServiceConfig
+from thinrow.online.database import BLOCK_CACHE_BYTES, MEMTABLE_BYTES, MEMTABLES_MAX
+from thinrow.serving.config import (
+    BASE_BYTES,
+    MIB,
+    REQUEST_COPIES,
+    WAITING_CALLS_MAX,
+    WINDOW_BYTES,
+    ServiceConfig,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 DAY_MS = 24 * 3600 * 1000
 BATCH_BYTES_PER_REQUEST_BYTE = 4
+DECODING_MAX = 2
+"""Batches of all streams that are decoded at once, or wait decoded for their turn.
+
+A message of a few bytes can become 64 MiB of records, of which every stream would hold some. They
+are made in as many threads, because the C library keeps freed memory for each thread that freed it.
+"""
+RECORD_BYTES = 256
+"""Memory of an event that is to be committed, beside its record: keys, and Python objects."""
+BATCH_COPIES = 5
+"""Of each batch that is decoded: its columns, with defaults, as records in one, and one by one."""
+ANSWER_COPIES = 2
+"""Of each answer: in parts, and joined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +57,9 @@ class OnlineConfig(ServiceConfig):
     batch_users_max: int = 1024
     """Most users in one SnapshotBatch."""
     request_bytes_max: int = 16 * MIB
+    cache_bytes_max: int = 1024 * MIB
+    """Most memory of stored values that requests read; twice that for a moment, when a new
+    generation takes over."""
     work_max: int = 2
     calls_max: int = 256
     wall: Wall = wall_ts
@@ -45,6 +69,33 @@ class OnlineConfig(ServiceConfig):
     def batch_bytes_max(self) -> int:
         """Limit on the bytes of a batch's records: traits left out and equal values count, too."""
         return BATCH_BYTES_PER_REQUEST_BYTE * self.request_bytes_max
+
+    @property
+    def threads_max(self) -> int:
+        """The most threads of the process, whatever callers do: streams of appends have two."""
+        return super(OnlineConfig, self).threads_max + self.streams_max
+
+    @property
+    def memory_bound_bytes(self) -> int:
+        """The most resident memory of the process, whatever callers do."""
+        calls = self.calls_max + self.streams_max
+        batch = self.batch_bytes_max + RECORD_BYTES * self.batch_events_max
+        return (
+            BASE_BYTES
+            + BLOCK_CACHE_BYTES
+            # A memtable is full only once a group of records is in it.
+            + MEMTABLES_MAX * (MEMTABLE_BYTES + self.batch_bytes_max)
+            # Two generations for a moment, each with its values.
+            + 2 * self.cache_bytes_max
+            + self.work_bytes_max
+            + calls
+            * (ANSWER_COPIES * self.response_bytes_max + REQUEST_COPIES * self.request_bytes_max)
+            + WAITING_CALLS_MAX * self.request_bytes_max
+            + self.connections_max * WINDOW_BYTES
+            # Batches being decoded, batches that wait, and those being committed.
+            + DECODING_MAX * BATCH_COPIES * batch
+            + 2 * (PENDING_BYTES_MAX + RECORD_BYTES * PENDING_EVENTS_MAX + batch)
+        )
 
     @property
     def folder(self) -> Path:

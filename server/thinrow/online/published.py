@@ -24,21 +24,24 @@ if TYPE_CHECKING:
 log = logging.getLogger("thinrow.online")
 
 _NONE_YET = nullcontext()
-CACHE_BYTES_MAX = 1024 * 1024 * 1024
-"""Most memory of a generation's values, those asked for lately: whoever is not among them costs a
-request three times the work."""
 
 
 class Published:
     """Follows a store, which may hold nothing yet, and tells the tier of what it finds."""
 
     def __init__(
-        self, store: Path, tier: MutableTier, poll_s: float, on_failure: Callable[[], None]
+        self,
+        store: Path,
+        tier: MutableTier,
+        poll_s: float,
+        on_failure: Callable[[], None],
+        cache_bytes_max: int,
     ) -> None:
         self._store = store
         self._tier = tier
         self._poll_s = poll_s
         self._on_failure = on_failure
+        self._cache_bytes_max = cache_bytes_max
         self._current: CurrentGeneration | None = None
         self._taken_up = 0
         self._refused = 0
@@ -88,7 +91,7 @@ class Published:
             if self._current is None:
                 try:
                     current = CurrentGeneration(
-                        self._store, self._poll_s, self._on_failure, CACHE_BYTES_MAX
+                        self._store, self._poll_s, self._on_failure, self._cache_bytes_max
                     )
                 except StoreMissingError:
                     return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,6 +73,11 @@ class RecordFormat:
             layout.append((*words, size // trait.size, at, has_at))
         return layout
 
+    @property
+    def text_count(self) -> int:
+        """Traits of text."""
+        return len(self._texts)
+
     def check_types(self, columns: Iterable[wire.Column]) -> None:
         """Compares columns with the schema, before anything is taken for what they say they are.
 
@@ -97,7 +103,8 @@ class RecordFormat:
         for trait in self._texts:
             if trait.name in given:
                 # A text that many events share travels once, and is stored with each.
-                size += sum(map(len, given[trait.name].values.tolist()))
+                texts = Counter(given[trait.name].values.tolist())
+                size += sum(times * len(text.encode()) for text, times in texts.items())
         if size > bytes_max:
             raise RequestError(
                 f"The records of {events} events would take {size:,} bytes; this server takes "

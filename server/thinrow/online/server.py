@@ -77,7 +77,9 @@ class OnlineServer:
             )
         )
         stack.callback(tier.close)
-        self.published = Published(config.store, tier, config.poll_s, metrics.open_failures.inc)
+        self.published = Published(
+            config.store, tier, config.poll_s, metrics.open_failures.inc, config.cache_bytes_max
+        )
         stack.enter_context(self.published)
         if tier.format is None:
             if config.schema is None:
@@ -88,6 +90,7 @@ class OnlineServer:
             tier.use_schema(read_schema(config.schema))
         metrics.follow(lambda: self.published.number, lambda: self.published.watermark_ts)
         metrics.of_tier(tier)
+        metrics.memory_bound.set(config.memory_bound_bytes)
 
         def schema() -> Schema:
             assert tier.format is not None
@@ -138,5 +141,6 @@ class OnlineServer:
                 "metrics": self.metrics_address,
                 "generation": self.published.number,
                 "watermark_ts": self.published.watermark_ts,
+                "memory_bound_bytes": config.memory_bound_bytes,
             },
         )

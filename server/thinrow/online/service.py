@@ -24,6 +24,7 @@ from thinrow.errors import (
     ThinRowError,
 )
 from thinrow.events.times import check_milliseconds
+from thinrow.online.config import DECODING_MAX
 from thinrow.online.decoding import request_decoder
 from thinrow.online.streamed import REQUESTS_MAX, StreamedSnapshots
 from thinrow.online.tier import batch_of
@@ -54,12 +55,6 @@ APPENDED_COLUMNS = (
 STREAMED_REQUESTS = (online_pb2.SnapshotStreamRequest.REQUESTS_FIELD_NUMBER,)
 BATCHES_AHEAD_MAX = 16
 """Batches of one stream that wait to be durable."""
-DECODING_MAX = 2
-"""Batches of all streams that are decoded at once, or wait decoded for their turn.
-
-A message of a few bytes can become 64 MiB of records, of which every stream would hold some. They
-are made in as many threads, because the C library keeps freed memory for each thread that freed it.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +297,9 @@ class OnlineService:
             for users, arrivals, records in self._tier.scan(from_ts, until_ts):
                 self._check_serving()
                 self._metrics.exported.inc(len(users))
-                shown = online_pb2.MutableEvents.FromString(self._tier.to_wire(arrivals, records))
+                with self._working(context):
+                    events = self._tier.to_wire(arrivals, records)
+                    shown = online_pb2.MutableEvents.FromString(events)
                 yield online_pb2.ExportEventsResponse(
                     from_ts=from_ts,
                     arrival_ts=shown.arrival_ts,

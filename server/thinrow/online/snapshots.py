@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from thinrow.errors import AnswerTooLargeError, RequestError, UnavailableError, UnknownTenantError
+from thinrow.online.mutable import MutableEvents
 from thinrow.online.one_user import OneUser
 from thinrow.serving.limits import Turns
 from thinrow.serving.projection import resolve_projection, resolve_tenant, wire_type
+from thinrow.serving.room import read_in_room
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.history import HistoryPlan, Pointers, Status
 from thinrow.v1 import materialization_pb2, online_pb2
@@ -74,7 +75,8 @@ class Snapshots:
         self._published = published
         self._tenants = tenants
         self._small_bytes = work_bytes_max // SMALL_SHARE // calls_max
-        self._budget = Turns(work_bytes_max - self._small_bytes * calls_max)
+        self._budget_bytes = work_bytes_max - self._small_bytes * calls_max
+        self._budget = Turns(self._budget_bytes)
         self._response_bytes_max = response_bytes_max
         self._resolved: tuple[_Known | None, _Resolved] = (None, {})
 
@@ -90,75 +92,81 @@ class Snapshots:
             if value < 0:
                 raise RequestError(f"{name} is {value}; use 0 for no limit, or more.")
         request_ts = self._tier.begin(asked.request_ts)
-        with self._published.use() as generation:
+        with self._published.use() as generation, ExitStack() as room:
             # One choice of a watermark: events before it are immutable, all others mutable.
             moment = self._moment(asked, request_ts, generation)
-            mutable = self._mutable(user_ids, moment)
-            lengths = [len(records) for _, records in mutable]
+            mutable = MutableEvents(
+                self._tier,
+                user_ids,
+                (moment.mutable_from_ts, moment.request_ts),
+                self._response_bytes_max,
+                self._small_bytes // 2,
+            )
             projection, one_user = self._projection(asked, generation)
             if one_user is not None and isinstance(asked, online_pb2.SnapshotRequest):
-                arrivals, records = mutable[0]
-                shown = self._tier.to_wire(arrivals, records) if records else b""
-                times = (moment.start_ts, moment.end_ts, asked.max_length, moment.request_ts)
-                answer = one_user.answer(user_ids[0], times, lengths[0], shown)
+                answer = self._in_memory(one_user, asked, user_ids[0], moment, mutable)
                 if answer is not None:
                     return answer
             if generation is None:
+                room.enter_context(self._hold(mutable.memory_bytes, timeout_s))
                 statuses = [Status.OK] * len(user_ids)
                 digests = [0] * len(user_ids)
                 immutable = _nothing(projection, len(user_ids))
             else:
                 plan = HistoryPlan(
                     generation,
-                    _pointers(user_ids, moment, asked.max_length, lengths),
+                    _pointers(user_ids, moment, asked.max_length, mutable.lengths),
                     projection.truncation,
                     projection.groups,
                     record_digests=True,
                 )
-                amount = plan.stripe_bytes_at_most + plan.events_at_most * projection.event_bytes
-                with self._hold(amount, timeout_s):
-                    plan.read()
-                    selection = plan.resolve()
-                    immutable, _ = plan.answer(projection.traits, self._response_bytes_max)
+                beside_bytes = mutable.memory_bytes + max(
+                    plan.events_at_most * projection.event_bytes, plan.portion_bytes
+                )
+
+                def hold(amount: int) -> AbstractContextManager[None]:
+                    return self._hold(amount, timeout_s)
+
+                room.enter_context(hold(plan.stripe_bytes_at_most + beside_bytes))
+                read_in_room(plan, beside_bytes, self._budget_bytes, hold, room)
+                selection = plan.resolve()
+                immutable, _ = plan.answer(projection.traits, self._response_bytes_max)
                 statuses, digests = selection.statuses.tolist(), selection.digests.tolist()
-        for place, status in enumerate(statuses):
-            if status != Status.OK:
-                mutable[place], lengths[place] = ([], []), 0
-        parts = [_head(asked, moment, digests, lengths)]
-        if any(lengths):
-            arrivals = [ts for some, _ in mutable for ts in some]
-            records = [record for _, some in mutable for record in some]
-            shown = self._tier.to_wire(arrivals, records)
-            parts += (field_of(_MUTABLE, len(shown)), shown)
-        parts += (field_of(_IMMUTABLE, len(immutable)), immutable)
-        if sum(map(len, parts)) > self._response_bytes_max:
-            raise AnswerTooLargeError(
-                "The answer would be larger than this server sends (response_bytes_max); ask for "
-                "fewer users at once, shorter sequences or fewer traits."
-            )
-        return b"".join(parts)
+            events = mutable.load()
+            for place, status in enumerate(statuses):
+                if status != Status.OK:
+                    events[place] = ([], [])
+            lengths = [len(records) for _, records in events]
+            parts = [_head(asked, moment, digests, lengths)]
+            if any(lengths):
+                arrivals = [ts for some, _ in events for ts in some]
+                records = [record for _, some in events for record in some]
+                shown = self._tier.to_wire(arrivals, records)
+                parts += (field_of(_MUTABLE, len(shown)), shown)
+            parts += (field_of(_IMMUTABLE, len(immutable)), immutable)
+            if sum(map(len, parts)) > self._response_bytes_max:
+                raise AnswerTooLargeError(
+                    "The answer would be larger than this server sends (response_bytes_max); ask "
+                    "for fewer users at once, shorter sequences or fewer traits."
+                )
+            return b"".join(parts)
 
-    def _mutable(
-        self, user_ids: Sequence[int], moment: _Moment
-    ) -> list[tuple[list[int], list[bytes]]]:
-        """Reads the mutable events of each user: once for a user that comes several times.
-
-        Raises:
-            AnswerTooLargeError: All together take more bytes than an answer may have.
-        """
-        # By bytes, whose hashes callers cannot choose.
-        keys = [user_id.to_bytes(8, "big", signed=True) for user_id in user_ids]
-        repeats = Counter(keys)
-        left = self._response_bytes_max
-        read: dict[bytes, tuple[list[int], list[bytes]]] = {}
-        for key, user_id in zip(keys, user_ids, strict=True):
-            if key in read:
-                continue
-            read[key] = self._tier.read(
-                user_id, moment.mutable_from_ts, moment.request_ts, left // repeats[key]
-            )
-            left -= repeats[key] * sum(map(len, read[key][1]))
-        return [read[key] for key in keys]
+    def _in_memory(
+        self,
+        one_user: OneUser,
+        asked: online_pb2.SnapshotRequest,
+        user_id: int,
+        moment: _Moment,
+        mutable: MutableEvents,
+    ) -> bytes | None:
+        """The answer about a user of whom everything is in memory and small; else None."""
+        events = mutable.of_first()
+        if events is None:
+            return None
+        arrivals, records = events
+        shown = self._tier.to_wire(arrivals, records) if records else b""
+        times = (moment.start_ts, moment.end_ts, asked.max_length, moment.request_ts)
+        return one_user.answer(user_id, times, len(records), shown)
 
     def _hold(self, amount: int, timeout_s: float | None) -> AbstractContextManager[None]:
         if amount <= self._small_bytes:
@@ -205,7 +213,7 @@ class Snapshots:
             one_user = None
             if generation is not None:
                 one_user = OneUser(
-                    generation, projection, self._small_bytes, self._response_bytes_max
+                    generation, projection, self._small_bytes // 2, self._response_bytes_max
                 )
             known = (projection, one_user)
             if len(key[1]) <= PROJECTION_BYTES_MAX:

@@ -65,9 +65,8 @@ LEAD_MS_MAX = 500
 SLOWEST_KEPT = 0.98
 """What stays, at each commit, of the time that the slowest one lately took."""
 SCAN_EVENTS_MAX = 2048
-"""Events of an export held at once."""
-SCAN_BYTES_MAX = 16 << 20
-"""Limit on the bytes of an export's records held at once; the last of them may exceed it."""
+SCAN_BYTES_MAX = 1024 * 1024
+"""Limits on the events of an export held at once; one record may exceed the latter."""
 BUCKET_MS_MIN = 3600 * 1000
 """Ids are forgotten in steps of this or more."""
 
@@ -235,6 +234,11 @@ class MutableTier:
     def format(self) -> RecordFormat | None:
         """The format of new events; None before there is a schema."""
         return self._formats[-1] if self._formats else None
+
+    @property
+    def text_count(self) -> int:
+        """Traits of text that an event has."""
+        return self._formats[-1].text_count if self._formats else 0
 
     def to_wire(self, arrivals: Sequence[int], records: list[bytes]) -> bytes:
         """The bytes of a MutableEvents: events of any schemas as columns of the newest."""
@@ -536,7 +540,41 @@ class MutableTier:
         """
         arrivals: list[int] = []
         records: list[bytes] = []
-        user, number = _unsigned(user_id), int.from_bytes
+        number = int.from_bytes
+        for key, record in self._events_of(user_id, from_ts, until_ts):
+            arrivals.append(number(key[-12:-4], "big"))
+            records.append(record)
+            bytes_max -= len(record)
+            if bytes_max < 0:
+                raise _too_large()
+        self.check_kept(from_ts)
+        if len(records) > 1:
+            order = self._ordered(records)
+            arrivals = [arrivals[row] for row in order]
+            records = [records[row] for row in order]
+        return arrivals, records
+
+    def measure(self, user_id: int, from_ts: int, until_ts: int, bytes_max: int) -> tuple[int, int]:
+        """Returns the number of events that `read` would return, and the bytes of their records.
+
+        Raises:
+            RequestError: Retention dropped some of them.
+            AnswerTooLargeError: Their records have more than `bytes_max` bytes.
+        """
+        count = size = 0
+        for _, record in self._events_of(user_id, from_ts, until_ts):
+            count += 1
+            size += len(record)
+            if size > bytes_max:
+                raise _too_large()
+        self.check_kept(from_ts)
+        return count, size
+
+    def _events_of(
+        self, user_id: int, from_ts: int, until_ts: int
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yields keys and records of a user's events that arrived in [from_ts, until_ts)."""
+        user = _unsigned(user_id)
         first, last = _unsigned(max(from_ts, 0)), _unsigned(max(until_ts, 0))
         for epoch in self._epochs(from_ts, until_ts):
             prefix = b"e" + epoch.to_bytes(4, "big") + user
@@ -550,23 +588,9 @@ class MutableTier:
             )
             end = prefix + last
             while valid() and (key := key_of()) < end:
-                arrivals.append(number(key[-12:-4], "big"))
-                records.append(value_of())
-                bytes_max -= len(records[-1])
-                if bytes_max < 0:
-                    raise AnswerTooLargeError(
-                        "The mutable events would take more bytes than this server sends "
-                        "(response_bytes_max); ask for fewer users at once, and publish "
-                        "generations more often."
-                    )
+                yield key, value_of()
                 step()
             iterator.status()
-        self.check_kept(from_ts)
-        if len(records) > 1:
-            order = self._ordered(records)
-            arrivals = [arrivals[row] for row in order]
-            records = [records[row] for row in order]
-        return arrivals, records
 
     def _ordered(self, records: list[bytes]) -> list[int]:
         order = _native.record_order(records)
@@ -743,6 +767,13 @@ class MutableTier:
     def property_value(self, name: str) -> int:
         """A number that RocksDB keeps, 0 where it keeps none."""
         return int(self._database.property_int_value(name) or 0)
+
+
+def _too_large() -> AnswerTooLargeError:
+    return AnswerTooLargeError(
+        "The mutable events would take more bytes than this server sends (response_bytes_max); ask "
+        "for fewer users at once, and publish generations more often."
+    )
 
 
 def _newest_before(watermarks: Sequence[int], moment_ts: int) -> int:

@@ -18,11 +18,13 @@ from thinrow.errors import DeadlineError, PermissionDeniedError, RequestError
 from thinrow.serving.inspect import Question
 from thinrow.serving.limits import Turns
 from thinrow.serving.projection import resolve, wire_groups
+from thinrow.serving.room import read_in_room
 from thinrow.store.history import HistoryPlan, Pointers, Status
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from google.protobuf.message import Message
     from numpy.typing import NDArray
@@ -261,15 +263,18 @@ class MaterializationService:
                 )
             if event_bytes is None:
                 event_bytes = projection.event_bytes
-            amount = plan.stripe_bytes_at_most + plan.events_at_most * event_bytes
+            beside_bytes = max(plan.events_at_most * event_bytes, plan.portion_bytes)
             bytes_max = self._tenants.work_bytes_max(tenant)
+
+            def hold(amount: int) -> AbstractContextManager[None]:
+                return self._budget.hold(amount, _remaining_s(context), tenant, bytes_max)
+
+            room = turn.enter_context(ExitStack())
             with self._stage("room"):
-                turn.enter_context(
-                    self._budget.hold(amount, _remaining_s(context), tenant, bytes_max)
-                )
+                room.enter_context(hold(plan.stripe_bytes_at_most + beside_bytes))
             _check_wanted(context)
             with self._stage("read"):
-                metrics.read_bytes.inc(plan.read())
+                metrics.read_bytes.inc(read_in_room(plan, beside_bytes, bytes_max, hold, room))
             _check_wanted(context)
             with self._stage("assemble"):
                 yield plan, plan.resolve()

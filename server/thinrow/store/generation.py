@@ -32,6 +32,8 @@ DIGEST_SUMS_MAX = 1 << 20
 """Most digests that are remembered, some 32 bytes each."""
 CACHE_BYTES_MAX = 256 * 1024 * 1024
 """Most memory of values that an open generation keeps, those asked for lately, unless told."""
+VALUE_BYTES_ASSUMED = 1024 * 1024
+"""Bytes of the largest value of a store whose manifest does not record it."""
 
 
 class Generation:
@@ -55,6 +57,9 @@ class Generation:
         """How many values were asked for."""
         self.values_read = 0
         """How many of those were not in memory."""
+        recorded = [shard.value_bytes_max for shard in self.manifest.shards if shard.keys]
+        self.value_bytes_max = max(recorded, default=1) if all(recorded) else VALUE_BYTES_ASSUMED
+        """Bytes of the largest stored value."""
         self.shards: list[Shard] = []
         try:
             for summary in self.manifest.shards:

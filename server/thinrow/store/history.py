@@ -12,6 +12,7 @@ An ordinal is an event's place in its user's whole history, from 0.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ import numpy as np
 import xxhash
 from thinrow import _native
 from thinrow.store.directory import NEVER_TS
+from thinrow.store.keys import KEY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.schema import Schema, Trait
     from thinrow.store.generation import Generation
+
+READ_COPIES = 3
+"""Copies of a value while it is read: RocksDB's block, the value in it, and the one kept."""
+PORTION_KEYS_MAX = 64
+PORTION_BYTES_MAX = 4 * 1024 * 1024
+"""Limits on stripes with text that are read at once; one stripe may exceed the latter."""
 
 
 class Status(IntEnum):
@@ -138,9 +146,13 @@ class HistoryPlan:
             truncation.head,
             record_digests,
         )
+        chosen = _groups(generation.schema, frozenset(groups))
+        self._has_text = any(generation.schema.has_text[number] for number, *_ in chosen)
+        self.stripe_memory_bytes = 0
+        """Bytes that the stripes take, with the entries of their dictionaries, once read."""
         with generation.naming_damage():
             directories = generation.values(self._plan.directory_keys())
-            self._plan.choose(directories, _groups(generation.schema, frozenset(groups)))
+            self._plan.choose(directories, chosen)
 
     @property
     def events_at_most(self) -> int:
@@ -152,14 +164,49 @@ class HistoryPlan:
         """Bound on the bytes of the stripes to read, text aside, known before they are read."""
         return self._plan.stripe_bytes_at_most
 
-    def read(self) -> int:
-        """Reads the chosen stripes, and tells their bytes.
+    @property
+    def portion_bytes(self) -> int:
+        """Bytes that reading takes for a moment, beside those of the stripes that are kept."""
+        if not self._has_text:
+            return 0
+        keys = len(self._plan.stripe_keys()) // KEY_BYTES
+        return READ_COPIES * min(keys, self._portion_keys) * self._generation.value_bytes_max
+
+    @property
+    def _portion_keys(self) -> int:
+        fitting = PORTION_BYTES_MAX // self._generation.value_bytes_max
+        return min(PORTION_KEYS_MAX, max(1, fitting))
+
+    def read(self, kept_bytes_max: int = sys.maxsize, counted_bytes_max: int = sys.maxsize) -> int:
+        """Reads the chosen stripes, and sets `stripe_memory_bytes`.
+
+        The sizes of texts are known only once they are read. If the stripes take more than
+        `kept_bytes_max`, none is kept, and reading again is due; it ends early if they take more
+        than `counted_bytes_max`.
+
+        Returns:
+            Bytes of the stripes that are kept.
 
         Raises:
             StoreCorruptError: a file failed its checksum, or stripes and directories disagree.
         """
+        keys = self._plan.stripe_keys()
+        portion = self._portion_keys * KEY_BYTES if self._has_text else max(1, len(keys))
+        kept: list[bytes | None] = []
+        self.stripe_memory_bytes = 0
         with self._generation.naming_damage():
-            return self._plan.take(self._generation.values(self._plan.stripe_keys()))
+            for at in range(0, len(keys), portion):
+                values = self._generation.values(keys[at : at + portion])
+                self.stripe_memory_bytes += _native.stripe_memory_bytes(values)
+                if self.stripe_memory_bytes > counted_bytes_max:
+                    return 0
+                if self.stripe_memory_bytes <= kept_bytes_max:
+                    kept += values
+                else:
+                    kept.clear()
+            if self.stripe_memory_bytes > kept_bytes_max:
+                return 0
+            return self._plan.take(kept)
 
     def resolve(self) -> Selection:
         """Finds where each window starts and ends, checks it, and truncates it.

@@ -55,6 +55,8 @@ class ShardSummary(_Record):
     users: Count
     """Users that have events."""
     files: list[StoredFile]
+    value_bytes_max: Count = 0
+    """Bytes of the largest value; 0 if not recorded, as in older stores."""
 
 
 class RunInputs(_Record):

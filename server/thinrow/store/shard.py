@@ -111,6 +111,7 @@ class ShardWriter:
         self._writer: SstFileWriter | None = None
         self._file_bytes = 0
         self.key_count = 0
+        self.value_bytes_max = 0
         path.mkdir(parents=True)
         if over is not None:
             self.linked = _linked(over, path)
@@ -128,6 +129,7 @@ class ShardWriter:
                 self._writer[key] = value
                 self.key_count += 1
                 self._file_bytes += len(key) + len(value)
+                self.value_bytes_max = max(self.value_bytes_max, len(value))
             if self._file_bytes >= SST_BYTES_MAX:
                 self._finish_file()
         except StoreError:

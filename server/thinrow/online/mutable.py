@@ -1,0 +1,93 @@
+"""The mutable events of one call's users: counted before they are taken into memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from thinrow.errors import AnswerTooLargeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from thinrow.online.tier import MutableTier
+
+COPIES = 4
+"""Copies of a record's bytes: as it was read, as columns, as their message, and in the answer."""
+EVENT_BYTES = 256
+"""Memory of an event beside its record: Python objects and places in lists."""
+TEXT_BYTES = 64
+"""Memory of each of its texts beside the text."""
+
+
+class MutableEvents:
+    """What a call's users have; a user that comes several times is read once.
+
+    Up to `small_bytes` of memory are read at once. Beyond, events are only counted until `load`,
+    which is to be called while room for `memory_bytes` is held.
+    """
+
+    def __init__(
+        self,
+        tier: MutableTier,
+        user_ids: Sequence[int],
+        arrived: tuple[int, int],
+        response_bytes_max: int,
+        small_bytes: int,
+    ) -> None:
+        """Reads or counts the events that arrived in the half-open window `arrived`.
+
+        Raises:
+            AnswerTooLargeError: All records together exceed `response_bytes_max`.
+            RequestError: Retention dropped some of the events.
+        """
+        self._tier = tier
+        self._arrived = arrived
+        # By bytes, whose hashes callers cannot choose.
+        self._keys = [user_id.to_bytes(8, "big", signed=True) for user_id in user_ids]
+        self._users = dict(zip(self._keys, user_ids, strict=True))
+        self._read: dict[bytes, tuple[list[int], list[bytes]]] | None = {}
+        self.memory_bytes = 0
+        """Memory that the events take while they are answered."""
+        event_bytes = EVENT_BYTES + TEXT_BYTES * tier.text_count
+        repeats = Counter(self._keys)
+        counts: dict[bytes, int] = {}
+        left = response_bytes_max
+        for key, user_id in self._users.items():
+            times = repeats[key]
+            most = left // times
+            found = None
+            if self._read is not None:
+                small = max(0, small_bytes - self.memory_bytes) // (COPIES * times)
+                found = self._read_small(user_id, min(most, small))
+            if found is None:
+                self._read = None
+                count, size = tier.measure(user_id, *arrived, most)
+            else:
+                assert self._read is not None
+                self._read[key] = found
+                count, size = len(found[1]), sum(map(len, found[1]))
+            counts[key] = count
+            left -= times * size
+            self.memory_bytes += times * (COPIES * size + event_bytes * count)
+        self.lengths = [counts[key] for key in self._keys]
+        """Events of each user of the call."""
+
+    def _read_small(self, user_id: int, bytes_max: int) -> tuple[list[int], list[bytes]] | None:
+        try:
+            return self._tier.read(user_id, *self._arrived, bytes_max)
+        except AnswerTooLargeError:
+            return None
+
+    def of_first(self) -> tuple[list[int], list[bytes]] | None:
+        """Arrival times and records of the first user; None if they were only counted."""
+        return None if self._read is None else self._read[self._keys[0]]
+
+    def load(self) -> list[tuple[list[int], list[bytes]]]:
+        """Returns arrival times and records of each user of the call, in order."""
+        if self._read is None:
+            self._read = {
+                key: self._tier.read(user_id, *self._arrived)
+                for key, user_id in self._users.items()
+            }
+        return [self._read[key] for key in self._keys]
