@@ -72,7 +72,7 @@ def test_a_group_reads_where_the_operator_says_so(tmp_path: Path) -> None:
     assert modes(world.store, world.folder / "out") == {"0o750", "0o640"}
 
 
-@pytest.mark.parametrize("text", ["", "rw", "1777", "-7", "0x7"])
+@pytest.mark.parametrize("text", ["", "rw", "1777", "777", "277", "100", "-7", "0x7"])
 def test_an_umask_that_is_none(text: str) -> None:
     done = run(*THINROW, "--version", THINROW_UMASK=text)
     assert done.returncode == 2

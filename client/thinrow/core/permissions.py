@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["VARIABLE", "file_mode", "make_folder", "private_umask"]
 
 VARIABLE = "THINROW_UMASK"
-_UMASK_MAX = 0o777
+_UMASK_MAX = 0o077
+"""The owner keeps all rights: ThinRow reads its own files again."""
 
 
 def private_umask() -> int:
     """Returns the permission bits that new files and folders lack.
 
     Raises:
-        UsageError: ``THINROW_UMASK`` is not an octal number.
+        UsageError: ``THINROW_UMASK`` is not an octal number up to 077.
     """
     text = os.environ.get(VARIABLE, "077")
     try:
@@ -32,7 +33,7 @@ def private_umask() -> int:
     except ValueError:
         umask = -1
     if not 0 <= umask <= _UMASK_MAX:
-        raise UsageError(f"{VARIABLE} is {text!r}; give an octal number such as 077 or 027.")
+        raise UsageError(f"{VARIABLE} is {text!r}; give an octal number up to 077, such as 027.")
     return umask
 
 
