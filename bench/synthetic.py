@@ -46,7 +46,11 @@ def build(folder: Path, *, users: int, events: int, requests: int) -> Sample:
     ).write_parquet(raw)
     schema.write_text(SCHEMA)
     watermark_ts = SPAN_DAYS * DAY_MS
-    compact(CompactionConfig(store=store, events=[raw], schema=schema, watermark_ts=watermark_ts))
+    compact(
+        CompactionConfig(
+            store=store, events=[raw], schema=schema, watermark_ts=watermark_ts, time_unit="ms"
+        )
+    )
     pl.DataFrame(
         {
             "user_id": np.tile(np.arange(users), requests),
@@ -54,5 +58,5 @@ def build(folder: Path, *, users: int, events: int, requests: int) -> Sample:
             "label": rng.integers(0, 2, users * requests),
         }
     ).write_parquet(asked)
-    backfill(BackfillConfig(requests=asked, store=store, events=[raw], rows=rows))
+    backfill(BackfillConfig(requests=asked, store=store, events=[raw], rows=rows, time_unit="ms"))
     return Sample(store, rows)

@@ -11,16 +11,36 @@ import random
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from logged import a_row, config_in, features_of
 from thinrow.client.logger import FileOutput, ThinRowLogger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 ROWS = 120
 WINDOW_MS = 60
+
+
+class HeldClock:
+    """The time of day, which stands still from a row to its label however busy the machine is."""
+
+    def __init__(self) -> None:
+        self._held_ts: int | None = None
+
+    def __call__(self) -> int:
+        held_ts = self._held_ts
+        return time.time_ns() // 1_000_000 if held_ts is None else held_ts
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self._held_ts = self()
+        try:
+            yield
+        finally:
+            self._held_ts = None
 
 
 def armed(countdown: int, rng: random.Random) -> None:
@@ -61,11 +81,14 @@ def main() -> None:
     )
     if countdown:
         armed(countdown, rng)
-    with ThinRowLogger(config) as logger:
+    clock = HeldClock()
+    with ThinRowLogger(config, clock=clock) as logger:
         unknown: list[int] = []
         for n in range(first, first + ROWS):
-            logger.log(f"r{n}", a_row(n, request_ts=1_000_000 + n % 3 * 3_600_000), features_of(n))
-            logger.label(f"r{n}", {"click": 1})
+            row = a_row(n, request_ts=1_000_000 + n % 3 * 3_600_000)
+            with clock.held():
+                logger.log(f"r{n}", row, features_of(n))
+                logger.label(f"r{n}", {"click": 1})
             unknown.append(n)
             if rng.random() < 0.3:
                 logger.flush()

@@ -115,6 +115,21 @@ class Topic:
             consumer.close()
 
 
+class CountedSource(KafkaSource):
+    """Ends after a number of rows, however long they take to come."""
+
+    def __init__(self, config: KafkaConfig, rows: int) -> None:
+        super().__init__(config)
+        self._rows_left = rows
+
+    def chunks(self, examples: int) -> Iterator[RowChunk]:
+        for chunk in super().chunks(examples):
+            self._rows_left -= len(chunk.rows)
+            yield chunk
+            if self._rows_left <= 0:
+                return
+
+
 @contextmanager
 def mock_cluster() -> Iterator[tuple[Producer, str]]:
     """Brokers of librdkafka's own in this process; a producer of theirs, and their addresses."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from confluent_kafka import Producer
+from kafka_topics import CountedSource, wait_for
 from logged import HOUR_MS, config_in, parts
 from thin_rows import rows_table, shown, write_rows
 from thinrow.client import Projection, connect
@@ -22,7 +23,7 @@ from thinrow.client.logger import (
     mutable_type,
 )
 from thinrow.client.torch import LoaderConfig, RowFiles, TensorBatch, ThinRowLoader
-from thinrow.client.torch.kafka import KafkaConfig, KafkaSource
+from thinrow.client.torch.kafka import KafkaConfig
 from worlds import built_world, running_server
 
 if TYPE_CHECKING:
@@ -91,14 +92,14 @@ def test_both_trainings_see_the_same(tmp_path: Path) -> None:
         arrived_s: list[float] = []
 
         def follow() -> None:
-            source = KafkaSource(
+            source = CountedSource(
                 KafkaConfig(
                     topic="thin-rows",
                     bootstrap_servers=servers,
                     group="follower",
-                    idle_timeout_s=4,
                     linger_ms=20,
-                )
+                ),
+                ROWS,
             )
             for batch in train(server.address, source):
                 streamed.append(batch)
@@ -110,6 +111,8 @@ def test_both_trainings_see_the_same(tmp_path: Path) -> None:
         clicked = set()
         with ThinRowLogger(config) as logger:
             for n, row in enumerate(table.to_pylist()):
+                if n == ROWS // 2:
+                    wait_for(lambda: bool(arrived_s))
                 request_id = f"request-{n}"
                 uih, request_ts = row.pop("uih"), row["request_ts"] + n % 3 * HOUR_MS
                 thin = ThinRow(

@@ -28,6 +28,7 @@ from worlds import (
     built_world,
     compact_command,
     days,
+    freeze,
     leftovers,
     pointers_to,
     read_store,
@@ -150,7 +151,7 @@ def test_two_compactions_at_once(grown: World, tmp_path: Path) -> None:
     world = copied(grown, tmp_path / "world")
     with subprocess.Popen(next_command(world), stdout=subprocess.DEVNULL) as first:
         until(world.store / "building", first)
-        first.send_signal(signal.SIGSTOP)
+        freeze(first.pid)
         second = thinrow(*next_command(world)[3:])
         first.send_signal(signal.SIGCONT)
         assert first.wait() == 0

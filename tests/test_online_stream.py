@@ -23,7 +23,7 @@ from thinrow.errors import (
 )
 from thinrow.online.streamed import REQUESTS_MAX
 from thinrow.v1 import online_pb2
-from worlds import new_world, some_events
+from worlds import OWN_HOST, freeze, new_world, some_events
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,14 +138,15 @@ def test_threads_share_a_stream_and_each_gets_its_own_answer(tmp_path: Path) -> 
 
 def test_a_server_that_stands_still_and_one_that_dies(tmp_path: Path) -> None:
     world = new_world(tmp_path)
-    with running_online(world) as server, connect_online(server.address) as client:
+    listen = ("--listen", f"{OWN_HOST}:0")
+    with running_online(world, *listen) as server, connect_online(server.address) as client:
         assert client.snapshot(1, ALL).thin_row.user_id == 1
-        server.process.send_signal(signal.SIGSTOP)
+        freeze(server.process.pid)
         with pytest.raises(DeadlineError, match=r"0\.2 s"):
             client.snapshot(2, ALL, deadline_s=0.2)
         server.process.send_signal(signal.SIGCONT)
         assert client.snapshot(3, ALL).batch.statuses.tolist() == [1]
-        server.process.send_signal(signal.SIGSTOP)
+        freeze(server.process.pid)
         with ThreadPoolExecutor(4) as pool:
             waiting = [pool.submit(client.snapshot, user, ALL) for user in range(4)]
             time.sleep(0.1)
@@ -153,6 +154,7 @@ def test_a_server_that_stands_still_and_one_that_dies(tmp_path: Path) -> None:
             for one in waiting:
                 with pytest.raises(UnavailableError):
                     one.result()
+        server.process.wait()
         with pytest.raises(UnavailableError):
             client.snapshot(1, ALL)
         with running_online(world, "--listen", server.address):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 from confluent_kafka import Producer
+from kafka_topics import CountedSource, wait_for
 from logged import config_in, parts
 from test_both_trainings import by_request
 from test_online_server import running_online
@@ -25,7 +26,7 @@ from thinrow.client import Projection, connect
 from thinrow.client.logger import FileOutput, KafkaOutput, ThinRowLogger, mutable_type
 from thinrow.client.online import connect_online
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
-from thinrow.client.torch.kafka import KafkaConfig, KafkaSource
+from thinrow.client.torch.kafka import KafkaConfig
 from thinrow.compaction import compact
 from thinrow.online.export import export_events
 from thinrow.serving import Server, ServerConfig
@@ -102,14 +103,14 @@ def test_both_trainings_get_what_inference_saw(tmp_path: Path) -> None:
             generations = []
 
             def follow() -> None:
-                source = KafkaSource(
+                source = CountedSource(
                     KafkaConfig(
                         topic="thin-rows",
                         bootstrap_servers=kafka,
                         group="follower",
-                        idle_timeout_s=4,
                         linger_ms=20,
-                    )
+                    ),
+                    ROWS,
                 )
                 for batch in train(server.address, source):
                     streamed.append(batch)
@@ -147,6 +148,10 @@ def test_both_trainings_get_what_inference_saw(tmp_path: Path) -> None:
             clicked = set()
             with ThinRowLogger(config) as logger:
                 for n in range(ROWS):
+                    if n == ROWS // 2:
+                        wait_for(lambda: bool(arrived_s or failures))
+                    # Hand-overs go on beside requests, however slow the machine is.
+                    wait_for(lambda n=n: len(generations) >= 5 * n // ROWS or failures)  # type: ignore[misc]
                     append_some(online, rng, 10 * n + 10)
                     request_id, user_id = f"request-{n}", rng.choice((*USERS, 99))
                     lookback_ms, max_length = rng.choice((0, 0, 500)), rng.choice((0, 0, 7))

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
@@ -72,6 +73,13 @@ def test_all_is_complete_and_sorted(module: str) -> None:
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("thinrow")
     }
     assert contents["__all__"] == sorted(public)
+
+
+def test_modules_beside_each_other_have_names_of_their_own() -> None:
+    """Tests and benchmarks are imported by their bare names: of two, one would be found."""
+    paths = [path for folder in ("tests", "bench") for path in (ROOT / folder).rglob("*.py")]
+    names = Counter(path.stem for path in paths if path.stem not in ("__init__", "conftest"))
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_client_loads_nothing_heavy() -> None:

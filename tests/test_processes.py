@@ -26,10 +26,12 @@ from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 from worlds import (
     ALL,
+    OWN_HOST,
     REPEATS,
     World,
     built_world,
     days,
+    freeze,
     pointers_to,
     read_store,
     running_server,
@@ -228,7 +230,7 @@ def test_a_worker_that_hangs_is_killed_and_started_again(
         first = alive()
         time.sleep(1)
         assert alive() == first
-        os.kill(first[0], signal.SIGSTOP)
+        freeze(first[0])
         until(lambda: len(alive()) == 2 and first[0] not in alive(), 90)
         assert first[1] in alive()
         assert not is_alive(first[0])
@@ -258,7 +260,7 @@ def test_counts_outlive_their_process_and_gauges_do_not(world: World) -> None:
         until(lambda: server.scrape()["thinrow_streams"] == 12)
         until(lambda: server.scrape().get(name) == asked)
         one, other = pids(server)
-        os.kill(one, signal.SIGSTOP)
+        freeze(one)
         assert server.scrape()[name] == asked, "a process that does not answer"
         os.kill(one, signal.SIGKILL)
         until(lambda: server.scrape()["thinrow_process_deaths_total"] == 1)
@@ -348,7 +350,7 @@ def test_ctrl_c_is_for_the_parent(world: World) -> None:
 def test_a_second_server_is_refused(world: World) -> None:
     """One or several processes first, one or several second."""
     for first in ((), TWO):
-        with running_server(world.store, *first) as server:
+        with running_server(world.store, *first, listen=f"{OWN_HOST}:0") as server:
             listen = ("--listen", server.address, "--metrics", "off")
             for second in ((), TWO):
                 refused = thinrow("serve", "--store", world.store, *listen, *second)
@@ -383,8 +385,8 @@ def test_a_held_port_is_kept_while_no_process_listens(world: World) -> None:
 def test_of_servers_that_start_at_once_one_gets_the_port() -> None:
     rivals = 8
     for _ in range(20 * REPEATS):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        with socket.create_server((OWN_HOST, 0)) as free:
+            address = f"{OWN_HOST}:{free.getsockname()[1]}"
         begin, end = threading.Barrier(rivals), threading.Barrier(rivals)
         winners: list[str] = []
 

@@ -14,7 +14,7 @@ from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.errors import DeadlineError, UnavailableError
 from thinrow.v1 import materialization_pb2 as wire
-from worlds import as_of, built_world, running_server
+from worlds import as_of, built_world, freeze, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -121,7 +121,7 @@ def test_a_server_that_stands_still_is_left(tmp_path: Path) -> None:
         expected = client.materialize(pointers, Projection()).to_lists("item_id")
         batches = client.stream((pointers for _ in range(40)), Projection())
         seen = [next(batches).to_lists("item_id")]
-        first.process.send_signal(signal.SIGSTOP)
+        freeze(first.process.pid)
         try:
             seen += [batch.to_lists("item_id") for batch in batches]
             assert seen == [expected] * 40

@@ -20,7 +20,7 @@ from thinrow.client import ClientConfig, Projection
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.errors import UnavailableError
 from trainer import Trainer, lines
-from worlds import REPEATS, World, built_world, running_server
+from worlds import OWN_HOST, REPEATS, World, built_world, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,7 @@ class Mayhem(threading.Thread):
         self.kills = 0
         self._world, self._random, self._kills_max = world, random.Random(seed), kills
         self._stack = ExitStack()
-        self._servers = [self._start("127.0.0.1:0") for _ in range(2)]
+        self._servers = [self._start(f"{OWN_HOST}:0") for _ in range(2)]
         self.addresses = [server.address for server in self._servers]
 
     def _start(self, address: str) -> Any:  # noqa: ANN401

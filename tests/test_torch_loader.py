@@ -335,7 +335,16 @@ def test_examples_that_are_not_ready_are_asked_for_again(tmp_path: Path) -> None
             assert time.monotonic() - start_s >= 0.3
         patient = replace(config, not_ready_wait_s=60)
         fresh = some_events(first_day=3, days=1, seed=1)
-        publish = threading.Timer(0.5, lambda: world.compact(fresh, 4))
+        not_ready = server.metrics.examples.labels("", "NOT_READY")._value
+        before = not_ready.get()
+
+        def publish_late() -> None:
+            while not_ready.get() == before:
+                time.sleep(0.01)
+            time.sleep(0.5)
+            world.compact(fresh, 4)
+
+        publish = threading.Thread(target=publish_late)
         publish.start()
         with ThinRowLoader(files, server.address, ALL, patient) as loader:
             batches = list(loader)

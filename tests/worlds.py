@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 DAY_MS = 86_400_000
 START_TS = 19_675 * DAY_MS
 REPEATS = max(1, round(float(os.environ.get("THINROW_EXAMPLES", "1"))))
+OWN_HOST = "127.{}.{}.{}".format(*(os.getpid() >> bits & 255 for bits in (16, 8, 0)))
+"""A loopback address of this process: a port of it, once left, is taken by nobody else."""
 THINROW = (sys.executable, "-m", "thinrow.cli.entry")
 SCHEMA = """
 [item]
@@ -241,6 +243,19 @@ class Running:
         """SIGTERM; the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(120)
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP, and waits until no thread of the process runs any more: it takes a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    end_s = time.monotonic() + 60
+    threads = Path(f"/proc/{pid}/task")
+    while any(
+        (thread / "stat").read_text(encoding="utf-8").rpartition(") ")[2][0] != "T"
+        for thread in threads.iterdir()
+    ):
+        assert time.monotonic() < end_s, f"process {pid} runs on after SIGSTOP"
+        time.sleep(0.001)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from test_kill_server import PATIENT, PAUSE_S, Delivered, batches, streamed_thro
 from test_silent_replica import CONFIG, PROJECTION, accepting, silent
 from thinrow.client import connect
 from tried import SEED, Tried, times
-from worlds import running_server
+from worlds import freeze, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +74,7 @@ def test_server_stopped_in_its_tracks(
                 delivered.wait_for_more()
                 time.sleep(rng.uniform(0, PAUSE_S))
                 before = len(departed.left)
-                server.process.send_signal(signal.SIGSTOP)
+                freeze(server.process.pid)
                 try:
                     delivered.wait_for_more()
                     left += server.address in departed.left[before:]
