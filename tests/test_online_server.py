@@ -20,7 +20,9 @@ from thinrow.errors import InputError, RequestError, StoreLockedError, ThinRowEr
 from thinrow.online.config import OnlineConfig
 from thinrow.online.database import WriteAheadLog
 from thinrow.online.server import OnlineServer
+from thinrow.online.service import OnlineService
 from thinrow.online.tier import Batch, MutableTier, TierConfig
+from thinrow.store.directory import NEVER_TS
 from thinrow.v1 import online_pb2
 from worlds import START_TS, THINROW, Running, World, new_world, some_events, thinrow
 
@@ -319,3 +321,31 @@ def grpcurl(address: str, method: str, request: dict[str, Any]) -> dict[str, Any
     assert ran.returncode == 0, ran.stderr
     answer: dict[str, Any] = json.loads(ran.stdout)
     return answer
+
+
+def test_an_export_beside_a_publication_starts_from_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generation that is taken up while an export begins does not refuse the export."""
+    world = new_world(tmp_path)
+    config = OnlineConfig(
+        store=world.store, schema=world.schema, listen="127.0.0.1:0", metrics=None
+    )
+    with OnlineServer(config) as server, connect_online(server.address) as client:
+        assert [each.appended for each in client.append_all([batch(client, 0, 4)])] == [4]
+        newest_ts = client.describe().now_ts
+        seen = iter([NEVER_TS, newest_ts])  # the publication falls between both
+        monkeypatch.setattr(OnlineService, "_published_before", lambda *_: next(seen, newest_ts))
+        kept = MutableTier.check_kept
+
+        def kept_since_newest(tier: MutableTier, from_ts: int) -> None:
+            if from_ts < newest_ts:
+                raise RequestError("The tier has kept events since then only.")
+            kept(tier, from_ts)
+
+        monkeypatch.setattr(MutableTier, "check_kept", kept_since_newest)
+        request = online_pb2.ExportEventsRequest(watermark_ts=newest_ts + 1)
+        assert next(client.export(request)).from_ts == newest_ts
+        seen = iter([NEVER_TS, NEVER_TS])  # nothing was published
+        with pytest.raises(ThinRowError, match="kept events"):
+            next(client.export(request))

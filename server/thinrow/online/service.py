@@ -288,10 +288,11 @@ class OnlineService:
             until_ts = request.watermark_ts
             if until_ts <= 0:
                 raise RequestError(f"watermark_ts is {until_ts}; it must lie after 1970.")
-            from_ts = self._published_before(until_ts)
             if request.HasField("from_ts"):
                 from_ts = request.from_ts
-            self._tier.check_whole(from_ts)
+                self._tier.check_whole(from_ts)
+            else:
+                from_ts = self._not_yet_compacted(until_ts)
             self._tier.seal(until_ts, self._published.newest_ts())
             yield online_pb2.ExportEventsResponse(from_ts=from_ts)
             for users, arrivals, records in self._tier.scan(from_ts, until_ts):
@@ -305,6 +306,23 @@ class OnlineService:
                     arrival_ts=shown.arrival_ts,
                     events=online_pb2.EventBatch(user_ids=users, columns=shown.columns),
                 )
+
+    def _not_yet_compacted(self, until_ts: int) -> int:
+        """Returns the published watermark from which an export up to `until_ts` starts.
+
+        Raises:
+            RequestError: The tier no longer has all events since then.
+        """
+        while True:
+            from_ts = self._published_before(until_ts)
+            try:
+                self._tier.check_whole(from_ts)
+            except RequestError:
+                # A generation that was taken up in between lets the tier forget what it holds.
+                if self._published_before(until_ts) == from_ts:
+                    raise
+            else:
+                return from_ts
 
     def _published_before(self, until_ts: int) -> int:
         with self._published.use() as generation:
