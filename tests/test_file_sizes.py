@@ -36,6 +36,8 @@ def write(path, columns, **options):
 """
 )
 READ = """
+from thinrow.core import parquet_sizes
+parquet_sizes.GROUP_BYTES_MAX = 256 << 20  # so that the files of this test need not be larger
 from thinrow.client import read_thin_rows
 from thinrow.client.torch import RowFiles
 def by_client(path):
@@ -84,7 +86,8 @@ def test_honest_files_are_read(tmp_path: Path) -> None:
     assert sum(len(rows) for rows, _ in read_thin_rows(path, examples=4096)) == 120_000
     files = RowFiles([path], order="files", rank=0, world_size=1)
     assert sum(len(chunk.rows) for chunk in files.source().chunks(4096)) == 120_000
-    assert GROUP_BYTES_MAX == 256 * MIB
+    # Documents of 700 MiB compress to next to nothing where they repeat themselves, and are read.
+    assert GROUP_BYTES_MAX == 1024 * MIB
 
 
 @pytest.fixture

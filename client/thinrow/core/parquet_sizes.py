@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GROUP_BYTES_MAX", "require_bounded_group"]
 
-GROUP_BYTES_MAX = 256 << 20
+GROUP_BYTES_MAX = 1 << 30
 """Limit on what the pages of a row group become beyond a multiple of their bytes."""
 BYTES_PER_STORED_BYTE = 1000
 """Compression that honest columns do not reach: there equal values fill whole row groups."""
