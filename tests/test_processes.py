@@ -372,6 +372,7 @@ def test_a_held_port_is_kept_while_no_process_listens(world: World) -> None:
         config = ServerConfig(store=world.store, listen=address, metrics=None)
         with pytest.raises(UsageError, match="Cannot listen"), Server(config):
             pass
+        assert "thinrow-peers" not in {thread.name for thread in threading.enumerate()}
         host, port = address.split(":")
         with socket.socket() as client:
             assert client.connect_ex((host, int(port))) != 0

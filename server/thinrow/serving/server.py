@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
@@ -147,8 +147,10 @@ def listening(
     calls_max = config.calls_max + config.streams_max
     threads = config.call_threads
     health_service, streams = Health(services), StreamDrain()
-    admission = CallAdmission(services, config, gate, refusals, metrics)
-    with Pool(threads) as pool:
+    with (
+        Pool(threads) as pool,
+        closing(CallAdmission(services, config, gate, refusals, metrics)) as admission,
+    ):
         server = grpc.server(
             pool,
             # Those beyond the threads are being refused.
@@ -210,7 +212,6 @@ def listening(
             admission.stop()
             health_service.end_watches()
             stopped.wait()
-            admission.close()
             log.info("stopped")
 
 
