@@ -28,7 +28,10 @@ settings.register_profile("same", derandomize=True, database=None, **COMMON)
 settings.register_profile("random", **COMMON)
 settings.load_profile("same" if "CI" in os.environ else "random")
 
-STARTERS = frozenset({"subprocess", "Popen", "Server", "OnlineServer", "Producer", "grpc.server"})
+STARTERS = frozenset(
+    {"subprocess", "Popen", "Server", "OnlineServer", "Processes", "Producer", "grpc.server"}
+    | {"run_demo"}
+)
 """Names by which tests and their helpers start servers and processes."""
 
 TESTS = str(Path(__file__).parent)
@@ -51,8 +54,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def starts_server(found: Any, known: dict[object, bool]) -> bool:  # noqa: ANN401
     """Returns whether a function or class, or anything of the tests it names, starts a server."""
     found = inspect.unwrap(getattr(found, "__func__", found))
+    # Hypothesis keeps the test that it repeats beside the one that pytest calls.
+    found = getattr(getattr(found, "hypothesis", None), "inner_test", found)
     if isinstance(found, type):
-        parts = [part for part in vars(found).values() if callable(part)]
+        parts = [inspect.unwrap(part) for part in vars(found).values() if callable(part)]
     else:
         parts = [found]
     functions = [part for part in parts if isinstance(part, FunctionType)]

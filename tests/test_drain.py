@@ -155,6 +155,7 @@ def test_a_call_without_its_request_ends_at_once(materialization: Server) -> Non
         closing.result()
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("kind", ["materialization", "online"])
 def test_calls_that_open_while_the_server_drains_end_at_once(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

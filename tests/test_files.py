@@ -324,6 +324,7 @@ def test_words_of_64_bits_keep_them_in_tensors() -> None:
     assert arrays["other"].tolist() == [2, 3]  # type: ignore[union-attr]
 
 
+@pytest.mark.server
 def test_hashed_ids_come_through_store_and_loader(tmp_path: Path) -> None:
     schema = '[item]\nitem_id = { type = "uint64", key = true }\n'
     world = worlds.new_world(tmp_path, schema)
