@@ -816,7 +816,7 @@ def test_messages_over_the_limits(cut: World) -> None:
         with pytest.raises(RequestError):
             client.materialize(pointers, ALL)
     # Enough for the longest history, but not for many: the client asks again for halves.
-    for limits in ({"response_bytes_max": 6_000}, {"work_bytes_max": 12_000}):
+    for limits in ({"response_bytes_max": 6_000}, {"work_bytes_max": 24_000}):
         with serving(cut, **limits) as address, connect(address) as client:
             request = wire.MaterializeRequest(
                 user_ids=pointers.user_ids, end_ts=pointers.end_ts, max_lengths=[0] * len(pointers)

@@ -265,8 +265,14 @@ def appended(online: Running, message: Any) -> str:
 VECTOR = column("embedding", wire.TRAIT_TYPE_FLOAT64, 4096)
 BOMBS = {
     "an unknown trait": (batch(2048, column("x", wire.TRAIT_TYPE_INT64, 4096)), "no trait"),
-    "another size": (batch(2048, column("item_id", wire.TRAIT_TYPE_INT64, 4096)), "says int64"),
-    "another type": (batch(2048, column("item_id", wire.TRAIT_TYPE_FLOAT64)), "says int64"),
+    "another size": (
+        batch(2048, column("item_id", wire.TRAIT_TYPE_INT64, 4096)),
+        "says TRAIT_TYPE_INT64",
+    ),
+    "another type": (
+        batch(2048, column("item_id", wire.TRAIT_TYPE_FLOAT64)),
+        "says TRAIT_TYPE_INT64",
+    ),
     "equal vectors": (batch(16_384, VECTOR), "fewer"),
     "absent vectors": (
         batch(

@@ -160,6 +160,7 @@ def test_an_answer_may_hold_categories_as_they_are_and_by_dictionary(tmp_path: P
         ),
         1,
         shards=1,
+        time_unit="ms",
     )
     with running_server(world.store) as server, connect(server.address) as client:
         for length in (0, 100, 450):

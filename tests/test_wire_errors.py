@@ -194,10 +194,10 @@ def test_grpc_retries_a_refusal_by_itself(world: World, monkeypatch: pytest.Monk
     entered, released = threading.Event(), threading.Event()
     read = HistoryPlan.read
 
-    def held(plan: HistoryPlan) -> int:
+    def held(plan: HistoryPlan, *limits: int) -> int:
         entered.set()
         assert released.wait(WAIT_S)
-        return read(plan)
+        return read(plan, *limits)
 
     monkeypatch.setattr(HistoryPlan, "read", held)
     with ExitStack() as stack:
@@ -288,7 +288,7 @@ def test_a_refusal_by_grpc_itself_may_be_made_again(
 ) -> None:
     """Beyond its limit of concurrent calls gRPC's server gives no name and no hint."""
     options = config(world)
-    threads = options.calls_max + options.streams_max + serving.OPENING_MAX + serving.SPARE_THREADS
+    threads = options.call_threads
     monkeypatch.setattr(serving, "HELD_MAX", 1 - threads - serving.UTILITY_THREADS)
     ended = threading.Event()
 

@@ -229,6 +229,7 @@ class Altered:
         self.watermarks = generation.watermarks
         self.number, self.watermark_ts = generation.number, generation.watermark_ts
         self.naming_damage = generation.naming_damage
+        self.value_bytes_max = generation.value_bytes_max
         self.digest_memory = _native.DigestMemory(64)
         self._generation = generation
         self._values = values
