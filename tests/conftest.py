@@ -10,11 +10,15 @@ import os
 import subprocess
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import grpc
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 COMMON: dict[str, Any] = {
     # Each example builds stores on disk: slow by nature.
@@ -81,6 +85,13 @@ def names_in(code: CodeType) -> set[str]:
     """Returns the names of globals and attributes that code uses, with its inner functions."""
     inner = (names_in(const) for const in code.co_consts if isinstance(const, CodeType))
     return set(code.co_names).union(*inner)
+
+
+@pytest.fixture(scope="module")
+def no_pause_before_goaway() -> Iterator[None]:
+    """Closes servers of this process at once, where no client is left that could cross a GOAWAY."""
+    with mock.patch("thinrow.serving.server.GOAWAY_DELAY_S", 0):
+        yield
 
 
 @pytest.fixture(autouse=True)

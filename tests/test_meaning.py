@@ -13,6 +13,7 @@ from unittest import mock
 import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracle import (
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
 
     from oracle import Entry
     from thinrow.client import Client
+
+pytestmark = pytest.mark.usefixtures("no_pause_before_goaway")
 
 ALL = Wanted()
 EVERY_COLUMN = Wanted(traits=("event_ts", "event_id", "visible_ts"))

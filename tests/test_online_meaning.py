@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from thinrow.client import ThinRows
     from thinrow.client.thin_row import ThinRow
 
+pytestmark = pytest.mark.usefixtures("no_pause_before_goaway")
+
 POLL_S = 0.02
 
 

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from oracle import Entry
     from thinrow.events.times import TimeUnit
 
+pytestmark = pytest.mark.usefixtures("no_pause_before_goaway")
+
 STEPS = Path(__file__).with_name("faults") / "steps.py"
 SCHEMA = '[item]\nitem_id = { type = "int64", key = true }\n'
 
