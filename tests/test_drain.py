@@ -204,10 +204,10 @@ def test_work_under_way_finishes_after_goaway(
     entered, released = threading.Event(), threading.Event()
     read = HistoryPlan.read
 
-    def held(plan: HistoryPlan) -> int:
+    def held(plan: HistoryPlan, *limits: int) -> int:
         entered.set()
         assert released.wait(LONG_S)
-        return read(plan)
+        return read(plan, *limits)
 
     with ExitStack() as stack:
         running = ExitStack()
