@@ -295,7 +295,7 @@ def test_memory_is_flat_over_thousands_of_tiny_batches(tmp_path: Path, server: s
     resident: collections.deque[int] = collections.deque()
     with ThinRowLoader(paths, server, PROJECTION, config) as loader:
         # In the first passes the C library gives each thread memory of its own, and keeps it.
-        for _ in range(6):
+        for _ in range(10):
             assert sum(len(batch) for batch in loader) == 1000
         for _ in range(3 * REPEATS):
             assert sum(len(batch) for batch in loader) == 1000
