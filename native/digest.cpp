@@ -97,7 +97,8 @@ uint64_t close_digest(uint64_t sum, int64_t event_count) {
 
 std::optional<uint64_t> DigestMemory::find(int64_t user_id, int64_t ordinal) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  const uint64_t *sum = sums_.find({user_id, ordinal}, [](uint64_t) { return 1; });
+  const Place place{user_id, ordinal};
+  const uint64_t *sum = sums_.find(place, sums_.hash_of(place), [](uint64_t) { return 1; });
   return sum ? std::optional(*sum) : std::nullopt;
 }
 

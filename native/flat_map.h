@@ -16,7 +16,7 @@ class FlatMap {
   // The key's value, which is `fresh` where it was not there yet; and whether that was so.
   std::pair<Value &, bool> add(const Key &key, const Value &fresh) {
     if (4 * (size_ + 1) > 3 * slots_.size()) grow();
-    Slot &slot = slots_[place(key)];
+    Slot &slot = slots_[place(key, hash_of(key))];
     const bool is_new = !slot.used;
     if (is_new) {
       slot = {key, fresh, true};
@@ -25,16 +25,18 @@ class FlatMap {
     return {slot.value, is_new};
   }
 
-  // nullptr where the key is not there.
-  Value *find(const Key &key) {
+  static uint64_t hash_of(const Key &key) { return keyed_hash(key.hashed()); }
+
+  // nullptr where the key is not there; `hash` is the key's.
+  Value *find(const Key &key, uint64_t hash) {
     if (slots_.empty()) return nullptr;
-    Slot &slot = slots_[place(key)];
+    Slot &slot = slots_[place(key, hash)];
     return slot.used ? &slot.value : nullptr;
   }
 
-  // Has the place where a key is, or would be, fetched into the processor's cache.
-  void prefetch(const Key &key) const {
-    if (!slots_.empty()) __builtin_prefetch(&slots_[keyed_hash(key.hashed()) & (slots_.size() - 1)]);
+  // Has the place where a key of this hash is, or would be, fetched into the processor's cache.
+  void prefetch(uint64_t hash) const {
+    if (!slots_.empty()) __builtin_prefetch(&slots_[hash & (slots_.size() - 1)]);
   }
 
   size_t size() const { return size_; }
@@ -51,9 +53,9 @@ class FlatMap {
     bool used = false;
   };
 
-  size_t place(const Key &key) const {
+  size_t place(const Key &key, uint64_t hash) const {
     const size_t mask = slots_.size() - 1;
-    size_t at = keyed_hash(key.hashed()) & mask;
+    size_t at = hash & mask;
     while (slots_[at].used && !(slots_[at].key == key)) at = (at + 1) & mask;
     return at;
   }
@@ -62,7 +64,7 @@ class FlatMap {
     std::vector<Slot> old(slots_.empty() ? 16 : 2 * slots_.size());
     old.swap(slots_);
     for (Slot &slot : old)
-      if (slot.used) slots_[place(slot.key)] = std::move(slot);
+      if (slot.used) slots_[place(slot.key, hash_of(slot.key))] = std::move(slot);
   }
 
   std::vector<Slot> slots_;

@@ -11,24 +11,26 @@ class Recent {
  public:
   explicit Recent(int64_t cost_max) : half_(cost_max / 2) {}
 
-  // nullptr where the key is not there; else valid until the next call.
+  static uint64_t hash_of(const Key &key) { return FlatMap<Key, Value>::hash_of(key); }
+
+  // nullptr where the key is not there; else valid until the next call. `hash` is the key's.
   template <typename Cost>
-  const Value *find(const Key &key, Cost &&cost) {
-    if (const Value *known = young_.find(key)) return known;
-    const Value *known = old_.find(key);
+  const Value *find(const Key &key, uint64_t hash, Cost &&cost) {
+    if (const Value *known = young_.find(key, hash)) return known;
+    const Value *known = old_.find(key, hash);
     return known ? &add(key, Value(*known), cost(*known)) : nullptr;
   }
 
   // Has the places that `find` will look at fetched into the processor's cache.
-  void prefetch(const Key &key) const {
-    young_.prefetch(key);
-    old_.prefetch(key);
+  void prefetch(uint64_t hash) const {
+    young_.prefetch(hash);
+    old_.prefetch(hash);
   }
 
   // As `find`, but the value is no younger for it.
-  const Value *peek(const Key &key) {
-    const Value *known = young_.find(key);
-    return known ? known : old_.find(key);
+  const Value *peek(const Key &key, uint64_t hash) {
+    const Value *known = young_.find(key, hash);
+    return known ? known : old_.find(key, hash);
   }
 
   const Value &add(const Key &key, Value value, int64_t cost) {

@@ -36,13 +36,18 @@ class ValueCache {
     nanobind::list missing;
     // Places and values lie all over the memory, whose answers are not waited for one by one.
     const auto key = [&](int64_t number) { return StoreKey::at(at + number * key_bytes); };
+    std::array<uint64_t, 4 * keys_ahead> hashes; // of the keys from i to ahead
     for (int64_t ahead = 0; ahead < count + 2 * keys_ahead; ++ahead) {
       const int64_t next = ahead - keys_ahead, i = next - keys_ahead;
-      if (ahead < count) values_.prefetch(key(ahead));
+      if (ahead < count) {
+        hashes[ahead % hashes.size()] = values_.hash_of(key(ahead));
+        values_.prefetch(hashes[ahead % hashes.size()]);
+      }
       if (next >= 0 && next < count)
-        if (const nanobind::object *known = values_.peek(key(next))) __builtin_prefetch(known->ptr());
+        if (const nanobind::object *known = values_.peek(key(next), hashes[next % hashes.size()]))
+          __builtin_prefetch(known->ptr());
       if (i < 0) continue;
-      const nanobind::object *known = values_.find(key(i), bytes_of);
+      const nanobind::object *known = values_.find(key(i), hashes[i % hashes.size()], bytes_of);
       if (!known) missing.append(i);
       PyList_SET_ITEM(values.ptr(), i, nanobind::object(known ? *known : nanobind::none()).release().ptr());
     }

@@ -33,7 +33,8 @@ void count(const std::string &input, Inner (*read)(const char *)) {
   const size_t keys = input.size() / 8;
   for (size_t i = 0; i < keys; ++i) map.add({read(input.data() + 8 * i)}, i);
   for (size_t i = 0; i < keys; ++i) {
-    const uint32_t *found = map.find({read(input.data() + 8 * i)});
+    const Counted<Inner> key{read(input.data() + 8 * i)};
+    const uint32_t *found = map.find(key, map.hash_of(key));
     if (!found || *found != i) std::exit(1);
   }
 }
