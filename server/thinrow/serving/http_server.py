@@ -31,6 +31,8 @@ class HttpServer(ThreadingMixIn, WSGIServer):
     """
 
     daemon_threads = True
+    # Where the queue is full, a scrape's connection is only tried again after seconds.
+    request_queue_size = socket.SOMAXCONN
 
     def __init__(self, host: str, port: int) -> None:
         self._started_s: dict[socket.socket, float] = {}
