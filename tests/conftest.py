@@ -1,4 +1,4 @@
-"""How tests run: examples of the property tests, and which tests start servers or processes.
+"""Settings of the test run: examples of property tests, and marks of tests that start servers.
 
 THINROW_EXAMPLES multiplies the examples of property tests (see scenarios.py).
 """

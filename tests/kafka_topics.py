@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from thinrow.client.torch.source import RowChunk
 
 PARTITIONS = 4
-"""What a topic of the mock cluster has."""
+"""Number of partitions of a topic of the mock cluster."""
 
 TIMEOUT_S = 60
 """Ends a test whose brokers never answer."""
@@ -139,7 +139,7 @@ def mock_cluster() -> Iterator[tuple[Producer, str]]:
 
 
 def users(rows: ThinRows) -> list[int]:
-    """Who the rows are about; in table() each has a user of its own."""
+    """Users of the rows; in table() each row has its own."""
     numbers: list[int] = rows.pointers.user_ids.tolist()
     return numbers
 

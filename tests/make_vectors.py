@@ -269,7 +269,7 @@ def malformed() -> list[dict[str, Any]]:
 
 
 def hashes() -> list[dict[str, Any]]:
-    """Of each user the XXH3 of its id's eight little-endian bytes, and its shard."""
+    """Returns each user's XXH3 of the id's eight little-endian bytes, and the shard."""
     found = []
     for user_id in USER_IDS:
         number = xxhash.xxh3_64_intdigest(struct.pack("<q", user_id))

@@ -284,6 +284,27 @@ def test_who_gives_up_waiting_leaves_the_queue() -> None:
         pass
 
 
+def test_what_is_held_grows_only_while_nobody_waits() -> None:
+    budget, granted = Turns(100), threading.Event()
+
+    def wait_for_most() -> None:
+        with budget.hold(95, 60, "other"):
+            granted.set()
+
+    waiter = threading.Thread(target=wait_for_most)
+    with budget.hold(40, None, "own", 70) as extend:
+        assert not extend(61), "more than is free"
+        assert not extend(31), "more than the tenant may hold"
+        assert extend(20)
+        waiter.start()
+        while not budget._waiting["other"]:
+            time.sleep(0.001)
+        assert not extend(5), "another request waits"
+        assert not granted.is_set()
+    assert granted.wait(60), "what was added is given back, too"
+    waiter.join()
+
+
 def test_a_long_message_does_not_take_the_errors_place(tmp_path: Path) -> None:
     names = [f"trait_with_a_name_of_some_length_{number}" for number in range(800)]
     wide = new_world(tmp_path, "[group]\n" + "".join(f'{name} = "int8"\n' for name in names))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from test_processes import AT_ONCE, TWO, pids, until
-from thinrow.client import Pointers, Projection, connect
+from thinrow.client import Pointers, connect
 from thinrow.errors import RequestError, UsageError
 from thinrow.serving import Server, ServerConfig
 from thinrow.serving.metrics import METHODS, STAGES, TENANT_LABELS_MAX, Metrics, MetricsEndpoint
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from worlds import Running
 
 TENANTS = '[ranker]\nsequence_length = 3\ntraits = ["brand"]\n[idle]\nsequence_length = 1\n'
-NUMBERS = Projection(traits=("event_ts", "rating", "price"))
-"""Traits of groups without texts; stripes with texts may be read twice, to learn their sizes."""
 DOCS = Path(__file__).parent.parent / "docs" / "operations.md"
 ONLY_OF_SEVERAL = {"thinrow_processes", "thinrow_process_deaths_total"}
 
@@ -201,22 +199,22 @@ def test_the_store_counts_what_was_in_memory(tmp_path: Path) -> None:
             return value(server, name, source="memory"), value(server, name, source="files")
 
         assert counts() == (0, 0)
-        client.materialize(pointers_to(days(3)), NUMBERS)
+        client.materialize(pointers_to(days(3)), ALL)
         memory, files = counts()
         assert memory == 0
-        # A directory for each user; of those with a history stripes of times and of one group.
+        # A directory for each user; of those with a history stripes of times and of each group.
         pointers = pointers_to(days(3))
         with Generation.open_current(world.store) as generation:
             directories = generation.directories(np.unique(pointers.user_ids))
-        assert files == 6 + 2 * len(directories.stripe_ts)
-        client.materialize(pointers_to(days(3)), NUMBERS)
+        assert files == 6 + 3 * len(directories.stripe_ts)
+        client.materialize(pointers_to(days(3)), ALL)
         assert counts() == (files, files)
         opened_ts = value(server, "thinrow_generation_opened_timestamp_seconds")
         world.compact(some_events(days=2, first_day=3), 5)
         until(lambda: value(server, "thinrow_generation") == 2)
         assert value(server, "thinrow_generation_opened_timestamp_seconds") > opened_ts
         assert counts() == (files, files), "counts outlive their generation"
-        client.materialize(pointers_to(days(5)), NUMBERS)
+        client.materialize(pointers_to(days(5)), ALL)
         memory, later = counts()
         assert memory == files
         assert later >= 2 * files

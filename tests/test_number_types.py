@@ -56,7 +56,7 @@ def values_of(source: str) -> list[Any]:
 
 
 def stored_as(schema: Schema, source: str, value: Any) -> Any:  # noqa: ANN401
-    """What one value of a file is stored as; raises InputError."""
+    """Returns the stored value of one value of a file; raises InputError."""
     kind = getattr(pa, {"bool": "bool_"}.get(source, source))()
     column = pa.array([value, None], kind)
     table = pa.table({"user_id": [1, 1], "event_ts": [START_TS, START_TS + 1], "x": column})

@@ -1,4 +1,4 @@
-"""What ThinRow creates is private to its user, whatever the umask of the shell says."""
+"""Files that ThinRow creates are private to its user, whatever the umask of the shell is."""
 
 from __future__ import annotations
 

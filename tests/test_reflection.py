@@ -49,7 +49,7 @@ def served(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Iter
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_service_can_be_read_and_built(served: list[str], version: str) -> None:
-    """What a tool does that knows nothing but the address."""
+    """Performs the steps of a tool that knows only the address."""
     address, *services = served
     asked = reflection_pb2.ServerReflectionRequest
     symbols = [*services, "google.rpc.ErrorInfo", "google.rpc.RetryInfo"]

@@ -344,7 +344,7 @@ def test_a_first_run_killed_early_can_be_run_again(tmp_path: Path, kind: str) ->
 
 
 def test_every_way_back_that_an_error_gives_can_be_run(world: World) -> None:
-    """As it stands, in a shell."""
+    """Runs the text unchanged in a shell."""
     current_file = world.store / "CURRENT"
     for break_it in (current_file.unlink, lambda: set_current(world, "generation-000002\n")):
         break_it()

@@ -102,7 +102,7 @@ def test_a_caller_that_sends_nothing_may_wait() -> None:
 
 
 def test_a_slow_caller_slows_its_server_down() -> None:
-    """What is received ahead does not grow with what there is to receive."""
+    """Read-ahead of a stream does not grow with the length of the stream."""
     pulled = threading.Semaphore(0)
 
     def messages() -> Iterator[int]:

@@ -194,7 +194,7 @@ def test_seals_at_once_never_go_back(tmp_path: Path, now: list[int]) -> None:
 
 
 def reads(tier: MutableTier, from_ts: int, until_ts: int) -> int:
-    """How many runs of keys a request reads."""
+    """Counts the runs of keys that a request reads."""
     counted = Counting(tier._database)
     tier._database = counted  # type: ignore[assignment]
     try:

@@ -65,7 +65,7 @@ def stub_of(channel: grpc.Channel) -> MaterializationServiceStub:
 
 
 def details(error: grpc.RpcError) -> tuple[ErrorInfo, RetryInfo | None, dict[str, Any]]:
-    """What an error carries, after a check that all of it says the same."""
+    """Returns the details of an error, after checking that all its parts agree."""
     assert isinstance(error, grpc.Call)
     metadata = dict(error.trailing_metadata())
     status = Status.FromString(metadata["grpc-status-details-bin"])

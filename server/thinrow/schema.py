@@ -194,7 +194,7 @@ class Schema:
 
     @cached_property
     def has_text(self) -> Mapping[int, bool]:
-        """Whether a stored group has a trait of text, by the group's number."""
+        """True for each stored group, by number, that has a trait of text."""
         groups = {group.number: group.traits for group in self.groups} | {EVENT_GROUP: BUILT_IN}
         return {
             number: any(trait.type is TraitType.STRING for trait in traits)

@@ -1,4 +1,4 @@
-"""What the fuzzers aim at where sizes are declared: Arrow messages, and the native functions."""
+"""Fuzz targets with declared sizes: Arrow messages, and the native functions."""
 
 # ruff: noqa: ANN401 - values of any kind
 

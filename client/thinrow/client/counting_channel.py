@@ -54,7 +54,7 @@ VALUES_MAX = 1 << 22
 
 
 class CountingChannel:
-    """What the generated stub needs of a channel."""
+    """The methods of a channel that a generated stub calls."""
 
     def __init__(self, channel: ClosableChannel) -> None:
         self._channel = channel

@@ -155,7 +155,7 @@ class CompactionReport:
     ignored_columns: list[str] = field(default_factory=list)
     """Input columns that the schema does not list."""
     times: dict[str, TimeSpan] = field(default_factory=dict)
-    """What was read of each time column."""
+    """Range of the times read, by time column."""
     tied_events: int = 0
     """Events added whose order only their traits decide, as the input does not tell it."""
     uncut_ms: int = 0

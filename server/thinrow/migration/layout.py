@@ -45,7 +45,7 @@ class Lists:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FatLayout:
-    """How lists stand in fat rows."""
+    """Order and padding of the lists in fat rows."""
 
     order: Order = "oldest-first"
     """By event_ts, oldest or newest first; or the order of arrival, in which times may descend."""

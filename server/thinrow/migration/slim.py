@@ -95,7 +95,7 @@ class SlimConfig:
     time_unit: TimeUnit | None = None
     """Unit of times that are integers; None: milliseconds, other units are refused."""
     layout: FatLayout = field(default_factory=FatLayout)
-    """How lists stand in the fat rows."""
+    """Order and padding of the lists in the fat rows."""
     fail_on_disagreement: bool = False
     """Writes nothing where rows of a user disagree."""
 
@@ -129,7 +129,7 @@ class SlimReport:
     """What to compact the events to: the rows point at nothing later."""
     written: bool
     times: dict[str, TimeSpan]
-    """What was read of each time column."""
+    """Range of the times read, by time column."""
 
 
 def slim(config: SlimConfig, progress: Progress = lambda *_: None) -> SlimReport:

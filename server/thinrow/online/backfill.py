@@ -124,7 +124,7 @@ class BackfillReport:
     first_watermark_ts: int = 0
     """The store's first watermark, ms."""
     times: dict[str, TimeSpan] = field(default_factory=dict)
-    """What was read of each time column."""
+    """Range of the times read, by time column."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,9 +31,9 @@ are made in as many threads, because the C library keeps freed memory for each t
 RECORD_BYTES = 256
 """Memory of an event that is to be committed, beside its record: keys, and Python objects."""
 BATCH_COPIES = 5
-"""Of each batch that is decoded: its columns, with defaults, as records in one, and one by one."""
+"""Copies of a batch while it is decoded: columns, defaults filled in, joined records, records."""
 ANSWER_COPIES = 2
-"""Of each answer: in parts, and joined."""
+"""Copies of an answer: in parts, and joined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

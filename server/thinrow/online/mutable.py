@@ -21,7 +21,7 @@ TEXT_BYTES = 64
 
 
 class MutableEvents:
-    """What a call's users have; a user that comes several times is read once.
+    """Mutable events of a call's users; a user named several times is read once.
 
     Up to `small_bytes` of memory are read at once. Beyond, events are only counted until `load`,
     which is to be called while room for `memory_bytes` is held.

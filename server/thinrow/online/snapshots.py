@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SMALL_SHARE = 16
 """The part of memory, one in so many, that is kept for snapshots too small to wait for room."""
-_NO_WAIT = nullcontext()
+_NO_WAIT = nullcontext(lambda _: False)
 PROJECTIONS_MAX = 1024
 """Projections kept as they were resolved; callers send few."""
 PROJECTION_BYTES_MAX = 4096
@@ -124,11 +124,11 @@ class Snapshots:
                     plan.events_at_most * projection.event_bytes, plan.portion_bytes
                 )
 
-                def hold(amount: int) -> AbstractContextManager[None]:
+                def hold(amount: int) -> AbstractContextManager[Callable[[int], bool]]:
                     return self._hold(amount, timeout_s)
 
-                room.enter_context(hold(plan.stripe_bytes_at_most + beside_bytes))
-                read_in_room(plan, beside_bytes, self._budget_bytes, hold, room)
+                extend = room.enter_context(hold(plan.stripe_bytes_at_most + beside_bytes))
+                read_in_room(plan, beside_bytes, self._budget_bytes, hold, room, extend)
                 selection = plan.resolve()
                 immutable, _ = plan.answer(projection.traits, self._response_bytes_max)
                 statuses, digests = selection.statuses.tolist(), selection.digests.tolist()
@@ -168,7 +168,9 @@ class Snapshots:
         times = (moment.start_ts, moment.end_ts, asked.max_length, moment.request_ts)
         return one_user.answer(user_id, times, len(records), shown)
 
-    def _hold(self, amount: int, timeout_s: float | None) -> AbstractContextManager[None]:
+    def _hold(
+        self, amount: int, timeout_s: float | None
+    ) -> AbstractContextManager[Callable[[int], bool]]:
         if amount <= self._small_bytes:
             return _NO_WAIT  # all calls at once may hold so little
         return self._budget.hold(amount, timeout_s)

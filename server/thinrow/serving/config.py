@@ -84,9 +84,9 @@ class ServiceConfig:
     drain_s: float = 10.0
     """How long calls under way may take to end once the server is told to stop."""
     first_request_s: float = 30.0
-    """How long a call's first request may take to arrive; until then the call has no place."""
+    """Upper bound on the wait for a call's first request; until then the call has no place."""
     idle_s: float = 600.0
-    """How long a stream may be idle, or an answer unread; clients open an ended stream again."""
+    """Upper bound on the time a stream is idle, or an answer unread; clients open it again."""
     poll_s: float = 0.5
     """Pause between two looks for a new generation, and for new tenants."""
 

@@ -101,7 +101,7 @@ class Gate:
             yield
 
     def named_place(self, caller: Caller, *, is_stream: bool) -> AbstractContextManager[None]:
-        """As `tenant_place`, if no token has told the tenant at the start of the call."""
+        """Holds a `tenant_place`, if no token named the tenant when the call started."""
         if caller.holder is not None:
             return nullcontext()
         return self.tenant_place(caller.tenant, is_stream=is_stream)

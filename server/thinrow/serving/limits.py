@@ -11,6 +11,7 @@ import time
 from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from thinrow.errors import (
@@ -21,7 +22,7 @@ from thinrow.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 RETRY_AFTER_MS = 200
 """What whoever is refused is asked to wait: many requests long, and no pause that hurts."""
@@ -110,10 +111,13 @@ class Turns:
     @contextmanager
     def hold(
         self, amount: int, timeout_s: float | None, tenant: str = "", tenant_max: int | None = None
-    ) -> Iterator[None]:
+    ) -> Iterator[Callable[[int], bool]]:
         """Waits for its turn and for room, and holds it until the block ends.
 
         tenant_max: the most that the tenant's requests hold together.
+
+        Yields:
+            A function that adds an amount to what is held; False if that would have to wait.
 
         Raises:
             AnswerTooLargeError: there never will be room.
@@ -134,11 +138,11 @@ class Turns:
             self._waiting[tenant].append(turn)
             self._wait(turn, timeout_s)
         try:
-            yield
+            yield partial(self._extend, turn)
         finally:
             with self._lock:
-                self._free += amount
-                self._held[tenant] -= amount
+                self._free += turn.amount
+                self._held[tenant] -= turn.amount
                 self._served[tenant] = time.monotonic()
                 self._grant()
 
@@ -154,6 +158,18 @@ class Turns:
             with self._lock:
                 self._sending[tenant].remove(sent)
                 self._grant()
+
+    def _extend(self, turn: Turn, amount: int) -> bool:
+        """Adds to what a turn holds, unless another request waits for it or it is not free."""
+        with self._lock:
+            if amount > self._free or any(self._waiting.values()):
+                return False
+            if self._held[turn.tenant] + amount > self._most(turn):
+                return False
+            turn.amount += amount
+            self._free -= amount
+            self._held[turn.tenant] += amount
+            return True
 
     def _wait(self, turn: Turn, timeout_s: float | None) -> None:
         """Waits until it is granted; a turn that is not in time leaves its queue."""

@@ -10,25 +10,31 @@ if TYPE_CHECKING:
 
     from thinrow.store.history import HistoryPlan
 
+    Extend = Callable[[int], bool]
+
 
 def read_in_room(
     plan: HistoryPlan,
     beside_bytes: int,
     bytes_max: int,
-    hold: Callable[[int], AbstractContextManager[None]],
+    hold: Callable[[int], AbstractContextManager[Extend]],
     room: ExitStack,
+    extend: Extend,
 ) -> int:
     """Reads a plan's stripes while `room` holds `beside_bytes` and what the stripes may take.
 
-    If texts take more than that, all of it is given back before more is waited for: requests that
-    held room while they waited for more would wait for each other.
+    Texts take more than is known before. What they take is added to the room while it is free. If
+    it is not, all room is given back before more is waited for, and the stripes are read again:
+    requests that held room while they waited for more would wait for each other.
 
     Args:
         plan: The plan; `hold` was entered into `room` with its `stripe_bytes_at_most`.
         beside_bytes: Bytes held beside those of stripes.
         bytes_max: The most that `hold` grants.
-        hold: Waits for so many bytes, until the block ends.
-        room: Holds them; closed and entered again where it must grow.
+        hold: Waits for a number of bytes, holds them until the block ends, and yields a function
+            that adds to them.
+        room: Holds them; closed and entered again where it must wait for more.
+        extend: Adds to what `room` holds; False if that would have to wait.
 
     Returns:
         Bytes of the stripes.
@@ -39,9 +45,10 @@ def read_in_room(
         StoreCorruptError: A file failed its checksum, or stripes and directories disagree.
     """
     held = plan.stripe_bytes_at_most
-    read_bytes = plan.read(held, bytes_max)
-    if plan.stripe_memory_bytes > held:
+    read_bytes = plan.read(held, bytes_max, extend)
+    if read_bytes is None:
         room.close()
         room.enter_context(hold(plan.stripe_memory_bytes + beside_bytes))
         read_bytes = plan.read(plan.stripe_memory_bytes, bytes_max)
+        assert read_bytes is not None, "stripes of a generation do not change"
     return read_bytes

@@ -23,7 +23,7 @@ from thinrow.store.history import HistoryPlan, Pointers, Status
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from google.protobuf.message import Message
@@ -266,15 +266,17 @@ class MaterializationService:
             beside_bytes = max(plan.events_at_most * event_bytes, plan.portion_bytes)
             bytes_max = self._tenants.work_bytes_max(tenant)
 
-            def hold(amount: int) -> AbstractContextManager[None]:
+            def hold(amount: int) -> AbstractContextManager[Callable[[int], bool]]:
                 return self._budget.hold(amount, _remaining_s(context), tenant, bytes_max)
 
             room = turn.enter_context(ExitStack())
             with self._stage("room"):
-                room.enter_context(hold(plan.stripe_bytes_at_most + beside_bytes))
+                extend = room.enter_context(hold(plan.stripe_bytes_at_most + beside_bytes))
             _check_wanted(context)
             with self._stage("read"):
-                metrics.read_bytes.inc(read_in_room(plan, beside_bytes, bytes_max, hold, room))
+                metrics.read_bytes.inc(
+                    read_in_room(plan, beside_bytes, bytes_max, hold, room, extend)
+                )
             _check_wanted(context)
             with self._stage("assemble"):
                 yield plan, plan.resolve()

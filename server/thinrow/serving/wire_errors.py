@@ -47,7 +47,7 @@ carries the message twice: percent-encoded, and in base64."""
 
 @dataclass(frozen=True, slots=True)
 class WireError:
-    """What a class of exceptions becomes on the wire."""
+    """Wire form of one class of exceptions."""
 
     kind: type[ThinRowError]
     code: grpc.StatusCode

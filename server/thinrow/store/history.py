@@ -24,7 +24,7 @@ from thinrow.store.directory import NEVER_TS
 from thinrow.store.keys import KEY_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
     from thinrow.schema import Schema, Trait
@@ -177,36 +177,48 @@ class HistoryPlan:
         fitting = PORTION_BYTES_MAX // self._generation.value_bytes_max
         return min(PORTION_KEYS_MAX, max(1, fitting))
 
-    def read(self, kept_bytes_max: int = sys.maxsize, counted_bytes_max: int = sys.maxsize) -> int:
+    def read(
+        self,
+        kept_bytes_max: int = sys.maxsize,
+        counted_bytes_max: int = sys.maxsize,
+        extend: Callable[[int], bool] = lambda _: False,
+    ) -> int | None:
         """Reads the chosen stripes, and sets `stripe_memory_bytes`.
 
-        The sizes of texts are known only once they are read. If the stripes take more than
-        `kept_bytes_max`, none is kept, and reading again is due; it ends early if they take more
-        than `counted_bytes_max`.
+        The sizes of texts are known only once they are read.
+
+        Args:
+            kept_bytes_max: Bytes that the stripes may take; if they take more, none is kept.
+            counted_bytes_max: Bytes beyond which reading ends early.
+            extend: Adds to `kept_bytes_max`, or returns False.
 
         Returns:
-            Bytes of the stripes that are kept.
+            Bytes of the stripes; None if they are to be read again with a larger `kept_bytes_max`.
 
         Raises:
             StoreCorruptError: a file failed its checksum, or stripes and directories disagree.
         """
         keys = self._plan.stripe_keys()
         portion = self._portion_keys * KEY_BYTES if self._has_text else max(1, len(keys))
-        kept: list[bytes | None] = []
+        kept: list[bytes | None] | None = []
         self.stripe_memory_bytes = 0
         with self._generation.naming_damage():
             for at in range(0, len(keys), portion):
                 values = self._generation.values(keys[at : at + portion])
                 self.stripe_memory_bytes += _native.stripe_memory_bytes(values)
                 if self.stripe_memory_bytes > counted_bytes_max:
-                    return 0
-                if self.stripe_memory_bytes <= kept_bytes_max:
+                    return None
+                if kept is None:  # only counted from here on
+                    continue
+                missing_bytes = self.stripe_memory_bytes - kept_bytes_max
+                if missing_bytes <= 0:
+                    kept += values
+                elif extend(missing_bytes):
+                    kept_bytes_max += missing_bytes
                     kept += values
                 else:
-                    kept.clear()
-            if self.stripe_memory_bytes > kept_bytes_max:
-                return 0
-            return self._plan.take(kept)
+                    kept = None
+            return None if kept is None else self._plan.take(kept)
 
     def resolve(self) -> Selection:
         """Finds where each window starts and ends, checks it, and truncates it.

@@ -45,7 +45,7 @@ _UNMARKED = BUILDING + NEW
 """The scratch folder before it has its mark, and a folder about to be gone after it lost its own:
 alone this one is removed without a mark, if it is empty."""
 _OLD_REMOVAL = re.compile(r"removing-generation-\d{6,}")
-"""What version 0.1 called a generation while it removed it."""
+"""Name that version 0.1 gave a generation while removing it."""
 _OLD_FILES = re.compile(
     r"manifest\.json(\.new)?|UNPUBLISHED|events/\d{4}\.arrow|shard-\d{4}/(bulk-\d{6}\.sst|"
     r"\d{6}\.(sst|log|dbtmp)|CURRENT|IDENTITY|LOCK|LOG(\.old\.\d+)?|MANIFEST-\d{6}|"

@@ -40,7 +40,7 @@ class RollbackReport:
     """Generations that were set aside."""
     removed: list[int] = field(default_factory=list)
     erasing: list[int] = field(default_factory=list)
-    """Of those two, the ones that had erased users, who are in the store again."""
+    """Withdrawn or removed generations that had erased users, who are in the store again."""
 
 
 def rollback(store: Path, number: int, newer: Newer) -> RollbackReport:
