@@ -18,7 +18,7 @@ TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict
 	tqdm==4.70.1 pyre-extensions==0.0.32 typing-inspect==0.9.0 mypy-extensions==1.2.0 iopath==0.1.10 \
 	portalocker==4.4.2 lightning-utilities==0.15.3 cloudpickle==3.1.2 psutil==7.2.2 pandas==3.1.1
 
-.PHONY: help setup demo test test-fast torchrec check protos verify-protos proto-lint proto-baseline vectors bench bench-peers gpu lock pin-images image-test faults
+.PHONY: help setup demo test test-fast test-long torchrec check protos verify-protos proto-lint proto-baseline vectors bench bench-peers gpu lock pin-images image-test faults
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -40,6 +40,9 @@ test: setup ## run all tests, two at a time
 
 test-fast: setup ## run the tests that start no server and no process, in a minute
 	THINROW_EXAMPLES=0.2 $(BIN)/python -m pytest $(TWO_AT_A_TIME) -m 'not server and not slow and not gpu'
+
+test-long: setup ## run all tests on whole data sets, with eight times the examples
+	THINROW_EXAMPLES=8 $(BIN)/python -m pytest $(TWO_AT_A_TIME) --timeout 1800
 
 torchrec: setup ## install torchrec, so that its tests run rather than skip
 	$(BIN)/python -m pip install --quiet --no-deps $(TORCHREC)

@@ -510,7 +510,7 @@ def test_real_fat_rows_through_the_commands(tmp_path: Path) -> None:
 def test_killed_at_its_steps(tmp_path: Path) -> None:
     """By its own hand, two runs of each round, the second on what the first left."""
     rng = random.Random(5)
-    fat = journey_fat_rows(tmp_path, 120)
+    fat = journey_fat_rows(tmp_path, max(20, 120 // REPEATS))
     script = (
         "import runpy, sys; from unittest import mock; sys.argv.pop(0)\n"
         "with mock.patch('thinrow.migration.slim.PARTITION_EVENTS', 8_000), "
