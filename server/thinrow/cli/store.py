@@ -36,7 +36,7 @@ def list_command(store: Store) -> None:
             raise StoreMissingError(f"{store} has no generations; build one with thinrow compact.")
         table = Table(title=str(store), title_justify="left")
         for name in ("generation", "state", "watermark", "events", "users", "stored"):
-            table.add_column(name, justify="left" if name == "state" else "right")
+            table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
         for generation in found:
             manifest = generation.manifest
             cells = ["", "", "", ""]
