@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from expected import column_bytes
 from limits import BareGets, BareStream, MemoryCopy
 from sides import check_equal, measure
+from thinrow.access.projection import resolve
 from thinrow.client import Projection, read_thin_rows
-from thinrow.client.lookup import Lookup
-from thinrow.serving.projection import resolve
-from thinrow.serving.service import read_pointers
+from thinrow.core.wire.lookup import Lookup
+from thinrow.materialization.service import read_pointers
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan
 from thinrow.store.shard import Shard

@@ -13,8 +13,8 @@ import polars as pl
 import pyarrow.parquet as pq
 from expected import Examples
 from thinrow.client import Projection, read_thin_rows
-from thinrow.client.lookup import Lookup
 from thinrow.compaction import CompactionConfig, compact
+from thinrow.core.wire.lookup import Lookup
 from workload import SCHEMA, TRAITS, workload
 from world import CLUSTERED, DAY_MS, IN_TIME_ORDER, Tenant, built, size
 

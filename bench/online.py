@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 from thinrow.client import Projection
 from thinrow.client.online import OnlineClient, connect_online
-from thinrow.client.request import to_wire_projection
 from thinrow.compaction import CompactionConfig, compact
+from thinrow.core.wire.request import to_wire_projection
 from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:

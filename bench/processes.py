@@ -28,10 +28,10 @@ from caller import DATA, END_HEADERS, HEADERS, Connection, as_message, frame
 from rich.console import Console
 from rich.table import Table
 from thinrow.client import Pointers, Projection, connect
-from thinrow.client.lookup import Lookup
-from thinrow.client.pointers import ThinRows
-from thinrow.client.request import on_stream
 from thinrow.compaction import CompactionConfig, compact
+from thinrow.core.pointers import ThinRows
+from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.request import on_stream
 from workload import SCHEMA, workload
 
 from server import machine

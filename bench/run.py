@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 from starvation import CASES, copy_bytes_per_s, measure
-from thinrow.cli.fat_rows import materialize
-from thinrow.cli.sample_data import complete_journey, mathoverflow, requests_every
 from thinrow.client import Pointers, Projection
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
 from thinrow.compaction import CompactionConfig, compact
-from thinrow.online import BackfillConfig, backfill
+from thinrow.demo.sample_data import complete_journey, mathoverflow, requests_every
+from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.jobs.materialize import materialize
 from workload import SCHEMA, workload
 
 from server import machine, serving
@@ -33,7 +33,7 @@ from server import machine, serving
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from thinrow.cli.sample_data import SampleData
+    from thinrow.demo.sample_data import SampleData
 
 ROOT = Path(__file__).parent.parent
 MATHOVERFLOW = ROOT.parent / "shared/data/mathoverflow_events.parquet"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 from thinrow.compaction import CompactionConfig, compact
-from thinrow.online import BackfillConfig, backfill
+from thinrow.jobs.backfill import BackfillConfig, backfill
 
 if TYPE_CHECKING:
     from pathlib import Path

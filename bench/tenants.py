@@ -32,7 +32,7 @@ from peers.parquet import PolarsRows, PyArrowRows
 from peers.redis_lists import redis_reads
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from run import MATHOVERFLOW, length_cost
-from thinrow.cli.sample_data import mathoverflow, requests_every
+from thinrow.demo.sample_data import mathoverflow, requests_every
 from workload import SCHEMA, TRAITS, workload
 from world import AT_RANDOM, CLUSTERED, DAY_MS, IN_TIME_ORDER, Tenant, built, slices
 

@@ -17,8 +17,8 @@ from expected import Examples, Histories
 from thinrow.client import Projection
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
 from thinrow.compaction import CompactionConfig, compact
-from thinrow.online import BackfillConfig, backfill
-from thinrow.online.rows_file import thin_rows_writer
+from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.jobs.rows_file import thin_rows_writer
 
 from server import serving
 

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import polars as pl
 import typer
-from thinrow.cli.demo import DAY_MS, RECIPES, Demo
-from thinrow.cli.report import one_sentence, out
-from thinrow.cli.sample_data import SampleData, complete_journey
+from thinrow.demo.demo import DAY_MS, RECIPES, Demo
+from thinrow.demo.sample_data import SampleData, complete_journey
 from thinrow.errors import UsageError
+from thinrow.jobs.console import one_sentence, out
 
 EXAMPLES_MAX = 20_000
 EPOCHS = 3
@@ -63,10 +63,10 @@ def train(
     with one_sentence():
         import torch
         from prometheus_client import CollectorRegistry, start_http_server
-        from thinrow.cli.training import BATCH_EXAMPLES, Split, Study
+        from thinrow.access.address import split_address
         from thinrow.client import Projection
         from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
-        from thinrow.serving.metrics import split_address
+        from thinrow.demo.training import BATCH_EXAMPLES, Split, Study
 
         registry = CollectorRegistry()
 

@@ -19,9 +19,9 @@ namespace {
 template <typename T>
 using Made = nb::ndarray<nb::numpy, T, nb::ndim<1>>;
 
-// Limit on the columns of one message (client/sizes.py: COLUMNS_MAX).
+// Limit on the columns of one message (core/wire/sizes.py: COLUMNS_MAX).
 constexpr size_t columns_max = 1 << 13;
-// A text as an object of Python, beside its bytes (client/sizes.py: TEXT_BYTES), and what all texts
+// A text as an object of Python, beside its bytes (core/wire/sizes.py: TEXT_BYTES), and what all texts
 // of a message may take beyond a multiple of its bytes (CONSTANT_BYTES_MAX, VALUE_BYTES_MAX).
 constexpr int64_t text_bytes = 64, constant_bytes_max = 128 << 20, value_bytes_max = 8;
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from thinrow.cli import sample_data
+from thinrow.demo import sample_data
 
 MATHOVERFLOW = Path(__file__).parents[2] / "shared/data/mathoverflow_events.parquet"
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
-from thinrow.client.message import encode_thin_rows
 from thinrow.client.torch.kafka import KafkaConfig, KafkaSource
+from thinrow.core.files.message import encode_thin_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from thinrow.access.projection import wire_type
 from thinrow.errors import StoreCorruptError
 from thinrow.schema import EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS, TraitType
-from thinrow.serving.projection import wire_type
 from thinrow.store.digest import digest_fields
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.hashing import close_digest, event_digests
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
+    from thinrow.access.projection import ResolvedProjection
     from thinrow.schema import Trait
-    from thinrow.serving.projection import ResolvedProjection
     from thinrow.store.generation import Generation
     from thinrow.store.stripe import TraitValues
 

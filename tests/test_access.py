@@ -14,6 +14,8 @@ import pytest
 from test_deploy import HEALTH
 from test_tenants import File, hashed, soon
 from test_trust import Authority
+from thinrow.access.guard import ways_to_tenants
+from thinrow.access.status_page import Look, rendered
 from thinrow.cli.app import app
 from thinrow.client import ClientConfig, Projection, tls_credentials
 from thinrow.client.online import OnlineClient, connect_online
@@ -24,11 +26,9 @@ from thinrow.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from thinrow.materialization import Server, ServerConfig
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import RIGHTS, OnlineServer
-from thinrow.serving import Server, ServerConfig
-from thinrow.serving.guard import ways_to_tenants
-from thinrow.serving.status_page import Look, rendered
 from thinrow.v1 import online_pb2
 from thinrow.v1.online_pb2_grpc import OnlineServiceStub
 from typer.testing import CliRunner

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from logged import config_in
-from thinrow.cli.connecting import Access
+from thinrow.access.tenants_file import read_tenants
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.client.credentials import tls_credentials
 from thinrow.client.logger import ThinRowLogger
@@ -23,9 +23,9 @@ from thinrow.errors import (
     ThinRowError,
 )
 from thinrow.events.canonical import open_parquet
+from thinrow.jobs.connecting import Access
+from thinrow.materialization import Server, ServerConfig
 from thinrow.schema import read_schema
-from thinrow.serving import Server, ServerConfig
-from thinrow.serving.config import read_tenants
 from thinrow.store.generation import Generation
 from thinrow.store.generations import highest_number
 from thinrow.store.shard import Shard, storage_error

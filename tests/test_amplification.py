@@ -13,10 +13,10 @@ from peak import MIB, peak_of
 from test_declared_sizes import REFUSED_BYTES_MAX, UNLIMITED, VECTOR, batch, column, most_of
 from test_declared_sizes import world as _world
 from test_online_server import running_online
-from thinrow.client.sizes import CONSTANT_BYTES_MAX
+from thinrow.access.tenants import new_token
+from thinrow.core.wire.sizes import CONSTANT_BYTES_MAX
+from thinrow.materialization.inspect import SHOWN_ELEMENT_BYTES, SHOWN_VALUE_BYTES
 from thinrow.online import tier as tier_module
-from thinrow.serving.inspect import SHOWN_ELEMENT_BYTES, SHOWN_VALUE_BYTES
-from thinrow.serving.tenants import new_token
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import materialization_pb2_grpc, online_pb2, online_pb2_grpc
 from worlds import START_TS, World, new_world, running_server
@@ -71,8 +71,8 @@ def test_short_texts_of_an_append(online: Running) -> None:
 
 
 TEXTS = """
-from thinrow.client.columns import from_wire
-from thinrow.client.response import Response
+from thinrow.core.wire.columns import from_wire
+from thinrow.core.wire.response import Response
 from thinrow.v1 import materialization_pb2 as wire
 column = wire.Column(trait="x", type=14, vector_size=1, bases=[0], widths=bytes(1))
 column.strings.extend(["ab"] * 10_000_000)

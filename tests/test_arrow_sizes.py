@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from peak import MIB, peak_of
-from thinrow.client.arrow_sizes import (
+from thinrow.client.logger.journal import Journal
+from thinrow.core.files.arrow_sizes import (
     ARROW_BYTES_MAX,
     require_bounded_arrays,
     require_bounded_message,
     table_bytes,
     value_bytes,
 )
-from thinrow.client.logger.journal import Journal
-from thinrow.client.message import decode_thin_rows, encode_thin_rows, split_thin_rows
+from thinrow.core.files.message import decode_thin_rows, encode_thin_rows, split_thin_rows
 from thinrow.errors import InputError, JournalError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ REFUSED_BYTES_MAX = 48 * MIB
 
 MAKE = """
 import numpy as np, pyarrow as pa
-from thinrow.client.message import decode_thin_rows, split_thin_rows
+from thinrow.core.files.message import decode_thin_rows, split_thin_rows
 
 def rows(count=1):
     numbers = pa.array([1] * count)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from thinrow.cli.fat_rows import materialize
 from thinrow.client import Projection, connect, read_thin_rows
 from thinrow.errors import InputError
-from thinrow.online import BackfillConfig, backfill
-from thinrow.serving import Server, ServerConfig
+from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.jobs.materialize import materialize
+from thinrow.materialization import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from worlds import DAY_MS, World, as_of, new_world
 

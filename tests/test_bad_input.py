@@ -22,7 +22,7 @@ from thinrow.errors import (
     StoreMissingError,
     UnknownTenantError,
 )
-from thinrow.serving import Server, ServerConfig
+from thinrow.materialization import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 from typer.testing import CliRunner

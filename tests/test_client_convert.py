@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from thinrow.client import Pointers, Projection
-from thinrow.client.columns import as_column, from_wire, to_wire
 from thinrow.client.logger.values import exact as logged
 from thinrow.client.online import connect_online
-from thinrow.client.pointers import MutableColumn, MutableEvents
+from thinrow.core.pointers import MutableColumn, MutableEvents
+from thinrow.core.wire.columns import as_column, from_wire, to_wire
 from thinrow.errors import InputError, RequestError, ThinRowError
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer

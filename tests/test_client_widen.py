@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from thinrow.client.batch import Batch
-from thinrow.client.lookup import Lookup
-from thinrow.client.pointers import MutableColumn, MutableEvents, Pointers, Projection, ThinRows
-from thinrow.client.response import Column, Response
-from thinrow.client.widen import NarrowColumn
+from thinrow.core.pointers import MutableColumn, MutableEvents, Pointers, Projection, ThinRows
+from thinrow.core.wire.batch import Batch
+from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.response import Column, Response
+from thinrow.core.wire.widen import NarrowColumn
 from thinrow.errors import InputError, ThinRowError, UsageError
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from thinrow.client.answer import Answer
+    from thinrow.core.wire.answer import Answer
 
 # struct's code of each type's values; what a word is comes from the comments of the proto alone.
 CODES = {

@@ -9,9 +9,9 @@ import grpc
 import pytest
 from thinrow.client import Projection
 from thinrow.client.online import OnlineClient, connect_online
+from thinrow.materialization import Server, ServerConfig
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
-from thinrow.serving import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from thinrow.client import ClientConfig, Pointers, connect
 from thinrow.compaction import compact
 from thinrow.errors import UnavailableError
-from thinrow.serving import Server, ServerConfig
+from thinrow.materialization import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from worlds import (
     ALL,

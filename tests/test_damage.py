@@ -15,7 +15,7 @@ import xxhash
 from thinrow.client import Pointers, connect
 from thinrow.compaction import compact
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
-from thinrow.serving import Server, ServerConfig
+from thinrow.materialization import Server, ServerConfig
 from thinrow.store.shard import block_cache
 from thinrow.v1 import materialization_pb2 as wire
 from worlds import (

@@ -17,8 +17,8 @@ from peak import MIB, peak_of
 from test_online_server import running_online
 from thinrow import _native
 from thinrow.client import ClientConfig, Pointers, Projection, connect
-from thinrow.client.columns import from_wire
-from thinrow.client.sizes import COLUMNS_MAX, CONSTANT_BYTES_MAX, require_affordable
+from thinrow.core.wire.columns import from_wire
+from thinrow.core.wire.sizes import COLUMNS_MAX, CONSTANT_BYTES_MAX, require_affordable
 from thinrow.errors import AnswerTooLargeError
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2, online_pb2_grpc
@@ -40,8 +40,8 @@ UNLIMITED = [
 ANSWERS = """
 import numpy as np
 from thinrow.client import Batch, Pointers
-from thinrow.client.lookup import Lookup
-from thinrow.client.response import Response
+from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.response import Response
 from thinrow.v1 import materialization_pb2 as wire
 
 def message(examples, events, blocks=1, views=None, **column):
@@ -162,7 +162,7 @@ def test_answers_that_widen_too_far_are_asked_for_in_smaller_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limited = functools.partial(require_affordable, constant_bytes_max=24_000)
-    monkeypatch.setattr("thinrow.client.answer.require_affordable", limited)
+    monkeypatch.setattr("thinrow.core.wire.answer.require_affordable", limited)
     pointers = Pointers(user_ids=range(10), end_ts=[9] * 10)
     seen: list[int] = []
 
@@ -181,7 +181,7 @@ def test_answers_that_widen_too_far_are_asked_for_in_smaller_parts(
 
 def test_one_example_that_widens_too_far_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     limited = functools.partial(require_affordable, constant_bytes_max=1000)
-    monkeypatch.setattr("thinrow.client.answer.require_affordable", limited)
+    monkeypatch.setattr("thinrow.core.wire.answer.require_affordable", limited)
     pointers = Pointers(user_ids=range(3), end_ts=[9] * 3)
     with answering(constant_answer) as address, connect(address) as client:
         with pytest.raises(AnswerTooLargeError, match="shorter sequences"):
@@ -191,7 +191,7 @@ def test_one_example_that_widens_too_far_is_an_error(monkeypatch: pytest.MonkeyP
 
 
 ONLINE = """
-from thinrow.client.columns import from_wire
+from thinrow.core.wire.columns import from_wire
 from thinrow.v1 import materialization_pb2 as wire
 def columns(count, **column):
     return [wire.Column(trait=f"x{n}", bases=[0], widths=bytes(1), **column) for n in range(count)]

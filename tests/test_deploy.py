@@ -30,8 +30,8 @@ from thinrow.client import Pointers, Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.errors import RequestError
+from thinrow.materialization import ServerConfig
 from thinrow.online.config import OnlineConfig
-from thinrow.serving import ServerConfig
 from worlds import THINROW, Running, as_of, built_world, running_server
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 from thinrow.compaction import CompactionConfig, compact
-from thinrow.online import BackfillConfig, backfill
+from thinrow.jobs.backfill import BackfillConfig, backfill
 from worlds import DAY_MS, START_TS, as_of, int64, running_server
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from http2 import http2
 from test_online_server import running_online
+from thinrow.access.drain import StreamDrain
 from thinrow.client.online import connect_online
+from thinrow.materialization import Server, ServerConfig
 from thinrow.online.config import OnlineConfig
 from thinrow.online.database import WriteAheadLog
 from thinrow.online.server import OnlineServer
-from thinrow.serving import Server, ServerConfig
-from thinrow.serving.drain import StreamDrain
 from thinrow.store.history import HistoryPlan
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2, online_pb2_grpc

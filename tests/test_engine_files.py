@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from thinrow.cli import fat_rows
 from thinrow.cli.app import app
-from thinrow.cli.fat_rows import materialize
-from thinrow.cli.verify import verify
 from thinrow.client import Projection, connect, read_thin_rows, row_count
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
 from thinrow.compaction import CompactionConfig, compact
 from thinrow.compaction.users import read_user_ids
-from thinrow.core.arrow import plain
+from thinrow.core.files.arrow import plain
 from thinrow.errors import InputError
-from thinrow.migration.slim import SlimConfig, slim
-from thinrow.online.backfill import BackfillConfig, backfill
-from thinrow.serving import Server, ServerConfig
+from thinrow.jobs import materialize as fat_rows
+from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.jobs.materialize import materialize
+from thinrow.jobs.slim import SlimConfig, slim
+from thinrow.jobs.verify import verify
+from thinrow.materialization import Server, ServerConfig
 from typer.testing import CliRunner
 from worlds import DAY_MS, START_TS, as_of, days, new_world, pointers_to, read_store
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_slim import SCHEMA, hour_ts, slimmed
-from thinrow.cli.verify import VerifyReport, verify
 from thinrow.client import connect
 from thinrow.compaction import CompactionConfig, compact
 from thinrow.errors import InputError, UsageError
-from thinrow.migration import FatLayout
-from thinrow.serving import Server, ServerConfig
+from thinrow.jobs.layout import FatLayout
+from thinrow.jobs.verify import VerifyReport, verify
+from thinrow.materialization import Server, ServerConfig
 from worlds import thinrow
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from peak import MIB, peak_of
 from test_arrow_sizes import MAKE, thin_rows
 from thinrow.client import read_thin_rows
 from thinrow.client.torch import RowFiles
-from thinrow.core.parquet_sizes import GROUP_BYTES_MAX
+from thinrow.core.files.parquet_sizes import GROUP_BYTES_MAX
 from thinrow.errors import StoreCorruptError
 from thinrow.store.manifest import (
     CURRENT_BYTES_MAX,
@@ -36,7 +36,7 @@ def write(path, columns, **options):
 """
 )
 READ = """
-from thinrow.core import parquet_sizes
+from thinrow.core.files import parquet_sizes
 parquet_sizes.GROUP_BYTES_MAX = 256 << 20  # so that the files of this test need not be larger
 from thinrow.client import read_thin_rows
 from thinrow.client.torch import RowFiles

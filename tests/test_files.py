@@ -16,11 +16,11 @@ import pytest
 import torch
 import worlds
 from thinrow.client import Projection, read_thin_rows, row_count
-from thinrow.client.message import decode_thin_rows, encode_thin_rows, split_thin_rows
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
 from thinrow.client.torch.batching import to_arrays
-from thinrow.core.arrow import conformed, one_batch, plain, plain_type
-from thinrow.core.paths import data_files
+from thinrow.core.files.arrow import conformed, one_batch, plain, plain_type
+from thinrow.core.files.message import decode_thin_rows, encode_thin_rows, split_thin_rows
+from thinrow.core.files.paths import data_files
 from thinrow.errors import InputError
 
 

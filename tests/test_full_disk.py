@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from thinrow.cli.app import app
 from thinrow.client import connect
-from thinrow.serving import Server, ServerConfig
+from thinrow.materialization import Server, ServerConfig
 from typer.testing import CliRunner
 from worlds import (
     ALL,

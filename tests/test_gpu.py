@@ -14,7 +14,7 @@ from thinrow.client import Batch, Projection, connect
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.client.torch.device import DeviceCopy
 from thinrow.client.torch.narrow import narrow_runs, widen_on_device
-from thinrow.online import BackfillConfig, backfill
+from thinrow.jobs.backfill import BackfillConfig, backfill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

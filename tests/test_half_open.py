@@ -11,13 +11,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from raw_http2 import Connection
+from thinrow.access import admission as admissions
+from thinrow.access.config import OPENING_MAX, UTILITY_CALLS_MAX
+from thinrow.access.peers import PeerPlaces
+from thinrow.access.tenants import sha256
+from thinrow.materialization import Server, ServerConfig
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
-from thinrow.serving import Server, ServerConfig
-from thinrow.serving import admission as admissions
-from thinrow.serving.config import OPENING_MAX, UTILITY_CALLS_MAX
-from thinrow.serving.peers import PeerPlaces
-from thinrow.serving.tenants import sha256
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2
 from worlds import World, built_world, days

@@ -33,15 +33,15 @@ from test_online_meaning import (
 from test_online_server import item, running_online
 from thinrow.client import Projection, connect, read_thin_rows
 from thinrow.client.online import connect_online
-from thinrow.client.pointers import MutableColumn
 from thinrow.compaction import compact
+from thinrow.core.pointers import MutableColumn
 from thinrow.errors import RequestError, StoreError, ThinRowError
+from thinrow.jobs.export import export_events
+from thinrow.materialization import Server, ServerConfig
 from thinrow.online.config import OnlineConfig
-from thinrow.online.export import export_events
 from thinrow.online.server import OnlineServer
 from thinrow.online.tier import MutableTier, TierConfig, batch_of
 from thinrow.schema import read_schema
-from thinrow.serving import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from worlds import REPEATS, START_TS, World, new_world
 from worlds import some_events as some_event_rows
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from thinrow.client import Client
     from thinrow.client.online import Snapshot
-    from thinrow.client.thin_row import ThinRow
+    from thinrow.core.thin_row import ThinRow
     from thinrow.online.tier import Batch
 
 __all__ = ["disk"]

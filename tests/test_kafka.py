@@ -22,12 +22,12 @@ import torch.distributed
 from confluent_kafka import KafkaError, KafkaException
 from test_client_rows import EVENT, table
 from test_kafka_messages import assert_same
-from thinrow.client.message import (
+from thinrow.client.torch.kafka import KafkaConfig, KafkaSource
+from thinrow.core.files.message import (
     MESSAGE_ROWS_MAX,
     encode_thin_rows,
     split_thin_rows,
 )
-from thinrow.client.torch.kafka import KafkaConfig, KafkaSource
 from thinrow.errors import InputError, UnavailableError, UsageError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from kafka_topics import TIMEOUT_S, wait_for
 from logged import a_row, config_in, features_of
 from test_client_rows import table
 from thinrow.client.logger import KafkaOutput, ThinRowLogger
-from thinrow.client.message import decode_thin_rows, encode_thin_rows
+from thinrow.core.files.message import decode_thin_rows, encode_thin_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,10 +12,10 @@ from confluent_kafka import Producer
 from kafka_topics import TIMEOUT_S, Topic, mock_cluster, wait_for
 from thin_rows import rows_table, shown
 from thinrow.client import Projection
-from thinrow.client.message import (
+from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
+from thinrow.core.files.message import (
     encode_thin_rows,
 )
-from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
 from worlds import as_of, built_world, running_server, some_events
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_client_rows import table, to_python
 from thinrow.client import ThinRows, read_thin_rows
-from thinrow.client.message import (
+from thinrow.core.files.message import (
     MESSAGE_ROWS_MAX,
     decode_thin_rows,
     encode_thin_rows,

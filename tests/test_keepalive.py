@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from http2 import CALM_DOWN, http2
+from thinrow.materialization import Server, ServerConfig, server
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
-from thinrow.serving import Server, ServerConfig, server
 from worlds import World, built_world
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import thinrow._native as native
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from thinrow.client import kernel
-from thinrow.client.kernel import Views
+from thinrow.core.wire import kernel
+from thinrow.core.wire.kernel import Views
 from thinrow.store.narrow import NarrowBlocks, joined, narrow, widened
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def test_lookups_of_several_threads_do_not_wait_for_each_other() -> None:
     script = """
 import threading, time
 import numpy as np
-from thinrow.client import kernel
+from thinrow.core.wire import kernel
 n = 30_000_000
 one, zero = np.array([n]), np.zeros(1, np.int64)
 out = np.zeros(n, np.int64)

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from thin_rows import rows_table
-from thinrow.cli import ladder
-from thinrow.cli.demo import Recipe
-from thinrow.cli.demo_model import ModelConfig, NextItemModel
-from thinrow.cli.ladder import FULL, parse_lengths, run_ladder
-from thinrow.cli.sample_data import complete_journey
-from thinrow.cli.training import Split, Study
+from thinrow.demo import ladder
+from thinrow.demo.demo import Recipe
+from thinrow.demo.ladder import FULL, parse_lengths, run_ladder
+from thinrow.demo.model import ModelConfig, NextItemModel
+from thinrow.demo.sample_data import complete_journey
+from thinrow.demo.training import Split, Study
 from thinrow.errors import InputError, UsageError
 from worlds import thinrow
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import Counter, Gauge, Histogram
+from thinrow.access.limits import Turns
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.errors import AnswerTooLargeError, DeadlineError, RequestError, TooManyCallsError
-from thinrow.serving.limits import Turns
-from thinrow.serving.metrics import Metrics
+from thinrow.materialization.metrics import Metrics
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 from worlds import (

@@ -36,7 +36,7 @@ from thinrow.client.logger import (
     mutable_type,
 )
 from thinrow.errors import DeadlineError, InputError, UsageError
-from thinrow.online.backfill import mutable_type as backfill_type
+from thinrow.jobs.backfill import mutable_type as backfill_type
 from thinrow.schema import read_schema
 from worlds import new_world, running_server, some_events
 

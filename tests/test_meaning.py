@@ -52,8 +52,8 @@ from scenarios import (
 )
 from thinrow.client import ClientConfig, Projection, connect, read_thin_rows
 from thinrow.compaction import CompactionConfig, compact
-from thinrow.online import BackfillConfig, backfill
-from thinrow.serving import Server, ServerConfig
+from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.materialization import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 

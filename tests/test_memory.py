@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from thinrow.serving import ServerConfig
-from thinrow.serving.config import BASE_BYTES
+from thinrow.access.config import BASE_BYTES
+from thinrow.materialization import ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from worlds import World, built_world, days, running_server
 

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from test_processes import AT_ONCE, TWO, pids, until
+from thinrow.access.metrics import TENANT_LABELS_MAX
+from thinrow.access.metrics_endpoint import MetricsEndpoint
 from thinrow.client import Pointers, connect
 from thinrow.errors import RequestError, UsageError
-from thinrow.serving import Server, ServerConfig
-from thinrow.serving.metrics import METHODS, STAGES, TENANT_LABELS_MAX, Metrics, MetricsEndpoint
+from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.metrics import METHODS, STAGES, Metrics
 from thinrow.store.generation import Generation
 from worlds import ALL, World, built_world, days, pointers_to, running_server, some_events
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
-from thinrow.serving import http_server
-from thinrow.serving.config import HTTP_CONNECTIONS_MAX
-from thinrow.serving.metrics import MetricsEndpoint, split_address
+from thinrow.access import http_server
+from thinrow.access.address import split_address
+from thinrow.access.config import HTTP_CONNECTIONS_MAX
+from thinrow.access.metrics_endpoint import MetricsEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

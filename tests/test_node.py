@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 from thinrow.client import Pointers, Projection, connect
 from thinrow.client.online import connect_online
+from thinrow.materialization import Server, ServerConfig
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
-from thinrow.serving import Server, ServerConfig
 from worlds import START_TS, World, days, new_world
 
 ROOT = Path(__file__).parent.parent

@@ -10,12 +10,12 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from thinrow.cli.app import app
-from thinrow.cli.same_values import differing
-from thinrow.cli.verify import rounded
 from thinrow.client import Projection
 from thinrow.errors import InputError
 from thinrow.events.canonical import canonical_table, from_canonical
 from thinrow.events.times import TimeReader
+from thinrow.jobs.same_values import differing
+from thinrow.jobs.verify import rounded
 from thinrow.schema import Schema, parse_schema
 from typer.testing import CliRunner
 from worlds import DAY_MS, START_TS, as_of, days, new_world, pointers_to, read_store

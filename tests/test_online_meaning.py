@@ -46,18 +46,18 @@ from scenarios import (
     schemas,
     values,
 )
+from thinrow.access.projection import resolve_projection
 from thinrow.client import Batch, Projection, read_thin_rows
-from thinrow.client.lookup import Lookup
 from thinrow.client.online import OnlineClient, Snapshot, connect_online
-from thinrow.client.response import Response
 from thinrow.compaction import compact
+from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.response import Response
 from thinrow.errors import RequestError
+from thinrow.jobs.export import export_events
+from thinrow.materialization.service import read_pointers
 from thinrow.online.config import OnlineConfig
-from thinrow.online.export import export_events
 from thinrow.online.server import OnlineServer
 from thinrow.online.tier import AHEAD_MS_MAX
-from thinrow.serving.projection import resolve_projection
-from thinrow.serving.service import read_pointers
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan
 from thinrow.v1 import materialization_pb2 as wire
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from thinrow.client import ThinRows
-    from thinrow.client.thin_row import ThinRow
+    from thinrow.core.thin_row import ThinRow
 
 pytestmark = pytest.mark.usefixtures("no_pause_before_goaway")
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from thinrow import _native
-from thinrow.client.columns import to_wire
-from thinrow.client.pointers import MutableColumn
+from thinrow.core.pointers import MutableColumn
+from thinrow.core.wire.columns import to_wire
 from thinrow.errors import StoreCorruptError
 from thinrow.online.records import RecordFormat
 from thinrow.schema import EVENT_ID, EVENT_TS, Schema, Trait, TraitType, read_schema

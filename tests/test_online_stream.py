@@ -13,7 +13,7 @@ import pytest
 from test_online_server import running_online
 from thinrow.client import Projection, online_stream
 from thinrow.client.online import OnlineClient, connect_online
-from thinrow.client.request import to_wire_projection
+from thinrow.core.wire.request import to_wire_projection
 from thinrow.errors import (
     DeadlineError,
     RequestError,

@@ -28,8 +28,8 @@ from thinrow.client.online import connect_online
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
 from thinrow.client.torch.kafka import KafkaConfig
 from thinrow.compaction import compact
-from thinrow.online.export import export_events
-from thinrow.serving import Server, ServerConfig
+from thinrow.jobs.export import export_events
+from thinrow.materialization import Server, ServerConfig
 from worlds import World, new_world
 
 if TYPE_CHECKING:

@@ -19,9 +19,10 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from test_crash import QUICK, endless, some_batches
 from thinrow.client import ClientConfig, Pointers, connect
 from thinrow.errors import StoreError, UsageError
-from thinrow.serving import Processes, Server, ServerConfig, processes
-from thinrow.serving.metrics import Metrics, merged
-from thinrow.serving.processes import held_port
+from thinrow.materialization import Processes, Server, ServerConfig, processes
+from thinrow.materialization.merged_metrics import merged
+from thinrow.materialization.metrics import Metrics
+from thinrow.materialization.processes import held_port
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 from worlds import (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from thinrow.cli.demo import run_demo
+from thinrow.demo.demo import run_demo
 from worlds import running_server
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import polars as pl
 import pytest
-from thinrow.cli.sample_data import requests_every
+from thinrow.demo.sample_data import requests_every
 from thinrow.schema import parse_schema
 from worlds import DAY_MS, REPEATS, running_server, thinrow
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from thinrow.cli.sample_data import SampleData
+    from thinrow.demo.sample_data import SampleData
 
 
 def users_every(count: int) -> int:

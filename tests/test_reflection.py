@@ -11,9 +11,9 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection_pb2
 from test_online_server import GRPCURL
+from thinrow.materialization import Server, ServerConfig
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
-from thinrow.serving import Server, ServerConfig
 from worlds import World, built_world
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from thinrow.serving import Server, ServerConfig
-from thinrow.serving.limits import RETRY_AFTER_MS
-from thinrow.serving.refusals import HELD_MAX, PACE_MS, Refusals
+from thinrow.access.limits import RETRY_AFTER_MS
+from thinrow.access.refusals import HELD_MAX, PACE_MS, Refusals
+from thinrow.materialization import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from worlds import World, built_world, days
 

@@ -12,7 +12,7 @@ import pytest
 from thinrow.client import connect
 from thinrow.compaction import compact
 from thinrow.errors import StoreCorruptError, StoreError, StoreLockedError, UsageError
-from thinrow.serving import Server, ServerConfig
+from thinrow.materialization import Server, ServerConfig
 from thinrow.store.rollback import rollback
 from thinrow.v1 import materialization_pb2 as wire
 from worlds import (

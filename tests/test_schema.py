@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from thinrow.client import Client, Pointers, Projection, connect
-from thinrow.client.pointers import MutableColumn, MutableEvents, ThinRows
 from thinrow.compaction import compact
+from thinrow.core.pointers import MutableColumn, MutableEvents, ThinRows
 from thinrow.errors import InputError, RequestError, SchemaError
+from thinrow.materialization import Server, ServerConfig
 from thinrow.schema import Schema, evolve, parse_schema
-from thinrow.serving import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from worlds import ALL, DAY_MS, World, as_of, leftovers, new_world
 

@@ -23,15 +23,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Event, Past
 from scenarios import CADENCES, events, examples, schema_toml, schemas, values
-from thinrow.cli.fat_rows import materialize
-from thinrow.cli.sample_data import requests_every
-from thinrow.cli.verify import verify
 from thinrow.client import Projection, connect
 from thinrow.compaction import CompactionConfig, compact
+from thinrow.demo.sample_data import requests_every
 from thinrow.errors import InputError, StoreFullError, UsageError
-from thinrow.migration import FatLayout, SlimConfig, SlimReport, slim
-from thinrow.migration.scratch import locked_folder
-from thinrow.serving import Server, ServerConfig
+from thinrow.jobs.layout import FatLayout
+from thinrow.jobs.materialize import materialize
+from thinrow.jobs.scratch import locked_folder
+from thinrow.jobs.slim import SlimConfig, SlimReport, slim
+from thinrow.jobs.verify import verify
+from thinrow.materialization import Server, ServerConfig
 from worlds import DAY_MS, REPEATS, START_TS, THINROW, running_server, thinrow
 
 if TYPE_CHECKING:
@@ -209,9 +210,9 @@ def test_every_row_comes_out_as_it_was(
         sequences = spoiled(sequences, schema, rng)
     with (
         TemporaryDirectory() as name,
-        mock.patch("thinrow.migration.slim.PARTITION_EVENTS", 20 if small else 1 << 23),
-        mock.patch("thinrow.migration.fat.PIECE_ROWS", 4),
-        mock.patch("thinrow.migration.fat.BATCH_EVENTS", 10),
+        mock.patch("thinrow.jobs.slim.PARTITION_EVENTS", 20 if small else 1 << 23),
+        mock.patch("thinrow.jobs.fat.PIECE_ROWS", 4),
+        mock.patch("thinrow.jobs.fat.BATCH_EVENTS", 10),
     ):
         folder = Path(name)
         cut = -(-len(asked) // parts)
@@ -513,8 +514,8 @@ def test_killed_at_its_steps(tmp_path: Path) -> None:
     fat = journey_fat_rows(tmp_path, max(20, 120 // REPEATS))
     script = (
         "import runpy, sys; from unittest import mock; sys.argv.pop(0)\n"
-        "with mock.patch('thinrow.migration.slim.PARTITION_EVENTS', 8_000), "
-        "mock.patch('thinrow.migration.fat.PIECE_EVENTS', 16_000): runpy.run_path(sys.argv[0])"
+        "with mock.patch('thinrow.jobs.slim.PARTITION_EVENTS', 8_000), "
+        "mock.patch('thinrow.jobs.fat.PIECE_EVENTS', 16_000): runpy.run_path(sys.argv[0])"
     )
 
     def run(step: int) -> subprocess.CompletedProcess[str]:
@@ -550,7 +551,7 @@ def test_killed_at_its_steps(tmp_path: Path) -> None:
 def test_parts_of_another_run_are_thrown_away(tmp_path: Path) -> None:
     fat = fat_file(tmp_path, [(1, 50, [A, B])])
     with (
-        mock.patch("thinrow.migration.slim._Run._write", side_effect=OSError(28, "full")),
+        mock.patch("thinrow.jobs.slim._Run._write", side_effect=OSError(28, "full")),
         pytest.raises(StoreFullError),
     ):
         slimmed(tmp_path, [fat])

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from test_processes import AT_ONCE, TWO, until
+from thinrow.access.metrics_endpoint import MetricsEndpoint
+from thinrow.access.status_page import Look, StatusPage, duration, rendered
 from thinrow.client import connect
 from thinrow.errors import RequestError
+from thinrow.materialization.metrics import STAGES, Metrics
 from thinrow.online.metrics import OnlineMetrics
-from thinrow.serving.metrics import STAGES, Metrics, MetricsEndpoint
-from thinrow.serving.status_page import Look, StatusPage, duration, rendered
 from worlds import ALL, World, built_world, days, pointers_to, running_server
 
 if TYPE_CHECKING:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+from thinrow.access import limits
+from thinrow.access.limits import RETRY_AFTER_MS, Places, Turns
+from thinrow.access.tenants import Tenants
 from thinrow.cli.app import app
 from thinrow.client import ClientConfig, Projection, connect
 from thinrow.client.channel import is_local
@@ -26,10 +29,8 @@ from thinrow.errors import (
     UnauthenticatedError,
     UsageError,
 )
+from thinrow.materialization import Server, ServerConfig
 from thinrow.schema import read_schema
-from thinrow.serving import Server, ServerConfig, limits
-from thinrow.serving.limits import RETRY_AFTER_MS, Places, Turns
-from thinrow.serving.tenants import Tenants
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 from typer.testing import CliRunner

@@ -12,8 +12,8 @@ from test_online_server import running_online
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.errors import AnswerTooLargeError
+from thinrow.materialization import ServerConfig
 from thinrow.online.config import OnlineConfig
-from thinrow.serving import ServerConfig
 from thinrow.store.generation import Generation
 from worlds import World, days, new_world, running_server
 

@@ -56,7 +56,7 @@ def append(tier: MutableTier, user: int, text: str, event_id: int) -> int:
 
 
 def column(values: np.ndarray[Any, Any]) -> Any:  # noqa: ANN401
-    from thinrow.client.pointers import MutableColumn
+    from thinrow.core.pointers import MutableColumn
 
     return MutableColumn(values)
 

@@ -11,8 +11,8 @@ import pytest
 from thinrow.client import Projection
 from thinrow.client.online import OnlineClient, connect_online
 from thinrow.compaction import CompactionConfig, compact
+from thinrow.jobs.export import export_events
 from thinrow.online.config import OnlineConfig
-from thinrow.online.export import export_events
 from thinrow.online.server import OnlineServer
 from thinrow.v1 import materialization_pb2 as wire
 from worlds import START_TS, World, new_world

@@ -14,7 +14,7 @@ from test_slim import slimmed
 from thinrow.compaction import compact
 from thinrow.errors import InputError, UsageError
 from thinrow.events.times import check_typed
-from thinrow.online import BackfillConfig, backfill
+from thinrow.jobs.backfill import BackfillConfig, backfill
 from thinrow.store.generation import Generation
 from thinrow.store.manifest import MANIFEST
 from worlds import DAY_MS, World, as_of, new_world

@@ -23,12 +23,12 @@ from thinrow.client import (
     ThinRows,
     connect,
 )
-from thinrow.client.batch import write_traits
-from thinrow.client.kernel import Views
-from thinrow.client.response import Column
 from thinrow.client.torch.batch import TensorBatch, lay_out
 from thinrow.client.torch.narrow import narrow_runs, to_run, widen_on_device
-from thinrow.client.widen import VALUE_DTYPES, NarrowColumn
+from thinrow.core.wire.batch import write_traits
+from thinrow.core.wire.kernel import Views
+from thinrow.core.wire.response import Column
+from thinrow.core.wire.widen import VALUE_DTYPES, NarrowColumn
 from thinrow.errors import InputError, UsageError
 from thinrow.v1 import materialization_pb2 as wire
 

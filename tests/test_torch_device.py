@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from thinrow.client.torch.batch import lay_out
 from thinrow.client.torch.device import DeviceCopy
 from thinrow.client.torch.ring import Ring
-from thinrow.client.widen import ColumnKind
+from thinrow.core.wire.widen import ColumnKind
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:

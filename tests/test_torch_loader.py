@@ -35,7 +35,7 @@ from thinrow.client.torch import (
 from thinrow.client.torch.config import status_name
 from thinrow.client.torch.starvation import StageClock
 from thinrow.errors import InputError, RequestError, StatusError, UsageError
-from thinrow.serving import Server, ServerConfig
+from thinrow.materialization import Server, ServerConfig
 from worlds import ALL, as_of, built_world, some_events
 
 if TYPE_CHECKING:

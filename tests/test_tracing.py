@@ -22,11 +22,11 @@ from test_processes import AT_ONCE, TWO, until
 from thinrow.client import ClientConfig, Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
-from thinrow.client.tracing import find_provider, tracing
+from thinrow.core.tracing import find_provider, tracing
 from thinrow.errors import RequestError
+from thinrow.materialization import Server, ServerConfig
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
-from thinrow.serving import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
@@ -54,7 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[TracerProvider]:
     """As if the program had set it; a real one could be set only once in a process."""
     provider = TracerProvider(shutdown_on_exit=False)
-    monkeypatch.setattr("thinrow.client.tracing.find_provider", lambda _: provider)
+    monkeypatch.setattr("thinrow.core.tracing.find_provider", lambda _: provider)
     tracing.cache_clear()
     yield provider
     tracing.cache_clear()
@@ -378,7 +378,7 @@ from pathlib import Path
 from thinrow.client import connect
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
-from thinrow.serving import Server, ServerConfig
+from thinrow.materialization import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
@@ -443,7 +443,7 @@ def test_a_program_may_bring_its_own() -> None:
     script = """
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
-from thinrow.client.tracing import find_provider
+from thinrow.core.tracing import find_provider
 assert find_provider("x") is None
 trace.set_tracer_provider(provider := TracerProvider())
 assert find_provider("x") is provider

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from thinrow.cli.app import app
 from thinrow.client import Client, ClientConfig, connect, tls_credentials
 from thinrow.errors import PermissionDeniedError, UnavailableError, UsageError
-from thinrow.serving import Server, ServerConfig
+from thinrow.materialization import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 from typer.testing import CliRunner

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from numpy_twin import NumpyPlan, assemble
 from scenarios import World, asked, bulk, examples, projections, worlds
 from test_meaning import Built, bits, new_folder
-from thinrow.client.batch import Batch
-from thinrow.client.lookup import Lookup
-from thinrow.client.pointers import Pointers as ClientPointers
-from thinrow.client.pointers import ThinRows
-from thinrow.client.response import Response
+from thinrow.access.projection import resolve_projection
+from thinrow.core.pointers import Pointers as ClientPointers
+from thinrow.core.pointers import ThinRows
+from thinrow.core.wire.batch import Batch
+from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.response import Response
 from thinrow.errors import AnswerTooLargeError
-from thinrow.serving.projection import resolve_projection
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan, Pointers
 from thinrow.v1 import materialization_pb2 as wire

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from make_vectors import as_json
-from thinrow.client.response import Column
 from thinrow.client.torch.kafka import OFFSET_BITS, ROW_BITS
-from thinrow.client.widen import NarrowColumn
+from thinrow.core.wire.response import Column
+from thinrow.core.wire.widen import NarrowColumn
 from thinrow.errors import ThinRowError
 from thinrow.store.hashing import shard_of, xxh3
 from thinrow.v1 import materialization_pb2 as wire

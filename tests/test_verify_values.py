@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_slim import hour_ts, slimmed
-from thinrow.cli.same_values import IncomparableError, differing
-from thinrow.cli.verify import verify
 from thinrow.client import connect
 from thinrow.compaction import CompactionConfig, compact
 from thinrow.errors import InputError
-from thinrow.serving import Server, ServerConfig
+from thinrow.jobs.same_values import IncomparableError, differing
+from thinrow.jobs.verify import verify
+from thinrow.materialization import Server, ServerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import pytest
-from thinrow.cli.fat_rows import materialize
-from thinrow.cli.wall import (
+from thinrow.client import Client, Projection, connect, read_thin_rows
+from thinrow.compaction import CompactionConfig, compact
+from thinrow.errors import UsageError
+from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.jobs.materialize import materialize
+from thinrow.materialization import Server, ServerConfig
+from thinrow.wall.command import (
     ASSUMED,
     ASSUMED_POWER,
     measured_workload,
     parse_tenants,
     with_given,
 )
-from thinrow.client import Client, Projection, connect, read_thin_rows
-from thinrow.compaction import CompactionConfig, compact
-from thinrow.errors import UsageError
-from thinrow.migration.wall import (
+from thinrow.wall.model import (
     SHARE_MAX,
     Curve,
     bytes_of,
@@ -28,8 +30,6 @@ from thinrow.migration.wall import (
     share_at,
     store_written_per_day,
 )
-from thinrow.online import BackfillConfig, backfill
-from thinrow.serving import Server, ServerConfig
 from workload import SCHEMA, workload
 from worlds import DAY_MS, running_server, thinrow
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from thinrow.migration.wall import Workload
+    from thinrow.wall.model import Workload
 
 REQUEST_DAYS = 4
 

@@ -15,6 +15,8 @@ import pytest
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from thinrow import errors
+from thinrow.access.limits import RETRY_AFTER_MS
+from thinrow.access.wire_errors import ERRORS, wire_error
 from thinrow.client import ClientConfig, Projection, connect
 from thinrow.client.channel import ERRORS_OF_GRPC
 from thinrow.errors import (
@@ -24,12 +26,10 @@ from thinrow.errors import (
     TooManyCallsError,
     UnavailableError,
 )
+from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization import server as serving
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
-from thinrow.serving import Server, ServerConfig
-from thinrow.serving import server as serving
-from thinrow.serving.limits import RETRY_AFTER_MS
-from thinrow.serving.wire_errors import ERRORS, wire_error
 from thinrow.store.history import HistoryPlan
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2

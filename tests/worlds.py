@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from thinrow.access.projection import resolve_projection
 from thinrow.client import Batch, Pointers, Projection
-from thinrow.client.lookup import Lookup
-from thinrow.client.pointers import ThinRows
-from thinrow.client.response import Response
 from thinrow.compaction import CompactionConfig, compact
-from thinrow.serving.projection import resolve_projection
-from thinrow.serving.service import read_pointers
+from thinrow.core.pointers import ThinRows
+from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.response import Response
+from thinrow.materialization.service import read_pointers
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan
 from thinrow.v1 import materialization_pb2 as wire

@@ -160,7 +160,7 @@ class OneUser:
         /,
     ) -> tuple[bytes, int] | None: ...
 
-# Encoded answers, for the client: their fields in the order of thinrow.client.response.Response,
+# Encoded answers, for the client: their fields in the order of thinrow.core.wire.response.Response,
 # and of its columns. They raise ValueError for what is no such message.
 
 def varints(numbers: NDArray[np.int64], /) -> bytes: ...

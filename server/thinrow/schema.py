@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow import _native
-from thinrow.core.io_errors import failure_reason
+from thinrow.core.files.io_errors import failure_reason
 from thinrow.errors import SchemaError
 
 if TYPE_CHECKING:

@@ -26,25 +26,25 @@ from oracle import BUILT_IN, DAY_MS, Event, Pointer, Wanted, column
 from scenarios import STRANGER, USERS, values
 from size_targets import MessageTarget, NativeTarget
 from thinrow import _native
+from thinrow.access.projection import resolve_projection
+from thinrow.access.wire_errors import ERRORS
 from thinrow.client import Batch, Projection
-from thinrow.client.columns import as_column, to_wire
-from thinrow.client.lookup import Lookup
-from thinrow.client.pointers import Pointers as ClientPointers
-from thinrow.client.pointers import ThinRows
-from thinrow.client.response import Response
+from thinrow.core.pointers import Pointers as ClientPointers
+from thinrow.core.pointers import ThinRows
+from thinrow.core.wire.columns import as_column, to_wire
+from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.response import Response
 from thinrow.errors import (
     AnswerTooLargeError,
     StoreCorruptError,
     ThinRowError,
     TooManyCallsError,
 )
+from thinrow.materialization import Server, ServerConfig
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 from thinrow.online.tier import AHEAD_MS_MAX
 from thinrow.schema import EVENT_GROUP, TraitType
-from thinrow.serving import Server, ServerConfig
-from thinrow.serving.projection import resolve_projection
-from thinrow.serving.wire_errors import ERRORS
 from thinrow.store.directory import parse_directories
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan, Pointers, Status
@@ -432,7 +432,7 @@ def quiet_service(store: Path) -> Any:
         drain_s=0,
         work_bytes_max=WORK_BYTES_MAX,
     )
-    return methods_of(Server(config), "thinrow.serving.server", "MaterializationService")
+    return methods_of(Server(config), "thinrow.materialization.server", "MaterializationService")
 
 
 class RequestTarget:

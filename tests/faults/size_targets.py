@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from mutation import altered_bytes, any_number
 from thinrow import _native
-from thinrow.client.message import MESSAGE_ROWS_MAX, decode_thin_rows, split_thin_rows
+from thinrow.core.files.message import MESSAGE_ROWS_MAX, decode_thin_rows, split_thin_rows
 from thinrow.errors import InputError, StoreCorruptError
 
 if TYPE_CHECKING:

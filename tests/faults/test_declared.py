@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 from peak import MIB, peak_of
-from thinrow.client.sizes import CONSTANT_BYTES_MAX
+from thinrow.core.wire.sizes import CONSTANT_BYTES_MAX
 from tried import SEED, Tried, times
 
 GROWN_BYTES_MAX = 3 * CONSTANT_BYTES_MAX + 64 * MIB
@@ -15,10 +15,10 @@ import random
 from collections import Counter
 import numpy as np, pyarrow as pa
 from thinrow.client import Batch, Pointers
-from thinrow.client.columns import from_wire
-from thinrow.client.lookup import Lookup
-from thinrow.client.message import decode_thin_rows, split_thin_rows
-from thinrow.client.response import Response
+from thinrow.core.wire.columns import from_wire
+from thinrow.core.wire.lookup import Lookup
+from thinrow.core.files.message import decode_thin_rows, split_thin_rows
+from thinrow.core.wire.response import Response
 from thinrow.errors import InputError, ThinRowError
 from thinrow.v1 import materialization_pb2 as wire
 from test_arrow_sizes import MAKE

@@ -20,8 +20,8 @@ from test_online_server import batch, ids_seen, running_online
 from thinrow.client import connect
 from thinrow.client.online import connect_online
 from thinrow.errors import ThinRowError
+from thinrow.jobs.export import export_events
 from thinrow.online.config import OnlineConfig
-from thinrow.online.export import export_events
 from tried import SEED, Tried, times
 from worlds import THINROW, new_world
 

@@ -15,7 +15,7 @@ from test_drain import BATCH, Idle, streams_of
 from test_kill_server import PAUSE_S, Delivered, batches, keep, streamed_through, world
 from test_online_server import batch, ids_seen, running_online
 from thinrow.client.online import connect_online
-from thinrow.serving import Server, ServerConfig, server
+from thinrow.materialization import Server, ServerConfig, server
 from tried import SEED, Tried, times
 from worlds import new_world, running_server
 

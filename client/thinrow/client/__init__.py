@@ -11,14 +11,14 @@
         batch.to_lists("item_id")
 """
 
-from thinrow.client.answer import Answer
-from thinrow.client.batch import Batch
 from thinrow.client.client import Client, connect
 from thinrow.client.config import ClientConfig
 from thinrow.client.credentials import tls_credentials
-from thinrow.client.pointers import MutableColumn, MutableEvents, Pointers, Projection, ThinRows
-from thinrow.client.rows import read_thin_rows, row_count
-from thinrow.client.widen import ColumnKind
+from thinrow.core.files.rows import read_thin_rows, row_count
+from thinrow.core.pointers import MutableColumn, MutableEvents, Pointers, Projection, ThinRows
+from thinrow.core.wire.answer import Answer
+from thinrow.core.wire.batch import Batch
+from thinrow.core.wire.widen import ColumnKind
 
 __all__ = [
     "Answer",

@@ -5,15 +5,16 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from thinrow.client.batch import Batch
 from thinrow.client.calls import materialize
 from thinrow.client.channel import Channels
 from thinrow.client.config import ClientConfig
-from thinrow.client.lookup import Lookup, Piece, RequestSize
-from thinrow.client.request import to_wire_projection
-from thinrow.client.response import Response
+from thinrow.client.request_size import RequestSize
 from thinrow.client.stream import answers
-from thinrow.client.tracing import traced_call
+from thinrow.core.tracing import traced_call
+from thinrow.core.wire.batch import Batch
+from thinrow.core.wire.lookup import Lookup, Piece
+from thinrow.core.wire.request import to_wire_projection
+from thinrow.core.wire.response import Response
 from thinrow.errors import AnswerTooLargeError
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
 
     from google.protobuf.message import Message
-    from thinrow.client.answer import Answer
-    from thinrow.client.pointers import Pointers, Projection, ThinRows
+    from thinrow.core.pointers import Pointers, Projection, ThinRows
+    from thinrow.core.wire.answer import Answer
     from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 
 __all__ = ["Client", "connect"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-from thinrow.core.io_errors import access_failure
+from thinrow.core.files.io_errors import access_failure
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:

@@ -22,21 +22,21 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 import numpy as np
-from thinrow.client.batch import Batch
 from thinrow.client.channel import open_channel, translate
 from thinrow.client.closable import CLOSED
-from thinrow.client.columns import as_column, from_wire, to_wire
 from thinrow.client.config import ClientConfig
-from thinrow.client.convert import times_ms
 from thinrow.client.counting_channel import CountingChannel
-from thinrow.client.lookup import Lookup
 from thinrow.client.online_stream import SnapshotStream
-from thinrow.client.pointers import MutableEvents, Pointers, ThinRows, integers
 from thinrow.client.received import received
-from thinrow.client.request import to_wire_projection
-from thinrow.client.response import Response
-from thinrow.client.thin_row import ThinRow
-from thinrow.client.widen import require
+from thinrow.core.convert import times_ms
+from thinrow.core.pointers import MutableEvents, Pointers, ThinRows, integers
+from thinrow.core.thin_row import ThinRow
+from thinrow.core.wire.batch import Batch
+from thinrow.core.wire.columns import as_column, from_wire, to_wire
+from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.request import to_wire_projection
+from thinrow.core.wire.response import Response
+from thinrow.core.wire.widen import require
 from thinrow.errors import InputError, RequestError, ThinRowError, UnavailableError
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2, online_pb2_grpc
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import ArrayLike
-    from thinrow.client.pointers import Projection
+    from thinrow.core.pointers import Projection
 
 __all__ = ["Appended", "OnlineClient", "Snapshot", "Snapshots", "connect_online"]
 

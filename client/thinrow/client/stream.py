@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from thinrow.client.calls import materialize_stream
 from thinrow.client.channel import Channels, Patience, Retries, translate
-from thinrow.client.lookup import Lookup, Piece, RequestSize
-from thinrow.client.request import on_stream
-from thinrow.client.response import Response
-from thinrow.client.tracing import StreamTrace, tracing
-from thinrow.client.widen import require
+from thinrow.client.request_size import RequestSize
+from thinrow.core.tracing import StreamTrace, tracing
+from thinrow.core.wire.lookup import Lookup, Piece
+from thinrow.core.wire.request import on_stream
+from thinrow.core.wire.response import Response
+from thinrow.core.wire.widen import require
 from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,
@@ -34,9 +35,9 @@ from thinrow.errors import (
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
-    from thinrow.client.answer import Answer
     from thinrow.client.closable import ClosableChannel
-    from thinrow.client.pointers import Pointers, Projection, ThinRows
+    from thinrow.core.pointers import Pointers, Projection, ThinRows
+    from thinrow.core.wire.answer import Answer
 
 __all__ = ["answers"]
 

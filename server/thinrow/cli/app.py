@@ -40,14 +40,6 @@ from thinrow.cli.options import (
     metrics_at,
     serve_until_told,
 )
-from thinrow.cli.report import (
-    EXIT_FAILED,
-    facts,
-    one_sentence,
-    out,
-    progress_bar,
-    readable_bytes,
-)
 from thinrow.cli.store import commands as store_commands
 from thinrow.cli.times import (
     print_far_rows,
@@ -57,6 +49,14 @@ from thinrow.cli.times import (
     time_facts,
 )
 from thinrow.cli.values import parse_duration, parse_time
+from thinrow.jobs.console import (
+    EXIT_FAILED,
+    facts,
+    one_sentence,
+    out,
+    progress_bar,
+    readable_bytes,
+)
 
 app = typer.Typer(
     help="Store user histories once, and put them back at training time exactly as serving saw "
@@ -253,7 +253,7 @@ def backfill_command(
 ) -> None:
     """Write thin rows for past requests, as if they had been logged then."""
     with one_sentence():
-        from thinrow.online import BackfillConfig, backfill
+        from thinrow.jobs.backfill import BackfillConfig, backfill
 
         config = BackfillConfig(
             requests=requests,
@@ -311,7 +311,7 @@ def serve_command(
 ) -> None:
     """Serve a store until SIGTERM or Ctrl-C; new generations are taken up as they appear."""
     with one_sentence():
-        from thinrow.serving import Processes, Server, ServerConfig
+        from thinrow.materialization import Processes, Server, ServerConfig
 
         config = ServerConfig(
             store=store,
@@ -376,10 +376,10 @@ def materialize_command(
 ) -> None:
     """Write fat rows again, for export and audit; every row says its status."""
     with one_sentence():
-        from thinrow.cli.connecting import Access, connected
-        from thinrow.cli.fat_rows import materialize
         from thinrow.client import Projection
         from thinrow.errors import UsageError
+        from thinrow.jobs.connecting import Access, connected
+        from thinrow.jobs.materialize import materialize
 
         projection: Projection | str = tenant
         if not tenant:
@@ -423,9 +423,9 @@ def verify_command(
 ) -> None:
     """Compare what training would see with fat rows, event by event; exit 1 where they differ."""
     with one_sentence():
-        from thinrow.cli.connecting import Access, connected
-        from thinrow.cli.verify import difference_fields, verify
-        from thinrow.migration import FatLayout
+        from thinrow.jobs.connecting import Access, connected
+        from thinrow.jobs.layout import FatLayout
+        from thinrow.jobs.verify import difference_fields, verify
 
         layout = FatLayout(order=order, padding=padding, padding_value=padding_value)
         access = Access(ca=ca, cert=cert, key=key, token_file=token_file)
@@ -475,10 +475,10 @@ def inspect_command(
 ) -> None:
     """Show one history, as a person reads it."""
     with one_sentence():
-        from thinrow.cli.connecting import Access, connected
         from thinrow.cli.history_table import history_table
         from thinrow.client import Projection
         from thinrow.events.times import check_typed
+        from thinrow.jobs.connecting import Access, connected
 
         check_typed(as_of, "--as-of")
         with connected(server, Access(ca=ca, cert=cert, key=key, token_file=token_file)) as client:
@@ -492,7 +492,7 @@ def inspect_command(
 def token_command() -> None:
     """Make a token for a tenant: the caller carries it, the tenants file has its hash alone."""
     with one_sentence():
-        from thinrow.serving.tenants import new_token
+        from thinrow.access.tenants import new_token
 
         token, token_sha256 = new_token()
         out.print(f"token: {token}", soft_wrap=True, highlight=False, markup=False)
@@ -514,7 +514,7 @@ def demo_command(
 ) -> None:
     """Run the whole loop on real events, ending in a model trained from the stream."""
     with one_sentence():
-        from thinrow.cli.demo import run_demo
+        from thinrow.demo.demo import run_demo
 
         run_demo(directory, dataset)
 
@@ -550,8 +550,8 @@ def ladder_command(
 ) -> None:
     """Train one model at several sequence lengths; plot its quality and its bytes."""
     with one_sentence():
-        from thinrow.cli.connecting import Access
-        from thinrow.cli.ladder import parse_lengths, run_ladder
+        from thinrow.demo.ladder import parse_lengths, run_ladder
+        from thinrow.jobs.connecting import Access
 
         run_ladder(
             folder,
@@ -601,7 +601,8 @@ def slim_command(
     """Turn fat rows into events and thin rows that show the very same histories."""
     with one_sentence():
         from thinrow.cli.slim import run_slim
-        from thinrow.migration import FatLayout, SlimConfig
+        from thinrow.jobs.layout import FatLayout
+        from thinrow.jobs.slim import SlimConfig
 
         config = SlimConfig(
             fat=fat,
@@ -672,9 +673,9 @@ def wall_command(
     Figures come from --rows and --server, or are assumed; each that is given counts instead.
     """
     with one_sentence():
-        from thinrow.cli.connecting import Access
-        from thinrow.cli.wall import parse_tenants, run_wall
-        from thinrow.migration.wall import Power
+        from thinrow.jobs.connecting import Access
+        from thinrow.wall.command import parse_tenants, run_wall
+        from thinrow.wall.model import Power
 
         given = {
             "users": users,

@@ -14,7 +14,7 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from thinrow.cli.app import app
-        from thinrow.core.permissions import private_umask
+        from thinrow.core.files.permissions import private_umask
         from thinrow.errors import UsageError
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("thinrow"):

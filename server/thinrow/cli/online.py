@@ -32,8 +32,8 @@ from thinrow.cli.options import (
     metrics_at,
     serve_until_told,
 )
-from thinrow.cli.report import facts, one_sentence, out, progress_bar, readable_bytes
 from thinrow.cli.values import parse_duration, parse_time
+from thinrow.jobs.console import facts, one_sentence, out, progress_bar, readable_bytes
 
 commands = typer.Typer()
 
@@ -152,10 +152,10 @@ def export_command(
 ) -> None:
     """Write the mutable tier's events to a file, for compact; safe to run again."""
     with one_sentence():
-        from thinrow.cli.connecting import Access
         from thinrow.client.online import connect_online
         from thinrow.events.times import check_typed
-        from thinrow.online.export import export_events
+        from thinrow.jobs.connecting import Access
+        from thinrow.jobs.export import export_events
         from thinrow.store.times import readable_time
 
         check_typed(watermark, "--watermark")

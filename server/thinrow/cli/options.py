@@ -129,9 +129,9 @@ def serve_until_told(
     serving: AbstractContextManager[object], once_serving: Callable[[], None] = lambda: None
 ) -> None:
     """Serves until SIGTERM or Ctrl-C, and logs to standard error."""
-    from thinrow.client.memory import keep_freed_memory
-    from thinrow.serving.config import FREED_BYTES_KEPT
-    from thinrow.serving.logs import log_to_stderr
+    from thinrow.access.config import FREED_BYTES_KEPT
+    from thinrow.access.logs import log_to_stderr
+    from thinrow.core.memory import keep_freed_memory
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

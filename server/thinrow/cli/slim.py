@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
-from thinrow.cli.report import EXIT_FAILED, facts, out, progress_bar, readable_bytes
 from thinrow.cli.times import print_outliers, time_facts
-from thinrow.migration import SlimConfig, slim
+from thinrow.jobs.console import EXIT_FAILED, facts, out, progress_bar, readable_bytes
+from thinrow.jobs.slim import SlimConfig, slim
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
-    from thinrow.migration import SlimReport
+    from thinrow.jobs.slim import SlimReport
 
 __all__ = ["run_slim"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
-from thinrow.cli.report import one_sentence, out, readable_bytes
+from thinrow.jobs.console import one_sentence, out, readable_bytes
 
 if TYPE_CHECKING:
     from thinrow.store.generations import StoredGeneration

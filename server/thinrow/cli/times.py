@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from thinrow.cli.report import out
+from thinrow.jobs.console import out
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from thinrow.compaction import CompactionReport
     from thinrow.events.times import TimeSpan
-    from thinrow.online import BackfillReport
+    from thinrow.jobs.backfill import BackfillReport
 
 __all__ = ["print_far_rows", "print_outliers", "print_ties", "print_uncut", "time_facts"]
 

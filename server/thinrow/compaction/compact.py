@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 from thinrow.compaction.shard import PreviousShard, ShardCounts, ShardTask, write_shard
 from thinrow.compaction.users import read_user_ids
-from thinrow.core.paths import data_files
+from thinrow.core.files.paths import data_files
 from thinrow.errors import (
     StoreCorruptError,
     UsageError,
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
-    from thinrow.core.paths import DataFile, Named
+    from thinrow.core.files.paths import DataFile, Named
     from thinrow.events.order import Cuts
     from thinrow.store.shard import ShardWriter
 

@@ -6,9 +6,9 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
-from thinrow.core.io_errors import failure_reason
-from thinrow.core.parquet import open_parquet
-from thinrow.core.paths import SUFFIXES, data_files
+from thinrow.core.files.io_errors import failure_reason
+from thinrow.core.files.parquet import open_parquet
+from thinrow.core.files.paths import SUFFIXES, data_files
 from thinrow.errors import InputError
 from thinrow.events.canonical import user_ids
 

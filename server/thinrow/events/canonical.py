@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from thinrow.core.arrow import plain, plain_schema, shown_type
-from thinrow.core.io_errors import first_line
-from thinrow.core.parquet import open_parquet
+from thinrow.core.files.arrow import plain, plain_schema, shown_type
+from thinrow.core.files.io_errors import first_line
+from thinrow.core.files.parquet import open_parquet
 from thinrow.errors import InputError
 from thinrow.events.exported import is_export
 from thinrow.schema import Schema, Trait, TraitType
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from thinrow.core.paths import AnyFile, DataFile
+    from thinrow.core.files.paths import AnyFile, DataFile
     from thinrow.events.times import TimeReader
 
 BATCH_ROWS = 1 << 18

@@ -6,15 +6,15 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from thinrow.core.parquet import open_parquet
+from thinrow.core.files.parquet import open_parquet
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pyarrow.parquet as pq
-    from thinrow.core.parquet import ParquetTable
-    from thinrow.core.paths import AnyFile
+    from thinrow.core.files.parquet import ParquetTable
+    from thinrow.core.files.paths import AnyFile
 
 FROM_KEY, UNTIL_KEY = b"thinrow.exported_from_ts", b"thinrow.exported_until_ts"
 EARLIEST_TS = int(np.iinfo(np.int64).min)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from thinrow.core.parquet import open_parquet
+from thinrow.core.files.parquet import open_parquet
 from thinrow.events.canonical import canonical_schema, read_events
 from thinrow.events.times import TimeSpan
 from thinrow.store.hashing import shard_of
@@ -20,7 +20,7 @@ from thinrow.store.narrow import starts_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from thinrow.core.paths import AnyFile
+    from thinrow.core.files.paths import AnyFile
     from thinrow.events.times import TimeReader
     from thinrow.schema import Schema
 

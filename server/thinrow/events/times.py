@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from thinrow.core.arrow import shown_type
-from thinrow.core.io_errors import first_line
+from thinrow.core.files.arrow import shown_type
+from thinrow.core.files.io_errors import first_line
 from thinrow.errors import InputError, RequestError, UsageError
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from thinrow.core.paths import AnyFile
+    from thinrow.core.files.paths import AnyFile
 
 __all__ = [
     "PLAUSIBLE_FROM_TS",

@@ -1,5 +1,1 @@
-"""From requests to thin rows."""
-
-from thinrow.online.backfill import BackfillConfig, BackfillReport, backfill
-
-__all__ = ["BackfillConfig", "BackfillReport", "backfill"]
+"""The online half: the mutable tier, and snapshots as requests happen."""

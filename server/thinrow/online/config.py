@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thinrow.online.appends import PENDING_BYTES_MAX, PENDING_EVENTS_MAX
-from thinrow.online.clock import Wall, wall_ts
-from thinrow.online.database import BLOCK_CACHE_BYTES, MEMTABLE_BYTES, MEMTABLES_MAX
-from thinrow.serving.config import (
+from thinrow.access.config import (
     BASE_BYTES,
     MIB,
     REQUEST_COPIES,
@@ -16,6 +13,9 @@ from thinrow.serving.config import (
     WINDOW_BYTES,
     ServiceConfig,
 )
+from thinrow.online.appends import PENDING_BYTES_MAX, PENDING_EVENTS_MAX
+from thinrow.online.clock import Wall, wall_ts
+from thinrow.online.database import BLOCK_CACHE_BYTES, MEMTABLE_BYTES, MEMTABLES_MAX
 
 if TYPE_CHECKING:
     from pathlib import Path

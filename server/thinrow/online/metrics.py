@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from thinrow.serving.metrics import ServiceMetrics
+from thinrow.access.metrics import ServiceMetrics
 
 if TYPE_CHECKING:
     from thinrow.online.tier import MutableTier

@@ -9,7 +9,7 @@ from thinrow import _native
 from thinrow.errors import StoreCorruptError
 
 if TYPE_CHECKING:
-    from thinrow.serving.projection import ResolvedProjection
+    from thinrow.access.projection import ResolvedProjection
     from thinrow.store.generation import Generation
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 from thinrow.errors import StoreMissingError, ThinRowError
 from thinrow.online.erasure import erase_from_tier
-from thinrow.serving.current import CurrentGeneration
 from thinrow.store.directory import NEVER_TS
+from thinrow.store.follower import GenerationFollower
 from thinrow.store.manifest import current_folder, read_manifest
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Published:
         self._poll_s = poll_s
         self._on_failure = on_failure
         self._cache_bytes_max = cache_bytes_max
-        self._current: CurrentGeneration | None = None
+        self._current: GenerationFollower | None = None
         self._taken_up = 0
         self._refused = 0
         self._erased_by = 0
@@ -90,7 +90,7 @@ class Published:
         with self._lock:
             if self._current is None:
                 try:
-                    current = CurrentGeneration(
+                    current = GenerationFollower(
                         self._store, self._poll_s, self._on_failure, self._cache_bytes_max
                     )
                 except StoreMissingError:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow import _native
-from thinrow.client.pointers import MutableColumn
-from thinrow.client.widen import VALUE_DTYPES
+from thinrow.core.pointers import MutableColumn
+from thinrow.core.wire.widen import VALUE_DTYPES
 from thinrow.errors import RequestError
 from thinrow.schema import EVENT_ID, EVENT_TS, Schema, Trait, TraitType
 from thinrow.v1 import materialization_pb2 as wire

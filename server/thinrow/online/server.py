@@ -7,7 +7,14 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from thinrow.client.tracing import tracing
+from thinrow.access.endpoints import start_endpoints as opened
+from thinrow.access.gate import Gate
+from thinrow.access.grpc_server import grpc_server as listening
+from thinrow.access.guard import Guard
+from thinrow.access.refusals import Refusals
+from thinrow.access.tenants import Tenants
+from thinrow.access.traced import Traced
+from thinrow.core.tracing import tracing
 from thinrow.errors import UsageError
 from thinrow.online.appends import Appends
 from thinrow.online.metrics import OnlineMetrics
@@ -17,12 +24,6 @@ from thinrow.online.snapshots import Snapshots
 from thinrow.online.tier import MutableTier, TierConfig
 from thinrow.online.traced import TracedSnapshots
 from thinrow.schema import read_schema
-from thinrow.serving.gate import Gate
-from thinrow.serving.guard import Guard
-from thinrow.serving.refusals import Refusals
-from thinrow.serving.server import listening, opened
-from thinrow.serving.tenants import Tenants
-from thinrow.serving.traced import Traced
 from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:

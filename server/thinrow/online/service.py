@@ -13,9 +13,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
-from thinrow.client.columns import from_wire
-from thinrow.client.sizes import COLUMNS_MAX
-from thinrow.client.widen import MalformedError
+from thinrow.access.drain import stopping
+from thinrow.access.projection import wire_groups
+from thinrow.access.wire_errors import set_error_status, wire_message
+from thinrow.core.wire.columns import from_wire
+from thinrow.core.wire.sizes import COLUMNS_MAX
+from thinrow.core.wire.widen import MalformedError
 from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,
@@ -28,9 +31,6 @@ from thinrow.online.config import DECODING_MAX
 from thinrow.online.decoding import request_decoder
 from thinrow.online.streamed import REQUESTS_MAX, StreamedSnapshots
 from thinrow.online.tier import batch_of
-from thinrow.serving.drain import stopping
-from thinrow.serving.projection import wire_groups
-from thinrow.serving.wire_errors import set_error_status, wire_message
 from thinrow.store.directory import NEVER_TS
 from thinrow.v1 import materialization_pb2, online_pb2
 

@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from thinrow.access.limits import Turns
+from thinrow.access.projection import resolve_projection, resolve_tenant, wire_type
 from thinrow.errors import AnswerTooLargeError, RequestError, UnavailableError, UnknownTenantError
 from thinrow.online.mutable import MutableEvents
 from thinrow.online.one_user import OneUser
-from thinrow.serving.limits import Turns
-from thinrow.serving.projection import resolve_projection, resolve_tenant, wire_type
-from thinrow.serving.room import read_in_room
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.history import HistoryPlan, Pointers, Status
+from thinrow.store.room import read_in_room
 from thinrow.v1 import materialization_pb2, online_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from thinrow.access.projection import ResolvedProjection
+    from thinrow.access.tenants_file import Tenant
     from thinrow.online.published import Published
     from thinrow.online.tier import MutableTier
     from thinrow.schema import Schema
-    from thinrow.serving.config import Tenant
-    from thinrow.serving.projection import ResolvedProjection
     from thinrow.store.generation import Generation
 
     _Known = tuple[Generation | Schema, Mapping[str, Tenant]]

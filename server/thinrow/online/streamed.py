@@ -6,9 +6,9 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from thinrow.access.wire_errors import wire_error, wire_message
 from thinrow.errors import AnswerTooLargeError, RequestError, StoreError, ThinRowError
 from thinrow.online.snapshots import field_of
-from thinrow.serving.wire_errors import wire_error, wire_message
 from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:

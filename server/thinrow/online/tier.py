@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rocksdict import Rdict, ReadOptions, WriteBatch
 from thinrow import _native
-from thinrow.core.permissions import make_folder
+from thinrow.core.files.permissions import make_folder
 from thinrow.errors import (
     AnswerTooLargeError,
     RequestError,

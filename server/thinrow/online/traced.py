@@ -9,7 +9,7 @@ from thinrow.online.snapshots import Snapshots
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from thinrow.client.tracing import Tracing
+    from thinrow.core.tracing import Tracing
     from thinrow.online.snapshots import Asked
     from thinrow.online.tier import MutableTier
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thinrow.core.io_errors import access_failure
-from thinrow.core.permissions import file_mode, make_folder
+from thinrow.core.files.io_errors import access_failure
+from thinrow.core.files.permissions import file_mode, make_folder
 from thinrow.errors import StoreCorruptError, StoreError, UsageError
 from thinrow.store.manifest import (
     CURRENT,

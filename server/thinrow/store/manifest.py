@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
-from thinrow.core.io_errors import access_failure, first_line, is_temporary
-from thinrow.core.permissions import file_mode
+from thinrow.core.files.io_errors import access_failure, first_line, is_temporary
+from thinrow.core.files.permissions import file_mode
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError, StoreUnavailableError
 from thinrow.schema import Schema
 from thinrow.store.shard import fsync

@@ -14,7 +14,7 @@ import shutil
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from thinrow.core.permissions import file_mode, private_umask
+from thinrow.core.files.permissions import file_mode, private_umask
 from thinrow.errors import StoreLockedError, UsageError
 from thinrow.store.manifest import MANIFEST, NEW
 from thinrow.store.shard import fsync

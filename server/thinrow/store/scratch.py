@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thinrow.core.permissions import file_mode, make_folder
+from thinrow.core.files.permissions import file_mode, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

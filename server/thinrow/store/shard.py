@@ -27,7 +27,7 @@ from rocksdict import (
     ReadOptions,
     SstFileWriter,
 )
-from thinrow.core.io_errors import access_failure, first_line, is_temporary
+from thinrow.core.files.io_errors import access_failure, first_line, is_temporary
 from thinrow.errors import StoreCorruptError, StoreError, StoreFullError, StoreUnavailableError
 
 if TYPE_CHECKING:

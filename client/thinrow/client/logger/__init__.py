@@ -14,7 +14,7 @@ from thinrow.client.logger.config import FileOutput, KafkaOutput, LoggerConfig
 from thinrow.client.logger.logger import Receipt, ThinRowLogger
 from thinrow.client.logger.metrics import LoggerCounts
 from thinrow.client.logger.schema import mutable_type
-from thinrow.client.thin_row import ThinRow
+from thinrow.core.thin_row import ThinRow
 from thinrow.errors import JournalError, LoggerFullError
 
 __all__ = [

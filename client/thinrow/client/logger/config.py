@@ -43,7 +43,7 @@ class FileOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaOutput:
-    """A topic of messages as thinrow.client.message has them.
+    """A topic of messages as thinrow.core.files.message has them.
 
     Raises UsageError for a value out of its range.
     """

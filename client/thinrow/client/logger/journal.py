@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from thinrow.client.arrow_sizes import require_bounded_batch
-from thinrow.core.permissions import file_mode, make_folder
+from thinrow.core.files.arrow_sizes import require_bounded_batch
+from thinrow.core.files.permissions import file_mode, make_folder
 from thinrow.errors import InputError, JournalError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from thinrow.client.logger.outputs import Files, Output, Topic
 from thinrow.client.logger.publisher import Publisher
 from thinrow.client.logger.schema import Tables, fitting
 from thinrow.client.logger.state import State
-from thinrow.core.io_errors import failure_reason, first_line
+from thinrow.core.files.io_errors import failure_reason, first_line
 from thinrow.errors import (
     DeadlineError,
     InputError,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
     from thinrow.client.logger.config import LoggerConfig
-    from thinrow.client.thin_row import ThinRow
+    from thinrow.core.thin_row import ThinRow
 
 __all__ = ["Receipt", "ThinRowLogger"]
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from thinrow.client.logger.journal import sync_folder
-from thinrow.client.message import encode_thin_rows
-from thinrow.core.permissions import file_mode, private_umask
+from thinrow.core.files.message import encode_thin_rows
+from thinrow.core.files.permissions import file_mode, private_umask
 from thinrow.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import pyarrow as pa
 from thinrow.client.logger.config import never_null
 from thinrow.client.logger.values import UNFIT, exact, integers, no_floats, refuse_overflow
-from thinrow.client.rows import to_thin_rows
+from thinrow.core.files.rows import to_thin_rows
 from thinrow.errors import InputError, UsageError
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from thinrow.client.logger.config import LoggerConfig
     from thinrow.client.logger.journal import Entries
-    from thinrow.client.thin_row import ThinRow
+    from thinrow.core.thin_row import ThinRow
 
 __all__ = ["Tables", "fitting", "mutable_type"]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
-    from thinrow.client.widen import ColumnKind
+    from thinrow.core.wire.widen import ColumnKind
     from torchrec import KeyedJaggedTensor
 
 __all__ = ["TensorBatch", "lay_out", "plain_memory"]

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from thinrow.client.answer import Answer
-from thinrow.client.batch import write_traits
 from thinrow.client.torch.batch import lay_out, plain_memory
 from thinrow.client.torch.config import status_name
-from thinrow.core.arrow import load_pyarrow, plain
+from thinrow.core.files.arrow import load_pyarrow, plain
+from thinrow.core.wire.answer import Answer
+from thinrow.core.wire.batch import write_traits
 from thinrow.errors import InputError, StatusError
 from thinrow.v1.materialization_pb2 import STATUS_OK
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.client.torch.batch import TensorBatch
     from thinrow.client.torch.config import LoaderConfig
-    from thinrow.client.widen import ColumnKind
+    from thinrow.core.wire.widen import ColumnKind
 
 __all__ = ["Batcher", "Group", "Part", "chosen", "to_tensors"]
 

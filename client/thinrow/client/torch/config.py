@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from thinrow.client.config import ClientConfig
-from thinrow.client.memory import FREED_BYTES_MAX
+from thinrow.core.memory import FREED_BYTES_MAX
 from thinrow.errors import UsageError
 from thinrow.v1 import materialization_pb2 as wire
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
-    from thinrow.client.pointers import Projection
     from thinrow.client.torch.batch import TensorBatch
+    from thinrow.core.pointers import Projection
 
 __all__ = ["ThinRowDataset"]
 

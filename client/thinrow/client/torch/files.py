@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch.distributed
-from thinrow.client.rows import check, complete, other_columns, snapshots_type, to_thin_rows
 from thinrow.client.torch.source import RowChunk
-from thinrow.core.arrow import (
+from thinrow.core.files.arrow import (
     conformed_batch,
     joint_schema,
     leaf_count,
@@ -21,8 +20,9 @@ from thinrow.core.arrow import (
     one_batch,
     plain_type,
 )
-from thinrow.core.parquet import open_parquet
-from thinrow.core.paths import data_files
+from thinrow.core.files.parquet import open_parquet
+from thinrow.core.files.paths import data_files
+from thinrow.core.files.rows import check, complete, other_columns, snapshots_type, to_thin_rows
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     from numpy.typing import NDArray
-    from thinrow.client.pointers import Projection
-    from thinrow.core.parquet import ParquetTable
-    from thinrow.core.paths import DataFile, Named
+    from thinrow.core.files.parquet import ParquetTable
+    from thinrow.core.files.paths import DataFile, Named
+    from thinrow.core.pointers import Projection
 
 __all__ = ["FileSource", "RowFiles"]
 

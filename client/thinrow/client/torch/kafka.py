@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from thinrow.client.arrow_sizes import table_bytes
-from thinrow.client.message import MESSAGE_ROWS_MAX, decode_thin_rows, split_thin_rows
-from thinrow.client.pointers import Pointers, ThinRows
 from thinrow.client.torch.files import ranks
 from thinrow.client.torch.kafka_offsets import OffsetCommitter, Place, rows_taken, to_offset
 from thinrow.client.torch.source import RowChunk
-from thinrow.core.arrow import load_pyarrow
+from thinrow.core.files.arrow import load_pyarrow
+from thinrow.core.files.arrow_sizes import table_bytes
+from thinrow.core.files.message import MESSAGE_ROWS_MAX, decode_thin_rows, split_thin_rows
+from thinrow.core.pointers import Pointers, ThinRows
 from thinrow.errors import InputError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class KafkaConfig:
     """Where thin rows come from, and how. Raises UsageError for a value out of its range."""
 
     topic: str
-    """Its messages are what thinrow.client.message.encode_thin_rows returns."""
+    """Its messages are what thinrow.core.files.message.encode_thin_rows returns."""
 
     bootstrap_servers: str
     """HOST:PORT of some brokers, with commas between."""

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import torch
     from prometheus_client import CollectorRegistry
     from thinrow.client.client import Client
-    from thinrow.client.pointers import Projection
     from thinrow.client.torch.batch import TensorBatch
     from thinrow.client.torch.source import RowSource
+    from thinrow.core.pointers import Projection
 
 __all__ = ["ThinRowLoader"]
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from numpy.typing import NDArray
-    from thinrow.client.answer import Answer
-    from thinrow.client.kernel import Views
-    from thinrow.client.widen import NarrowColumn
+    from thinrow.core.wire.answer import Answer
+    from thinrow.core.wire.kernel import Views
+    from thinrow.core.wire.widen import NarrowColumn
     from torch import Tensor
 
 __all__ = ["NarrowRun", "narrow_runs", "widen_on_device"]

@@ -16,27 +16,27 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from thinrow.client.memory import keep_freed_memory
 from thinrow.client.torch.batching import Batcher, Part, chosen, to_tensors
 from thinrow.client.torch.config import status_name
 from thinrow.client.torch.queues import BoundedQueue, ClosedError
 from thinrow.client.torch.starvation import StageClock
-from thinrow.client.tracing import UNTRACED, PassTrace, tracing
+from thinrow.core.memory import keep_freed_memory
+from thinrow.core.tracing import UNTRACED, PassTrace, tracing
 from thinrow.errors import ThinRowError, UsageError
 from thinrow.v1.materialization_pb2 import STATUS_NOT_READY
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
-    from thinrow.client.answer import Answer
     from thinrow.client.client import Client
-    from thinrow.client.pointers import Projection, ThinRows
     from thinrow.client.torch.batch import TensorBatch
     from thinrow.client.torch.batching import Group
     from thinrow.client.torch.config import LoaderConfig
     from thinrow.client.torch.device import DeviceCopy, Sent
     from thinrow.client.torch.source import RowChunk, RowSource
     from thinrow.client.torch.starvation import Starvation
+    from thinrow.core.pointers import Projection, ThinRows
+    from thinrow.core.wire.answer import Answer
 
 __all__ = ["BATCHES_ELSEWHERE", "Pipeline"]
 

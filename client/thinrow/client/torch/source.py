@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
-    from thinrow.client.pointers import ThinRows
+    from thinrow.core.pointers import ThinRows
 
 __all__ = ["RowChunk", "RowSource"]
 

@@ -1,0 +1,1 @@
+"""Files and Arrow types as client and server read them; pyarrow and fsspec load lazily."""

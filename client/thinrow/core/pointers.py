@@ -1,0 +1,269 @@
+"""What a client asks about: pointers, the mutable events beside them, and what a model wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from thinrow.core.convert import exact, mask, times_ms
+from thinrow.core.wire.kernel import ranges
+from thinrow.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["MutableColumn", "MutableEvents", "Pointers", "Projection", "ThinRows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """What a model wants of each history.
+
+    Naming neither feature groups nor traits asks for every trait and `event_ts`. Besides the
+    schema's traits there are `event_ts`, `event_id` and `visible_ts`.
+    """
+
+    sequence_length: int = 0
+    """Most events per example, counted over immutable ++ mutable. 0 for no limit."""
+
+    feature_groups: tuple[str, ...] = ()
+    """Groups whose traits are wanted, besides `traits`."""
+
+    traits: tuple[str, ...] = ()
+    """Traits wanted, by name."""
+
+    truncation: Literal["newest", "head"] = "newest"
+    """Which events stay when there are more; "head" only matches models trained that way."""
+
+    def __post_init__(self) -> None:
+        if self.sequence_length < 0:
+            raise UsageError(
+                f"sequence_length is {self.sequence_length}, but must be 0 (no limit) or more."
+            )
+        for name in ("traits", "feature_groups"):
+            if isinstance(getattr(self, name), str):
+                raise UsageError(
+                    f"{name} is the text {getattr(self, name)!r}, but must be a tuple of names, "
+                    f"such as ({getattr(self, name)!r},)."
+                )
+        if self.truncation not in ("newest", "head"):
+            raise UsageError(f"truncation is {self.truncation!r}, but must be 'newest' or 'head'.")
+
+
+class Pointers:
+    """Names past states of histories: a struct of arrays, element i belongs to example i.
+
+    Every array has shape (examples,) and is int64, digests uint64; times are ms.
+
+    user_ids: the users.
+    end_ts: watermark of the generation that served the request, exclusive.
+    start_ts: first visible_ts named, inclusive. Default 0.
+    max_lengths: most immutable events named, the newest; 0, the default, for no limit.
+    digests: digest of the history up to end_ts; 0, the default, for not recorded.
+    request_ts: when the request was made; nothing that arrived then or later is returned.
+        Default end_ts.
+
+    Arrays of another dtype are converted where no value changes, times of datetime64 to ms.
+    Raises InputError where arrays differ in length or hold no such integers.
+    """
+
+    __slots__ = ("digests", "end_ts", "max_lengths", "request_ts", "start_ts", "user_ids")
+
+    user_ids: NDArray[np.int64]
+    start_ts: NDArray[np.int64]
+    end_ts: NDArray[np.int64]
+    max_lengths: NDArray[np.int64]
+    digests: NDArray[np.uint64]
+    request_ts: NDArray[np.int64]
+
+    def __init__(
+        self,
+        *,
+        user_ids: ArrayLike,
+        end_ts: ArrayLike,
+        start_ts: ArrayLike | None = None,
+        max_lengths: ArrayLike | None = None,
+        digests: ArrayLike | None = None,
+        request_ts: ArrayLike | None = None,
+    ) -> None:
+        self.user_ids = integers("user_ids", user_ids)
+        examples = len(self.user_ids)
+        self.end_ts = integers("end_ts", end_ts, examples)
+        self.start_ts = integers("start_ts", or_zeros(start_ts, examples), examples)
+        self.max_lengths = integers("max_lengths", or_zeros(max_lengths, examples), examples)
+        self.digests = words("digests", or_zeros(digests, examples), examples)
+        self.request_ts = (
+            self.end_ts.copy()
+            if request_ts is None
+            else integers("request_ts", request_ts, examples)
+        )
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def __getitem__(self, examples: slice | NDArray[np.int64]) -> Pointers:
+        return Pointers(**{name: getattr(self, name)[examples] for name in self.__slots__})
+
+    def __repr__(self) -> str:
+        return f"Pointers({len(self)} examples)"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MutableColumn:
+    """One trait of mutable events.
+
+    values: shape (events,), or (events, size) for a vector; text as an object array of str.
+    present: bool, shape (events,), False where the event lacks the trait. None: all have it.
+    """
+
+    values: NDArray[Any]
+    present: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MutableEvents:
+    """The mutable snapshots of some examples: events too new for the generation, oldest first.
+
+    offsets: int64, shape (examples + 1,); example i has the events [offsets[i], offsets[i + 1]).
+    arrival_ts: int64, shape (events,), ms.
+    columns: traits by name, also `event_ts` and `event_id`; one not here is absent everywhere.
+
+    Raises InputError where shapes do not fit.
+    """
+
+    offsets: NDArray[np.int64]
+    arrival_ts: NDArray[np.int64]
+    columns: dict[str, MutableColumn]
+
+    def __post_init__(self) -> None:
+        offsets = integers("offsets", self.offsets)
+        arrival_ts = integers("arrival_ts", self.arrival_ts)
+        events = len(arrival_ts)
+        if (
+            not len(offsets)
+            or offsets[0] != 0
+            or offsets[-1] != events
+            or np.any(np.diff(offsets) < 0)
+        ):
+            raise InputError(
+                f"The mutable offsets must ascend from 0 to {events}, the events there."
+            )
+        columns = dict(self.columns)
+        for name, column in self.columns.items():
+            if type(column.values) is not np.ndarray:
+                raise InputError(
+                    f"The mutable column {name!r} must be a plain numpy array, but is a "
+                    f"{type(column.values).__name__}; give absent values as `present`."
+                )
+            if len(column.values) != events:
+                raise InputError(f"The mutable column {name!r} must have {events} values.")
+            if column.present is None:
+                continue
+            try:
+                present = mask(column.present, events)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"The mutable column {name!r} does not fit: {error}.") from error
+            columns[name] = MutableColumn(column.values, present)
+        object.__setattr__(self, "columns", columns)
+        object.__setattr__(self, "offsets", offsets)
+        object.__setattr__(self, "arrival_ts", arrival_ts)
+
+    def __len__(self) -> int:
+        """Examples, not events."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, examples: slice | NDArray[np.int64]) -> MutableEvents:
+        if isinstance(examples, np.ndarray):
+            lengths = np.diff(self.offsets)[examples]
+            offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+            return self.take(ranges(self.offsets[examples], lengths), offsets)
+        start, stop = bounds(examples, len(self))
+        offsets = self.offsets[start : stop + 1]
+        return self.take(slice(offsets[0], offsets[-1]), offsets - offsets[0])
+
+    def take(self, events: slice | NDArray[np.int64], offsets: NDArray[np.int64]) -> MutableEvents:
+        """Picks events, which `offsets` then deals out to examples."""
+        columns = {
+            name: MutableColumn(
+                column.values[events], None if column.present is None else column.present[events]
+            )
+            for name, column in self.columns.items()
+        }
+        return MutableEvents(offsets, self.arrival_ts[events], columns)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ThinRows:
+    """Pointers, and the mutable snapshot of each where there is one.
+
+    Raises InputError where they are not of one length.
+    """
+
+    pointers: Pointers
+    mutable: MutableEvents | None = None
+
+    def __post_init__(self) -> None:
+        if self.mutable is not None and len(self.mutable) != len(self.pointers):
+            raise InputError(
+                f"There are {len(self.pointers)} pointers, but mutable events of "
+                f"{len(self.mutable)} examples."
+            )
+
+    def __len__(self) -> int:
+        return len(self.pointers)
+
+    def __getitem__(self, examples: slice | NDArray[np.int64]) -> ThinRows:
+        if isinstance(examples, np.ndarray):
+            mutable = None if self.mutable is None else self.mutable[examples]
+            return ThinRows(self.pointers[examples], mutable)
+        start, stop = bounds(examples, len(self))
+        mutable = None if self.mutable is None else self.mutable[start:stop]
+        return ThinRows(self.pointers[start:stop], mutable)
+
+
+def bounds(examples: slice, length: int) -> tuple[int, int]:
+    """Resolves a slice without a step; start <= stop."""
+    start, stop, step = examples.indices(length)
+    if step != 1:
+        raise InputError("Thin rows are sliced without a step.")
+    return start, max(start, stop)
+
+
+def or_zeros(values: ArrayLike | None, length: int) -> ArrayLike:
+    """Stands in for an array that was not given."""
+    return np.zeros(length, np.int64) if values is None else values
+
+
+def integers(name: str, values: ArrayLike, length: int | None = None) -> NDArray[np.int64]:
+    """Makes an int64 array of shape (length,), or raises InputError naming it."""
+    if getattr(values, "dtype", None) == np.bool_:
+        raise InputError(f"{name} must be a flat array of int64, but is a mask of bools.")
+    if isinstance(values, list | tuple):
+        # An array may be of floats because its library has no integers with gaps; a list may not.
+        wrong = next((value for value in values if isinstance(value, float | bool)), None)
+        if wrong is not None:
+            raise InputError(f"{name} must be a flat array of int64, but has {wrong!r}.")
+    try:
+        array = np.ascontiguousarray(exact(times_ms(values), np.dtype(np.int64)))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} must be a flat array of int64, but {error}.") from error
+    if array.ndim != 1:
+        raise InputError(f"{name} must be a flat array of int64, but has the shape {array.shape}.")
+    if length is not None and len(array) != length:
+        raise InputError(f"{name} has {len(array)} elements for {length} examples.")
+    return array
+
+
+def words(name: str, values: ArrayLike, length: int) -> NDArray[np.uint64]:
+    """Makes a uint64 array of shape (length,) of 64-bit words, or raises InputError naming it.
+
+    Tables without unsigned integers carry such words as int64, which keep their bits.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind == "i":
+        return integers(name, values, length).view(np.uint64)
+    try:
+        array = exact(values, np.dtype(np.uint64))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} must be a flat array of uint64, but {error}.") from error
+    return integers(name, array.view(np.int64), length).view(np.uint64)

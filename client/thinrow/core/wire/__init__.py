@@ -1,0 +1,1 @@
+"""Encoding of requests and responses, and widening of their columns."""

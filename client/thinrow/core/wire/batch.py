@@ -1,0 +1,138 @@
+"""A batch of histories as jagged arrays."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from thinrow.core.wire.answer import Answer, do
+from thinrow.v1.materialization_pb2 import STATUS_OK
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["Batch", "write_traits"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """The histories of some examples, oldest event first: jagged arrays, one per trait.
+
+    Example i has the events [offsets[i], offsets[i + 1]) of every trait; none where its status
+    is not STATUS_OK.
+    """
+
+    statuses: NDArray[np.uint8]
+    """Shape (examples,): numbers of thinrow.v1.Status."""
+
+    offsets: NDArray[np.int64]
+    """Shape (examples + 1,), ascending from 0 to the number of events."""
+
+    values: dict[str, NDArray[Any]]
+    """By trait, shape (events,), or (events, size) for a vector. Integers, floats and bools in
+    their own dtype, categorical traits int64, text int32 codes into `strings`. 0 where absent."""
+
+    present: dict[str, NDArray[np.bool_]]
+    """By nullable trait, shape (events,): False where the event lacks it."""
+
+    strings: dict[str, list[str]]
+    """By text trait: the texts that its codes index. May repeat one."""
+
+    generation: int
+    """Number of the generation that answered; the oldest where several did."""
+
+    watermark_ts: int
+    """That generation's watermark, ms, exclusive."""
+
+    def __len__(self) -> int:
+        """Examples, not events."""
+        return len(self.statuses)
+
+    def __repr__(self) -> str:
+        return (
+            f"Batch({len(self)} examples, {self.offsets[-1]} events, "
+            f"traits {', '.join(self.values)}, generation {self.generation})"
+        )
+
+    def to_lists(self, trait: str) -> list[list[Any] | None]:
+        """Shows a trait as Python values, per example: for people and tests, not for speed.
+
+        An absent value is None; an example that is not STATUS_OK is None as a whole.
+        """
+        values: list[Any] = self.values[trait].tolist()
+        if trait in self.strings:
+            texts = self.strings[trait]
+            # Codes of absent values are 0 even where there are no texts at all.
+            values = [texts[code] if code < len(texts) else None for code in values]
+        if trait in self.present:
+            values = [
+                value if there else None
+                for value, there in zip(values, self.present[trait], strict=True)
+            ]
+        ends = self.offsets.tolist()
+        return [
+            values[ends[i] : ends[i + 1]] if status == STATUS_OK else None
+            for i, status in enumerate(self.statuses.tolist())
+        ]
+
+    @staticmethod
+    def from_answers(answers: Sequence[Answer]) -> Batch:
+        """Widens one answer or more into one batch, in their order.
+
+        Raises ThinRowError where their traits differ, as across a change of schema.
+        """
+        kinds = Answer.joint_kinds(answers)
+        lengths = np.concatenate([answer.lengths for answer in answers])
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        oldest = min(answers, key=lambda answer: answer.generation)
+        batch = Batch(
+            statuses=np.concatenate([answer.statuses for answer in answers]),
+            offsets=offsets,
+            values={},
+            present={},
+            strings={},
+            generation=oldest.generation,
+            watermark_ts=oldest.watermark_ts,
+        )
+        events = int(offsets[-1])
+        for trait, kind in kinds.items():
+            batch.values[trait] = np.empty((events, *kind.shape), kind.dtype)
+            if kind.nullable:
+                batch.present[trait] = np.empty(events, np.bool_)
+            if kind.text:
+                batch.strings[trait] = []
+        write_traits(answers, batch.values, batch.present, batch.strings)
+        return batch
+
+
+def write_traits(
+    answers: Sequence[Answer],
+    values: Mapping[str, NDArray[Any]],
+    present: Mapping[str, NDArray[np.bool_]],
+    strings: Mapping[str, list[str]],
+    threads: int = 1,
+) -> None:
+    """Widens the traits of several answers, one behind the other; see Answer.write.
+
+    values, present: by trait. `strings` takes the texts of text traits; codes are those of the
+    joint lists. threads: how many may share the work.
+    """
+    ends = list(itertools.accumulate((answer.events for answer in answers), initial=0))
+    parts = [(answer, slice(*place)) for answer, place in zip(answers, pairwise(ends), strict=True)]
+    jobs = []
+    for trait, target in values.items():
+        texts = strings.get(trait)
+        for answer, events in parts:
+            there = present[trait][events] if trait in present else None
+            jobs += answer.jobs(trait, target[events], there)
+            if texts is not None:
+                target[events] += len(texts)
+                if there is not None:
+                    target[events][~there] = 0
+                texts += answer.strings(trait)
+    do(jobs, threads)

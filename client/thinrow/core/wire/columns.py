@@ -1,0 +1,165 @@
+"""Events as columns, to and from the wire's messages: one block, whose words need no narrowing."""
+
+from __future__ import annotations
+
+from itertools import compress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from thinrow.core.convert import exact, exact_rows, mask, split_absent
+from thinrow.core.pointers import MutableColumn
+from thinrow.core.wire.response import Column
+from thinrow.core.wire.sizes import CONSTANT_BYTES_MAX, TEXT_BYTES, require_affordable
+from thinrow.core.wire.widen import VALUE_DTYPES, NarrowColumn, require
+from thinrow.v1 import materialization_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+__all__ = ["from_wire", "to_wire"]
+
+
+def to_wire(trait: str, kind: int, size: int, nullable: bool, column: MutableColumn) -> wire.Column:
+    """Says one trait of some events in the wire's terms.
+
+    kind: number of a thinrow.v1.TraitType, whose dtype the values have; text as an object array.
+    size: elements of a vector, 1 for a scalar.
+    """
+    values = column.values
+    message = wire.Column(trait=trait, type=kind, vector_size=size, nullable=nullable)  # type: ignore[arg-type]
+    if nullable:
+        present = column.present
+        if present is None:
+            present = np.ones(len(values), np.bool_)
+        else:
+            values = values[present]
+        message.present = np.packbits(present, bitorder="little").tobytes()
+    base = 0
+    if kind == wire.TRAIT_TYPE_STRING:
+        codes: dict[str, int] = {}
+        numbers = [codes.setdefault(text, len(codes)) for text in values.tolist()]
+        message.strings.extend(codes)
+        words = narrowest(np.array(numbers, np.int64), len(codes))
+    elif values.dtype.kind == "i" and values.itemsize < 8:
+        # As distances from the least value of the type they are the words that the wire means.
+        base = int(np.iinfo(values.dtype).min)
+        unsigned = np.dtype(f"u{values.itemsize}")
+        words = values.view(unsigned) ^ unsigned.type(1 << (8 * values.itemsize - 1))
+    else:
+        words = values
+    message.bases.append(base)
+    message.widths = bytes([words.itemsize])
+    message.data = words.tobytes()
+    return message
+
+
+def narrowest(codes: NDArray[np.int64], bound: int) -> NDArray[Any]:
+    """Codes below `bound` in as few bytes as hold them."""
+    return codes.astype(np.min_scalar_type(max(bound - 1, 0)))
+
+
+def from_wire(
+    columns: Iterable[wire.Column], events: int, constant_bytes_max: int = CONSTANT_BYTES_MAX
+) -> dict[str, MutableColumn]:
+    """Reads columns of one block of so many events, by trait; absent values are 0 or "".
+
+    Raises ThinRowError for columns that contradict themselves, AnswerTooLargeError for columns
+    that would take far more memory than they have bytes.
+    """
+    every = np.array([events], np.int64)
+    read: dict[str, MutableColumn] = {}
+    widened = travelled = 0
+    for message in columns:
+        require(message.trait not in read, f"{message.trait} comes twice")
+        widened += TEXT_BYTES * len(message.strings)
+        require_affordable(widened, travelled, constant_bytes_max)
+        narrow = NarrowColumn(Column.of(message), every)
+        require_own_width(message)
+        widened, travelled = widened + narrow.widened_bytes, travelled + narrow.travelled_bytes
+        require_affordable(widened, travelled, constant_bytes_max)
+        values = np.empty((events, *narrow.kind.shape), narrow.kind.dtype)
+        present = np.empty(events, np.bool_) if message.nullable else None
+        narrow.write(values, present)
+        if narrow.kind.text:
+            texts = np.array([*narrow.message.strings, ""], object)
+            if present is not None:
+                values[~present] = len(narrow.message.strings)
+            values = texts[values]
+        if present is not None and present.all():
+            present = None
+        read[message.trait] = MutableColumn(values, present)
+    return read
+
+
+def require_own_width(message: wire.Column) -> None:
+    """Refuses words of another type: wider than the trait's, of another float, or out of range.
+
+    Raises ThinRowError.
+    """
+    dtype = VALUE_DTYPES[message.type]
+    size = dtype.itemsize
+    for base, width in zip(message.bases, message.widths, strict=True):
+        wrong = width > size or (dtype.kind == "f" and width not in (0, size))
+        label = wire.TraitType.Name(message.type)
+        require(not wrong, f"{message.trait} has words of {width} bytes, but {label} has {size}")
+        # Words of 8 bytes wrap round by contract; narrower ones have room to be checked.
+        if size == 8 or message.type == wire.TRAIT_TYPE_STRING:
+            continue
+        words = np.frombuffer(message.data, f"<u{width}") if width else np.zeros(1, np.int8)
+        if not len(words):
+            continue
+        low, high = base + int(words.min()), base + int(words.max())
+        least = 0 if dtype.kind in "ub" else -(1 << (8 * size - 1))
+        # Of a signed type either its values, or their bits, which are two's complement.
+        most = (1 << (8 * size - (dtype.kind == "i" and low < 0))) - 1
+        require(least <= low and high <= most, f"{message.trait} has words that are no {dtype}")
+
+
+def as_column(kind: int, size: int, given: Any) -> MutableColumn:  # noqa: ANN401 - what numpy takes
+    """Makes a column from an array, or a sequence in which None stands for an absent value.
+
+    Args:
+        kind: Number of a thinrow.v1.TraitType.
+        size: Elements of a vector, 1 for a scalar.
+        given: An array, masked where values are absent; a sequence; or a MutableColumn.
+
+    Raises:
+        ValueError: A value would change as one of this type.
+    """
+    if isinstance(given, MutableColumn):
+        values: Any = given.values
+        present = given.present
+        if present is not None:
+            present = mask(present, len(values))
+            is_array = isinstance(values, np.ndarray)
+            values = values[present] if is_array else list(compress(values, present))
+    else:
+        values, present = split_absent(given)
+    if kind == wire.TRAIT_TYPE_STRING:
+        array = texts(values)
+    elif size > 1:
+        array = exact_rows(values, VALUE_DTYPES[kind], size)
+    else:
+        array = exact(values, VALUE_DTYPES[kind])
+        if array.ndim != 1:
+            raise ValueError(f"it has the shape {array.shape}, but must have (events,)")
+    if present is None:
+        return MutableColumn(array)
+    scattered = np.zeros((len(present), *array.shape[1:]), array.dtype)
+    if kind == wire.TRAIT_TYPE_STRING:
+        scattered[:] = ""
+    scattered[present] = array
+    return MutableColumn(scattered, present)
+
+
+def texts(given: Any) -> NDArray[Any]:  # noqa: ANN401 - what numpy takes
+    """Makes an object array of str. Raises ValueError for anything that is no text."""
+    values = given.tolist() if isinstance(given, np.ndarray) else list(given)
+    other = next((value for value in values if not isinstance(value, str)), None)
+    if other is not None:
+        raise ValueError(f"{other!r} is no text")
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array

@@ -1,0 +1,79 @@
+"""Requests from pointers and a projection, encoded: protobuf takes arrays number by number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from thinrow import _native as native
+from thinrow.v1 import materialization_pb2 as wire
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from thinrow.core.pointers import Pointers, Projection
+
+__all__ = ["TRUNCATIONS", "on_stream", "to_request", "to_wire_projection"]
+
+TRUNCATIONS: dict[str, wire.Truncation] = {
+    "newest": wire.TRUNCATION_NEWEST,
+    "head": wire.TRUNCATION_HEAD,
+}
+
+
+REQUEST = wire.MaterializeRequest.DESCRIPTOR.fields_by_name
+STREAMED = wire.MaterializeStreamRequest.DESCRIPTOR.fields_by_name["request"].number
+LENGTH_DELIMITED = 2
+
+
+def to_request(
+    pointers: Pointers, mutable_lengths: NDArray[np.int64], projection: Projection | str
+) -> bytes:
+    """An encoded MaterializeRequest; arrays that say nothing and mutable events stay at home."""
+    head = wire.MaterializeRequest()
+    if isinstance(projection, str):
+        head.tenant = projection
+    else:
+        head.projection.CopyFrom(to_wire_projection(projection))
+    parts = [
+        head.SerializeToString(),
+        packed("user_ids", pointers.user_ids.tobytes()),
+        packed("end_ts", native.varints(pointers.end_ts)),
+    ]
+    if pointers.start_ts.any():
+        parts.append(packed("start_ts", native.varints(pointers.start_ts)))
+    if pointers.max_lengths.any():
+        parts.append(packed("max_lengths", native.varints(pointers.max_lengths)))
+    if pointers.digests.any():
+        parts.append(packed("digests", pointers.digests.tobytes()))
+    if not np.array_equal(pointers.request_ts, pointers.end_ts):
+        parts.append(packed("request_ts", native.varints(pointers.request_ts)))
+    if mutable_lengths.any():
+        parts.append(packed("mutable_lengths", native.varints(mutable_lengths)))
+    return b"".join(parts)
+
+
+def on_stream(cursor: int, request: bytes, traceparent: str) -> bytes:
+    """An encoded MaterializeStreamRequest."""
+    head = wire.MaterializeStreamRequest(cursor=cursor, traceparent=traceparent)
+    return head.SerializeToString() + delimited(STREAMED, request)
+
+
+def packed(name: str, content: bytes) -> bytes:
+    """A repeated field of MaterializeRequest; content: its elements, encoded."""
+    return delimited(REQUEST[name].number, content) if content else b""
+
+
+def delimited(number: int, content: bytes) -> bytes:
+    """A field of so many bytes, as the encoding of protobuf has it."""
+    head = np.array([number << 3 | LENGTH_DELIMITED, len(content)])
+    return native.varints(head) + content
+
+
+def to_wire_projection(projection: Projection) -> wire.Projection:
+    """Says a projection in the wire's terms."""
+    return wire.Projection(
+        sequence_length=projection.sequence_length,
+        truncation=TRUNCATIONS[projection.truncation],
+        feature_groups=projection.feature_groups,
+        traits=projection.traits,
+    )

@@ -1,0 +1,1 @@
+"""Access to a service: identity, quotas, scheduling, deadlines, drain, errors, TLS."""

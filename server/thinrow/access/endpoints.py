@@ -1,0 +1,51 @@
+"""What a server opens beside gRPC: its certificates and its metrics port."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from thinrow.access.address import split_address
+from thinrow.access.metrics_endpoint import MetricsEndpoint
+from thinrow.access.tls import Certificates
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from thinrow.access.config import ServiceConfig
+    from thinrow.access.metrics import ServiceMetrics
+    from thinrow.access.tenants import Tenants
+
+log = logging.getLogger("thinrow.serving")
+
+EVERY_INTERFACE = ("", "0.0.0.0", "::", "*")  # noqa: S104 - to warn of them
+
+
+def start_endpoints(
+    config: ServiceConfig, tenants: Tenants, metrics: ServiceMetrics, stack: ExitStack
+) -> tuple[Certificates | None, str | None]:
+    """The certificates to serve with, and where metrics are shown until the stack is closed.
+
+    Raises UsageError for files of TLS that do not serve, and where the port cannot be had.
+    """
+    certificates = None
+    if config.tls_cert is not None and config.tls_key is not None:
+        certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+    elif tenants.guarded:
+        log.warning("tokens travel in the clear: serve with TLS, or behind what ends it")
+    if (
+        split_address(config.listen)[0].strip("[]") in EVERY_INTERFACE
+        and not tenants.guarded
+        and config.tls_client_ca is None
+    ):
+        log.warning(
+            "everybody who reaches this machine is served: make tokens (thinrow token), ask for "
+            "client certificates, or listen on one address",
+            extra={"listen": config.listen},
+        )
+    metrics.trust(tenants, certificates)
+    if config.metrics is None:
+        return certificates, None
+    endpoint = MetricsEndpoint(metrics.registry, config.metrics)
+    stack.callback(endpoint.close)
+    return certificates, endpoint.address

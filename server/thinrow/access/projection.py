@@ -1,0 +1,139 @@
+"""From what a request asks for to the traits and groups of the store's schema."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from thinrow.errors import RequestError, UnknownTenantError
+from thinrow.schema import BUILT_IN, EVENT_TS, Schema, Trait
+from thinrow.store.history import Truncation
+from thinrow.v1 import materialization_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from thinrow.access.tenants_file import Tenant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedProjection:
+    """A projection that fits a schema."""
+
+    truncation: Truncation
+    traits: tuple[Trait, ...]
+    """In the order of the answer's columns."""
+    groups: frozenset[int]
+    """Stored groups that hold them."""
+
+    @property
+    def event_bytes(self) -> int:
+        """Bytes of one event's wanted traits, decoded; text counts as its index."""
+        return sum(8 * trait.size for trait in self.traits)
+
+
+def resolve(
+    request: wire.MaterializeRequest, schema: Schema, tenants: Mapping[str, Tenant]
+) -> ResolvedProjection:
+    """The projection of a request.
+
+    Raises:
+        RequestError: an unknown trait or group, a negative length, a tenant and a projection.
+        UnknownTenantError: no such tenant.
+    """
+    if not request.tenant:
+        return resolve_projection(request.projection, schema)
+    if request.HasField("projection"):
+        raise RequestError("A request names a tenant or carries a projection, not both.")
+    tenant = tenants.get(request.tenant)
+    if tenant is None:
+        known = ", ".join(sorted(tenants)) or "none"
+        raise UnknownTenantError(
+            f"There is no tenant {request.tenant!r} at this server; it knows: {known}."
+        )
+    return resolve_tenant(tenant, schema)
+
+
+def resolve_tenant(tenant: Tenant, schema: Schema) -> ResolvedProjection:
+    """A configured projection. Errors as :func:`resolve`."""
+    return _resolved(
+        Truncation(sequence_length=tenant.sequence_length, head=tenant.truncation == "head"),
+        tenant.feature_groups,
+        tenant.traits,
+        schema,
+    )
+
+
+def resolve_projection(projection: wire.Projection, schema: Schema) -> ResolvedProjection:
+    """A projection as it travels. Errors as :func:`resolve`."""
+    if projection.sequence_length < 0:
+        raise RequestError(
+            f"sequence_length is {projection.sequence_length}; use 0 for no limit, or more."
+        )
+    if projection.truncation not in wire.Truncation.values():
+        raise RequestError(f"There is no truncation {projection.truncation}.")
+    truncation = Truncation(
+        sequence_length=projection.sequence_length,
+        head=projection.truncation == wire.TRUNCATION_HEAD,
+    )
+    return _resolved(truncation, projection.feature_groups, projection.traits, schema)
+
+
+def _resolved(
+    truncation: Truncation,
+    group_names: Sequence[str],
+    trait_names: Sequence[str],
+    schema: Schema,
+) -> ResolvedProjection:
+    groups = {group.name: group for group in schema.groups}
+    for name in group_names:
+        if name not in groups:
+            raise RequestError(
+                f"There is no feature group {name!r}; the store has {', '.join(groups)}."
+            )
+    for name in trait_names:
+        if name not in schema.by_name:
+            raise RequestError(
+                f"There is no trait {name!r}; the store has {', '.join(schema.by_name)}."
+            )
+    if group_names or trait_names:
+        wanted = {*trait_names}
+        # A group that is named a thousand times costs no more than one.
+        wanted.update(trait.name for name in {*group_names} for trait in groups[name].traits)
+    else:
+        wanted = {EVENT_TS.name, *(trait.name for trait in schema.traits)}
+    traits = tuple(trait for trait in (*BUILT_IN, *schema.traits) if trait.name in wanted)
+    return ResolvedProjection(
+        truncation=truncation,
+        traits=traits,
+        groups=frozenset(schema.group_of[trait.name] for trait in traits),
+    )
+
+
+def wire_groups(schema: Schema) -> list[wire.FeatureGroup]:
+    """A schema as DescribeStore and DescribeTier return it."""
+    return [
+        wire.FeatureGroup(name=group.name, traits=map(_wire_trait, group.traits))
+        for group in schema.groups
+    ]
+
+
+def _wire_trait(trait: Trait) -> wire.Trait:
+    message = wire.Trait(
+        name=trait.name,
+        type=wire_type(trait),
+        vector_size=trait.size,
+        nullable=trait.nullable,
+        sparse=trait.sparse,
+        key=trait.key,
+    )
+    if isinstance(trait.default, str):
+        message.default_string = trait.default
+    elif trait.default is not None:
+        message.default_word = trait.default_word
+    return message
+
+
+def wire_type(trait: Trait) -> wire.TraitType:
+    """A trait's type in the wire's terms; both number the types alike."""
+    return cast("wire.TraitType", trait.type.value)

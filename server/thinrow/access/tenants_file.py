@@ -1,0 +1,71 @@
+"""The tenants file: named projections, the tokens that may use them, and quotas."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from thinrow.core.files.io_errors import failure_reason
+from thinrow.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+TOKENS_MAX = 16
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Tenant(BaseModel):
+    """A named projection, who may use it, and how much of the server at once."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sequence_length: Annotated[int, Field(ge=0)] = 0
+    truncation: Literal["newest", "head"] = "newest"
+    feature_groups: tuple[str, ...] = ()
+    traits: tuple[str, ...] = ()
+    projections: Literal["own", "any"] = "own"
+    """What a token of this tenant may ask for: this projection, or any sent along, and Inspect."""
+    online: tuple[Literal["append", "export"], ...] = ()
+    """What a token of this tenant may do at the online service, beside taking snapshots."""
+    token_sha256: Annotated[tuple[Sha256, ...], Field(max_length=TOKENS_MAX)] = ()
+    """SHA-256 of its tokens, in hexadecimal; several while one takes the place of another."""
+    calls_max: Annotated[int, Field(ge=1)] | None = None
+    """Most single calls at once, more are refused; None for half of the server's."""
+    streams_max: Annotated[int, Field(ge=1)] | None = None
+    """Most streams open at once, more are refused; None for half of the server's."""
+    work_bytes_max: Annotated[int, Field(ge=1)] | None = None
+    """Most decoded bytes at once, others wait; None for half of the server's."""
+
+
+def read_tenants(path: Path | None) -> Mapping[str, Tenant]:
+    """Reads a file of tenants: a TOML table per tenant, with the fields of `Tenant`.
+
+    Raises:
+        InputError: names the file, the key at fault and what would be right.
+    """
+    if path is None:
+        return {}
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(
+            f"Cannot read the tenants file {path}: {failure_reason(error)}."
+        ) from error
+    try:
+        tenants = TypeAdapter(dict[str, Tenant]).validate_python(tables)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: {where}: {first['msg']}.") from error
+    owners: dict[str, str] = {}
+    for name, tenant in tenants.items():
+        for token_sha256 in tenant.token_sha256:
+            owner = owners.setdefault(token_sha256, name)
+            if owner != name:
+                raise InputError(
+                    f"{path}: {owner} and {name} have the same token; give each tenant its own."
+                )
+    return tenants

@@ -1,0 +1,1 @@
+"""The demo: sample data, a model trained from the stream, a ladder of lengths."""

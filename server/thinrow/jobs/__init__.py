@@ -1,0 +1,1 @@
+"""Jobs that commands run: backfill, export, materialize, verify, slim."""

@@ -1,0 +1,114 @@
+"""The tier's events as a file of events, for compaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from thinrow.core.pointers import MutableColumn
+from thinrow.core.wire.columns import from_wire
+from thinrow.core.wire.widen import VALUE_DTYPES
+from thinrow.errors import ThinRowError
+from thinrow.events.exported import EARLIEST_TS, Span
+from thinrow.store.scratch import scratch_beside
+from thinrow.store.shard import fsync, storage_error
+from thinrow.v1 import materialization_pb2 as wire
+from thinrow.v1 import online_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from thinrow.client.online import OnlineClient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """What a run did."""
+
+    events: int
+    from_ts: int | None
+    """Events that arrived since then were written; None: all."""
+
+
+def export_events(
+    client: OnlineClient,
+    watermark_ts: int,
+    path: Path,
+    from_ts: int | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> ExportReport:
+    """Seals a watermark and writes every event that arrived before to a Parquet file.
+
+    Killed, it leaves no file of that name, and the next export into that folder removes its
+    scratch; run again, it writes the same. `progress` gets the number of events so far.
+
+    Raises:
+        RequestError: the watermark lies ahead of the tier's clock, or the start is forgotten.
+        StoreError: the file cannot be written.
+    """
+    request = online_pb2.ExportEventsRequest(watermark_ts=watermark_ts, from_ts=from_ts)
+    schema = _schema(client.traits.values())
+    events, start_ts = 0, -1
+    try:
+        with scratch_beside(path) as scratch:
+            partial = scratch / path.name
+            with pq.ParquetWriter(partial, schema) as writer:
+                for answer in client.export(request):
+                    start_ts = answer.from_ts
+                    count = len(answer.events.user_ids)
+                    if count:
+                        writer.write_batch(_record_batch(answer, schema))
+                    events += count
+                    progress(events)
+                Span(start_ts, watermark_ts, path).mark(writer)
+            fsync(partial)
+            partial.replace(path)
+            fsync(path.parent)
+    except (OSError, pa.ArrowException) as error:
+        raise storage_error(error, path) from error
+    return ExportReport(events=events, from_ts=None if start_ts == EARLIEST_TS else start_ts)
+
+
+_ARROW = {
+    wire.TRAIT_TYPE_CATEGORICAL: pa.int64(),
+    wire.TRAIT_TYPE_STRING: pa.large_string(),
+    wire.TRAIT_TYPE_BOOL: pa.bool_(),
+}
+
+
+def _schema(traits: Iterable[wire.Trait]) -> pa.Schema:
+    ids = [pa.field(name, pa.int64()) for name in ("user_id", "event_ts", "arrival_ts", "event_id")]
+    return pa.schema([*ids, *(pa.field(trait.name, _arrow_type(trait)) for trait in traits)])
+
+
+def _arrow_type(trait: wire.Trait) -> pa.DataType:
+    scalar = _ARROW.get(trait.type) or pa.from_numpy_dtype(VALUE_DTYPES[trait.type])
+    return pa.list_(scalar, trait.vector_size) if trait.vector_size > 1 else scalar
+
+
+def _record_batch(answer: online_pb2.ExportEventsResponse, schema: pa.Schema) -> pa.RecordBatch:
+    count = len(answer.events.user_ids)
+    columns = from_wire(answer.events.columns, count)
+    given = {
+        "user_id": MutableColumn(np.array(answer.events.user_ids, np.int64)),
+        "arrival_ts": MutableColumn(np.array(answer.arrival_ts, np.int64)),
+        **columns,
+    }
+    missing = [name for name in schema.names if name not in given]
+    if missing or len(given) != len(schema):
+        raise ThinRowError("The tier's schema changed during the export; run it again.")
+    arrays = [_array(given[field.name], field.type) for field in schema]
+    return pa.record_batch(arrays, schema=schema)
+
+
+def _array(column: MutableColumn, kind: pa.DataType) -> pa.Array:
+    mask = None if column.present is None else ~column.present
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.array(column.values, kind, mask=mask)
+    flat = pa.array(np.ascontiguousarray(column.values).reshape(-1), kind.value_type)
+    mask_array = None if mask is None else pa.array(mask)
+    return pa.FixedSizeListArray.from_arrays(flat, kind.list_size, mask=mask_array)

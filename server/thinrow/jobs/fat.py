@@ -1,0 +1,287 @@
+"""Fat rows, read a piece at a time: whose they are, and their events, each told by a key.
+
+A key is a 64-bit hash of a user, an event's values, and of how many equal events follow it in its
+row. So the same event has one key in all rows of a user, and most work is done on keys alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from thinrow.compaction.rewrite import to_values
+from thinrow.core.files.arrow import plain, plain_type
+from thinrow.core.files.parquet import open_parquet
+from thinrow.errors import InputError
+from thinrow.events.canonical import (
+    canonical_schema,
+    canonical_table,
+    user_ids,
+)
+from thinrow.schema import EVENT_ID, EVENT_TS, RESERVED
+from thinrow.store.digest import digest_fields
+from thinrow.store.hashing import event_digests, xxh3
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from thinrow.core.files.paths import AnyFile
+    from thinrow.events.times import TimeReader, TimeUnit
+    from thinrow.jobs.layout import FatLayout, LayoutTally
+    from thinrow.schema import Schema
+
+PIECE_EVENTS = 1 << 22
+PIECE_ROWS = 1 << 20
+"""A piece is so many fat events or rows; at least a row group: Parquet has nothing smaller."""
+BATCH_EVENTS = 1 << 20
+"""Fat events that are decoded at once, about; at least a row."""
+STATUS_COLUMN = "uih_status"
+WRITTEN = ("uih", "mutable")
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Consecutive row groups of one file."""
+
+    path: AnyFile
+    row_groups: range
+    rows: int
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class FatBatch:
+    """Some fat rows."""
+
+    user_ids: NDArray[np.int64]
+    request_ts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    """Events of each row; shape (rows,), as the others."""
+    keys: NDArray[np.uint64]
+    """Of every event, row after row; shape (events,)."""
+    events: pl.DataFrame
+    """Each key once, as ``key``, with the event in canonical form."""
+
+
+def pieces(files: Sequence[AnyFile]) -> list[Piece]:
+    """Cuts files into pieces. Raises InputError where a file is no Parquet of fat rows."""
+    found = []
+    for path in files:
+        file = open_parquet(path)
+        metadata = file.metadata
+        if "event_ts" not in file.schema_arrow.names:
+            raise InputError(f"{path} has no column event_ts; every event of a fat row needs one.")
+        leaf = file.leaves("event_ts").start
+        first = rows = events = 0
+        for group in range(metadata.num_row_groups):
+            facts = metadata.row_group(group)
+            rows += facts.num_rows
+            events += facts.column(leaf).num_values
+            last = group + 1 == metadata.num_row_groups
+            if last or events >= PIECE_EVENTS or rows >= PIECE_ROWS:
+                groups = range(first, group + 1)
+                if rows:
+                    found.append(Piece(path=path, row_groups=groups, rows=rows, events=events))
+                first, rows, events = group + 1, 0, 0
+    return found
+
+
+def derived_schema(files: Sequence[AnyFile]) -> str:
+    """The schema file that fits fat rows: one feature group of all their lists, none of them a key.
+
+    Raises InputError where a list is of nothing that a trait can be.
+    """
+    file = open_parquet(files[0])
+    if "event_ts" not in file.schema_arrow.names:
+        raise InputError(f"{files[0]} has no list column event_ts; it holds no fat rows.")
+    lines = ["[history]"]
+    for field in file.schema_arrow:
+        if not is_list(field.type) or field.name in RESERVED:
+            continue
+        kind = field.type.value_type
+        size = 1
+        if pa.types.is_fixed_size_list(kind):
+            kind, size = kind.value_type, kind.list_size
+        label = _label(kind)
+        if label is None or (size > 1 and not label.startswith("float")):
+            raise InputError(
+                f"{files[0]}: {field.name} is {field.type}, which is no trait's; say with --schema "
+                f"which lists are traits."
+            )
+        options = [f'type = "{label}"']
+        options += [f"size = {size}"] if size > 1 else []
+        options += ["sparse = true"] if any(_may_lack(path, field.name) for path in files) else []
+        lines.append(f"{field.name} = {{ {', '.join(options)} }}")
+    if len(lines) == 1:
+        raise InputError(f"{files[0]} has no list column beside event_ts; it holds no fat rows.")
+    return "\n".join(lines) + "\n"
+
+
+def _label(kind: pa.DataType) -> str | None:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "string"
+    if pa.types.is_floating(kind):
+        return f"float{kind.bit_width}"
+    return str(kind) if pa.types.is_integer(kind) or pa.types.is_boolean(kind) else None
+
+
+def _may_lack(path: AnyFile, name: str) -> bool:
+    """Whether some event may lack a trait: whether it has more nulls than there are empty lists."""
+    file = open_parquet(path)
+    metadata = file.metadata
+
+    def nulls(column: str) -> list[int | None]:
+        leaves = file.leaves(column)
+        groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+        told = [group.column(leaf).statistics for group in groups for leaf in leaves]
+        return [None if one is None or not one.has_null_count else one.null_count for one in told]
+
+    counted = nulls(name)
+    return None in counted or counted != nulls("event_ts")
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds a list in each row."""
+    kind = plain_type(kind)
+    return bool(pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def passing_columns(path: AnyFile, schema: Schema) -> list[str]:
+    """The columns that thin rows take over as they are.
+
+    Raises InputError where the file lacks what a fat row needs, or has what a thin row brings.
+    """
+    fields = open_parquet(path).schema_arrow
+    for name in ("user_id", "request_ts", "event_ts"):
+        if name not in fields.names:
+            raise InputError(f"{path} has no column {name}; every fat row needs one.")
+    for name in WRITTEN:
+        if name in fields.names:
+            raise InputError(f"{path} already has a column {name}, which slim writes; rename it.")
+    if "visible_ts" in fields.names:
+        raise InputError(
+            f"{path} has a column visible_ts, which follows from the new store; write the fat "
+            f"rows without it."
+        )
+    for trait in schema.traits:
+        if trait.name not in fields.names and not trait.sparse:
+            raise InputError(
+                f"{path} has no column {trait.name}, which the schema lists; take it out of the "
+                f"schema, or give the trait sparse = true."
+            )
+    for name in history_columns(path, schema):
+        if not is_list(fields.field(name).type):
+            raise InputError(f"{path}: {name} is {fields.field(name).type}; it must be a list.")
+    return [
+        name for name in fields.names if name not in {*history_columns(path, schema), STATUS_COLUMN}
+    ]
+
+
+def history_columns(path: AnyFile, schema: Schema) -> list[str]:
+    """The columns of lists: ``event_ts``, ``event_id`` where there is one, and the traits."""
+    names = open_parquet(path).schema_arrow.names
+    return [name for name in ("event_ts", "event_id", *schema.by_name) if name in names]
+
+
+def finest_unit(files: Sequence[AnyFile], unit: TimeUnit | None) -> TimeUnit:
+    """Returns the finest unit of the events' times in some files; ``unit`` is that of integers."""
+    found: list[TimeUnit] = ["ms"]
+    for path in files:
+        kind = open_parquet(path).schema_arrow.field("event_ts").type.value_type
+        found.append(kind.unit if pa.types.is_timestamp(kind) else unit or "ms")
+    return max(found, key=("s", "ms", "us", "ns").index)
+
+
+def fat_batches(
+    piece: Piece, schema: Schema, times: TimeReader, layout: FatLayout, tally: LayoutTally
+) -> Iterator[FatBatch]:
+    """Reads a piece, and counts in ``tally`` what shows the layout of its rows.
+
+    Raises InputError: names the file, the column at fault and what would be right.
+    """
+    file = open_parquet(piece.path)
+    rows = max(1, BATCH_EVENTS * piece.rows // max(piece.events, 1))
+    names = history_columns(piece.path, schema)
+    batches = file.iter_batches(
+        min(rows, PIECE_ROWS),
+        row_groups=list(piece.row_groups),
+        columns=["user_id", "request_ts", *names],
+    )
+    for batch in batches:
+        if len(batch):
+            yield _fat_batch(piece.path, schema, batch, names, times, layout, tally)
+    times.finish(piece.path)
+
+
+def _fat_batch(
+    path: AnyFile,
+    schema: Schema,
+    batch: pa.RecordBatch,
+    names: Sequence[str],
+    times: TimeReader,
+    layout: FatLayout,
+    tally: LayoutTally,
+) -> FatBatch:
+    table = pa.table(batch)
+    users = user_ids(path, table.column("user_id")).to_numpy()
+    request_ts = times.read(path, table.column("request_ts"), "request_ts").ms.to_numpy()
+    columns = {name: plain(batch.column(name)) for name in names}
+    for name, column in columns.items():
+        if column.null_count:
+            raise InputError(
+                f"{path}: {name} has {column.null_count} null lists; leave out the rows that have "
+                f"no history, and write an empty list for an empty one."
+            )
+    lists = layout.lists(path, columns, users, request_ts)
+    lengths = lists.lengths
+    events = pa.table({"user_id": np.repeat(users, lengths), **lists.columns})
+    frame = pl.from_arrow(canonical_table(path, schema, events, times))
+    assert isinstance(frame, pl.DataFrame)
+    tally.add(lists, frame["event_ts"].to_numpy(), users, request_ts)
+    tally.check_times(path)
+    keys = _numbered(event_keys(frame, schema), lengths)
+    first = pl.Series(keys).arg_unique().to_numpy()
+    return FatBatch(
+        users, request_ts, lengths, keys, frame[first].with_columns(key=pl.Series(keys[first]))
+    )
+
+
+def event_keys(events: pl.DataFrame, schema: Schema) -> NDArray[np.uint64]:
+    """A hash of each event's user and values; uint64, shape (events,)."""
+    fields = digest_fields(
+        to_values(events["event_ts"], EVENT_TS),
+        to_values(events["event_ts"], EVENT_TS),
+        to_values(events["event_id"], EVENT_ID),
+        [to_values(events[trait.name], trait) for trait in schema.traits],
+    )
+    return event_digests(events["user_id"].to_numpy(), fields[1:])
+
+
+def _numbered(keys: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Tells equal events of one row apart: by how many follow, for rows lose their oldest."""
+    rows = xxh3(np.arange(len(lengths)).view(np.uint64))
+    in_row = pl.Series(np.repeat(rows, lengths) ^ keys)
+    if in_row.n_unique() == len(keys):
+        return keys
+    again = np.flatnonzero(in_row.is_duplicated().to_numpy())
+    nth: NDArray[np.uint64] = (
+        pl.DataFrame({"of": in_row.gather(again)})
+        .select(pl.int_range(pl.len(), dtype=pl.UInt64).reverse().over("of"))
+        .to_series()
+        .to_numpy()
+    )
+    keys = keys.copy()
+    keys[again] = np.where(nth > 0, xxh3((keys[again] + nth * _STEP).view(np.uint64)), keys[again])
+    return keys
+
+
+def event_schema(schema: Schema) -> pa.Schema:
+    """Arrow schema of ``FatBatch.events``."""
+    return pa.schema([*canonical_schema(schema), ("key", pa.uint64())])

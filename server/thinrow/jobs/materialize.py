@@ -1,0 +1,198 @@
+"""Fat rows: thin rows with their histories put back inside, as Parquet."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from thinrow.client import Batch, read_thin_rows, row_count
+from thinrow.core.files.paths import data_files
+from thinrow.errors import InputError
+from thinrow.events.canonical import check_output
+from thinrow.store.narrow import starts_of
+from thinrow.store.shard import storage_error
+from thinrow.v1 import materialization_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from thinrow.client import Client, Projection, ThinRows
+    from thinrow.core.files.paths import Named
+
+STATUS_COLUMN = "uih_status"
+BATCH_EXAMPLES = 512
+TEXT_BYTES_MAX = (1 << 31) - 1
+"""Text in one Arrow array of 32-bit offsets."""
+ROW_GROUP_ROWS = 8192
+ROW_GROUP_BYTES = 64 << 20
+"""A row group of a fat file is written once it has one or the other."""
+
+
+@dataclass(slots=True)
+class MaterializeReport:
+    """What a run did."""
+
+    rows: int = 0
+    events: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+    """Rows by status."""
+
+
+def stream_rows(
+    client: Client, rows: Named, projection: Projection | str, examples: int = BATCH_EXAMPLES
+) -> Iterator[tuple[Batch, pa.Table]]:
+    """The histories of a file of thin rows, batch by batch, and the columns beside them."""
+    tables: deque[pa.Table] = deque()
+
+    def read() -> Iterator[ThinRows]:
+        for thin_rows, table in read_thin_rows(rows, examples=examples):
+            tables.append(table)
+            yield thin_rows
+
+    for batch in client.stream(read(), projection):
+        yield batch, tables.popleft()
+
+
+def materialize(
+    client: Client,
+    rows: Named,
+    projection: Projection | str,
+    fat: Path,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> MaterializeReport:
+    """Writes fat rows for a file of thin rows, in its order.
+
+    Raises:
+        InputError: ``rows`` is no file of thin rows, or a column of it has a trait's name.
+        ThinRowError: the server failed, or cannot be reached.
+    """
+    check_output(fat, data_files(rows))
+    report = MaterializeReport()
+    total = row_count(rows)
+    temporary = fat.with_name(fat.name + ".new")
+    writer = None
+    group: list[pa.Table] = []
+    try:
+        for batch, table in stream_rows(client, rows, projection):
+            group.append(to_fat(batch, table, rows))
+            if writer is None:
+                fat.parent.mkdir(parents=True, exist_ok=True)
+                writer = pq.ParquetWriter(temporary, group[0].schema, compression="zstd")
+            if (
+                sum(len(part) for part in group) >= ROW_GROUP_ROWS
+                or sum(part.nbytes for part in group) >= ROW_GROUP_BYTES
+            ):
+                writer.write_table(pa.concat_tables(group))
+                group = []
+            report.rows += len(batch)
+            report.events += int(batch.offsets[-1])
+            numbers, counts = np.unique(batch.statuses, return_counts=True)
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+                name = status_name(number)
+                report.statuses[name] = report.statuses.get(name, 0) + count
+            progress("Writing fat rows", report.rows, total)
+        if writer is None:
+            raise InputError(f"{rows} holds no rows, so there is nothing to write.")
+        if group:
+            writer.write_table(pa.concat_tables(group))
+        writer.close()
+        temporary.replace(fat)
+    except (OSError, pa.ArrowException) as error:
+        raise storage_error(error, fat) from error
+    finally:
+        # What failed has been told; a full disk fails here once more.
+        with suppress(OSError, pa.ArrowException):
+            if writer is not None:
+                writer.close()
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return report
+
+
+def status_name(number: int) -> str:
+    """A status as people write it, such as NOT_READY."""
+    return wire.Status.Name(wire.Status.ValueType(number)).removeprefix("STATUS_")
+
+
+def to_fat(batch: Batch, table: pa.Table, source: Named) -> pa.Table:
+    """The columns of ``table``, the status, and a list column per trait.
+
+    A row whose status is not OK has null for every list. Raises InputError where a column of
+    ``table`` has the name of a trait.
+    """
+    for name in (STATUS_COLUMN, *batch.values):
+        if name in table.column_names:
+            raise InputError(
+                f"{source} has a column {name}, and fat rows have a history of that name; rename "
+                f"the column (for example label_{name}), or leave the trait out with --traits."
+            )
+    statuses = pa.array([status_name(number) for number in batch.statuses.tolist()])
+    table = table.append_column(STATUS_COLUMN, statuses)
+    for name in batch.values:
+        table = table.append_column(name, to_lists(batch, name))
+    return table
+
+
+def to_lists(batch: Batch, trait: str) -> pa.ChunkedArray:
+    """Makes a list of each row of a batch, in chunks that have room for their text.
+
+    Raises InputError where a single row has none.
+    """
+    values = to_arrow(batch, trait)
+    failed = batch.statuses != wire.STATUS_OK
+    bounds = [0, len(batch)]
+    kind = values.type
+    if trait in batch.strings:
+        kind = pa.string()
+        lengths = pc.fill_null(pc.binary_length(values), 0).to_numpy()
+        bounds = text_bounds(trait, starts_of(lengths)[batch.offsets])
+    lists = []
+    for first, last in pairwise(bounds):
+        offsets = batch.offsets[first : last + 1]
+        lists.append(
+            pa.ListArray.from_arrays(
+                pa.array(offsets - offsets[0], pa.int32()),
+                values.slice(offsets[0], offsets[-1] - offsets[0]).cast(kind),
+                mask=pa.array(failed[first:last]),
+            )
+        )
+    return pa.chunked_array(lists, pa.list_(kind))
+
+
+def text_bounds(trait: str, ends: NDArray[np.int64]) -> list[int]:
+    """Cuts rows so that each part has at most TEXT_BYTES_MAX; `ends[row]` are those before it."""
+    bounds = [0]
+    while bounds[-1] < len(ends) - 1:
+        first = bounds[-1]
+        last = int(np.searchsorted(ends, ends[first] + TEXT_BYTES_MAX, side="right")) - 1
+        if last == first:
+            raise InputError(
+                f"A history has {ends[first + 1] - ends[first]} bytes of {trait}, and Parquet's "
+                f"readers take {TEXT_BYTES_MAX} in a row; give a --sequence-length."
+            )
+        bounds.append(last)
+    return bounds
+
+
+def to_arrow(batch: Batch, trait: str) -> pa.Array:
+    """One trait of all events of a batch."""
+    values = batch.values[trait]
+    present = batch.present.get(trait)
+    mask = None if present is None else ~present
+    if trait in batch.strings:
+        codes = pa.array(values, mask=mask)
+        return pa.array(batch.strings[trait], pa.large_string()).take(codes)
+    if values.ndim == 2:
+        flat = pa.array(values.reshape(-1))
+        null = None if mask is None else pa.array(mask)
+        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=null)
+    return pa.array(values, mask=mask)

@@ -1,0 +1,519 @@
+"""Slim: a dataset of fat rows becomes events and thin rows that show the very same histories.
+
+Three phases, so that memory holds one part: the fat rows are read piece by piece and split by
+user, each event once and its rows by key; every partition of users is stitched; the outputs are
+put together from the parts. Finished parts lie in a scratch folder beside the rows, and are not
+made again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+from thinrow.core.files.arrow import conformed_batch, joint_schema
+from thinrow.core.files.parquet import open_parquet
+from thinrow.core.files.paths import data_files
+from thinrow.errors import InputError, UsageError
+from thinrow.events.canonical import (
+    FINER_NS,
+    canonical_type,
+    check_output,
+    from_canonical,
+    user_ids,
+)
+from thinrow.events.times import TimeReader, TimeSpan, TimeUnit
+from thinrow.jobs.backfill import DAY_MS, UIH_TYPE, mutable_type
+from thinrow.jobs.fat import (
+    Piece,
+    derived_schema,
+    event_schema,
+    fat_batches,
+    finest_unit,
+    history_columns,
+    passing_columns,
+    pieces,
+)
+from thinrow.jobs.layout import FatLayout, LayoutTally
+from thinrow.jobs.rows_file import thin_rows_writer
+from thinrow.jobs.scratch import Scratch, locked_folder
+from thinrow.jobs.stitch import HIGHEST_TS, Disagreement, Facts, FatRows, Stitched
+from thinrow.schema import parse_schema
+from thinrow.store.hashing import shard_of
+from thinrow.store.narrow import ranges, starts_of
+from thinrow.store.shard import storage_error
+from thinrow.store.times import Cadence
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from thinrow.core.files.paths import DataFile, Named
+    from thinrow.events.split import Progress
+    from thinrow.schema import Schema
+
+PARTITION_EVENTS = 1 << 23
+"""Fat events that are stitched at once, about; one user's always stay together."""
+PARTITIONS_MAX = 512
+OUTPUT_ROWS = 1 << 14
+"""Rows in a row group of thin rows."""
+FINGERPRINT_BYTES = 1 << 16
+VERSION = 3
+"""Of what lies in the scratch folder."""
+
+NS_PER_MS = 1_000_000
+
+ROWS = pa.schema([(name, pa.int64()) for name in ("row", "user_id", "request_ts", "length")])
+KEYS = pa.schema([("key", pa.uint64())])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlimConfig:
+    """One run of slim."""
+
+    fat: Named
+    """Parquet files of fat rows, or folders of them."""
+    events: Path
+    """Parquet file of events to write."""
+    rows: Path
+    """Parquet file of thin rows to write, in the order of the fat ones."""
+    schema: Path | None = None
+    """TOML file of feature groups; None derives one and writes it beside the events."""
+    cadence_ms: int = DAY_MS
+    """Generations are to be cut at every multiple of this since the epoch."""
+    cadence_offset_ms: int = 0
+    """Moves those cuts, as for compaction."""
+    time_unit: TimeUnit | None = None
+    """Unit of times that are integers; None: milliseconds, other units are refused."""
+    layout: FatLayout = field(default_factory=FatLayout)
+    """Order and padding of the lists in the fat rows."""
+    fail_on_disagreement: bool = False
+    """Writes nothing where rows of a user disagree."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for values that make no sense."""
+        self.cadence.check("Slim")
+        if self.events == self.rows:
+            raise UsageError("--out-events and --out-rows are one file; name two.")
+
+    @property
+    def cadence(self) -> Cadence:
+        """The grid of cuts."""
+        return Cadence(self.cadence_ms, self.cadence_offset_ms)
+
+    @property
+    def written_schema(self) -> Path:
+        """Where the schema is that fits the events."""
+        return self.schema or self.events.with_suffix(".toml")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlimReport:
+    """What a run found and did."""
+
+    facts: Facts
+    fat_bytes: int
+    event_bytes: int
+    row_bytes: int
+    """Of the files; 0 where nothing was written."""
+    watermark_ts: int
+    """What to compact the events to: the rows point at nothing later."""
+    written: bool
+    times: dict[str, TimeSpan]
+    """Range of the times read, by time column."""
+
+
+def slim(config: SlimConfig, progress: Progress = lambda *_: None) -> SlimReport:
+    """Writes events, and a thin row for every fat row.
+
+    Killed at any point it leaves what was at the outputs, and the next run goes on.
+
+    Raises:
+        InputError: a file cannot be used as it is.
+        UsageError: another run is at work on the same outputs.
+        StoreError: the disk is full, or fails.
+    """
+    files = data_files(config.fat)
+    for out in (config.events, config.rows, config.written_schema):
+        check_output(out, files)
+    if config.schema is None:
+        text = derived_schema(files)
+    else:
+        text = config.schema.read_text(encoding="utf-8")
+    schema = parse_schema(text)
+    if not any(
+        passing_columns(file, schema) and open_parquet(file).metadata.num_rows for file in files
+    ):
+        raise InputError(f"There are no fat rows in {files[0]}; name the right files.")
+    try:
+        config.events.parent.mkdir(parents=True, exist_ok=True)
+        folder = config.rows.with_name(f".{config.rows.name}-slim")
+        with locked_folder(folder):
+            report = _Run(config, files, schema, folder, progress).report()
+            if report.written and config.schema is None:
+                config.written_schema.write_text(text, encoding="utf-8")
+            shutil.rmtree(folder)
+        return report
+    except (OSError, pa.ArrowException) as error:
+        raise storage_error(error, config.rows) from error
+
+
+class _Run:
+    """One run, and where its parts are."""
+
+    def __init__(
+        self,
+        config: SlimConfig,
+        files: list[DataFile],
+        schema: Schema,
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        self.config, self.files, self.schema, self.progress = config, files, schema, progress
+        self.pieces = pieces(files)
+        events = sum(piece.events for piece in self.pieces)
+        self.partitions = min(events // PARTITION_EVENTS + 1, PARTITIONS_MAX)
+        self.ids_given = any("event_id" in history_columns(file, schema) for file in files)
+        self.times: dict[str, TimeSpan] = {}
+        self.scratch = Scratch(
+            folder,
+            {
+                "version": VERSION,
+                "files": [_fingerprint(file) for file in files],
+                "pieces": [[str(piece.path), str(piece.row_groups)] for piece in self.pieces],
+                "schema": schema.to_json(),
+                "cadence": asdict(config.cadence),
+                "time_unit": config.time_unit,
+                "layout": asdict(config.layout),
+                "partitions": self.partitions,
+            },
+        )
+
+    def report(self) -> SlimReport:
+        """Does the phases."""
+        self._split()
+        facts = self._stitch()
+        written = not (self.config.fail_on_disagreement and facts.rows_disagreeing)
+        if written:
+            self._write()
+        cadence = self.config.cadence
+        last = max(int(cadence.number(self.last_request_ts)), 1)
+        if facts.events:
+            last = max(last, _first_generation([facts]) + 1)
+        return SlimReport(
+            facts=facts,
+            fat_bytes=sum(file.end(0)[0] for file in self.files),
+            event_bytes=self.config.events.stat().st_size if written else 0,
+            row_bytes=self.config.rows.stat().st_size if written else 0,
+            watermark_ts=cadence.start_of(last),
+            written=written,
+            times=self.times,
+        )
+
+    def _split(self) -> None:
+        """Reads every piece; its rows, their keys, and its events, by partition."""
+        total, done = sum(piece.events for piece in self.pieces), 0
+        for number, piece in enumerate(self.pieces):
+            self.progress("Reading fat events", done, total)
+            folder = self.scratch.part(_piece(number), partial(self._read, piece))
+            spans = json.loads((folder / "times.json").read_text(encoding="utf-8"))
+            for name, span in spans.items():
+                self.times.setdefault(name, TimeSpan()).add(TimeSpan(**span))
+            done += piece.events
+            self.progress("Reading fat events", done, total)
+
+    @property
+    def last_request_ts(self) -> int:
+        """The last plausible request, ms, or the last one where none is plausible."""
+        span = self.times["request_ts"]
+        return span.latest_ts if span.latest_plausible_ts is None else span.latest_plausible_ts
+
+    def _read(self, piece: Piece, folder: Path) -> None:
+        layout = self.config.layout
+        tally = LayoutTally(layout)
+        times = TimeReader(self.config.time_unit)
+        batches = list(fat_batches(piece, self.schema, times, layout, tally))
+        tally.check_padding(piece.path)
+        tally.check_order(piece.path)
+        spans = {name: asdict(span) for name, span in times.spans.items()}
+        (folder / "times.json").write_text(json.dumps(spans), encoding="utf-8")
+        user_ids = np.concatenate([batch.user_ids for batch in batches])
+        request_ts = np.concatenate([batch.request_ts for batch in batches])
+        lengths = np.concatenate([batch.lengths for batch in batches])
+        keys = np.concatenate([batch.keys for batch in batches])
+        events = pl.concat([batch.events for batch in batches]).unique(
+            "key", keep="first", maintain_order=True
+        )
+        del batches
+        owners = shard_of(user_ids, self.partitions)
+        order = np.argsort(owners, kind="stable")
+        row_bounds = starts_of(np.bincount(owners, minlength=self.partitions))
+        rows = pa.table([order, user_ids[order], request_ts[order], lengths[order]], schema=ROWS)
+        key_bounds = starts_of(lengths[order])[row_bounds]
+        keys = keys[ranges(starts_of(lengths)[:-1][order], lengths[order])]
+        owners = shard_of(events["user_id"].to_numpy(), self.partitions)
+        events = events[np.argsort(owners, kind="stable")]
+        event_bounds = starts_of(np.bincount(owners, minlength=self.partitions))
+        _write_batches(folder / "rows.arrow", rows, row_bounds)
+        _write_batches(folder / "keys.arrow", pa.table([keys], schema=KEYS), key_bounds)
+        _write_batches(
+            folder / "events.arrow",
+            events.to_arrow().cast(event_schema(self.schema)),
+            event_bounds,
+        )
+
+    def _stitch(self) -> Facts:
+        """Stitches every partition; some again, once the earliest generation is known."""
+        found = []
+        for number in range(self.partitions):
+            self.progress("Stitching histories", number, self.partitions)
+            found.append(self._stitched(number, -1))
+        first = _first_generation(found)
+        for number, facts in enumerate(found):
+            if facts.earliest_below == first or facts.lowest_generation < first:
+                found[number] = self._stitched(number, first)
+        self.progress("Stitching histories", self.partitions, self.partitions)
+        return _sum(found)
+
+    def _partition(self, number: int, first: int) -> str:
+        return f"partition-{number:04d}" + ("" if first < 0 else "-first")
+
+    def _stitched(self, number: int, first: int) -> Facts:
+        name = self._partition(number, first)
+        folder = self.scratch.part(name, partial(self._stitch_one, number, first))
+        told = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        told["examples"] = [Disagreement(**example) for example in told["examples"]]
+        return Facts(**told)
+
+    def _stitch_one(self, number: int, first: int, folder: Path) -> None:
+        parts = [self.scratch.folder / _piece(n) for n in range(len(self.pieces))]
+        tables = [_read_batch(part / "rows.arrow", number) for part in parts]
+        piece_of = np.repeat(np.arange(len(parts)), [len(table) for table in tables])
+        table = pa.concat_tables(tables)
+        events = pl.concat([_frame(_read_batch(part / "events.arrow", number)) for part in parts])
+        keys = [_read_batch(part / "keys.arrow", number).column("key") for part in parts]
+        fat = FatRows(
+            user_ids=table.column("user_id").to_numpy(),
+            request_ts=table.column("request_ts").to_numpy(),
+            lengths=table.column("length").to_numpy(),
+            keys=np.concatenate([column.to_numpy() for column in keys]),
+            events=events.unique("key", keep="first", maintain_order=True),
+            ids_given=self.ids_given,
+        )
+        fat, order = fat.sorted()
+        stitched = Stitched(fat, self.schema, self.config.cadence, self.last_request_ts, first)
+        history = stitched.history.drop("key", "code", "visible_ts", "generation", "seen_ts")
+        with pa.OSFile(str(folder / "events.arrow"), "wb") as sink:
+            written = self._events(history)
+            if self.ids_given:
+                unit = finest_unit(self.files, self.config.time_unit)
+                written = _with_finer(written, history[FINER_NS].to_arrow(), unit)
+            with pa.ipc.new_file(sink, written.schema, options=_compressed()) as writer:
+                writer.write_table(written)
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        bounds = starts_of(np.bincount(piece_of, minlength=len(parts)))
+        with (
+            pa.OSFile(str(folder / "rows.arrow"), "wb") as sink,
+            pa.ipc.new_file(sink, self._thin_schema(), options=_compressed()) as writer,
+        ):
+            for low, high in pairwise(bounds.tolist()):
+                rows = table.column("row").slice(low, high - low).combine_chunks()
+                writer.write_batch(self._thin(stitched, place[low:high], rows))
+        facts = json.dumps(asdict(stitched.facts()))
+        (folder / "facts.json").write_text(facts, encoding="utf-8")
+
+    def _events(self, history: pl.DataFrame) -> pa.Table:
+        """Events as users read them."""
+        ids = ("user_id", "event_ts", "arrival_ts", "event_id")
+        columns = {name: history[name].to_arrow() for name in ids}
+        for trait in self.schema.traits:
+            canonical = history[trait.name].to_arrow().cast(canonical_type(trait))
+            columns[trait.name] = from_canonical(canonical, trait)
+        return pa.table(columns)
+
+    def _thin_schema(self) -> pa.Schema:
+        kinds = [("row", pa.int64()), ("uih", UIH_TYPE), ("mutable", mutable_type(self.schema))]
+        return pa.schema(kinds)
+
+    def _thin(self, stitched: Stitched, chosen: np.ndarray, rows: pa.Array) -> pa.RecordBatch:
+        """Pointers and snapshots of some rows."""
+        counts, carried = stitched.carried(chosen)
+        columns = self._events(carried)
+        kind = mutable_type(self.schema)
+        fields = [kind.value_type.field(n) for n in range(kind.value_type.num_fields)]
+        snapshots = pa.StructArray.from_arrays(
+            [columns.column(one.name).combine_chunks() for one in fields], fields=fields
+        )
+        pointers = [
+            stitched.start_ts[chosen],
+            stitched.end_ts[chosen],
+            stitched.named[chosen],
+            stitched.digests[chosen],
+        ]
+        uih = pa.StructArray.from_arrays(
+            [pa.array(column) for column in pointers],
+            fields=[UIH_TYPE.field(n) for n in range(UIH_TYPE.num_fields)],
+        )
+        mutable = pa.ListArray.from_arrays(pa.array(starts_of(counts), pa.int32()), snapshots)
+        return pa.record_batch([rows, uih, mutable.cast(kind)], schema=self._thin_schema())
+
+    def _parts(self) -> list[Path]:
+        """The folder of each partition, as it was stitched last."""
+        found = []
+        for number in range(self.partitions):
+            again = self.scratch.folder / self._partition(number, 0)
+            once = self.scratch.folder / self._partition(number, -1)
+            found.append(again if again.exists() else once)
+        return found
+
+    def _write(self) -> None:
+        """Puts the outputs together, and in place."""
+        parts = self._parts()
+        new_events, new_rows = (
+            path.with_name(path.name + ".new") for path in (self.config.events, self.config.rows)
+        )
+        kind = _open(parts[0] / "events.arrow").schema
+        with pq.ParquetWriter(new_events, kind, compression="zstd") as writer:
+            for number, part in enumerate(parts):
+                self.progress("Writing events", number, len(parts))
+                for batch in _batches(_open(part / "events.arrow")):
+                    writer.write_batch(batch)
+        self.progress("Writing events", len(parts), len(parts))
+        thin = [_open(part / "rows.arrow") for part in parts]
+        writer = None
+        total, done = sum(piece.rows for piece in self.pieces), 0
+        try:
+            for number, piece in enumerate(self.pieces):
+                self.progress("Writing thin rows", done, total)
+                table = self._passing(piece)
+                added = pa.concat_tables(pa.table(file.get_batch(number)) for file in thin)
+                order = np.argsort(added.column("row").to_numpy())
+                for low in range(0, table.num_rows, OUTPUT_ROWS):
+                    some = added.take(pa.array(order[low : low + OUTPUT_ROWS]))
+                    rows = table.slice(low, OUTPUT_ROWS)
+                    for name in ("uih", "mutable"):
+                        rows = rows.append_column(name, some.column(name))
+                    if writer is None:
+                        writer = thin_rows_writer(new_rows, rows.schema)
+                    writer.write_table(rows)
+                done += piece.rows
+            self.progress("Writing thin rows", done, total)
+        finally:
+            if writer is not None:
+                writer.close()
+        new_events.replace(self.config.events)
+        new_rows.replace(self.config.rows)
+
+    def _passing(self, piece: Piece) -> pa.Table:
+        """The columns that thin rows take over."""
+        path = piece.path
+        names = passing_columns(path, self.schema)
+        file = open_parquet(path)
+        schemas = [open_parquet(one).schema_arrow for one in self.files]
+        joint = joint_schema(self.files, schemas, names)
+        batches = file.iter_batches(OUTPUT_ROWS, columns=names, row_groups=list(piece.row_groups))
+        if all(schema.equals(schemas[0]) for schema in schemas):
+            joint = pa.schema([file.schema_arrow.field(name) for name in names])
+            table = pa.Table.from_batches([batch.cast(joint) for batch in batches], joint)
+        else:
+            conformed = [conformed_batch(path, batch, joint) for batch in batches]
+            table = pa.Table.from_batches(conformed, joint)
+        reader = TimeReader(self.config.time_unit)
+        for name, column in (
+            ("user_id", user_ids(path, table.column("user_id"))),
+            ("request_ts", reader.read(path, table.column("request_ts"), "request_ts").ms),
+        ):
+            table = table.set_column(table.column_names.index(name), name, column)
+        return table
+
+
+def _sum(found: list[Facts]) -> Facts:
+    """The facts of all partitions."""
+    total = Facts()
+    for facts in found:
+        for item in fields(Facts):
+            ours, theirs = getattr(total, item.name), getattr(facts, item.name)
+            if item.name in ("first_generation", "lowest_generation", "earliest_below"):
+                setattr(total, item.name, min(ours, theirs))
+            elif item.name == "disagreements":
+                total.disagreements = {
+                    kind: ours.get(kind, 0) + theirs.get(kind, 0) for kind in {**ours, **theirs}
+                }
+            else:
+                setattr(total, item.name, ours + theirs)
+    return total
+
+
+def _first_generation(found: list[Facts]) -> int:
+    """The earliest generation of all users: compaction starts where the times are plausible."""
+    first = min(facts.first_generation for facts in found)
+    lowest = min(facts.lowest_generation for facts in found)
+    return lowest if first == HIGHEST_TS else first
+
+
+def _with_finer(events: pa.Table, finer_ns: pa.Array, unit: TimeUnit) -> pa.Table:
+    """Puts back what event times had finer than a millisecond: it orders events before ids do."""
+    ns_per_tick = {"us": 1000, "ns": 1}.get(unit)
+    if ns_per_tick is None:
+        return events
+    ms = pc.multiply_checked(events.column("event_ts"), NS_PER_MS // ns_per_tick)
+    ticks = pc.add_checked(ms, pc.divide(finer_ns, ns_per_tick))
+    times = ticks.cast(pa.timestamp(unit, "UTC"))
+    return events.set_column(events.column_names.index("event_ts"), "event_ts", times)
+
+
+def _piece(number: int) -> str:
+    return f"piece-{number:06d}"
+
+
+def _fingerprint(file: DataFile) -> str:
+    """Where a file is, its size, and XXH3 of its end: a Parquet footer knows what is before it."""
+    size, end = file.end(FINGERPRINT_BYTES)
+    path = file.local
+    where = file.name if path is None else path.absolute()
+    return f"{where} {size} {xxhash.xxh3_64_hexdigest(end)}"
+
+
+def _compressed() -> pa.ipc.IpcWriteOptions:
+    return pa.ipc.IpcWriteOptions(compression="lz4")
+
+
+def _write_batches(path: Path, table: pa.Table, bounds: np.ndarray) -> None:
+    """Writes a table in record batches, which need not be of one size."""
+    table = table.combine_chunks()
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema, options=_compressed()) as writer,
+    ):
+        for low, high in pairwise(bounds.tolist()):
+            part = table.slice(low, high - low).to_batches()
+            empty = pa.RecordBatch.from_pylist([], schema=table.schema)
+            writer.write_batch(part[0] if part else empty)
+
+
+def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
+    return pa.ipc.open_file(pa.memory_map(str(path)))
+
+
+def _batches(file: pa.ipc.RecordBatchFileReader) -> list[pa.RecordBatch]:
+    return [file.get_batch(n) for n in range(file.num_record_batches)]
+
+
+def _read_batch(path: Path, number: int) -> pa.Table:
+    return pa.table(_open(path).get_batch(number))
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame

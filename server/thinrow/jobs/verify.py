@@ -1,0 +1,342 @@
+"""Compares what training would see with fat rows, event by event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from thinrow.client import Projection, row_count
+from thinrow.core.files.arrow import one_batch, plain_schema, shown_type
+from thinrow.core.files.parquet import joined_batches, open_parquet
+from thinrow.core.files.paths import DataFile, data_files
+from thinrow.errors import InputError
+from thinrow.events.canonical import user_ids
+from thinrow.events.times import TimeUnit, other_unit, times_ms
+from thinrow.jobs.fat import WRITTEN, is_list
+from thinrow.jobs.layout import FatLayout, LayoutTally
+from thinrow.jobs.materialize import STATUS_COLUMN, status_name, stream_rows, to_arrow
+from thinrow.jobs.same_values import IncomparableError, differing
+from thinrow.store.narrow import starts_of
+from thinrow.v1 import materialization_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+    from thinrow.client import Batch, Client
+    from thinrow.core.files.paths import AnyFile, Named
+
+DIFFERENCES_SHOWN = 20
+KEYS = ("user_id", "request_ts")
+TIMES = ("event_ts", "visible_ts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One place where the two disagree."""
+
+    row: int
+    user_id: int
+    request_ts: int
+    where: str
+    fat: str
+    """What the fat row says."""
+    thin: str
+    """What was materialized."""
+
+
+@dataclass(slots=True, kw_only=True)
+class VerifyReport:
+    """What a comparison found."""
+
+    traits: list[str]
+    """Compared."""
+    beside: list[str]
+    """Columns beside the lists that both files have; compared, too."""
+    not_compared: list[str]
+    """List columns of the fat rows that neither the store nor the thin rows have."""
+    not_in_fat: list[str]
+    """Traits of the store that the fat rows do not have."""
+    rows: int = 0
+    events: int = 0
+    values: int = 0
+    rows_that_differ: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    """The first few."""
+
+
+def verify(
+    client: Client,
+    rows: Named,
+    fat: Named,
+    sequence_length: int = 0,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+    layout: FatLayout | None = None,
+    time_unit: TimeUnit | None = None,
+) -> VerifyReport:
+    """Materializes ``rows`` and compares every event with ``fat``, which has the same row order.
+
+    Columns beside the lists are compared where both files have them. Values are compared as
+    numbers, moments and texts, whatever types hold them; ``time_unit`` is that of times in ``fat``
+    that are integers, milliseconds where it is None.
+
+    Raises:
+        InputError: the files cannot be compared, or ``fat`` has another layout than ``layout``.
+        ThinRowError: the server failed, or cannot be reached.
+    """
+    files = data_files(fat)
+    file = open_parquet(files[0])
+    total, others = row_count(rows), row_count(fat)
+    if total != others:
+        raise InputError(
+            f"{rows} has {total} rows and {fat} has {others}; compare files of the same requests."
+        )
+    groups = client.describe_store().feature_groups
+    stored = [trait.name for group in groups for trait in group.traits]
+    known = {"event_ts", "event_id", "visible_ts", *stored}
+    lists = [item.name for item in file.schema_arrow if is_list(item.type)]
+    traits = [name for name in lists if name in known]
+    beside = [
+        name
+        for name in open_parquet(data_files(rows)[0]).schema_arrow.names
+        if name in file.schema_arrow.names and name not in {*known, *KEYS, *WRITTEN, STATUS_COLUMN}
+    ]
+    report = VerifyReport(
+        traits=traits,
+        beside=beside,
+        not_compared=[name for name in lists if name not in {*traits, *beside, "mutable"}],
+        not_in_fat=[name for name in stored if name not in lists],
+    )
+    if not report.traits:
+        raise InputError(f"{fat} has no list column named as a trait of the store; check the file.")
+    for key in KEYS:
+        if key not in file.schema_arrow.names:
+            raise InputError(f"{fat} has no column {key}, which tells whose row is whose.")
+    projection = Projection(sequence_length, traits=tuple(report.traits))
+    parts = _Reader(files, [*KEYS, *report.traits, *report.beside])
+    shown = files[0] if len(files) == 1 else DataFile(str(fat))
+    tally = LayoutTally(layout or FatLayout())
+    for batch, table in stream_rows(client, rows, projection):
+        part = _laid_out(parts.read(len(batch)), report.traits, tally, shown, time_unit)
+        _compare(batch, table, part, report, shown, time_unit)
+        progress("Comparing rows", report.rows, total)
+    tally.check_padding(shown)
+    tally.check_direction(shown)
+    return report
+
+
+def _laid_out(
+    fat: pa.Table, traits: list[str], tally: LayoutTally, path: AnyFile, unit: TimeUnit | None
+) -> pa.Table:
+    """Fat rows with their lists oldest first and without padding; keys and times as integers, ms.
+
+    Raises InputError if a layout shows that was not named.
+    """
+    users = user_ids(path, _whole(path, fat.column("user_id"), "user_id"))
+    requested = _whole(path, fat.column("request_ts"), "request_ts")
+    times = times_ms(path, requested, "request_ts", unit=unit)
+    for name, column in (("user_id", users), ("request_ts", times)):
+        fat = fat.set_column(fat.column_names.index(name), name, column)
+    columns = {trait: one_chunk(fat.column(trait)) for trait in traits}
+    layout = tally.layout
+    lengths = [pc.fill_null(pc.list_value_length(column), 0) for column in columns.values()]
+    converts = layout.order == "newest-first" or layout.padding in ("left", "right")
+    if not converts and any(not lengths[0].equals(other) for other in lengths):
+        return fat  # a difference, to be reported as one
+    lists = layout.lists(path, columns, users.to_numpy(), times.to_numpy())
+    if "event_ts" in columns:
+        events = pa.chunked_array([lists.columns["event_ts"]])
+        event_ts = times_ms(
+            path, _whole(path, events, "event_ts"), "event_ts", unit=unit, nullable=True
+        )
+        other = other_unit(event_ts.drop_null().to_numpy())
+        if unit is None and other is not None and not pa.types.is_timestamp(events.type):
+            raise InputError(
+                f"{path}: event_ts is {events.type}, and most of its times make sense as {other}, "
+                f"not as milliseconds; give --time-unit {other}, or --time-unit ms if that is "
+                f"wrong."
+            )
+        tally.add(lists, event_ts.fill_null(0).to_numpy(), users.to_numpy(), times.to_numpy())
+        tally.check_times(path)
+    if converts:
+        offsets = pa.array(starts_of(lists.lengths), pa.int64())
+        for trait, column in columns.items():
+            converted = pa.LargeListArray.from_arrays(
+                offsets, lists.columns[trait], mask=column.is_null()
+            )
+            fat = fat.set_column(fat.column_names.index(trait), trait, converted)
+    return fat
+
+
+def _whole(path: AnyFile, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """A column of floats as the integers that they hold. Raises InputError for another number."""
+    if not pa.types.is_floating(column.type):
+        return column
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{path}: {name} is {column.type} and holds more than whole numbers; write integers."
+        ) from error
+
+
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array."""
+    whole = column.combine_chunks()
+    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
+
+
+class _Reader:
+    """Reads Parquet files a chosen number of rows at a time."""
+
+    def __init__(self, files: Sequence[DataFile], columns: Sequence[str]) -> None:
+        names = [*columns]
+        if STATUS_COLUMN in open_parquet(files[0]).schema_arrow.names:
+            names.append(STATUS_COLUMN)
+        schema, self._batches = joined_batches(files, 8192, names)
+        self._rest = plain_schema(schema).empty_table()
+
+    def read(self, rows: int) -> pa.Table:
+        while len(self._rest) < rows:
+            _, more = next(self._batches)
+            self._rest = pa.concat_tables([self._rest, pa.table(one_batch(pa.table(more)))])
+        part = pa.table(one_batch(self._rest.slice(0, rows)))
+        self._rest = self._rest.slice(rows)
+        return part
+
+
+def _compare(
+    batch: Batch,
+    table: pa.Table,
+    fat: pa.Table,
+    report: VerifyReport,
+    path: AnyFile,
+    unit: TimeUnit | None,
+) -> None:
+    keys = {key: table.column(key).to_numpy() for key in KEYS}
+    for key, ours in keys.items():
+        theirs = fat.column(key).to_numpy()
+        misplaced = np.flatnonzero(ours != theirs)
+        if misplaced.size:
+            row = int(misplaced[0])
+            raise InputError(
+                f"Row {report.rows + row} is of {key} {ours[row]} among the thin rows and of "
+                f"{theirs[row]} in {path}; sort both files alike, and name the --time-unit of "
+                f"integer times if it is not ms."
+            )
+    differs = np.zeros(len(batch), dtype=np.bool_)
+
+    def note(row: int, where: str, theirs: object, ours: object) -> None:
+        differs[row] = True
+        if len(report.differences) < DIFFERENCES_SHOWN:
+            report.differences.append(
+                Difference(
+                    row=report.rows + row,
+                    user_id=int(keys["user_id"][row]),
+                    request_ts=int(keys["request_ts"][row]),
+                    where=where,
+                    fat=str(theirs),
+                    thin=str(ours),
+                )
+            )
+
+    expected = ["OK"] * len(batch)
+    if STATUS_COLUMN in fat.column_names:
+        expected = fat.column(STATUS_COLUMN).to_pylist()
+    for row, (number, status) in enumerate(zip(batch.statuses.tolist(), expected, strict=True)):
+        if status_name(number) != status:
+            note(row, "status", status, status_name(number))
+    comparable = (batch.statuses == wire.STATUS_OK) & ~differs
+    for trait in report.traits:
+        column = one_chunk(fat.column(trait))
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+        ours = np.diff(batch.offsets)
+        for row in np.flatnonzero(comparable & (lengths != ours)).tolist():
+            note(row, f"{trait}: length", lengths[row], ours[row])
+        same = np.flatnonzero(comparable & (lengths == ours))
+        theirs_flat, ours_flat = _aligned(batch, column, trait, same, path, unit)
+        unequal = np.flatnonzero(_differing(path, trait, theirs_flat, ours_flat))
+        owner = np.repeat(same, ours[same])
+        starts = np.repeat(np.cumsum(ours[same]) - ours[same], ours[same])
+        seen: set[int] = set()
+        for place in unequal.tolist():
+            row = int(owner[place])
+            if row not in seen:
+                seen.add(row)
+                where = f"{trait}\\[{place - int(starts[place])}]"
+                note(row, where, theirs_flat[place], ours_flat[place])
+        report.values += len(ours_flat)
+    for name in report.beside:
+        theirs_all, ours_all = one_chunk(fat.column(name)), one_chunk(table.column(name))
+        for row in np.flatnonzero(_differing(path, name, theirs_all, ours_all)).tolist():
+            note(row, name, theirs_all[row], ours_all[row])
+    report.rows += len(batch)
+    report.events += int(batch.offsets[-1])
+    report.rows_that_differ += int(differs.sum())
+
+
+def _aligned(
+    batch: Batch,
+    column: pa.Array,
+    trait: str,
+    rows: NDArray[np.int64],
+    path: AnyFile,
+    unit: TimeUnit | None,
+) -> tuple[pa.Array, pa.Array]:
+    """The events of some rows, as one side has them and as the other, of one type."""
+    ours = to_arrow(batch, trait)
+    whole = pa.ListArray.from_arrays(pa.array(batch.offsets, pa.int32()), ours)
+    theirs_flat = pc.list_flatten(column.take(pa.array(rows)))
+    ours_flat = pc.list_flatten(whole.take(pa.array(rows)))
+    if pa.types.is_dictionary(theirs_flat.type):
+        theirs_flat = theirs_flat.dictionary_decode()
+    is_counted = pa.types.is_integer(theirs_flat.type) and unit is not None
+    if trait in TIMES and (is_counted or pa.types.is_temporal(theirs_flat.type)):
+        # A store keeps milliseconds, as slim rounds times down to them.
+        times = times_ms(path, pa.chunked_array([theirs_flat]), trait, unit=unit, nullable=True)
+        return one_chunk(times), ours_flat
+    return rounded(theirs_flat, ours_flat.type), ours_flat
+
+
+def rounded(theirs: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Rounds wider floats, and vectors of them, to the store's type, as slim would.
+
+    Numbers that would be infinite there stay as they are, and so differ.
+    """
+    if pa.types.is_floating(kind) and pa.types.is_floating(theirs.type):
+        narrow = theirs.cast(kind, safe=False).cast(theirs.type)
+        fits = pc.or_kleene(pc.is_finite(narrow), pc.invert(pc.is_finite(theirs)))
+        return pc.if_else(fits, narrow, theirs)
+    if pa.types.is_fixed_size_list(kind) and is_list(theirs.type):
+        inner = theirs.type.value_type
+        if pa.types.is_floating(inner) and inner != kind.value_type:
+            lists = theirs.cast(pa.large_list(inner))
+            values = rounded(lists.values, kind.value_type)
+            null = lists.is_null() if lists.null_count else None
+            return pa.LargeListArray.from_arrays(lists.offsets, values, mask=null)
+    return theirs
+
+
+def _differing(path: AnyFile, name: str, theirs: pa.Array, ours: pa.Array) -> NDArray[np.bool_]:
+    try:
+        return differing(theirs, ours)
+    except IncomparableError as error:
+        raise InputError(
+            f"{path}: {name} is {shown_type(theirs.type)} and the other side's is "
+            f"{shown_type(ours.type)}; they cannot be compared."
+        ) from error
+
+
+def difference_fields(difference: Difference) -> list[Any]:
+    """A difference as the cells of a table's row."""
+    return [
+        str(difference.row),
+        str(difference.user_id),
+        str(difference.request_ts),
+        difference.where,
+        difference.fat,
+        difference.thin,
+    ]

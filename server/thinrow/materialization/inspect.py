@@ -1,0 +1,143 @@
+"""One history as a person reads it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from thinrow.access.projection import resolve_projection
+from thinrow.core.pointers import Pointers as ClientPointers
+from thinrow.core.pointers import Projection, ThinRows
+from thinrow.core.wire.batch import Batch
+from thinrow.core.wire.lookup import Lookup
+from thinrow.errors import AnswerTooLargeError, RequestError
+from thinrow.schema import BUILT_IN, EVENT_GROUP, TraitType
+from thinrow.store.history import Pointers
+from thinrow.store.times import readable_time
+from thinrow.v1 import materialization_pb2 as wire
+
+if TYPE_CHECKING:
+    from thinrow.core.wire.response import Response
+    from thinrow.schema import Trait
+    from thinrow.store.generation import Generation
+    from thinrow.store.history import Selection
+
+EVENTS_DEFAULT = 20
+SHOWN_VALUE_BYTES, SHOWN_ELEMENT_BYTES = 128, 64
+"""Sizes of a value as a person reads it, and of each element in it: in Python and as a message."""
+_SIGNED = range(TraitType.INT8, TraitType.INT64 + 1)
+_UNSIGNED = range(TraitType.UINT8, TraitType.UINT64 + 1)
+
+
+class Question:
+    """What Inspect is asked, as a batch of one pointer."""
+
+    def __init__(
+        self, generation: Generation, request: wire.InspectRequest, events_max: int
+    ) -> None:
+        """Raises RequestError for a projection that does not fit, or more than ``events_max``."""
+        asked = wire.Projection()
+        asked.CopyFrom(request.projection)
+        asked.sequence_length = asked.sequence_length or EVENTS_DEFAULT
+        if asked.sequence_length > events_max:
+            raise RequestError(
+                f"Inspect shows at most {events_max} events; ask for a shorter sequence_length."
+            )
+        resolved = resolve_projection(asked, generation.schema)
+        self._traits = [trait for trait in resolved.traits if trait not in BUILT_IN]
+        self.projection = replace(
+            resolved, traits=(*BUILT_IN, *self._traits), groups=resolved.groups | {EVENT_GROUP}
+        )
+        self._end_ts = _end_ts(generation, request.as_of_ts)
+        zero = np.zeros(1, dtype=np.int64)
+        self.pointers = Pointers(
+            user_ids=zero + request.user_id,
+            start_ts=zero,
+            end_ts=zero + self._end_ts,
+            max_lengths=zero,
+            digests=zero.view(np.uint64),
+            request_ts=zero + max(request.as_of_ts, self._end_ts),
+            mutable_lengths=zero,
+        )
+
+    @property
+    def event_bytes(self) -> int:
+        """Size of one event as `readable` shows it, text aside."""
+        return sum(
+            SHOWN_VALUE_BYTES + SHOWN_ELEMENT_BYTES * trait.size for trait in self.projection.traits
+        )
+
+    def readable(
+        self, selection: Selection, answer: Response, text_bytes_max: int
+    ) -> wire.InspectResponse:
+        """The answer as a person reads it, widened as a trainer's client does it.
+
+        Raises:
+            AnswerTooLargeError: Its texts, each with every event that has it, have more than
+                `text_bytes_max` bytes.
+        """
+        pointers, truncation = self.pointers, self.projection.truncation
+        rows = ThinRows(ClientPointers(user_ids=pointers.user_ids, end_ts=pointers.end_ts))
+        projection = Projection(
+            truncation.sequence_length, truncation="head" if truncation.head else "newest"
+        )
+        piece = Lookup(rows, projection).whole()
+        piece.answered(answer)
+        batch = Batch.from_answers([piece.lookup.answer()])
+        names = [trait.name for trait in self.projection.traits]
+        columns = {name: batch.to_lists(name)[0] or [] for name in names}
+        texts = (columns[t.name] for t in self._traits if t.type is TraitType.STRING)
+        if sum(len(text) for column in texts for text in column if text) > text_bytes_max:
+            raise AnswerTooLargeError(
+                "The texts of these events would take more bytes than this server sends "
+                "(response_bytes_max); ask for a shorter sequence_length or fewer traits."
+            )
+        return wire.InspectResponse(
+            generation=answer.generation,
+            watermark_ts=answer.watermark_ts,
+            status=wire.Status.Name(int(answer.statuses[0])),
+            end_ts=self._end_ts,
+            event_count=int(selection.left[0]),
+            digest=int(selection.digests[0]),
+            events=[
+                _event({name: column[row] for name, column in columns.items()}, self._traits)
+                for row in range(len(columns["event_ts"]))
+            ],
+        )
+
+
+def _end_ts(generation: Generation, as_of_ts: int) -> int:
+    """The watermark that served requests at a moment; 0 where there was none."""
+    if as_of_ts == 0:
+        return generation.watermark_ts
+    place = int(np.searchsorted(generation.watermarks, as_of_ts, side="right"))
+    return int(generation.watermarks[place - 1]) if place else 0
+
+
+def _event(values: dict[str, Any], traits: list[Trait]) -> wire.InspectedEvent:
+    event = wire.InspectedEvent(
+        event_ts=values["event_ts"],
+        event_time=readable_time(values["event_ts"]),
+        visible_ts=values["visible_ts"],
+    )
+    if values["event_id"] is not None:
+        event.event_id = values["event_id"]
+    for trait in traits:
+        if values[trait.name] is not None:
+            event.traits.append(_trait(trait, values[trait.name]))
+    return event
+
+
+def _trait(trait: Trait, value: Any) -> wire.InspectedTrait:  # noqa: ANN401 - by type of trait
+    if trait.size > 1:
+        return wire.InspectedTrait(name=trait.name, vector_value=wire.FloatVector(values=value))
+    if trait.type in _SIGNED or trait.type is TraitType.CATEGORICAL:
+        return wire.InspectedTrait(name=trait.name, int_value=value)
+    if trait.type in _UNSIGNED:
+        return wire.InspectedTrait(name=trait.name, uint_value=value)
+    if trait.type is TraitType.BOOL:
+        return wire.InspectedTrait(name=trait.name, bool_value=value)
+    if trait.type is TraitType.STRING:
+        return wire.InspectedTrait(name=trait.name, string_value=value)
+    return wire.InspectedTrait(name=trait.name, float_value=value)

@@ -1,0 +1,131 @@
+"""Prometheus series of the materialization server."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+from thinrow.access.metrics import ServiceMetrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client import Gauge, Histogram
+    from thinrow.store.follower import ReadCounts
+
+STAGES = ("wait", "plan", "room", "read", "assemble")
+METHODS = ("Materialize", "MaterializeStream", "Inspect", "DescribeStore")
+
+
+class Serving(Protocol):
+    """What is looked up at each scrape: see GenerationFollower."""
+
+    @property
+    def opened_ts(self) -> int: ...
+
+    def read_counts(self) -> ReadCounts: ...
+
+
+class Metrics(ServiceMetrics):
+    """All series of a server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._requests: dict[tuple[str, str], tuple[Gauge, Histogram]] = {}
+        self.request_seconds = self.times(
+            "thinrow_request_seconds",
+            "Seconds from having a request to having its answer.",
+            "method",
+            "tenant",
+        )
+        self.stage_seconds = self.times(
+            "thinrow_stage_seconds",
+            "Seconds that a batch spent in a stage: wait, plan, room, read, assemble.",
+            "stage",
+        )
+        self.examples = self.counter(
+            "thinrow_examples",
+            "Examples answered, by tenant ('' for projections sent along) and status.",
+            "tenant",
+            "status",
+        )
+        self.events = self.counter(
+            "thinrow_events",
+            "Events of examples answered, counting those that examples share each time.",
+        )
+        self.read_bytes = self.counter("thinrow_read_bytes", "Bytes of stripes read.")
+        self.sent_bytes = self.counter("thinrow_sent_bytes", "Bytes of answers made.")
+        self.tenant_sent_bytes = self.counter(
+            "thinrow_tenant_sent_bytes", "Bytes of answers made, by tenant.", "tenant"
+        )
+        self.in_flight = self.gauge(
+            "thinrow_in_flight_requests", "Batches in work or waiting for their turn."
+        )
+        self.tenant_in_flight = self.gauge(
+            "thinrow_tenant_in_flight_requests",
+            "Batches in work or waiting for their turn, by tenant.",
+            "tenant",
+        )
+        self._opened = self.gauge(
+            "thinrow_generation_opened_timestamp_seconds",
+            "When the serving generation was opened, in seconds since the epoch.",
+        )
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
+        for method in METHODS:
+            self.request_seconds.labels(method, "")
+
+    def show(self, tenant: str) -> None:
+        super().show(tenant)
+        for method in METHODS[:2]:
+            self.request_seconds.labels(method, tenant)
+        self.examples.labels(tenant, "OK")
+        self.tenant_sent_bytes.labels(tenant)
+        self.tenant_in_flight.labels(tenant)
+
+    @contextmanager
+    def request(self, method: str, tenant: str = "") -> Iterator[None]:
+        """Measures one request until the block ends, whether it fails or not.
+
+        tenant: as `tenant` labels it.
+        """
+        started_s = time.perf_counter()
+        series = self._requests.get((method, tenant))
+        if series is None:
+            seconds = self.request_seconds.labels(method, tenant)
+            series = self.tenant_in_flight.labels(tenant), seconds
+            self._requests[method, tenant] = series
+        in_flight, seconds = series
+        in_flight.inc()
+        try:
+            yield
+        finally:
+            in_flight.dec()
+            seconds.observe(time.perf_counter() - started_s)
+
+    def serve(self, serving: Serving) -> None:
+        """Where to look up what is known of the store."""
+        self._opened.set_function(lambda: serving.opened_ts / 1000)
+        self.registry.register(StoreReads(serving))
+
+
+class StoreReads(Collector):
+    """Counts kept where the store is read."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def collect(self) -> Iterable[Metric]:
+        """As the library wants it."""
+        family = CounterMetricFamily(
+            "thinrow_store_values",
+            "Values of the store asked for, by where they were: memory, files.",
+            labels=["source"],
+        )
+        counts = self._serving.read_counts()
+        family.add_metric(["memory"], counts.from_memory)
+        family.add_metric(["files"], counts.from_files)
+        yield family

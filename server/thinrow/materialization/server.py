@@ -1,0 +1,90 @@
+"""The materialization server: opens the store, serves, drains, closes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+from thinrow.access.endpoints import start_endpoints
+from thinrow.access.gate import Gate
+from thinrow.access.grpc_server import grpc_server
+from thinrow.access.refusals import Refusals
+from thinrow.access.tenants import Tenants
+from thinrow.materialization.metrics import Metrics
+from thinrow.materialization.service import SERVICE, MaterializationService
+from thinrow.store.follower import GenerationFollower
+
+if TYPE_CHECKING:
+    from thinrow.materialization.config import ServerConfig
+
+log = logging.getLogger("thinrow.serving")
+
+
+class Server:
+    """Serves a store until it is closed; a context manager.
+
+    Raises, when entered:
+        StoreError: the store cannot be opened.
+        UsageError: a port cannot be had, or the tenants file is wrong.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._stack = ExitStack()
+        self.address = config.listen
+        """HOST:PORT where gRPC is served, once entered."""
+        self.metrics_address: str | None = config.metrics
+        """HOST:PORT of the metrics, once entered."""
+        self.metrics = Metrics()
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start(self) -> None:
+        config = self._config
+        metrics = self.metrics
+        current = GenerationFollower(
+            config.store, config.poll_s, metrics.open_failures.inc, config.cache_bytes_max
+        )
+        self._stack.enter_context(current)
+        tenants = self._stack.enter_context(Tenants(config, current.schema))
+        metrics.follow(lambda: current.number, lambda: current.watermark_ts)
+        metrics.serve(current)
+        metrics.memory_bound.set(config.memory_bound_bytes)
+        gate, refusals = Gate(tenants, metrics), Refusals()
+        self._stack.callback(refusals.close)
+        service = MaterializationService(config, current, gate, metrics)
+        certificates, self.metrics_address = start_endpoints(config, tenants, metrics, self._stack)
+        self.address = self._stack.enter_context(
+            grpc_server(
+                config,
+                {SERVICE: service.add_to},
+                gate,
+                refusals,
+                metrics,
+                drain=gate.drain,
+                certificates=certificates,
+                reuse_port=config.processes > 1,
+            )
+        )
+        log.info(
+            "serving" if config.processes == 1 else "worker serving",
+            extra={
+                "address": self.address,
+                "metrics": self.metrics_address,
+                "pid": os.getpid(),
+                "generation": current.number,
+                "watermark_ts": current.watermark_ts,
+                "memory_bound_bytes": config.memory_bound_bytes,
+            },
+        )

@@ -1,0 +1,71 @@
+"""One of several processes on a port; FD leads to its parent.
+
+    python -m thinrow.materialization.worker FD
+
+It is told its number and configuration, says when it is ready or why it cannot be, and tells its
+metrics whenever it is asked. It drains when it is told to, or when its parent is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from thinrow.access.config import FREED_BYTES_KEPT
+from thinrow.access.logs import log_to_stderr
+from thinrow.core.memory import keep_freed_memory
+from thinrow.errors import ThinRowError
+from thinrow.materialization.server import Server
+
+if TYPE_CHECKING:
+    from thinrow.materialization.config import ServerConfig
+
+
+def main() -> None:
+    """Runs the process."""
+    parent: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    number, config = parent.recv()
+    signal.signal(signal.SIGTERM, leave)
+    log_to_stderr()
+
+    def name(record: logging.LogRecord) -> bool:
+        record.worker = number
+        return True
+
+    for handler in logging.getLogger("thinrow").handlers:
+        handler.addFilter(name)
+    keep_freed_memory(FREED_BYTES_KEPT)
+    # Without a parent there is nobody to tell.
+    with suppress(OSError):
+        serve(config, parent)
+
+
+def serve(config: ServerConfig, parent: Connection[Any, Any]) -> None:
+    """Serves until told to stop, one way or another."""
+    server = Server(config)
+    try:
+        with suppress(SystemExit, EOFError, ConnectionResetError), server:
+            parent.send(None)
+            try:
+                while parent.recv():
+                    parent.send(list(server.metrics.registry.collect()))
+            except SystemExit:
+                parent.send(False)
+    except ThinRowError as error:
+        parent.send(error)
+    else:
+        parent.send(list(server.metrics.registry.collect()))
+
+
+def leave(*_: object) -> None:
+    """Ends the waiting; a second signal does not disturb the drain."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit()
+
+
+if __name__ == "__main__":
+    main()
