@@ -10,16 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from peak import MIB, peak_of
-from test_declared_sizes import REFUSED_BYTES_MAX, UNLIMITED, VECTOR, batch, column, most_of
+from test_declared_sizes import REFUSED_BYTES_MAX, UNLIMITED, VECTOR, batch, column
 from test_declared_sizes import world as _world
-from test_online_server import running_online
 from thinrow.access.tenants import new_token
 from thinrow.core.wire.sizes import CONSTANT_BYTES_MAX
 from thinrow.materialization.inspect import SHOWN_ELEMENT_BYTES, SHOWN_VALUE_BYTES
 from thinrow.online import tier as tier_module
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import materialization_pb2_grpc, online_pb2, online_pb2_grpc
-from worlds import START_TS, World, new_world, running_server
+from worlds import START_TS, World, new_world, running_online, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +44,7 @@ def append(
 
 def test_batches_that_wait_to_be_durable(online: Running) -> None:
     """Each is 16 kB in its message and 48 MiB in records; they waited by the number of events."""
-    before = most_of(online.process.pid)
+    before = online.most_bytes()
     messages = [
         online_pb2.AppendEventsRequest(cursor=n, events=batch(1500, VECTOR)) for n in (0, 1)
     ]
@@ -59,15 +58,15 @@ def test_batches_that_wait_to_be_durable(online: Running) -> None:
     for stream in streams:
         stream.join()
     assert [answer.appended for answer in answers] == [1500] * 24
-    assert most_of(online.process.pid) - before < 768 * MIB  # of 1,152 MiB
+    assert online.most_bytes() - before < 768 * MIB  # of 1,152 MiB
 
 
 def test_short_texts_of_an_append(online: Running) -> None:
-    before = most_of(online.process.pid)
+    before = online.most_bytes()
     texts = column("brand", wire.TRAIT_TYPE_STRING, bases=[0], strings=["ab"] * 4_000_000)
     [answer] = append(online.address, [online_pb2.AppendEventsRequest(events=batch(2, texts))])
     assert "more memory than this server allows" in answer.refused
-    assert most_of(online.process.pid) - before < 192 * MIB  # twelve times its 16 MB
+    assert online.most_bytes() - before < 192 * MIB  # twelve times its 16 MB
 
 
 TEXTS = """
@@ -151,7 +150,7 @@ def test_inspect_counts_what_it_shows(wide: World) -> None:
         grpc.insecure_channel(server.address, UNLIMITED) as channel,
     ):
         stub = materialization_pb2_grpc.MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
-        before = most_of(server.process.pid)
+        before = server.most_bytes()
 
         def inspect(events: int, trait: str) -> wire.InspectResponse:
             projection = wire.Projection(sequence_length=events, traits=[trait])
@@ -163,6 +162,6 @@ def test_inspect_counts_what_it_shows(wide: World) -> None:
             with pytest.raises(grpc.RpcError) as refused:
                 inspect(4000, trait)
             assert ("thinrow-error", "ANSWER_TOO_LARGE") in refused.value.trailing_metadata()
-        assert most_of(server.process.pid) - before < REFUSED_BYTES_MAX
+        assert server.most_bytes() - before < REFUSED_BYTES_MAX
         assert len(inspect(100, "embedding").events) == 100
         assert len(inspect(1000, "title").events) == 1000

@@ -7,14 +7,12 @@ from __future__ import annotations
 import functools
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
 import pytest
 from peak import MIB, peak_of
-from test_online_server import running_online
 from thinrow import _native
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.core.wire.columns import from_wire
@@ -22,7 +20,7 @@ from thinrow.core.wire.sizes import COLUMNS_MAX, CONSTANT_BYTES_MAX, require_aff
 from thinrow.errors import AnswerTooLargeError
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2, online_pb2_grpc
-from worlds import World, new_world
+from worlds import World, new_world, running_online
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -246,11 +244,6 @@ def batch(events: int, *columns: wire.Column) -> online_pb2.EventBatch:
     return online_pb2.EventBatch(user_ids=[1] * events, columns=[*kept, *columns])
 
 
-def most_of(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
 def appended(online: Running, message: Any) -> str:
     """Why a batch was refused; "" where it was not."""
     with grpc.insecure_channel(online.address, UNLIMITED) as channel:
@@ -299,15 +292,15 @@ BOMBS = {
 def test_an_append_that_would_take_gigabytes(
     online: Running, events: online_pb2.EventBatch, why: str
 ) -> None:
-    before = most_of(online.process.pid)
+    before = online.most_bytes()
     message = online_pb2.AppendEventsRequest(cursor=1, events=events)
     refused = appended(online, message)
     assert why in refused, refused
-    assert most_of(online.process.pid) - before < REFUSED_BYTES_MAX
+    assert online.most_bytes() - before < REFUSED_BYTES_MAX
 
 
 def test_a_request_of_a_million_empty_messages(online: Running) -> None:
-    before = most_of(online.process.pid)
+    before = online.most_bytes()
     parts = b"\x12\x00" * 4_000_000
     length = bytearray()
     rest = len(parts)
@@ -328,7 +321,7 @@ def test_a_request_of_a_million_empty_messages(online: Running) -> None:
             assert f"takes {most}" in refused.value.details()
             with pytest.raises(grpc.RpcError, match="are no"):
                 list(call(iter([b"\xff"]), timeout=60))
-    assert most_of(online.process.pid) - before < 3 * REFUSED_BYTES_MAX
+    assert online.most_bytes() - before < 3 * REFUSED_BYTES_MAX
 
 
 def test_batches_within_the_limit_are_taken(online: Running) -> None:

@@ -13,7 +13,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from http2 import http2
-from test_online_server import running_online
 from thinrow.access.drain import StreamDrain
 from thinrow.client.online import connect_online
 from thinrow.materialization import Server, ServerConfig
@@ -24,7 +23,7 @@ from thinrow.store.history import HistoryPlan
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2, online_pb2_grpc
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
-from worlds import START_TS, World, built_world, days, running_server
+from worlds import START_TS, World, built_world, days, running_online, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

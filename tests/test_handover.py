@@ -30,7 +30,7 @@ from test_online_meaning import (
     same,
     some_events,
 )
-from test_online_server import item, running_online
+from test_online_server import item
 from thinrow.client import Projection, connect, read_thin_rows
 from thinrow.client.online import connect_online
 from thinrow.compaction import compact
@@ -43,7 +43,7 @@ from thinrow.online.server import OnlineServer
 from thinrow.online.tier import MutableTier, TierConfig, batch_of
 from thinrow.schema import read_schema
 from thinrow.v1 import materialization_pb2 as wire
-from worlds import REPEATS, START_TS, World, new_world
+from worlds import REPEATS, START_TS, World, new_world, running_online
 from worlds import some_events as some_event_rows
 
 if TYPE_CHECKING:

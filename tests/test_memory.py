@@ -50,12 +50,6 @@ def request(users: int) -> wire.MaterializeRequest:
     return wire.MaterializeRequest(user_ids=range(1, users + 1), end_ts=days(3) * users)
 
 
-def most_of(pid: int) -> int:
-    """The most memory that a process has had, bytes."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
 def test_slow_readers_and_full_queues_stay_below_it(world: World) -> None:
     bound = ServerConfig(store=world.store, **LIMITS).memory_bound_bytes  # type: ignore[arg-type]
     asked = request(400)
@@ -63,7 +57,7 @@ def test_slow_readers_and_full_queues_stay_below_it(world: World) -> None:
         series = server.scrape()
         assert series["thinrow_memory_bound_bytes"] == bound
         assert server.wait_for("serving")["memory_bound_bytes"] == bound
-        assert most_of(server.process.pid) < BASE_BYTES, "before the first call"
+        assert server.most_bytes() < BASE_BYTES, "before the first call"
         channels = [
             stack.enter_context(
                 grpc.insecure_channel(
@@ -117,7 +111,7 @@ def test_slow_readers_and_full_queues_stay_below_it(world: World) -> None:
         stop.set()
         for thread in threads:
             thread.join()
-        most = most_of(server.process.pid)
+        most = server.most_bytes()
         assert streams == LIMITS["streams_max"], "all streams were taken"
         assert server.scrape()['thinrow_examples_total{status="OK",tenant=""}'] > 4000
     assert most < bound, f"{most:,} of {bound:,} bytes"

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from test_memory import most_of
-from test_online_server import running_online
 from thinrow.client.online import connect_online
 from thinrow.online.config import OnlineConfig
 from thinrow.v1 import online_pb2
-from worlds import START_TS, new_world
+from worlds import START_TS, new_world, running_online
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +99,7 @@ def test_amplified_snapshots_and_maximal_batches_stay_below_it(tmp_path: Path) -
             thread.start()
         for thread in threads:
             thread.join()
-        most = most_of(server.process.pid)
+        most = server.most_bytes()
         print(f"{most / MIB:.0f} of {bound / MIB:.0f} MiB")
         assert "appended" in outcomes
         assert "answered" in outcomes

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import threading
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,30 +24,18 @@ from thinrow.online.service import OnlineService
 from thinrow.online.tier import Batch, MutableTier, TierConfig
 from thinrow.store.directory import NEVER_TS
 from thinrow.v1 import online_pb2
-from worlds import START_TS, THINROW, Running, World, new_world, some_events, thinrow
+from worlds import (
+    START_TS,
+    new_world,
+    running_online,
+    some_events,
+    thinrow,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ALL = Projection(traits=("event_id", "item_id"))
-
-
-@contextmanager
-def running_online(world: World, *options: object) -> Iterator[Running]:
-    """`thinrow online`, once it serves; killed at the end."""
-    log = world.folder / f"online-{len(list(world.folder.glob('online-*.log')))}.log"
-    command = [*THINROW, "online", "--store", world.store, "--schema", world.schema]
-    command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", *options]
-    with log.open("wb") as sink:
-        process = subprocess.Popen([*map(str, command)], stderr=sink)
-    try:
-        running = Running(process, "", "", log)
-        told = running.wait_for("serving")
-        running.address, running.metrics = told["address"], told["metrics"]
-        yield running
-    finally:
-        process.kill()
-        process.wait()
 
 
 def item(number: int) -> dict[str, list[Any]]:

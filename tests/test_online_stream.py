@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from test_online_server import running_online
 from thinrow.client import Projection, online_stream
 from thinrow.client.online import OnlineClient, connect_online
 from thinrow.core.wire.request import to_wire_projection
@@ -23,7 +22,7 @@ from thinrow.errors import (
 )
 from thinrow.online.streamed import REQUESTS_MAX
 from thinrow.v1 import online_pb2
-from worlds import OWN_HOST, freeze, new_world, some_events
+from worlds import OWN_HOST, freeze, new_world, running_online, some_events
 
 if TYPE_CHECKING:
     from pathlib import Path

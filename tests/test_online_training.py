@@ -20,7 +20,6 @@ from confluent_kafka import Producer
 from kafka_topics import CountedSource, wait_for
 from logged import config_in, parts
 from test_both_trainings import by_request
-from test_online_server import running_online
 from thin_rows import shown
 from thinrow.client import Projection, connect
 from thinrow.client.logger import FileOutput, KafkaOutput, ThinRowLogger, mutable_type
@@ -30,7 +29,7 @@ from thinrow.client.torch.kafka import KafkaConfig
 from thinrow.compaction import compact
 from thinrow.jobs.export import export_events
 from thinrow.materialization import Server, ServerConfig
-from worlds import World, new_world
+from worlds import World, new_world, running_online
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
-from test_memory import most_of
-from test_online_server import running_online
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.errors import AnswerTooLargeError
 from thinrow.materialization import ServerConfig
 from thinrow.online.config import OnlineConfig
 from thinrow.store.generation import Generation
-from worlds import World, days, new_world, running_server
+from worlds import World, days, new_world, running_online, running_server
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,7 +86,7 @@ def test_serve_stays_below_its_bound(world: World) -> None:
             caller.start()
         for caller in callers:
             caller.join()
-        most = most_of(server.process.pid)
+        most = server.most_bytes()
         refused = 'thinrow_errors_total{name="ANSWER_TOO_LARGE"}'
         assert server.scrape()[refused] >= CALLERS
     assert sorted(outcomes) == [2 * EVENTS] * CALLERS + [USERS * EVENTS] * CALLERS
@@ -116,7 +114,7 @@ def test_online_stays_below_its_bound(world: World, tmp_path: Path) -> None:
             caller.start()
         for caller in callers:
             caller.join()
-        most = most_of(server.process.pid)
+        most = server.most_bytes()
     assert outcomes == [2] * CALLERS
     print(f"{most / MIB:.0f} of {config.memory_bound_bytes / MIB:.0f} MiB")
     assert most < config.memory_bound_bytes, f"{most:,} of {config.memory_bound_bytes:,} bytes"

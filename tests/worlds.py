@@ -236,6 +236,11 @@ class Running:
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
+    def most_bytes(self) -> int:
+        """Returns the most memory that the process has had."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
     def threads(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
 
@@ -265,6 +270,24 @@ def running_server(store: Path, *options: object, listen: str = "127.0.0.1:0") -
     log = store.parent / f"server-{number}.log"
     command = [*THINROW, "serve", "--store", store, "--listen", listen]
     command += ["--metrics", "127.0.0.1:0", *options]
+    with log.open("wb") as sink:
+        process = subprocess.Popen([*map(str, command)], stderr=sink)
+    try:
+        running = Running(process, "", "", log)
+        told = running.wait_for("serving")
+        running.address, running.metrics = told["address"], told["metrics"]
+        yield running
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def running_online(world: World, *options: object) -> Iterator[Running]:
+    """`thinrow online`, once it serves; killed at the end."""
+    log = world.folder / f"online-{len(list(world.folder.glob('online-*.log')))}.log"
+    command = [*THINROW, "online", "--store", world.store, "--schema", world.schema]
+    command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", *options]
     with log.open("wb") as sink:
         process = subprocess.Popen([*map(str, command)], stderr=sink)
     try:

@@ -16,7 +16,6 @@ import pytest
 from scenarios import schema_toml
 from test_handover import SCHEMA, Follower, HandOvers, Killed, hand_overs, serving
 from test_online_meaning import some_events
-from test_online_server import running_online
 from test_tier import append, in_threads
 from test_tier import opened as tier_opened
 from thinrow.client import Projection, connect
@@ -26,7 +25,7 @@ from thinrow.online.clock import HybridClock
 from thinrow.online.config import OnlineConfig
 from thinrow.online.tier import AHEAD_MS_MAX, MutableTier
 from tried import FULL, SEED, Tried, times
-from worlds import DAY_MS, START_TS, new_world, running_server
+from worlds import DAY_MS, START_TS, new_world, running_online, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable

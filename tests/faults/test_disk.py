@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import pytest
 from test_full_disk import ROOMY, Disk, check_full, compacting, disk, run
 from test_kill_compaction import contents
-from test_online_server import batch, ids_seen, running_online
+from test_online_server import batch, ids_seen
 from thinrow.client.online import connect_online
 from thinrow.errors import StoreError
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 from tried import SEED, Tried, times
-from worlds import World, leftovers, new_world, some_events
+from worlds import World, leftovers, new_world, running_online, some_events
 
 if TYPE_CHECKING:
     from pathlib import Path

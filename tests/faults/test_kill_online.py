@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 import pytest
 from scenarios import schema_toml
 from test_handover import SCHEMA, Follower, Killed, serving
-from test_online_server import batch, ids_seen, running_online
+from test_online_server import batch, ids_seen
 from thinrow.client import connect
 from thinrow.client.online import connect_online
 from thinrow.errors import ThinRowError
 from thinrow.jobs.export import export_events
 from thinrow.online.config import OnlineConfig
 from tried import SEED, Tried, times
-from worlds import THINROW, new_world
+from worlds import THINROW, new_world, running_online
 
 if TYPE_CHECKING:
     from pathlib import Path

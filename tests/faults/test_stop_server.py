@@ -13,11 +13,11 @@ import pytest
 from http2 import http2
 from test_drain import BATCH, Idle, streams_of
 from test_kill_server import PAUSE_S, Delivered, batches, keep, streamed_through, world
-from test_online_server import batch, ids_seen, running_online
+from test_online_server import batch, ids_seen
 from thinrow.client.online import connect_online
 from thinrow.materialization import Server, ServerConfig, server
 from tried import SEED, Tried, times
-from worlds import new_world, running_server
+from worlds import new_world, running_online, running_server
 
 if TYPE_CHECKING:
     from pathlib import Path
