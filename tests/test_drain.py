@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from http2 import http2
+from idle_streams import BATCH, Idle, check_unavailable, streams_of
 from thinrow.access.drain import StreamDrain
 from thinrow.client.online import connect_online
 from thinrow.materialization import Server, ServerConfig
@@ -20,30 +20,20 @@ from thinrow.online.config import OnlineConfig
 from thinrow.online.database import WriteAheadLog
 from thinrow.online.server import OnlineServer
 from thinrow.store.history import HistoryPlan
-from thinrow.v1 import materialization_pb2 as wire
-from thinrow.v1 import online_pb2, online_pb2_grpc
+from thinrow.v1 import online_pb2
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
-from worlds import START_TS, World, built_world, days, running_online, running_server
+from worlds import START_TS, World, built_world, running_online, running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    Call = Callable[[Iterator[Any]], Any]
 
 LONG_S = 3600.0
 """A drain that no test waits for: what holds it up makes the test fail."""
-BATCH = wire.MaterializeStreamRequest(request=wire.MaterializeRequest(user_ids=[1], end_ts=days(3)))
-SNAPSHOT = online_pb2.SnapshotStreamRequest(
-    requests=[online_pb2.StreamedRequest(request=online_pb2.SnapshotRequest(user_id=1))]
-)
-APPEND = online_pb2.AppendEventsRequest(events=online_pb2.EventBatch())
 UTILITY_METHODS = (
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
-LIST = reflection_pb2.ServerReflectionRequest(list_services="")
 
 
 @pytest.fixture(scope="module")
@@ -69,46 +59,6 @@ def online(world: World, tmp_path: Path) -> OnlineServer:
             drain_s=LONG_S,
         )
     )
-
-
-def streams_of(channel: grpc.Channel, service: str) -> dict[str, tuple[Call, Any]]:
-    """The service's bidirectional streams, and a message for each."""
-    reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
-    streams: dict[str, tuple[Call, Any]] = {
-        "ServerReflectionInfo": (reflection.ServerReflectionInfo, LIST)
-    }
-    if service == "materialization":
-        stub = MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
-        streams["MaterializeStream"] = (stub.MaterializeStream, BATCH)
-    else:
-        online = online_pb2_grpc.OnlineServiceStub(channel)  # type: ignore[no-untyped-call]
-        streams["SnapshotStream"] = (online.SnapshotStream, SNAPSHOT)
-        streams["AppendEvents"] = (online.AppendEvents, APPEND)
-    return streams
-
-
-class Idle:
-    """One open stream on which `messages` were answered."""
-
-    def __init__(self, method: Call, messages: list[Any]) -> None:
-        self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.call = method(iter(self._outgoing.get, None))
-        for message in messages:
-            self._outgoing.put(message)
-            next(self.call)
-
-    def check_ended_by_drain(self) -> None:
-        with pytest.raises(grpc.RpcError) as caught:
-            next(self.call)
-        self._outgoing.put(None)
-        check_unavailable(caught.value)
-
-
-def check_unavailable(error: grpc.RpcError) -> None:
-    assert isinstance(error, grpc.Call)
-    assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert dict(error.trailing_metadata())["thinrow-error"] == "UNAVAILABLE"
-    assert "stopping" in error.details()
 
 
 def check_idle_streams_end(server: Server | OnlineServer, service: str) -> None:

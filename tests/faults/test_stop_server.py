@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from http2 import http2
-from test_drain import BATCH, Idle, streams_of
+from idle_streams import BATCH, Idle, streams_of
 from test_kill_server import PAUSE_S, Delivered, batches, keep, streamed_through, world
 from test_online_server import batch, ids_seen
 from thinrow.client.online import connect_online
