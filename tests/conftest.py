@@ -90,7 +90,7 @@ def names_in(code: CodeType) -> set[str]:
 @pytest.fixture(scope="module")
 def no_pause_before_goaway() -> Iterator[None]:
     """Closes servers of this process at once, where no client is left that could cross a GOAWAY."""
-    with mock.patch("thinrow.materialization.server.GOAWAY_DELAY_S", 0):
+    with mock.patch("thinrow.access.grpc_server.GOAWAY_DELAY_S", 0):
         yield
 
 
