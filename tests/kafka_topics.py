@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 from thinrow.client.torch.kafka import KafkaConfig, KafkaSource
-from thinrow.core.files.message import encode_thin_rows
+from thinrow.core.files.message import decode_thin_rows, encode_thin_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,6 +103,21 @@ class Topic:
             return self.read(source)
         finally:
             source.close()
+
+    def request_ids(self, rows: int) -> list[str]:
+        """Reads from the start until the topic has so many different rows; returns their ids."""
+        consumer = Consumer({"bootstrap.servers": self.servers, "group.id": "readers"})
+        found: list[str] = []
+        try:
+            consumer.assign([TopicPartition(self.name, number, 0) for number in range(PARTITIONS)])
+            while len(set(found)) < rows:
+                message = consumer.poll(TIMEOUT_S)
+                assert message is not None
+                if message.error() is None:
+                    found += decode_thin_rows("here", message.value())["request_id"].to_pylist()
+        finally:
+            consumer.close()
+        return found
 
     def committed(self, group: str = "trainers") -> dict[int, int]:
         """The group's offsets, of partitions that have one."""

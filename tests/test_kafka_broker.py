@@ -6,13 +6,12 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
 from kafka_broker import Broker, needs_broker, running_broker
 from kafka_topics import TIMEOUT_S, wait_for
 from logged import a_row, config_in, features_of
 from test_client_rows import table
 from thinrow.client.logger import KafkaOutput, ThinRowLogger
-from thinrow.core.files.message import decode_thin_rows, encode_thin_rows
+from thinrow.core.files.message import encode_thin_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,21 +105,5 @@ def test_the_logger_publishes_across_a_kill(broker: Broker, tmp_path: Path) -> N
         broker.start()
         logger.drain(2 * TIMEOUT_S)
         assert logger.counts.rows_published["kafka"] == 40
-    ids = request_ids(topic.name, broker.address, 40)
+    ids = topic.request_ids(40)
     assert set(ids) == {f"r{n}" for n in range(40)}
-
-
-def request_ids(topic: str, servers: str, rows: int) -> list[str]:
-    """The ids of rows that a topic holds, once it has as many different ones."""
-    consumer = Consumer({"bootstrap.servers": servers, "group.id": "readers"})
-    found: list[str] = []
-    try:
-        consumer.assign([TopicPartition(topic, partition, 0) for partition in range(4)])
-        while len(set(found)) < rows:
-            message = consumer.poll(TIMEOUT_S)
-            assert message is not None
-            if message.error() is None:
-                found += decode_thin_rows("here", message.value())["request_id"].to_pylist()
-    finally:
-        consumer.close()
-    return found

@@ -2,70 +2,41 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
-import urllib.request
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from prometheus_client import CollectorRegistry, Gauge
+from stuck_scrapes import (
+    DEADLINE_S,
+    PEERS,
+    STUCK,
+    THREADS_MAX,
+    check_all_ended,
+    check_scrapes,
+    connected,
+    padded_endpoint,
+    send_endless_head,
+    threads,
+)
 from thinrow.access import http_server
-from thinrow.access.address import split_address
 from thinrow.access.config import HTTP_CONNECTIONS_MAX
 from thinrow.access.metrics_endpoint import MetricsEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PEERS = 4 * HTTP_CONNECTIONS_MAX
-DEADLINE_S = 60.0
+    from thinrow.access.metrics_endpoint import MetricsEndpoint
 
 
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetricsEndpoint]:
-    """An endpoint where connections may give way at once, with a page larger than any buffer."""
-    monkeypatch.setattr(http_server, "HTTP_GRACE_S", 0.0)
-    registry = CollectorRegistry()
-    gauge = Gauge("padded", "A series of many bytes.", ["label"], registry=registry)
-    for number in range(8):
-        gauge.labels(f"{number}" * (1 << 20)).set(1)
-    made = MetricsEndpoint(registry, "127.0.0.1:0")
-    yield made
-    made.close()
+def endpoint() -> Iterator[MetricsEndpoint]:
+    with padded_endpoint() as made:
+        yield made
 
 
-def threads() -> int:
-    return sum("process_request_thread" in thread.name for thread in threading.enumerate())
-
-
-def connected(endpoint: MetricsEndpoint, stack: ExitStack, sent: bytes) -> socket.socket:
-    peer = stack.enter_context(socket.create_connection(split_address(endpoint.address)))
-    peer.sendall(sent)
-    return peer
-
-
-def check_scrapes(endpoint: MetricsEndpoint) -> None:
-    for path in ("metrics", "status"):
-        address = f"http://{endpoint.address}/{path}"
-        with urllib.request.urlopen(address, timeout=DEADLINE_S) as page:
-            assert page.status == 200
-            assert b"padded" in page.read() or path == "status"
-
-
-def check_all_ended() -> None:
-    end_s = time.monotonic() + DEADLINE_S
-    while threads() and time.monotonic() < end_s:
-        time.sleep(0.01)
-    assert not threads()
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [b"", b"GET /metrics HT", b"GET /metrics HTTP/1.0\r\nX: ", b"GET /metrics HTTP/1.0\r\n\r\n"],
-    ids=["silent", "half a line", "half a header", "reads nothing"],
-)
+@pytest.mark.parametrize("sent", STUCK.values(), ids=STUCK)
 def test_stuck_peers_take_few_threads_and_give_way(endpoint: MetricsEndpoint, sent: bytes) -> None:
     with ExitStack() as stack:
         most = 0
@@ -73,8 +44,7 @@ def test_stuck_peers_take_few_threads_and_give_way(endpoint: MetricsEndpoint, se
             connected(endpoint, stack, sent)
             most = max(most, threads())
         check_scrapes(endpoint)
-        # One that was ended may still be on its way out.
-        assert max(most, threads()) <= HTTP_CONNECTIONS_MAX + 2
+        assert max(most, threads()) <= THREADS_MAX
 
 
 def test_a_peer_that_drips_is_ended(
@@ -107,12 +77,7 @@ def test_a_peer_that_drips_is_ended(
 
 def test_a_head_without_an_end_is_read_to_a_limit(endpoint: MetricsEndpoint) -> None:
     with ExitStack() as stack:
-        head = b"GET /metrics HTTP/1.0\r\n" + b"X: " + b"y" * (1 << 20)
-        peer = stack.enter_context(socket.create_connection(split_address(endpoint.address)))
-        peer.settimeout(DEADLINE_S)
-        with suppress(OSError):  # the server ends it while more is sent
-            peer.sendall(head)
-            peer.recv(64)
+        send_endless_head(endpoint, stack)
         check_scrapes(endpoint)
         check_all_ended()
 
