@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from http2 import CALM_DOWN, http2
-from thinrow.materialization import Server, ServerConfig, server
+from thinrow.access import grpc_server
+from thinrow.materialization import Server, ServerConfig
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 from worlds import World, built_world
@@ -52,7 +53,7 @@ def test_pings_of_an_idle_stream_at_the_allowed_pace(
     world: World, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interval_ms = 20
-    monkeypatch.setattr(server, "PING_INTERVAL_MS_MIN", interval_ms)
+    monkeypatch.setattr(grpc_server, "PING_INTERVAL_MS_MIN", interval_ms)
     with ExitStack() as stack:
         address = addresses(world, tmp_path, stack)[method.split("/")[1].split(".")[-1]]
         connection = stack.enter_context(http2(address))
@@ -74,4 +75,4 @@ def test_pings_that_come_too_fast_end_the_connection(world: World, tmp_path: Pat
 
 def test_what_clients_are_promised() -> None:
     """The documented 10 s, less what the network may delay one ping more than the next."""
-    assert server.PING_INTERVAL_MS_MIN <= 10_000 - 2_000
+    assert grpc_server.PING_INTERVAL_MS_MIN <= 10_000 - 2_000

@@ -15,6 +15,8 @@ import pytest
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from thinrow import errors
+from thinrow.access import grpc_server
+from thinrow.access.config import UTILITY_THREADS
 from thinrow.access.limits import RETRY_AFTER_MS
 from thinrow.access.wire_errors import ERRORS, wire_error
 from thinrow.client import ClientConfig, Projection, connect
@@ -27,7 +29,6 @@ from thinrow.errors import (
     UnavailableError,
 )
 from thinrow.materialization import Server, ServerConfig
-from thinrow.materialization import server as serving
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 from thinrow.store.history import HistoryPlan
@@ -289,7 +290,7 @@ def test_a_refusal_by_grpc_itself_may_be_made_again(
     """Beyond its limit of concurrent calls gRPC's server gives no name and no hint."""
     options = config(world)
     threads = options.call_threads
-    monkeypatch.setattr(serving, "HELD_MAX", 1 - threads - serving.UTILITY_THREADS)
+    monkeypatch.setattr(grpc_server, "HELD_MAX", 1 - threads - UTILITY_THREADS)
     ended = threading.Event()
 
     def messages() -> Iterator[wire.MaterializeStreamRequest]:

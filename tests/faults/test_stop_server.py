@@ -14,8 +14,9 @@ from http2 import http2
 from idle_streams import BATCH, Idle, streams_of
 from test_kill_server import PAUSE_S, Delivered, batches, keep, streamed_through, world
 from test_online_server import batch, ids_seen
+from thinrow.access import grpc_server
 from thinrow.client.online import connect_online
-from thinrow.materialization import Server, ServerConfig, server
+from thinrow.materialization import Server, ServerConfig
 from tried import SEED, Tried, times
 from worlds import new_world, running_online, running_server
 
@@ -115,7 +116,7 @@ def test_online_stopped_under_appends_and_idle_streams(tmp_path: Path) -> None:
 def test_pings_of_idle_streams(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the pace that the server allows, which is shortened here."""
     pings, interval_ms = times(10, 2000), 10
-    monkeypatch.setattr(server, "PING_INTERVAL_MS_MIN", interval_ms)
+    monkeypatch.setattr(grpc_server, "PING_INTERVAL_MS_MIN", interval_ms)
     config = ServerConfig(store=world.store, listen="127.0.0.1:0", metrics=None)
     with Server(config) as running, http2(running.address) as connection:
         connection.open_call("/thinrow.v1.MaterializationService/MaterializeStream")
