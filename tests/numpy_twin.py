@@ -44,7 +44,7 @@ def _statuses_without_reading(
 ) -> NDArray[np.uint8]:
     statuses = np.full(len(pointers), Status.OK, dtype=np.uint8)
     empty = pointers.start_ts == pointers.end_ts
-    place = np.searchsorted(watermarks, pointers.end_ts, side="left")
+    place = np.searchsorted(watermarks, pointers.end_ts, side="available_counts")
     past = place == len(watermarks)
     statuses[~empty & past] = Status.NOT_READY
     # Events before end_ts arrived before the watermark that closes end_ts's generation; only when
@@ -217,10 +217,14 @@ class NumpyPlan:
         if (visible[newest_at] >= self.end_ts[has]).any():
             raise StoreCorruptError("an event is not where its directory says")
 
-        left = np.maximum(0, end - begin)
+        available_counts = np.maximum(0, end - begin)
         dropped_ts = directories.dropped_ts[user]
-        lost = (dropped_ts != NEVER_TS) & (dropped_ts >= self.start_ts) & (left < self.wanted)
-        counts = np.minimum(left, self.wanted)
+        lost = (
+            (dropped_ts != NEVER_TS)
+            & (dropped_ts >= self.start_ts)
+            & (available_counts < self.wanted)
+        )
+        counts = np.minimum(available_counts, self.wanted)
         first = end - counts
         length = self.truncation.sequence_length
         if self.truncation.head and length > 0:
@@ -237,7 +241,7 @@ class NumpyPlan:
             statuses=statuses,
             first=self._spread(np.where(ok, first, 0)),
             counts=self._spread(np.where(ok, counts, 0)),
-            left=self._spread(left),
+            available_counts=self._spread(available_counts),
             digests=self._spread(digests.view(np.int64)).view(np.uint64),
         )
 

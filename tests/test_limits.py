@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import Counter, Gauge, Histogram
-from thinrow.access.limits import Turns
+from thinrow.access.limits import FairScheduler
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.errors import AnswerTooLargeError, DeadlineError, RequestError, TooManyCallsError
 from thinrow.materialization.metrics import Metrics
@@ -254,7 +254,7 @@ def test_the_oldest_few_of_a_long_history_fit_a_small_budget(tmp_path: Path) -> 
 
 
 def test_a_large_request_is_not_starved_by_small_ones() -> None:
-    budget, stop = Turns(100), threading.Event()
+    budget, stop = FairScheduler(100), threading.Event()
 
     def nibble() -> None:
         while not stop.is_set():
@@ -274,7 +274,7 @@ def test_a_large_request_is_not_starved_by_small_ones() -> None:
 
 
 def test_who_gives_up_waiting_leaves_the_queue() -> None:
-    budget = Turns(100)
+    budget = FairScheduler(100)
     with budget.hold(60, None):
         with pytest.raises(DeadlineError), budget.hold(60, timeout_s=0.05):
             pass
@@ -285,7 +285,7 @@ def test_who_gives_up_waiting_leaves_the_queue() -> None:
 
 
 def test_what_is_held_grows_only_while_nobody_waits() -> None:
-    budget, granted = Turns(100), threading.Event()
+    budget, granted = FairScheduler(100), threading.Event()
 
     def wait_for_most() -> None:
         with budget.hold(95, 60, "other"):

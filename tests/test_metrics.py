@@ -183,7 +183,7 @@ def test_labels_are_bounded() -> None:
     known = [f"tenant {n:03}" for n in range(TENANT_LABELS_MAX - 10)]
     metrics = Metrics()
     metrics.serve(Store())  # type: ignore[arg-type]
-    metrics.trust(Known(), None)  # type: ignore[arg-type]
+    metrics.bind_tenants(Known(), None)  # type: ignore[arg-type]
     assert {metrics.tenant(name) for name in known} == set(known)
     assert metrics.tenant("made up") == metrics.tenant("") == ""
     known = [f"later {n:03}" for n in range(1000)]

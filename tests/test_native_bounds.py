@@ -200,7 +200,7 @@ def test_pointers_at_the_extremes_equal_numpy(
     selection = plan.resolve()
     assert selection.statuses.tolist() == expected.statuses.tolist()
     assert selection.counts.tolist() == expected.counts.tolist()
-    assert selection.left.tolist() == expected.left.tolist()
+    assert selection.available_counts.tolist() == expected.available_counts.tolist()
     assert selection.digests.tolist() == expected.digests.tolist()
     assert 0 <= plan.events_at_most <= 400 and plan.stripe_bytes_at_most >= 0
     assert len({*selection.statuses.tolist()}) >= 3, "the extremes reach several statuses"

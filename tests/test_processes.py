@@ -482,9 +482,9 @@ def test_merged_metrics_are_those_of_one_server() -> None:
             metrics.stage_seconds.labels(stage).observe(draw.randrange(100) / 64)
             metrics.examples.labels("", draw.choice(("OK", "EXPIRED"))).inc(draw.randrange(9))
             metrics.in_flight.inc()
-    one.follow(lambda: 7, lambda: 1000)
-    other.follow(lambda: 6, lambda: 2000)
-    both.follow(lambda: 6, lambda: 1000)
+    one.bind_generation(lambda: 7, lambda: 1000)
+    other.bind_generation(lambda: 6, lambda: 2000)
+    both.bind_generation(lambda: 6, lambda: 1000)
     parts = [list(metrics.registry.collect()) for metrics in (one, other)]
     rng.shuffle(parts)
     found, right = exposed(merged(parts)), exposed(both.registry.collect())

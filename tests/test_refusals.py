@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from thinrow.access.delayed_rejections import HELD_MAX, PACE_MS, DelayedRejections
 from thinrow.access.limits import RETRY_AFTER_MS
-from thinrow.access.refusals import HELD_MAX, PACE_MS, Refusals
 from thinrow.materialization import Server, ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from worlds import World, built_world, days
@@ -35,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def test_they_are_told_one_after_the_other() -> None:
-    refusals, told = Refusals(), list[tuple[int, float]]()
+    refusals, told = DelayedRejections(), list[tuple[int, float]]()
     started_s = time.monotonic()
     for number in range(50):
         refusals.hold(lambda n=number: told.append((n, time.monotonic() - started_s)))  # type: ignore[misc]
@@ -50,7 +50,7 @@ def test_they_are_told_one_after_the_other() -> None:
 
 
 def test_they_are_few_and_none_is_forgotten() -> None:
-    refusals, told = Refusals(), list[int]()
+    refusals, told = DelayedRejections(), list[int]()
     for number in range(HELD_MAX + 3):
         refusals.hold(lambda n=number: told.append(n))  # type: ignore[misc]
     assert told == [HELD_MAX, HELD_MAX + 1, HELD_MAX + 2], "beyond the most they are told at once"

@@ -147,11 +147,11 @@ def test_a_page_of_nothing_is_a_page() -> None:
 
 def test_it_says_what_is_wrong() -> None:
     metrics = Metrics()
-    metrics.follow(lambda: 7, lambda: -(1 << 62))
+    metrics.bind_generation(lambda: 7, lambda: -(1 << 62))
     page = rendered(of(metrics.registry), None)
     assert "not serving" in page
     assert "beyond the calendar" in page
-    metrics.serves()
+    metrics.mark_ready()
     metrics.open_failures.inc(3)
     page = rendered(of(metrics.registry), None)
     assert "not serving" not in page

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from thinrow.access import limits
-from thinrow.access.limits import RETRY_AFTER_MS, Places, Turns
+from thinrow.access.limits import RETRY_AFTER_MS, ConcurrencyLimit, FairScheduler
 from thinrow.access.tenants import Tenants
 from thinrow.cli.app import app
 from thinrow.client import ClientConfig, Projection, connect
@@ -363,19 +363,19 @@ def test_a_tenant_has_half_unless_its_table_says_otherwise(world: World, file: F
 
 
 def test_places_are_given_back_however_a_call_ends() -> None:
-    places = Places("calls_max")
+    places = ConcurrencyLimit("calls_max")
     for _ in range(5):
-        with pytest.raises(ZeroDivisionError), places.one_of("a", 1):
+        with pytest.raises(ZeroDivisionError), places.acquire_tenant("a", 1):
             raise ZeroDivisionError
-    with places.one_of("a", 1):
-        with pytest.raises(TenantLimitError), places.one_of("a", 1):
+    with places.acquire_tenant("a", 1):
+        with pytest.raises(TenantLimitError), places.acquire_tenant("a", 1):
             pass
-        with places.one_of("b", 1):
+        with places.acquire_tenant("b", 1):
             pass
     assert not places._by_tenant
 
 
-def order_of(turns: Turns, asked: list[tuple[str, int]]) -> list[str]:
+def order_of(turns: FairScheduler, asked: list[tuple[str, int]]) -> list[str]:
     """The order in which requests are let in, one at a time, that asked while none was."""
     entered: list[str] = []
     threads = []
@@ -398,7 +398,7 @@ def order_of(turns: Turns, asked: list[tuple[str, int]]) -> list[str]:
 
 def test_tenants_take_turns() -> None:
     """However much one asks for before, and in whatever order they come."""
-    entered = order_of(Turns(1), [*[("flood", 1)] * 20, *[("a", 1)] * 5, ("b", 1)])
+    entered = order_of(FairScheduler(1), [*[("flood", 1)] * 20, *[("a", 1)] * 5, ("b", 1)])
     assert sorted(entered[:3]) == ["a", "b", "flood"], entered
     assert sorted(entered[3:11]) == ["a"] * 4 + ["flood"] * 4, entered
     assert all(one != other for one, other in itertools.pairwise(entered[:11])), entered
@@ -406,7 +406,7 @@ def test_tenants_take_turns() -> None:
 
 
 def test_the_last_place_is_left_to_others_while_they_ask() -> None:
-    turns = Turns(2, spare=1)
+    turns = FairScheduler(2, spare=1)
     with turns.hold(1, 1, "flood"), turns.hold(1, 1, "flood"):  # nobody else asks
         pass
     with turns.hold(1, 1, "a"):
@@ -435,7 +435,7 @@ def test_an_answer_on_its_way_counts_against_its_tenant_while_others_ask(
             return False
 
     monkeypatch.setattr(limits, "SENDING_S", 3600)
-    turns = Turns(2, spare=1)
+    turns = FairScheduler(2, spare=1)
     with answered("flood"), answered("flood"):  # nobody else asks
         assert may_work("flood", 0)
     answered("a").close()
@@ -452,7 +452,7 @@ def test_an_answer_on_its_way_counts_against_its_tenant_while_others_ask(
 
 
 def test_one_at_its_own_limit_does_not_hold_up_others() -> None:
-    turns = Turns(100)
+    turns = FairScheduler(100)
     with turns.hold(50, None, "flood", 50):
         waiting = threading.Thread(target=lambda: turns.hold(10, 10, "flood", 50).__enter__())
         waiting.start()
@@ -465,7 +465,7 @@ def test_one_at_its_own_limit_does_not_hold_up_others() -> None:
 
 
 def test_who_gives_up_lets_those_behind_go() -> None:
-    turns, entered = Turns(100), threading.Event()
+    turns, entered = FairScheduler(100), threading.Event()
 
     def large() -> None:
         with pytest.raises(DeadlineError), turns.hold(100, 0.3):
@@ -487,7 +487,7 @@ def test_who_gives_up_lets_those_behind_go() -> None:
 
 def test_turns_add_up_after_a_storm() -> None:
     """Many tenants, amounts and deadlines: never more than the limit, and all comes back."""
-    turns, most, lock = Turns(10, spare=2), 0, threading.Lock()
+    turns, most, lock = FairScheduler(10, spare=2), 0, threading.Lock()
     held = 0
 
     def ask(seed: int) -> None:

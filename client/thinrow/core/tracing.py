@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
     from thinrow.core.wire.response import Response
 
-__all__ = ["UNTRACED", "PassTrace", "StreamTrace", "Tracing", "told_of", "traced_call", "tracing"]
+__all__ = [
+    "UNTRACED",
+    "PassTrace",
+    "StreamTrace",
+    "Tracing",
+    "span_attributes",
+    "traced_call",
+    "tracing",
+]
 
 T = TypeVar("T")
 
@@ -226,7 +234,7 @@ class StreamTrace:
 
     def asked(self, cursor: int, tenant: str, examples: int) -> str:
         """Says that a request is being sent; returns the `traceparent` to send along."""
-        attributes = {**told_of(tenant, examples), "thinrow.cursor": cursor}
+        attributes = {**span_attributes(tenant, examples), "thinrow.cursor": cursor}
         span = self._tracing.start("thinrow.request", attributes, parent=self._span)
         self._asked.append(span)
         return dict(self._tracing.metadata(span)).get("traceparent", "")
@@ -247,7 +255,7 @@ class StreamTrace:
             self._span.end()
 
 
-def told_of(tenant: str, examples: int) -> dict[str, AttributeValue]:
+def span_attributes(tenant: str, examples: int) -> dict[str, AttributeValue]:
     """What spans say of a request."""
     return {"thinrow.tenant": tenant, "thinrow.examples": examples}
 
@@ -259,7 +267,7 @@ def traced_call(method: Callable[..., T], tenant: str, examples: int) -> Callabl
         return method
 
     def call(request: bytes, *, metadata: Any, **options: Any) -> T:  # noqa: ANN401
-        with spans.calling("thinrow.request", told_of(tenant, examples)) as span:
+        with spans.calling("thinrow.request", span_attributes(tenant, examples)) as span:
             return method(request, metadata=(*metadata, *spans.metadata(span)), **options)
 
     return call

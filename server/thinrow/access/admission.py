@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from thinrow.access.config import ServiceConfig
+    from thinrow.access.delayed_rejections import DelayedRejections
     from thinrow.access.gate import Gate
     from thinrow.access.metrics import ServiceMetrics
-    from thinrow.access.refusals import Refusals
 
     Handler = grpc.RpcMethodHandler[Any, Any]
     Send = Callable[[bytes | None], None]
@@ -49,7 +49,7 @@ class CallAdmission(grpc.ServerInterceptor):
         services: Collection[str],
         config: ServiceConfig,
         gate: Gate,
-        refusals: Refusals,
+        refusals: DelayedRejections,
         metrics: ServiceMetrics,
     ) -> None:
         self._config = config

@@ -43,7 +43,7 @@ def start_endpoints(
             "client certificates, or listen on one address",
             extra={"listen": config.listen},
         )
-    metrics.trust(tenants, certificates)
+    metrics.bind_tenants(tenants, certificates)
     if config.metrics is None:
         return certificates, None
     endpoint = MetricsEndpoint(metrics.registry, config.metrics)

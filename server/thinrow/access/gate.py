@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NoReturn
 
 from thinrow.access.drain import stopping
-from thinrow.access.limits import Places
+from thinrow.access.limits import ConcurrencyLimit
 from thinrow.access.wire_errors import ERROR_METADATA, set_error_status
 from thinrow.errors import StoreError, ThinRowError, TooManyCallsError
 
@@ -44,8 +44,8 @@ class Gate:
 
     def __init__(self, tenants: Tenants, metrics: ServiceMetrics) -> None:
         self.tenants = tenants
-        self._calls = Places("calls_max")
-        self._streams = Places("streams_max")
+        self._calls = ConcurrencyLimit("calls_max")
+        self._streams = ConcurrencyLimit("streams_max")
         self._metrics = metrics
         self._draining = threading.Event()
 
@@ -90,11 +90,11 @@ class Gate:
     def tenant_place(self, tenant: str, *, is_stream: bool) -> Iterator[None]:
         """Counts a call as its tenant's until the block ends. Raises TenantLimitError."""
         if not is_stream:
-            with self._calls.one_of(tenant, self.tenants.calls_max(tenant)):
+            with self._calls.acquire_tenant(tenant, self.tenants.calls_max(tenant)):
                 yield
             return
         with (
-            self._streams.one_of(tenant, self.tenants.streams_max(tenant)),
+            self._streams.acquire_tenant(tenant, self.tenants.streams_max(tenant)),
             self._metrics.streams.track_inprogress(),
             self._metrics.streaming(tenant),
         ):

@@ -14,11 +14,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from thinrow.access.address import split_address
 from thinrow.access.admission import CallAdmission
 from thinrow.access.config import UTILITY_THREADS, WINDOW_BYTES
+from thinrow.access.delayed_rejections import HELD_MAX
 from thinrow.access.drain import StreamDrain
 from thinrow.access.health import HEALTH, Health
 from thinrow.access.limits import full
 from thinrow.access.reflection import add_reflection
-from thinrow.access.refusals import HELD_MAX
 from thinrow.access.wire_errors import set_error_status
 from thinrow.errors import UsageError
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from thinrow.access.config import ServiceConfig
+    from thinrow.access.delayed_rejections import DelayedRejections
     from thinrow.access.gate import Gate
     from thinrow.access.metrics import ServiceMetrics
-    from thinrow.access.refusals import Refusals
     from thinrow.access.tls import Certificates
 
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -83,7 +83,7 @@ class Overload(grpc.ServerInterceptor):
         services: Iterable[str],
         pool: Pool,
         threads: int,
-        refusals: Refusals,
+        refusals: DelayedRejections,
         metrics: ServiceMetrics,
     ) -> None:
         self._prefixes = tuple(f"/{service}/" for service in services)
@@ -121,7 +121,7 @@ def grpc_server(
     config: ServiceConfig,
     services: Mapping[str, Callable[[grpc.Server], None]],
     gate: Gate,
-    refusals: Refusals,
+    refusals: DelayedRejections,
     metrics: ServiceMetrics,
     *,
     drain: Callable[[], None],

@@ -33,7 +33,7 @@ SENDING_S = 0.02
 affair, and must hold up nothing."""
 
 
-class Places:
+class ConcurrencyLimit:
     """Calls at once of each tenant; a call beyond its tenant's limit is refused."""
 
     def __init__(self, name: str) -> None:
@@ -43,7 +43,7 @@ class Places:
         self._lock = threading.Lock()
 
     @contextmanager
-    def one_of(self, tenant: str, limit: int) -> Iterator[None]:
+    def acquire_tenant(self, tenant: str, limit: int) -> Iterator[None]:
         """Counts a call as this tenant's until the block ends. Raises TenantLimitError."""
         with self._lock:
             if self._by_tenant[tenant] >= limit:
@@ -78,7 +78,7 @@ def refusal(kind: type[TooManyCallsError], message: str) -> TooManyCallsError:
 
 
 @dataclass(slots=True, eq=False)
-class Turn:
+class Ticket:
     """One request that waits, or holds what it waited for."""
 
     tenant: str
@@ -89,7 +89,7 @@ class Turn:
     granted: bool = False
 
 
-class Turns:
+class FairScheduler:
     """An amount that requests in work hold together; tenants take turns at what is free.
 
     Of one tenant's requests the first comes first, and a large one is not starved by small ones.
@@ -104,7 +104,7 @@ class Turns:
         # All by tenant; the names are those of tenants that there are.
         self._held: Counter[str] = Counter()
         self._sending: dict[str, list[tuple[float, int]]] = defaultdict(list)
-        self._waiting: dict[str, deque[Turn]] = defaultdict(deque)
+        self._waiting: dict[str, deque[Ticket]] = defaultdict(deque)
         self._served: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -130,7 +130,7 @@ class Turns:
                 f"{most:,} at once (work_bytes_max); ask for fewer examples at once, shorter "
                 f"sequences or fewer traits."
             )
-        turn = Turn(tenant, amount, most, threading.Condition(self._lock))
+        turn = Ticket(tenant, amount, most, threading.Condition(self._lock))
         with self._lock:
             if tenant not in self._served:
                 self._served[tenant] = 0.0
@@ -159,7 +159,7 @@ class Turns:
                 self._sending[tenant].remove(sent)
                 self._grant()
 
-    def _extend(self, turn: Turn, amount: int) -> bool:
+    def _extend(self, turn: Ticket, amount: int) -> bool:
         """Adds to what a turn holds, unless another request waits for it or it is not free."""
         with self._lock:
             if amount > self._free or any(self._waiting.values()):
@@ -171,7 +171,7 @@ class Turns:
             self._held[turn.tenant] += amount
             return True
 
-    def _wait(self, turn: Turn, timeout_s: float | None) -> None:
+    def _wait(self, turn: Ticket, timeout_s: float | None) -> None:
         """Waits until it is granted; a turn that is not in time leaves its queue."""
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
         queue = self._waiting[turn.tenant]
@@ -189,7 +189,7 @@ class Turns:
             self._grant()
 
     @staticmethod
-    def _tell_next(queue: deque[Turn]) -> None:
+    def _tell_next(queue: deque[Ticket]) -> None:
         if queue:
             queue[0].changed.notify()
 
@@ -214,7 +214,7 @@ class Turns:
             else:
                 return
 
-    def _most(self, turn: Turn) -> int:
+    def _most(self, turn: Ticket) -> int:
         """What the tenant may hold now."""
         if not self._spare or turn.amount > self._limit - self._spare:
             return turn.tenant_max

@@ -78,18 +78,18 @@ class ServiceMetrics:
         """A new histogram of times."""
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
-    def follow(self, number: Callable[[], int], watermark_ts: Callable[[], int]) -> None:
+    def bind_generation(self, number: Callable[[], int], watermark_ts: Callable[[], int]) -> None:
         """Where to look up the serving generation at each scrape."""
         self._generation.set_function(number)
         self._watermark_age.set_function(lambda: time.time() - watermark_ts() / 1000)
 
-    def trust(self, tenants: Tenants, certificates: Certificates | None) -> None:
+    def bind_tenants(self, tenants: Tenants, certificates: Certificates | None) -> None:
         """Where to look up the tenants there are, and whether what lies on disk is in use."""
         ProcessCollector(registry=self.registry)
         self._known = lambda: tenants.by_name
         for name in sorted(tenants.by_name)[:TENANT_LABELS_MAX]:
             self.tenant(name)
-        self.show("")
+        self.init_series("")
         self.gauge(
             "thinrow_tenants_usable",
             "1 while what the tenants file says counts, 0 while what it said earlier does.",
@@ -113,11 +113,11 @@ class ServiceMetrics:
             return name
         if len(self._tenants) == TENANT_LABELS_MAX or name not in self._known():
             return ""
-        self.show(name)
+        self.init_series(name)
         self._tenants.add(name)
         return name
 
-    def show(self, tenant: str) -> None:
+    def init_series(self, tenant: str) -> None:
         """Lets a tenant's series begin at 0, so that their first step is seen."""
         self.tenant_streams.labels(tenant)
 
@@ -136,7 +136,7 @@ class ServiceMetrics:
         with self.tenant_streams.labels(self.tenant(tenant)).track_inprogress():
             yield
 
-    def serves(self) -> None:
+    def mark_ready(self) -> None:
         """Says that requests are taken from now on."""
         self._ready_seconds.set(process_age_s())
         self.ready.set(1)

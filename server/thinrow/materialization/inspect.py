@@ -98,7 +98,7 @@ class Question:
             watermark_ts=answer.watermark_ts,
             status=wire.Status.Name(int(answer.statuses[0])),
             end_ts=self._end_ts,
-            event_count=int(selection.left[0]),
+            event_count=int(selection.available_counts[0]),
             digest=int(selection.digests[0]),
             events=[
                 _event({name: column[row] for name, column in columns.items()}, self._traits)

@@ -78,8 +78,8 @@ class Metrics(ServiceMetrics):
         for method in METHODS:
             self.request_seconds.labels(method, "")
 
-    def show(self, tenant: str) -> None:
-        super().show(tenant)
+    def init_series(self, tenant: str) -> None:
+        super().init_series(tenant)
         for method in METHODS[:2]:
             self.request_seconds.labels(method, tenant)
         self.examples.labels(tenant, "OK")

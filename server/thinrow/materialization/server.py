@@ -7,10 +7,10 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
+from thinrow.access.delayed_rejections import DelayedRejections
 from thinrow.access.endpoints import start_endpoints
 from thinrow.access.gate import Gate
 from thinrow.access.grpc_server import grpc_server
-from thinrow.access.refusals import Refusals
 from thinrow.access.tenants import Tenants
 from thinrow.materialization.metrics import Metrics
 from thinrow.materialization.service import SERVICE, MaterializationService
@@ -58,10 +58,10 @@ class Server:
         )
         self._stack.enter_context(current)
         tenants = self._stack.enter_context(Tenants(config, current.schema))
-        metrics.follow(lambda: current.number, lambda: current.watermark_ts)
+        metrics.bind_generation(lambda: current.number, lambda: current.watermark_ts)
         metrics.serve(current)
         metrics.memory_bound.set(config.memory_bound_bytes)
-        gate, refusals = Gate(tenants, metrics), Refusals()
+        gate, refusals = Gate(tenants, metrics), DelayedRejections()
         self._stack.callback(refusals.close)
         service = MaterializationService(config, current, gate, metrics)
         certificates, self.metrics_address = start_endpoints(config, tenants, metrics, self._stack)

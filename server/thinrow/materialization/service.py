@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
-from thinrow.access.limits import Turns
+from thinrow.access.limits import FairScheduler
 from thinrow.access.projection import resolve, wire_groups
-from thinrow.core.tracing import UNTRACED, told_of, tracing
+from thinrow.core.tracing import UNTRACED, span_attributes, tracing
 from thinrow.core.wire.response import Response
 from thinrow.errors import DeadlineError, PermissionDeniedError, RequestError
 from thinrow.materialization.inspect import Question
+from thinrow.store.budgeted_read import read_within_budget
 from thinrow.store.history import HistoryPlan, Pointers, Status
-from thinrow.store.room import read_in_room
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class MaterializationService:
         self._tenants = gate.tenants
         self._metrics = metrics
         self._tracing = tracing("thinrow-server")
-        self._work = Turns(config.work_max, spare=1)
-        self._budget = Turns(config.work_bytes_max)
+        self._work = FairScheduler(config.work_max, spare=1)
+        self._budget = FairScheduler(config.work_bytes_max)
         # By these a client spreads its connections, which the kernel deals out to processes at
         # random.
         self._process = (
@@ -82,7 +82,7 @@ class MaterializationService:
                 for name, answers in methods.items()
             },
         )
-        self._metrics.serves()
+        self._metrics.mark_ready()
 
     def materialize(
         self, messages: Iterator[bytes], context: grpc.ServicerContext
@@ -193,7 +193,7 @@ class MaterializationService:
             else self._tracing.serving(
                 f"{SERVICE}/{method}",
                 {
-                    **told_of(request.tenant, len(request.user_ids)),
+                    **span_attributes(request.tenant, len(request.user_ids)),
                     "thinrow.cursor": cursor or 0,
                 },
                 (("traceparent", traceparent),) if traceparent else context.invocation_metadata(),
@@ -275,7 +275,7 @@ class MaterializationService:
             _check_wanted(context)
             with self._stage("read"):
                 metrics.read_bytes.inc(
-                    read_in_room(plan, beside_bytes, bytes_max, hold, room, extend)
+                    read_within_budget(plan, beside_bytes, bytes_max, hold, room, extend)
                 )
             _check_wanted(context)
             with self._stage("assemble"):

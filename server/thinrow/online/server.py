@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from thinrow.access.delayed_rejections import DelayedRejections
 from thinrow.access.endpoints import start_endpoints as opened
 from thinrow.access.gate import Gate
 from thinrow.access.grpc_server import grpc_server as listening
 from thinrow.access.guard import Guard
-from thinrow.access.refusals import Refusals
 from thinrow.access.tenants import Tenants
 from thinrow.access.traced import Traced
 from thinrow.core.tracing import tracing
@@ -89,7 +89,7 @@ class OnlineServer:
                     f"--schema FILE."
                 )
             tier.use_schema(read_schema(config.schema))
-        metrics.follow(lambda: self.published.number, lambda: self.published.watermark_ts)
+        metrics.bind_generation(lambda: self.published.number, lambda: self.published.watermark_ts)
         metrics.of_tier(tier)
         metrics.memory_bound.set(config.memory_bound_bytes)
 
@@ -110,7 +110,7 @@ class OnlineServer:
             config.response_bytes_max,
         )
         service = OnlineService(config, tier, appends, self.published, snapshots, metrics)
-        gate, refusals = Gate(tenants, metrics), Refusals()
+        gate, refusals = Gate(tenants, metrics), DelayedRejections()
         stack.callback(refusals.close)
         certificates, self.metrics_address = opened(config, tenants, metrics, stack)
 
@@ -134,7 +134,7 @@ class OnlineServer:
                 certificates=certificates,
             )
         )
-        metrics.serves()
+        metrics.mark_ready()
         log.info(
             "serving",
             extra={

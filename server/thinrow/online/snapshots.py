@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from thinrow.access.limits import Turns
+from thinrow.access.limits import FairScheduler
 from thinrow.access.projection import resolve_projection, resolve_tenant, wire_type
 from thinrow.errors import AnswerTooLargeError, RequestError, UnavailableError, UnknownTenantError
 from thinrow.online.mutable import MutableEvents
 from thinrow.online.one_user import OneUser
+from thinrow.store.budgeted_read import read_within_budget
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.history import HistoryPlan, Pointers, Status
-from thinrow.store.room import read_in_room
 from thinrow.v1 import materialization_pb2, online_pb2
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Snapshots:
         self._tenants = tenants
         self._small_bytes = work_bytes_max // SMALL_SHARE // calls_max
         self._budget_bytes = work_bytes_max - self._small_bytes * calls_max
-        self._budget = Turns(self._budget_bytes)
+        self._budget = FairScheduler(self._budget_bytes)
         self._response_bytes_max = response_bytes_max
         self._resolved: tuple[_Known | None, _Resolved] = (None, {})
 
@@ -128,7 +128,7 @@ class Snapshots:
                     return self._hold(amount, timeout_s)
 
                 extend = room.enter_context(hold(plan.stripe_bytes_at_most + beside_bytes))
-                read_in_room(plan, beside_bytes, self._budget_bytes, hold, room, extend)
+                read_within_budget(plan, beside_bytes, self._budget_bytes, hold, room, extend)
                 selection = plan.resolve()
                 immutable, _ = plan.answer(projection.traits, self._response_bytes_max)
                 statuses, digests = selection.statuses.tolist(), selection.digests.tolist()

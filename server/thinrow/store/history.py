@@ -85,7 +85,7 @@ class Selection:
     """Ordinal of each example's first event."""
     counts: NDArray[np.int64]
     """Events of each example; 0 where the status is not OK."""
-    left: NDArray[np.int64]
+    available_counts: NDArray[np.int64]
     """Events in each pointer's window that the store still has; where the window is longer than
     what is wanted of it, at least that many."""
     digests: NDArray[np.uint64]
@@ -233,8 +233,14 @@ class HistoryPlan:
                 _text_hash,
                 self._generation.digest_memory,
             )
-        statuses, first, counts, left, digests = self._plan.selection()
-        return Selection(statuses=statuses, first=first, counts=counts, left=left, digests=digests)
+        statuses, first, counts, available_counts, digests = self._plan.selection()
+        return Selection(
+            statuses=statuses,
+            first=first,
+            counts=counts,
+            available_counts=available_counts,
+            digests=digests,
+        )
 
     def answer(
         self,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Extend = Callable[[int], bool]
 
 
-def read_in_room(
+def read_within_budget(
     plan: HistoryPlan,
     beside_bytes: int,
     bytes_max: int,

@@ -22,7 +22,7 @@ PACE_MS = 10
 """Between two that are told: their work takes less than a tenth of a core."""
 
 
-class Refusals:
+class DelayedRejections:
     """Holds refusals until they are due; ended by `close`."""
 
     def __init__(self) -> None:
