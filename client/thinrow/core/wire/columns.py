@@ -104,8 +104,10 @@ def require_own_width(message: wire.Column) -> None:
         wrong = width > size or (dtype.kind == "f" and width not in (0, size))
         label = wire.TraitType.Name(message.type)
         require(not wrong, f"{message.trait} has words of {width} bytes, but {label} has {size}")
-        # Words of 8 bytes wrap round by contract; narrower ones have room to be checked.
-        if size == 8 or message.type == wire.TRAIT_TYPE_STRING:
+        # Words of 8 bytes wrap round by contract; narrower ones have room to be checked. The base
+        # has no meaning where all events lack the trait.
+        has_words = not message.nullable or any(message.present)
+        if size == 8 or message.type == wire.TRAIT_TYPE_STRING or not has_words:
             continue
         words = np.frombuffer(message.data, f"<u{width}") if width else np.zeros(1, np.int8)
         if not len(words):
