@@ -13,7 +13,7 @@ from limits import BareGets, BareStream, MemoryCopy
 from sides import check_equal, measure
 from thinrow.access.projection import resolve
 from thinrow.client import Projection, read_thin_rows
-from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.materialization.service import read_pointers
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan
@@ -162,7 +162,7 @@ def requests(
     """What the loader asks for, in requests about so many examples."""
     projection = Projection(tenant.sequence_length, traits=tenant.traits)
     for rows, _ in read_thin_rows(world.rows(order), examples=LOOKUP_EXAMPLES):
-        rest = Lookup(rows, projection).whole()
+        rest = BatchLookup(rows, projection).whole()
         while rest is not None:
             piece, rest = rest.cut(examples)
             yield wire.MaterializeRequest.FromString(piece.request())

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from expected import Examples
 from thinrow.client import Projection, read_thin_rows
 from thinrow.compaction import CompactionConfig, compact
-from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.batch_lookup import BatchLookup
 from workload import SCHEMA, TRAITS, workload
 from world import CLUSTERED, DAY_MS, IN_TIME_ORDER, Tenant, built, size
 
@@ -87,7 +87,7 @@ def wire(world: World, users: int = 64, requests: int = 20) -> Wire:
             break
         assert len(set(rows.pointers.user_ids.tolist())) == 1
         world.served.client.materialize(rows, projection)
-        asked_bytes += len(Lookup(rows, projection).whole().request())
+        asked_bytes += len(BatchLookup(rows, projection).whole().request())
         examples += len(rows)
     sent_bytes = world.metrics()["sent_bytes"] - before["sent_bytes"]
     events = int(world.examples(CLUSTERED, tenant).lengths[:examples].sum())

@@ -30,7 +30,7 @@ from rich.table import Table
 from thinrow.client import Pointers, Projection, connect
 from thinrow.compaction import CompactionConfig, compact
 from thinrow.core.pointers import ThinRows
-from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.request import on_stream
 from workload import SCHEMA, workload
 
@@ -72,7 +72,7 @@ def load(address: str, processes: int, requests: Path, kind: str) -> None:
 
 def raw(address: str, processes: int, batches: Sequence[Pointers]) -> Iterator[int]:
     """Bytes there and bytes back, over one connection to each of two processes, or two to one."""
-    pieces = [Lookup(ThinRows(batch), SHORT).whole() for batch in batches]
+    pieces = [BatchLookup(ThinRows(batch), SHORT).whole() for batch in batches]
     sent = itertools.cycle([as_message(on_stream(0, piece.request(), "")) for piece in pieces])
     streams: dict[bytes, Stream] = {}
     while len(streams) < CONNECTIONS:

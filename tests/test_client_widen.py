@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from thinrow.core.pointers import MutableColumn, MutableEvents, Pointers, Projection, ThinRows
 from thinrow.core.wire.batch import Batch
-from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Column, Response
 from thinrow.core.wire.widen import NarrowColumn
 from thinrow.errors import InputError, ThinRowError, UsageError
@@ -166,7 +166,7 @@ def assemble(
 def read(
     response: wire.MaterializeResponse, rows: ThinRows, projection: Projection | str
 ) -> Answer:
-    piece = Lookup(rows, projection).whole()
+    piece = BatchLookup(rows, projection).whole()
     piece.answered(Response.read(response.SerializeToString()))
     return piece.lookup.answer()
 
@@ -389,7 +389,7 @@ def test_mutable_events_are_judged_by_all_responses_together() -> None:
             Pointers(user_ids=[1, 2], end_ts=[100] * 2, request_ts=[200] * 2),
             MutableEvents(np.array([0, 1, 2]), np.array([150, 150]), {}),
         )
-        lookup = Lookup(rows, "tenant")
+        lookup = BatchLookup(rows, "tenant")
         for number, column in enumerate(columns):
             response = answer([(0, 1)], [column], 1).SerializeToString()
             lookup.add(np.array([number]), Response.read(response))

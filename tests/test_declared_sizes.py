@@ -38,7 +38,7 @@ UNLIMITED = [
 ANSWERS = """
 import numpy as np
 from thinrow.client import Batch, Pointers
-from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Response
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -53,7 +53,7 @@ def message(examples, events, blocks=1, views=None, **column):
 
 def read(data, examples=1, users=None):
     pointers = Pointers(user_ids=users or list(range(examples)), end_ts=[9] * examples)
-    lookup = Lookup(pointers, "tenant")
+    lookup = BatchLookup(pointers, "tenant")
     lookup.add(np.arange(examples), Response.read(data))
     return len(Batch.from_answers([lookup.answer()]).values["x"])
 """

@@ -50,7 +50,7 @@ from thinrow.access.projection import resolve_projection
 from thinrow.client import Batch, Projection, read_thin_rows
 from thinrow.client.online import OnlineClient, Snapshot, connect_online
 from thinrow.compaction import compact
-from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Response
 from thinrow.errors import RequestError
 from thinrow.jobs.export import export_events
@@ -263,7 +263,7 @@ def projection(wanted: Wanted) -> Projection:
 
 def put_back(store: Path, rows: ThinRows, wanted: Wanted) -> Batch:
     """What training gets, without a server."""
-    piece = Lookup(rows, projection(wanted)).whole()
+    piece = BatchLookup(rows, projection(wanted)).whole()
     request = wire.MaterializeRequest.FromString(piece.request())
     with Generation.open_current(store) as generation:
         resolved = resolve_projection(request.projection, generation.schema)

@@ -151,7 +151,7 @@ def test_a_stream_reaches_every_process(world: World) -> None:
                 for batch in client.stream(rows, ALL):
                     assert shown(batch) == right
                     delivered += len(batch)
-                assert not client._channels._further, "a connection is left"
+                assert not client._channels._extra_channels, "a connection is left"
             gained = [now - then for now, then in zip(answered(), before, strict=True)]
             assert sum(map(bool, gained)) == reached
         assert sum(answered()) == delivered

@@ -16,7 +16,7 @@ from thinrow.access.projection import resolve_projection
 from thinrow.core.pointers import Pointers as ClientPointers
 from thinrow.core.pointers import ThinRows
 from thinrow.core.wire.batch import Batch
-from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Response
 from thinrow.errors import AnswerTooLargeError
 from thinrow.store.generation import Generation
@@ -69,7 +69,7 @@ def widened(response: wire.MaterializeResponse, pointers: Pointers) -> dict[str,
             max_lengths=pointers.max_lengths,
         )
     )
-    lookup = Lookup(rows, "whatever the tenant wants")
+    lookup = BatchLookup(rows, "whatever the tenant wants")
     lookup.add(np.arange(len(rows)), Response.read(response.SerializeToString()))
     batch = Batch.from_answers([lookup.answer()])
     return {name: [bits(values or []) for values in batch.to_lists(name)] for name in batch.values}

@@ -24,7 +24,7 @@ from thinrow.access.projection import resolve_projection
 from thinrow.client import Batch, Pointers, Projection
 from thinrow.compaction import CompactionConfig, compact
 from thinrow.core.pointers import ThinRows
-from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Response
 from thinrow.materialization.service import read_pointers
 from thinrow.store.generation import Generation
@@ -150,7 +150,7 @@ def shown(batch: Batch) -> Answers:
 
 def read_store(store: Path, pointers: Pointers, projection: Projection = ALL) -> Answers:
     """What a server would answer, without one: opens, reads, assembles, widens."""
-    piece = Lookup(ThinRows(pointers), projection).whole()
+    piece = BatchLookup(ThinRows(pointers), projection).whole()
     request = wire.MaterializeRequest.FromString(piece.request())
     with Generation.open_current(store) as generation:
         resolved = resolve_projection(request.projection, generation.schema)

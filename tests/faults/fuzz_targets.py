@@ -31,8 +31,8 @@ from thinrow.access.wire_errors import ERRORS
 from thinrow.client import Batch, Projection
 from thinrow.core.pointers import Pointers as ClientPointers
 from thinrow.core.pointers import ThinRows
+from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.columns import as_column, to_wire
-from thinrow.core.wire.lookup import Lookup
 from thinrow.core.wire.response import Response
 from thinrow.errors import (
     AnswerTooLargeError,
@@ -146,7 +146,7 @@ def widened(pointers: Pointers, message: bytes) -> Batch:
         max_lengths=pointers.max_lengths,
         request_ts=pointers.request_ts,
     )
-    lookup = Lookup(ThinRows(rows), "whatever the tenant wants")
+    lookup = BatchLookup(ThinRows(rows), "whatever the tenant wants")
     lookup.add(np.arange(len(rows)), Response.read(message))
     return Batch.from_answers([lookup.answer()])
 
@@ -543,7 +543,7 @@ class ResponseTarget:
         )
         try:
             response = Response.read_from_stream(body) if on_stream % 2 else Response.read(body)
-            lookup = Lookup(ThinRows(rows), wanted)
+            lookup = BatchLookup(ThinRows(rows), wanted)
             lookup.add(np.arange(len(rows)), response)
             batch = Batch.from_answers([lookup.answer()])
             lists = {name: batch.to_lists(name) for name in batch.values}

@@ -16,7 +16,7 @@ from collections import Counter
 import numpy as np, pyarrow as pa
 from thinrow.client import Batch, Pointers
 from thinrow.core.wire.columns import from_wire
-from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.files.message import decode_thin_rows, split_thin_rows
 from thinrow.core.wire.response import Response
 from thinrow.errors import InputError, ThinRowError
@@ -44,7 +44,7 @@ def an_answer(rng):
         view_lengths=[events] * examples, block_lengths=[events], truncation=1,
         columns=[column(rng, events)]).SerializeToString()
     pointers = Pointers(user_ids=range(examples), end_ts=[9] * examples)
-    lookup = Lookup(pointers, "tenant")
+    lookup = BatchLookup(pointers, "tenant")
     lookup.add(np.arange(examples), Response.read(data))
     return Batch.from_answers([lookup.answer()])
 

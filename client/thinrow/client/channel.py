@@ -109,23 +109,23 @@ class Channels:
             materialization_pb2_grpc.MaterializationServiceStub(CountingChannel(channel))  # type: ignore[no-untyped-call]
             for channel in self._channels
         ]
-        self._further: list[ClosableChannel] = []
+        self._extra_channels: list[ClosableChannel] = []
         self._closed = False
         self._lock = threading.Lock()
 
-    def open_further(self, replica: int) -> ClosableChannel:
+    def open_extra(self, replica: int) -> ClosableChannel:
         """Makes one more connection to a replica, open until it is let go, or all are closed."""
         with self._lock:
             self.check_open()
             channel = open_channel(self.targets[replica], self.config)
-            self._further.append(channel)
+            self._extra_channels.append(channel)
         return channel
 
-    def let_go(self, channel: ClosableChannel) -> None:
+    def release(self, channel: ClosableChannel) -> None:
         """Closes a further connection, unless that was done."""
         with self._lock:
-            if channel in self._further:
-                self._further.remove(channel)
+            if channel in self._extra_channels:
+                self._extra_channels.remove(channel)
         channel.close()
 
     @property
@@ -195,7 +195,7 @@ class Channels:
         """Closes every channel; calls under way are cancelled."""
         with self._lock:
             self._closed = True
-            further, self._further = self._further, []
+            further, self._extra_channels = self._extra_channels, []
         for channel in (*self._channels, *further):
             channel.close()
 

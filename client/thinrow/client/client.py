@@ -12,7 +12,7 @@ from thinrow.client.request_size import RequestSize
 from thinrow.client.stream import answers
 from thinrow.core.tracing import traced_call
 from thinrow.core.wire.batch import Batch
-from thinrow.core.wire.lookup import Lookup, Piece
+from thinrow.core.wire.batch_lookup import BatchLookup, RequestSlice
 from thinrow.core.wire.request import to_wire_projection
 from thinrow.core.wire.response import Response
 from thinrow.errors import AnswerTooLargeError
@@ -92,9 +92,9 @@ class Client:
         `deadline_s` (default `config.request_deadline_s`) bounds each. Faults of one example are
         its status. Raises InputError for mutable events that lack a trait they need.
         """
-        lookup = Lookup(rows, projection)
+        lookup = BatchLookup(rows, projection)
         size = RequestSize(self.config, first=self.config.examples_per_request)
-        rest: Piece | None = lookup.whole()
+        rest: RequestSlice | None = lookup.whole()
         while rest is not None:
             piece, later = rest.cut(size.examples)
             examples = len(piece.examples)

@@ -32,8 +32,8 @@ from thinrow.core.convert import times_ms
 from thinrow.core.pointers import MutableEvents, Pointers, ThinRows, integers
 from thinrow.core.thin_row import ThinRow
 from thinrow.core.wire.batch import Batch
+from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.columns import as_column, from_wire, to_wire
-from thinrow.core.wire.lookup import Lookup
 from thinrow.core.wire.request import to_wire_projection
 from thinrow.core.wire.response import Response
 from thinrow.core.wire.widen import require
@@ -388,7 +388,7 @@ def _seen(
         request_ts=np.full(users, answer.request_ts),
     )
     # The very code that puts the thin row back at training time.
-    lookup = Lookup(ThinRows(pointers, mutable), projection)
+    lookup = BatchLookup(ThinRows(pointers, mutable), projection)
     lookup.add(np.arange(users), Response.read(answer.immutable.SerializeToString()))
     batch = Batch.from_answers([lookup.answer()])
     events = _as_mappings(mutable)

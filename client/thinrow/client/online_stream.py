@@ -171,7 +171,7 @@ class _Connection:
         )
         try:
             for message in self._call:
-                self._take(message)
+                self._deliver(message)
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.CANCELLED:  # else the server is stopping
                 failure = self._failure(error)
@@ -181,7 +181,7 @@ class _Connection:
         finally:
             self._end(failure)
 
-    def _take(self, message: online_pb2.SnapshotStreamResponse) -> None:
+    def _deliver(self, message: online_pb2.SnapshotStreamResponse) -> None:
         cursors = sorted(answer.cursor for answer in message.answers)
         with self._changed:
             expected = sorted(self._messages.popleft()) if self._messages else []

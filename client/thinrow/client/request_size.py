@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from thinrow.client.config import ClientConfig
-    from thinrow.core.wire.answer import Part
+    from thinrow.core.wire.answer import CheckedResponse
 
 __all__ = ["RequestSize"]
 
@@ -24,7 +24,7 @@ class RequestSize:
         self.examples = min(first, self._most)
         self.is_known = False
 
-    def answered(self, part: Part) -> None:
+    def answered(self, part: CheckedResponse) -> None:
         """Learns from an answer: sizes follow the answers', but slowly where one was refused."""
         self._taken = min(self._most, self._taken + max(1, self._most // REGROWTH_ANSWERS))
         self.is_known = True

@@ -20,7 +20,7 @@ from thinrow.client.calls import materialize_stream
 from thinrow.client.channel import Channels, Patience, Retries, translate
 from thinrow.client.request_size import RequestSize
 from thinrow.core.tracing import StreamTrace, tracing
-from thinrow.core.wire.lookup import Lookup, Piece
+from thinrow.core.wire.batch_lookup import BatchLookup, RequestSlice
 from thinrow.core.wire.request import on_stream
 from thinrow.core.wire.response import Response
 from thinrow.core.wire.widen import require
@@ -47,7 +47,7 @@ FIRST_REQUESTS = 2
 # With fewer under way the server may run out of work; with more, answers that are there come first.
 REQUESTS_FIRST = 4
 # How long a stream whose answers have all come may take to end by itself.
-FAREWELL_S = 1.0
+CLOSE_GRACE_S = 1.0
 # Before the next connection is opened, where the last one led to a process that was reached before.
 # Grows so slowly that some thirty are tried in as many seconds: which process is a matter of luck.
 FURTHER_PAUSE_S_MIN, FURTHER_PAUSE_S_MAX = 0.01, 10.0
@@ -66,8 +66,8 @@ def answers(
     cursors = itertools.count(1)
     retries, patience = Retries(config), Patience(channels, deadline_s)
     size = RequestSize(config, FIRST_REQUEST_EXAMPLES)
-    planned: deque[Piece] = deque()  # of the input pulled last, not yet asked for
-    asked: deque[tuple[int, Piece, Connection]] = deque()  # by cursor, not yet answered
+    planned: deque[RequestSlice] = deque()  # of the input pulled last, not yet asked for
+    asked: deque[tuple[int, RequestSlice, Connection]] = deque()  # by cursor, not yet answered
     draining = False  # an empty batch: whoever gives it has nothing yet, and waits for answers
     answered = False  # since the last connection was opened for a new token
     connections: Connections | None = None
@@ -82,7 +82,7 @@ def answers(
                     if rows is None:
                         inputs = iter(())
                         break
-                    planned.append(Lookup(rows, projection).whole())
+                    planned.append(BatchLookup(rows, projection).whole())
                     draining = not len(rows)
                 if connections is None:
                     connections = Connections(channels)
@@ -188,7 +188,7 @@ class Connections:
         if len(self._open) < wanted and time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + self._pause_s
             self._pause_s = min(FURTHER_PAUSE_GROWTH * self._pause_s, FURTHER_PAUSE_S_MAX)
-            channel = self._channels.open_further(self.replica)
+            channel = self._channels.open_extra(self.replica)
             self._open.append(Connection(self._channels, channel, is_own=True))
         return min(self._open, key=Connection.unanswered)
 
@@ -237,7 +237,7 @@ class Connection:
         self._reader = threading.Thread(target=self._read, name="thinrow-stream", daemon=True)
         self._reader.start()
 
-    def send(self, cursor: int, piece: Piece) -> None:
+    def send(self, cursor: int, piece: RequestSlice) -> None:
         """Sends when there is room on the wire; returns at once."""
         self.awaited += 1
         self._sent += 1
@@ -295,7 +295,7 @@ class Connection:
     def finish(self) -> None:
         """Lets the server end the call in good order, and closes what it leaves."""
         self.end()
-        self._reader.join(FAREWELL_S)
+        self._reader.join(CLOSE_GRACE_S)
         self.close()
 
     def close(self) -> None:
@@ -308,7 +308,7 @@ class Connection:
         if self._reader is not threading.current_thread():
             self._reader.join()
         if self._own is not None:
-            self._channels.let_go(self._own)
+            self._channels.release(self._own)
 
     def _read(self) -> None:
         """Queues answers, no more than requests, then what ended them: an error, or None."""

@@ -177,12 +177,14 @@ class MutableEvents:
         if isinstance(examples, np.ndarray):
             lengths = np.diff(self.offsets)[examples]
             offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-            return self.take(ranges(self.offsets[examples], lengths), offsets)
+            return self.select(ranges(self.offsets[examples], lengths), offsets)
         start, stop = bounds(examples, len(self))
         offsets = self.offsets[start : stop + 1]
-        return self.take(slice(offsets[0], offsets[-1]), offsets - offsets[0])
+        return self.select(slice(offsets[0], offsets[-1]), offsets - offsets[0])
 
-    def take(self, events: slice | NDArray[np.int64], offsets: NDArray[np.int64]) -> MutableEvents:
+    def select(
+        self, events: slice | NDArray[np.int64], offsets: NDArray[np.int64]
+    ) -> MutableEvents:
         """Picks events, which `offsets` then deals out to examples."""
         columns = {
             name: MutableColumn(

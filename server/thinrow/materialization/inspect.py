@@ -10,7 +10,7 @@ from thinrow.access.projection import resolve_projection
 from thinrow.core.pointers import Pointers as ClientPointers
 from thinrow.core.pointers import Projection, ThinRows
 from thinrow.core.wire.batch import Batch
-from thinrow.core.wire.lookup import Lookup
+from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.errors import AnswerTooLargeError, RequestError
 from thinrow.schema import BUILT_IN, EVENT_GROUP, TraitType
 from thinrow.store.history import Pointers
@@ -82,7 +82,7 @@ class Question:
         projection = Projection(
             truncation.sequence_length, truncation="head" if truncation.head else "newest"
         )
-        piece = Lookup(rows, projection).whole()
+        piece = BatchLookup(rows, projection).whole()
         piece.answered(answer)
         batch = Batch.from_answers([piece.lookup.answer()])
         names = [trait.name for trait in self.projection.traits]

@@ -42,12 +42,12 @@ FRAME_ENTRIES_MAX = 1024
 CONVERTED_ROWS = 16
 """Rows converted at once: meanwhile no other thread of the process runs Python code."""
 
-TELL_S = 60.0
+WARN_INTERVAL_S = 60.0
 """Least seconds between two warnings of one kind."""
 
 WHAT_TO_DO = "serve without logging until it has caught up, or raise the bound"
 
-TOLD = {
+WARNINGS = {
     "rows_refused": "rows were refused, for their values do not fit the columns",
     "labels_refused": "calls of label() were refused, for their values do not fit the columns",
     "labels_unmatched": "calls of label() found no row in the window: too late, or a wrong id",
@@ -133,7 +133,7 @@ class ThinRowLogger:
         self._closed = False
         self._failure: BaseException | None = None
         self._trouble: OSError | None = None
-        self._told: dict[str, tuple[float, int]] = {}
+        self._warned: dict[str, tuple[float, int]] = {}
         self._state = State(config)
         try:
             self._journal = Journal(config.journal, (self._tables.rows, self._tables.labels))
@@ -202,7 +202,7 @@ class ThinRowLogger:
                 f"The row has {events} mutable events, but mutable_events_max is "
                 f"{config.mutable_events_max}."
             )
-        return self._take(request_id, row, dict(features), events + 1)
+        return self._enqueue(request_id, row, dict(features), events + 1)
 
     def label(self, request_id: str, labels: Mapping[str, object]) -> Receipt:
         """Takes labels of a request, which may be logged before or later.
@@ -218,7 +218,7 @@ class ThinRowLogger:
                 f"The labels must be some of {', '.join(sorted(self._label_names))}, but are "
                 f"{', '.join(sorted(given)) or 'none'}."
             )
-        return self._take(request_id, None, given, 1)
+        return self._enqueue(request_id, None, given, 1)
 
     def flush(self, timeout_s: float = 10.0) -> None:
         """Waits until everything logged before is durable.
@@ -316,7 +316,7 @@ class ThinRowLogger:
                 behind_ms=self._state.behind_ms,
             )
 
-    def _take(
+    def _enqueue(
         self, request_id: str, row: ThinRow | None, values: dict[str, object], events: int
     ) -> Receipt:
         bytes_max = self._config.request_id_bytes_max
@@ -497,10 +497,10 @@ class ThinRowLogger:
         try:
             self._journal.forget(needed)
         except OSError as error:
-            self._tell("forgetting", 1, f"files of the journal cannot be removed: {error}")
+            self._warn("forgetting", 1, f"files of the journal cannot be removed: {error}")
         self._look_at_bounds()
-        for what, text in TOLD.items():
-            self._tell(what, counts[what], text)
+        for what, text in WARNINGS.items():
+            self._warn(what, counts[what], text)
 
     def _look_at_bounds(self) -> None:
         """Finds what is full; what is queued was taken and is written all the same."""
@@ -519,11 +519,11 @@ class ThinRowLogger:
             for what, most in full.items()
         }
 
-    def _tell(self, what: str, count: int, text: str) -> None:
+    def _warn(self, what: str, count: int, text: str) -> None:
         """Warns of what there is more of than last time, now and then."""
-        told_s, told = self._told.get(what, (-TELL_S, 0))
-        if count > told and time.monotonic() - told_s >= TELL_S:
-            self._told[what] = time.monotonic(), count
+        warned_s, told = self._warned.get(what, (-WARN_INTERVAL_S, 0))
+        if count > told and time.monotonic() - warned_s >= WARN_INTERVAL_S:
+            self._warned[what] = time.monotonic(), count
             log.warning("%d %s", count - told, text)
 
     def _refuse(self, what: str, refused: list[tuple[Receipt, Exception]]) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from thinrow.client.torch.config import LoaderConfig
     from thinrow.core.wire.widen import ColumnKind
 
-__all__ = ["Batcher", "Group", "Part", "chosen", "to_tensors"]
+__all__ = ["AnsweredRows", "Batcher", "Group", "chosen", "to_tensors"]
 
 ADVICE = {
     "NOT_READY": "wait for compaction with not_ready_wait_s",
@@ -35,31 +35,33 @@ ADVICE = {
 }
 
 
-class Part(NamedTuple):
+class AnsweredRows(NamedTuple):
     """Some examples, in order: what came back for them and what they bring along."""
 
     answer: Answer
     columns: pa.Table
     example_ids: NDArray[np.int64]
 
-    def cut(self, start: int, stop: int) -> Part:
+    def cut(self, start: int, stop: int) -> AnsweredRows:
         """The examples [start, stop)."""
-        return Part(
+        return AnsweredRows(
             self.answer[start:stop],
             self.columns.slice(start, stop - start),
             self.example_ids[start:stop],
         )
 
-    def pick(self, examples: NDArray[np.int64]) -> Part:
+    def pick(self, examples: NDArray[np.int64]) -> AnsweredRows:
         """Some of the examples, by their places."""
-        return Part(self.answer[examples], self.columns.take(examples), self.example_ids[examples])
+        return AnsweredRows(
+            self.answer[examples], self.columns.take(examples), self.example_ids[examples]
+        )
 
 
 @dataclass(slots=True)
 class Group:
     """What makes one batch."""
 
-    parts: list[Part] = field(default_factory=list)
+    parts: list[AnsweredRows] = field(default_factory=list)
 
     rows: int = 0
     """Rows of the source up to its end and after the last group's, also those left out."""
@@ -84,7 +86,7 @@ class Batcher:
         self._config = config
         self._group = Group()
 
-    def add(self, part: Part) -> Iterator[Group]:
+    def add(self, part: AnsweredRows) -> Iterator[Group]:
         """Takes the next examples and yields the groups that they complete.
 
         Raises StatusError at the first example whose status is to fail.
@@ -99,7 +101,7 @@ class Batcher:
             if fitting:
                 end = int(kept[place + fitting - 1]) + 1
                 self._group.count(statuses[counted:end])
-                self._take(staying.cut(place, place + fitting))
+                self._append(staying.cut(place, place + fitting))
                 place, counted = place + fitting, end
             if place < len(kept) or self._group.examples == self._config.batch_examples:
                 yield self.rest()
@@ -134,14 +136,14 @@ class Batcher:
             examples = int(np.searchsorted(events, config.batch_events - group.events, "right"))
         return examples if examples or group.examples else 1
 
-    def _take(self, part: Part) -> None:
+    def _append(self, part: AnsweredRows) -> None:
         group = self._group
         group.parts.append(part)
         group.examples += len(part.answer)
         group.events += int(part.answer.lengths.sum())
 
 
-def failure(part: Part, place: int) -> StatusError:
+def failure(part: AnsweredRows, place: int) -> StatusError:
     """Says which example failed and what to do."""
     name = status_name(int(part.answer.statuses[place]))
     return StatusError(
@@ -152,7 +154,7 @@ def failure(part: Part, place: int) -> StatusError:
 
 
 def to_tensors(
-    parts: Sequence[Part],
+    parts: Sequence[AnsweredRows],
     integer_dtype: torch.dtype,
     allocate: Callable[[int], torch.Tensor] = plain_memory,
     threads: int = 1,

@@ -8,7 +8,7 @@ from thinrow.client.client import connect
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
 from thinrow.client.torch.files import FileSource, RowFiles, traits_named
-from thinrow.client.torch.pipeline import BATCHES_ELSEWHERE, Pipeline
+from thinrow.client.torch.pipeline import BATCHES_IN_USE, Pipeline
 from thinrow.client.torch.starvation import Starvation
 from thinrow.errors import UsageError
 from torch.utils.data import IterableDataset, get_worker_info
@@ -99,7 +99,7 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
         return source
 
     def _batches(self, source: FileSource) -> Generator[TensorBatch, None, None]:
-        copies = DeviceCopy("cpu", slots=self._config.batches_ahead + BATCHES_ELSEWHERE)
+        copies = DeviceCopy("cpu", slots=self._config.batches_ahead + BATCHES_IN_USE)
         with connect(self._server, self._config.client) as client:
             pipeline = Pipeline(
                 source, client, self._projection, self._config, copies, Starvation()

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from thinrow.client.torch.batch import TensorBatch
     from torch import Tensor
 
-__all__ = ["DeviceCopy", "Sent"]
+__all__ = ["DeviceCopy", "PendingCopy"]
 
 
-class Sent(NamedTuple):
+class PendingCopy(NamedTuple):
     """A batch on its way."""
 
     batch: TensorBatch
@@ -68,18 +68,18 @@ class DeviceCopy:
             self._reading.popleft()
         return self._ring.borrow(size_bytes)
 
-    def send(self, batch: TensorBatch) -> Sent:
+    def send(self, batch: TensorBatch) -> PendingCopy:
         """Enqueues the copy of a batch, which must not be written any more; waits for nothing."""
         if self._stream is None:
-            return Sent(batch, None)
+            return PendingCopy(batch, None)
         self.copied_bytes += batch.nbytes
         with torch.cuda.stream(self._stream):
             moved = batch.to(self.device, non_blocking=True)
             copied = self._stream.record_event()
         self._reading.append((copied, batch))
-        return Sent(moved, copied)
+        return PendingCopy(moved, copied)
 
-    def receive(self, sent: Sent) -> TensorBatch:
+    def receive(self, sent: PendingCopy) -> TensorBatch:
         """Hands a batch to the current stream: what is enqueued there from now on sees it whole.
 
         The host does not wait, only the stream does.

@@ -118,7 +118,7 @@ class KafkaConfig:
 
 
 @dataclass(slots=True, eq=False)
-class Handed:
+class InFlightMessage:
     """A message that is being handed out and not wholly taken."""
 
     partition: int
@@ -127,16 +127,16 @@ class Handed:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class MessageRows:
     """The rows of a message that are to be handed out, from `row` on."""
 
-    handed: Handed
+    in_flight: InFlightMessage
     row: int
     table: pa.Table
 
     def example_ids(self) -> NDArray[np.int64]:
         """Numbers the rows, shape (rows,), as no other of the topic."""
-        message = self.handed.partition << OFFSET_BITS | self.handed.offset
+        message = self.in_flight.partition << OFFSET_BITS | self.in_flight.offset
         return (message << ROW_BITS) + self.row + np.arange(len(self.table))
 
 
@@ -160,7 +160,7 @@ class KafkaSource:
         self._using = threading.Lock()
         # chunks() runs in another thread than what counts its rows.
         self._lock = threading.Lock()
-        self._handed: deque[Handed] = deque()
+        self._in_flight: deque[InFlightMessage] = deque()
         try:
             self._consumer: Consumer = kafka.Consumer(
                 librdkafka_settings(config) | {**config.settings, "error_cb": self._on_error},
@@ -194,7 +194,7 @@ class KafkaSource:
         longer has, UnavailableError where Kafka gives up, UsageError after close().
         """
         with self._lock:
-            self._handed.clear()
+            self._in_flight.clear()
             start = [self._at(partition, place) for partition, place in self._taken.items()]
         with self._using:
             if self._closing.is_set():
@@ -202,7 +202,7 @@ class KafkaSource:
             self._consumer.assign(start)
         idle_s = self._config.idle_timeout_s or math.inf
         heard_s = time.monotonic()
-        left: Part | None = None
+        left: MessageRows | None = None
         while not self._closing.is_set():
             parts, left = self._gather(examples, left)
             if parts:
@@ -216,8 +216,8 @@ class KafkaSource:
     def took(self, rows: int) -> None:
         """Counts the next `rows` rows, in order: they are in a batch now handed out, or skipped."""
         with self._lock:
-            while self._handed:
-                message = self._handed[0]
+            while self._in_flight:
+                message = self._in_flight[0]
                 place = self._taken[message.partition]
                 row = place.row if place.offset == message.offset else 0
                 if row + rows < message.rows:
@@ -225,7 +225,7 @@ class KafkaSource:
                     return
                 rows -= message.rows - row
                 self._taken[message.partition] = Place(message.offset + 1, 0)
-                self._handed.popleft()
+                self._in_flight.popleft()
         assert rows == 0, "more rows are taken than were handed out"
 
     def commit(self) -> None:
@@ -326,14 +326,16 @@ class KafkaSource:
             self._consumer.poll(0)
             raise self._unavailable(self._trouble or error.args[0]) from error
 
-    def _gather(self, examples: int, part: Part | None) -> tuple[list[Part], Part | None]:
+    def _gather(
+        self, examples: int, part: MessageRows | None
+    ) -> tuple[list[MessageRows], MessageRows | None]:
         """Waits for whole messages of up to `examples` rows, or for one with more.
 
         Decoded together they have at most `queued_bytes_max`, unless a single one has more.
 
         `part` is one already there; what does not fit any more is returned.
         """
-        parts: list[Part] = []
+        parts: list[MessageRows] = []
         rows = size = 0
         part = part or self._receive(POLL_S)
         end_s = time.monotonic() + self._config.linger_ms / 1000
@@ -349,7 +351,7 @@ class KafkaSource:
             part = self._receive(end_s - time.monotonic()) if rows < examples else None
         return parts, part
 
-    def _receive(self, wait_s: float) -> Part | None:
+    def _receive(self, wait_s: float) -> MessageRows | None:
         """Waits for the next message with rows."""
         end_s = time.monotonic() + wait_s
         while not self._closing.is_set():
@@ -382,7 +384,7 @@ class KafkaSource:
             )
         raise self._unavailable(error)
 
-    def _read(self, message: Message) -> Part | None:
+    def _read(self, message: Message) -> MessageRows | None:
         """Decodes a message and notes it as handed out; None for a bad one that is skipped."""
         partition, offset = message.partition(), message.offset()
         assert partition is not None and offset is not None
@@ -391,34 +393,34 @@ class KafkaSource:
                 f"Topic {self._config.topic} has come to offset {offset}, past what example ids "
                 f"can number; go on with a new topic."
             )
-        handed = Handed(partition, offset, 0)
+        in_flight = InFlightMessage(partition, offset, 0)
         place = self._taken[partition]
         row = place.row if place.offset == offset else 0
         try:
-            table = decode_thin_rows(self._where(handed), message.value())
+            table = decode_thin_rows(self._where(in_flight), message.value())
             if row > len(table):
                 raise InputError(
-                    f"{self._where(handed)} has {len(table)} rows, of which {row} are said to be "
-                    f"taken; go on with the topic that the state was taken from."
+                    f"{self._where(in_flight)} has {len(table)} rows, but {row} of them are "
+                    f"taken in the state; resume with the topic that the state was saved from."
                 )
         except InputError as error:
             table = None
-            self._skip(handed, row, error)
+            self._skip(in_flight, row, error)
         else:
-            handed.rows = len(table)
+            in_flight.rows = len(table)
         with self._lock:
-            self._handed.append(handed)
-        return None if table is None else Part(handed, row, table.slice(row))
+            self._in_flight.append(in_flight)
+        return None if table is None else MessageRows(in_flight, row, table.slice(row))
 
-    def _to_chunks(self, parts: list[Part], examples: int) -> Iterator[RowChunk]:
+    def _to_chunks(self, parts: list[MessageRows], examples: int) -> Iterator[RowChunk]:
         """Converts messages together, which is several times faster than one by one."""
         pa = load_pyarrow()
         table = pa.concat_tables([part.table for part in parts])
         try:
-            rows, columns = split_thin_rows(self._where(parts[0].handed), table)
+            rows, columns = split_thin_rows(self._where(parts[0].in_flight), table)
         except InputError as error:
             if len(parts) == 1:
-                self._skip(parts[0].handed, parts[0].row, error)
+                self._skip(parts[0].in_flight, parts[0].row, error)
             else:
                 for part in parts:
                     yield from self._to_chunks([part], examples)
@@ -428,13 +430,13 @@ class KafkaSource:
             chunk = slice(start, start + examples)
             yield RowChunk(rows[chunk], columns.slice(start, examples), example_ids[chunk])
 
-    def _skip(self, handed: Handed, row: int, error: InputError) -> None:
+    def _skip(self, in_flight: InFlightMessage, row: int, error: InputError) -> None:
         """Leaves out the rows of a bad message, or raises."""
         if self._config.on_bad_message == "fail":
             raise error
         with self._lock:
-            handed.rows = row
-        self.bad_messages[handed.partition] += 1
+            in_flight.rows = row
+        self.bad_messages[in_flight.partition] += 1
         log.warning("skipped a bad message: %s", error)
 
     def _on_error(self, error: KafkaError) -> None:
@@ -445,8 +447,9 @@ class KafkaSource:
     def _at(self, partition: int, place: Place) -> TopicPartition:
         return to_offset(self._kafka, self._config.topic, partition, place)
 
-    def _where(self, handed: Handed) -> str:
-        return f"Topic {self._config.topic}, partition {handed.partition}, offset {handed.offset}"
+    def _where(self, in_flight: InFlightMessage) -> str:
+        topic, partition = self._config.topic, in_flight.partition
+        return f"Topic {topic}, partition {partition}, offset {in_flight.offset}"
 
     def _unavailable(self, error: KafkaError) -> UnavailableError:
         return UnavailableError(

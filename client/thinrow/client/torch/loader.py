@@ -9,7 +9,7 @@ from thinrow.client.client import connect
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
 from thinrow.client.torch.files import FileSource, RowFiles, traits_named
-from thinrow.client.torch.pipeline import BATCHES_ELSEWHERE, Pipeline
+from thinrow.client.torch.pipeline import BATCHES_IN_USE, Pipeline
 from thinrow.client.torch.starvation import Starvation
 from thinrow.errors import UsageError
 
@@ -61,7 +61,7 @@ class ThinRowLoader:
         self._source = to_source(rows, self._config.columns, projection)
         self._server = server
         self._projection = projection
-        self._copies = DeviceCopy(device, slots=self._config.batches_ahead + BATCHES_ELSEWHERE)
+        self._copies = DeviceCopy(device, slots=self._config.batches_ahead + BATCHES_IN_USE)
         self._starvation = Starvation(registry)
         self._pipeline: Pipeline | None = None
         self._client: Client | None = None

@@ -16,7 +16,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from thinrow.client.torch.batching import Batcher, Part, chosen, to_tensors
+from thinrow.client.torch.batching import AnsweredRows, Batcher, chosen, to_tensors
 from thinrow.client.torch.config import status_name
 from thinrow.client.torch.queues import BoundedQueue, ClosedError
 from thinrow.client.torch.starvation import StageClock
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from thinrow.client.torch.batch import TensorBatch
     from thinrow.client.torch.batching import Group
     from thinrow.client.torch.config import LoaderConfig
-    from thinrow.client.torch.device import DeviceCopy, Sent
+    from thinrow.client.torch.device import DeviceCopy, PendingCopy
     from thinrow.client.torch.source import RowChunk, RowSource
     from thinrow.client.torch.starvation import Starvation
     from thinrow.core.pointers import Projection, ThinRows
     from thinrow.core.wire.answer import Answer
 
-__all__ = ["BATCHES_ELSEWHERE", "Pipeline"]
+__all__ = ["BATCHES_IN_USE", "Pipeline"]
 
 log = logging.getLogger("thinrow.loader")
 
 # Beside those that are ready: the trainer's, and the one being written.
-BATCHES_ELSEWHERE = 2
+BATCHES_IN_USE = 2
 # How often examples that are not ready are asked for again.
 NOT_READY_PAUSE_S_INITIAL = 0.1
 NOT_READY_PAUSE_S_MAX = 5.0
@@ -55,10 +55,10 @@ ANSWERS_AHEAD = 1
 LOG_INTERVAL_S = 60.0
 
 
-class Ready(NamedTuple):
+class QueuedBatch(NamedTuple):
     """A batch to be handed out, and what it stands for."""
 
-    sent: Sent | None
+    sent: PendingCopy | None
     """None: only rows that were left out, behind the last batch."""
 
     rows: int
@@ -92,8 +92,8 @@ class Pipeline:
         self._trace = None if spans is None else PassTrace(spans)
         self._chunks: BoundedQueue[RowChunk] = BoundedQueue(config.chunks_ahead)
         self._asked: deque[RowChunk] = deque()
-        self._answers: BoundedQueue[Part] = BoundedQueue(ANSWERS_AHEAD)
-        self._ready: BoundedQueue[Ready] = BoundedQueue(config.batches_ahead)
+        self._answers: BoundedQueue[AnsweredRows] = BoundedQueue(ANSWERS_AHEAD)
+        self._ready: BoundedQueue[QueuedBatch] = BoundedQueue(config.batches_ahead)
         self._input_error: Exception | None = None
         self._closing = threading.Event()
         if config.freed_bytes_kept:
@@ -225,9 +225,9 @@ class Pipeline:
             self._clock.work("widen")
         if group.rows:
             statuses = {status_name(status): count for status, count in group.statuses.items()}
-            self._ready.put(Ready(sent, group.rows, statuses))
+            self._ready.put(QueuedBatch(sent, group.rows, statuses))
 
-    def _parts(self) -> Iterator[Part]:
+    def _parts(self) -> Iterator[AnsweredRows]:
         """What came back for each chunk, in order."""
         with closing(self._client.answers(self._rows(), self._projection)) as stream:
             while True:
@@ -241,7 +241,7 @@ class Pipeline:
                 if not len(answer):
                     continue
                 columns = chosen(chunk.columns, self._config.columns)
-                yield Part(self._settled(answer), columns, chunk.example_ids)
+                yield AnsweredRows(self._settled(answer), columns, chunk.example_ids)
         if self._input_error is not None:
             raise self._input_error
         if self._asked:
@@ -278,7 +278,7 @@ class Pipeline:
                 raise ClosedError
             pause_s = min(2 * pause_s, NOT_READY_PAUSE_S_MAX)
             with closing(self._client.answers([answer.rows[waiting]], self._projection)) as again:
-                answer = answer.amended(waiting, next(again))
+                answer = answer.with_replacements(waiting, next(again))
         return answer
 
 

@@ -47,7 +47,7 @@ class Ring:
 
     def borrow(self, size_bytes: int) -> Tensor:
         """Lends host memory: uint8, shape (size_bytes,), of any content."""
-        slot = self._take(size_bytes)
+        slot = self._free_slot(size_bytes)
         # A view of its own, which this loan's tensors share and nobody else does.
         lent = slot[:size_bytes]
         weakref.finalize(lent, self._free.append, slot).atexit = False
@@ -58,7 +58,7 @@ class Ring:
         """Pieces of memory that are not lent."""
         return len(self._free)
 
-    def _take(self, size_bytes: int) -> NDArray[np.uint8]:
+    def _free_slot(self, size_bytes: int) -> NDArray[np.uint8]:
         if size_bytes > self._slot_bytes:
             # A power of two, so that it stops growing soon; pinned memory comes in these anyhow.
             self._slot_bytes = 1 << (size_bytes - 1).bit_length()

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from thinrow.core.wire.kernel import Run
     from thinrow.core.wire.response import Response
 
-__all__ = ["Answer", "Part", "do"]
+__all__ = ["Answer", "CheckedResponse", "run_jobs"]
 
 Columns = dict[str, NarrowColumn]
 
 
-class Part(NamedTuple):
+class CheckedResponse(NamedTuple):
     """One response, checked against what was asked. Arrays have shape (examples,)."""
 
     examples: NDArray[np.int64]
@@ -65,7 +65,7 @@ class Part(NamedTuple):
         pointers: Pointers,
         mutable_lengths: NDArray[np.int64],
         projection: Projection | str,
-    ) -> Part:
+    ) -> CheckedResponse:
         """Checks what came back for `pointers`.
 
         Raises ThinRowError for a malformed answer, AnswerTooLargeError for one that would take far
@@ -116,10 +116,10 @@ class Part(NamedTuple):
         if isinstance(projection, Projection):
             missing = sorted(set(projection.traits) - set(columns))
             require(not missing, f"it lacks {', '.join(missing)}")
-        return Part(examples, response, columns, statuses, starts, lengths)
+        return CheckedResponse(examples, response, columns, statuses, starts, lengths)
 
 
-class Whole:
+class JoinedResponses:
     """All that came back for a batch: what its answer and the answer's slices have in common.
 
     Arrays have shape (examples,).
@@ -128,7 +128,7 @@ class Whole:
     def __init__(
         self,
         rows: ThinRows,
-        parts: tuple[Part, ...],
+        parts: tuple[CheckedResponse, ...],
         response: NDArray[np.int64],
         starts: NDArray[np.int64],
         lengths: NDArray[np.int64],
@@ -150,9 +150,9 @@ class Whole:
         self._runs: dict[tuple[str, np.dtype[Any]], list[Run] | None] = {}
         self._presence_runs: dict[str, list[Run]] = {}
 
-    def only(self, examples: NDArray[np.int64]) -> Whole:
+    def only(self, examples: NDArray[np.int64]) -> JoinedResponses:
         """The same of some examples."""
-        return Whole(
+        return JoinedResponses(
             self.rows[examples],
             self.parts,
             self.response[examples],
@@ -220,13 +220,13 @@ class Answer:
     answer_bytes: int
     """Size of the whole answer as it travelled, but for the messages' own few bytes."""
 
-    _whole: Whole
+    _whole: JoinedResponses
 
     _examples: NDArray[np.int64]
     """Places of the examples in the whole."""
 
     @staticmethod
-    def join(rows: ThinRows, parts: Sequence[Part]) -> Answer:
+    def join(rows: ThinRows, parts: Sequence[CheckedResponse]) -> Answer:
         """Puts together the responses about `rows`, each example being in one of them.
 
         Raises ThinRowError where they differ, as across a change of schema.
@@ -251,7 +251,7 @@ class Answer:
             *projections.pop(), mutable, np.where(statuses == wire.STATUS_OK, lengths, -1)
         )
         oldest = min((part.response for part in parts), key=lambda answer: answer.generation)
-        whole = Whole(rows, tuple(parts), response, starts, lengths, kept)
+        whole = JoinedResponses(rows, tuple(parts), response, starts, lengths, kept)
         return Answer(
             statuses=statuses.astype(np.uint8),
             lengths=lengths + whole.mutable_lengths,
@@ -284,7 +284,7 @@ class Answer:
             _examples=self._examples[examples],
         )
 
-    def amended(self, examples: NDArray[np.int64], again: Answer) -> Answer:
+    def with_replacements(self, examples: NDArray[np.int64], again: Answer) -> Answer:
         """This whole answer, with what came `again` for some of its examples in their places."""
         later = (part._replace(examples=examples[part.examples]) for part in again.parts)
         return Answer.join(self.rows, [*self.parts, *later])
@@ -295,7 +295,7 @@ class Answer:
         return self._whole.rows if self._is_whole else self._whole.rows[self._examples]
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[CheckedResponse, ...]:
         """The responses; a slice has all of them."""
         return self._whole.parts
 
@@ -334,7 +334,7 @@ class Answer:
         Raises InputError where a value does not fit `values`, or where mutable events lack a
         trait they need or hold it in another type; ThinRowError for a malformed answer.
         """
-        do(self.jobs(trait, values, present))
+        run_jobs(self.jobs(trait, values, present))
 
     def jobs(
         self, trait: str, values: NDArray[Any], present: NDArray[np.bool_] | None = None
@@ -434,10 +434,10 @@ class Answer:
         tail = alone.tail(trait, first_code)
         runs.append(run_of_items(tail.values(self.kinds[trait].dtype)))
         views = alone._views
-        do([Job(trait, runs, self.kinds[trait].dtype, views, values)])
+        run_jobs([Job(trait, runs, self.kinds[trait].dtype, views, values)])
         there = np.empty(len(values), np.bool_) if present is None else present
         presence.append(run_of_items(np.ascontiguousarray(tail.present)))
-        do([Job(trait, presence, there.dtype, views, there)])
+        run_jobs([Job(trait, presence, there.dtype, views, there)])
         shifts = np.array([*first_codes, 0])[views.runs]
         order = np.argsort(views.places, kind="stable")
         values += np.where(there, np.repeat(shifts[order], views.lengths[order]), 0)
@@ -446,11 +446,11 @@ class Answer:
         """Writes integers of which some might not fit; only what is shown has to."""
         kind = self.kinds[trait]
         shown = np.empty(values.shape, kind.dtype)
-        do(self.jobs(trait, shown))
+        run_jobs(self.jobs(trait, shown))
         values[...] = cast_integers(trait, shown, values.dtype)
 
 
-def do(jobs: Sequence[Job], threads: int = 1) -> None:
+def run_jobs(jobs: Sequence[Job], threads: int = 1) -> None:
     """Does what was left to be done. Raises ThinRowError for a malformed answer."""
     malformed = write(jobs, threads)
     if malformed is not None:
@@ -508,7 +508,7 @@ def truncated(
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(mutable_lengths)])
     if offsets[-1] == len(mutable.arrival_ts):
         return mutable
-    return mutable.take(ranges(starts, mutable_lengths), offsets)
+    return mutable.select(ranges(starts, mutable_lengths), offsets)
 
 
 def leaks(pointers: Pointers, mutable: MutableEvents) -> NDArray[np.bool_]:

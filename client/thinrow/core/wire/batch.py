@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.core.wire.answer import Answer, do
+from thinrow.core.wire.answer import Answer, run_jobs
 from thinrow.v1.materialization_pb2 import STATUS_OK
 
 if TYPE_CHECKING:
@@ -135,4 +135,4 @@ def write_traits(
                 if there is not None:
                     target[events][~there] = 0
                 texts += answer.strings(trait)
-    do(jobs, threads)
+    run_jobs(jobs, threads)
