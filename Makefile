@@ -57,6 +57,7 @@ check: setup verify-protos proto-lint ## lint, formatting, types, stubs and prot
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror native/*.cpp native/*.h
 
 protos: setup ## regenerate the stubs from the protos
 	$(call PROTOC,protos)

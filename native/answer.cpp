@@ -21,7 +21,7 @@ struct Number {
   bool operator==(const Number &other) const { return value == other.value; }
 };
 
-}  // namespace
+} // namespace
 
 Run lay_out(const Plan &plan) {
   const std::vector<Example> &examples = plan.examples;
@@ -166,15 +166,14 @@ int AnswerColumn::narrow_codes(const std::vector<uint32_t> &codes) {
 }
 
 int64_t AnswerColumn::count_bytes() const {
-  int64_t total = optional_bytes(column::trait, trait_.name.size()) +
-                  number_bytes(column::type, trait_.type) +
-                  number_bytes(column::vector_size, trait_.size) +
-                  number_bytes(column::nullable, trait_.nullable) +
-                  optional_bytes(column::bases, 8 * bases_.size()) +
-                  optional_bytes(column::widths, widths_.size()) +
-                  optional_bytes(column::data, data_bytes_) +
-                  optional_bytes(column::present, present_.size()) +
-                  optional_bytes(column::dictionary, 8 * numbers_.size());
+  int64_t total =
+      optional_bytes(column::trait, trait_.name.size()) + number_bytes(column::type, trait_.type) +
+      number_bytes(column::vector_size, trait_.size) +
+      number_bytes(column::nullable, trait_.nullable) +
+      optional_bytes(column::bases, 8 * bases_.size()) +
+      optional_bytes(column::widths, widths_.size()) + optional_bytes(column::data, data_bytes_) +
+      optional_bytes(column::present, present_.size()) +
+      optional_bytes(column::dictionary, 8 * numbers_.size());
   for (const Bytes &value : texts_) total += field_bytes(column::strings, value.size);
   if (!trait_.nullable && trait_.has_default)
     total += trait_.type == text ? field_bytes(column::default_string, trait_.default_text.size())
@@ -211,8 +210,10 @@ void AnswerColumn::write(Writer &out) const {
 
 Answer::Answer(const Plan &plan, const std::vector<Trait> &traits, int64_t generation,
                int64_t watermark_ts, int64_t bytes_max)
-    : generation_(generation), watermark_ts_(watermark_ts),
-      sequence_length_(plan.sequence_length()), head_(plan.is_head()) {
+    : generation_(generation),
+      watermark_ts_(watermark_ts),
+      sequence_length_(plan.sequence_length()),
+      head_(plan.is_head()) {
   const Run run = lay_out(plan);
   std::vector<int64_t> statuses, lengths, block_lengths;
   for (const Example &example : plan.examples) {
@@ -238,7 +239,8 @@ Answer::Answer(const Plan &plan, const std::vector<Trait> &traits, int64_t gener
   for (const Trait &trait : traits) {
     columns_.emplace_back(plan, run, trait);
     body_bytes_ += field_bytes(response::columns, columns_.back().bytes());
-    if (body_bytes_ > bytes_max) throw TooLarge(
+    if (body_bytes_ > bytes_max)
+      throw TooLarge(
           "The answer would be larger than this server sends (response_bytes_max); ask for fewer "
           "examples at once, shorter sequences or fewer traits.");
   }
@@ -267,15 +269,14 @@ void Answer::write_body(Writer &out) const {
     column.write(out);
   }
   out.number(response::sequence_length, sequence_length_);
-  out.number(response::truncation,
-             head_ ? response::truncation_head : response::truncation_newest);
+  out.number(response::truncation, head_ ? response::truncation_head : response::truncation_newest);
 }
 
 void Answer::write_server_us(Writer &out, uint64_t elapsed_us) const {
   out.tag(response::server_us, Wire::varint);
   uint8_t padded[server_us_bytes];
   for (int64_t i = 0; i < server_us_bytes; ++i)
-    padded[i] = static_cast<uint8_t>(elapsed_us >> (7 * i) & 0x7f) |
-                (i + 1 < server_us_bytes ? 0x80 : 0);
+    padded[i] =
+        static_cast<uint8_t>(elapsed_us >> (7 * i) & 0x7f) | (i + 1 < server_us_bytes ? 0x80 : 0);
   out.raw(padded, server_us_bytes);
 }

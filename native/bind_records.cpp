@@ -33,7 +33,7 @@ nb::object events(const RecordFormat &format, const std::vector<int64_t> &arriva
   return nb::bytes(message.data(), message.size());
 }
 
-}  // namespace
+} // namespace
 
 void bind_records(nb::module_ &m) {
   using Told = std::tuple<std::string, int, int64_t, bool, int64_t, int64_t, int64_t>;

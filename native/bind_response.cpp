@@ -2,7 +2,6 @@
 #include "bind_response.h"
 
 #include <nanobind/ndarray.h>
-
 #include <nanobind/stl/vector.h>
 
 #include <optional>
@@ -21,8 +20,8 @@ using Made = nb::ndarray<nb::numpy, T, nb::ndim<1>>;
 
 // Limit on the columns of one message (core/wire/sizes.py: COLUMNS_MAX).
 constexpr size_t columns_max = 1 << 13;
-// A text as an object of Python, beside its bytes (core/wire/sizes.py: TEXT_BYTES), and what all texts
-// of a message may take beyond a multiple of its bytes (CONSTANT_BYTES_MAX, VALUE_BYTES_MAX).
+// A text as an object of Python, beside its bytes (core/wire/sizes.py: TEXT_BYTES), and what all
+// texts of a message may take beyond a multiple of its bytes (CONSTANT_BYTES_MAX, VALUE_BYTES_MAX).
 constexpr int64_t text_bytes = 64, constant_bytes_max = 128 << 20, value_bytes_max = 8;
 
 Made<int64_t> array_of(std::vector<int64_t> values) {
@@ -103,8 +102,9 @@ class ResponseReader {
   nb::object counted_text_of(Bytes value) {
     texts_bytes_ += text_bytes + value.size;
     if (texts_bytes_ > constant_bytes_max + value_bytes_max * static_cast<int64_t>(message_.size()))
-      throw TooLarge("The texts of the answer would take many times its bytes; ask for fewer "
-                     "examples at once, shorter sequences or fewer traits.");
+      throw TooLarge(
+          "The texts of the answer would take many times its bytes; ask for fewer "
+          "examples at once, shorter sequences or fewer traits.");
     return text_of(value);
   }
 
@@ -159,7 +159,7 @@ int64_t count_fields(Bytes message, const std::vector<uint32_t> &path, size_t de
   return count;
 }
 
-}  // namespace
+} // namespace
 
 void bind_response(nb::module_ &m) {
   m.def("varints", &varints);

@@ -1,5 +1,5 @@
-// One user's snapshot in one step, where all that it needs was read before: what the plan of a batch
-// does in some twenty calls from Python.
+// One user's snapshot in one step, where all that it needs was read before: what the plan of a
+// batch does in some twenty calls from Python.
 #include "bind_snapshot.h"
 
 #include <nanobind/stl/string.h>
@@ -50,9 +50,13 @@ class OneUser {
   OneUser(const std::vector<Told> &groups, std::vector<Trait> key_traits, std::vector<Trait> traits,
           int64_t sequence_length, bool head, std::vector<int64_t> watermarks, int64_t generation,
           int64_t event_bytes)
-      : key_traits_(std::move(key_traits)), traits_(std::move(traits)),
-        sequence_length_(sequence_length), head_(head), watermarks_(std::move(watermarks)),
-        generation_(generation), event_bytes_(event_bytes) {
+      : key_traits_(std::move(key_traits)),
+        traits_(std::move(traits)),
+        sequence_length_(sequence_length),
+        head_(head),
+        watermarks_(std::move(watermarks)),
+        generation_(generation),
+        event_bytes_(event_bytes) {
     if (watermarks_.empty()) throw std::invalid_argument("a generation has a watermark");
     for (const auto &[number, is_wanted, is_key, bytes] : groups)
       groups_.push_back({number, is_wanted, is_key, bytes});
@@ -85,9 +89,12 @@ class OneUser {
     if (std::max(stripe_bytes, memory_bytes) + beside_bytes > work_bytes_max) return nb::none();
     plan.take(views);
     std::vector<Trait> key_traits = placed(plan, key_traits_), traits = placed(plan, traits_);
-    plan.resolve(key_traits, [&](Bytes value) {
-      return nb::cast<uint64_t>(text_hash(nb::bytes(value.data, value.size)));
-    }, memory);
+    plan.resolve(
+        key_traits,
+        [&](Bytes value) {
+          return nb::cast<uint64_t>(text_hash(nb::bytes(value.data, value.size)));
+        },
+        memory);
     const Answer immutable(plan, traits, generation_, watermarks_.back(), response_bytes_max);
     const Example &example = plan.examples.front();
     const int64_t mutable_bytes =
@@ -97,7 +104,8 @@ class OneUser {
         number_bytes(request_ts_field, request_ts) + number_bytes(start_ts_field, start_ts) +
         number_bytes(end_ts_field, end_ts) + number_bytes(max_length_field, max_length) +
         (example.digest ? tag_bytes(digest_field) + 8 : 0) +
-        optional_bytes(mutable_field, mutable_bytes) + field_bytes(immutable_field, immutable_bytes);
+        optional_bytes(mutable_field, mutable_bytes) +
+        field_bytes(immutable_field, immutable_bytes);
     // Bytes that nobody else has seen yet may be written.
     nb::bytes message = nb::steal<nb::bytes>(PyBytes_FromStringAndSize(nullptr, size));
     if (!message.ptr()) throw nb::python_error();
@@ -135,7 +143,7 @@ class OneUser {
   int64_t generation_, event_bytes_;
 };
 
-}  // namespace
+} // namespace
 
 void bind_snapshot(nb::module_ &m) {
   nb::class_<OneUser>(m, "OneUser")

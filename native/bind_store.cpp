@@ -56,14 +56,13 @@ constexpr size_t examples_released_min = 16;
 // A plan, and what it points into.
 class BoundPlan {
  public:
-  BoundPlan(In<int64_t> user_ids, In<int64_t> start_ts, In<int64_t> end_ts,
-            In<int64_t> max_lengths, In<uint64_t> digests, In<int64_t> request_ts,
-            In<int64_t> mutable_lengths, In<int64_t> watermarks, int64_t sequence_length, bool head,
-            bool record_digests)
-      : plan_(pointers(user_ids, start_ts, end_ts, max_lengths, digests, request_ts,
-                       mutable_lengths),
-              {watermarks.data(), watermarks.data() + watermarks.size()}, sequence_length, head,
-              record_digests) {}
+  BoundPlan(In<int64_t> user_ids, In<int64_t> start_ts, In<int64_t> end_ts, In<int64_t> max_lengths,
+            In<uint64_t> digests, In<int64_t> request_ts, In<int64_t> mutable_lengths,
+            In<int64_t> watermarks, int64_t sequence_length, bool head, bool record_digests)
+      : plan_(
+            pointers(user_ids, start_ts, end_ts, max_lengths, digests, request_ts, mutable_lengths),
+            {watermarks.data(), watermarks.data() + watermarks.size()}, sequence_length, head,
+            record_digests) {}
 
   nb::bytes directory_keys() const { return as_bytes(plan_.directory_keys()); }
 
@@ -97,10 +96,13 @@ class BoundPlan {
   void resolve(std::vector<Trait> key_traits, nb::callable text_hash, DigestMemory &memory) {
     place(key_traits);
     const auto release = released();
-    plan_.resolve(key_traits, [&](Bytes value) {
-      nb::gil_scoped_acquire acquire;
-      return nb::cast<uint64_t>(text_hash(nb::bytes(value.data, value.size)));
-    }, memory);
+    plan_.resolve(
+        key_traits,
+        [&](Bytes value) {
+          nb::gil_scoped_acquire acquire;
+          return nb::cast<uint64_t>(text_hash(nb::bytes(value.data, value.size)));
+        },
+        memory);
   }
 
   nb::tuple answer(std::vector<Trait> traits, int64_t generation, int64_t watermark_ts,
@@ -131,12 +133,11 @@ class BoundPlan {
 
   nb::tuple selection() const {
     const std::vector<Example> &examples = plan_.examples;
-    return nb::make_tuple(
-        array_of<uint8_t>(examples, [](const Example &e) { return e.status; }),
-        array_of<int64_t>(examples, [](const Example &e) { return e.first; }),
-        array_of<int64_t>(examples, [](const Example &e) { return e.count; }),
-        array_of<int64_t>(examples, [](const Example &e) { return e.left; }),
-        array_of<uint64_t>(examples, [](const Example &e) { return e.digest; }));
+    return nb::make_tuple(array_of<uint8_t>(examples, [](const Example &e) { return e.status; }),
+                          array_of<int64_t>(examples, [](const Example &e) { return e.first; }),
+                          array_of<int64_t>(examples, [](const Example &e) { return e.count; }),
+                          array_of<int64_t>(examples, [](const Example &e) { return e.left; }),
+                          array_of<uint64_t>(examples, [](const Example &e) { return e.digest; }));
   }
 
   int64_t events_at_most() const { return plan_.events_at_most(); }
@@ -153,8 +154,8 @@ class BoundPlan {
       if (size != count) throw std::invalid_argument("as many of each as users");
     std::vector<Pointer> made(count);
     for (size_t i = 0; i < count; ++i)
-      made[i] = {user_ids.data()[i], start_ts.data()[i],   end_ts.data()[i],
-                 max_lengths.data()[i], digests.data()[i], request_ts.data()[i],
+      made[i] = {user_ids.data()[i],       start_ts.data()[i], end_ts.data()[i],
+                 max_lengths.data()[i],    digests.data()[i],  request_ts.data()[i],
                  mutable_lengths.data()[i]};
     return made;
   }
@@ -172,7 +173,7 @@ class BoundPlan {
   nb::list directories_, stripes_;
 };
 
-}  // namespace
+} // namespace
 
 void bind_store(nb::module_ &m) {
   nb::register_exception_translator([](const std::exception_ptr &thrown, void *) {
@@ -188,15 +189,26 @@ void bind_store(nb::module_ &m) {
     }
   });
   nb::class_<Trait>(m, "Trait")
-      .def("__init__", [](Trait *made, std::string name, int number, int type, int64_t size,
-                          bool nullable, std::optional<int64_t> default_word,
-                          std::optional<std::string> default_text, int group) {
-        if (size < 1 || size > trait_size_max || (size > 1 && (type == text || type == categorical)))
-          throw std::invalid_argument("no trait has this size");
-        new (made) Trait{std::move(name), number, type, size, nullable,
-                         default_word.has_value() || default_text.has_value(),
-                         default_word.value_or(0), default_text.value_or(""), group};
-      }, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg());
+      .def(
+          "__init__",
+          [](Trait *made, std::string name, int number, int type, int64_t size, bool nullable,
+             std::optional<int64_t> default_word, std::optional<std::string> default_text,
+             int group) {
+            if (size < 1 || size > trait_size_max ||
+                (size > 1 && (type == text || type == categorical)))
+              throw std::invalid_argument("no trait has this size");
+            new (made) Trait{std::move(name),
+                             number,
+                             type,
+                             size,
+                             nullable,
+                             default_word.has_value() || default_text.has_value(),
+                             default_word.value_or(0),
+                             default_text.value_or(""),
+                             group};
+          },
+          nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(),
+          nb::arg());
   nb::class_<BoundPlan>(m, "Plan")
       .def(nb::init<In<int64_t>, In<int64_t>, In<int64_t>, In<int64_t>, In<uint64_t>, In<int64_t>,
                     In<int64_t>, In<int64_t>, int64_t, bool, bool>())

@@ -50,7 +50,7 @@ std::vector<uint64_t> canonical(const Column &column, const Trait &trait, const 
   return words;
 }
 
-}  // namespace
+} // namespace
 
 std::vector<uint64_t> digest_sums(const std::vector<Trait> &traits, const std::vector<Bytes> &parts,
                                   int64_t ordinal, int64_t count, uint64_t before,
@@ -61,7 +61,8 @@ std::vector<uint64_t> digest_sums(const std::vector<Trait> &traits, const std::v
     states[event] = static_cast<uint64_t>(ordinal + event) * step + seed;
   for (size_t number = 0; number < traits.size(); ++number) {
     const Trait &trait = traits[number];
-    if (count > stripe_events(parts[number])) throw Corrupt("a stripe has fewer events than its user");
+    if (count > stripe_events(parts[number]))
+      throw Corrupt("a stripe has fewer events than its user");
     const Column column(parts[number], trait);
     std::vector<uint64_t> words = canonical(column, trait, column.slice(0, count), text_hash);
     if (trait.nullable) {

@@ -1,7 +1,7 @@
 // A hash map for values that are only ever added: open addressing, linear probing.
 //
-// A key says by `hashed()` what identifies it, words or text; the map hashes that with the process's
-// secret.
+// A key says by `hashed()` what identifies it, words or text; the map hashes that with the
+// process's secret.
 #pragma once
 
 #include <cstdint>

@@ -140,7 +140,7 @@ std::vector<Task> tasks_of(const std::vector<Job> &jobs, int64_t &bytes) {
   return tasks;
 }
 
-}  // namespace
+} // namespace
 
 size_t write(const std::vector<Job> &jobs, int threads) {
   int64_t bytes;

@@ -11,7 +11,7 @@ enum class Integer : int { i8, i16, i32, i64, u8, u16, u32, u64 };
 // Blocks of narrow words. Word j of a block is base + offset j, modulo 2^64.
 struct Blocks {
   const uint8_t *data;
-  const uint8_t *widths;     // bytes per offset: 0, 1, 2, 4 or 8
+  const uint8_t *widths; // bytes per offset: 0, 1, 2, 4 or 8
   const int64_t *bases;
   const int64_t *first_word; // of each block, and the number of all words at the end
   const int64_t *first_byte; // of each block's offsets in data

@@ -65,8 +65,8 @@ class Run {
 
   Blocks blocks() const {
     static const int64_t no_entries = 0;
-    Blocks blocks{data_.data(),       widths_.data(),     bases_.data(),
-                  first_word_.data(), first_byte_.data(), first_byte_.size(), nullptr, 0};
+    Blocks blocks{data_.data(),       widths_.data(),     bases_.data(), first_word_.data(),
+                  first_byte_.data(), first_byte_.size(), nullptr,       0};
     if (dictionary_) {
       blocks.entry_count = dictionary_->size();
       blocks.entries = blocks.entry_count ? dictionary_->data() : &no_entries;
@@ -113,7 +113,11 @@ size_t write_jobs(const std::vector<JobArguments> &given, int threads) {
   for (const auto &[runs, run_of, starts, lengths, places, size, from, to, out] : given) {
     if (from < 0 || from > 7 || to < 0 || to > 3) throw std::invalid_argument("no such integers");
     if (size < 1 || size > words_max) throw std::invalid_argument("an event has a word or more");
-    Job job{{}, {}, size, static_cast<Integer>(from), static_cast<Integer>(to),
+    Job job{{},
+            {},
+            size,
+            static_cast<Integer>(from),
+            static_cast<Integer>(to),
             static_cast<uint8_t *>(out.data())};
     std::vector<int64_t> events;
     for (const Run *run : runs) {
@@ -165,14 +169,15 @@ nb::ndarray<nb::numpy, int64_t, nb::ndim<1>> present_counts(In<uint8_t> bits, In
     event += length;
   }
   auto *counts = new int64_t[count];
-  const nb::capsule owner(counts, [](void *made) noexcept { delete[] static_cast<int64_t *>(made); });
+  const nb::capsule owner(counts,
+                          [](void *made) noexcept { delete[] static_cast<int64_t *>(made); });
   event = 0;
   for (size_t i = 0; i < count; event += lengths.data()[i++])
     counts[i] = ones_within(bits.data(), event, event + lengths.data()[i]);
   return {counts, {count}, owner};
 }
 
-}  // namespace
+} // namespace
 
 NB_MODULE(_native, m) {
   // What lives as long as the interpreter does is no leak.

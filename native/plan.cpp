@@ -37,7 +37,8 @@ void append_key(std::vector<uint8_t> &keys, int64_t user_id, int group, int64_t 
   for (int shift = 56; shift >= 0; shift -= 8)
     keys.push_back(static_cast<uint8_t>(static_cast<uint64_t>(user_id) >> shift));
   keys.push_back(static_cast<uint8_t>(group));
-  for (int shift = 24; shift >= 0; shift -= 8) keys.push_back(static_cast<uint8_t>(stripe >> shift));
+  for (int shift = 24; shift >= 0; shift -= 8)
+    keys.push_back(static_cast<uint8_t>(stripe >> shift));
 }
 
 // visible_ts of every event of a stripe in which windows are cut.
@@ -46,7 +47,7 @@ std::vector<int64_t> visible_times(Bytes events, const Stripe &stripe) {
   std::vector<int64_t> times(stripe.end - stripe.ordinal);
   decode(Column(events, visible).slice(0, times.size()),
          reinterpret_cast<uint64_t *>(times.data()));
-  if ( times[0] != stripe.first_ts || !std::is_sorted(times.begin(), times.end()))
+  if (times[0] != stripe.first_ts || !std::is_sorted(times.begin(), times.end()))
     throw Corrupt("a stripe's times differ from its directory's");
   return times;
 }
@@ -55,7 +56,7 @@ int64_t events_before(const std::vector<int64_t> &times, int64_t ts) {
   return std::lower_bound(times.begin(), times.end(), ts) - times.begin();
 }
 
-}  // namespace
+} // namespace
 
 Plan::Plan(std::vector<Pointer> pointers, const std::vector<int64_t> &watermarks,
            int64_t sequence_length, bool head, bool record_digests)
@@ -135,8 +136,9 @@ void Plan::choose(const std::vector<Bytes> &directories, std::vector<Group> grou
 
 int64_t Plan::stripe_before(const User &user, int64_t ts) const {
   const auto begin = stripes.begin() + user.begin, end = stripes.begin() + user.end;
-  const auto after = std::lower_bound(
-      begin, end, ts, [](const Stripe &stripe, int64_t target) { return stripe.first_ts < target; });
+  const auto after = std::lower_bound(begin, end, ts, [](const Stripe &stripe, int64_t target) {
+    return stripe.first_ts < target;
+  });
   return after == begin ? -1 : after - stripes.begin() - 1;
 }
 
@@ -176,7 +178,8 @@ void Plan::mark(Example &example) {
     // Without a limit of its own the pointer's first event is at most one stripe on.
     const int64_t begins = oldest >= 0 ? stripes[oldest].end : from;
     const int64_t room = example.end_at_least - begins;
-    const int64_t reach = sequence_length_ < room ? begins + sequence_length_ : example.end_at_least;
+    const int64_t reach =
+        sequence_length_ < room ? begins + sequence_length_ : example.end_at_least;
     last = std::max(first, std::min(last, stripe_at(example.user, reach - 1)));
   }
   for (int64_t stripe = first; stripe <= last; ++stripe) stripes[stripe].is_needed = true;
@@ -185,7 +188,8 @@ void Plan::mark(Example &example) {
 int64_t Plan::stripe_at(int64_t user, int64_t ordinal) const {
   const auto begin = stripes.begin() + users[user].begin, end = stripes.begin() + users[user].end;
   const auto after = std::upper_bound(
-      begin, end, ordinal, [](int64_t target, const Stripe &stripe) { return target < stripe.ordinal; });
+      begin, end, ordinal,
+      [](int64_t target, const Stripe &stripe) { return target < stripe.ordinal; });
   return (after == begin ? begin : after - 1) - stripes.begin();
 }
 

@@ -53,7 +53,7 @@ struct User {
 struct Stripe {
   int64_t user;
   int64_t first_ts, ordinal, end;
-  uint64_t sum; // digest sum before it
+  uint64_t sum;            // digest sum before it
   bool is_needed = false;  // its events may be in the answer
   bool is_cut = false;     // a window begins or ends in it
   bool is_checked = false; // a digest may end in it

@@ -128,9 +128,8 @@ class Reader {
     Reader packed(bytes());
     // The last byte of each number has its highest bit clear; growing step by step would take twice
     // the memory.
-    numbers.reserve(numbers.size() + std::count_if(packed.at_, packed.end_, [](uint8_t byte) {
-      return byte < 0x80;
-    }));
+    numbers.reserve(numbers.size() + std::count_if(packed.at_, packed.end_,
+                                                   [](uint8_t byte) { return byte < 0x80; }));
     while (packed.at_ != packed.end_) numbers.push_back(static_cast<Number>(packed.varint()));
   }
   template <typename Number>

@@ -4,8 +4,8 @@
 #include "flat_map.h"
 
 // Two maps, a young and an old one: what is asked for is (again) young; once the young cost half of
-// what is allowed, the old are let go and the young are the old. An approximation of "least recently
-// used" without lists.
+// what is allowed, the old are let go and the young are the old. An approximation of "least
+// recently used" without lists.
 template <typename Key, typename Value>
 class Recent {
  public:

@@ -70,13 +70,12 @@ class RecordsColumn {
   }
 
   int64_t bytes() const {
-    int64_t total = optional_bytes(column::trait, column_.name.size()) +
-                    number_bytes(column::type, column_.type) +
-                    number_bytes(column::vector_size, column_.size) +
-                    number_bytes(column::nullable, column_.nullable) +
-                    field_bytes(column::bases, 8) + field_bytes(column::widths, 1) +
-                    optional_bytes(column::data, data_.size()) +
-                    optional_bytes(column::present, present_.size());
+    int64_t total =
+        optional_bytes(column::trait, column_.name.size()) +
+        number_bytes(column::type, column_.type) + number_bytes(column::vector_size, column_.size) +
+        number_bytes(column::nullable, column_.nullable) + field_bytes(column::bases, 8) +
+        field_bytes(column::widths, 1) + optional_bytes(column::data, data_.size()) +
+        optional_bytes(column::present, present_.size());
     for (const Bytes &value : texts_) total += field_bytes(column::strings, value.size);
     return total;
   }
@@ -105,7 +104,7 @@ class RecordsColumn {
   std::vector<Bytes> texts_;
 };
 
-}  // namespace
+} // namespace
 
 RecordFormat::RecordFormat(int number, int64_t record_bytes, std::vector<RecordColumn> columns)
     : number_(number), record_bytes_(record_bytes), columns_(std::move(columns)) {

@@ -11,7 +11,7 @@
 // Where a record has one column's value; its texts stand behind the record, in column order.
 struct RecordColumn {
   std::string name;
-  int type; // as thinrow.v1.TraitType numbers them
+  int type;     // as thinrow.v1.TraitType numbers them
   int64_t size; // words per event
   bool nullable;
   int64_t word_bytes;

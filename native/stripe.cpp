@@ -19,7 +19,7 @@ int64_t ones(const uint8_t *bits, int64_t count) {
   return total;
 }
 
-}  // namespace
+} // namespace
 
 int64_t ones_within(const uint8_t *bits, int64_t first, int64_t last) {
   int64_t total = 0;

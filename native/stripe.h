@@ -80,8 +80,9 @@ class Column {
   int64_t base_ = 0, data_ = 0, bitmap_ = 0, dictionary_ = 0, dictionary_count_ = 0;
 };
 
-// Limit on the events of one stripe, far above what compaction writes (store/stripe.py: EVENTS_MAX).
-// A column of equal values takes no bytes per event, so that nothing else bounds its length.
+// Limit on the events of one stripe, far above what compaction writes (store/stripe.py:
+// EVENTS_MAX). A column of equal values takes no bytes per event, so that nothing else bounds its
+// length.
 constexpr int64_t stripe_events_max = 1 << 16;
 
 // Throws Corrupt if the stripe has no header, or its header names more events than the limit.

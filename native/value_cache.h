@@ -23,8 +23,7 @@ struct StoreKey {
 
 class ValueCache {
  public:
-  explicit ValueCache(int64_t bytes_max)
-      : value_bytes_max_(bytes_max / 2), values_(bytes_max) {}
+  explicit ValueCache(int64_t bytes_max) : value_bytes_max_(bytes_max / 2), values_(bytes_max) {}
 
   // The values of keys that lie one behind the other, None where a key has no value; and the
   // numbers of those that are not known here.
@@ -49,7 +48,8 @@ class ValueCache {
       if (i < 0) continue;
       const nanobind::object *known = values_.find(key(i), hashes[i % hashes.size()], bytes_of);
       if (!known) missing.append(i);
-      PyList_SET_ITEM(values.ptr(), i, nanobind::object(known ? *known : nanobind::none()).release().ptr());
+      PyList_SET_ITEM(values.ptr(), i,
+                      nanobind::object(known ? *known : nanobind::none()).release().ptr());
     }
     return nanobind::make_tuple(values, missing);
   }
