@@ -51,7 +51,7 @@ faults: setup ## try every fault as often as docs/reliability.md tells, and writ
 	@$(BIN)/python -m pip install --quiet --group faults || echo 'Without atheris all fuzzed input is altered at random.' >&2
 	@rm -f .cache/faults.jsonl && mkdir -p .cache
 	THINROW_FAULTS=full THINROW_FAULTS_FILE=$(CURDIR)/.cache/faults.jsonl $(BIN)/python -m pytest tests/faults
-	$(BIN)/python tests/faults/report.py .cache/faults.jsonl docs/reliability.md
+	PYTHONPATH=tests $(BIN)/python tests/tools/report.py .cache/faults.jsonl docs/reliability.md
 
 check: setup verify-protos proto-lint ## lint, formatting, types, stubs and protos
 	$(BIN)/ruff check
@@ -79,7 +79,7 @@ $(BUF):
 	@npm install --silent --no-audit --no-fund --prefix .cache/buf-$(BUF_VERSION) @bufbuild/buf@$(BUF_VERSION)
 
 vectors: setup ## regenerate docs/reference/test-vectors.json, for clients in other languages
-	$(BIN)/python tests/make_vectors.py docs/reference/test-vectors.json
+	$(BIN)/python tests/tools/make_vectors.py docs/reference/test-vectors.json
 
 bench: setup ## measure against fat rows; docs/benchmarks.md tells how to read it
 	$(BIN)/python bench/run.py
@@ -90,7 +90,7 @@ bench-peers: setup ## measure against other systems, into docs/benchmarks-peers.
 	$(BIN)/python bench/tenants.py $(OPTIONS)
 
 gpu: setup ## on a machine with CUDA: its tests, and figures into docs/gpu.md
-	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
+	$(BIN)/python -m pytest -m gpu tests/integration/test_gpu.py
 	$(BIN)/python bench/gpu.py --out docs/gpu.md
 
 LOCK = $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --python-version 3.11 \
@@ -110,4 +110,4 @@ pin-images: ## name the images that deploy/ uses by digest; needs docker, and re
 image-test: setup ## build the images and run the compose file's services in them; root on a Debian
 	@for tool in buildah bwrap curl debootstrap dnsmasq ip prometheus; do command -v $$tool > /dev/null || { \
 		echo 'Run: apt-get install buildah bubblewrap curl debootstrap dnsmasq-base iproute2 prometheus' >&2; exit 1; }; done
-	$(BIN)/python -m pytest -s --timeout 3600 tests/images.py
+	$(BIN)/python -m pytest -s --timeout 3600 tests/integration/images.py

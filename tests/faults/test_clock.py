@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from scenarios import schema_toml
+from support.paths import SUPPORT
+from support.scenarios import schema_toml
+from support.tried import FULL, SEED, Tried, times
+from support.worlds import DAY_MS, START_TS, new_world, running_online, running_server
 from test_handover import SCHEMA, Follower, HandOvers, Killed, hand_overs, serving
 from test_online_meaning import some_events
 from test_tier import append, in_threads
@@ -24,8 +27,6 @@ from thinrow.errors import RequestError
 from thinrow.online.clock import HybridClock
 from thinrow.online.config import OnlineConfig
 from thinrow.online.tier import AHEAD_MS_MAX, MutableTier
-from tried import FULL, SEED, Tried, times
-from worlds import DAY_MS, START_TS, new_world, running_online, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -216,7 +217,7 @@ def shim(tmp_path: Path) -> Path:
     if compiler is None:
         pytest.skip("needs a C compiler, to make a process's clock jump")
     library = tmp_path / "jumping_clock.so"
-    source = Path(__file__).with_name("jumping_clock.c")
+    source = SUPPORT / "jumping_clock.c"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
     return library
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 
-from peak import MIB, peak_of
+from support.peak import MIB, peak_of
+from support.tried import SEED, Tried, times
 from thinrow.core.wire.sizes import CONSTANT_BYTES_MAX
-from tried import SEED, Tried, times
 
 GROWN_BYTES_MAX = 3 * CONSTANT_BYTES_MAX + 64 * MIB
 """Limit on what is taken: the values, what widening them needs meanwhile, and some room."""

@@ -1,6 +1,6 @@
 """Disks that fill up, at sizes drawn by chance: one sentence, nothing acknowledged is lost.
 
-What happens to each command at ever larger disks is in tests/test_full_disk.py; here they are
+What happens to each command at ever larger disks is in hazards/test_full_disk.py; here they are
 compaction, export and the online service, as often as `make faults` says.
 """
 
@@ -14,6 +14,8 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from support.tried import SEED, Tried, times
+from support.worlds import World, leftovers, new_world, running_online, some_events
 from test_full_disk import ROOMY, Disk, check_full, compacting, disk, run
 from test_kill_compaction import contents
 from test_online_server import batch, ids_seen
@@ -21,8 +23,6 @@ from thinrow.client.online import connect_online
 from thinrow.errors import StoreError
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
-from tried import SEED, Tried, times
-from worlds import World, leftovers, new_world, running_online, some_events
 
 if TYPE_CHECKING:
     from pathlib import Path

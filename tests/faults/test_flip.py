@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from small_store import Asked, Outcomes, all_files, asked_of, copied, small_world
-from tried import FULL, SEED, Tried, times
-from worlds import World, random_bits
+from support.small_store import Asked, Outcomes, all_files, asked_of, copied, small_world
+from support.tried import FULL, SEED, Tried, times
+from support.worlds import World, random_bits
 
 PROCESSES = 2
 BITS_AT_ONCE = 4096

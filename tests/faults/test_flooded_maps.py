@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from chosen_keys import RELATIVE_PROBES_MAX, chosen_keys, probes_in
-from tried import FULL, SEED, Tried, times
+from support.chosen_keys import RELATIVE_PROBES_MAX, chosen_keys, probes_in
+from support.tried import FULL, SEED, Tried, times
 
 if TYPE_CHECKING:
     from pathlib import Path

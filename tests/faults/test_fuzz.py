@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz_targets import TARGETS
-from tried import FULL, SEED, Tried
+from support.fuzz_targets import TARGETS
+from support.paths import ROOT, SUPPORT
+from support.tried import FULL, SEED, Tried
 
-FUZZ = Path(__file__).with_name("fuzz.py")
-ROOT = Path(__file__).parent.parent.parent
+FUZZ = SUPPORT / "fuzz.py"
 AT_ONCE = 2
 FAULTS = {
     "stripes": "Arbitrary bytes in the place of stored directories and stripes",

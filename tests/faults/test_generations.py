@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pytest
-from load import Histories, Load, open_files, pauses
-from small_store import copied, small_world
+from support.load import Histories, Load, open_files, pauses
+from support.small_store import copied, small_world
+from support.tried import FULL, SEED, Tried, times
+from support.worlds import World, as_of, new_world, running_server, some_events
 from thinrow.client import connect
 from thinrow.compaction import compact
 from thinrow.errors import ThinRowError
@@ -23,8 +25,6 @@ from thinrow.store.generation import Generation
 from thinrow.store.history import digests_at
 from thinrow.store.rollback import rollback
 from thinrow.store.shard import BLOCK_CACHE_BYTES
-from tried import FULL, SEED, Tried, times
-from worlds import World, as_of, new_world, running_server, some_events
 
 if TYPE_CHECKING:
     from pathlib import Path

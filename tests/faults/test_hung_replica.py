@@ -11,18 +11,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from support.tried import SEED, Tried, times
+from support.worlds import freeze, running_server
 from test_client_stream import Fake, inputs, serving, users
 from test_kill_server import PATIENT, PAUSE_S, Delivered, batches, streamed_through, world
 from test_silent_replica import CONFIG, PROJECTION, accepting, silent
 from thinrow.client import connect
-from tried import SEED, Tried, times
-from worlds import freeze, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from support.worlds import Answers, World
     from thinrow.client import Pointers
-    from worlds import Answers, World
 
 __all__ = ["batches", "world"]
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from half_open import (
+from support.half_open import (
     CHECK,
     GREEDY,
     REFLECTION,
@@ -17,16 +17,16 @@ from half_open import (
     running,
     soon,
 )
-from raw_http2 import Connection
+from support.raw_http2 import Connection
+from support.tried import SEED, Tried, times
+from support.worlds import built_world, days
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2
-from tried import SEED, Tried, times
-from worlds import built_world, days
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from half_open import Running
+    from support.half_open import Running
 
 CONNECTIONS, CALLS_OF_ONE = 3, 50
 STREAM = wire.MaterializeStreamRequest(

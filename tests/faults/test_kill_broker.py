@@ -7,13 +7,13 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from kafka_broker import Broker, needs_broker, running_broker
-from kafka_topics import TIMEOUT_S, wait_for
-from logged import a_row, config_in, features_of
+from support.kafka_broker import Broker, needs_broker, running_broker
+from support.kafka_topics import TIMEOUT_S, wait_for
+from support.logged import a_row, config_in, features_of
+from support.tried import SEED, Tried, times
 from test_client_rows import table
 from thinrow.client.logger import KafkaOutput, ThinRowLogger
 from thinrow.core.files.message import encode_thin_rows
-from tried import SEED, Tried, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from small_store import copied, sample
-from thinrow.compaction import CompactionConfig, compact
-from thinrow.errors import StoreMissingError
-from thinrow.store.generation import Generation
-from tried import FULL, SEED, Tried, times
-from worlds import (
+from support.paths import SUPPORT
+from support.small_store import copied, sample
+from support.tried import FULL, SEED, Tried, times
+from support.worlds import (
     THINROW,
     Answers,
     World,
@@ -35,14 +33,17 @@ from worlds import (
     read_store,
     some_events,
 )
+from thinrow.compaction import CompactionConfig, compact
+from thinrow.errors import StoreMissingError
+from thinrow.store.generation import Generation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STEPS = Path(__file__).with_name("steps.py")
+STEPS = SUPPORT / "steps.py"
 EVERY_STEP = 1000
 DAYS = (3, 5) if FULL else (3,)
-"""The first build goes up to day 3, the increment to 5; tests/test_crash.py kills that, too."""
+"""The first build goes up to day 3, the increment to 5; hazards/test_crash.py kills that, too."""
 USERS = range(1, 51)
 OLD, NEW = pointers_to(days(3), USERS), pointers_to(days(3, 5), USERS)
 Contents = list[Any]

@@ -1,7 +1,7 @@
 """`thinrow online` killed under appends, snapshots and exports; and `thinrow export` beside it.
 
 Nothing acknowledged is lost, and whatever thin row a request was given, training later puts back
-exactly what that request saw. tests/test_handover.py has the acts; here they are killed often.
+exactly what that request saw. property/test_handover.py has the acts; here they are killed often.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pytest
-from scenarios import schema_toml
+from support.scenarios import schema_toml
+from support.tried import SEED, Tried, times
+from support.worlds import THINROW, new_world, running_online
 from test_handover import SCHEMA, Follower, Killed, serving
 from test_online_server import batch, ids_seen
 from thinrow.client import connect
@@ -22,8 +24,6 @@ from thinrow.client.online import connect_online
 from thinrow.errors import ThinRowError
 from thinrow.jobs.export import export_events
 from thinrow.online.config import OnlineConfig
-from tried import SEED, Tried, times
-from worlds import THINROW, new_world, running_online
 
 if TYPE_CHECKING:
     from pathlib import Path

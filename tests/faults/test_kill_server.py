@@ -11,12 +11,9 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pytest
-from by_oracle import answers, oracle_of
-from test_crash import endless
-from test_processes import pids
-from thinrow.client import ClientConfig, Pointers, connect
-from tried import SEED, Tried, times
-from worlds import (
+from support.by_oracle import answers, oracle_of
+from support.tried import SEED, Tried, times
+from support.worlds import (
     ALL,
     DAY_MS,
     START_TS,
@@ -28,11 +25,14 @@ from worlds import (
     shown,
     some_events,
 )
+from test_crash import endless
+from test_processes import pids
+from thinrow.client import ClientConfig, Pointers, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from worlds import Running
+    from support.worlds import Running
 
 USERS = 60
 FLOWING_BATCHES = 20

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
-from stuck_scrapes import (
+from support.stuck_scrapes import (
     PEERS,
     STUCK,
     THREADS_MAX,
@@ -21,8 +21,8 @@ from stuck_scrapes import (
     send_endless_head,
     threads,
 )
+from support.tried import SEED, Tried, times
 from thinrow.access import http_server
-from tried import SEED, Tried, times
 
 if TYPE_CHECKING:
     import socket

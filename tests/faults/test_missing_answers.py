@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from support.tried import SEED, Tried, times
+from support.worlds import START_TS, new_world
 from test_online_server import ALL, batch, ids_seen
 from test_unanswered import failing_at, online_config, quiet
 from thinrow.client.online import connect_online
@@ -16,8 +18,6 @@ from thinrow.online.service import OnlineService
 from thinrow.online.snapshots import Snapshots
 from thinrow.online.streamed import StreamedSnapshots
 from thinrow.online.tier import MutableTier
-from tried import SEED, Tried, times
-from worlds import START_TS, new_world
 
 if TYPE_CHECKING:
     from pathlib import Path

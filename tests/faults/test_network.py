@@ -11,13 +11,13 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tried import FULL, SEED, Tried, times
-from wire import ADDRESSES, CLIENT, SERVER, Wire, inside, namespaces
-from worlds import THINROW, Running, World, built_world, days, pointers_to, read_store
+from support.paths import SUPPORT
+from support.tried import FULL, SEED, Tried, times
+from support.wire import ADDRESSES, CLIENT, SERVER, Wire, inside, namespaces
+from support.worlds import THINROW, Running, World, built_world, days, pointers_to, read_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -96,7 +96,7 @@ def client(
 
     at: what to do when so many batches of a run have come; ENDED when the run is over.
     """
-    here = Path(__file__).with_name("network_client.py")
+    here = SUPPORT / "network_client.py"
     questions = str(world.folder / "questions")
     command = [sys.executable, str(here), questions, ADDRESS, json.dumps(runs)]
     ends: list[dict[str, Any]] = []

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from number_edges import EDGES, SOURCES, TRAITS, values_of
+from support.number_edges import EDGES, SOURCES, TRAITS, values_of
+from support.tried import SEED, Tried, times
+from support.worlds import START_TS, new_world
 from thinrow.client import Projection
 from thinrow.client.online import OnlineClient, connect_online
 from thinrow.core.wire.columns import as_column, to_wire
@@ -22,8 +24,6 @@ from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2
-from tried import SEED, Tried, times
-from worlds import START_TS, new_world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

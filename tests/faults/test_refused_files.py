@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tried import Tried
+from support.paths import SUPPORT
+from support.tried import Tried
 
-FAULTS = Path(__file__).parent
 CODES = ("EACCES", "EMFILE", "ENFILE", "EIO", "ESTALE")
 
 
@@ -22,7 +22,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None:
         pytest.skip("needs a C compiler, to let the operating system refuse files")
     made = tmp_path_factory.mktemp("library") / "failing_files.so"
-    source = FAULTS / "failing_files.c"
+    source = SUPPORT / "failing_files.c"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", made, source, "-ldl"], check=True)
     return made
 
@@ -30,7 +30,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_refused_files_of_a_store(library: Path, tmp_path: Path) -> None:
     """Each file in turn, for Python, RocksDB and Arrow alike."""
     ended = subprocess.run(
-        [sys.executable, str(FAULTS / "access_tries.py"), str(library), str(tmp_path / "world")],
+        [sys.executable, str(SUPPORT / "access_tries.py"), str(library), str(tmp_path / "world")],
         env={**os.environ, "LD_PRELOAD": str(library)},
         capture_output=True,
         text=True,

@@ -7,14 +7,14 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from load import Histories, Load, growth_per_minute, open_files
-from tried import FULL, SEED, Tried, times
-from worlds import DAY_MS, new_world, running_server, some_events
+from support.load import Histories, Load, growth_per_minute, open_files
+from support.tried import FULL, SEED, Tried, times
+from support.worlds import DAY_MS, new_world, running_server, some_events
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from worlds import Running
+    from support.worlds import Running
 
 pytestmark = pytest.mark.timeout(1800)
 KINDS = ("stream", "stream", "unary", "unary", "cancelling", "wrong", "disconnecting")

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from http2 import http2
-from idle_streams import BATCH, Idle, streams_of
+from support.http2 import http2
+from support.idle_streams import BATCH, Idle, streams_of
+from support.tried import SEED, Tried, times
+from support.worlds import new_world, running_online, running_server
 from test_kill_server import PAUSE_S, Delivered, batches, keep, streamed_through, world
 from test_online_server import batch, ids_seen
 from thinrow.access import grpc_server
 from thinrow.client.online import connect_online
 from thinrow.materialization import Server, ServerConfig
-from tried import SEED, Tried, times
-from worlds import new_world, running_online, running_server
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from support.worlds import Answers, Running, World
     from thinrow.client import Pointers
-    from worlds import Answers, Running, World
 
 __all__ = ["batches", "world"]
 

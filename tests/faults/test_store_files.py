@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from small_store import Asked, Outcomes, all_files, asked_of, copied, sample, small_world
-from tried import SEED, Tried, times
-from worlds import World, some_events
+from support.small_store import Asked, Outcomes, all_files, asked_of, copied, sample, small_world
+from support.tried import SEED, Tried, times
+from support.worlds import World, some_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +74,7 @@ def test_cut_short(world: World, asked: Asked) -> None:
 
 
 def unread(world: World) -> list[Path]:
-    """Files that commands alone use, not readers; tests/test_rollback.py damages those."""
+    """Files that commands alone use, not readers; tests/hazards/test_rollback.py damages those."""
     return [world.store / name for name in ("HIGHEST", "LOCK")]
 
 

@@ -1,0 +1,210 @@
+"""No file of the tier holds bytes of events that were erased or forgotten."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from support.worlds import START_TS, World, new_world
+from thinrow.client import Projection
+from thinrow.client.online import OnlineClient, connect_online
+from thinrow.compaction import CompactionConfig, compact
+from thinrow.jobs.export import export_events
+from thinrow.online.config import OnlineConfig
+from thinrow.online.server import OnlineServer
+from thinrow.v1 import materialization_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+ERASED, OTHER = 7, 8
+FILES_DEADLINE_S = 120
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return new_world(tmp_path, '[a]\nt = "string"\n')
+
+
+def config(world: World, now: list[int], **options: object) -> OnlineConfig:
+    return OnlineConfig(
+        store=world.store,
+        data=world.folder / "tier",
+        schema=world.schema,
+        listen="127.0.0.1:0",
+        metrics=None,
+        poll_s=0.05,
+        wall=lambda: now[0],
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def append(client: OnlineClient, user: int, text: str, event_id: int) -> None:
+    client.append([user], [START_TS], {"t": [text]}, [event_id])
+
+
+def marks() -> str:
+    """Text that no compression changes."""
+    return secrets.token_hex(100)
+
+
+def found(folder: Path, *texts: str) -> list[str]:
+    parts = [text[20:60].encode() for text in texts]
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and any(part in read(path) for part in parts)
+    )
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:  # RocksDB removes files in the background
+        return b""
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + FILES_DEADLINE_S
+    while not happened():
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+
+
+def publish(
+    world: World, client: OnlineClient, watermark_ts: int, erase: str | None = None
+) -> None:
+    exported = world.folder / f"{watermark_ts}.parquet"
+    export_events(client, watermark_ts, exported)
+    users = world.folder / "users.txt"
+    users.write_text(erase or "", encoding="utf-8")
+    compact(
+        CompactionConfig(
+            store=world.store,
+            events=[exported],
+            schema=world.schema,
+            watermark_ts=watermark_ts,
+            shards=2,
+            erase_users=users if erase else None,
+            keep=1,
+        )
+    )
+
+
+def test_erased_events_leave_the_files_of_the_tier(world: World) -> None:
+    """In tables and in the log, long before retention is over; others' events stay."""
+    now, gone, kept, again = [START_TS], [marks() for _ in range(20)], marks(), marks()
+    tier = world.folder / "tier"
+    with OnlineServer(config(world, now)) as server, connect_online(server.address) as client:
+        for number, text in enumerate(gone[:10]):
+            append(client, ERASED, text, number)
+        append(client, OTHER, kept, 100)
+        now[0] += 10_000
+        publish(world, client, now[0])
+        server.published.look()
+        for number, text in enumerate(gone[10:], 10):
+            append(client, ERASED, text, number)
+        assert found(tier, *gone)
+        now[0] += 10_000
+        erased_ts = now[0]
+        publish(world, client, erased_ts, f"{ERASED}\n")
+        now[0] += 10_000
+        append(client, ERASED, again, 200)
+        wait_until(lambda: client.describe().watermark_ts == erased_ts)
+        server.published.look()
+        wait_until(lambda: not found(tier, *gone))
+        assert not found(world.store, *gone)
+        assert found(tier, kept) and found(tier, again)
+        # A new history of the user begins; the old one is erased, not short.
+        now[0] += 1000
+        seen = client.snapshot(ERASED, Projection())
+        assert seen.batch.statuses.tolist() == [wire.STATUS_OK]
+        assert seen.batch.to_lists("t") == [[again]]
+        past = client.snapshot(ERASED, Projection(), request_ts=erased_ts - 1)
+        assert past.batch.statuses.tolist() == [wire.STATUS_ERASED]
+        assert client.snapshot(OTHER, Projection()).batch.to_lists("t") == [[kept]]
+    assert not found(tier, *gone)
+    with OnlineServer(config(world, now)) as server, connect_online(server.address) as client:
+        assert client.snapshot(ERASED, Projection()).batch.to_lists("t") == [[again]]
+        assert not found(tier, *gone)
+
+
+def test_an_erasure_while_the_service_was_down(world: World) -> None:
+    """The generation that erased is gone, too, when the tier starts: a later one says so."""
+    now, gone, tier = [START_TS], marks(), world.folder / "tier"
+    with OnlineServer(config(world, now)) as server, connect_online(server.address) as client:
+        append(client, ERASED, gone, 1)
+        now[0] += 10_000
+        publish(world, client, now[0])
+        server.published.look()
+        now[0] += 10_000
+        first = world.folder / "first.parquet"
+        export_events(client, now[0], first)
+        erased_ts = now[0]
+        now[0] += 10_000
+        second = world.folder / "second.parquet"
+        export_events(client, now[0], second, erased_ts)
+    users = world.folder / "users.txt"
+    users.write_text(f"{ERASED}\n", encoding="utf-8")
+    for events, watermark_ts, erase in ((first, erased_ts, users), (second, now[0], None)):
+        compact(
+            CompactionConfig(
+                store=world.store,
+                events=[events],
+                schema=world.schema,
+                watermark_ts=watermark_ts,
+                erase_users=erase,
+                keep=1,
+            )
+        )
+    assert found(tier, gone)
+    with OnlineServer(config(world, now)):
+        wait_until(lambda: not found(tier, gone))
+
+
+def test_forgotten_events_leave_the_files_of_the_tier(world: World) -> None:
+    now, texts, tier = [START_TS], [marks() for _ in range(12)], world.folder / "tier"
+    options = {"retention_ms": 30_000}
+    with (
+        OnlineServer(config(world, now, **options)) as server,
+        connect_online(server.address) as client,
+    ):
+        for number, text in enumerate(texts):
+            append(client, OTHER, text, number)
+            now[0] += 10_000
+            watermark_ts = now[0]
+            publish(world, client, watermark_ts)
+            wait_until(lambda ts=watermark_ts: client.describe().watermark_ts == ts)  # type: ignore[misc]
+            server.published.look()
+        now[0] += 60_000
+        server.published.look()
+        wait_until(lambda: not found(tier, *texts[:-2]))
+
+
+def test_a_purge_that_was_killed_is_done_at_the_next_start(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, gone, tier = [START_TS], marks(), world.folder / "tier"
+    killed = world.folder / "killed"
+    with OnlineServer(config(world, now)) as server, connect_online(server.address) as client:
+        append(client, ERASED, gone, 1)
+        now[0] += 10_000
+        with monkeypatch.context() as patch:
+            patch.setattr("thinrow.online.tier.rewrite_files", lambda *_: copy_once(tier, killed))
+            publish(world, client, now[0], f"{ERASED}\n")
+            wait_until(killed.exists)
+            server.published.look()
+    assert found(killed, gone)
+    shutil.rmtree(tier)
+    killed.rename(tier)
+    with OnlineServer(config(world, now)):
+        wait_until(lambda: not found(tier, gone))
+
+
+def copy_once(tier: Path, killed: Path) -> None:
+    if not killed.exists():
+        shutil.copytree(tier, killed)

@@ -1,0 +1,176 @@
+"""Streams that end with answers missing: an error on both sides, never a quiet end."""
+
+from __future__ import annotations
+
+from concurrent import futures
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from support.worlds import START_TS, World, new_world
+from test_online_server import ALL, batch, item
+from thinrow.client.online import OnlineClient, connect_online
+from thinrow.errors import ThinRowError, UnavailableError
+from thinrow.online.config import OnlineConfig
+from thinrow.online.server import OnlineServer
+from thinrow.online.service import OnlineService
+from thinrow.online.tier import MutableTier
+from thinrow.v1 import materialization_pb2 as wire
+from thinrow.v1 import online_pb2, online_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+
+def online_config(world: World) -> OnlineConfig:
+    return OnlineConfig(
+        store=world.store,
+        data=world.folder / "online",
+        schema=world.schema,
+        listen="127.0.0.1:0",
+        metrics=None,
+    )
+
+
+@contextmanager
+def online_client(folder: Path) -> Iterator[OnlineClient]:
+    with (
+        OnlineServer(online_config(new_world(folder))) as server,
+        connect_online(server.address) as client,
+    ):
+        yield client
+
+
+def failing_at(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, call: int) -> None:
+    """Lets one call of a method raise MemoryError."""
+    real: Callable[..., object] = getattr(owner, method)
+    calls = 0
+
+    def sometimes(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise MemoryError
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, method, sometimes)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [
+        (OnlineService, "_batch"),  # in the stream's reading thread
+        (MutableTier, "_lead_ms"),  # in the thread that commits, which all streams share
+        (MutableTier, "_without_known"),
+    ],
+)
+def test_a_failing_thread_of_the_server_fails_the_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str
+) -> None:
+    with online_client(tmp_path) as client:
+        batches = [batch(client, first, 1) for first in range(5)]
+        failing_at(monkeypatch, owner, method, 3)
+        acknowledged = []
+        with pytest.raises(ThinRowError):
+            for batch_ in batches:
+                acknowledged += client.append_all([batch_], deadline_s=60)
+        assert len(acknowledged) == 2
+        monkeypatch.undo()
+        if method != "_without_known":  # a failing disk, after which the tier refuses all
+            assert client.append([1], [START_TS], item(9), [1 << 40]).appended == 1
+
+
+def test_a_stream_of_many_batches_does_not_end_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with online_client(tmp_path) as client:
+        batches = [batch(client, first, 1) for first in range(5)]
+        failing_at(monkeypatch, OnlineService, "_batch", 3)
+        with pytest.raises(ThinRowError, match="MemoryError"):
+            list(client.append_all(batches, deadline_s=60))
+
+
+class Quiet(online_pb2_grpc.OnlineServiceServicer):
+    """Answers streams in part, and ends them with OK."""
+
+    def __init__(self, cursors: Sequence[int]) -> None:
+        self.cursors = cursors
+
+    def AppendEvents(  # noqa: N802
+        self,
+        requests: Iterator[online_pb2.AppendEventsRequest],
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> Iterator[online_pb2.AppendEventsResponse]:
+        next(requests)
+        for cursor in self.cursors:
+            yield online_pb2.AppendEventsResponse(cursor=cursor, appended=1)
+
+    def SnapshotStream(  # noqa: N802
+        self,
+        messages: Iterator[online_pb2.SnapshotStreamRequest],
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> Iterator[online_pb2.SnapshotStreamResponse]:
+        next(messages)
+        if self.cursors:
+            yield online_pb2.SnapshotStreamResponse(
+                answers=[online_pb2.StreamedAnswer(cursor=cursor) for cursor in self.cursors]
+            )
+
+    def DescribeTier(  # noqa: N802
+        self,
+        request: online_pb2.DescribeTierRequest,  # noqa: ARG002
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> online_pb2.DescribeTierResponse:
+        trait = wire.Trait(name="item_id", type=wire.TRAIT_TYPE_INT64, vector_size=1)
+        group = wire.FeatureGroup(name="item", traits=[trait])
+        return online_pb2.DescribeTierResponse(feature_groups=[group])
+
+
+@contextmanager
+def quiet(cursors: Sequence[int]) -> Iterator[OnlineClient]:
+    server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+    online_pb2_grpc.add_OnlineServiceServicer_to_server(Quiet(cursors), server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with connect_online(f"127.0.0.1:{port}") as client:
+            yield client
+    finally:
+        server.stop(None).wait()
+
+
+@pytest.mark.parametrize(
+    ("cursors", "error", "answered"),
+    [
+        ([], UnavailableError, 0),
+        ([0], UnavailableError, 1),
+        ([1], ThinRowError, 0),
+        ([0, 0], ThinRowError, 1),
+    ],
+)
+def test_the_client_counts_answers_to_appends(
+    cursors: Sequence[int], error: type[ThinRowError], answered: int
+) -> None:
+    with quiet(cursors) as client:
+        batches = [client.events([1], [START_TS], {"item_id": [n]}) for n in range(2)]
+        acknowledged = []
+        with pytest.raises(error):
+            for told in client.append_all(batches, deadline_s=60):
+                acknowledged.append(told)  # noqa: PERF402 - what came before the error counts
+        assert len(acknowledged) == answered
+        if not answered:
+            with pytest.raises(ThinRowError):
+                client.append([1], [START_TS], {"item_id": [1]}, deadline_s=60)
+
+
+def test_the_client_counts_answers_to_surplus() -> None:
+    with quiet([0, 1, 2]) as client, pytest.raises(ThinRowError, match="malformed"):
+        list(client.append_all([client.events([1], [START_TS], {"item_id": [1]})], deadline_s=60))
+
+
+@pytest.mark.parametrize("cursors", [[], [7], [1, 2]])
+def test_the_client_compares_answers_with_snapshots(cursors: Sequence[int]) -> None:
+    with quiet(cursors) as client, pytest.raises(ThinRowError, match=r"malformed|before it had"):
+        client.snapshot(1, ALL, deadline_s=60)

@@ -1,0 +1,112 @@
+"""What a user installs and imports: nothing missing, nothing heavy, nothing the wrong way round."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+RANKS = {
+    "schema": 0,
+    "store": 1,
+    "events": 2,
+    "access": 3,
+    "compaction": 3,
+    "materialization": 4,
+    "online": 4,
+    "jobs": 5,
+    "demo": 6,
+    "wall": 6,
+    "cli": 7,
+}
+"""Packages of the server: each imports only itself and what ranks below."""
+SOURCES = sorted(
+    path for root in ("server", "client") for path in (ROOT / root / "thinrow").rglob("*.py")
+)
+
+
+def modules_imported(path: Path) -> set[str]:
+    """Names every module of ThinRow that a file imports, at its top or inside."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            assert node.module is not None
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name for name in found if name.startswith("thinrow.")}
+
+
+def modules_loaded_by(statement: str) -> set[str]:
+    """Names the top-level modules that a fresh interpreter has after a statement."""
+    script = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.split())
+
+
+def test_wheel_holds_all_and_only_the_product(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
+    subprocess.run([*command, str(tmp_path), str(ROOT)], check=True, timeout=240)
+    [wheel] = tmp_path.glob("thinrow-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {"/".join(path.relative_to(ROOT).parts[1:]) for path in SOURCES}
+    wanted |= {"thinrow/errors.py", "thinrow/py.typed", "thinrow/v1/materialization_pb2.py"}
+    assert wanted <= names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"thinrow"}
+    assert not [name for name in names if "test" in name]
+
+
+@pytest.mark.parametrize("module", ["thinrow.errors", "thinrow.client"])
+def test_all_is_complete_and_sorted(module: str) -> None:
+    contents = vars(import_module(module))
+    public = {
+        name
+        for name, value in contents.items()
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("thinrow")
+    }
+    assert contents["__all__"] == sorted(public)
+
+
+def test_modules_beside_each_other_have_names_of_their_own() -> None:
+    """Tests and benchmarks are imported by their bare names: of two, one would be found."""
+    paths = [path for folder in ("tests", "bench") for path in (ROOT / folder).rglob("*.py")]
+    names = Counter(path.stem for path in paths if path.stem not in ("__init__", "conftest"))
+    assert not [name for name, count in names.items() if count > 1]
+
+
+def test_client_loads_nothing_heavy() -> None:
+    heavy = {"torch", "pyarrow", "polars", "pandas", "rocksdict", "pydantic", "rich", "typer"}
+    assert not heavy & modules_loaded_by("import thinrow.client")
+
+
+def test_server_loads_no_torch() -> None:
+    packages = "thinrow.compaction, thinrow.online, thinrow.materialization, thinrow.cli.entry"
+    assert "torch" not in modules_loaded_by(f"import {packages}")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    if path.is_relative_to(ROOT / "client/thinrow/core"):
+        allowed = {"core", "errors", "v1", "_native"}
+    elif "client" in path.relative_to(ROOT).parts[:1]:
+        allowed = {"client", "core", "errors", "v1", "_native"}
+    else:
+        own = path.relative_to(ROOT / "server/thinrow").with_suffix("").parts[0]
+        below = {name for name, rank in RANKS.items() if rank < RANKS[own]}
+        allowed = {own, "core", "errors", "v1", "_native", *below}
+        # Services never call others; commands and what they run are clients of a server.
+        if RANKS[own] >= RANKS["jobs"]:
+            allowed.add("client")
+    imported = {name.split(".")[1] for name in modules_imported(path)}
+    assert imported <= allowed, f"imports {sorted(imported - allowed)}"

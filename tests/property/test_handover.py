@@ -1,0 +1,973 @@
+"""The hand-over: at every instant each event is in exactly one of the two parts of an answer.
+
+Exports, compactions, publications, forgetting, restarts and kills are steps of their own here, with
+requests between any two of them; whatever a request saw is put back by a real server from every
+generation that follows. Seeds are printed with what fails.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+import time
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from support.oracle import DAY_MS, Event, Pointer, Run, Schema, Trait, Wanted, columns
+from support.scenarios import CROWD, STRANGER, USERS, rows_table, schema_toml
+from support.worlds import REPEATS, START_TS, World, new_world, running_online
+from support.worlds import some_events as some_event_rows
+from test_full_disk import Disk, disk
+from test_online_meaning import (
+    Online,
+    as_example,
+    projection,
+    same,
+    some_events,
+)
+from test_online_server import item
+from thinrow.client import Projection, connect, read_thin_rows
+from thinrow.client.online import connect_online
+from thinrow.compaction import compact
+from thinrow.core.pointers import MutableColumn
+from thinrow.errors import RequestError, StoreError, ThinRowError
+from thinrow.jobs.export import export_events
+from thinrow.materialization import Server, ServerConfig
+from thinrow.online.config import OnlineConfig
+from thinrow.online.server import OnlineServer
+from thinrow.online.tier import MutableTier, TierConfig, batch_of
+from thinrow.schema import read_schema
+from thinrow.v1 import materialization_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from thinrow.client import Client
+    from thinrow.client.online import Snapshot
+    from thinrow.core.thin_row import ThinRow
+    from thinrow.online.tier import Batch
+
+__all__ = ["disk"]
+
+POLL_S = 0.03
+STATUS = {name.removeprefix("STATUS_"): number for name, number in wire.Status.items()}
+SCHEMA = Schema(
+    {
+        "item": [Trait("item_id", "int64", key=True), Trait("brand", "string")],
+        "feedback": [
+            Trait("rating", "int8", sparse=True),
+            Trait("weight", "float32", sparse=True, default=1.5),
+            Trait("taste", "float32", size=2),
+        ],
+    }
+)
+WANTED = (
+    Wanted(),
+    Wanted(3, False, (), ("event_id", "visible_ts", "item_id", "rating")),
+    Wanted(4, True, ("feedback",), ("event_ts",)),
+    Wanted(1000, False, ("item",), ("weight", "visible_ts")),
+)
+
+
+@dataclass
+class Logged:
+    """A thin row, what was asked for, and every column of what inference saw."""
+
+    row: ThinRow
+    wanted: Wanted
+    schema: Schema
+    sequence: str
+
+
+def columns_of(batch: Any, place: int = 0) -> str:  # noqa: ANN401
+    """One example of a batch, by its text: nan equals nan, and zeros have signs."""
+    return repr({name: batch.to_lists(name)[place] for name in batch.values})
+
+
+@dataclass
+class HandOvers(Online):
+    """A server through many hand-overs, each in steps, and every thin row that it gave."""
+
+    seed: int = 0
+    rows: list[Logged] = field(default_factory=list)
+    exported: list[tuple[int, Path, list[Event]]] = field(default_factory=list)
+    generations: list[int] = field(default_factory=lambda: [0])
+    """Watermarks that each generation knows, by its number."""
+    opened: int = 0
+    """The newest generation that a request was served from."""
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rng = random.Random(self.seed)
+
+    def now_ts(self) -> int:
+        return self.client.describe().now_ts
+
+    def look(
+        self, user_id: int, asked_ts: int, lookback_ms: int, max_length: int, wanted: Wanted
+    ) -> Snapshot | None:
+        """A snapshot, which one of the generations there are explains in every column."""
+        self.counts["snapshots"] += 1
+        known = len(self.generations)
+        try:
+            seen = self.client.snapshot(
+                user_id,
+                projection(wanted),
+                request_ts=asked_ts,
+                lookback_ms=lookback_ms,
+                max_length=max_length,
+            )
+        except RequestError as error:
+            assert "kept" in str(error) and asked_ts < self.client.describe().kept_from_ts, error
+            self.counts["refused"] += 1
+            return None
+        row = seen.thin_row
+        assert row.request_ts == asked_ts or not asked_ts
+        watermarks = self.oracle.watermarks
+        for generation in range(self.opened, known):
+            self.oracle.watermarks = watermarks[: self.generations[generation]]
+            end_ts = self.expected_end_ts(row.request_ts, lookback_ms)
+            if end_ts == row.end_ts:
+                break
+        else:
+            raise AssertionError(f"no generation has the watermark {row.end_ts}")
+        pointer, mutable = self.pointer(user_id, row.request_ts, lookback_ms, max_length)
+        self.oracle.watermarks = watermarks  # the newest generation knows the past of all others
+        status, sequence = self.oracle.answer(pointer, wanted, mutable, row.request_ts)
+        assert Pointer(row.user_id, row.start_ts, row.end_ts, row.max_length) == pointer
+        if status != "OK":
+            assert seen.batch.statuses.tolist() == [STATUS[status]] and not row.mutable
+            self.counts[status] += 1
+            return None
+        assert same([dict(event) for event in row.mutable], [self.logged(e) for e in mutable])
+        self.check_sequence(seen.batch, sequence, wanted)
+        self.rows.append(Logged(row, wanted, self.schema, columns_of(seen.batch)))
+        return seen
+
+    def expected_end_ts(self, request_ts: int, lookback_ms: int) -> int:
+        place = bisect_right(self.oracle.watermarks, request_ts)
+        if place:
+            return self.oracle.watermarks[place - 1]
+        return request_ts - lookback_ms if lookback_ms else 0
+
+    def look_about(self) -> None:
+        """Some user, some moment, some projection; sometimes asked twice."""
+        rng, clock = self.rng, self.now_ts()
+        asked_ts = rng.choice((0, 0, clock, clock - rng.randrange(300), clock + 9))
+        if self.rows and rng.random() < 0.2:
+            asked_ts = rng.choice(self.rows[-20:]).row.request_ts
+        user_id = rng.choice((*CROWD, STRANGER))
+        lookback_ms, max_length = rng.choice((0, 0, 3, 150)), rng.choice((0, 0, 1, 5))
+        wanted = rng.choice(WANTED)
+        seen = self.look(user_id, asked_ts, lookback_ms, max_length, wanted)
+        if seen is not None and rng.random() < 0.3:
+            again = self.look(user_id, seen.thin_row.request_ts, lookback_ms, max_length, wanted)
+            if again is not None and again.thin_row.end_ts == seen.thin_row.end_ts:
+                assert same(again.thin_row, seen.thin_row)
+
+    def export(self) -> None:
+        """Seals now, and takes the events; sometimes more than it needs, or the same again."""
+        rng = self.rng
+        watermark_ts = self.now_ts() + rng.choice((0, 0, 0, -4, 9))
+        last = self.oracle.watermarks[-1] if self.oracle.watermarks else None
+        if last is not None and watermark_ts <= last:
+            return
+        from_ts = None
+        if len(self.oracle.watermarks) > 1 and rng.random() < 0.4:
+            from_ts = rng.choice(self.oracle.watermarks[-3:])
+        path = self.world.folder / f"export-{len(self.exported)}.parquet"
+        told = self.run_export(watermark_ts, path, from_ts)
+        if told is None:
+            return
+        if rng.random() < 0.3:
+            first = path.read_bytes()
+            if self.run_export(watermark_ts, path, from_ts) == told:
+                assert path.read_bytes() == first
+            else:  # another generation was taken up, or forgotten
+                path.write_bytes(first)
+        self.exported.append((watermark_ts, path, told[1]))
+        self.counts["exports"] += 1
+        if rng.random() < 0.3:  # one whose outcome was not heard of, perhaps published since
+            self.run_export(rng.choice(self.exported[-5:])[0], path.with_name("again.parquet"))
+
+    def run_export(
+        self, watermark_ts: int, path: Path, from_ts: int | None = None
+    ) -> tuple[int, list[Event]] | None:
+        """Since when, and the events written, each once; None where some are forgotten."""
+        try:
+            report = export_events(self.client, watermark_ts, path, from_ts)
+        except RequestError as error:
+            assert "kept" in str(error), error
+            return None
+        since_ts = report.from_ts or 0
+        assert since_ts in (0, *self.oracle.watermarks) and since_ts < watermark_ts
+        due = [event for event in self.arrived if since_ts <= event.arrival_ts < watermark_ts]
+        assert report.events == len(due)
+        return since_ts, due
+
+    def publish(self, lookback_ms: int | None = None, erase: Sequence[int] = ()) -> None:
+        """Compacts any export that goes beyond what is published, as far as it goes or less."""
+        rng = self.rng
+        last = self.oracle.watermarks[-1] if self.oracle.watermarks else 0
+        due = [export for export in self.exported if export[0] > last]
+        if not due:
+            return
+        watermark_ts, path, events = rng.choice(due)
+        if rng.random() < 0.2:
+            watermark_ts = max(last + 1, watermark_ts - rng.randrange(20))
+        cadence_ms = rng.choice((None, None, 50)) if last else None
+        users = self.world.folder / "erase.txt"
+        users.write_text("".join(f"{user_id}\n" for user_id in erase), encoding="utf-8")
+        config = self.world.compaction(
+            [path],
+            0,
+            shards=self.shards,
+            cadence_ms=cadence_ms,
+            lookback_ms=lookback_ms,
+            erase_users=users if erase else None,
+        )
+        told = compact(replace(config, watermark_ts=watermark_ts))
+        run = Run(
+            events,
+            watermark_ts,
+            cadence_ms=cadence_ms,
+            lookback_ms=lookback_ms,
+            erase=frozenset(erase),
+        )
+        expected = self.oracle.compact(run)
+        # Nothing says whether an event added and erased in one run was added.
+        assert erase or told.events_added == expected.events_added
+        self.generations.append(len(self.oracle.watermarks))
+        assert told.generation == len(self.generations) - 1
+        self.counts["hand-overs"] += 1
+
+    @property
+    def shards(self) -> int:
+        return self.seed % 3 + 1
+
+    def take_up(self) -> None:
+        newest = len(self.generations) - 1
+        self.wait_for(newest)
+        self.opened = newest
+
+    def put_all_back(self, client: Client) -> None:
+        """Every thin row so far, from the newest generation."""
+        newest = len(self.generations) - 1
+        end_s = time.monotonic() + 60
+        while client.describe_store().generation < newest:
+            assert time.monotonic() < end_s
+            time.sleep(0.005)
+        groups = defaultdict[tuple[Wanted, int], list[Logged]](list)
+        for each in self.rows:
+            wanted = each.wanted
+            if each.schema != self.schema:  # all that there was then, by name
+                names = tuple(columns(wanted, each.schema))
+                wanted = replace(wanted, feature_groups=(), traits=names)
+            groups[wanted, len(each.schema.traits)].append(each)
+        for (wanted, _), rows in groups.items():
+            examples = [as_example(each.row, each.schema) for each in rows]
+            digests = [each.row.digest for each in rows]
+            table = rows_table(examples, digests, rows[0].schema)
+            path = self.world.write("rows.parquet", table)
+            [(thin, _)] = read_thin_rows(path, examples=len(rows))
+            batch = client.materialize(thin, projection(wanted))
+            assert batch.generation == newest
+            lists = {name: batch.to_lists(name) for name in batch.values}
+            statuses = batch.statuses.tolist()
+            for place, (each, example) in enumerate(zip(rows, examples, strict=True)):
+                status, _ = self.oracle.answer(
+                    example.pointer, wanted, example.mutable, example.request_ts
+                )
+                assert statuses[place] == STATUS[status], each.row
+                if status == "OK":
+                    again = repr({name: column[place] for name, column in lists.items()})
+                    assert again == each.sequence, each.row
+                self.counts["put back" if status == "OK" else f"put back {status}"] += 1
+
+
+def hand_overs(world: World, seed: int, **options: Any) -> HandOvers:  # noqa: ANN401
+    now = [START_TS]
+    config = OnlineConfig(
+        store=world.store,
+        schema=world.schema,
+        listen="127.0.0.1:0",
+        metrics=None,
+        poll_s=POLL_S,
+        drain_s=1,
+        **{"wall": lambda: now[0], **options},
+    )
+    return HandOvers(world, SCHEMA, config, now, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(REPEATS))
+def test_each_event_is_in_one_part_at_every_step_of_every_hand_over(
+    tmp_path: Path, seed: int
+) -> None:
+    world = new_world(tmp_path, schema_toml(SCHEMA))
+    rng = random.Random(seed)
+    online = hand_overs(
+        world,
+        seed,
+        retention_ms=(120, DAY_MS, 300)[seed % 3],
+        commit_lead_ms=rng.choice((0, 5)),
+    )
+    sent: list[list[Event]] = []
+    with ExitStack() as stack:
+        stack.enter_context(online.running())
+        client: Client | None = None
+        for _ in range(400):
+            act = online.rng.random()
+            if act < 0.2:
+                events = some_events(online.rng, SCHEMA, online.now[0])
+                online.append(events)
+                sent.append([event for event in events if event.event_id is not None])
+            elif act < 0.24 and sent and (again := online.rng.choice(sent)):
+                online.append(again)  # delivered again, perhaps after its generation
+            elif act < 0.36:
+                online.now[0] += online.rng.choice((1, 1, 7, 30, 100, -20))
+            elif act < 0.44:
+                online.export()
+            elif act < 0.53:
+                if act > 0.47:
+                    online.export()
+                online.publish()
+            elif act < 0.57:
+                online.take_up()
+                if online.opened and client is None:
+                    address = stack.enter_context(serving(world))
+                    client = stack.enter_context(connect(address))
+                if client is not None:
+                    online.put_all_back(client)
+            elif act < 0.575:
+                stack.pop_all().close()  # in order: clients, servers
+                client = None
+                stack.enter_context(online.running())
+                online.counts["restarts"] += 1
+            else:
+                online.look_about()
+        online.now[0] += 30
+        online.export()
+        online.publish()
+        online.take_up()
+        client = stack.enter_context(connect(stack.enter_context(serving(world))))
+        online.put_all_back(client)
+    print(f"seed {seed}: {dict(online.counts)}")
+    assert online.counts["hand-overs"] >= 10
+
+
+def test_what_retention_dropped_and_erasure_removed(tmp_path: Path) -> None:
+    """Its status at the request and in training, never a short answer."""
+    online = hand_overs(new_world(tmp_path, schema_toml(SCHEMA)), 7)
+    with ExitStack() as stack:
+        stack.enter_context(online.running())
+        client: Client | None = None
+        for _ in range(10):
+            for _ in range(10):
+                online.append(some_events(online.rng, SCHEMA, online.now[0]))
+                online.now[0] += online.rng.choice((1, 7, 30))
+                online.look_about()
+            online.export()
+            if len(online.generations) < 4:
+                online.publish()
+            else:
+                online.publish(online.rng.choice((None, 100)), online.rng.choice(((), (), (1, 3))))
+            online.take_up()
+            if client is None:
+                client = stack.enter_context(connect(stack.enter_context(serving(online.world))))
+            online.put_all_back(client)
+    counts = online.counts
+    assert counts["EXPIRED"] and counts["ERASED"], counts
+    assert counts["put back EXPIRED"] and counts["put back ERASED"] and counts["put back"], counts
+
+
+@contextmanager
+def serving(world: World) -> Iterator[str]:
+    config = ServerConfig(
+        store=world.store, listen="127.0.0.1:0", metrics=None, poll_s=POLL_S, drain_s=1
+    )
+    with Server(config) as server:
+        yield server.address
+
+
+# Killed at any moment
+
+
+@dataclass
+class Killed(HandOvers):
+    """Of a process that is killed: what was under way is in doubt until it is back."""
+
+    doubtful: list[Event] = field(default_factory=list)
+    next_id: int = 1
+
+    def some(self) -> list[Event]:
+        now_ts = time.time_ns() // 1_000_000
+        events = []
+        for event in some_events(self.rng, SCHEMA, now_ts):
+            events.append(replace(event, event_id=self.next_id))
+            self.next_id += 1
+        return events
+
+    def resolve(self) -> None:
+        """What is there of the events that were never acknowledged; sends the others again."""
+        seen = self.client.snapshot_batch(list(USERS), Projection(), request_ts=self.now_ts() + 20)
+        there = {event["event_id"]: event for row in seen.thin_rows for event in row.mutable}
+        known = {event.event_id for event in self.arrived}
+        for event in self.doubtful:
+            if event.event_id in there:
+                arrival_ts: Any = there[event.event_id]["arrival_ts"]
+                self.arrived.append(replace(event, arrival_ts=arrival_ts))
+                self.counts["arrived unacknowledged"] += 1
+        rest = [event for event in self.doubtful if event.event_id not in there]
+        assert not known & {event.event_id for event in self.doubtful}
+        self.append(self.doubtful)  # counts those as duplicates
+        self.counts["sent again"] += len(rest)
+        self.doubtful = []
+
+    def append_until_killed(self) -> None:
+        while True:
+            # More than one write's worth.
+            self.doubtful = [event for _ in range(60) for event in self.some()][:300]
+            self.append(self.doubtful)
+            self.doubtful = []
+
+    def export_until_killed(self) -> None:
+        while True:
+            self.export()
+
+    def look_until_killed(self) -> None:
+        while True:
+            self.look_about()
+
+
+@pytest.mark.parametrize("seed", range(REPEATS))
+@pytest.mark.timeout(300)
+def test_killed_between_and_within_the_steps(tmp_path: Path, seed: int) -> None:
+    world = new_world(tmp_path, schema_toml(SCHEMA))
+    config = OnlineConfig(store=world.store)
+    online = Killed(world, SCHEMA, config, [], seed=seed)
+    online.server = Follower(online)  # type: ignore[assignment]
+    for number in range(6):
+        with ExitStack() as stack:
+            server = stack.enter_context(running_online(world, "--retention", "4s"))
+            client = stack.enter_context(connect_online(server.address))
+            online.client = client
+            online.resolve()
+            if number % 2:  # published while nobody was there to see it
+                online.take_up()
+            for _ in range(40):
+                act = online.rng.random()
+                if act < 0.3:
+                    online.append(online.some())
+                elif act < 0.4:
+                    online.export()
+                elif act < 0.5:
+                    online.publish()
+                elif act < 0.55:
+                    online.take_up()
+                else:
+                    online.look_about()
+            until_killed = (
+                online.append_until_killed,
+                online.export_until_killed,
+                online.look_until_killed,
+            )[(number + seed) % 3]
+            kill = threading.Timer(online.rng.uniform(0, 0.06), server.process.kill)
+            kill.start()
+            with pytest.raises(ThinRowError):
+                until_killed()
+            kill.join()
+            online.counts["kills"] += 1
+        assert not list(tmp_path.glob(".export-*"))
+        if number % 2 == 0:
+            online.publish()
+        if len(online.generations) > 1:
+            with serving(world) as address, connect(address) as client_:
+                online.put_all_back(client_)
+    print(f"seed {seed}: {dict(online.counts)}")
+
+
+class Follower:
+    """Stands for the server in this process: the one of another process is only asked."""
+
+    def __init__(self, online: Killed) -> None:
+        self._online = online
+        self.published = self
+
+    @property
+    def number(self) -> int:
+        return self._online.client.describe().generation
+
+    def look(self) -> None:
+        """It looks by itself."""
+
+
+# All at once
+
+
+@dataclass
+class Recorded:
+    """What threads did, to be judged afterwards."""
+
+    appended: list[Event] = field(default_factory=list)
+    snapshots: list[tuple[Snapshot, Wanted]] = field(default_factory=list)
+    failures: list[BaseException] = field(default_factory=list)
+
+
+RETENTION_MS = 2000
+
+
+def test_threads_append_and_look_while_hand_overs_run(tmp_path: Path) -> None:
+    """A snapshot at T holds what was acknowledged as arriving before T, and nothing else."""
+    world = new_world(tmp_path, schema_toml(SCHEMA))
+    online = hand_overs(
+        world, 2, wall=lambda: time.time_ns() // 1_000_000, retention_ms=RETENTION_MS
+    )
+    told, stop = Recorded(), threading.Event()
+
+    def appending(number: int) -> None:
+        rng, sent = random.Random(number), list[Event]()
+        with connect_online(online.server.address) as client:
+            twin = Online(world, SCHEMA, online.config, [])
+            twin.client = client
+            for count in range(number, 1 << 30, 2):
+                if stop.is_set():
+                    break
+                now_ts = client.describe().now_ts
+                events = [
+                    replace(event, event_id=count << 8 | place)
+                    for place, event in enumerate(some_events(rng, SCHEMA, now_ts))
+                ]
+                twin.append(events)
+                sent = [*sent[-30:], *events]
+                twin.append(rng.sample(sent, 2) if len(sent) > 2 else [])  # delivered again
+                time.sleep(rng.uniform(0, 0.03))
+            told.appended += twin.arrived
+
+    def looking(number: int) -> None:
+        rng = random.Random(number)
+        with connect_online(online.server.address) as client:
+            asked: list[tuple[int, int, int, int]] = []
+            while not stop.is_set():
+                user_id, lookback_ms = rng.choice((*CROWD, STRANGER)), rng.choice((0, 0, 200))
+                request_ts = rng.choice((0, 0, time.time_ns() // 1_000_000 - rng.randrange(500)))
+                what = user_id, request_ts, lookback_ms, rng.choice((0, 0, 5))
+                if asked and rng.random() < 0.3:
+                    what = rng.choice(asked[-10:])
+                wanted = rng.choice(WANTED)
+                user_id, request_ts, lookback_ms, max_length = what
+                try:
+                    seen = client.snapshot(
+                        user_id,
+                        projection(wanted),
+                        request_ts=request_ts,
+                        lookback_ms=lookback_ms,
+                        max_length=max_length,
+                    )
+                except RequestError as error:  # on a machine too slow for that moment
+                    age_ms = time.time_ns() // 1_000_000 - (request_ts - lookback_ms)
+                    assert request_ts and age_ms > RETENTION_MS and "kept" in str(error), error
+                    continue
+                told.snapshots.append((seen, wanted))
+                asked.append((user_id, seen.thin_row.request_ts, lookback_ms, max_length))
+                time.sleep(rng.uniform(0, 0.01))
+
+    def guarded(work: Any, number: int) -> None:  # noqa: ANN401
+        try:
+            work(number)
+        except BaseException as error:
+            told.failures.append(error)
+            stop.set()
+
+    with online.running():
+        threads = [
+            threading.Thread(target=guarded, args=(work, number))
+            for work in (appending, looking)
+            for number in (0, 1)
+        ]
+        for thread in threads:
+            thread.start()
+        watermarks = []
+        for _ in range(12 * REPEATS):
+            watermark_ts = online.now_ts()
+            path = tmp_path / f"export-{watermark_ts}.parquet"
+            export_events(online.client, watermark_ts, path)
+            compact(replace(world.compaction([path], 0), watermark_ts=watermark_ts))
+            watermarks.append(watermark_ts)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not told.failures, told.failures
+    online.arrived = sorted(told.appended, key=lambda event: event.arrival_ts)
+    for last, watermark_ts in zip([0, *watermarks], watermarks, strict=False):
+        due = [event for event in online.arrived if last <= event.arrival_ts < watermark_ts]
+        online.oracle.compact(Run(due, watermark_ts))
+    same_moment = defaultdict[Any, set[str]](set)
+    for seen, wanted in told.snapshots:
+        row = seen.thin_row
+        generation = watermarks.index(row.end_ts) + 1 if row.end_ts in watermarks else 0
+        assert generation or row.start_ts == row.end_ts
+        online.oracle.watermarks = watermarks[:generation]
+        lookback_ms = row.request_ts - row.start_ts if row.start_ts else 0
+        pointer, mutable = online.pointer(row.user_id, row.request_ts, lookback_ms, row.max_length)
+        online.oracle.watermarks = watermarks
+        status, sequence = online.oracle.answer(pointer, wanted, mutable, row.request_ts)
+        assert status == "OK"
+        assert same([dict(event) for event in row.mutable], [online.logged(e) for e in mutable])
+        online.check_sequence(seen.batch, sequence, wanted)
+        online.rows.append(Logged(row, wanted, SCHEMA, columns_of(seen.batch)))
+        same_moment[row.user_id, row.request_ts, row.start_ts, row.end_ts, row.max_length].add(
+            repr(row)
+        )
+    assert all(len(rows) == 1 for rows in same_moment.values())
+    online.generations = list(range(len(watermarks) + 1))
+    with serving(world) as address, connect(address) as client:
+        online.put_all_back(client)
+    print(
+        f"{len(watermarks)} hand-overs, {len(online.arrived)} events, "
+        f"{len(told.snapshots)} snapshots, {len(same_moment)} of them different"
+    )
+    assert len(same_moment) < len(told.snapshots)
+
+
+# What goes wrong
+
+
+def opened(tier: MutableTier, world: World) -> MutableTier:
+    tier.use_schema(read_schema(world.schema))
+    return tier
+
+
+def tier_config(world: World, now: list[int], **options: Any) -> TierConfig:  # noqa: ANN401
+    return TierConfig(
+        folder=world.folder / "tier", wall=lambda: now[0], **{"commit_lead_ms": 0, **options}
+    )
+
+
+def a_batch(tier: MutableTier, ids: Sequence[int], items: Sequence[int] | None = None) -> Batch:
+    """Events of user 1."""
+    assert tier.format is not None
+    count = len(ids)
+    given = {
+        "event_ts": [START_TS] * count,
+        "event_id": ids,
+        "item_id": items or [7] * count,
+    }
+    texts = np.array(["a"] * count, object)
+    columns = {name: MutableColumn(np.array(values, np.int64)) for name, values in given.items()}
+    columns |= {"brand": MutableColumn(texts), "price": MutableColumn(np.ones(count))}
+    known = {trait.name for trait in tier.format.schema.traits} | {"event_ts", "event_id"}
+    columns = {name: column for name, column in columns.items() if name in known}
+    return batch_of([1] * count, tier.format.checked(columns, count), tier.format)
+
+
+class Forgetful(MutableTier):
+    """Forgets between a reader's choice of epochs and its reading of them."""
+
+    def forget_at_next(self, watermark_ts: int) -> None:
+        self.watermark_ts: int | None = watermark_ts
+
+    def _epochs(self, from_ts: int, until_ts: int) -> range:
+        epochs = super()._epochs(from_ts, until_ts)
+        watermark_ts, self.watermark_ts = getattr(self, "watermark_ts", None), None
+        if watermark_ts is not None:
+            assert self.take_up([watermark_ts])
+        return epochs
+
+
+@pytest.mark.parametrize("tier_kind", [MutableTier, Forgetful])
+def test_what_is_forgotten_is_an_error_and_not_a_short_answer(
+    tmp_path: Path, tier_kind: type[MutableTier]
+) -> None:
+    now, world = [START_TS], new_world(tmp_path)
+    tier = opened(tier_kind(tier_config(world, now, retention_ms=100)), world)
+    tier.commit([a_batch(tier, [1])])
+    now[0] += 10
+    watermark_ts = now[0]
+    tier.seal(watermark_ts)
+    now[0] += 10
+    tier.commit([a_batch(tier, [2])])
+    now[0] += 200
+    until_ts = tier.begin(0)
+    assert len(tier.read(1, START_TS, until_ts)[1]) == 2
+    if isinstance(tier, Forgetful):
+        tier.forget_at_next(watermark_ts)
+    else:
+        assert tier.take_up([watermark_ts])
+    with pytest.raises(RequestError, match="kept events since"):
+        tier.read(1, START_TS, until_ts)
+    with pytest.raises(RequestError, match="kept events since"):
+        list(tier.scan(START_TS, until_ts))
+    assert len(tier.read(1, watermark_ts, until_ts)[1]) == 1
+    tier.close()
+
+
+def test_an_export_is_not_finished_over_what_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thinrow.online.tier.SCAN_EVENTS_MAX", 1)
+    now, world = [START_TS], new_world(tmp_path)
+    tier = opened(MutableTier(tier_config(world, now, retention_ms=100)), world)
+    for _ in range(2):
+        tier.commit([a_batch(tier, [now[0]])])
+        now[0] += 10
+        tier.seal(now[0])
+    now[0] += 200
+    parts = tier.scan(START_TS, now[0])
+    assert len(next(parts)[2]) == 1
+    assert tier.take_up([START_TS + 10, START_TS + 20])
+    with pytest.raises(RequestError, match="kept events since"):
+        list(parts)
+    tier.close()
+
+
+def unsealed(world: World, watermark_ts: int) -> None:
+    """A generation of nothing, made without an export."""
+    empty = world.write("empty.parquet", some_event_rows(1).slice(0, 0))
+    compact(replace(world.compaction([empty], 0), watermark_ts=watermark_ts))
+
+
+@pytest.mark.parametrize("noticed", [False, True])
+def test_nothing_is_sealed_over_a_generation_that_was_not(tmp_path: Path, noticed: bool) -> None:
+    """Sealed over, it would pass for exported, and events in neither part be lost."""
+    world, now = new_world(tmp_path), [START_TS]
+    config = OnlineConfig(
+        store=world.store,
+        schema=world.schema,
+        listen="127.0.0.1:0",
+        metrics=None,
+        poll_s=POLL_S if noticed else 3600,
+        wall=lambda: now[0],
+    )
+    with OnlineServer(config) as server, connect_online(server.address) as client:
+        client.append([1], [START_TS], item(1), [1])
+        now[0] += 1000
+        unsealed(world, START_TS + 500)
+        while noticed and client.describe().generation != 1:
+            server.published.look()
+        for watermark_ts in (START_TS + 400, START_TS + 500, START_TS + 900):
+            with pytest.raises(RequestError, match="never sealed"):
+                export_events(client, watermark_ts, tmp_path / "export.parquet")
+        server.published.look()
+        assert len(client.snapshot(1, Projection()).thin_row.mutable) == 1
+    # Taken back, it was never there.
+    shutil.rmtree(world.store)
+    with ExitStack() as stack:
+        server = stack.enter_context(OnlineServer(replace(config, poll_s=POLL_S)))
+        client = stack.enter_context(connect_online(server.address))
+        before = client.snapshot(1, Projection())
+        export_events(client, START_TS + 900, tmp_path / "export.parquet")
+        compact(
+            replace(world.compaction([tmp_path / "export.parquet"], 0), watermark_ts=START_TS + 900)
+        )
+        while client.describe().generation != 1:
+            server.published.look()
+        after = client.snapshot(1, Projection())
+        assert after.thin_row.end_ts == START_TS + 900 and not after.thin_row.mutable
+        assert columns_of(before.batch) == columns_of(after.batch)
+
+
+def test_events_of_a_later_epoch_keep_an_unsealed_generation_out(tmp_path: Path) -> None:
+    """Those between a seal in the past and the clock's floor belong to the epoch before it."""
+    now, world = [START_TS], new_world(tmp_path)
+    tier = opened(MutableTier(tier_config(world, now)), world)
+    tier.begin(0)
+    tier.seal(START_TS - 5)
+    now[0] += 5
+    tier.commit([a_batch(tier, [1])])
+    assert not tier.take_up([START_TS + 100])
+    assert tier.sealed_ts == START_TS - 5
+    tier.close()
+
+
+class Slow(MutableTier):
+    """Writes when it is let."""
+
+    def __init__(self, config: TierConfig) -> None:
+        super().__init__(config)
+        self.writing, self.let = threading.Event(), threading.Event()
+
+    def _write(self, *arguments: Any) -> None:  # noqa: ANN401
+        self.writing.set()
+        assert self.let.wait(120)
+        super()._write(*arguments)
+
+
+def test_an_event_on_its_way_to_the_disk_keeps_an_unsealed_generation_out(tmp_path: Path) -> None:
+    now, world = [START_TS], new_world(tmp_path)
+    tier = Slow(tier_config(world, now))
+    opened(tier, world)
+    commit = threading.Thread(target=tier.commit, args=([a_batch(tier, [1])],))
+    commit.start()
+    assert tier.writing.wait(120)
+    taken: list[bool] = []
+    take_up = threading.Thread(target=lambda: taken.append(tier.take_up([START_TS + 100])))
+    take_up.start()
+    take_up.join(0.2)
+    tier.let.set()
+    for thread in (commit, take_up):
+        thread.join(120)
+    assert taken == [False]
+    tier.close()
+
+
+def test_an_export_waits_for_what_is_on_its_way_to_the_disk(tmp_path: Path) -> None:
+    now, world = [START_TS], new_world(tmp_path)
+    tier = Slow(tier_config(world, now))
+    opened(tier, world)
+    commit = threading.Thread(target=tier.commit, args=([a_batch(tier, [1])],))
+    commit.start()
+    assert tier.writing.wait(120)
+    now[0] += 10
+    exported: list[int] = []
+
+    def export() -> None:
+        tier.seal(now[0])
+        exported.extend(len(records) for _, _, records in tier.scan(START_TS, now[0]))
+
+    sealing = threading.Thread(target=export)
+    sealing.start()
+    sealing.join(0.2)
+    tier.let.set()
+    for thread in (commit, sealing):
+        thread.join(120)
+    assert exported == [1]
+    tier.close()
+
+
+def test_the_same_event_in_two_schemas_at_once(tmp_path: Path) -> None:
+    """A trait before all others: values in one place then are of two kinds."""
+    now, world = [START_TS], new_world(tmp_path, '[item]\nitem_id = "int64"\n')
+    tier = opened(MutableTier(tier_config(world, now)), world)
+    old = a_batch(tier, [1, 2], [3, 9])
+    world.schema.write_text(
+        '[item]\nbrand = { type = "string", default = "" }\nitem_id = "int64"\n',
+        encoding="utf-8",
+    )
+    opened(tier, world)
+    new = a_batch(tier, [1, 2], [3, 9])
+    first, second = tier.commit([old, new])
+    assert first.appended + second.appended == 2
+    now[0] += 1
+    assert len(tier.read(1, START_TS, tier.begin(0))[1]) == 2
+    tier.close()
+
+
+@mock.patch("thinrow.online.tier.WRITE_PAIRS_MAX", 128)  # so that a commit is several writes
+def test_a_log_torn_anywhere_gives_no_moment_twice(tmp_path: Path) -> None:
+    """As after a loss of power, on a machine whose clock stands still: what is sent again counts
+    once, and nothing is written over."""
+    now, world = [START_TS], new_world(tmp_path)
+    config = tier_config(world, now, commit_lead_ms=5000)  # beyond the lease
+    tier = opened(MutableTier(config), world)
+    whole = world.folder / "whole"
+    shutil.copytree(config.folder, whole)
+    [log] = [path for path in whole.glob("*.log") if path.stat().st_size]
+    begun = log.stat().st_size
+    tier.commit([a_batch(tier, list(range(200)))])
+    full = (config.folder / log.name).read_bytes()
+    tier.close()
+    kept = set()
+    for size in [*range(begun, len(full), (len(full) - begun) // 8), len(full)]:
+        shutil.rmtree(config.folder)
+        shutil.copytree(whole, config.folder)
+        (config.folder / log.name).write_bytes(full[:size])
+        again = MutableTier(config)
+        told = again.commit([a_batch(again, list(range(100, 300)))])[0]
+        kept.add(told.duplicates)
+        until_ts = told.arrival_ts + 1
+        now[0] += 60_000
+        assert again.begin(until_ts) == until_ts
+        _, records = again.read(1, START_TS, until_ts)
+        assert len(records) == len(set(records))
+        assert len(records) == 300 or (not told.duplicates and len(records) >= 200)
+        now[0] -= 60_000
+        again.close()
+    assert {0, 100} < kept  # torn before the first write, between two, and not at all
+
+
+def test_a_new_schema_in_a_running_tier(tmp_path: Path) -> None:
+    """Events of both schemas lie side by side, and old rows go on naming the same."""
+    online = hand_overs(new_world(tmp_path, schema_toml(SCHEMA)), 5, retention_ms=200)
+    grown = Schema(
+        {
+            "item": [*SCHEMA.groups["item"], Trait("colour", "string", sparse=True)],
+            "feedback": SCHEMA.groups["feedback"],
+            "place": [Trait("city", "int32", sparse=True, default=4)],
+        }
+    )
+    with ExitStack() as stack:
+        stack.enter_context(online.running())
+
+        def some_requests() -> None:
+            for _ in range(12):
+                online.append(some_events(online.rng, online.schema, online.now[0]))
+                online.now[0] += online.rng.choice((1, 7, 30))
+                online.look_about()
+
+        def hand_over() -> None:
+            online.export()
+            online.publish()
+            online.take_up()
+
+        some_requests()
+        hand_over()
+        client = stack.enter_context(connect(stack.enter_context(serving(online.world))))
+        some_requests()
+        old_client = online.client
+        old_client.traits  # noqa: B018 - as the first call found them
+        online.export()
+        online.world.schema.write_text(schema_toml(grown), encoding="utf-8")
+        some_requests()
+        online.publish()
+        online.take_up()
+        online.schema = online.oracle.schema = grown
+        with connect_online(online.server.address) as new_client:
+            for _ in range(3):
+                # An old client knows nothing of the new traits, but may go on.
+                online.client, online.schema = old_client, SCHEMA
+                online.append(some_events(online.rng, SCHEMA, online.now[0]))
+                online.client, online.schema = new_client, grown
+                some_requests()
+                hand_over()
+                online.put_all_back(client)
+    assert {len(each.schema.traits) for each in online.rows} == {5, 7}
+
+
+def test_a_full_disk_refuses_and_loses_nothing(disk: Disk, tmp_path: Path) -> None:
+    world, acknowledged = new_world(tmp_path), set[int]()
+    config = OnlineConfig(
+        store=world.store,
+        data=disk.path / "tier",
+        schema=world.schema,
+        listen="127.0.0.1:0",
+        metrics=None,
+    )
+    traits = {name: values * 500 for name, values in item(1).items()}
+    with OnlineServer(config) as server, connect_online(server.address) as client:
+        disk.leave(400_000)
+        with pytest.raises(StoreError, match="full"):
+            for first in range(0, 1 << 20, 500):
+                ids = list(range(first, first + 500))
+                client.append([1] * 500, [START_TS] * 500, traits, ids)
+                acknowledged |= set(ids)
+        # Nobody knows which of those refused are on disk: a row that shows one could lose it.
+        with pytest.raises(StoreError):
+            client.snapshot(1, Projection())
+        with pytest.raises(StoreError):
+            client.append([1], [START_TS], item(1), [1])
+    disk.leave(8 << 20)
+    with OnlineServer(config) as server, connect_online(server.address) as client:
+        now_ts = client.describe().now_ts + 50
+        seen = client.snapshot(1, Projection(traits=("event_id",)), request_ts=now_ts)
+        [there] = seen.batch.to_lists("event_id")
+        assert there is not None and acknowledged <= set(there) and len(set(there)) == len(there)
+    assert acknowledged

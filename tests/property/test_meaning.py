@@ -1,0 +1,549 @@
+"""The product against the oracle, through real files and a real server: bytes and statuses."""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
+
+import grpc
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from support.oracle import (
+    Event,
+    Key,
+    Oracle,
+    Past,
+    Pointer,
+    Run,
+    Schema,
+    Trait,
+    Value,
+    Wanted,
+    column,
+    columns,
+    order,
+    trait_value,
+    truncate,
+)
+from support.scenarios import (
+    CADENCES,
+    CROWD,
+    STRANGER,
+    USERS,
+    Example,
+    World,
+    asked,
+    bulk,
+    events_table,
+    examples,
+    projections,
+    rows_table,
+    schema_toml,
+    values,
+    worlds,
+)
+from thinrow.client import ClientConfig, Projection, connect, read_thin_rows
+from thinrow.compaction import CompactionConfig, compact
+from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.materialization import Server, ServerConfig
+from thinrow.v1 import materialization_pb2 as wire
+from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from support.oracle import Entry
+    from thinrow.client import Client
+
+pytestmark = pytest.mark.usefixtures("no_pause_before_goaway")
+
+ALL = Wanted()
+EVERY_COLUMN = Wanted(traits=("event_ts", "event_id", "visible_ts"))
+
+
+class Answer(NamedTuple):
+    """One example's status and, by column, its values as bits: NaNs and zeros differ."""
+
+    status: str
+    columns: dict[str, list[Key]]
+
+
+class Built:
+    """A store that the product and the oracle build alike."""
+
+    def __init__(self, folder: Path, world: World, shards: int | None = None) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        self.world = world
+        self.shards = shards or world.shards
+        self.store = folder / "store"
+        self.schema = folder / "schema.toml"
+        self.schema.write_text(schema_toml(world.schema), encoding="utf-8")
+        self.oracle = Oracle(world.schema)
+        self.files = 0
+
+    def write(self, table: pa.Table) -> Path:
+        self.files += 1
+        path = self.folder / f"{self.files}.parquet"
+        pq.write_table(table, path)
+        return path
+
+    def write_events(self, events: Sequence[Event]) -> Path:
+        return self.write(events_table(events, self.world.schema, self.world.plain))
+
+    def write_users(self, users: frozenset[int]) -> Path | None:
+        if not users:
+            return None
+        if self.world.plain:
+            path = self.folder / "erase.txt"
+            path.write_text("".join(f"{user}\n" for user in sorted(users)), encoding="utf-8")
+            return path
+        return self.write(pa.table({"user_id": pa.array(sorted(users), pa.int64())}))
+
+    def compact(self, run: Run, events: Sequence[Path] | None = None) -> None:
+        config = CompactionConfig(
+            store=self.store,
+            events=[self.write_events(run.events)] if events is None else list(events),
+            schema=self.schema,
+            watermark_ts=run.watermark_ts,
+            shards=self.shards,
+            cadence_ms=run.cadence_ms,
+            cadence_offset_ms=run.cadence_offset_ms if run.cadence_ms else 0,
+            time_unit="ms",  # some of these worlds begin in 1970
+            dedup_window_ms=run.dedup_window_ms,
+            lookback_ms=run.lookback_ms,
+            erase_users=self.write_users(run.erase),
+            accept_late=run.accept_late,
+            keep=None,
+        )
+        with mock.patch("thinrow.compaction.rewrite.STRIPE_EVENTS_MAX", self.world.stripe_events):
+            told = compact(config)
+        before = self.oracle.event_count
+        expected = asdict(self.oracle.compact(run))
+        if run.erase:
+            # Nothing says whether an event added and erased in one run was added.
+            del expected["events_added"]
+        expected |= {"event_count": self.oracle.event_count, "user_count": self.oracle.user_count}
+        assert {name: getattr(told, name) for name in expected} == expected
+        assert told.events_added - told.events_dropped == self.oracle.event_count - before
+
+    @contextmanager
+    def serve(self) -> Iterator[Served]:
+        config = ServerConfig(store=self.store, listen="127.0.0.1:0", metrics=None)
+        limits = ClientConfig(examples_per_request=5)
+        with Server(config) as server, connect(server.address, limits) as client:
+            yield Served(self, server.address, client)
+
+
+class Served:
+    """A store behind a server."""
+
+    def __init__(self, built: Built, address: str, client: Client) -> None:
+        self.built = built
+        self.address = address
+        self.client = client
+
+    def ask(self, rows: Path, wanted: Wanted) -> list[Answer]:
+        projection = Projection(
+            sequence_length=wanted.sequence_length,
+            truncation="head" if wanted.head else "newest",
+            feature_groups=wanted.feature_groups,
+            traits=wanted.traits,
+        )
+        answers = []
+        for piece, _ in read_thin_rows(rows, examples=8):
+            batch = self.client.materialize(piece, projection)
+            assert list(batch.values) == columns(wanted, self.built.world.schema)
+            lists = {name: batch.to_lists(name) for name in batch.values}
+            lengths = batch.offsets[1:] - batch.offsets[:-1]
+            for n, number in enumerate(batch.statuses.tolist()):
+                status = wire.Status.Name(number).removeprefix("STATUS_")
+                shown = {name: bits(column[n] or []) for name, column in lists.items()}
+                assert all(len(value) == lengths[n] for value in shown.values())
+                answers.append(Answer(status, shown))
+        return answers
+
+    def check(
+        self, rows: Path, wanted: Wanted, expected: Sequence[tuple[str, list[Entry]]]
+    ) -> None:
+        schema = self.built.world.schema
+        answers = self.ask(rows, wanted)
+        assert [answer.status for answer in answers] == [status for status, _ in expected]
+        for answer, (_, entries) in zip(answers, expected, strict=True):
+            for name, shown in answer.columns.items():
+                right = bits(column(entries, name, schema))
+                if name == "visible_ts":
+                    # What has no place yet may say anything here.
+                    assert len(shown) == len(right)
+                    shown = [
+                        a if b != order(None) else b for a, b in zip(shown, right, strict=True)
+                    ]
+                assert shown == right, name
+
+    def check_examples(
+        self, rows: Sequence[Example], wanted: Wanted, digests: Sequence[int] | None = None
+    ) -> None:
+        built = self.built
+        told = digests or [0] * len(rows)
+        path = built.write(rows_table(rows, told, built.world.schema, built.world.plain))
+        expected = [
+            built.oracle.answer(row.pointer, wanted, row.mutable, row.request_ts) for row in rows
+        ]
+        self.check(path, wanted, expected)
+
+    def inspect(self, users: Sequence[int], as_of_ts: int) -> list[wire.InspectResponse]:
+        with grpc.insecure_channel(self.address) as channel:
+            stub = MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
+            return [
+                stub.Inspect(wire.InspectRequest(user_id=user, as_of_ts=as_of_ts), timeout=60)
+                for user in users
+            ]
+
+    def digests(self, watermarks: Sequence[int]) -> dict[tuple[int, int], int]:
+        """What pointers written at these watermarks would carry, by user and watermark."""
+        found = {}
+        for end_ts in watermarks:
+            users = (*USERS, STRANGER)
+            for user, shown in zip(users, self.inspect(users, end_ts), strict=True):
+                assert shown.end_ts == end_ts
+                known = self.built.oracle.digest_content(user, end_ts) is not None
+                assert (shown.digest != 0) == known
+                found[user, end_ts] = shown.digest
+        return found
+
+
+def bits(shown: Sequence[Value | list[float]]) -> list[Key]:
+    return [order(tuple(value) if isinstance(value, list) else value) for value in shown]
+
+
+@contextmanager
+def new_folder() -> Iterator[Path]:
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+# Any pointer, any projection, after any compactions.
+
+
+@given(worlds(), st.data())
+@examples(18)
+def test_any_pointer(world: World, data: st.DataObject) -> None:
+    rows = data.draw(asked(world))
+    wanted = [data.draw(projections(world.schema)) for _ in range(3)]
+    with new_folder() as folder:
+        built = Built(folder, world)
+        for run in world.runs:
+            built.compact(run)
+        with built.serve() as served:
+            for projection in [*wanted, ALL]:
+                served.check_examples(rows, projection)
+
+
+@given(worlds(most_runs=3), st.integers(0, 2**32), st.data())
+@examples(3)
+def test_long_histories(world: World, seed: int, data: st.DataObject) -> None:
+    world = bulk(world, seed, 6000)
+    rows = data.draw(asked(world, 8))
+    wanted = replace(data.draw(projections(world.schema)), sequence_length=300)
+    with new_folder() as folder:
+        built = Built(folder, world)
+        for run in world.runs:
+            built.compact(run)
+        with built.serve() as served:
+            served.check_examples(rows, wanted)
+            served.check_examples(rows, ALL)
+
+
+# What a request saw, put back.
+
+
+class Asked(NamedTuple):
+    """Requests of the past, to a store that one run built with a cadence."""
+
+    world: World
+    requests: list[tuple[int, int]]
+    cadence_ms: int
+    publish_delay_ms: int
+    lookback_ms: int | None
+    max_length: int
+    cadence_offset_ms: int
+
+    @property
+    def past(self) -> Past:
+        last_cut = self.world.runs[-1].watermark_ts
+        return Past(self.world.events, self.world.schema, *self[2:], last_cut=last_cut)
+
+
+@st.composite
+def asked_in_the_past(draw: st.DrawFn) -> Asked:
+    # Where nothing ever arrived, nothing says when the first generation was cut.
+    world = draw(worlds(3, 2, forgetful=False).filter(lambda world: bool(world.events)))
+    cadence_ms = draw(st.sampled_from(CADENCES))
+    cadence_offset_ms = draw(st.sampled_from((0, 0, 1, cadence_ms - 1)))
+    first_ts = min(moment for moment in world.moments if moment >= 0)
+    last_ts = world.moments[-1]
+    times = [ts for ts in world.moments if ts >= first_ts] + [
+        ts + 1 for ts in range(first_ts, last_ts, 9)
+    ]
+    rng = draw(st.randoms(use_true_random=True))
+    requests = [
+        (rng.choice((*CROWD, STRANGER)), rng.choice(times))
+        for _ in range(draw(st.sampled_from((1, 20, 20))))
+    ]
+    run = Run(
+        world.events,
+        # Up to the last request, so that no pointer is newer than the store.
+        last_ts + draw(st.sampled_from((0, 1, 30))),
+        cadence_ms,
+        cadence_offset_ms,
+        lookback_ms=draw(st.sampled_from((None, None, 40))),
+        erase=draw(st.sampled_from((frozenset[int](), frozenset(USERS[:1])))),
+    )
+    return Asked(
+        replace(world, runs=[run]),
+        requests,
+        cadence_ms,
+        draw(st.sampled_from((0, 0, 1, 5, 60))),
+        draw(st.sampled_from((None, None, 1, 20, 60))),
+        draw(st.sampled_from((0, 0, 1, 3))),
+        cadence_offset_ms,
+    )
+
+
+def backfilled(built: Built, asked: Asked) -> tuple[Path, list[dict[str, Any]]]:
+    """Thin rows of past requests, and what is in them."""
+    requests = pa.table(
+        {
+            "user_id": [user for user, _ in asked.requests],
+            "request_ts": [ts for _, ts in asked.requests],
+            "label": [f"label {n}" for n in range(len(asked.requests))],
+        }
+    )
+    rows = built.folder / "rows.parquet"
+    backfill(
+        BackfillConfig(
+            requests=built.write(requests),
+            store=built.store,
+            events=[built.write_events(asked.world.events)],
+            rows=rows,
+            time_unit="ms",
+            publish_delay_ms=asked.publish_delay_ms,
+            lookback_ms=asked.lookback_ms,
+            max_length=asked.max_length,
+        )
+    )
+    table = pq.read_table(rows)
+    assert table.select(requests.column_names).to_pylist() == requests.to_pylist()
+    return rows, table.to_pylist()
+
+
+def snapshot_bits(events: Sequence[dict[str, Any]], traits: Sequence[Trait]) -> list[Key]:
+    return [
+        (
+            event["event_ts"],
+            event["event_id"],
+            *bits([trait_value(Event(0, 0, 0, 0, event), trait) for trait in traits]),
+            event["arrival_ts"],
+        )
+        for event in events
+    ]
+
+
+@given(asked_in_the_past(), st.data())
+@examples(18)
+def test_what_a_request_saw(asked: Asked, data: st.DataObject) -> None:
+    world = asked.world
+    wanted = data.draw(projections(world.schema))
+    with new_folder() as folder:
+        built = Built(folder, world)
+        built.compact(world.runs[0])
+        rows, shown = backfilled(built, asked)
+        seen = [asked.past.sees(user, ts) for user, ts in asked.requests]
+
+        def erased(event: Event) -> bool:
+            return event.arrival_ts < built.oracle.erased_at.get(event.user_id, event.arrival_ts)
+
+        for row, right in zip(shown, seen, strict=True):
+            digest = row["uih"].pop("digest")
+            content = built.oracle.digest_content(row["user_id"], right.pointer.end_ts)
+            if right.pointer.start_ts < right.pointer.end_ts:
+                assert (digest != 0) == (content is not None)
+            assert {"user_id": row["user_id"], **row["uih"]} == asdict(right.pointer)
+            mutable = snapshot_bits(row["mutable"], world.schema.traits)
+            # What was erased since is not written into new rows, though raw files still have it.
+            remembered = [event for event in right.mutable if not erased(event)]
+            expected = snapshot_bits(
+                [asdict(event) | event.traits for event in remembered], world.schema.traits
+            )
+            # Events that differ in arrival_ts alone have no order.
+            assert [event[:-1] for event in mutable] == [event[:-1] for event in expected]
+            assert sorted(map(repr, mutable)) == sorted(map(repr, expected))
+
+        for projection in (wanted, ALL):
+            answers = []
+            for (_, request_ts), right in zip(asked.requests, seen, strict=True):
+                status, entries = built.oracle.answer(
+                    right.pointer, projection, right.mutable, request_ts
+                )
+                if status == "OK":
+                    # A generation that erased the user answers without what came before.
+                    remembered = [entry for entry in right.sequence if not erased(entry.event)]
+                    again = truncate(remembered, projection)
+                    assert [entry.event for entry in entries] == [entry.event for entry in again]
+                answers.append((status, entries))
+            with built.serve() as served:
+                served.check(rows, projection, answers)
+
+
+# Older pointers, asked of every later generation.
+
+
+@given(worlds(), st.data())
+@examples(12)
+def test_later_generations_answer_alike(world: World, data: st.DataObject) -> None:
+    later = data.draw(st.sampled_from((0, 1, 60)))
+    wanted = data.draw(projections(world.schema))
+    rows: list[Example] = []
+    digests: list[int] = []
+    first_answers: list[Answer] = []
+    with new_folder() as folder:
+        built = Built(folder, world)
+        for run in world.runs:
+            known = len(built.oracle.watermarks)
+            built.compact(run)
+            watermarks = built.oracle.watermarks
+            with built.serve() as served:
+                before = len(rows)
+                for (user, end_ts), digest in served.digests(watermarks[known:]).items():
+                    for start_ts, max_length in ((0, 0), (end_ts - 30, 0), (0, 2)):
+                        pointer = Pointer(user, start_ts, end_ts, max_length)
+                        rows.append(Example(pointer, end_ts + later, []))
+                        digests.append(digest)
+                served.check_examples(rows, wanted, digests)
+                path = built.write(rows_table(rows, digests, world.schema))
+                answers = served.ask(path, wanted)
+                first_answers += answers[before:]
+                for first, answer in zip(first_answers, answers, strict=True):
+                    if first.status == answer.status == "OK":
+                        assert answer == first
+
+
+# A store of other events.
+
+
+@st.composite
+def altered(draw: st.DrawFn, events: list[Event], schema: Schema) -> list[Event]:
+    """The same events but for one, or none."""
+    if not events:
+        return events
+    rng = draw(st.randoms(use_true_random=True))
+    n = rng.randrange(len(events))
+    event = events[n]
+    trait = rng.choice(schema.traits)
+    others: list[list[Event]] = [
+        [],
+        [event],
+        [event, event],
+        [replace(event, event_ts=event.event_ts + 1)],
+        [replace(event, arrival_ts=event.arrival_ts + 8)],
+        [replace(event, event_id=7)],
+        [replace(event, user_id=USERS[0])],
+        *[[replace(event, traits={**event.traits, trait.name: values(trait, rng)})]] * 3,
+    ]
+    return [*events[:n], *rng.choice(others), *events[n + 1 :]]
+
+
+@given(asked_in_the_past(), st.data())
+@examples(14)
+def test_store_of_other_events(asked: Asked, data: st.DataObject) -> None:
+    world = asked.world
+    run = replace(world.runs[0], erase=frozenset(), lookback_ms=None)
+    other_events = data.draw(altered(run.events, world.schema))
+    other_run = replace(
+        run, events=other_events, lookback_ms=data.draw(st.sampled_from((None, 60)))
+    )
+    wanted = data.draw(projections(world.schema))
+    with new_folder() as folder:
+        built, other = Built(folder / "one", world), Built(folder / "other", world)
+        built.compact(run)
+        other.compact(other_run)
+        rows, _ = backfilled(built, asked)
+        answers = []
+        for user, request_ts in asked.requests:
+            pointer, mutable, _ = asked.past.sees(user, request_ts)
+            content = other.oracle.digest_content(user, pointer.end_ts)
+            same = content in (None, built.oracle.digest_content(user, pointer.end_ts))
+            answers.append(other.oracle.answer(pointer, wanted, mutable, request_ts, same))
+        with other.serve() as served:
+            served.check(rows, wanted, answers)
+
+
+# Neither the order of the input, nor its files, nor shards, nor runs change an answer.
+
+
+def alike(one: Built, other: Built, rows: Sequence[Example]) -> None:
+    """Both stores answer alike, and as the oracle does."""
+    assert one.oracle.watermarks == other.oracle.watermarks
+    digests = []
+    for built in (one, other):
+        with built.serve() as served:
+            served.check_examples(rows, ALL)
+            digests.append(served.digests(built.oracle.watermarks[-3:]))
+            served.check_examples(rows, EVERY_COLUMN)
+    assert digests[0] == digests[1]
+
+
+@given(worlds(most_runs=2), st.data())
+@examples(10)
+def test_order_files_and_shards(world: World, data: st.DataObject) -> None:
+    rows = data.draw(asked(world))
+    rng = random.Random(data.draw(st.integers(0, 2**32)))
+    with new_folder() as folder:
+        one, other = Built(folder / "one", world), Built(folder / "other", world, world.shards + 1)
+        for run in world.runs:
+            one.compact(run)
+            shuffled = rng.sample(run.events, len(run.events))
+            half = rng.randrange(len(shuffled) + 1)
+            parts = [other.write_events(part) for part in (shuffled[half:], shuffled[:half])]
+            other.compact(run, parts)
+        alike(one, other, rows)
+
+
+@given(worlds(most_runs=1), st.booleans(), st.data())
+@examples(8)
+def test_one_run_or_several(world: World, overlap: bool, data: st.DataObject) -> None:
+    (run,) = world.runs
+    run = replace(run, cadence_ms=data.draw(st.sampled_from(CADENCES[1:])), dedup_window_ms=10**15)
+    assume(len(Oracle(world.schema).cuts(run)) < 8)
+    rows = data.draw(asked(world))
+    with new_folder() as folder:
+        one, other = Built(folder / "one", world), Built(folder / "other", world)
+        one.compact(run)
+        last = None
+        for cut in one.oracle.watermarks:
+            events = [
+                event
+                for event in run.events
+                if overlap
+                or (event.arrival_ts < cut and (last is None or event.arrival_ts >= last))
+            ]
+            forgets = cut == run.watermark_ts
+            other.compact(
+                Run(
+                    events,
+                    cut,
+                    dedup_window_ms=run.dedup_window_ms,
+                    lookback_ms=run.lookback_ms if forgets else None,
+                    erase=run.erase if forgets else frozenset(),
+                )
+            )
+            last = cut
+        alike(one, other, rows)

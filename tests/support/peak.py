@@ -1,0 +1,45 @@
+"""Peak memory of Python code, measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import NamedTuple
+
+from support.paths import TESTS
+
+MIB = 1 << 20
+MEASURE = """
+import json, os, resource, sys
+sys.path.insert(0, {tests!r})
+{prelude}
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+try:
+    outcome = repr(eval({call!r}))
+except Exception as error:
+    outcome = type(error).__name__ + ": " + str(error)
+print(json.dumps([peak() - before, outcome]), flush=True)
+os._exit(0)  # servers and clients of the prelude are not waited for
+"""
+
+
+class Peak(NamedTuple):
+    """One call, after everything that it needs was imported and made."""
+
+    grown_bytes: int
+    """By how much the call raised the most memory that the process has had."""
+    outcome: str
+    """The repr of its result, or the name and text of its exception."""
+
+
+def peak_of(call: str, prelude: str, stdin: str | None = None) -> Peak:
+    """Evaluates `call` behind `prelude`, Python source both; tests/ can be imported from."""
+    source = MEASURE.format(tests=str(TESTS), prelude=prelude, call=call)
+    ended = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=False, input=stdin
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return Peak(*json.loads(ended.stdout.splitlines()[-1]))

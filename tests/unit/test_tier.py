@@ -1,0 +1,258 @@
+"""The mutable tier by itself: its log under several threads, its ceiling, its seals and epochs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from support.worlds import DAY_MS, START_TS, new_world
+from thinrow.errors import StoreError
+from thinrow.online.database import WriteAheadLog
+from thinrow.online.tier import LEASE_MS, MutableTier, TierConfig, batch_of
+from thinrow.schema import read_schema
+from thinrow.store.directory import NEVER_TS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+THREADS = 4
+SEALS = 200
+
+
+@pytest.fixture
+def now() -> list[int]:
+    return [START_TS]
+
+
+@contextmanager
+def opened(folder: Path, now: list[int], **options: Any) -> Iterator[MutableTier]:  # noqa: ANN401
+    options = {"commit_lead_ms": 0, "retention_ms": DAY_MS, **options}
+    tier = MutableTier(TierConfig(folder=folder, wall=lambda: now[0], **options))
+    tier.use_schema(read_schema(new_world(folder.parent, '[a]\nt = "string"\n').schema))
+    try:
+        yield tier
+    finally:
+        tier.close()
+
+
+def append(tier: MutableTier, user: int, text: str, event_id: int) -> int:
+    record_format = tier.format
+    assert record_format is not None
+    given = {
+        "event_ts": np.array([START_TS]),
+        "event_id": np.array([event_id]),
+        "t": np.array([text], object),
+    }
+    columns = record_format.checked({k: column(v) for k, v in given.items()}, 1)
+    [committed] = tier.commit([batch_of([user], columns, record_format)])
+    return committed.arrival_ts
+
+
+def column(values: np.ndarray[Any, Any]) -> Any:  # noqa: ANN401
+    from thinrow.core.pointers import MutableColumn
+
+    return MutableColumn(values)
+
+
+def in_threads(*work: Callable[[], object]) -> None:
+    errors: list[Exception] = []
+
+    def run(one: Callable[[], object]) -> None:
+        try:
+            one()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(one,)) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_the_log_turns_over_while_threads_sync(tmp_path: Path) -> None:
+    log, ended = WriteAheadLog(tmp_path), threading.Event()
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(0.0001)
+
+    def sync() -> None:
+        while not ended.is_set():
+            log.sync()
+
+    def turn() -> None:
+        try:
+            for number in range(300):
+                path = tmp_path / f"{number:06d}.log"
+                path.write_bytes(b"x")
+                log.sync()
+                path.unlink()
+        finally:
+            ended.set()
+
+    try:
+        in_threads(turn, *[sync] * THREADS)
+        log.sync()
+        assert log._files == {}
+    finally:
+        sys.setswitchinterval(interval_s)
+        log.close()
+
+
+def test_the_ceiling_on_disk_never_goes_back(tmp_path: Path, now: list[int]) -> None:
+    """A slow commit writes its ceiling after a request that began much later wrote its own."""
+    with opened(tmp_path / "tier", now) as tier:
+        append(tier, 1, "a", 1)
+        without_known, moments = tier._without_known, []
+        request = threading.Thread(target=lambda: moments.append(tier.begin(0)))
+
+        def slow(batches: Any) -> Any:  # noqa: ANN401
+            now[0] += 60_000
+            request.start()
+            end_s = time.monotonic() + 60
+            while stored_ceiling(tier) < now[0] and time.monotonic() < end_s:
+                time.sleep(0.001)
+            return without_known(batches)
+
+        tier._without_known = slow  # type: ignore[method-assign]
+        append(tier, 1, "b", 2)
+        request.join()
+        assert stored_ceiling(tier) > moments[0]
+        # As after a SIGKILL, on a machine whose clock went back.
+        shutil.copytree(tmp_path / "tier", tmp_path / "killed" / "tier")
+        with opened(tmp_path / "killed" / "tier", [START_TS]) as again:
+            assert again.now_ts > moments[0]
+            assert append(again, 1, "c", 3) >= moments[0]
+
+
+def stored_ceiling(tier: MutableTier) -> int:
+    return int(tier._database.get(b"mceiling") or 0)
+
+
+def test_the_ceiling_under_many_writers_and_restarts(tmp_path: Path, now: list[int]) -> None:
+    given = 0
+    for _ in range(3):
+        with opened(tmp_path / "tier", now) as tier:
+            assert tier.now_ts >= given
+            seen = [stored_ceiling(tier)]
+
+            def appends(tier: MutableTier = tier) -> None:
+                for number in range(20):
+                    now[0] += 400
+                    append(tier, 1, "x", now[0] + number)
+                    tier.renew_lease()
+
+            def requests(tier: MutableTier = tier, seen: list[int] = seen) -> None:
+                for _ in range(40):
+                    seen.append(stored_ceiling(tier))
+                    assert tier.begin(tier.now_ts + 900) < stored_ceiling(tier)
+
+            in_threads(appends, requests)
+            assert seen == sorted(seen)
+            given = tier.now_ts
+        now[0] -= 100_000
+
+
+def test_a_failed_write_of_the_ceiling_stops_the_tier(tmp_path: Path, now: list[int]) -> None:
+    with pytest.raises(StoreError), opened(tmp_path / "tier", now) as tier:
+        moment_ts = tier.begin(0)
+        now[0] += 10 * LEASE_MS
+
+        def fail() -> None:
+            raise OSError(5, "Input/output error")
+
+        sync, tier._log.sync = tier._log.sync, fail  # type: ignore[method-assign]
+        with pytest.raises(StoreError):
+            tier.begin(0)
+        tier._log.sync = sync  # type: ignore[method-assign]
+        with pytest.raises(StoreError):
+            append(tier, 1, "a", 1)
+        tier.begin(0)
+    with opened(tmp_path / "tier", [START_TS]) as again:
+        assert again.now_ts >= moment_ts
+
+
+def test_seals_at_once_never_go_back(tmp_path: Path, now: list[int]) -> None:
+    with opened(tmp_path / "tier", now) as tier:
+        for _ in range(20):
+            now[0] += 100
+            later = [now[0] + ahead for ahead in (0, 50, 100)]
+            in_threads(
+                *[lambda ts=ts: tier.seal(ts) for ts in later],  # type: ignore[misc]
+                lambda: append(tier, 1, "a", now[0]),
+            )
+            assert tier.sealed_ts == later[-1]
+        starts = tier._epoch_table[1]
+        assert list(starts) == sorted(starts)
+
+
+def reads(tier: MutableTier, from_ts: int, until_ts: int) -> int:
+    """Counts the runs of keys that a request reads."""
+    counted = Counting(tier._database)
+    tier._database = counted  # type: ignore[assignment]
+    try:
+        tier.read(1, from_ts, until_ts)
+    finally:
+        tier._database = counted.database
+    return counted.iterators
+
+
+class Counting:
+    def __init__(self, database: Any) -> None:  # noqa: ANN401
+        self.database, self.iterators = database, 0
+
+    def iter(self, *arguments: Any) -> Any:  # noqa: ANN401
+        self.iterators += 1
+        return self.database.iter(*arguments)
+
+
+def exported(tier: MutableTier, from_ts: int, until_ts: int) -> list[Any]:
+    return list(tier.scan(from_ts, until_ts))
+
+
+def test_requests_read_as_much_after_many_exports(tmp_path: Path, now: list[int]) -> None:
+    """Exports stay repeatable meanwhile, also over a restart."""
+    first: list[Any] = []
+    with opened(tmp_path / "tier", now) as tier:
+        for number in range(SEALS):
+            now[0] += 1000
+            append(tier, 1 + number % 3, str(number), number)
+            tier.seal(now[0])
+            if number == 20:
+                first = exported(tier, 0, now[0])
+                at_first = reads(tier, 0, tier.begin(0))
+                cut_ts = now[0]
+        assert len(first[0][0]) == 20
+        assert exported(tier, 0, cut_ts) == first
+        assert reads(tier, 0, tier.begin(0)) == at_first <= 2
+    with opened(tmp_path / "tier", now) as tier:
+        assert exported(tier, 0, cut_ts) == first
+        assert reads(tier, 0, tier.begin(0)) == at_first
+
+
+def test_epochs_are_forgotten_with_their_generations(tmp_path: Path, now: list[int]) -> None:
+    watermarks: list[int] = []
+    with opened(tmp_path / "tier", now, retention_ms=10_000) as tier:
+        for number in range(50):
+            now[0] += 1000
+            append(tier, 1, str(number), number)
+            published_ts = watermarks[-1] if watermarks else NEVER_TS
+            tier.seal(now[0], published_ts)
+            part = exported(tier, published_ts, now[0])
+            assert exported(tier, published_ts, now[0]) == part
+            watermarks.append(now[0])
+            assert tier.take_up(watermarks)
+            assert reads(tier, watermarks[-1], tier.begin(0)) <= 2
+        assert len(tier._epoch_table[1]) <= 13
+        until_ts = tier.begin(0)
+        kept = tier.read(1, tier.kept_from_ts, until_ts)
+    with opened(tmp_path / "tier", now, retention_ms=10_000) as tier:
+        assert tier.read(1, tier.kept_from_ts, until_ts) == kept
+        assert len(kept[0]) >= 10

@@ -1,0 +1,265 @@
+"""Files of thin rows as a source: shards without overlap or loss, order, what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.scenarios import examples
+from support.thin_rows import ids_of, rows_table, write_rows
+from thinrow.client.torch import RowFiles
+from thinrow.errors import InputError, UsageError
+
+
+@given(
+    st.lists(st.integers(0, 60), min_size=1, max_size=4),
+    st.integers(1, 40),
+    st.sampled_from(("users", "rows", "files")),
+    st.integers(1, 50),
+    st.integers(-3, 2**64),
+    st.integers(1, 4),
+    st.integers(1, 3),
+)
+@examples(20)
+def test_shards_neither_overlap_nor_lose(
+    counts: list[int],
+    row_group: int,
+    order: str,
+    window_rows: int,
+    seed: int,
+    world_size: int,
+    workers: int,
+) -> None:
+    with TemporaryDirectory() as folder:
+        paths = write_rows(Path(folder), counts, row_group=row_group)
+        total = sum(counts)
+        ranks = [
+            RowFiles(
+                paths,
+                order=order,  # type: ignore[arg-type]
+                seed=seed,
+                window_rows=window_rows,
+                rank=rank,
+                world_size=world_size,
+            )
+            for rank in range(world_size)
+        ]
+        epochs = []
+        for epoch in (0, 1, 0):
+            shards = []
+            for files, worker in itertools.product(ranks, range(workers)):
+                source = files.source(worker, workers)
+                source.set_epoch(epoch)
+                shards.append(ids_of(source))
+                assert len(source) == len(shards[-1])
+            epochs.append([number for shard in shards for number in shard])
+            assert sorted(epochs[-1]) == list(range(total))
+            sizes = [len(shard) for shard in shards]
+            assert max(sizes) - min(sizes) <= 1
+            if order == "users":
+                users = np.concatenate(
+                    [
+                        rows_table(count, seed=n)["user_id"].to_numpy()
+                        for n, count in enumerate(counts)
+                    ]
+                )
+                for shard in shards:
+                    for first in range(0, len(shard), window_rows):
+                        runs = [
+                            user
+                            for user, _ in itertools.groupby(
+                                users[shard[first : first + window_rows]]
+                            )
+                        ]
+                        assert len(runs) == len(set(runs))
+        assert epochs[0] == epochs[2]
+        if order == "files":
+            assert epochs[0] == epochs[1] == list(range(total))
+        elif total > 40 and window_rows > 10:
+            assert epochs[0] != epochs[1] != list(range(total))
+
+
+def test_the_order_is_the_same_for_good(tmp_path: Path) -> None:
+    """Saved states name places in it: these numbers must not change with any release."""
+    paths = write_rows(tmp_path, [8, 8], row_group=4)
+    for order, right in {
+        "users": USERS_ORDER,
+        "rows": ROWS_ORDER,
+        "files": list(range(16)),
+    }.items():
+        source = RowFiles(paths, order=order, seed=5, window_rows=10).source()  # type: ignore[arg-type]
+        source.set_epoch(2)
+        assert ids_of(source) == right
+
+
+USERS_ORDER = [13, 14, 15, 0, 1, 9, 11, 8, 10, 12, 4, 5, 6, 3, 7, 2]
+ROWS_ORDER = [12, 15, 13, 11, 0, 8, 10, 1, 14, 9, 7, 6, 4, 2, 5, 3]
+
+
+def test_rows_come_with_all_that_is_theirs(tmp_path: Path) -> None:
+    paths = write_rows(tmp_path, [40, 30], row_group=9)
+    whole = pa.concat_tables([rows_table(40), rows_table(30, seed=1)])
+    for chunk in RowFiles(paths, order="rows", window_rows=33).source().chunks(8):
+        part = whole.take(chunk.example_ids)
+        assert chunk.columns.equals(part.select(["user_id", "request_ts", "row", "label"]))
+        pointers = part["uih"].to_pylist()
+        assert chunk.rows.pointers.user_ids.tolist() == part["user_id"].to_pylist()
+        assert chunk.rows.pointers.max_lengths.tolist() == [row["max_length"] for row in pointers]
+        assert chunk.rows.mutable is not None
+        lengths = np.diff(chunk.rows.mutable.offsets).tolist()
+        assert lengths == [len(events) for events in part["mutable"].to_pylist()]
+
+
+def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
+    files = RowFiles(write_rows(tmp_path, [5]))
+    (chunk,) = files.source(columns=("label",)).chunks(5)
+    assert chunk.columns.column_names == ["user_id", "request_ts", "label"]
+    with pytest.raises(InputError, match="no column 'price'; there are user_id, request_ts"):
+        files.source(columns=("price",))
+
+
+def test_files_are_named_in_any_way(tmp_path: Path) -> None:
+    paths = write_rows(tmp_path, [3, 4, 5])
+    names = sorted(map(str, tmp_path.glob("rows-*")))
+    right = RowFiles(paths)
+    assert right.paths == names
+    memory = fsspec.filesystem("memory")
+    for name in names:
+        memory.pipe(f"/rows/{Path(name).name}", Path(name).read_bytes())
+    try:
+        for given_as in (
+            [names[2], paths, names[0]],
+            [Path(name) for name in names],
+            [f"file://{paths}"],
+            f"file://{tmp_path}/./rows-*.parquet",
+            "memory://rows/rows-*.parquet",
+            [f"memory://rows/{Path(name).name}" for name in names],
+        ):
+            files = RowFiles(given_as)
+            assert len(files.paths) == 3
+            assert files.fingerprint == right.fingerprint
+            assert ids_of(files.source()) == ids_of(right.source())
+    finally:
+        memory.rm("/rows", recursive=True)
+    odd = tmp_path / "rows[1].parquet"
+    odd.write_bytes(Path(names[0]).read_bytes())
+    assert len(RowFiles(odd)) == 3
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    paths = write_rows(tmp_path, [3])
+    other = tmp_path / "other.parquet"
+    for given_as, message in (
+        ([], "name at least one"),
+        (str(tmp_path / "none-*.parquet"), r"No file matches .*none-\*"),
+        (str(tmp_path / "none.parquet"), "There is no file"),
+        ("memory://none/*.parquet", "No file matches memory"),
+        ("nonsense://a.parquet", "nonsense://a.parquet is no URL"),
+        ([paths, str(other)], "other.parquet lacks the column 'label', which .*rows-00"),
+    ):
+        pq.write_table(rows_table(2).drop_columns(["label"]), other)
+        with pytest.raises(InputError, match=message):
+            RowFiles(given_as).source()
+    table = rows_table(2)
+    pq.write_table(table.set_column(3, "label", pa.array(["a", "b"])), other)
+    with pytest.raises(InputError, match=r"rows-00\.parquet has a column of another type"):
+        RowFiles([paths, str(other)]).source()
+    pq.write_table(table.append_column("more", table["label"]), other)
+    with pytest.raises(InputError, match=r"rows-00\.parquet lacks the column 'more'"):
+        RowFiles([paths, str(other)]).source()
+
+
+def test_columns_may_stand_in_any_order_and_mutable_events_may_grow(tmp_path: Path) -> None:
+    paths = write_rows(tmp_path, [3])
+    table = rows_table(2)
+    grown = [[{"event_ts": 1, "color": 7}], []]
+    table = table.set_column(table.column_names.index("mutable"), "mutable", pa.array(grown))
+    pq.write_table(table.select(sorted(table.column_names)), tmp_path / "z.parquet")
+    source = RowFiles([paths, str(tmp_path / "z.parquet")], order="files").source()
+    (chunk,) = source.chunks(5)
+    assert chunk.columns["row"].to_pylist() == [0, 1, 2, 0, 1]
+    assert chunk.rows.mutable is not None
+    assert chunk.rows.mutable.columns["color"].values[-1] == 7
+
+
+def test_a_row_that_is_wrong_names_its_file(tmp_path: Path) -> None:
+    table = rows_table(3)
+    table = table.set_column(0, "user_id", pa.array([1, None, 2], pa.int64()))
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: column user_id must not be null"):
+        ids_of(RowFiles(tmp_path / "a.parquet").source())
+
+
+def test_arguments_are_checked(tmp_path: Path) -> None:
+    paths = write_rows(tmp_path, [3])
+    for arguments, message in (
+        ({"order": "random"}, "'users', 'rows' or 'files'"),
+        ({"window_rows": 0}, "window_rows is 0"),
+        ({"rank": 1}, "both rank and world_size"),
+        ({"rank": 2, "world_size": 2}, r"rank is 2, but must be in 0\.\.1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            RowFiles(paths, **arguments)  # type: ignore[arg-type]
+
+
+def test_rank_and_world_size_are_those_of_torch_distributed(tmp_path: Path) -> None:
+    paths = write_rows(tmp_path, [5])
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        files = RowFiles(paths)
+        assert (files.rank, files.world_size) == (0, 1)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_copies_take_the_footers_along(tmp_path: Path) -> None:
+    paths = write_rows(tmp_path, [20, 20], row_group=6)
+    files = RowFiles(paths, rank=1, world_size=2)
+    right = ids_of(files.source())
+    assert ids_of(pickle.loads(pickle.dumps(files)).source()) == right  # noqa: S301
+
+
+def test_a_state_belongs_to_its_files_shard_and_order(tmp_path: Path) -> None:
+    paths = write_rows(tmp_path, [20])
+
+    def files(**options: object) -> RowFiles:
+        return RowFiles(paths, **{"rank": 0, "world_size": 2, **options})  # type: ignore[arg-type]
+
+    source = files().source()
+    source.took(4)
+    state = source.state_dict()
+    assert all(isinstance(value, int | str) for value in state.values())
+    for other, message in (
+        (files(world_size=4).source(), "shard 0 of 2, but this is shard 0 of 4"),
+        (files(rank=1).source(), "shard 0 of 2, but this is shard 1 of 2"),
+        (files().source(0, 2), "as many ranks and workers"),
+        (files(order="rows").source(), "order 'users', but this has 'rows'"),
+        (files(seed=1).source(), "seed 0, but this has 1"),
+        (files(window_rows=7).source(), "window_rows 65536, but this has 7"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            other.load_state_dict(state)
+    for wrong, message in (
+        ({**state, "version": 2}, "version 2, but this release reads 1"),
+        ({}, "version None"),
+        ({**state, "done": 11}, "damaged"),
+        ({**state, "done": None}, "damaged"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            source.load_state_dict(wrong)
+    assert source.state_dict() == state
+    write_rows(tmp_path, [20], seed=3)
+    with pytest.raises(UsageError, match="other files"):
+        files().source().load_state_dict(state)

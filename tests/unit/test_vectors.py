@@ -1,0 +1,100 @@
+"""The published test vectors: up to date, and what the code itself decodes."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from support.paths import DOCS
+from thinrow.client.torch.kafka import OFFSET_BITS, ROW_BITS
+from thinrow.core.wire.response import Column
+from thinrow.core.wire.widen import NarrowColumn
+from thinrow.errors import ThinRowError
+from thinrow.store.hashing import shard_of, xxh3
+from thinrow.v1 import materialization_pb2 as wire
+from tools.make_vectors import as_json
+
+FILE = DOCS / "reference" / "test-vectors.json"
+VECTORS: dict[str, list[dict[str, Any]]] = json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def test_the_file_is_up_to_date() -> None:
+    assert FILE.read_text(encoding="utf-8") == as_json(), "Run `make vectors` and commit the file."
+
+
+def names(kind: str) -> list[str]:
+    return [vector["name"] for vector in VECTORS[kind]]
+
+
+def decoded(vector: dict[str, Any]) -> list[Any]:
+    """The values, as the client widens them and the vectors write them."""
+    message = wire.Column.FromString(base64.b64decode(vector["message"]))
+    lengths = np.array(vector["block_lengths"], np.int64)
+    column = NarrowColumn(Column.of(message), lengths)
+    events = int(lengths.sum())
+    values = np.zeros((events, *column.kind.shape), column.kind.dtype)
+    present = np.zeros(events, np.bool_) if message.nullable else None
+    column.write(values, present)
+    written = [[each] for each in values] if values.ndim == 1 else values
+    shown = [[shown_value(vector["type"], each, message) for each in row] for row in written]
+    there = [True] * events if present is None else present.tolist()
+    scalar = message.vector_size == 1
+    return [
+        (row[0] if scalar else row) if is_there else None
+        for row, is_there in zip(shown, there, strict=True)
+    ]
+
+
+def shown_value(kind: str, value: Any, message: wire.Column) -> Any:  # noqa: ANN401
+    if "FLOAT" in kind:
+        bits = int(value.view(f"u{value.itemsize}"))
+        return f"0x{bits:0{2 * value.itemsize}x}"
+    if "BOOL" in kind:
+        return bool(value)
+    if "STRING" in kind:
+        return message.strings[value] if message.strings else None
+    return str(int(value))
+
+
+@pytest.mark.parametrize("vector", VECTORS["columns"], ids=names("columns"))
+def test_columns(vector: dict[str, Any]) -> None:
+    assert decoded(vector) == vector["values"]
+    message = wire.Column.FromString(base64.b64decode(vector["message"]))
+    assert message.widths.hex() == vector["widths"] and message.data.hex() == vector["data"]
+    assert [str(base) for base in message.bases] == vector["bases"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["malformed"], ids=names("malformed"))
+def test_malformed_columns_are_refused(vector: dict[str, Any]) -> None:
+    with pytest.raises(ThinRowError, match="malformed"):
+        decoded(vector)
+
+
+def test_every_type_width_and_null_pattern_is_there() -> None:
+    for kind in set(wire.TraitType.keys()) - {"TRAIT_TYPE_UNSPECIFIED"}:
+        mine = [vector for vector in VECTORS["columns"] if vector["type"] == kind]
+        widths = {width for vector in mine for width in bytes.fromhex(vector["widths"])}
+        assert widths == {0, 1, 2, 4, 8}, kind
+        nulls = {
+            tuple(sorted({value is None for value in vector["values"]}))
+            for vector in mine
+            if vector["nullable"]
+        }
+        assert nulls == {(False,), (True,), (False, True)}, kind
+
+
+def test_shards() -> None:
+    for entry in VECTORS["shards"]:
+        user_id = np.array([int(entry["user_id"])], np.int64)
+        assert f"0x{int(xxh3(user_id.view(np.uint64))[0]):016x}" == entry["xxh3"]
+        for count, shard in entry["shard"].items():
+            assert shard_of(user_id, int(count)).tolist() == [shard]
+
+
+def test_kafka_example_ids() -> None:
+    for entry in VECTORS["kafka_example_ids"]:
+        message = entry["partition"] << OFFSET_BITS | int(entry["offset"])
+        assert str(message << ROW_BITS | entry["row"]) == entry["example_id"]
