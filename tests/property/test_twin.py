@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from support.oracle import Wanted
     from support.scenarios import Example
 
-SELECTED = ("statuses", "first", "counts", "left", "digests")
+SELECTED = ("statuses", "first", "counts", "available_counts", "digests")
 
 
 def pointers_of(rows: Sequence[Example], digests: Sequence[int]) -> Pointers:

@@ -44,7 +44,7 @@ def _statuses_without_reading(
 ) -> NDArray[np.uint8]:
     statuses = np.full(len(pointers), Status.OK, dtype=np.uint8)
     empty = pointers.start_ts == pointers.end_ts
-    place = np.searchsorted(watermarks, pointers.end_ts, side="available_counts")
+    place = np.searchsorted(watermarks, pointers.end_ts, side="left")
     past = place == len(watermarks)
     statuses[~empty & past] = Status.NOT_READY
     # Events before end_ts arrived before the watermark that closes end_ts's generation; only when
