@@ -24,12 +24,13 @@ from test_tier import opened as tier_opened
 from thinrow.client import Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.errors import RequestError
-from thinrow.online.clock import HybridClock
+from thinrow.online.clock import AHEAD_MS_MAX, HybridClock
 from thinrow.online.config import OnlineConfig
-from thinrow.online.tier import AHEAD_MS_MAX, MutableTier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from thinrow.online.tier import MutableTier
 
 pytestmark = pytest.mark.timeout(1800)
 HOUR_MS = 3_600_000
@@ -140,7 +141,7 @@ class Jumping:
         elif act < 0.5:
             online.publish()
         elif act < 0.55:
-            online.take_up()
+            online.accept_generation()
         else:
             online.look_about()
         now_ts = online.now_ts()
@@ -194,7 +195,7 @@ def test_hand_overs_while_the_clock_jumps(tmp_path: Path) -> None:
         with online.running(), ExitStack() as stack:
             online.export()
             online.publish()
-            online.take_up()
+            online.accept_generation()
             if online.opened:
                 client = stack.enter_context(connect(stack.enter_context(serving(world))))
                 online.put_all_back(client)
@@ -249,7 +250,7 @@ def test_real_processes_while_the_clock_jumps(
                 jumping.step()
             online.export()
             online.publish()
-            online.take_up()
+            online.accept_generation()
             if FULL:
                 with running_server(world.store) as server, connect(server.address) as client:
                     for _ in range(READS):

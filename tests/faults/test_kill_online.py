@@ -61,7 +61,7 @@ def killed_again_and_again(folder: Path, seed: int, kills: int) -> Killed:
             online.client = stack.enter_context(connect_online(server.address))
             online.resolve()
             if number % 2:  # published while nobody was there to see it
-                online.take_up()
+                online.accept_generation()
             for _ in range(20):
                 act = online.rng.random()
                 if act < 0.3:
@@ -71,7 +71,7 @@ def killed_again_and_again(folder: Path, seed: int, kills: int) -> Killed:
                 elif act < 0.5:
                     online.publish()
                 elif act < 0.55:
-                    online.take_up()
+                    online.accept_generation()
                 else:
                     online.look_about()
             if number < kills:

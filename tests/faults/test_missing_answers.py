@@ -13,11 +13,12 @@ from test_online_server import ALL, batch, ids_seen
 from test_unanswered import failing_at, online_config, quiet
 from thinrow.client.online import connect_online
 from thinrow.errors import ThinRowError
+from thinrow.online.clock import TierClock
+from thinrow.online.ids import IdIndex
 from thinrow.online.server import OnlineServer
 from thinrow.online.service import OnlineService
 from thinrow.online.snapshots import Snapshots
 from thinrow.online.streamed import StreamedSnapshots
-from thinrow.online.tier import MutableTier
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,8 +27,8 @@ pytestmark = pytest.mark.timeout(1800)
 BATCHES = 12
 APPENDING = (
     (OnlineService, "_batch"),
-    (MutableTier, "_lead_ms"),
-    (MutableTier, "_without_known"),
+    (TierClock, "_lead_ms"),
+    (IdIndex, "rows_to_store"),
 )
 """In the thread that reads a stream, and twice in the one that commits for all streams."""
 SNAPSHOTS = ((Snapshots, "take"), (StreamedSnapshots, "answer"))

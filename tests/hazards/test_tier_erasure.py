@@ -14,6 +14,7 @@ from thinrow.client.online import OnlineClient, connect_online
 from thinrow.compaction import CompactionConfig, compact
 from thinrow.jobs.export import export_events
 from thinrow.online.config import OnlineConfig
+from thinrow.online.database import TierDatabase
 from thinrow.online.server import OnlineServer
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -105,7 +106,7 @@ def test_erased_events_leave_the_files_of_the_tier(world: World) -> None:
         append(client, OTHER, kept, 100)
         now[0] += 10_000
         publish(world, client, now[0])
-        server.published.look()
+        server.published.refresh()
         for number, text in enumerate(gone[10:], 10):
             append(client, ERASED, text, number)
         assert found(tier, *gone)
@@ -115,7 +116,7 @@ def test_erased_events_leave_the_files_of_the_tier(world: World) -> None:
         now[0] += 10_000
         append(client, ERASED, again, 200)
         wait_until(lambda: client.describe().watermark_ts == erased_ts)
-        server.published.look()
+        server.published.refresh()
         wait_until(lambda: not found(tier, *gone))
         assert not found(world.store, *gone)
         assert found(tier, kept) and found(tier, again)
@@ -140,7 +141,7 @@ def test_an_erasure_while_the_service_was_down(world: World) -> None:
         append(client, ERASED, gone, 1)
         now[0] += 10_000
         publish(world, client, now[0])
-        server.published.look()
+        server.published.refresh()
         now[0] += 10_000
         first = world.folder / "first.parquet"
         export_events(client, now[0], first)
@@ -179,9 +180,9 @@ def test_forgotten_events_leave_the_files_of_the_tier(world: World) -> None:
             watermark_ts = now[0]
             publish(world, client, watermark_ts)
             wait_until(lambda ts=watermark_ts: client.describe().watermark_ts == ts)  # type: ignore[misc]
-            server.published.look()
+            server.published.refresh()
         now[0] += 60_000
-        server.published.look()
+        server.published.refresh()
         wait_until(lambda: not found(tier, *texts[:-2]))
 
 
@@ -194,10 +195,10 @@ def test_a_purge_that_was_killed_is_done_at_the_next_start(
         append(client, ERASED, gone, 1)
         now[0] += 10_000
         with monkeypatch.context() as patch:
-            patch.setattr("thinrow.online.tier.rewrite_files", lambda *_: copy_once(tier, killed))
+            patch.setattr(TierDatabase, "rewrite", lambda *_: copy_once(tier, killed))
             publish(world, client, now[0], f"{ERASED}\n")
             wait_until(killed.exists)
-            server.published.look()
+            server.published.refresh()
     assert found(killed, gone)
     shutil.rmtree(tier)
     killed.rename(tier)

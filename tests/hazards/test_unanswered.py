@@ -12,10 +12,11 @@ from support.worlds import START_TS, World, new_world
 from test_online_server import ALL, batch, item
 from thinrow.client.online import OnlineClient, connect_online
 from thinrow.errors import ThinRowError, UnavailableError
+from thinrow.online.clock import TierClock
 from thinrow.online.config import OnlineConfig
+from thinrow.online.ids import IdIndex
 from thinrow.online.server import OnlineServer
 from thinrow.online.service import OnlineService
-from thinrow.online.tier import MutableTier
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2, online_pb2_grpc
 
@@ -62,8 +63,8 @@ def failing_at(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, call: 
     ("owner", "method"),
     [
         (OnlineService, "_batch"),  # in the stream's reading thread
-        (MutableTier, "_lead_ms"),  # in the thread that commits, which all streams share
-        (MutableTier, "_without_known"),
+        (TierClock, "_lead_ms"),  # in the thread that commits, which all streams share
+        (IdIndex, "rows_to_store"),
     ],
 )
 def test_a_failing_thread_of_the_server_fails_the_stream(
@@ -78,7 +79,7 @@ def test_a_failing_thread_of_the_server_fails_the_stream(
                 acknowledged += client.append_all([batch_], deadline_s=60)
         assert len(acknowledged) == 2
         monkeypatch.undo()
-        if method != "_without_known":  # a failing disk, after which the tier refuses all
+        if method != "rows_to_store":  # a failing disk, after which the tier refuses all
             assert client.append([1], [START_TS], item(9), [1 << 40]).appended == 1
 
 

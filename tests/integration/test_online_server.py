@@ -26,9 +26,11 @@ from thinrow.compaction import CompactionConfig, compact
 from thinrow.errors import InputError, RequestError, StoreLockedError, ThinRowError, UsageError
 from thinrow.online.config import OnlineConfig
 from thinrow.online.database import WriteAheadLog
+from thinrow.online.records import Batch
 from thinrow.online.server import OnlineServer
 from thinrow.online.service import OnlineService
-from thinrow.online.tier import Batch, MutableTier, TierConfig
+from thinrow.online.state import TierState
+from thinrow.online.tier import MutableTier, TierConfig
 from thinrow.store.directory import NEVER_TS
 from thinrow.v1 import online_pb2
 
@@ -288,7 +290,7 @@ def test_a_generation_that_was_not_sealed_here_is_not_served(tmp_path: Path) -> 
         )
         while client.describe().generation != 1:
             pass
-        server.published.look()
+        server.published.refresh()
         seen = client.snapshot(1, ALL)
         assert seen.thin_row.end_ts == 0 and len(seen.thin_row.mutable) == 1
         with pytest.raises(RequestError, match="never sealed"):
@@ -324,14 +326,14 @@ def test_an_export_beside_a_publication_starts_from_the_newest(
         newest_ts = client.describe().now_ts
         seen = iter([NEVER_TS, newest_ts])  # the publication falls between both
         monkeypatch.setattr(OnlineService, "_published_before", lambda *_: next(seen, newest_ts))
-        kept = MutableTier.check_kept
+        kept = TierState.check_kept
 
-        def kept_since_newest(tier: MutableTier, from_ts: int) -> None:
+        def kept_since_newest(state: TierState, from_ts: int) -> None:
             if from_ts < newest_ts:
                 raise RequestError("The tier has kept events since then only.")
-            kept(tier, from_ts)
+            kept(state, from_ts)
 
-        monkeypatch.setattr(MutableTier, "check_kept", kept_since_newest)
+        monkeypatch.setattr(TierState, "check_kept", kept_since_newest)
         request = online_pb2.ExportEventsRequest(watermark_ts=newest_ts + 1)
         assert next(client.export(request)).from_ts == newest_ts
         seen = iter([NEVER_TS, NEVER_TS])  # nothing was published

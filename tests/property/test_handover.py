@@ -13,7 +13,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -41,8 +41,10 @@ from thinrow.errors import RequestError, StoreError, ThinRowError
 from thinrow.jobs.export import export_events
 from thinrow.materialization import Server, ServerConfig
 from thinrow.online.config import OnlineConfig
+from thinrow.online.records import batch_of
 from thinrow.online.server import OnlineServer
-from thinrow.online.tier import MutableTier, TierConfig, batch_of
+from thinrow.online.state import TierState
+from thinrow.online.tier import MutableTier, TierConfig
 from thinrow.schema import read_schema
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     from thinrow.client import Client
     from thinrow.client.online import Snapshot
     from thinrow.core.thin_row import ThinRow
-    from thinrow.online.tier import Batch
+    from thinrow.online.records import Batch
 
 __all__ = ["disk"]
 
@@ -254,7 +256,7 @@ class HandOvers(Online):
     def shards(self) -> int:
         return self.seed % 3 + 1
 
-    def take_up(self) -> None:
+    def accept_generation(self) -> None:
         newest = len(self.generations) - 1
         self.wait_for(newest)
         self.opened = newest
@@ -341,7 +343,7 @@ def test_each_event_is_in_one_part_at_every_step_of_every_hand_over(
                     online.export()
                 online.publish()
             elif act < 0.57:
-                online.take_up()
+                online.accept_generation()
                 if online.opened and client is None:
                     address = stack.enter_context(serving(world))
                     client = stack.enter_context(connect(address))
@@ -357,7 +359,7 @@ def test_each_event_is_in_one_part_at_every_step_of_every_hand_over(
         online.now[0] += 30
         online.export()
         online.publish()
-        online.take_up()
+        online.accept_generation()
         client = stack.enter_context(connect(stack.enter_context(serving(world))))
         online.put_all_back(client)
     print(f"seed {seed}: {dict(online.counts)}")
@@ -380,7 +382,7 @@ def test_what_retention_dropped_and_erasure_removed(tmp_path: Path) -> None:
                 online.publish()
             else:
                 online.publish(online.rng.choice((None, 100)), online.rng.choice(((), (), (1, 3))))
-            online.take_up()
+            online.accept_generation()
             if client is None:
                 client = stack.enter_context(connect(stack.enter_context(serving(online.world))))
             online.put_all_back(client)
@@ -462,7 +464,7 @@ def test_killed_between_and_within_the_steps(tmp_path: Path, seed: int) -> None:
             online.client = client
             online.resolve()
             if number % 2:  # published while nobody was there to see it
-                online.take_up()
+                online.accept_generation()
             for _ in range(40):
                 act = online.rng.random()
                 if act < 0.3:
@@ -472,7 +474,7 @@ def test_killed_between_and_within_the_steps(tmp_path: Path, seed: int) -> None:
                 elif act < 0.5:
                     online.publish()
                 elif act < 0.55:
-                    online.take_up()
+                    online.accept_generation()
                 else:
                     online.look_about()
             until_killed = (
@@ -506,7 +508,7 @@ class Follower:
     def number(self) -> int:
         return self._online.client.describe().generation
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """It looks by itself."""
 
 
@@ -669,26 +671,26 @@ def a_batch(tier: MutableTier, ids: Sequence[int], items: Sequence[int] | None =
     return batch_of([1] * count, tier.format.checked(columns, count), tier.format)
 
 
-class Forgetful(MutableTier):
+def forget_at_next_read(tier: MutableTier, watermark_ts: int) -> AbstractContextManager[object]:
     """Forgets between a reader's choice of epochs and its reading of them."""
+    epochs = TierState.epochs
+    due = [watermark_ts]
 
-    def forget_at_next(self, watermark_ts: int) -> None:
-        self.watermark_ts: int | None = watermark_ts
+    def chosen(state: TierState, from_ts: int, until_ts: int) -> range:
+        found = epochs(state, from_ts, until_ts)
+        if due:
+            assert tier.accept_generation([due.pop()])
+        return found
 
-    def _epochs(self, from_ts: int, until_ts: int) -> range:
-        epochs = super()._epochs(from_ts, until_ts)
-        watermark_ts, self.watermark_ts = getattr(self, "watermark_ts", None), None
-        if watermark_ts is not None:
-            assert self.take_up([watermark_ts])
-        return epochs
+    return mock.patch.object(TierState, "epochs", chosen)
 
 
-@pytest.mark.parametrize("tier_kind", [MutableTier, Forgetful])
+@pytest.mark.parametrize("while_reading", [False, True])
 def test_what_is_forgotten_is_an_error_and_not_a_short_answer(
-    tmp_path: Path, tier_kind: type[MutableTier]
+    tmp_path: Path, while_reading: bool
 ) -> None:
     now, world = [START_TS], new_world(tmp_path)
-    tier = opened(tier_kind(tier_config(world, now, retention_ms=100)), world)
+    tier = opened(MutableTier(tier_config(world, now, retention_ms=100)), world)
     tier.commit([a_batch(tier, [1])])
     now[0] += 10
     watermark_ts = now[0]
@@ -698,11 +700,12 @@ def test_what_is_forgotten_is_an_error_and_not_a_short_answer(
     now[0] += 200
     until_ts = tier.begin(0)
     assert len(tier.read(1, START_TS, until_ts)[1]) == 2
-    if isinstance(tier, Forgetful):
-        tier.forget_at_next(watermark_ts)
+    forgetting: AbstractContextManager[object] = nullcontext()
+    if while_reading:
+        forgetting = forget_at_next_read(tier, watermark_ts)
     else:
-        assert tier.take_up([watermark_ts])
-    with pytest.raises(RequestError, match="kept events since"):
+        assert tier.accept_generation([watermark_ts])
+    with forgetting, pytest.raises(RequestError, match="kept events since"):
         tier.read(1, START_TS, until_ts)
     with pytest.raises(RequestError, match="kept events since"):
         list(tier.scan(START_TS, until_ts))
@@ -713,7 +716,7 @@ def test_what_is_forgotten_is_an_error_and_not_a_short_answer(
 def test_an_export_is_not_finished_over_what_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thinrow.online.tier.SCAN_EVENTS_MAX", 1)
+    monkeypatch.setattr("thinrow.online.event_log.SCAN_EVENTS_MAX", 1)
     now, world = [START_TS], new_world(tmp_path)
     tier = opened(MutableTier(tier_config(world, now, retention_ms=100)), world)
     for _ in range(2):
@@ -723,7 +726,7 @@ def test_an_export_is_not_finished_over_what_is_forgotten(
     now[0] += 200
     parts = tier.scan(START_TS, now[0])
     assert len(next(parts)[2]) == 1
-    assert tier.take_up([START_TS + 10, START_TS + 20])
+    assert tier.accept_generation([START_TS + 10, START_TS + 20])
     with pytest.raises(RequestError, match="kept events since"):
         list(parts)
     tier.close()
@@ -752,11 +755,11 @@ def test_nothing_is_sealed_over_a_generation_that_was_not(tmp_path: Path, notice
         now[0] += 1000
         unsealed(world, START_TS + 500)
         while noticed and client.describe().generation != 1:
-            server.published.look()
+            server.published.refresh()
         for watermark_ts in (START_TS + 400, START_TS + 500, START_TS + 900):
             with pytest.raises(RequestError, match="never sealed"):
                 export_events(client, watermark_ts, tmp_path / "export.parquet")
-        server.published.look()
+        server.published.refresh()
         assert len(client.snapshot(1, Projection()).thin_row.mutable) == 1
     # Taken back, it was never there.
     shutil.rmtree(world.store)
@@ -769,7 +772,7 @@ def test_nothing_is_sealed_over_a_generation_that_was_not(tmp_path: Path, notice
             replace(world.compaction([tmp_path / "export.parquet"], 0), watermark_ts=START_TS + 900)
         )
         while client.describe().generation != 1:
-            server.published.look()
+            server.published.refresh()
         after = client.snapshot(1, Projection())
         assert after.thin_row.end_ts == START_TS + 900 and not after.thin_row.mutable
         assert columns_of(before.batch) == columns_of(after.batch)
@@ -783,37 +786,42 @@ def test_events_of_a_later_epoch_keep_an_unsealed_generation_out(tmp_path: Path)
     tier.seal(START_TS - 5)
     now[0] += 5
     tier.commit([a_batch(tier, [1])])
-    assert not tier.take_up([START_TS + 100])
+    assert not tier.accept_generation([START_TS + 100])
     assert tier.sealed_ts == START_TS - 5
     tier.close()
 
 
-class Slow(MutableTier):
-    """Writes when it is let."""
+class SlowTier(MutableTier):
+    """Writes events once ``may_write`` is set."""
 
     def __init__(self, config: TierConfig) -> None:
         super().__init__(config)
-        self.writing, self.let = threading.Event(), threading.Event()
+        self.writing, self.may_write = threading.Event(), threading.Event()
+        write = self.events.write
 
-    def _write(self, *arguments: Any) -> None:  # noqa: ANN401
-        self.writing.set()
-        assert self.let.wait(120)
-        super()._write(*arguments)
+        def slow(*arguments: Any) -> None:  # noqa: ANN401
+            self.writing.set()
+            assert self.may_write.wait(120)
+            write(*arguments)
+
+        self.events.write = slow  # type: ignore[method-assign]
 
 
 def test_an_event_on_its_way_to_the_disk_keeps_an_unsealed_generation_out(tmp_path: Path) -> None:
     now, world = [START_TS], new_world(tmp_path)
-    tier = Slow(tier_config(world, now))
+    tier = SlowTier(tier_config(world, now))
     opened(tier, world)
     commit = threading.Thread(target=tier.commit, args=([a_batch(tier, [1])],))
     commit.start()
     assert tier.writing.wait(120)
     taken: list[bool] = []
-    take_up = threading.Thread(target=lambda: taken.append(tier.take_up([START_TS + 100])))
-    take_up.start()
-    take_up.join(0.2)
-    tier.let.set()
-    for thread in (commit, take_up):
+    accepting = threading.Thread(
+        target=lambda: taken.append(tier.accept_generation([START_TS + 100]))
+    )
+    accepting.start()
+    accepting.join(0.2)
+    tier.may_write.set()
+    for thread in (commit, accepting):
         thread.join(120)
     assert taken == [False]
     tier.close()
@@ -821,7 +829,7 @@ def test_an_event_on_its_way_to_the_disk_keeps_an_unsealed_generation_out(tmp_pa
 
 def test_an_export_waits_for_what_is_on_its_way_to_the_disk(tmp_path: Path) -> None:
     now, world = [START_TS], new_world(tmp_path)
-    tier = Slow(tier_config(world, now))
+    tier = SlowTier(tier_config(world, now))
     opened(tier, world)
     commit = threading.Thread(target=tier.commit, args=([a_batch(tier, [1])],))
     commit.start()
@@ -836,7 +844,7 @@ def test_an_export_waits_for_what_is_on_its_way_to_the_disk(tmp_path: Path) -> N
     sealing = threading.Thread(target=export)
     sealing.start()
     sealing.join(0.2)
-    tier.let.set()
+    tier.may_write.set()
     for thread in (commit, sealing):
         thread.join(120)
     assert exported == [1]
@@ -861,7 +869,7 @@ def test_the_same_event_in_two_schemas_at_once(tmp_path: Path) -> None:
     tier.close()
 
 
-@mock.patch("thinrow.online.tier.WRITE_PAIRS_MAX", 128)  # so that a commit is several writes
+@mock.patch("thinrow.online.event_log.WRITE_PAIRS_MAX", 128)  # so that a commit is several writes
 def test_a_log_torn_anywhere_gives_no_moment_twice(tmp_path: Path) -> None:
     """As after a loss of power, on a machine whose clock stands still: what is sent again counts
     once, and nothing is written over."""
@@ -916,7 +924,7 @@ def test_a_new_schema_in_a_running_tier(tmp_path: Path) -> None:
         def hand_over() -> None:
             online.export()
             online.publish()
-            online.take_up()
+            online.accept_generation()
 
         some_requests()
         hand_over()
@@ -928,7 +936,7 @@ def test_a_new_schema_in_a_running_tier(tmp_path: Path) -> None:
         online.world.schema.write_text(schema_toml(grown), encoding="utf-8")
         some_requests()
         online.publish()
-        online.take_up()
+        online.accept_generation()
         online.schema = online.oracle.schema = grown
         with connect_online(online.server.address) as new_client:
             for _ in range(3):

@@ -56,9 +56,9 @@ from thinrow.core.wire.response import Response
 from thinrow.errors import RequestError
 from thinrow.jobs.export import export_events
 from thinrow.materialization.service import read_pointers
+from thinrow.online.clock import AHEAD_MS_MAX
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
-from thinrow.online.tier import AHEAD_MS_MAX
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan
 from thinrow.v1 import materialization_pb2 as wire
@@ -243,9 +243,9 @@ class Online:
         end_s = time.monotonic() + 60
         while self.server.published.number < generation:
             assert time.monotonic() < end_s
-            self.server.published.look()
+            self.server.published.refresh()
             time.sleep(0.005)
-        self.server.published.look()
+        self.server.published.refresh()
 
 
 def as_value(value: Any) -> Any:

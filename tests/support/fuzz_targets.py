@@ -41,9 +41,9 @@ from thinrow.errors import (
     TooManyCallsError,
 )
 from thinrow.materialization import Server, ServerConfig
+from thinrow.online.clock import AHEAD_MS_MAX
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
-from thinrow.online.tier import AHEAD_MS_MAX
 from thinrow.schema import EVENT_GROUP, TraitType
 from thinrow.store.directory import parse_directories
 from thinrow.store.generation import Generation

@@ -8,13 +8,16 @@ import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from support.worlds import DAY_MS, START_TS, new_world
 from thinrow.errors import StoreError
+from thinrow.online.clock import LEASE_MS, Lease
 from thinrow.online.database import WriteAheadLog
-from thinrow.online.tier import LEASE_MS, MutableTier, TierConfig, batch_of
+from thinrow.online.records import batch_of
+from thinrow.online.tier import MutableTier, TierConfig
 from thinrow.schema import read_schema
 from thinrow.store.directory import NEVER_TS
 
@@ -110,19 +113,21 @@ def test_the_ceiling_on_disk_never_goes_back(tmp_path: Path, now: list[int]) -> 
     """A slow commit writes its ceiling after a request that began much later wrote its own."""
     with opened(tmp_path / "tier", now) as tier:
         append(tier, 1, "a", 1)
-        without_known, moments = tier._without_known, []
+        moments: list[int] = []
         request = threading.Thread(target=lambda: moments.append(tier.begin(0)))
+        write = Lease.write
 
-        def slow(batches: Any) -> Any:  # noqa: ANN401
-            now[0] += 60_000
-            request.start()
-            end_s = time.monotonic() + 60
-            while stored_ceiling(tier) < now[0] and time.monotonic() < end_s:
-                time.sleep(0.001)
-            return without_known(batches)
+        def slow(lease: Lease, ceiling_ts: int) -> None:
+            if threading.current_thread() is not request:
+                now[0] += 60_000
+                request.start()
+                end_s = time.monotonic() + 60
+                while stored_ceiling(tier) < now[0] and time.monotonic() < end_s:
+                    time.sleep(0.001)
+            write(lease, ceiling_ts)
 
-        tier._without_known = slow  # type: ignore[method-assign]
-        append(tier, 1, "b", 2)
+        with mock.patch.object(Lease, "write", slow):
+            append(tier, 1, "b", 2)
         request.join()
         assert stored_ceiling(tier) > moments[0]
         # As after a SIGKILL, on a machine whose clock went back.
@@ -133,7 +138,7 @@ def test_the_ceiling_on_disk_never_goes_back(tmp_path: Path, now: list[int]) -> 
 
 
 def stored_ceiling(tier: MutableTier) -> int:
-    return int(tier._database.get(b"mceiling") or 0)
+    return int(tier.database.get(b"mceiling") or 0)
 
 
 def test_the_ceiling_under_many_writers_and_restarts(tmp_path: Path, now: list[int]) -> None:
@@ -168,10 +173,10 @@ def test_a_failed_write_of_the_ceiling_stops_the_tier(tmp_path: Path, now: list[
         def fail() -> None:
             raise OSError(5, "Input/output error")
 
-        sync, tier._log.sync = tier._log.sync, fail  # type: ignore[method-assign]
+        sync, tier.database.sync = tier.database.sync, fail  # type: ignore[method-assign]
         with pytest.raises(StoreError):
             tier.begin(0)
-        tier._log.sync = sync  # type: ignore[method-assign]
+        tier.database.sync = sync  # type: ignore[method-assign]
         with pytest.raises(StoreError):
             append(tier, 1, "a", 1)
         tier.begin(0)
@@ -189,28 +194,15 @@ def test_seals_at_once_never_go_back(tmp_path: Path, now: list[int]) -> None:
                 lambda: append(tier, 1, "a", now[0]),
             )
             assert tier.sealed_ts == later[-1]
-        starts = tier._epoch_table[1]
+        starts = tier.state.now.epoch_starts
         assert list(starts) == sorted(starts)
 
 
 def reads(tier: MutableTier, from_ts: int, until_ts: int) -> int:
     """Counts the runs of keys that a request reads."""
-    counted = Counting(tier._database)
-    tier._database = counted  # type: ignore[assignment]
-    try:
+    with mock.patch.object(tier.database, "items", wraps=tier.database.items) as items:
         tier.read(1, from_ts, until_ts)
-    finally:
-        tier._database = counted.database
-    return counted.iterators
-
-
-class Counting:
-    def __init__(self, database: Any) -> None:  # noqa: ANN401
-        self.database, self.iterators = database, 0
-
-    def iter(self, *arguments: Any) -> Any:  # noqa: ANN401
-        self.iterators += 1
-        return self.database.iter(*arguments)
+    return items.call_count
 
 
 def exported(tier: MutableTier, from_ts: int, until_ts: int) -> list[Any]:
@@ -248,9 +240,9 @@ def test_epochs_are_forgotten_with_their_generations(tmp_path: Path, now: list[i
             part = exported(tier, published_ts, now[0])
             assert exported(tier, published_ts, now[0]) == part
             watermarks.append(now[0])
-            assert tier.take_up(watermarks)
+            assert tier.accept_generation(watermarks)
             assert reads(tier, watermarks[-1], tier.begin(0)) <= 2
-        assert len(tier._epoch_table[1]) <= 13
+        assert len(tier.state.now.epoch_starts) <= 13
         until_ts = tier.begin(0)
         kept = tier.read(1, tier.kept_from_ts, until_ts)
     with opened(tmp_path / "tier", now, retention_ms=10_000) as tier:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from thinrow.jobs.console import out
-from thinrow.store.times import readable_time
+from thinrow.store.times import DAY_MS, readable_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["print_far_rows", "print_outliers", "print_ties", "print_uncut", "time_facts"]
 
-DAY_MS = 86_400_000
 UNCUT_MS = DAY_MS + DAY_MS // 2
 """Arrivals of a run that span more than this without a watermark inside are reported."""
 

@@ -54,7 +54,7 @@ from thinrow.store.manifest import (
 )
 from thinrow.store.marks import build_folder
 from thinrow.store.shard import storage_error
-from thinrow.store.times import Cadence
+from thinrow.store.times import DAY_MS, Cadence
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 SHARDS_DEFAULT = 4
 SHARDS_MAX = 512
 """Each is a file while events are split, and at least one open file in a server."""
-DEDUP_WINDOW_MS = 7 * 24 * 3600 * 1000
+DEDUP_WINDOW_MS = 7 * DAY_MS
 FINGERPRINT_BYTES = 1 << 16
 
 

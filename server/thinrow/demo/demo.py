@@ -28,6 +28,7 @@ from thinrow.jobs.backfill import BackfillConfig, backfill
 from thinrow.jobs.console import out, progress_bar, readable_bytes
 from thinrow.jobs.materialize import materialize, stream_rows
 from thinrow.jobs.verify import verify
+from thinrow.store.times import DAY_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Dataset", "run_demo"]
 
 Dataset = Literal["movielens", "completejourney"]
-DAY_MS = 24 * 60 * 60 * 1000
 BATCH_EXAMPLES = 256
 CHECKED_EXAMPLES = 1000
 SERVER_START_S_MAX = 30.0

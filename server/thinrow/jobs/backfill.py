@@ -33,7 +33,7 @@ from thinrow.store.history import bisect_left, digests_at
 from thinrow.store.narrow import ranges, starts_of
 from thinrow.store.scratch import scratch_beside
 from thinrow.store.shard import storage_error
-from thinrow.store.times import Cadence, readable_time
+from thinrow.store.times import DAY_MS, Cadence, readable_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from thinrow.core.files.paths import DataFile, Named
     from thinrow.schema import Schema
 
-DAY_MS = 24 * 3600 * 1000
 FAR_MS = 2 * DAY_MS
 """Rows further than this behind a watermark are reported: they carry many events inside."""
 MUTABLE_EVENTS_PER_CHUNK = 1 << 20

@@ -33,7 +33,7 @@ from thinrow.events.canonical import (
     user_ids,
 )
 from thinrow.events.times import TimeReader, TimeSpan, TimeUnit
-from thinrow.jobs.backfill import DAY_MS, UIH_TYPE, mutable_type
+from thinrow.jobs.backfill import UIH_TYPE, mutable_type
 from thinrow.jobs.fat import (
     Piece,
     derived_schema,
@@ -52,7 +52,7 @@ from thinrow.schema import parse_schema
 from thinrow.store.hashing import shard_of
 from thinrow.store.narrow import ranges, starts_of
 from thinrow.store.shard import storage_error
-from thinrow.store.times import Cadence
+from thinrow.store.times import DAY_MS, Cadence
 
 if TYPE_CHECKING:
     from pathlib import Path

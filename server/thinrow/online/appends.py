@@ -10,10 +10,11 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Self
 
 from thinrow.errors import StoreError, ThinRowError, UnavailableError
-from thinrow.online.tier import LEASE_MS
+from thinrow.online.clock import LEASE_MS
 
 if TYPE_CHECKING:
-    from thinrow.online.tier import Batch, Committed, MutableTier
+    from thinrow.online.records import Batch
+    from thinrow.online.tier import CommittedBatch, MutableTier
 
 log = logging.getLogger("thinrow.online")
 
@@ -33,7 +34,7 @@ class Appends:
 
     def __init__(self, tier: MutableTier) -> None:
         self._tier = tier
-        self._waiting: deque[tuple[Batch, Future[Committed]]] = deque()
+        self._waiting: deque[tuple[Batch, Future[CommittedBatch]]] = deque()
         self._events = self._bytes = 0
         self._changed = threading.Condition()
         self._stopping = False
@@ -52,20 +53,20 @@ class Appends:
         self._thread.join()
         sys.setswitchinterval(self._interval_s)
 
-    def submit(self, batch: Batch) -> Future[Committed]:
+    def submit(self, batch: Batch) -> Future[CommittedBatch]:
         """Takes a batch, waiting for room. The future ends once it is durable, or with StoreError.
 
         Raises:
             UnavailableError: the server is stopping.
         """
-        future: Future[Committed] = Future()
+        future: Future[CommittedBatch] = Future()
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._has_room)
             if self._stopping:
                 raise UnavailableError("This server is stopping; send the events again.")
             self._waiting.append((batch, future))
             self._events += len(batch)
-            self._bytes += batch.size
+            self._bytes += batch.size_bytes
             self._changed.notify_all()
         return future
 
@@ -98,15 +99,15 @@ class Appends:
             for (_, future), result in zip(group, committed, strict=True):
                 future.set_result(result)
 
-    def _taken(self) -> list[tuple[Batch, Future[Committed]]]:
-        group: list[tuple[Batch, Future[Committed]]] = []
+    def _taken(self) -> list[tuple[Batch, Future[CommittedBatch]]]:
+        group: list[tuple[Batch, Future[CommittedBatch]]] = []
         events = size = 0
         while self._waiting and (
             not group or events + len(self._waiting[0][0]) <= GROUP_EVENTS_MAX
         ):
             group.append(self._waiting.popleft())
             events += len(group[-1][0])
-            size += group[-1][0].size
+            size += group[-1][0].size_bytes
         self._events -= events
         self._bytes -= size
         self._changed.notify_all()

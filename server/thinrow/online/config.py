@@ -16,11 +16,11 @@ from thinrow.access.config import (
 from thinrow.online.appends import PENDING_BYTES_MAX, PENDING_EVENTS_MAX
 from thinrow.online.clock import Wall, wall_ts
 from thinrow.online.database import BLOCK_CACHE_BYTES, MEMTABLE_BYTES, MEMTABLES_MAX
+from thinrow.store.times import DAY_MS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-DAY_MS = 24 * 3600 * 1000
 BATCH_BYTES_PER_REQUEST_BYTE = 4
 DECODING_MAX = 2
 """Batches of all streams that are decoded at once, or wait decoded for their turn.

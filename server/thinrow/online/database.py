@@ -1,25 +1,47 @@
-"""The tier's RocksDB: every option that matters, and when what was written is on disk."""
+"""The RocksDB of the mutable tier: its options, its write-ahead log, reads and failures."""
 
 from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from rocksdict import (
     BlockBasedOptions,
+    BottommostLevelCompaction,
     Cache,
     ChecksumType,
+    CompactOptions,
     DBCompressionType,
     DBRecoveryMode,
     Options,
+    Rdict,
+    ReadOptions,
     SliceTransform,
+    WriteBatch,
 )
-from thinrow.store.shard import fsync
+from thinrow.core.files.permissions import make_folder
+from thinrow.errors import StoreError, StoreLockedError, StoreUnavailableError
+from thinrow.store.shard import fsync, storage_error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+__all__ = [
+    "BLOCK_CACHE_BYTES",
+    "EVERYTHING",
+    "MEMTABLES_MAX",
+    "MEMTABLE_BYTES",
+    "KeyRange",
+    "TierDatabase",
+    "WriteAheadLog",
+]
+
+KeyRange = tuple[bytes | None, bytes | None]
+"""Keys ``[first, last)``; None: unbounded."""
+EVERYTHING: KeyRange = (None, None)
 BLOCK_BYTES = 16 * 1024
 BLOCK_CACHE_BYTES = 256 * 1024 * 1024
 MEMTABLE_BYTES = 16 * 1024 * 1024
@@ -27,11 +49,10 @@ MEMTABLES_MAX = 4
 BLOOM_BITS_PER_KEY = 10
 MEMTABLE_BLOOM_SHARE = 0.05
 PREFIX_BYTES = 13
-"""Kind, epoch and user: a request reads the events of one."""
+"""Kind, epoch and user: a request reads the events of one user in one epoch."""
 
 
-def options() -> Options:
-    """The options that the tier is opened with."""
+def _options() -> Options:
     table = BlockBasedOptions()
     table.set_block_size(BLOCK_BYTES)
     table.set_format_version(5)
@@ -56,8 +77,158 @@ def options() -> Options:
     return chosen
 
 
+def _read_options(*, total_order: bool) -> ReadOptions:
+    chosen = ReadOptions()
+    chosen.set_total_order_seek(total_order)
+    chosen.set_prefix_same_as_start(not total_order)
+    return chosen
+
+
+class TierDatabase:
+    """RocksDB with a write-ahead log that any thread can sync.
+
+    Thread-safe. After a write has failed, which data is durable is unknown until the next start;
+    ``failure`` then holds the error.
+
+    Raises:
+        StoreLockedError: Another process has the database open.
+        StoreError: The database cannot be opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.failure: StoreError | None = None
+        self._folder = folder
+        try:
+            make_folder(folder)
+            self._rocksdb = Rdict(str(folder), _options())
+        except Exception as error:
+            if "lock" in str(error).lower():
+                raise StoreLockedError(
+                    f"Another process has {folder} open; a tier has one writer."
+                ) from error
+            raise storage_error(error, folder) from error
+        self._of_one_user = _read_options(total_order=False)
+        self._of_all = _read_options(total_order=True)
+        self._log = WriteAheadLog(folder)
+
+    def close(self) -> None:
+        """Closes the files; committed data is durable already."""
+        self._log.close()
+        try:
+            self._rocksdb.close()
+        except Exception as error:
+            if self.failure is None:
+                raise storage_error(error, self._folder) from error
+
+    @contextmanager
+    def storing(self) -> Iterator[None]:
+        """Records the failure of a write in the block, and raises it as StoreError."""
+        try:
+            yield
+        except Exception as error:
+            failure = storage_error(error, self._folder)
+            if isinstance(failure, StoreUnavailableError):
+                failure = StoreError(str(failure))  # a retry fails until the next start
+            self.failure = failure
+            raise failure from error
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Raises what fails in the block as StoreError."""
+        try:
+            yield
+        except Exception as error:
+            raise storage_error(error, self._folder) from error
+
+    def require_healthy(self) -> None:
+        """Raises the StoreError of the write that failed."""
+        if self.failure is not None:
+            raise self.failure
+
+    def get(self, key: bytes) -> bytes | None:
+        """Returns the value of a key; None if there is none."""
+        value: bytes | None = self._rocksdb.get(key)
+        return value
+
+    def get_many(self, keys: list[Any]) -> Sequence[bytes | None]:
+        """Returns the value of each key; other threads run meanwhile."""
+        return self._rocksdb.get(keys) or ()
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Writes one pair, which is durable after `sync`."""
+        self._rocksdb[key] = value
+
+    def write(self, pairs: WriteBatch) -> None:
+        """Writes pairs atomically, which are durable after `sync`."""
+        self._rocksdb.write(pairs)
+
+    def sync(self) -> None:
+        """Makes all writes so far durable. Raises OSError."""
+        self._log.sync()
+
+    def items(
+        self, first: bytes, last: bytes, *, one_user: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yields the pairs with keys in ``[first, last)``, ascending.
+
+        Args:
+            first: First key.
+            last: End of the keys, exclusive.
+            one_user: True if both keys share the first PREFIX_BYTES, which makes the seek cheap.
+        """
+        iterator = self._rocksdb.iter(self._of_one_user if one_user else self._of_all)
+        iterator.seek(first)
+        valid, key_of, value_of, step = (
+            iterator.valid,
+            iterator.key,
+            iterator.value,
+            iterator.next,
+        )
+        while valid() and (key := key_of()) < last:
+            yield key, value_of()
+            step()
+        iterator.status()
+
+    def keys_apart(
+        self, first: bytes, prefix: bytes, next_first: Callable[[bytes], bytes]
+    ) -> Iterator[bytes]:
+        """Yields the first key at or after ``first``, then that at or after ``next_first(key)``.
+
+        Ends at the first key without ``prefix``.
+        """
+        iterator = self._rocksdb.iter(self._of_all)
+        iterator.seek(first)
+        while iterator.valid() and (key := iterator.key()).startswith(prefix):
+            yield key
+            iterator.seek(next_first(key))
+        iterator.status()
+
+    def delete(self, ranges: Sequence[tuple[bytes, bytes]]) -> None:
+        """Deletes ranges of keys; files hold them until `rewrite`."""
+        for first, last in ranges:
+            self._rocksdb.delete_range(first, last)
+
+    def rewrite(self, ranges: Sequence[KeyRange]) -> None:
+        """Rewrites all files that overlap the ranges, without the keys deleted there.
+
+        Other threads read and write meanwhile. Removes the write-ahead logs so far.
+        """
+        chosen = CompactOptions()
+        chosen.set_exclusive_manual_compaction(False)
+        # Without this, a file on the last level stays as it is.
+        chosen.set_bottommost_level_compaction(BottommostLevelCompaction.force())
+        self._rocksdb.flush(True)
+        for first, last in ranges:
+            self._rocksdb.compact_range(first, last, chosen)
+        self._log.sync()  # closes the removed logs
+
+    def property_value(self, name: str) -> int:
+        """Returns a number that RocksDB keeps; 0 if it keeps none of that name."""
+        return int(self._rocksdb.property_int_value(name) or 0)
+
+
 class WriteAheadLog:
-    """Syncs the log files itself: RocksDB's binding would hold the interpreter's lock for it.
+    """Syncs RocksDB's log files itself, because the binding would hold the interpreter's lock.
 
     Thread-safe: the commit thread and threads of requests sync at the same time.
     """
@@ -68,7 +239,7 @@ class WriteAheadLog:
         self._files: dict[str, int] = {}
 
     def sync(self) -> None:
-        """Forces all that was written to disk. Raises OSError."""
+        """Forces all written data to disk. Raises OSError."""
         # Each call syncs descriptors of its own, so that none waits for another's disk.
         files = self._duplicates()
         try:

@@ -41,5 +41,5 @@ class OnlineMetrics(ServiceMetrics):
             "Seconds that the tier's clock is ahead of the machine's.",
         ).set_function(lambda: max(0.0, tier.now_ts / 1000 - time.time()))
         self.gauge("thinrow_online_stored_bytes", "Bytes of the tier's tables.").set_function(
-            lambda: tier.property_value("rocksdb.total-sst-files-size")
+            lambda: tier.database.property_value("rocksdb.total-sst-files-size")
         )

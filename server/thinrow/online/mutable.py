@@ -49,7 +49,8 @@ class MutableEvents:
         self._read: dict[bytes, tuple[list[int], list[bytes]]] | None = {}
         self.memory_bytes = 0
         """Memory that the events take while they are answered."""
-        event_bytes = EVENT_BYTES + TEXT_BYTES * tier.text_count
+        text_count = 0 if tier.format is None else tier.format.text_count
+        event_bytes = EVENT_BYTES + TEXT_BYTES * text_count
         repeats = Counter(self._keys)
         counts: dict[bytes, int] = {}
         left = response_bytes_max

@@ -1,9 +1,10 @@
-"""One event as the tier stores it: a packed record of fixed size, its texts behind it."""
+"""Records of events as the tier stores them: packed fields of fixed size, then the texts."""
 
 from __future__ import annotations
 
 import struct
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,21 +22,60 @@ if TYPE_CHECKING:
 
     Columns = Mapping[str, MutableColumn]
 
+__all__ = ["Batch", "RecordFormat", "batch_of", "schema_number", "type_name"]
+
 HEAD = struct.Struct("<HqBq")
 """Number of the schema, event_ts, whether there is an id, event_id."""
 ENCODED_BYTES_MAX = 4 << 20
 """Limit on the bytes of records, texts aside, that are encoded at once."""
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Events of one schema, ready to be committed."""
+
+    users: Sequence[bytes]
+    ids: Sequence[bytes | None]
+    """User and id of each event, as in a key; None for an event without an id."""
+    records: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the records."""
+        return sum(map(len, self.records))
+
+
+def batch_of(user_ids: Sequence[int], columns: Columns, record_format: RecordFormat) -> Batch:
+    """Makes a batch from checked columns."""
+    events = len(user_ids)
+    users = np.array(user_ids, np.int64).astype(">i8")
+    ids = columns["event_id"]
+    pairs = np.empty((events, 2), ">i8")
+    pairs[:, 0], pairs[:, 1] = users, ids.values
+    data, keys = users.tobytes(), pairs.tobytes()
+    known = [True] * events if ids.present is None else ids.present.tolist()
+    return Batch(
+        [data[at : at + 8] for at in range(0, len(data), 8)],
+        [keys[16 * n : 16 * n + 16] if has else None for n, has in enumerate(known)],
+        record_format.encode(columns, events),
+    )
+
+
 class RecordFormat:
-    """Events of one schema, as bytes and as columns.
+    """Converts events of one schema between records and columns.
 
     Columns are by name: ``event_ts``, ``event_id`` and the traits, in their own dtypes, text as
     object arrays. An absent value of a trait with a default is that default.
+
+    Args:
+        schema: Defines the traits.
+        number: Names the schema in every record, from 0.
     """
 
     def __init__(self, schema: Schema, number: int) -> None:
-        """`number` names the schema in every record, from 0."""
         self.schema = schema
         self.number = number
         self._traits = {trait.name: trait for trait in (EVENT_TS, EVENT_ID, *schema.traits)}
@@ -56,7 +96,7 @@ class RecordFormat:
         self._native = _native.RecordFormat(number, self._dtype.itemsize, self._layout())
 
     def _layout(self) -> list[tuple[str, int, int, bool, int, int, int]]:
-        """Of each column of the wire: name, type, size, nullable, and where its bytes lie."""
+        """Returns name, type, size, nullability and byte places of each column of the wire."""
 
         fields: Any = self._dtype.fields
 
@@ -75,14 +115,14 @@ class RecordFormat:
 
     @property
     def text_count(self) -> int:
-        """Traits of text."""
+        """Number of text traits."""
         return len(self._texts)
 
     def check_types(self, columns: Iterable[wire.Column]) -> None:
-        """Compares columns with the schema, before anything is taken for what they say they are.
+        """Compares the types that columns declare with the schema, before their data are decoded.
 
         Raises:
-            RequestError: a column that the schema does not know or means otherwise.
+            RequestError: The schema lacks a column or gives it another type.
         """
         for column in columns:
             trait = self._known(column.trait)
@@ -94,10 +134,10 @@ class RecordFormat:
                 )
 
     def check_size(self, given: Columns, events: int, bytes_max: int) -> None:
-        """Checks the bytes of the events' records, before they are made.
+        """Checks the bytes of the events' records, before they are encoded.
 
         Raises:
-            RequestError: more than ``bytes_max``.
+            RequestError: They exceed ``bytes_max``.
         """
         size = events * self._dtype.itemsize
         for trait in self._texts:
@@ -107,7 +147,7 @@ class RecordFormat:
                 size += sum(times * len(text.encode()) for text, times in texts.items())
         if size > bytes_max:
             raise RequestError(
-                f"The records of {events} events would take {size:,} bytes; this server takes "
+                f"The records of {events} events would take {size:,} bytes; this server accepts "
                 f"{bytes_max:,} in one batch, so send fewer events at once."
             )
 
@@ -119,11 +159,11 @@ class RecordFormat:
         return self._traits[name]
 
     def checked(self, given: Columns, events: int) -> dict[str, MutableColumn]:
-        """What was given, with defaults for what was not.
+        """Returns all columns of events, with defaults for absent values.
 
         Raises:
-            RequestError: a column that the schema does not know or means otherwise, or that lacks
-                what every event needs.
+            RequestError: The schema lacks a column or gives it another type, or an event lacks a
+                value that every event needs.
         """
         for name in given:
             self._known(name)
@@ -132,14 +172,13 @@ class RecordFormat:
         }
 
     def encode(self, columns: Columns, events: int) -> list[bytes]:
-        """Records of events, from all their columns."""
-        # A part at a time, so that what it takes meanwhile is not as large as all records.
+        """Encodes events, given all their columns, as records."""
+        # In parts, so that temporary memory is smaller than all records.
         rows = max(1, ENCODED_BYTES_MAX // self._dtype.itemsize)
         parts = (slice(at, min(at + rows, events)) for at in range(0, events, rows))
         return [record for part in parts for record in self._encoded(columns, part)]
 
     def _encoded(self, columns: Columns, rows: slice) -> list[bytes]:
-        """Records of some of the events."""
         records = np.zeros(rows.stop - rows.start, self._dtype)
         records["number"] = self.number
         records["event_ts"] = columns["event_ts"].values[rows]
@@ -163,7 +202,7 @@ class RecordFormat:
         return [b"".join(parts) for parts in zip(fixed, *texts, strict=True)] if texts else fixed
 
     def decode(self, records: Sequence[bytes]) -> dict[str, MutableColumn]:
-        """The inverse of :meth:`encode`."""
+        """Decodes records to columns; the inverse of :meth:`encode`."""
         size = self._dtype.itemsize
         whole = records if not self._texts else [record[:size] for record in records]
         array = np.frombuffer(b"".join(whole), self._dtype)
@@ -196,18 +235,18 @@ class RecordFormat:
         return columns
 
     def to_wire(self, arrivals: Sequence[int], records: list[bytes]) -> bytes | None:
-        """The bytes of a MutableEvents: every trait in schema order; None for another schema's."""
+        """Encodes records as a MutableEvents, traits in schema order; None for another schema."""
         return self._native.events(arrivals, records)
 
     def order(self, record: bytes) -> tuple[object, ...]:
-        """Sorts an event among others (docs/semantics.md, Time)."""
+        """Returns a key that sorts an event among others (docs/semantics.md, Time)."""
         columns = self.decode([record])
         _, *head = HEAD.unpack_from(record)
         return (*head, *(_order(t, columns[t.name]) for t in self.schema.traits))
 
 
 def schema_number(record: bytes) -> int:
-    """Number of the schema that a record was written with."""
+    """Returns the number of the schema that a record was written with."""
     return int.from_bytes(record[:2], "little")
 
 
@@ -258,7 +297,7 @@ def _order(trait: Trait, column: MutableColumn) -> tuple[object, ...]:
         return (1, int(value))
     bits = 8 * VALUE_DTYPES[trait.type.value].itemsize
     words = np.atleast_1d(value).view(trait.type.word_dtype).tolist()
-    # By IEEE 754 totalOrder: of negative numbers all bits turn, of others the sign.
+    # IEEE 754 totalOrder: negative numbers invert all bits, others the sign bit.
     return (
         1,
         *(word ^ ((1 << bits) - 1 if word >> (bits - 1) else 1 << (bits - 1)) for word in words),

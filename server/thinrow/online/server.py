@@ -17,8 +17,8 @@ from thinrow.access.traced import Traced
 from thinrow.core.tracing import tracing
 from thinrow.errors import UsageError
 from thinrow.online.appends import Appends
+from thinrow.online.follower import TierFollower
 from thinrow.online.metrics import OnlineMetrics
-from thinrow.online.published import Published
 from thinrow.online.service import SERVICE, OnlineService
 from thinrow.online.snapshots import Snapshots
 from thinrow.online.tier import MutableTier, TierConfig
@@ -52,8 +52,8 @@ class OnlineServer:
         """HOST:PORT where gRPC is served, once entered."""
         self.metrics_address: str | None = config.metrics
         """HOST:PORT of the metrics, once entered."""
-        self.published: Published
-        """What requests are served from, once entered; `look` takes up what is new at once."""
+        self.published: TierFollower
+        """The generations in use, once entered; `refresh` accepts a new one at once."""
 
     def __enter__(self) -> Self:
         try:
@@ -78,7 +78,7 @@ class OnlineServer:
             )
         )
         stack.callback(tier.close)
-        self.published = Published(
+        self.published = TierFollower(
             config.store, tier, config.poll_s, metrics.open_failures.inc, config.cache_bytes_max
         )
         stack.enter_context(self.published)

@@ -29,8 +29,8 @@ from thinrow.errors import (
 from thinrow.events.times import check_milliseconds
 from thinrow.online.config import DECODING_MAX
 from thinrow.online.decoding import request_decoder
+from thinrow.online.records import batch_of
 from thinrow.online.streamed import REQUESTS_MAX, StreamedSnapshots
-from thinrow.online.tier import batch_of
 from thinrow.store.directory import NEVER_TS
 from thinrow.v1 import materialization_pb2, online_pb2
 
@@ -40,10 +40,11 @@ if TYPE_CHECKING:
 
     from thinrow.online.appends import Appends
     from thinrow.online.config import OnlineConfig
+    from thinrow.online.follower import TierFollower
     from thinrow.online.metrics import OnlineMetrics
-    from thinrow.online.published import Published
+    from thinrow.online.records import Batch
     from thinrow.online.snapshots import Snapshots
-    from thinrow.online.tier import Batch, Committed, MutableTier
+    from thinrow.online.tier import CommittedBatch, MutableTier
 
 log = logging.getLogger("thinrow.online")
 
@@ -75,7 +76,7 @@ class OnlineService:
         config: OnlineConfig,
         tier: MutableTier,
         appends: Appends,
-        published: Published,
+        published: TierFollower,
         snapshots: Snapshots,
         metrics: OnlineMetrics,
     ) -> None:
@@ -155,17 +156,19 @@ class OnlineService:
 
     def _submitted(
         self, requests: Iterator[online_pb2.AppendEventsRequest | RequestError]
-    ) -> Iterator[tuple[int, float, Future[Committed] | ThinRowError]]:
+    ) -> Iterator[tuple[int, float, Future[CommittedBatch] | ThinRowError]]:
         """Reads ahead: the next batch is decoded while those before it go to the disk.
 
         Raises what ended the reading thread, and ThinRowError where a request was read and not
         handed on: a stream never ends well with answers missing.
         """
-        ready: queue.Queue[tuple[int, float, Future[Committed] | ThinRowError] | _ReadingEnded]
+        ready: queue.Queue[tuple[int, float, Future[CommittedBatch] | ThinRowError] | _ReadingEnded]
         ready = queue.Queue(BATCHES_AHEAD_MAX)
         ended = threading.Event()
 
-        def put(item: tuple[int, float, Future[Committed] | ThinRowError] | _ReadingEnded) -> None:
+        def put(
+            item: tuple[int, float, Future[CommittedBatch] | ThinRowError] | _ReadingEnded,
+        ) -> None:
             while not ended.is_set():
                 with suppress(queue.Full):
                     ready.put(item, timeout=1)
@@ -181,7 +184,7 @@ class OnlineService:
                         raise request
                     received += 1
                     started_s = time.perf_counter()
-                    outcome: Future[Committed] | ThinRowError
+                    outcome: Future[CommittedBatch] | ThinRowError
                     try:
                         self._check_serving()
                         if not request.HasField("events"):
@@ -212,7 +215,7 @@ class OnlineService:
                 f"again."
             )
 
-    def _submit(self, events: online_pb2.EventBatch) -> Future[Committed]:
+    def _submit(self, events: online_pb2.EventBatch) -> Future[CommittedBatch]:
         return self._appends.submit(self._batch(events))
 
     def _batch(self, events: online_pb2.EventBatch) -> Batch:
@@ -290,7 +293,7 @@ class OnlineService:
                 raise RequestError(f"watermark_ts is {until_ts}; it must lie after 1970.")
             if request.HasField("from_ts"):
                 from_ts = request.from_ts
-                self._tier.check_whole(from_ts)
+                self._tier.state.now.check_whole(from_ts)
             else:
                 from_ts = self._not_yet_compacted(until_ts)
             self._tier.seal(until_ts, self._published.newest_ts())
@@ -316,7 +319,7 @@ class OnlineService:
         while True:
             from_ts = self._published_before(until_ts)
             try:
-                self._tier.check_whole(from_ts)
+                self._tier.state.now.check_whole(from_ts)
             except RequestError:
                 # A generation that was taken up in between lets the tier forget what it holds.
                 if self._published_before(until_ts) == from_ts:

@@ -10,8 +10,8 @@ import numpy as np
 from thinrow.access.limits import FairScheduler
 from thinrow.access.projection import resolve_projection, resolve_tenant, wire_type
 from thinrow.errors import AnswerTooLargeError, RequestError, UnavailableError, UnknownTenantError
+from thinrow.online.cached_path import CachedSnapshotPath
 from thinrow.online.mutable import MutableEvents
-from thinrow.online.one_user import OneUser
 from thinrow.store.budgeted_read import read_within_budget
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.history import HistoryPlan, Pointers, Status
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
     from thinrow.access.projection import ResolvedProjection
     from thinrow.access.tenants_file import Tenant
-    from thinrow.online.published import Published
+    from thinrow.online.follower import TierFollower
     from thinrow.online.tier import MutableTier
     from thinrow.schema import Schema
     from thinrow.store.generation import Generation
 
     _Known = tuple[Generation | Schema, Mapping[str, Tenant]]
-    _Resolved = dict[tuple[str, bytes], tuple[ResolvedProjection, OneUser | None]]
+    _Resolved = dict[tuple[str, bytes], tuple[ResolvedProjection, CachedSnapshotPath | None]]
     Asked = online_pb2.SnapshotRequest | online_pb2.SnapshotBatchRequest
 
 SMALL_SHARE = 16
@@ -64,7 +64,7 @@ class Snapshots:
     def __init__(
         self,
         tier: MutableTier,
-        published: Published,
+        published: TierFollower,
         tenants: Callable[[], Mapping[str, Tenant]],
         work_bytes_max: int,
         calls_max: int,
@@ -102,9 +102,9 @@ class Snapshots:
                 self._response_bytes_max,
                 self._small_bytes // 2,
             )
-            projection, one_user = self._projection(asked, generation)
-            if one_user is not None and isinstance(asked, online_pb2.SnapshotRequest):
-                answer = self._in_memory(one_user, asked, user_ids[0], moment, mutable)
+            projection, cached_path = self._projection(asked, generation)
+            if cached_path is not None and isinstance(asked, online_pb2.SnapshotRequest):
+                answer = self._in_memory(cached_path, asked, user_ids[0], moment, mutable)
                 if answer is not None:
                     return answer
             if generation is None:
@@ -153,7 +153,7 @@ class Snapshots:
 
     def _in_memory(
         self,
-        one_user: OneUser,
+        cached_path: CachedSnapshotPath,
         asked: online_pb2.SnapshotRequest,
         user_id: int,
         moment: _Moment,
@@ -166,7 +166,7 @@ class Snapshots:
         arrivals, records = events
         shown = self._tier.to_wire(arrivals, records) if records else b""
         times = (moment.start_ts, moment.end_ts, asked.max_length, moment.request_ts)
-        return one_user.answer(user_id, times, len(records), shown)
+        return cached_path.answer(user_id, times, len(records), shown)
 
     def _hold(
         self, amount: int, timeout_s: float | None
@@ -198,7 +198,7 @@ class Snapshots:
 
     def _projection(
         self, asked: Asked, generation: Generation | None
-    ) -> tuple[ResolvedProjection, OneUser | None]:
+    ) -> tuple[ResolvedProjection, CachedSnapshotPath | None]:
         of, resolved = self._resolved
         schema, tenants = self._schema(generation), self._tenants()
         known_to = (generation or schema, tenants)
@@ -212,12 +212,12 @@ class Snapshots:
         known = resolved.get(key)
         if known is None:
             projection = _resolve(asked, schema, tenants)
-            one_user = None
+            cached_path = None
             if generation is not None:
-                one_user = OneUser(
+                cached_path = CachedSnapshotPath(
                     generation, projection, self._small_bytes // 2, self._response_bytes_max
                 )
-            known = (projection, one_user)
+            known = (projection, cached_path)
             if len(key[1]) <= PROJECTION_BYTES_MAX:
                 resolved[key] = known
         return known

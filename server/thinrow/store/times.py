@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Times = TypeVar("Times", int, "NDArray[np.int64]")
 
+DAY_MS = 24 * 3600 * 1000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

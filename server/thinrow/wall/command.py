@@ -17,6 +17,7 @@ from thinrow.errors import InputError, UsageError
 from thinrow.jobs.connecting import connected
 from thinrow.jobs.console import out, readable_bytes
 from thinrow.jobs.materialize import materialize
+from thinrow.store.times import DAY_MS
 from thinrow.wall.model import (
     SHARE_MAX,
     Bytes,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ASSUMED", "measured_workload", "parse_tenants", "run_wall"]
 
-DAY_MS = 86_400_000
 SAMPLE_ROWS = 4096
 """Thin rows that are measured, from the middle of their file."""
 LENGTH_STEP = 2

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from thinrow.store.generation import Generation
 
 
-class OneUser:
+class CachedSnapshotPath:
     """One projection of one generation. Thread-safe."""
 
     def __init__(

@@ -26,7 +26,7 @@ log = logging.getLogger("thinrow.online")
 _NONE_YET = nullcontext()
 
 
-class Published:
+class TierFollower:
     """Follows a store, which may hold nothing yet, and tells the tier of what it finds."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Published:
     def __enter__(self) -> Self:
         """Opens what is published; raises StoreError where it cannot be."""
         try:
-            self.look()
+            self.refresh()
         except BaseException:
             self._stack.close()
             raise
@@ -85,7 +85,7 @@ class Published:
         """The newest generation, open until the block ends; None before the first."""
         return _NONE_YET if self._current is None else self._current.use()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Opens the first generation where there is one, and lets the tier take up a new one."""
         with self._lock:
             if self._current is None:
@@ -100,7 +100,7 @@ class Published:
                 if self._taken_up < generation.number:
                     self._tier.use_schema(generation.schema)
                 # Also looked at again where nothing is new: what retention keeps, time ends.
-                if self._tier.take_up(generation.watermarks.tolist()):
+                if self._tier.accept_generation(generation.watermarks.tolist()):
                     self._taken_up = generation.number
                 elif self._refused < generation.number:
                     self._refused = generation.number
@@ -126,7 +126,7 @@ class Published:
         failed = None
         while not self._stop.wait(self._poll_s):
             try:
-                self.look()
+                self.refresh()
             except ThinRowError as error:
                 self._on_failure()
                 if str(error) != failed:
