@@ -191,7 +191,9 @@ class OnlineService:
                             raise RequestError("The message has no events; set them, also if none.")
                         outcome = self._decoders.submit(self._submit, request.events).result()
                     except ThinRowError as error:
-                        outcome = error
+                        # Its traceback would hold this frame, which holds it: a cycle with the
+                        # whole batch, which only the garbage collector ends.
+                        outcome = error.with_traceback(None)
                     put((request.cursor, started_s, outcome))
             except BaseException as error:
                 failure = error
