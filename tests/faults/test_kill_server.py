@@ -16,6 +16,7 @@ from support.tried import SEED, Tried, times
 from support.worlds import (
     ALL,
     DAY_MS,
+    OWN_HOST,
     START_TS,
     Answers,
     World,
@@ -136,7 +137,7 @@ def keep(fault: str, kills: int, examples: int) -> None:
 def test_server_killed(world: World, batches: list[tuple[Pointers, Answers]]) -> None:
     rng, kills = random.Random(SEED), times(1, 100)
     with ExitStack() as servers:
-        first = servers.enter_context(running_server(world.store))
+        first = servers.enter_context(running_server(world.store, listen=f"{OWN_HOST}:0"))
 
         def kill_and_start_again(delivered: Delivered) -> None:
             server: Running = first

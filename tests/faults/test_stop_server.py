@@ -13,7 +13,7 @@ import pytest
 from support.http2 import http2
 from support.idle_streams import BATCH, Idle, streams_of
 from support.tried import SEED, Tried, times
-from support.worlds import new_world, running_online, running_server
+from support.worlds import OWN_HOST, new_world, running_online, running_server
 from test_kill_server import PAUSE_S, Delivered, batches, keep, streamed_through, world
 from test_online_server import batch, ids_seen
 from thinrow.access import grpc_server
@@ -40,7 +40,9 @@ def test_server_stopped_under_a_stream(
 ) -> None:
     rng, stops = random.Random(SEED), times(1, 30)
     with ExitStack() as servers:
-        first = servers.enter_context(running_server(world.store, "--drain", LONG))
+        first = servers.enter_context(
+            running_server(world.store, "--drain", LONG, listen=f"{OWN_HOST}:0")
+        )
 
         def stop_and_start_again(delivered: Delivered) -> None:
             running: Running = first

@@ -62,10 +62,14 @@ def test_batches_that_wait_to_be_durable(online: Running) -> None:
 
 
 def test_short_texts_of_an_append(online: Running) -> None:
+    def refused(trait: str, strings: list[str]) -> str:
+        texts = column(trait, wire.TRAIT_TYPE_STRING, bases=[0], strings=strings)
+        [answer] = append(online.address, [online_pb2.AppendEventsRequest(events=batch(2, texts))])
+        return answer.refused
+
+    assert "colour" in refused("colour", ["a" * 16_000_000])  # any message of as many bytes
     before = online.most_bytes()
-    texts = column("brand", wire.TRAIT_TYPE_STRING, bases=[0], strings=["ab"] * 4_000_000)
-    [answer] = append(online.address, [online_pb2.AppendEventsRequest(events=batch(2, texts))])
-    assert "more memory than this server allows" in answer.refused
+    assert "more memory than this server allows" in refused("brand", ["ab"] * 4_000_000)
     assert online.most_bytes() - before < 192 * MIB  # twelve times its 16 MB
 
 
