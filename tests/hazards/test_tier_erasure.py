@@ -2,98 +2,29 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
-import time
 from typing import TYPE_CHECKING
 
 import pytest
+from support.erasures import SCHEMA, append, config, found, marks, publish, wait_until
 from support.worlds import START_TS, World, new_world
 from thinrow.client import Projection
-from thinrow.client.online import OnlineClient, connect_online
+from thinrow.client.online import connect_online
 from thinrow.compaction import CompactionConfig, compact
 from thinrow.jobs.export import export_events
-from thinrow.online.config import OnlineConfig
 from thinrow.online.database import TierDatabase
 from thinrow.online.server import OnlineServer
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 ERASED, OTHER = 7, 8
-FILES_DEADLINE_S = 120
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return new_world(tmp_path, '[a]\nt = "string"\n')
-
-
-def config(world: World, now: list[int], **options: object) -> OnlineConfig:
-    return OnlineConfig(
-        store=world.store,
-        data=world.folder / "tier",
-        schema=world.schema,
-        listen="127.0.0.1:0",
-        metrics=None,
-        poll_s=0.05,
-        wall=lambda: now[0],
-        **options,  # type: ignore[arg-type]
-    )
-
-
-def append(client: OnlineClient, user: int, text: str, event_id: int) -> None:
-    client.append([user], [START_TS], {"t": [text]}, [event_id])
-
-
-def marks() -> str:
-    """Text that no compression changes."""
-    return secrets.token_hex(100)
-
-
-def found(folder: Path, *texts: str) -> list[str]:
-    parts = [text[20:60].encode() for text in texts]
-    return sorted(
-        str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if path.is_file() and any(part in read(path) for part in parts)
-    )
-
-
-def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:  # RocksDB removes files in the background
-        return b""
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + FILES_DEADLINE_S
-    while not happened():
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
-
-
-def publish(
-    world: World, client: OnlineClient, watermark_ts: int, erase: str | None = None
-) -> None:
-    exported = world.folder / f"{watermark_ts}.parquet"
-    export_events(client, watermark_ts, exported)
-    users = world.folder / "users.txt"
-    users.write_text(erase or "", encoding="utf-8")
-    compact(
-        CompactionConfig(
-            store=world.store,
-            events=[exported],
-            schema=world.schema,
-            watermark_ts=watermark_ts,
-            shards=2,
-            erase_users=users if erase else None,
-            keep=1,
-        )
-    )
+    return new_world(tmp_path, SCHEMA)
 
 
 def test_erased_events_leave_the_files_of_the_tier(world: World) -> None:

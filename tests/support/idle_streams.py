@@ -52,11 +52,15 @@ class Idle:
             self._outgoing.put(message)
             next(self.call)
 
-    def check_ended_by_drain(self) -> None:
+    def failure(self) -> grpc.RpcError:
+        """Waits until the stream has failed."""
         with pytest.raises(grpc.RpcError) as caught:
             next(self.call)
         self._outgoing.put(None)
-        check_unavailable(caught.value)
+        return caught.value
+
+    def check_ended_by_drain(self) -> None:
+        check_unavailable(self.failure())
 
 
 def check_unavailable(error: grpc.RpcError) -> None:
