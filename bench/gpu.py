@@ -1,4 +1,4 @@
-"""What a GPU gets: bytes per second to the device, narrow against wide, and a trainer's waiting.
+"""Measures the loader with a GPU: bytes per second to the device, and a trainer's waiting.
 
     .venv/bin/python bench/gpu.py [--out docs/gpu.md]
     .venv/bin/python bench/gpu.py --device cpu --quick     # tries the script out, measures nothing
@@ -28,7 +28,6 @@ from thinrow.client import Answer, Projection, ThinRows, connect, read_thin_rows
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.client.torch.batch import lay_out
 from thinrow.client.torch.device import DeviceCopy
-from thinrow.client.torch.narrow import narrow_runs, widen_on_device
 
 from server import machine, serving
 
@@ -183,7 +182,7 @@ def first_answer(sample: Sample, case: Case, address: str) -> Answer:
 
 
 def copies(case: Case, answer: Answer, device: torch.device, limit: float) -> list[list[str]]:
-    """Rows of the table of copies: a batch made wide by the host, and one that travels narrow."""
+    """Rows of the table of copies: the copy alone, and with the widening before it."""
     copy = DeviceCopy(device, slots=4)
     examples = len(answer)
 
@@ -203,32 +202,20 @@ def copies(case: Case, answer: Answer, device: torch.device, limit: float) -> li
         return batch
 
     batch = written()
-    dtypes = {trait: values.numpy().dtype for trait, values in batch.values.items()}
-    there = batch.to(device)
-
-    def narrow() -> None:
-        for run in narrow_runs(answer, dtypes):
-            widen_on_device(run.packed(copy.allocate).to(device, non_blocking=True), there.values)
-            synchronize(device)
-
-    wide_bytes = batch.nbytes
-    narrow_bytes = sum(run.nbytes for run in narrow_runs(answer, dtypes))
     rows = []
-    for name, size_bytes, work in (
-        ("wide, copied only", wide_bytes, lambda: copy.receive(copy.send(batch))),
-        ("wide, widened on the host", wide_bytes, lambda: copy.receive(copy.send(written()))),
-        ("narrow, widened on the device", narrow_bytes, narrow),
+    for name, work in (
+        ("copied only", lambda: copy.receive(copy.send(batch))),
+        ("widened and copied", lambda: copy.receive(copy.send(written()))),
     ):
         taken_s = seconds(work, device)
         rows.append(
             [
                 f"{case.events:,} x {case.batch_examples}",
                 name,
-                f"{size_bytes / 1e6:.2f}",
+                f"{batch.nbytes / 1e6:.2f}",
                 f"{1e3 * taken_s:.3f}",
-                f"{size_bytes / taken_s / 1e9:.2f}",
-                f"{size_bytes / taken_s / limit:.0%}",
-                f"{wide_bytes / taken_s / 1e9:.2f}",
+                f"{batch.nbytes / taken_s / 1e9:.2f}",
+                f"{batch.nbytes / taken_s / limit:.0%}",
             ]
         )
     copy.close()
@@ -260,7 +247,7 @@ def training(case: Case, sample: Sample, address: str, device: torch.device) -> 
     ]
 
 
-COPY_HEADINGS = ("batch", "way", "MB", "ms", "GB/s", "of the limit", "wide GB/s")
+COPY_HEADINGS = ("batch", "way", "MB", "ms", "GB/s", "of the limit")
 TRAINING_HEADINGS = (
     *("batch", "MB", "step on one batch, ms", "step with the loader, ms"),
     *("difference", "waiting", "of it"),
@@ -319,8 +306,7 @@ def main() -> None:
             f"Written by `make gpu` on {time.strftime('%Y-%m-%d', time.gmtime())}: {title}.",
             *([f"**{NOTHING}**"] if meaningless else []),
             "## Host to device",
-            f"{told} A batch is events x examples. *wide GB/s* counts what the trainer gets, "
-            f"however it travelled.",
+            f"{told} A batch is events x examples.",
             markdown(COPY_HEADINGS, copied),
             "## Training",
             "Forward and backward of attention layers, with batches from a server on the same "

@@ -20,13 +20,13 @@ import struct
 import tomllib
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow import _native
 from thinrow.core.files.io_errors import failure_reason
+from thinrow.core.traits import TraitType as TraitType
 from thinrow.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -46,50 +46,6 @@ DIRECTORY_GROUP = 0
 EVENT_GROUP = 1
 FIRST_GROUP = 2
 """Numbers of the store's own groups, and of the first one of a schema."""
-
-
-class TraitType(IntEnum):
-    """Types of traits; the numbers are those of ``thinrow.v1.TraitType``."""
-
-    INT8 = 1
-    INT16 = 2
-    INT32 = 3
-    INT64 = 4
-    UINT8 = 5
-    UINT16 = 6
-    UINT32 = 7
-    UINT64 = 8
-    FLOAT16 = 9
-    FLOAT32 = 10
-    FLOAT64 = 11
-    BOOL = 12
-    CATEGORICAL = 13
-    STRING = 14
-
-    @property
-    def label(self) -> str:
-        """The name used in schema files."""
-        return self.name.lower()
-
-    @property
-    def is_float(self) -> bool:
-        return self in (TraitType.FLOAT16, TraitType.FLOAT32, TraitType.FLOAT64)
-
-    @property
-    def value_dtype(self) -> np.dtype[Any]:
-        """dtype of one value; int64 for categorical, object for string."""
-        if self is TraitType.STRING:
-            return np.dtype(object)
-        return np.dtype("int64" if self is TraitType.CATEGORICAL else self.label)
-
-    @property
-    def word_dtype(self) -> np.dtype[Any]:
-        """Integer dtype of equal size that carries a value's bits through the store."""
-        if self.is_float:
-            return np.dtype(f"uint{8 * self.value_dtype.itemsize}")
-        if self is TraitType.STRING:
-            return np.dtype("uint64")  # an index
-        return np.dtype("uint8") if self is TraitType.BOOL else self.value_dtype
 
 
 LABELS = {kind.label: kind for kind in TraitType}

@@ -10,10 +10,9 @@ import pytest
 import torch
 from support import worlds
 from test_torch_device import filled
-from thinrow.client import Batch, Projection, connect
+from thinrow.client import Projection
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.client.torch.device import DeviceCopy
-from thinrow.client.torch.narrow import narrow_runs, widen_on_device
 from thinrow.jobs.backfill import BackfillConfig, backfill
 
 if TYPE_CHECKING:
@@ -128,28 +127,6 @@ def test_pinned_batches_can_be_copied_by_others() -> None:
     assert torch.equal(back.values["embedding"], batch.values["embedding"])
     memory = moved.offsets.untyped_storage().data_ptr()
     assert {of.untyped_storage().data_ptr() for of in moved._tensors()} == {memory}
-
-
-def test_narrow_traits_are_widened_there_without_waiting(tmp_path: Path) -> None:
-    world = worlds.built_world(tmp_path)
-    projection = Projection(traits=("item_id", "price", "event_ts"))
-    with worlds.running_server(world.store) as server, connect(server.address) as client:
-        [answer] = client.answers([worlds.pointers_to([worlds.as_of(3)])], projection)
-    expected = Batch.from_answers([answer])
-    written = {
-        trait: torch.zeros_like(torch.from_numpy(values), device="cuda")
-        for trait, values in expected.values.items()
-    }
-    dtypes = {trait: values.dtype for trait, values in expected.values.items()}
-    copy = DeviceCopy("cuda", slots=2)
-    for run in narrow_runs(answer, dtypes):
-        packed = run.packed(copy.allocate)
-        torch.cuda.set_sync_debug_mode("error")
-        widen_on_device(packed.to("cuda", non_blocking=True), written)
-        torch.cuda.set_sync_debug_mode("default")
-        torch.cuda.synchronize()
-    for trait, values in expected.values.items():
-        assert np.array_equal(written[trait].cpu().numpy(), values)
 
 
 def test_a_loader_brings_the_same_to_the_device(tmp_path: Path) -> None:

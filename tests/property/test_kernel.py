@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from thinrow.core.wire import kernel
 from thinrow.core.wire.kernel import Views
+from thinrow.core.wire.malformed import MalformedError
 from thinrow.store.narrow import NarrowBlocks, joined, narrow, widened
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def test_widening(data: st.DataObject, drawn: list[Run], name: str) -> None:
     for target in targets:
         want = picked(words, views, np.full(room_for(views), 77, target))
         got = np.full(room_for(views), 77, target)
-        assert kernel.write([kernel.Job("t", narrow, dtype, views, got)]) is None
+        kernel.run_jobs([kernel.Job("t", narrow, dtype, views, got)])
         np.testing.assert_array_equal(got, want)
 
 
@@ -102,7 +103,7 @@ def test_copying(data: st.DataObject, cut: int, values: NDArray[Any]) -> None:
     shape = (room_for(views), *values.shape[1:])
     got, want = np.zeros(shape, values.dtype), np.zeros(shape, values.dtype)
     items = [kernel.run_of_items(run) for run in runs]
-    assert kernel.write([kernel.Job("t", items, values.dtype, views, got)]) is None
+    kernel.run_jobs([kernel.Job("t", items, values.dtype, views, got)])
     np.testing.assert_array_equal(got, picked(runs, views, want))
 
 
@@ -154,7 +155,7 @@ def test_what_reaches_out_of_bounds_is_refused(
 ) -> None:
     with pytest.raises(error):
         job = kernel.Job("t", [kernel.Run(*narrow)], INT64, Views(*views), np.zeros(4, np.int64))
-        kernel.write([job])
+        kernel.run_jobs([job])
 
 
 def test_looked_up_values_are_those_of_each_runs_own_dictionary() -> None:
@@ -167,16 +168,17 @@ def test_looked_up_values_are_those_of_each_runs_own_dictionary() -> None:
     right = [run(one, 7, -8), run(other, 5, 6, 1 << 30)]
     for dtype in ("i4", "i8"):
         out = np.zeros(6, dtype)
-        assert kernel.write([kernel.Job("t", right, INT64, views, out)]) is None
+        kernel.run_jobs([kernel.Job("t", right, INT64, views, out)])
         assert out.tolist() == [5, 1 << 30, 6, 7, -8, 6]
     for wrong in ([right[0], run(other, 5, 6)], [run(one), right[1]]):
         jobs = [
             kernel.Job(trait, runs, INT64, views, np.zeros(6, np.int64))
             for trait, runs in (("right", right), ("wrong", wrong), ("later", wrong))
         ]
-        assert kernel.write(jobs) == "wrong"
+        with pytest.raises(MalformedError, match="wrong has a value"):
+            kernel.run_jobs(jobs)
     with pytest.raises(IndexError):
-        kernel.write([kernel.Job("t", right, INT64, views, np.zeros(5, np.int64))])
+        kernel.run_jobs([kernel.Job("t", right, INT64, views, np.zeros(5, np.int64))])
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -195,7 +197,8 @@ def test_threads_share_large_work(threads: int) -> None:
         kernel.Job(trait, [run], INT64, views, out)
         for trait, run, out in zip("abc", (plain, plain, short), outs, strict=True)
     ]
-    assert kernel.write(jobs, threads) == "c"
+    with pytest.raises(MalformedError, match="c has a value"):
+        kernel.run_jobs(jobs, threads)
     want = np.concatenate(
         [words[a : a + n] for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
     )
@@ -216,7 +219,7 @@ done = threading.Event()
 def work():
     run = kernel.Run(np.zeros(n, np.uint8), np.ones(1, np.uint8), zero, one)
     views = kernel.Views(zero, zero, one, zero)
-    kernel.write([kernel.Job("t", [run], out.dtype, views, out)])
+    kernel.run_jobs([kernel.Job("t", [run], out.dtype, views, out)])
     done.set()
 thread = threading.Thread(target=work)
 switch = 1000.0

@@ -33,8 +33,8 @@ from thinrow.client.torch import (
     Starvation,
     ThinRowLoader,
 )
-from thinrow.client.torch.config import status_name
 from thinrow.client.torch.starvation import StageClock
+from thinrow.core.status import status_name
 from thinrow.errors import InputError, RequestError, StatusError, UsageError
 from thinrow.materialization import Server, ServerConfig
 
@@ -582,6 +582,20 @@ def test_config_is_checked() -> None:
             LoaderConfig(**arguments)  # type: ignore[arg-type]
     assert LoaderConfig().policy("77") == "fail"
     assert status_name(77) == "77"
+
+
+@pytest.mark.parametrize("kept", [0, 64 << 20])
+def test_the_allocator_of_the_process_is_left_alone_by_default(
+    tmp_path: Path, server: str, kept: int
+) -> None:
+    path = write_rows(tmp_path, [3])
+    config = LoaderConfig(freed_bytes_kept=kept) if kept else None
+    with (
+        mock.patch("thinrow.client.torch.pipeline.keep_freed_memory") as keep,
+        ThinRowLoader(path, server, ALL, config) as loader,
+    ):
+        assert sum(map(len, loader)) == 3
+    assert keep.call_args_list == ([mock.call(kept)] if kept else [])
 
 
 def test_skipped_rows_cost_no_more_than_others(troubled: tuple[Path, str]) -> None:

@@ -13,14 +13,13 @@ from support.numpy_twin import NumpyPlan, assemble
 from support.scenarios import World, asked, bulk, examples, projections, worlds
 from test_meaning import Built, bits, new_folder
 from thinrow.access.projection import resolve_projection
-from thinrow.core.pointers import Pointers as ClientPointers
-from thinrow.core.pointers import ThinRows
+from thinrow.core.pointers import Pointers, ThinRows
 from thinrow.core.wire.batch import Batch
 from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Response
 from thinrow.errors import AnswerTooLargeError
 from thinrow.store.generation import Generation
-from thinrow.store.history import HistoryPlan, Pointers
+from thinrow.store.history import HistoryPlan, PointerBatch
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 SELECTED = ("statuses", "first", "counts", "available_counts", "digests")
 
 
-def pointers_of(rows: Sequence[Example], digests: Sequence[int]) -> Pointers:
+def pointers_of(rows: Sequence[Example], digests: Sequence[int]) -> PointerBatch:
     columns = zip(
         *(
             (
@@ -48,7 +47,7 @@ def pointers_of(rows: Sequence[Example], digests: Sequence[int]) -> Pointers:
         strict=True,
     )
     users, starts, ends, most, asked_ts, mutable = (np.array(c, np.int64) for c in columns)
-    return Pointers(
+    return PointerBatch(
         user_ids=users,
         start_ts=starts,
         end_ts=ends,
@@ -59,10 +58,10 @@ def pointers_of(rows: Sequence[Example], digests: Sequence[int]) -> Pointers:
     )
 
 
-def widened(response: wire.MaterializeResponse, pointers: Pointers) -> dict[str, list[Any]]:
+def widened(response: wire.MaterializeResponse, pointers: PointerBatch) -> dict[str, list[Any]]:
     """Each trait's values, as a client sees them, the mutable events left out."""
     rows = ThinRows(
-        ClientPointers(
+        Pointers(
             user_ids=pointers.user_ids,
             end_ts=pointers.end_ts,
             request_ts=pointers.request_ts,

@@ -29,8 +29,8 @@ from thinrow import _native
 from thinrow.access.projection import resolve_projection
 from thinrow.access.wire_errors import ERRORS
 from thinrow.client import Batch, Projection
-from thinrow.core.pointers import Pointers as ClientPointers
-from thinrow.core.pointers import ThinRows
+from thinrow.core.pointers import Pointers, ThinRows
+from thinrow.core.status import Status
 from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.columns import as_column, to_wire
 from thinrow.core.wire.response import Response
@@ -47,7 +47,7 @@ from thinrow.online.server import OnlineServer
 from thinrow.schema import EVENT_GROUP, TraitType
 from thinrow.store.directory import parse_directories
 from thinrow.store.generation import Generation
-from thinrow.store.history import HistoryPlan, Pointers, Status
+from thinrow.store.history import HistoryPlan, PointerBatch
 from thinrow.store.stripe import StripeSet
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2
@@ -107,10 +107,10 @@ def some_pointers(rng: random.Random, count: int) -> list[list[int]]:
     return rows
 
 
-def as_pointers(rows: Sequence[Sequence[int]]) -> Pointers:
+def as_pointers(rows: Sequence[Sequence[int]]) -> PointerBatch:
     table = np.array(rows, np.int64).reshape(-1, 7).T.copy()
     users, start_ts, end_ts, lengths, request_ts, mutable_lengths, digests = table
-    return Pointers(
+    return PointerBatch(
         user_ids=users,
         start_ts=start_ts,
         end_ts=end_ts,
@@ -122,7 +122,7 @@ def as_pointers(rows: Sequence[Sequence[int]]) -> Pointers:
 
 
 def planned(
-    generation: Any, pointers: Pointers, projection: wire.Projection
+    generation: Any, pointers: PointerBatch, projection: wire.Projection
 ) -> tuple[list[int], bytes]:
     """Statuses and answer, in the server's own steps and within its limits."""
     resolved = resolve_projection(projection, generation.schema)
@@ -137,9 +137,9 @@ def planned(
     return statuses, message
 
 
-def widened(pointers: Pointers, message: bytes) -> Batch:
+def widened(pointers: PointerBatch, message: bytes) -> Batch:
     """What a client makes of an answer."""
-    rows = ClientPointers(
+    rows = Pointers(
         user_ids=pointers.user_ids,
         start_ts=pointers.start_ts,
         end_ts=pointers.end_ts,
@@ -313,7 +313,7 @@ class StripeTarget:
 
     def _check(
         self,
-        pointers: Pointers,
+        pointers: PointerBatch,
         statuses: list[int],
         message: bytes,
         *,
@@ -528,7 +528,7 @@ class ResponseTarget:
         number, on_stream = (data + b"\0\0")[:2]
         pointers, projection, _ = self._asked[number % len(self._asked)]
         body = data[2:]
-        rows = ClientPointers(
+        rows = Pointers(
             user_ids=pointers.user_ids,
             start_ts=pointers.start_ts,
             end_ts=pointers.end_ts,

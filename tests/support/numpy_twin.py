@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow.access.projection import wire_type
+from thinrow.core.status import Status
 from thinrow.errors import StoreCorruptError
 from thinrow.schema import EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS, TraitType
 from thinrow.store.digest import digest_fields
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.hashing import close_digest, event_digests
-from thinrow.store.history import Pointers, Selection, Status, Truncation, bisect_left
+from thinrow.store.history import PointerBatch, Selection, Truncation, bisect_left
 from thinrow.store.keys import pack_keys
 from thinrow.store.narrow import by_width, narrow, ranges, starts_of
 from thinrow.store.stripe import StripeSet
@@ -40,7 +41,7 @@ def values_of(generation: Generation, keys: list[bytes]) -> list[bytes | None]:
 
 
 def _statuses_without_reading(
-    watermarks: NDArray[np.int64], pointers: Pointers
+    watermarks: NDArray[np.int64], pointers: PointerBatch
 ) -> NDArray[np.uint8]:
     statuses = np.full(len(pointers), Status.OK, dtype=np.uint8)
     empty = pointers.start_ts == pointers.end_ts
@@ -67,7 +68,7 @@ class NumpyPlan:
     def __init__(
         self,
         generation: Generation,
-        pointers: Pointers,
+        pointers: PointerBatch,
         truncation: Truncation,
         groups: Iterable[int],
         *,

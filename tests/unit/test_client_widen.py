@@ -423,7 +423,6 @@ def test_as_many_places_as_examples_need_not_be_the_whole() -> None:
     assert Batch.from_answers([turned]).to_lists("t") == [[6, 8, 9], [5, 7]]
     assert turned.rows.pointers.user_ids.tolist() == [2, 1]
     assert turned.mutable.arrival_ts.tolist() == [160, 161, 150]
-    assert turned.tail("t").values(np.dtype(np.int64)).tolist() == [8, 9, 7]
     assert whole[np.array([0, 0])].mutable.arrival_ts.tolist() == [150, 150]
 
 

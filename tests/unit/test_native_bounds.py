@@ -20,7 +20,7 @@ from thinrow import _native
 from thinrow.errors import StoreCorruptError
 from thinrow.schema import EVENT_GROUP, EVENT_TS, VISIBLE_TS
 from thinrow.store.generation import Generation
-from thinrow.store.history import HistoryPlan, Pointers, Truncation
+from thinrow.store.history import HistoryPlan, PointerBatch, Truncation
 from thinrow.store.keys import KEY_BYTES
 from thinrow.store.stripe import COLUMN, EVENTS_MAX, HEADER, StripeSet
 
@@ -77,7 +77,7 @@ def read(generation: Generation, **fields: Any) -> HistoryPlan:
         "mutable_lengths": zeros,
         **fields,
     }
-    plan = HistoryPlan(generation, Pointers(**given), Truncation(sequence_length=0), [1, 2])
+    plan = HistoryPlan(generation, PointerBatch(**given), Truncation(sequence_length=0), [1, 2])
     plan.read()
     plan.resolve()
     return plan
@@ -183,7 +183,7 @@ def test_pointers_at_the_extremes_equal_numpy(
         for mutable in (0, INT64_MAX)
     ]
     users, start, end, lengths, requests, mutables = np.array(rows, np.int64).T.copy()
-    pointers = Pointers(
+    pointers = PointerBatch(
         user_ids=users,
         start_ts=start,
         end_ts=end,

@@ -24,11 +24,11 @@ from thinrow.client import (
     connect,
 )
 from thinrow.client.torch.batch import TensorBatch, lay_out
-from thinrow.client.torch.narrow import narrow_runs, to_run, widen_on_device
+from thinrow.core.traits import VALUE_DTYPES
 from thinrow.core.wire.batch import write_traits
-from thinrow.core.wire.kernel import Views
+from thinrow.core.wire.kernel import Job, Views, run_jobs
 from thinrow.core.wire.response import Column
-from thinrow.core.wire.widen import VALUE_DTYPES, NarrowColumn
+from thinrow.core.wire.widen import NarrowColumn
 from thinrow.errors import InputError, UsageError
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -303,28 +303,6 @@ def with_mutable_events(users: Sequence[int]) -> ThinRows:
     )
 
 
-@pytest.mark.parametrize(("users", "length"), CASES)
-@pytest.mark.parametrize("mutable", [False, True])
-def test_narrow_traits_widen_to_the_same_on_the_device(
-    client: Client, users: tuple[int, ...], length: int, mutable: bool
-) -> None:
-    answers = answers_about(client, users, length)
-    if mutable:
-        answers = list(client.answers([with_mutable_events(users)], Projection(length)))
-    for answer in answers:
-        expected = Batch.from_answers([answer])
-        batch = to_tensors([answer])
-        dtypes = {trait: values.numpy().dtype for trait, values in batch.values.items()}
-        written = {trait: torch.full_like(values, 99) for trait, values in batch.values.items()}
-        runs = narrow_runs(answer, dtypes)
-        assert sum(run.events for run in runs) == batch.events
-        for run in runs:
-            assert set(run.traits) == {"event_ts", "item_id", "price", "genre", "embedding"}
-            widen_on_device(run.packed().to("cpu"), written)
-        for trait in ("event_ts", "item_id", "price", "embedding"):
-            assert same(written[trait], expected.values[trait]), trait
-
-
 NARROWED = [
     (np.int8, (-128, 127)),
     (np.uint8, (0, 255)),
@@ -370,9 +348,9 @@ def test_every_dtype_and_width_widens_bit_by_bit(
         expected[place : place + length] = every[start : start + length]
     integers = np.dtype(dtype).kind in "iu"
     wide = np.dtype(np.int64) if integers else np.dtype(dtype)
-    out = torch.zeros(41, size, dtype=torch.from_numpy(np.empty(0, wide)).dtype)
-    widen_on_device(to_run({"t": narrow}, views, ["t"]), {"t": out})
-    assert out.numpy().tobytes() == expected.astype(wide).tobytes()
+    out = np.zeros((41, size), wide)
+    run_jobs([Job("t", [narrow.run], np.dtype(dtype), views, out)])
+    assert out.tobytes() == expected.astype(wide).tobytes()
 
 
 def load_torchrec() -> Any:  # noqa: ANN401 - a module

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from thinrow import _native as native
+from thinrow.core.wire.malformed import require
 from thinrow.core.wire.sizes import COLUMNS_MAX
-from thinrow.core.wire.widen import require
 from thinrow.v1 import materialization_pb2 as store
 from thinrow.v1 import online_pb2 as wire
 

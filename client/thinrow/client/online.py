@@ -34,9 +34,9 @@ from thinrow.core.thin_row import ThinRow
 from thinrow.core.wire.batch import Batch
 from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.columns import as_column, from_wire, to_wire
+from thinrow.core.wire.malformed import require
 from thinrow.core.wire.request import to_wire_projection
 from thinrow.core.wire.response import Response
-from thinrow.core.wire.widen import require
 from thinrow.errors import InputError, RequestError, ThinRowError, UnavailableError
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2, online_pb2_grpc

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from thinrow.client.closable import CLOSED
-from thinrow.core.wire.widen import require
+from thinrow.core.wire.malformed import require
 from thinrow.errors import DeadlineError, ThinRowError, UnauthenticatedError, UnavailableError
 from thinrow.v1 import online_pb2
 

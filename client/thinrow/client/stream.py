@@ -21,9 +21,9 @@ from thinrow.client.channel import Channels, Patience, Retries, translate
 from thinrow.client.request_size import RequestSize
 from thinrow.core.tracing import StreamTrace, tracing
 from thinrow.core.wire.batch_lookup import BatchLookup, RequestSlice
+from thinrow.core.wire.malformed import require
 from thinrow.core.wire.request import on_stream
 from thinrow.core.wire.response import Response
-from thinrow.core.wire.widen import require
 from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,

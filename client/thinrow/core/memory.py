@@ -1,4 +1,4 @@
-"""How this process's memory comes and goes."""
+"""Settings of the C library's allocator in this process."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ FREED_BYTES_MAX = 2**31 - 1
 """The library takes a C int."""
 
 MMAP_BYTES_MIN = 32 << 20
-"""The most that the library takes; smaller pieces come from memory that was used before."""
+"""The most that the library takes; smaller allocations reuse freed memory."""
 
 
 def keep_freed_memory(bytes_max: int) -> None:
-    """Tells the GNU C library, where there is one, to hold on to so much of what is freed.
+    """Makes the GNU C library, if there is one, keep freed memory for the next allocations.
 
-    By default a few MiB are mapped anew for every answer and their pages cleared by the kernel,
-    which takes longer than the work on them. What is free beyond goes back to the system.
+    By default each response of some MiB is mapped anew and its pages are cleared by the kernel,
+    which takes longer than the work on them. Changes the whole process.
 
-    bytes_max: at most FREED_BYTES_MAX.
+    Args:
+        bytes_max: Freed memory to keep, at most FREED_BYTES_MAX; more returns to the system.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.table import Table
-from thinrow.jobs.materialize import status_name
+from thinrow.core.status import status_name
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from thinrow.core.pointers import MutableColumn
+from thinrow.core.traits import VALUE_DTYPES
 from thinrow.core.wire.columns import from_wire
-from thinrow.core.wire.widen import VALUE_DTYPES
 from thinrow.errors import ThinRowError
 from thinrow.events.exported import EARLIEST_TS, Span
 from thinrow.store.scratch import scratch_beside

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from thinrow.client import Batch, read_thin_rows, row_count
 from thinrow.core.files.paths import data_files
+from thinrow.core.status import status_name
 from thinrow.errors import InputError
 from thinrow.events.canonical import check_output
 from thinrow.store.narrow import starts_of
@@ -116,11 +117,6 @@ def materialize(
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     return report
-
-
-def status_name(number: int) -> str:
-    """A status as people write it, such as NOT_READY."""
-    return wire.Status.Name(wire.Status.ValueType(number)).removeprefix("STATUS_")
 
 
 def to_fat(batch: Batch, table: pa.Table, source: Named) -> pa.Table:

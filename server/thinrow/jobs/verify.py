@@ -12,12 +12,13 @@ from thinrow.client import Projection, row_count
 from thinrow.core.files.arrow import one_batch, plain_schema, shown_type
 from thinrow.core.files.parquet import joined_batches, open_parquet
 from thinrow.core.files.paths import DataFile, data_files
+from thinrow.core.status import status_name
 from thinrow.errors import InputError
 from thinrow.events.canonical import user_ids
 from thinrow.events.times import TimeUnit, other_unit, times_ms
 from thinrow.jobs.fat import WRITTEN, is_list
 from thinrow.jobs.layout import FatLayout, LayoutTally
-from thinrow.jobs.materialize import STATUS_COLUMN, status_name, stream_rows, to_arrow
+from thinrow.jobs.materialize import STATUS_COLUMN, stream_rows, to_arrow
 from thinrow.jobs.same_values import IncomparableError, differing
 from thinrow.store.narrow import starts_of
 from thinrow.v1 import materialization_pb2 as wire

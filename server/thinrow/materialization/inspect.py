@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow.access.projection import resolve_projection
-from thinrow.core.pointers import Pointers as ClientPointers
-from thinrow.core.pointers import Projection, ThinRows
+from thinrow.core.pointers import Pointers, Projection, ThinRows
 from thinrow.core.wire.batch import Batch
 from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.errors import AnswerTooLargeError, RequestError
 from thinrow.schema import BUILT_IN, EVENT_GROUP, TraitType
-from thinrow.store.history import Pointers
+from thinrow.store.history import PointerBatch
 from thinrow.store.times import readable_time
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -51,7 +50,7 @@ class Question:
         )
         self._end_ts = _end_ts(generation, request.as_of_ts)
         zero = np.zeros(1, dtype=np.int64)
-        self.pointers = Pointers(
+        self.pointers = PointerBatch(
             user_ids=zero + request.user_id,
             start_ts=zero,
             end_ts=zero + self._end_ts,
@@ -78,7 +77,7 @@ class Question:
                 `text_bytes_max` bytes.
         """
         pointers, truncation = self.pointers, self.projection.truncation
-        rows = ThinRows(ClientPointers(user_ids=pointers.user_ids, end_ts=pointers.end_ts))
+        rows = ThinRows(Pointers(user_ids=pointers.user_ids, end_ts=pointers.end_ts))
         projection = Projection(
             truncation.sequence_length, truncation="head" if truncation.head else "newest"
         )

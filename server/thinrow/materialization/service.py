@@ -14,12 +14,13 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from thinrow.access.limits import FairScheduler
 from thinrow.access.projection import resolve, wire_groups
+from thinrow.core.status import Status
 from thinrow.core.tracing import UNTRACED, span_attributes, tracing
 from thinrow.core.wire.response import Response
 from thinrow.errors import DeadlineError, PermissionDeniedError, RequestError
 from thinrow.materialization.inspect import Question
 from thinrow.store.budgeted_read import read_within_budget
-from thinrow.store.history import HistoryPlan, Pointers, Status
+from thinrow.store.history import HistoryPlan, PointerBatch
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ class MaterializationService:
     def _selected(
         self,
         generation: Generation,
-        pointers: Pointers,
+        pointers: PointerBatch,
         projection: ResolvedProjection,
         context: grpc.ServicerContext,
         tenant: str,
@@ -332,7 +333,7 @@ def decoded(kind: type[M], message: bytes) -> M:
         raise RequestError(f"The bytes sent are no {kind.DESCRIPTOR.name}.") from error
 
 
-def read_pointers(request: wire.MaterializeRequest, examples_max: int) -> Pointers:
+def read_pointers(request: wire.MaterializeRequest, examples_max: int) -> PointerBatch:
     """A request's arrays, those left out filled in.
 
     Raises:
@@ -362,7 +363,7 @@ def read_pointers(request: wire.MaterializeRequest, examples_max: int) -> Pointe
         )
     zeros = np.zeros(examples, dtype=np.int64)
     end_ts = np.array(request.end_ts, dtype=np.int64)
-    return Pointers(
+    return PointerBatch(
         user_ids=np.array(request.user_ids, dtype=np.int64),
         start_ts=array("start_ts", request.start_ts, zeros),
         end_ts=end_ts,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from thinrow import _native
 from thinrow.core.pointers import MutableColumn
-from thinrow.core.wire.widen import VALUE_DTYPES
+from thinrow.core.traits import VALUE_DTYPES
 from thinrow.errors import RequestError
 from thinrow.schema import EVENT_ID, EVENT_TS, Schema, Trait, TraitType
 from thinrow.v1 import materialization_pb2 as wire

@@ -17,8 +17,8 @@ from thinrow.access.drain import stopping
 from thinrow.access.projection import wire_groups
 from thinrow.access.wire_errors import set_error_status, wire_message
 from thinrow.core.wire.columns import from_wire
+from thinrow.core.wire.malformed import MalformedError
 from thinrow.core.wire.sizes import COLUMNS_MAX
-from thinrow.core.wire.widen import MalformedError
 from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from thinrow.access.limits import FairScheduler
 from thinrow.access.projection import resolve_projection, resolve_tenant, wire_type
+from thinrow.core.status import Status
 from thinrow.errors import AnswerTooLargeError, RequestError, UnavailableError, UnknownTenantError
 from thinrow.online.cached_path import CachedSnapshotPath
 from thinrow.online.mutable import MutableEvents
 from thinrow.store.budgeted_read import read_within_budget
 from thinrow.store.directory import NEVER_TS
-from thinrow.store.history import HistoryPlan, Pointers, Status
+from thinrow.store.history import HistoryPlan, PointerBatch
 from thinrow.v1 import materialization_pb2, online_pb2
 
 if TYPE_CHECKING:
@@ -251,12 +252,12 @@ def _head(asked: Asked, moment: _Moment, digests: Sequence[int], lengths: Sequen
 
 def _pointers(
     user_ids: Sequence[int], moment: _Moment, max_length: int, lengths: Sequence[int]
-) -> Pointers:
+) -> PointerBatch:
     table = np.empty((7, len(user_ids)), np.int64)
     table[0], table[1], table[2], table[3] = user_ids, moment.start_ts, moment.end_ts, max_length
     table[4], table[5], table[6] = 0, moment.request_ts, lengths
     users, start_ts, end_ts, max_lengths, digests, request_ts, mutable_lengths = table
-    return Pointers(
+    return PointerBatch(
         user_ids=users,
         start_ts=start_ts,
         end_ts=end_ts,

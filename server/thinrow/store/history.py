@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,20 +36,9 @@ PORTION_BYTES_MAX = 4 * 1024 * 1024
 """Limits on stripes with text that are read at once; one stripe may exceed the latter."""
 
 
-class Status(IntEnum):
-    """What became of an example; the numbers are those of ``thinrow.v1.Status``."""
-
-    OK = 1
-    NOT_READY = 2
-    EXPIRED = 3
-    DIGEST_MISMATCH = 4
-    ERASED = 5
-    INVALID = 6
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pointers:
-    """A batch of pointers with what their examples add; int64 arrays of shape (examples,)."""
+class PointerBatch:
+    """A batch of pointers as the native plan takes it; int64 arrays of shape (examples,)."""
 
     user_ids: NDArray[np.int64]
     start_ts: NDArray[np.int64]
@@ -114,7 +102,7 @@ class HistoryPlan:
     def __init__(
         self,
         generation: Generation,
-        pointers: Pointers,
+        pointers: PointerBatch,
         truncation: Truncation,
         groups: Iterable[int],
         *,
@@ -303,7 +291,7 @@ def digests_at(
         user_ids, end_ts: int64, shape (examples,); no end may lie past the watermark.
     """
     zeros = np.zeros(len(user_ids), dtype=np.int64)
-    pointers = Pointers(
+    pointers = PointerBatch(
         user_ids=user_ids,
         start_ts=np.full(len(user_ids), NEVER_TS),
         end_ts=end_ts,

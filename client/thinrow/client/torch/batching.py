@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from thinrow.client.torch.batch import lay_out, plain_memory
-from thinrow.client.torch.config import status_name
 from thinrow.core.files.arrow import load_pyarrow, plain
+from thinrow.core.status import Status, status_name
 from thinrow.core.wire.answer import Answer
 from thinrow.core.wire.batch import write_traits
 from thinrow.errors import InputError, StatusError
-from thinrow.v1.materialization_pb2 import STATUS_OK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -118,7 +117,7 @@ class Batcher:
         """Tells which examples stay, and the place of the first that fails."""
         keeps = np.ones(len(statuses), np.bool_)
         fails = len(statuses)
-        for status in np.unique(statuses[statuses != STATUS_OK]).tolist():
+        for status in np.unique(statuses[statuses != Status.OK]).tolist():
             concerned = statuses == status
             policy = self._config.policy(status_name(status))
             if policy == "skip":

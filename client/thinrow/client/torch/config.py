@@ -9,12 +9,11 @@ import torch
 from thinrow.client.config import ClientConfig
 from thinrow.core.memory import FREED_BYTES_MAX
 from thinrow.errors import UsageError
-from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["LoaderConfig", "Policy", "status_name"]
+__all__ = ["LoaderConfig", "Policy"]
 
 Policy = Literal["fail", "skip", "pass"]
 
@@ -70,10 +69,9 @@ class LoaderConfig:
     batches_ahead: int = 2
     """Most batches that are ready and not yet handed out."""
 
-    freed_bytes_kept: int = 256 << 20
-    """Freed memory that the GNU C library keeps for what is allocated next, whoever in this process
-    freed it: else the pages of each answer are cleared by the kernel first. 0 leaves the library's
-    settings as they are."""
+    freed_bytes_kept: int = 0
+    """Freed memory that the GNU C library keeps for later allocations, in the whole process; 0
+    leaves its settings alone. 256 MiB saves the kernel from clearing pages for each response."""
 
     client: ClientConfig = field(default_factory=ClientConfig)
     """Deadlines, retries and credentials of the client."""
@@ -120,9 +118,3 @@ class LoaderConfig:
     def policy(self, status: str) -> Policy:
         """Tells what becomes of examples with a status other than OK."""
         return self.policies.get(status, POLICIES.get(status, "fail"))
-
-
-def status_name(status: int) -> str:
-    """Names a status as the documents do, or by its number where a newer server sent it."""
-    known = wire.Status.DESCRIPTOR.values_by_number.get(status)
-    return str(status) if known is None else known.name.removeprefix("STATUS_")

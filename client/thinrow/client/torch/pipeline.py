@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from thinrow.client.torch.batching import AnsweredRows, Batcher, chosen, to_tensors
-from thinrow.client.torch.config import status_name
 from thinrow.client.torch.queues import BoundedQueue, ClosedError
 from thinrow.client.torch.starvation import StageClock
 from thinrow.core.memory import keep_freed_memory
+from thinrow.core.status import Status, status_name
 from thinrow.core.tracing import UNTRACED, PassTrace, tracing
 from thinrow.errors import ThinRowError, UsageError
-from thinrow.v1.materialization_pb2 import STATUS_NOT_READY
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -269,7 +268,7 @@ class Pipeline:
         """Asks again for examples that are not ready, for as long as the config allows."""
         give_up_s = time.monotonic() + self._config.not_ready_wait_s
         pause_s = NOT_READY_PAUSE_S_INITIAL
-        while len(waiting := np.flatnonzero(answer.statuses == STATUS_NOT_READY)):
+        while len(waiting := np.flatnonzero(answer.statuses == Status.NOT_READY)):
             left_s = give_up_s - time.monotonic()
             if left_s <= 0:
                 break

@@ -8,8 +8,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.core.wire.answer import Answer, run_jobs
-from thinrow.v1.materialization_pb2 import STATUS_OK
+from thinrow.core.status import Status
+from thinrow.core.wire.answer import Answer
+from thinrow.core.wire.kernel import run_jobs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,7 +77,7 @@ class Batch:
             ]
         ends = self.offsets.tolist()
         return [
-            values[ends[i] : ends[i + 1]] if status == STATUS_OK else None
+            values[ends[i] : ends[i + 1]] if status == Status.OK else None
             for i, status in enumerate(self.statuses.tolist())
         ]
 

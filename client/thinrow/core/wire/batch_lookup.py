@@ -1,4 +1,4 @@
-"""One batch under way: which requests ask about it, and what came back so far."""
+"""The lookup of one batch: its requests and the responses so far."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from thinrow.core.pointers import Pointers, ThinRows
-from thinrow.core.wire.answer import Answer, CheckedResponse
+from thinrow.core.wire.answer import Answer
+from thinrow.core.wire.checked_response import CheckedResponse
 from thinrow.core.wire.request import to_request
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ __all__ = ["BatchLookup", "RequestSlice"]
 
 
 class BatchLookup:
-    """A batch of thin rows, to be asked about in pieces."""
+    """A batch of thin rows that one request or several look up."""
 
     def __init__(self, rows: ThinRows | Pointers, projection: Projection | str) -> None:
         self.rows = ThinRows(rows) if isinstance(rows, Pointers) else rows
@@ -27,62 +28,68 @@ class BatchLookup:
         self._mutable_lengths = (
             np.zeros(len(self.rows), np.int64) if mutable is None else np.diff(mutable.offsets)
         )
-        self._parts: list[CheckedResponse] = []
+        self._responses: list[CheckedResponse] = []
 
     def whole(self) -> RequestSlice:
-        """The batch as one piece.
+        """Returns the whole batch as one slice, grouped by user.
 
-        The examples of one user come one after the other, so that his events travel once however
-        far apart they stand in the batch.
+        A user's events then travel once, however far apart the user's examples are in the batch.
         """
         order = np.argsort(self.rows.pointers.user_ids, kind="stable")
         return RequestSlice(self, order, last=True)
 
     @property
     def tenant(self) -> str:
-        """Whose projection is asked for; "" where it is the lookup's own."""
+        """The tenant whose projection applies; "" if the lookup has its own."""
         return self._projection if isinstance(self._projection, str) else ""
 
     def request(self, examples: NDArray[np.int64]) -> bytes:
-        """Asks about some of the examples: an encoded MaterializeRequest."""
+        """Encodes a MaterializeRequest for some of the examples."""
         pointers = self.rows.pointers[examples]
         return to_request(pointers, self._mutable_lengths[examples], self._projection)
 
     def add(self, examples: NDArray[np.int64], response: Response) -> CheckedResponse:
-        """Takes in what was answered. Raises ThinRowError for a malformed answer."""
+        """Checks and keeps the response about some of the examples.
+
+        Raises:
+            MalformedError: The response contradicts the request or itself.
+        """
         pointers = self.rows.pointers[examples]
         mutable_lengths = self._mutable_lengths[examples]
-        part = CheckedResponse.read(response, examples, pointers, mutable_lengths, self._projection)
-        self._parts.append(part)
-        return part
+        checked = CheckedResponse.read(
+            response, examples, pointers, mutable_lengths, self._projection
+        )
+        self._responses.append(checked)
+        return checked
 
     def answer(self) -> Answer:
-        """All that came back, once every piece has been answered."""
-        return Answer.join(self.rows, self._parts)
+        """Joins the responses, once every slice has one."""
+        return Answer.join(self.rows, self._responses)
 
 
 class RequestSlice(NamedTuple):
-    """As much of one batch as one request asks about."""
+    """The examples of one batch that one request covers."""
 
     lookup: BatchLookup
     examples: NDArray[np.int64]
     """Places in the batch."""
     last: bool
-    """True where it completes its batch."""
+    """True if it completes its batch."""
 
     def cut(self, examples_max: int) -> tuple[RequestSlice, RequestSlice | None]:
-        """Its first examples, and the rest where there is one."""
+        """Returns its first examples, and the rest if there is any."""
         if len(self.examples) <= examples_max:
             return self, None
         first, rest = self.examples[:examples_max], self.examples[examples_max:]
-        return RequestSlice(self.lookup, first, last=False), RequestSlice(
-            self.lookup, rest, self.last
+        return (
+            RequestSlice(self.lookup, first, last=False),
+            RequestSlice(self.lookup, rest, self.last),
         )
 
     def request(self) -> bytes:
-        """Asks about it: an encoded MaterializeRequest."""
+        """Encodes its MaterializeRequest."""
         return self.lookup.request(self.examples)
 
     def answered(self, response: Response) -> CheckedResponse:
-        """Takes in what was answered. Raises ThinRowError for a malformed answer."""
+        """Checks and keeps its response; raises as `BatchLookup.add`."""
         return self.lookup.add(self.examples, response)

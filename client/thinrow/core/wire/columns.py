@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from thinrow.core.convert import exact, exact_rows, mask, split_absent
 from thinrow.core.pointers import MutableColumn
+from thinrow.core.traits import VALUE_DTYPES, TraitType
+from thinrow.core.wire.malformed import require
 from thinrow.core.wire.response import Column
 from thinrow.core.wire.sizes import CONSTANT_BYTES_MAX, TEXT_BYTES, require_affordable
-from thinrow.core.wire.widen import VALUE_DTYPES, NarrowColumn, require
+from thinrow.core.wire.widen import NarrowColumn
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def to_wire(trait: str, kind: int, size: int, nullable: bool, column: MutableCol
             values = values[present]
         message.present = np.packbits(present, bitorder="little").tobytes()
     base = 0
-    if kind == wire.TRAIT_TYPE_STRING:
+    if kind == TraitType.STRING:
         codes: dict[str, int] = {}
         numbers = [codes.setdefault(text, len(codes)) for text in values.tolist()]
         message.strings.extend(codes)
@@ -94,11 +96,13 @@ def from_wire(
 
 
 def require_own_width(message: wire.Column) -> None:
-    """Refuses words of another type: wider than the trait's, of another float, or out of range.
+    """Rejects words of another type: wider than the trait's, of another float, or out of range.
 
-    Raises ThinRowError.
+    Raises:
+        MalformedError: The column has such words.
     """
-    dtype = VALUE_DTYPES[message.type]
+    kind = TraitType(message.type)
+    dtype = VALUE_DTYPES[kind]
     size = dtype.itemsize
     for base, width in zip(message.bases, message.widths, strict=True):
         wrong = width > size or (dtype.kind == "f" and width not in (0, size))
@@ -107,14 +111,14 @@ def require_own_width(message: wire.Column) -> None:
         # Words of 8 bytes wrap round by contract; narrower ones have room to be checked. The base
         # has no meaning where all events lack the trait.
         has_words = not message.nullable or any(message.present)
-        if size == 8 or message.type == wire.TRAIT_TYPE_STRING or not has_words:
+        if size == 8 or kind is TraitType.STRING or not has_words:
             continue
         words = np.frombuffer(message.data, f"<u{width}") if width else np.zeros(1, np.int8)
         if not len(words):
             continue
         low, high = base + int(words.min()), base + int(words.max())
         least = 0 if dtype.kind in "ub" else -(1 << (8 * size - 1))
-        # Of a signed type either its values, or their bits, which are two's complement.
+        # A signed type admits its values, and also their bits in two's complement.
         most = (1 << (8 * size - (dtype.kind == "i" and low < 0))) - 1
         require(least <= low and high <= most, f"{message.trait} has words that are no {dtype}")
 
@@ -139,7 +143,7 @@ def as_column(kind: int, size: int, given: Any) -> MutableColumn:  # noqa: ANN40
             values = values[present] if is_array else list(compress(values, present))
     else:
         values, present = split_absent(given)
-    if kind == wire.TRAIT_TYPE_STRING:
+    if kind == TraitType.STRING:
         array = texts(values)
     elif size > 1:
         array = exact_rows(values, VALUE_DTYPES[kind], size)
@@ -150,7 +154,7 @@ def as_column(kind: int, size: int, given: Any) -> MutableColumn:  # noqa: ANN40
     if present is None:
         return MutableColumn(array)
     scattered = np.zeros((len(present), *array.shape[1:]), array.dtype)
-    if kind == wire.TRAIT_TYPE_STRING:
+    if kind == TraitType.STRING:
         scattered[:] = ""
     scattered[present] = array
     return MutableColumn(scattered, present)

@@ -1,0 +1,61 @@
+"""Types of traits, and the NumPy dtypes of their values."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+__all__ = ["VALUE_DTYPES", "TraitType"]
+
+
+class TraitType(IntEnum):
+    """Types of traits; the numbers are those of `thinrow.v1.TraitType`."""
+
+    INT8 = 1
+    INT16 = 2
+    INT32 = 3
+    INT64 = 4
+    UINT8 = 5
+    UINT16 = 6
+    UINT32 = 7
+    UINT64 = 8
+    FLOAT16 = 9
+    FLOAT32 = 10
+    FLOAT64 = 11
+    BOOL = 12
+    CATEGORICAL = 13
+    STRING = 14
+
+    @property
+    def label(self) -> str:
+        """The name used in schema files."""
+        return self.name.lower()
+
+    @property
+    def is_float(self) -> bool:
+        """True for floats of any width."""
+        return self in (TraitType.FLOAT16, TraitType.FLOAT32, TraitType.FLOAT64)
+
+    @property
+    def value_dtype(self) -> np.dtype[Any]:
+        """The dtype of one value: int64 for categorical traits, object for text."""
+        if self is TraitType.STRING:
+            return np.dtype(object)
+        return np.dtype("int64" if self is TraitType.CATEGORICAL else self.label)
+
+    @property
+    def word_dtype(self) -> np.dtype[Any]:
+        """The integer dtype of equal size that carries a value's bits through the store."""
+        if self.is_float:
+            return np.dtype(f"uint{8 * self.value_dtype.itemsize}")
+        if self is TraitType.STRING:
+            return np.dtype("uint64")  # an index
+        return np.dtype("uint8") if self is TraitType.BOOL else self.value_dtype
+
+
+VALUE_DTYPES: dict[int, np.dtype[Any]] = {
+    kind: np.dtype(np.int32) if kind is TraitType.STRING else kind.value_dtype for kind in TraitType
+}
+"""The dtype of a trait's values in a batch, by type: text as codes, anything else as it is."""

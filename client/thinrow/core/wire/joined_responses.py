@@ -1,0 +1,206 @@
+"""All responses of one batch, with the mutable events that its rows carry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from thinrow.core.pointers import MutableEvents
+from thinrow.core.status import Status
+from thinrow.core.wire.kernel import ranges, run_of_items
+from thinrow.core.wire.mutable import MutableTail
+from thinrow.core.wire.request import TRUNCATIONS
+from thinrow.errors import ThinRowError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from thinrow.core.pointers import Pointers, ThinRows
+    from thinrow.core.wire.checked_response import CheckedResponse
+    from thinrow.core.wire.kernel import Run
+    from thinrow.core.wire.widen import ColumnKind, NarrowColumn
+
+__all__ = ["JoinedResponses", "joint_kinds"]
+
+
+class JoinedResponses:
+    """Joined responses of one batch, shared by the answer and its slices.
+
+    Arrays have shape (examples,).
+    """
+
+    def __init__(
+        self,
+        rows: ThinRows,
+        responses: tuple[CheckedResponse, ...],
+        response: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        mutable: MutableEvents,
+    ) -> None:
+        self.rows = rows
+        self.responses = responses
+        self.response = response
+        """Number of the response that holds each example."""
+        self.starts = starts
+        """Place of each example's first immutable event in its response's run."""
+        self.lengths = lengths
+        """Immutable events."""
+        self.mutable = mutable
+        """The mutable events that truncation kept."""
+        self.mutable_lengths = np.diff(mutable.offsets)
+        self.columns = tuple(part.columns for part in responses)
+        self.kinds = joint_kinds(self.columns)
+        self._runs: dict[tuple[str, np.dtype[Any]], list[Run] | None] = {}
+        self._presence_runs: dict[str, list[Run]] = {}
+
+    @staticmethod
+    def join(
+        rows: ThinRows, responses: Sequence[CheckedResponse]
+    ) -> tuple[JoinedResponses, NDArray[np.int64]]:
+        """Joins the responses about `rows`; for each example the last one counts.
+
+        Returns:
+            The joined responses, and the status of each example: INVALID for one whose mutable
+            events its request could not have known.
+
+        Raises:
+            ThinRowError: The responses differ, for example because the schema changed.
+        """
+        projections = {(p.response.sequence_length, p.response.truncation) for p in responses}
+        if len(projections) > 1:
+            raise ThinRowError(
+                "The tenant's projection changed between two responses; repeat the request."
+            )
+        number, statuses, starts, lengths = np.zeros((4, len(rows)), np.int64)
+        for place, part in enumerate(responses):
+            number[part.examples] = place
+            statuses[part.examples] = part.statuses
+            starts[part.examples] = part.starts
+            lengths[part.examples] = part.lengths
+        mutable = rows.mutable
+        if mutable is None:
+            mutable = MutableEvents(np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int64), {})
+        leaking = _leaks(rows.pointers, mutable)
+        statuses[leaking] = Status.INVALID
+        lengths[leaking] = 0
+        kept = _truncated(*projections.pop(), mutable, np.where(statuses == Status.OK, lengths, -1))
+        return JoinedResponses(rows, tuple(responses), number, starts, lengths, kept), statuses
+
+    def select(self, examples: NDArray[np.int64]) -> JoinedResponses:
+        """Returns the same for some of the examples."""
+        return JoinedResponses(
+            self.rows[examples],
+            self.responses,
+            self.response[examples],
+            self.starts[examples],
+            self.lengths[examples],
+            self.mutable[examples],
+        )
+
+    def runs(self, trait: str, dtype: np.dtype[Any]) -> list[Run] | None:
+        """Returns the events of each response, then the mutable ones, as runs of the trait's dtype.
+
+        Returns:
+            None if a value might not fit `dtype`.
+
+        Raises:
+            InputError: Mutable events lack the trait, or hold it in another type.
+        """
+        # Two threads may both miss here; they compute the same value.
+        key = trait, dtype
+        if key not in self._runs:
+            columns = [response[trait] for response in self.columns]
+            values = self.tail(trait).values(self.kinds[trait].dtype)
+            runs = None
+            if all(column.fits(dtype) for column in columns) and _fit(values, dtype):
+                runs = [column.run for column in columns]
+                runs.append(run_of_items(np.ascontiguousarray(values)))
+            self._runs[key] = runs
+        return self._runs[key]
+
+    def presence_runs(self, trait: str) -> list[Run]:
+        """Returns runs of bool for the same events: False where an event lacks the trait."""
+        if trait not in self._presence_runs:
+            runs = [response[trait].presence_run for response in self.columns]
+            present = np.ascontiguousarray(self.tail(trait).present)
+            self._presence_runs[trait] = [*runs, run_of_items(present)]
+        return self._presence_runs[trait]
+
+    def tail(self, trait: str, first_code: int = 0) -> MutableTail:
+        """Returns a trait of the mutable events; codes of texts start at `first_code`."""
+        message = self.columns[0][trait].message
+        return MutableTail(message, self.kinds[trait], self.mutable, first_code)
+
+
+def joint_kinds(responses: Iterable[Mapping[str, NarrowColumn]]) -> dict[str, ColumnKind]:
+    """Returns the kinds that the columns of several responses have together.
+
+    A trait is nullable if it is in one of them.
+
+    Raises:
+        ThinRowError: They differ, because the schema changed between two responses.
+    """
+    joint: dict[str, ColumnKind] = {}
+    for columns in responses:
+        kinds = {trait: column.kind for trait, column in columns.items()}
+        joint = joint or kinds
+        if list(kinds) != list(joint) or any(
+            kind[:3] != joint[trait][:3] for trait, kind in kinds.items()
+        ):
+            raise ThinRowError(
+                "The responses hold different traits, because the schema changed between them; "
+                "repeat the request."
+            )
+        joint = {
+            trait: kind._replace(nullable=kind.nullable or joint[trait].nullable)
+            for trait, kind in kinds.items()
+        }
+    return joint
+
+
+def _fit(values: NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Returns True if every value fits another dtype."""
+    if np.can_cast(values.dtype, dtype) or not values.size:
+        return True
+    bounds = np.iinfo(dtype)
+    return bool(values.min() >= bounds.min and values.max() <= bounds.max)
+
+
+def _truncated(
+    sequence_length: int,
+    truncation: int,
+    mutable: MutableEvents,
+    lengths: NDArray[np.int64],
+) -> MutableEvents:
+    """Keeps the mutable events that fit after `lengths` immutable ones; -1 keeps none."""
+    mutable_lengths = np.where(lengths >= 0, np.diff(mutable.offsets), 0)
+    # The server has already made room: only the mutable part is left to cut.
+    starts = mutable.offsets[:-1]
+    if sequence_length:
+        if truncation == TRUNCATIONS["head"]:
+            kept = np.minimum(mutable_lengths, sequence_length - np.maximum(lengths, 0))
+        else:
+            kept = np.minimum(mutable_lengths, sequence_length)
+            starts = starts + mutable_lengths - kept
+        mutable_lengths = kept
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(mutable_lengths)])
+    if offsets[-1] == len(mutable.arrival_ts):
+        return mutable
+    return mutable.select(ranges(starts, mutable_lengths), offsets)
+
+
+def _leaks(pointers: Pointers, mutable: MutableEvents) -> NDArray[np.bool_]:
+    """Returns True for examples that have mutable events from outside [end_ts, request_ts)."""
+    examples = np.repeat(np.arange(len(pointers)), np.diff(mutable.offsets))
+    # An empty window names no generation, so the mutable part holds everything.
+    first_ts = np.where(
+        pointers.start_ts == pointers.end_ts, np.iinfo(np.int64).min, pointers.end_ts
+    )
+    outside = (mutable.arrival_ts < first_ts[examples]) | (
+        mutable.arrival_ts >= pointers.request_ts[examples]
+    )
+    leaking = np.zeros(len(pointers), np.bool_)
+    leaking[examples[outside]] = True
+    return leaking
