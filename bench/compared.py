@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from expected import column_bytes
 from limits import BareGets, BareStream, MemoryCopy
-from sides import check_equal, measure
+from sides import Figures, check_equal, measure
 from thinrow.access.projection import resolve
 from thinrow.client import Projection, read_thin_rows
 from thinrow.core.wire.batch_lookup import BatchLookup
@@ -19,14 +19,14 @@ from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan
 from thinrow.store.shard import Shard
 from thinrow.v1 import materialization_pb2 as wire
-from world import ThinRows
+from world import Tenant, ThinRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from sides import Figures, Side
-    from world import Tenant, World
+    from sides import Side
+    from world import World
 
 LOOKUP_EXAMPLES = 4096
 PROFILE_LINES = 8

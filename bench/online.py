@@ -31,7 +31,8 @@ from rich.console import Console
 from rich.table import Table
 from thinrow.client import Projection
 from thinrow.client.online import OnlineClient, connect_online
-from thinrow.compaction import CompactionConfig, compact
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
 from thinrow.core.wire.request import to_wire_projection
 from thinrow.v1 import online_pb2
 

@@ -28,7 +28,8 @@ from caller import DATA, END_HEADERS, HEADERS, Connection, as_message, frame
 from rich.console import Console
 from rich.table import Table
 from thinrow.client import Pointers, Projection, connect
-from thinrow.compaction import CompactionConfig, compact
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
 from thinrow.core.pointers import ThinRows
 from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.request import on_stream

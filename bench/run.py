@@ -22,9 +22,11 @@ from rich.console import Console
 from starvation import CASES, copy_bytes_per_s, measure
 from thinrow.client import Pointers, Projection
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
-from thinrow.compaction import CompactionConfig, compact
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
 from thinrow.demo.sample_data import complete_journey, mathoverflow, requests_every
-from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.jobs.backfill import backfill
+from thinrow.jobs.config import BackfillConfig
 from thinrow.jobs.materialize import materialize
 from workload import SCHEMA, workload
 

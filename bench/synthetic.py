@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import polars as pl
-from thinrow.compaction import CompactionConfig, compact
-from thinrow.jobs.backfill import BackfillConfig, backfill
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
+from thinrow.jobs.backfill import backfill
+from thinrow.jobs.config import BackfillConfig
 
 DAY_MS = 24 * 3600 * 1000
 SPAN_DAYS = 1000

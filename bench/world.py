@@ -16,18 +16,19 @@ import pyarrow.parquet as pq
 from expected import Examples, Histories
 from thinrow.client import Projection
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
-from thinrow.compaction import CompactionConfig, compact
-from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
+from thinrow.jobs.backfill import backfill
+from thinrow.jobs.config import BackfillConfig
 from thinrow.jobs.rows_file import thin_rows_writer
 
-from server import serving
+from server import Served, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from sides import Tensors
 
-    from server import Served
 
 DAY_MS = 24 * 3600 * 1000
 IN_TIME_ORDER, CLUSTERED, AT_RANDOM = "in time order", "clustered by user", "at random"

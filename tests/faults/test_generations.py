@@ -19,7 +19,7 @@ from support.small_store import copied, small_world
 from support.tried import FULL, SEED, Tried, times
 from support.worlds import World, as_of, new_world, running_server, some_events
 from thinrow.client import connect
-from thinrow.compaction import compact
+from thinrow.compaction.compact import compact
 from thinrow.errors import ThinRowError
 from thinrow.store.generation import Generation
 from thinrow.store.history import digests_at

@@ -36,12 +36,14 @@ from support.worlds import (
     read_store,
     some_events,
 )
-from thinrow.compaction import CompactionConfig, compact
+from thinrow.compaction.compact import compact
 from thinrow.errors import StoreMissingError
 from thinrow.store.generation import Generation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from thinrow.compaction.config import CompactionConfig
 
 STEPS = SUPPORT / "steps.py"
 EVERY_STEP = 1000

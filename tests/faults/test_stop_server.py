@@ -18,7 +18,8 @@ from test_kill_server import PAUSE_S, Delivered, batches, keep, streamed_through
 from test_online_server import batch, ids_seen
 from thinrow.access import grpc_server
 from thinrow.client.online import connect_online
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,7 +27,8 @@ from thinrow.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import RIGHTS, OnlineServer
 from thinrow.v1 import online_pb2

@@ -25,7 +25,8 @@ from thinrow.errors import (
 )
 from thinrow.events.canonical import open_parquet
 from thinrow.jobs.connecting import Access
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.schema import read_schema
 from thinrow.store.generation import Generation
 from thinrow.store.generations import highest_number

@@ -37,9 +37,10 @@ from support.worlds import (
     thinrow,
 )
 from thinrow.client import ClientConfig, Pointers, connect
-from thinrow.compaction import compact
+from thinrow.compaction.compact import compact
 from thinrow.errors import UnavailableError
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:

@@ -31,9 +31,10 @@ from support.worlds import (
     store_files,
 )
 from thinrow.client import Pointers, connect
-from thinrow.compaction import compact
+from thinrow.compaction.compact import compact
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.store.shard import block_cache
 from thinrow.v1 import materialization_pb2 as wire
 

@@ -16,7 +16,8 @@ from support.idle_streams import BATCH, Idle, check_unavailable, streams_of
 from support.worlds import START_TS, World, built_world, running_online, running_server
 from thinrow.access.drain import StreamDrain
 from thinrow.client.online import connect_online
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.online.config import OnlineConfig
 from thinrow.online.database import WriteAheadLog
 from thinrow.online.server import OnlineServer

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from support.worlds import START_TS, World, as_of, leftovers, new_world, some_events
-from thinrow.compaction import compact
+from thinrow.compaction.compact import compact
 from thinrow.errors import InputError, UsageError
 from thinrow.events.exported import EARLIEST_TS, FROM_KEY, UNTIL_KEY, Span
 

@@ -29,7 +29,8 @@ from support.worlds import (
 )
 from thinrow.cli.app import app
 from thinrow.client import connect
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from typer.testing import CliRunner
 
 if TYPE_CHECKING:

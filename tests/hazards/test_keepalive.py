@@ -10,7 +10,8 @@ import pytest
 from support.http2 import CALM_DOWN, http2
 from support.worlds import World, built_world
 from thinrow.access import grpc_server
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 

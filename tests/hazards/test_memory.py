@@ -12,7 +12,7 @@ import grpc
 import pytest
 from support.worlds import World, built_world, days, running_server
 from thinrow.access.config import BASE_BYTES
-from thinrow.materialization import ServerConfig
+from thinrow.materialization.config import ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:

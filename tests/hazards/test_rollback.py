@@ -23,9 +23,10 @@ from support.worlds import (
     thinrow,
 )
 from thinrow.client import connect
-from thinrow.compaction import compact
+from thinrow.compaction.compact import compact
 from thinrow.errors import StoreCorruptError, StoreError, StoreLockedError, UsageError
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.store.rollback import rollback
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from thinrow.compaction import CompactionReport
+    from thinrow.compaction.compact import CompactionReport
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,8 @@ from thinrow.errors import (
     UnauthenticatedError,
     UsageError,
 )
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.schema import read_schema
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub

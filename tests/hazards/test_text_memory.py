@@ -11,7 +11,7 @@ from support.worlds import World, days, new_world, running_online, running_serve
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.errors import AnswerTooLargeError
-from thinrow.materialization import ServerConfig
+from thinrow.materialization.config import ServerConfig
 from thinrow.online.config import OnlineConfig
 from thinrow.store.generation import Generation
 

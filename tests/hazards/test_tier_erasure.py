@@ -10,7 +10,8 @@ from support.erasures import SCHEMA, append, config, found, marks, publish, wait
 from support.worlds import START_TS, World, new_world
 from thinrow.client import Projection
 from thinrow.client.online import connect_online
-from thinrow.compaction import CompactionConfig, compact
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
 from thinrow.jobs.export import export_events
 from thinrow.online.database import TierDatabase
 from thinrow.online.server import OnlineServer

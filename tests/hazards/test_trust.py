@@ -27,7 +27,8 @@ from support.worlds import (
 from thinrow.cli.app import app
 from thinrow.client import Client, ClientConfig, connect, tls_credentials
 from thinrow.errors import PermissionDeniedError, UnavailableError, UsageError
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 from typer.testing import CliRunner

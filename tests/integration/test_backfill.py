@@ -10,9 +10,11 @@ import pytest
 from support.worlds import DAY_MS, World, as_of, new_world
 from thinrow.client import Projection, connect, read_thin_rows
 from thinrow.errors import InputError
-from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.jobs.backfill import backfill
+from thinrow.jobs.config import BackfillConfig
 from thinrow.jobs.materialize import materialize
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:

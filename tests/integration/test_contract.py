@@ -10,7 +10,8 @@ import pytest
 from support.worlds import START_TS, World, new_world, some_events
 from thinrow.client import Projection
 from thinrow.client.online import OnlineClient, connect_online
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 from thinrow.v1 import materialization_pb2 as wire

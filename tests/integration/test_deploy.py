@@ -32,7 +32,7 @@ from thinrow.client import Pointers, Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.errors import RequestError
-from thinrow.materialization import ServerConfig
+from thinrow.materialization.config import ServerConfig
 from thinrow.online.config import OnlineConfig
 
 if TYPE_CHECKING:

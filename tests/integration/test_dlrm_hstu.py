@@ -14,8 +14,10 @@ import polars as pl
 import pytest
 from support.paths import ROOT
 from support.worlds import DAY_MS, START_TS, as_of, int64, running_server
-from thinrow.compaction import CompactionConfig, compact
-from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
+from thinrow.jobs.backfill import backfill
+from thinrow.jobs.config import BackfillConfig
 
 if TYPE_CHECKING:
     from torchrec import KeyedJaggedTensor

@@ -14,16 +14,19 @@ from support.worlds import DAY_MS, START_TS, as_of, days, new_world, pointers_to
 from thinrow.cli.app import app
 from thinrow.client import Projection, connect, read_thin_rows, row_count
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
-from thinrow.compaction import CompactionConfig, compact
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
 from thinrow.compaction.users import read_user_ids
 from thinrow.core.files.arrow import plain
 from thinrow.errors import InputError
 from thinrow.jobs import materialize as fat_rows
-from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.jobs.backfill import backfill
+from thinrow.jobs.config import BackfillConfig, SlimConfig
 from thinrow.jobs.materialize import materialize
-from thinrow.jobs.slim import SlimConfig, slim
+from thinrow.jobs.slim import slim
 from thinrow.jobs.verify import verify
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from typer.testing import CliRunner
 
 if TYPE_CHECKING:

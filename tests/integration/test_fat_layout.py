@@ -11,11 +11,13 @@ import pytest
 from support.worlds import thinrow
 from test_slim import SCHEMA, hour_ts, slimmed
 from thinrow.client import connect
-from thinrow.compaction import CompactionConfig, compact
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
 from thinrow.errors import InputError, UsageError
 from thinrow.jobs.layout import FatLayout
 from thinrow.jobs.verify import VerifyReport, verify
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 
 if TYPE_CHECKING:
     from pathlib import Path

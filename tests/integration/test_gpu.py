@@ -13,7 +13,8 @@ from test_torch_device import filled
 from thinrow.client import Projection
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.client.torch.device import DeviceCopy
-from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.jobs.backfill import backfill
+from thinrow.jobs.config import BackfillConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

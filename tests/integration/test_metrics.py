@@ -23,8 +23,9 @@ from thinrow.access.metrics import TENANT_LABELS_MAX
 from thinrow.access.metrics_endpoint import MetricsEndpoint
 from thinrow.client import Pointers, connect
 from thinrow.errors import RequestError, UsageError
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.metrics import METHODS, STAGES, Metrics
+from thinrow.materialization.server import Server
 from thinrow.store.generation import Generation
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from support.paths import ROOT
 from support.worlds import START_TS, World, days, new_world
 from thinrow.client import Pointers, Projection, connect
 from thinrow.client.online import connect_online
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 

@@ -24,7 +24,8 @@ from support.worlds import (
 )
 from thinrow.client import Projection
 from thinrow.client.online import OnlineClient, connect_online
-from thinrow.compaction import CompactionConfig, compact
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
 from thinrow.errors import InputError, RequestError, StoreLockedError, ThinRowError, UsageError
 from thinrow.online.config import OnlineConfig
 from thinrow.online.database import WriteAheadLog

@@ -27,9 +27,10 @@ from thinrow.client.logger import FileOutput, KafkaOutput, ThinRowLogger, mutabl
 from thinrow.client.online import connect_online
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
 from thinrow.client.torch.kafka import KafkaConfig
-from thinrow.compaction import compact
+from thinrow.compaction.compact import compact
 from thinrow.jobs.export import export_events
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

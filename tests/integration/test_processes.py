@@ -34,10 +34,12 @@ from support.worlds import (
 from test_crash import QUICK, endless, some_batches
 from thinrow.client import ClientConfig, Pointers, connect
 from thinrow.errors import StoreError, UsageError
-from thinrow.materialization import Processes, Server, ServerConfig, processes
+from thinrow.materialization import processes
+from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.merged_metrics import merged
 from thinrow.materialization.metrics import Metrics
-from thinrow.materialization.processes import held_port
+from thinrow.materialization.processes import Processes, held_port
+from thinrow.materialization.server import Server
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 

@@ -25,7 +25,8 @@ from thinrow.client.online import connect_online
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.core.tracing import find_provider, tracing
 from thinrow.errors import RequestError
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 from thinrow.v1 import materialization_pb2 as wire
@@ -378,7 +379,8 @@ from pathlib import Path
 from thinrow.client import connect
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.server import Server
+from thinrow.materialization.config import ServerConfig
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub

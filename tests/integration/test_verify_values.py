@@ -12,18 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 from test_slim import hour_ts, slimmed
 from thinrow.client import connect
-from thinrow.compaction import CompactionConfig, compact
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
 from thinrow.errors import InputError
 from thinrow.jobs.same_values import IncomparableError, differing
 from thinrow.jobs.verify import verify
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from thinrow.client import Client
-    from thinrow.events.times import TimeUnit
+    from thinrow.events.units import TimeUnit
 
 SCHEMA = """[item]
 item_id = { type = "int32", key = true }

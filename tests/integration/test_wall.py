@@ -10,11 +10,14 @@ import polars as pl
 import pytest
 from support.worlds import DAY_MS, running_server, thinrow
 from thinrow.client import Client, Projection, connect, read_thin_rows
-from thinrow.compaction import CompactionConfig, compact
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
 from thinrow.errors import UsageError
-from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.jobs.backfill import backfill
+from thinrow.jobs.config import BackfillConfig
 from thinrow.jobs.materialize import materialize
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.wall.command import (
     ASSUMED,
     ASSUMED_POWER,

@@ -30,7 +30,8 @@ from thinrow.errors import (
     TooManyCallsError,
     UnavailableError,
 )
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 from thinrow.store.history import HistoryPlan

@@ -35,11 +35,12 @@ from test_online_meaning import (
 from test_online_server import item
 from thinrow.client import Projection, connect, read_thin_rows
 from thinrow.client.online import connect_online
-from thinrow.compaction import compact
+from thinrow.compaction.compact import compact
 from thinrow.core.pointers import MutableColumn
 from thinrow.errors import RequestError, StoreError, ThinRowError
 from thinrow.jobs.export import export_events
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.online.config import OnlineConfig
 from thinrow.online.records import batch_of
 from thinrow.online.server import OnlineServer

@@ -51,9 +51,12 @@ from support.scenarios import (
     worlds,
 )
 from thinrow.client import ClientConfig, Projection, connect, read_thin_rows
-from thinrow.compaction import CompactionConfig, compact
-from thinrow.jobs.backfill import BackfillConfig, backfill
-from thinrow.materialization import Server, ServerConfig
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
+from thinrow.jobs.backfill import backfill
+from thinrow.jobs.config import BackfillConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 

@@ -50,7 +50,7 @@ from support.worlds import START_TS, World, new_world
 from thinrow.access.projection import resolve_projection
 from thinrow.client import Batch, Projection, read_thin_rows
 from thinrow.client.online import OnlineClient, Snapshot, connect_online
-from thinrow.compaction import compact
+from thinrow.compaction.compact import compact
 from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Response
 from thinrow.errors import RequestError

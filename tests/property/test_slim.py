@@ -25,21 +25,24 @@ from support.paths import SUPPORT
 from support.scenarios import CADENCES, events, examples, schema_toml, schemas, values
 from support.worlds import DAY_MS, REPEATS, START_TS, THINROW, running_server, thinrow
 from thinrow.client import Projection, connect
-from thinrow.compaction import CompactionConfig, compact
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
 from thinrow.demo.sample_data import requests_every
 from thinrow.errors import InputError, StoreFullError, UsageError
+from thinrow.jobs.config import SlimConfig
 from thinrow.jobs.layout import FatLayout
 from thinrow.jobs.materialize import materialize
 from thinrow.jobs.scratch import locked_folder
-from thinrow.jobs.slim import SlimConfig, SlimReport, slim
+from thinrow.jobs.slim import SlimReport, slim
 from thinrow.jobs.verify import verify
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from support.oracle import Entry
-    from thinrow.events.times import TimeUnit
+    from thinrow.events.units import TimeUnit
 
 pytestmark = pytest.mark.usefixtures("no_pause_before_goaway")
 

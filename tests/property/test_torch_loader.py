@@ -36,7 +36,8 @@ from thinrow.client.torch import (
 from thinrow.client.torch.starvation import StageClock
 from thinrow.core.status import status_name
 from thinrow.errors import InputError, RequestError, StatusError, UsageError
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

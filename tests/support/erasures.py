@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from support.worlds import START_TS, World
-from thinrow.compaction import CompactionConfig, compact
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
 from thinrow.jobs.export import export_events
 from thinrow.online.config import OnlineConfig
 

@@ -40,7 +40,8 @@ from thinrow.errors import (
     ThinRowError,
     TooManyCallsError,
 )
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.online.clock import AHEAD_MS_MAX
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer

@@ -10,7 +10,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.worlds import World, days
 from thinrow.access.tenants import sha256
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 from thinrow.v1 import materialization_pb2 as wire

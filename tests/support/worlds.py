@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from thinrow.access.projection import resolve_projection
 from thinrow.client import Batch, Pointers, Projection
-from thinrow.compaction import CompactionConfig, compact
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
 from thinrow.core.pointers import ThinRows
 from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Response
@@ -34,7 +35,7 @@ from thinrow.v1 import materialization_pb2 as wire
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from thinrow.compaction import CompactionReport
+    from thinrow.compaction.compact import CompactionReport
 
 DAY_MS = 86_400_000
 START_TS = 19_675 * DAY_MS

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pytest
 from support.worlds import ALL, DAY_MS, World, as_of, leftovers, new_world
 from thinrow.client import Client, Pointers, Projection, connect
-from thinrow.compaction import compact
+from thinrow.compaction.compact import compact
 from thinrow.core.pointers import MutableColumn, MutableEvents, ThinRows
 from thinrow.errors import InputError, RequestError, SchemaError
-from thinrow.materialization import Server, ServerConfig
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.server import Server
 from thinrow.schema import Schema, evolve, parse_schema
 from thinrow.v1 import materialization_pb2 as wire
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from support.worlds import DAY_MS, as_of, new_world, running_server, some_events
 from thinrow.client import Pointers, Projection, connect
-from thinrow.compaction import compact
+from thinrow.compaction.compact import compact
 from thinrow.schema import DIRECTORY_GROUP, FIRST_NUMBER, Trait, TraitType
 from thinrow.store.generation import Generation
 from thinrow.store.keys import USER_BYTES, group_and_stripe

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from thinrow.core.settings import check, setting
 from thinrow.errors import UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MIB = 1 << 20
 BASE_BYTES = 256 * MIB
@@ -33,7 +31,6 @@ HTTP_CONNECTIONS_MAX = 16
 """Connections to the metrics port at once, a thread each."""
 OTHER_THREADS = 256
 """Threads that no caller has a part in: those of gRPC, RocksDB, numpy, and our own background."""
-ZERO_ALLOWED = ("reflection", "inspect", "drain_s", "dedup_window_ms", "commit_lead_ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,44 +40,87 @@ class ServiceConfig:
     Raises UsageError for a value out of its range.
     """
 
-    store: Path
-    """Folder of the store."""
-    listen: str
-    """HOST:PORT for gRPC; port 0 takes a free one."""
-    metrics: str | None
-    """HOST:PORT for Prometheus over HTTP; None for none."""
-    tenants: Path | None = None
-    """TOML file of named projections, their tokens and limits; read again when it changes."""
-    tls_cert: Path | None = None
-    """PEM file of the certificate and its chain; None: in the clear. Read again when it changes."""
-    tls_key: Path | None = None
-    """PEM file of the certificate's private key."""
-    tls_client_ca: Path | None = None
-    """PEM file of those whose certificates callers must show; None: they need none."""
-    reflection: bool = True
-    """Whether anybody may ask for the names of methods and messages."""
-    request_bytes_max: int
-    """Largest request taken; decoded it takes up to eight times as much."""
-    response_bytes_max: int = 64 * MIB
-    """Largest answer sent."""
-    work_bytes_max: int = 1024 * MIB
-    """Most bytes of events, decoded, that requests in work may hold together."""
-    work_max: int
-    """Most requests in work at once; others wait for their turn."""
-    calls_max: int
-    """Most single calls at once; more are refused."""
-    streams_max: int = 64
-    """Most streams open at once; more are refused."""
-    connections_max: int = 512
-    """Most connections at once; more are closed as they come."""
-    drain_s: float = 10.0
-    """How long calls under way may take to end once the server is told to stop."""
-    first_request_s: float = 30.0
-    """Upper bound on the wait for a call's first request; until then the call has no place."""
-    idle_s: float = 600.0
-    """Upper bound on the time a stream is idle, or an answer unread; clients open it again."""
-    poll_s: float = 0.5
-    """Pause between two looks for a new generation, and for new tenants."""
+    store: Path = field(metadata=setting("Folder of the store."))
+    listen: str = field(
+        metadata=setting("HOST:PORT for gRPC; port 0 takes a free one.", metavar="HOST:PORT")
+    )
+    metrics: str | None = field(
+        metadata=setting(
+            "HOST:PORT for Prometheus and the status page; 'off' for none.", metavar="HOST:PORT"
+        )
+    )
+    tenants: Path | None = field(
+        default=None,
+        metadata=setting(
+            "TOML file of named projections, their tokens and quotas; read again when it changes."
+        ),
+    )
+    tls_cert: Path | None = field(
+        default=None,
+        metadata=setting(
+            "PEM file of a certificate and its chain, to serve over TLS; read again if it changes."
+        ),
+    )
+    tls_key: Path | None = field(
+        default=None, metadata=setting("PEM file of the certificate's private key.")
+    )
+    tls_client_ca: Path | None = field(
+        default=None,
+        metadata=setting(
+            "PEM file of certificate authorities; callers must show a certificate of one of them."
+        ),
+    )
+    reflection: bool = field(default=True, metadata=setting("Serve gRPC reflection."))
+    request_bytes_max: int = field(
+        metadata=setting("Maximum size of a request; decoded it takes up to eight times as much.")
+    )
+    response_bytes_max: int = field(
+        default=64 * MIB, metadata=setting("Maximum size of a response.")
+    )
+    work_bytes_max: int = field(
+        default=1024 * MIB,
+        metadata=setting("Decoded bytes that all requests in work may hold together."),
+    )
+    work_max: int = field(
+        metadata=setting("Maximum number of requests in work; others wait.", option=None)
+    )
+    cache_bytes_max: int = field(
+        default=1024 * MIB,
+        metadata=setting(
+            "Memory of cached values of the store; twice that while a new generation takes over."
+        ),
+    )
+    calls_max: int = field(
+        metadata=setting("Maximum number of concurrent unary calls; further calls are rejected.")
+    )
+    streams_max: int = field(
+        default=64,
+        metadata=setting("Maximum number of open streams; further streams are rejected."),
+    )
+    connections_max: int = field(
+        default=512,
+        metadata=setting("Maximum number of connections; further connections are closed."),
+    )
+    first_request_s: float = field(
+        default=30.0,
+        metadata=setting("Longest wait for the first request of a call."),
+    )
+    idle_s: float = field(
+        default=600.0,
+        metadata=setting("Longest time that a stream may be idle, or a response unread."),
+    )
+    drain_s: float = field(
+        default=10.0,
+        metadata=setting(
+            "Longest time that calls in flight may take to end after SIGTERM.", minimum=0
+        ),
+    )
+    poll_s: float = field(
+        default=0.5,
+        metadata=setting(
+            "Interval at which the store and the tenants file are checked for changes.", option=None
+        ),
+    )
 
     @property
     def call_threads(self) -> int:
@@ -93,12 +133,7 @@ class ServiceConfig:
         return self.call_threads + UTILITY_THREADS + HTTP_CONNECTIONS_MAX + OTHER_THREADS
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            zero = field.name in ZERO_ALLOWED
-            if isinstance(value, int | float) and value <= 0 and not (zero and value == 0):
-                least = "must not be below 0" if zero else "must be above 0"
-                raise UsageError(f"{field.name} is {value}, but {least}.")
+        check(self)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UsageError("TLS needs tls_cert and tls_key, both.")
         if self.tls_client_ca is not None and self.tls_cert is None:

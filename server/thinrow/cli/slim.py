@@ -1,20 +1,25 @@
-"""``thinrow slim``: what a run found, as people read it."""
+"""`thinrow slim`: fat rows to events and thin rows."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
+from thinrow.cli.command import command
 from thinrow.cli.times import print_outliers, time_facts
+from thinrow.cli.values import duration_text
+from thinrow.jobs.config import FatLayoutConfig, SlimConfig
 from thinrow.jobs.console import EXIT_FAILED, facts, out, progress_bar, readable_bytes
-from thinrow.jobs.slim import SlimConfig, slim
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
     from thinrow.jobs.slim import SlimReport
 
-__all__ = ["run_slim"]
+__all__ = ["app"]
+
+app = typer.Typer()
 
 MEANINGS = {
     "changed": "events whose values a later row has otherwise",
@@ -22,12 +27,24 @@ MEANINGS = {
     "missing": "places where a row lacks what rows before and after it have",
     "elsewhere": "events that stand elsewhere in a later row",
 }
-"""Of each kind of disagreement; the order is that in which they are told."""
-UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
+"""Meaning of each kind of disagreement, in the order of the report."""
 
 
-def run_slim(config: SlimConfig) -> None:
-    """Runs, and tells what came out; exits with 1 where rows disagree and must not."""
+@command(app, "slim")
+def slim_command(
+    config: SlimConfig,
+    layout: FatLayoutConfig,
+    on_disagreement: Annotated[
+        Literal["report", "fail"],
+        typer.Option(
+            help="If rows of one user contradict each other: report it, or write nothing."
+        ),
+    ] = "report",
+) -> None:
+    """Turn fat rows into events and thin rows that show the very same histories."""
+    from thinrow.jobs.slim import slim
+
+    config = replace(config, layout=layout, fail_on_disagreement=on_disagreement == "fail")
     with progress_bar() as progress:
         report = slim(config, progress)
     out.print(facts(config.rows.name, figures(report)))
@@ -38,18 +55,18 @@ def run_slim(config: SlimConfig) -> None:
         out.print("[bold red]Rows disagree, so nothing was written.[/]")
         raise typer.Exit(EXIT_FAILED)
     out.print("Then build the store that the rows point at:")
-    command = (
+    compact = (
         f"thinrow compact {config.events} --store STORE --schema {config.written_schema} "
-        f"--cadence {duration(config.cadence_ms)} "
+        f"--cadence {duration_text(config.cadence_ms)} "
     )
     if config.cadence_offset_ms:
-        command += f"--cadence-offset {duration(config.cadence_offset_ms)} "
-    command += f"--watermark {report.watermark_ts}"
-    out.print(f"    {command}", soft_wrap=True, markup=False)
+        compact += f"--cadence-offset {duration_text(config.cadence_offset_ms)} "
+    compact += f"--watermark {report.watermark_ts}"
+    out.print(f"    {compact}", soft_wrap=True, markup=False)
 
 
 def figures(report: SlimReport) -> dict[str, object]:
-    """Names and values of what is told."""
+    """Returns the figures of the report by their names."""
     found = report.facts
     shown: dict[str, object] = {
         "fat rows, and thin rows": found.rows,
@@ -76,26 +93,20 @@ def figures(report: SlimReport) -> dict[str, object]:
 
 
 def disagreements(report: SlimReport) -> list[object]:
-    """How often rows disagree, and examples."""
+    """Returns the counts of disagreements by kind, and examples."""
     counts = report.facts.disagreements
     table = Table("what", "user", "event_ts", "event", "seen at", "not at")
     for kind in MEANINGS:
-        for one in [one for one in report.facts.examples if one.kind == kind][:5]:
-            seen, lacking = readable_time(one.seen_request_ts), readable_time(one.request_ts)
-            table.add_row(kind, str(one.user_id), str(one.event_ts), one.event, seen, lacking)
-    told = [
+        for found in [each for each in report.facts.examples if each.kind == kind][:5]:
+            seen, lacking = readable_time(found.seen_request_ts), readable_time(found.request_ts)
+            table.add_row(kind, str(found.user_id), str(found.event_ts), found.event, seen, lacking)
+    counted = [
         f"{counts[kind]:,} {kind}: {meaning}"
         for kind, meaning in MEANINGS.items()
         if kind in counts
     ]
     return [
         "Rows of one user disagree. Each comes out as it was, for it carries what is only its own:",
-        *told,
+        *counted,
         table,
     ]
-
-
-def duration(span_ms: int) -> str:
-    """A span of time as it is typed."""
-    unit = next(unit for unit, size in UNITS.items() if span_ms % size == 0)
-    return f"{span_ms // UNITS[unit]}{unit}"

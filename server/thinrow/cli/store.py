@@ -1,4 +1,4 @@
-"""``thinrow store``: the generations of a store, and the way back to an older one."""
+"""`thinrow store`: the generations of a store, and rollback to an older one."""
 
 from __future__ import annotations
 
@@ -7,53 +7,53 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
-from thinrow.jobs.console import one_sentence, out, readable_bytes
+from thinrow.cli.command import command
+from thinrow.jobs.console import out, readable_bytes
 
 if TYPE_CHECKING:
     from thinrow.store.generations import StoredGeneration
 
-__all__ = ["commands"]
+__all__ = ["app"]
 
-commands = typer.Typer(help="Show a store's generations, and go back to an older one.")
+app = typer.Typer(help="Show a store's generations, and roll back to an older one.")
 
 Store = Annotated[Path, typer.Option(help="Folder of the store.")]
 
 
-@commands.command("list")
+@command(app, "list")
 def list_command(store: Store) -> None:
     """Show the generations of a store; changes nothing."""
-    with one_sentence():
-        from thinrow.errors import StoreMissingError
-        from thinrow.store.generations import stored_generations
-        from thinrow.store.shard import storage_error
-        from thinrow.store.times import readable_time
+    from thinrow.errors import StoreMissingError
+    from thinrow.store.generations import stored_generations
+    from thinrow.store.shard import storage_error
+    from thinrow.store.times import readable_time
 
-        try:
-            found = stored_generations(store)
-        except OSError as error:
-            raise storage_error(error, store) from error
-        if not found:
-            raise StoreMissingError(f"{store} has no generations; build one with thinrow compact.")
-        table = Table(title=str(store), title_justify="left")
-        for name in ("generation", "state", "watermark", "events", "users", "stored"):
-            table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
-        for generation in found:
-            manifest = generation.manifest
-            cells = ["", "", "", ""]
-            if manifest is not None:
-                cells = [
-                    readable_time(manifest.watermark_ts),
-                    f"{manifest.event_count:,}",
-                    f"{manifest.user_count:,}",
-                    readable_bytes(manifest.stored_bytes),
-                ]
-            table.add_row(str(generation.number), _state(generation), *cells)
-        out.print(table)
-        for generation in found:
-            if generation.problem is not None:
-                out.print(f"{generation.folder.name}: {generation.problem}", soft_wrap=True)
-        if not any(generation.is_current for generation in found):
-            out.print("CURRENT names none of them; choose one with thinrow store rollback.")
+    try:
+        found = stored_generations(store)
+    except OSError as error:
+        raise storage_error(error, store) from error
+    if not found:
+        raise StoreMissingError(f"{store} has no generations; build one with thinrow compact.")
+    table = Table(title=str(store), title_justify="left")
+    for name in ("generation", "state", "watermark", "events", "users", "stored"):
+        table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
+    for generation in found:
+        manifest = generation.manifest
+        cells = ["", "", "", ""]
+        if manifest is not None:
+            cells = [
+                readable_time(manifest.watermark_ts),
+                f"{manifest.event_count:,}",
+                f"{manifest.user_count:,}",
+                readable_bytes(manifest.stored_bytes),
+            ]
+        table.add_row(str(generation.number), _state(generation), *cells)
+    out.print(table)
+    for generation in found:
+        if generation.problem is not None:
+            out.print(f"{generation.folder.name}: {generation.problem}", soft_wrap=True)
+    if not any(generation.is_current for generation in found):
+        out.print("CURRENT names none of them; choose one with thinrow store rollback.")
 
 
 def _state(generation: StoredGeneration) -> str:
@@ -66,7 +66,7 @@ def _state(generation: StoredGeneration) -> str:
     return f"{state}, current" if generation.is_current else state
 
 
-@commands.command("rollback")
+@command(app, "rollback")
 def rollback_command(
     store: Store,
     to: Annotated[int, typer.Option(metavar="NUMBER", help="The generation to serve again.")],
@@ -78,22 +78,21 @@ def rollback_command(
     ],
 ) -> None:
     """Serve an older generation again; servers take it up as they take up a new one."""
-    with one_sentence():
-        from thinrow.store.rollback import rollback
-        from thinrow.store.times import readable_time
+    from thinrow.store.rollback import rollback
+    from thinrow.store.times import readable_time
 
-        report = rollback(store, to, newer)
+    report = rollback(store, to, newer)
+    out.print(
+        f"Generation {to} serves, with watermark {readable_time(report.watermark_ts)}; rows "
+        f"that point past it are NOT_READY until it is passed again.",
+        soft_wrap=True,
+    )
+    for verb, numbers in (("Kept aside", report.withdrawn), ("Removed", report.removed)):
+        if numbers:
+            out.print(f"{verb}: {', '.join(map(str, numbers))}")
+    if report.erasing:
         out.print(
-            f"Generation {to} serves, with watermark {readable_time(report.watermark_ts)}; rows "
-            f"that point past it are NOT_READY until it is passed again.",
+            f"Users were erased in {', '.join(map(str, report.erasing))} and may be in the "
+            f"store again: give those users to --erase of the next compact.",
             soft_wrap=True,
         )
-        for verb, numbers in (("Kept aside", report.withdrawn), ("Removed", report.removed)):
-            if numbers:
-                out.print(f"{verb}: {', '.join(map(str, numbers))}")
-        if report.erasing:
-            out.print(
-                f"Users were erased in {', '.join(map(str, report.erasing))} and may be in the "
-                f"store again: give those users to --erase of the next compact.",
-                soft_wrap=True,
-            )

@@ -10,7 +10,7 @@ from thinrow.store.times import DAY_MS, readable_time
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from thinrow.compaction import CompactionReport
+    from thinrow.compaction.compact import CompactionReport
     from thinrow.events.times import TimeSpan
     from thinrow.jobs.backfill import BackfillReport
 

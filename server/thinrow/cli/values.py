@@ -1,4 +1,4 @@
-"""How times and durations are written on the command line."""
+"""Times, durations and names as they are written on the command line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from datetime import UTC, datetime
 
 import typer
+
+__all__ = ["duration_text", "parse_duration", "parse_names", "parse_time"]
 
 _MS_PER = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _INT64_MAX = 2**63 - 1
@@ -43,3 +45,17 @@ def parse_duration(text: str) -> int:
             f"{text!r} is no duration; write a number and ms, s, m, h, d or w, such as 1d or 36h."
         )
     return int(match[1]) * _MS_PER[match[2]]
+
+
+def duration_text(span_ms: int) -> str:
+    """Writes milliseconds as `parse_duration` reads them, in the largest unit that is exact."""
+    units = sorted(_MS_PER.items(), key=lambda unit: -unit[1])
+    name, unit_ms = next(
+        (name, unit_ms) for name, unit_ms in units if name != "w" and span_ms % unit_ms == 0
+    )
+    return f"{span_ms // unit_ms}{name}" if span_ms else "0ms"
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Splits names at commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -11,11 +11,12 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
+from thinrow.compaction.config import SHARDS_DEFAULT, CompactionConfig
 from thinrow.compaction.shard import PreviousShard, ShardCounts, ShardTask, write_shard
 from thinrow.compaction.users import read_user_ids
 from thinrow.core.files.paths import data_files
@@ -29,7 +30,7 @@ from thinrow.events.canonical import (
 from thinrow.events.exported import check_exports
 from thinrow.events.order import planned_cuts
 from thinrow.events.split import Progress, SplitEvents, split_events
-from thinrow.events.times import TimeReader, TimeSpan, TimeUnit, check_watermark
+from thinrow.events.times import TimeReader, TimeSpan
 from thinrow.schema import Schema, evolve, read_schema
 from thinrow.store.generation import Generation
 from thinrow.store.generations import (
@@ -54,80 +55,16 @@ from thinrow.store.manifest import (
 )
 from thinrow.store.marks import build_folder
 from thinrow.store.shard import storage_error
-from thinrow.store.times import DAY_MS, Cadence
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
-    from thinrow.core.files.paths import DataFile, Named
+    from thinrow.core.files.paths import DataFile
     from thinrow.events.order import Cuts
     from thinrow.store.shard import ShardWriter
 
-SHARDS_DEFAULT = 4
-SHARDS_MAX = 512
-"""Each is a file while events are split, and at least one open file in a server."""
-DEDUP_WINDOW_MS = 7 * DAY_MS
 FINGERPRINT_BYTES = 1 << 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompactionConfig:
-    """One run of compaction."""
-
-    store: Path
-    """Folder of the store; made where there is none."""
-    events: Named
-    """Parquet files, or folders of them."""
-    schema: Path
-    """TOML file of feature groups."""
-    watermark_ts: int
-    """The new generation holds what arrived before, ms."""
-    shards: int | None = None
-    """Shards of a new store (SHARDS_DEFAULT); a store keeps the number it was built with."""
-    cadence_ms: int | None = None
-    """Also cuts at every multiple of this up to the watermark; None: at the watermark only."""
-    cadence_offset_ms: int = 0
-    """Moves those cuts: from midnight UTC to 05:00 with five hours."""
-    time_unit: TimeUnit | None = None
-    """Unit of times that are integers; None: milliseconds, other units are refused."""
-    dedup_window_ms: int = DEDUP_WINDOW_MS
-    """How far before the last watermark duplicates are looked for in stored histories."""
-    lookback_ms: int | None = None
-    """Drops events older than this before the watermark; None keeps all."""
-    erase_users: str | Path | None = None
-    """Users to erase: see `read_user_ids`."""
-    accept_late: bool = False
-    """Takes events from before the last watermark as arriving at it, instead of skipping them."""
-    keep: int | None = None
-    """Generations to keep, the new one included; None keeps all."""
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for values that make no sense."""
-        checks = [
-            (self.watermark_ts > 0, "--watermark after 1970"),
-            (
-                self.shards is None or 1 <= self.shards <= SHARDS_MAX,
-                f"--shards from 1 to {SHARDS_MAX}",
-            ),
-            (self.cadence_ms is not None or not self.cadence_offset_ms, "--cadence too"),
-            (self.lookback_ms is None or self.lookback_ms > 0, "--lookback longer than 0"),
-            (self.dedup_window_ms >= 0, "--dedup-window of 0 or more"),
-            (self.keep is None or self.keep >= 1, "--keep of at least 1"),
-        ]
-        for holds, wanted in checks:
-            if not holds:
-                raise UsageError(f"Compaction needs {wanted}.")
-        check_watermark(self.watermark_ts)
-        if self.cadence is not None:
-            self.cadence.check("Compaction")
-
-    @property
-    def cadence(self) -> Cadence | None:
-        """The grid of cuts."""
-        if self.cadence_ms is None:
-            return None
-        return Cadence(self.cadence_ms, self.cadence_offset_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

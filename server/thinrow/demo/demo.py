@@ -21,10 +21,12 @@ import polars as pl
 import pyarrow.parquet as pq
 from rich.table import Table
 from thinrow.client import Client, Projection, connect, row_count
-from thinrow.compaction import CompactionConfig, compact
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
 from thinrow.demo.sample_data import SampleData, complete_journey, movielens_100k, requests_every
 from thinrow.errors import ThinRowError
-from thinrow.jobs.backfill import BackfillConfig, backfill
+from thinrow.jobs.backfill import backfill
+from thinrow.jobs.config import BackfillConfig
 from thinrow.jobs.console import out, progress_bar, readable_bytes
 from thinrow.jobs.materialize import materialize, stream_rows
 from thinrow.jobs.verify import verify

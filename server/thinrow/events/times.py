@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.core.files.arrow import shown_type
 from thinrow.core.files.io_errors import first_line
-from thinrow.errors import InputError, RequestError, UsageError
+from thinrow.errors import InputError, RequestError
+from thinrow.events.units import (
+    NS_PER,
+    NS_PER_MS,
+    PLAUSIBLE_FROM_TS,
+    PLAUSIBLE_UNTIL_TS,
+    UNIT_NAMES,
+    TimeUnit,
+    likely_unit,
+)
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
@@ -18,35 +27,16 @@ if TYPE_CHECKING:
     from thinrow.core.files.paths import AnyFile
 
 __all__ = [
-    "PLAUSIBLE_FROM_TS",
-    "PLAUSIBLE_UNTIL_TS",
     "TimeReader",
     "TimeSpan",
-    "TimeUnit",
     "Times",
     "check_milliseconds",
-    "check_typed",
-    "check_watermark",
-    "likely_unit",
     "other_unit",
     "times_ms",
 ]
 
-TimeUnit = Literal["s", "ms", "us", "ns"]
-PLAUSIBLE_FROM_TS = 631_152_000_000
-"""1990-01-01, inclusive."""
-PLAUSIBLE_UNTIL_TS = 4_102_444_800_000
-"""2100-01-01, exclusive."""
 NARROW_BITS = 32
 """Integers of this size or less cannot hold milliseconds of this century."""
-_NS_PER: dict[str, int] = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
-_NS_PER_MS = _NS_PER["ms"]
-_NAMES: dict[str, str] = {
-    "s": "seconds",
-    "ms": "milliseconds",
-    "us": "microseconds",
-    "ns": "nanoseconds",
-}
 
 
 class Times(NamedTuple):
@@ -225,14 +215,16 @@ class TimeReader:
         unit = self.unit or "ms"
         other = likely_unit(middle)
         if self.unit is None or (self.unit != "ms" and other is not None):
-            advice = f"they look like {_NAMES[other]}, so give --time-unit {other}" if other else ""
+            advice = (
+                f"they look like {UNIT_NAMES[other]}, so give --time-unit {other}" if other else ""
+            )
             right = f"give --time-unit {unit} if they are right"
             if self.unit is not None and other is not None:
                 # One unit is given for all files, such as requests beside events.
                 right = "write this column as timestamps if other files are in another unit"
             advice = f"{advice}, or {right}" if advice else right
             raise InputError(
-                f"{path}: {name} is {kind}, and as {_NAMES[unit]} most of its times lie {when} "
+                f"{path}: {name} is {kind}, and as {UNIT_NAMES[unit]} most of its times lie {when} "
                 f"({span}); {advice}."
             )
 
@@ -253,30 +245,6 @@ def times_ms(
     return TimeReader(unit or "ms").read(path, column, name, nullable=nullable).ms
 
 
-def likely_unit(ticks: int) -> TimeUnit | None:
-    """Returns the unit in which a number is a time from 1990 to 2100; None where none is."""
-    units: tuple[TimeUnit, ...] = ("s", "ms", "us", "ns")
-    for unit in units:
-        if PLAUSIBLE_FROM_TS <= ticks * _NS_PER[unit] // _NS_PER_MS < PLAUSIBLE_UNTIL_TS:
-            return unit
-    return None
-
-
-def check_typed(time_ts: int, option: str) -> None:
-    """Refuses a time that was typed in another unit than milliseconds.
-
-    Raises:
-        UsageError: The number is a time from 1990 to 2100 in another unit.
-    """
-    unit = likely_unit(time_ts)
-    if unit is not None and unit != "ms":
-        right_ts = time_ts * _NS_PER[unit] // _NS_PER_MS
-        raise UsageError(
-            f"{option} {time_ts} is read as milliseconds and means {readable_time(time_ts)}; if "
-            f"{_NAMES[unit]} were meant, give {right_ts} ({readable_time(right_ts)})."
-        )
-
-
 def other_unit(times: NDArray[np.int64]) -> TimeUnit | None:
     """Returns the unit that most times are probably in; None where milliseconds may be right."""
     unit = likely_unit(int(np.median(times))) if len(times) else None
@@ -293,22 +261,8 @@ def check_milliseconds(event_ts: NDArray[np.int64]) -> None:
     if unit is not None:
         raise RequestError(
             f"event_ts is in milliseconds, and as such most of these {len(event_ts)} events lie "
-            f"near {readable_time(int(np.median(event_ts)))}; they look like {_NAMES[unit]}, so "
-            f"convert them and append them again."
-        )
-
-
-def check_watermark(watermark_ts: int) -> None:
-    """Refuses a watermark in another unit than milliseconds, or so late that none can follow.
-
-    Raises:
-        UsageError: The watermark is probably a mistake.
-    """
-    check_typed(watermark_ts, "--watermark")
-    if watermark_ts >= PLAUSIBLE_UNTIL_TS:
-        raise UsageError(
-            f"--watermark {watermark_ts} means {readable_time(watermark_ts)}, in milliseconds; no "
-            f"generation could follow it, so give a time before 2100."
+            f"near {readable_time(int(np.median(event_ts)))}; they look like {UNIT_NAMES[unit]}, "
+            f"so convert them and append them again."
         )
 
 
@@ -325,11 +279,11 @@ def _split(path: AnyFile, ticks: pa.ChunkedArray, name: str, unit: TimeUnit) -> 
     elif unit == "ms":
         ms = ticks
     else:
-        per_ms = _NS_PER_MS // _NS_PER[unit]
+        per_ms = NS_PER_MS // NS_PER[unit]
         # Integer division rounds towards zero; times before 1970 must go down as well.
         whole = pc.divide(ticks, per_ms)
         below = pc.less(ticks, pc.multiply(whole, per_ms))
         ms = pc.subtract(whole, below.cast(pa.int64()))
         rest = pc.subtract(ticks, pc.multiply(ms, per_ms))
-        return Times(ms, pc.multiply(rest, _NS_PER[unit]).cast(pa.int32()))
+        return Times(ms, pc.multiply(rest, NS_PER[unit]).cast(pa.int32()))
     return Times(ms, pa.chunked_array([pa.array(np.zeros(len(ticks), np.int32))]))

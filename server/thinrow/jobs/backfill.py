@@ -25,7 +25,8 @@ from thinrow.events.canonical import (
 )
 from thinrow.events.order import ordered, without_duplicates
 from thinrow.events.split import Progress, SplitEvents, split_events
-from thinrow.events.times import PLAUSIBLE_UNTIL_TS, TimeReader, TimeSpan, TimeUnit
+from thinrow.events.times import TimeReader, TimeSpan
+from thinrow.events.units import PLAUSIBLE_UNTIL_TS
 from thinrow.jobs.rows_file import thin_rows_writer
 from thinrow.store.generation import Generation
 from thinrow.store.hashing import shard_of
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
-    from thinrow.core.files.paths import DataFile, Named
+    from thinrow.core.files.paths import DataFile
+    from thinrow.jobs.config import BackfillConfig
     from thinrow.schema import Schema
 
 FAR_MS = 2 * DAY_MS
@@ -57,53 +59,6 @@ UIH_TYPE = pa.struct(
         ("digest", pa.uint64()),
     ]
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackfillConfig:
-    """One run of backfill."""
-
-    requests: Named
-    """Parquet with user_id, request_ts and any other columns, which pass through."""
-    store: Path
-    """Folder of the store that the rows will point at."""
-    events: Named
-    """The raw events, as they were given to compaction."""
-    rows: Path
-    """Parquet file of thin rows to write."""
-    cadence_ms: int | None = None
-    """Refuses a store that was not cut at every multiple of this; None takes it as it was cut."""
-    cadence_offset_ms: int = 0
-    """Moves those multiples, as for compaction."""
-    time_unit: TimeUnit | None = None
-    """Unit of times that are integers; None: milliseconds, other units are refused."""
-    publish_delay_ms: int = 0
-    """How long after its watermark a generation was published."""
-    lookback_ms: int | None = None
-    """How far before the request a history reaches; None for no bound."""
-    max_length: int = 0
-    """Most immutable events of a history; 0 for no limit."""
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for values that make no sense."""
-        checks = [
-            (self.cadence_ms is not None or not self.cadence_offset_ms, "--cadence too"),
-            (self.publish_delay_ms >= 0, "--publish-delay of 0 or more"),
-            (self.lookback_ms is None or self.lookback_ms > 0, "--lookback longer than 0"),
-            (self.max_length >= 0, "--max-length of 0 or more"),
-        ]
-        for holds, wanted in checks:
-            if not holds:
-                raise UsageError(f"Backfill needs {wanted}.")
-        if self.cadence is not None:
-            self.cadence.check("Backfill")
-
-    @property
-    def cadence(self) -> Cadence | None:
-        """The grid that the store must have been cut at."""
-        if self.cadence_ms is None:
-            return None
-        return Cadence(self.cadence_ms, self.cadence_offset_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,49 +1,72 @@
-"""A client for one command: quick to say that nobody is there, patient once somebody was."""
+"""Connections of commands: a first call fails soon, later ones are retried for longer."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thinrow.client import ClientConfig, connect, tls_credentials
 from thinrow.core.files.io_errors import failure_reason
+from thinrow.core.settings import setting
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
-    from thinrow.client import Client
+    from thinrow.client import Client, ClientConfig
 
 FIRST_ANSWER_S = 5.0
-"""How long a mistyped address may keep a person waiting."""
+"""Longest wait for a first answer, so that a mistyped address is reported soon."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """How a command proves who it is, and to whom it talks."""
+    """Credentials of a command that connects to a server."""
 
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    token_file: Path | None = None
+    ca: Path | None = field(
+        default=None,
+        metadata=setting(
+            "PEM file of certificate authorities; the server must show a certificate of one of "
+            "them."
+        ),
+    )
+    cert: Path | None = field(
+        default=None, metadata=setting("PEM file of a certificate to show the server.")
+    )
+    key: Path | None = field(
+        default=None, metadata=setting("PEM file of the certificate's private key.")
+    )
+    token_file: Path | None = field(
+        default=None, metadata=setting("File that holds the token to send.")
+    )
 
-    def config(self, retry_deadline_s: float = ClientConfig().retry_deadline_s) -> ClientConfig:
-        """A client's. Raises UsageError for files that cannot be used."""
+    def config(self, retry_deadline_s: float | None = None) -> ClientConfig:
+        """Returns a client's configuration with these credentials.
+
+        Args:
+            retry_deadline_s: Longest time for retries; None for the client's default.
+
+        Raises:
+            UsageError: A file cannot be used, or a certificate lacks its authority.
+        """
+        from thinrow.client import ClientConfig, tls_credentials
+
         if self.ca is None and (self.cert is not None or self.key is not None):
             raise UsageError("A certificate is shown over TLS: give --ca FILE, too.")
-        return ClientConfig(
+        config = ClientConfig(
             credentials=None
             if self.ca is None
             else tls_credentials(ca=self.ca, cert=self.cert, key=self.key),
             # A file that is replaced while the command runs is seen.
             token=None if self.token_file is None else self.token,
-            retry_deadline_s=retry_deadline_s,
         )
+        if retry_deadline_s is None:
+            return config
+        return replace(config, retry_deadline_s=retry_deadline_s)
 
     def token(self) -> str:
-        """What the file holds now. Raises InputError."""
+        """Reads the token file. Raises InputError."""
         assert self.token_file is not None
         try:
             return self.token_file.read_text(encoding="ascii").strip()
@@ -55,7 +78,9 @@ class Access:
 
 @contextmanager
 def connected(targets: Sequence[str], access: Access | None = None) -> Iterator[Client]:
-    """A client of the servers named. Raises UnavailableError soon where none answers."""
+    """Yields a client of servers. Raises UnavailableError soon if none of them answers."""
+    from thinrow.client import connect
+
     access = access or Access()
     with connect(targets, access.config(FIRST_ANSWER_S)) as probe:
         probe.describe_store()

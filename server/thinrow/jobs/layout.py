@@ -7,14 +7,15 @@ one that they do not name is refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from thinrow.errors import InputError, UsageError
+from thinrow.errors import InputError
 from thinrow.jobs.blank import blank_values, equal_values
+from thinrow.jobs.config import FatLayoutConfig
 from thinrow.store.narrow import ranges, starts_of
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.core.files.paths import AnyFile
 
-Order = Literal["oldest-first", "newest-first", "arrival"]
-Padding = Literal["none", "left", "right"]
 EVENT_TS = "event_ts"
 EPOCH_DAY_MS = 86_400_000
 YEAR_1990_MS = 631_152_000_000
@@ -44,23 +43,13 @@ class Lists:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FatLayout:
-    """Order and padding of the lists in fat rows."""
+class FatLayout(FatLayoutConfig):
+    """Reads the lists of fat rows that have one order and padding."""
 
-    order: Order = "oldest-first"
-    """By event_ts, oldest or newest first; or the order of arrival, in which times may descend."""
-    padding: Padding | None = None
-    """The side at which lists are padded. None: not padded, which is checked; none: not checked."""
-    padding_value: str = "0"
-    """[COLUMN=]VALUE: the events at that side whose column, else event_ts, has it are padding."""
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for a column without a value."""
-        if not self._value[1]:
-            raise UsageError(
-                f"--padding-value is {self.padding_value!r}; give VALUE, of event_ts, or "
-                f"COLUMN=VALUE."
-            )
+    @staticmethod
+    def of(config: FatLayoutConfig) -> FatLayout:
+        """Returns the layout that a configuration describes."""
+        return FatLayout(**asdict(config))
 
     @property
     def _value(self) -> tuple[str, str]:

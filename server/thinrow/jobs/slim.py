@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ import xxhash
 from thinrow.core.files.arrow import conformed_batch, joint_schema
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.paths import data_files
-from thinrow.errors import InputError, UsageError
+from thinrow.errors import InputError
 from thinrow.events.canonical import (
     FINER_NS,
     canonical_type,
@@ -32,7 +32,7 @@ from thinrow.events.canonical import (
     from_canonical,
     user_ids,
 )
-from thinrow.events.times import TimeReader, TimeSpan, TimeUnit
+from thinrow.events.times import TimeReader, TimeSpan
 from thinrow.jobs.backfill import UIH_TYPE, mutable_type
 from thinrow.jobs.fat import (
     Piece,
@@ -52,13 +52,14 @@ from thinrow.schema import parse_schema
 from thinrow.store.hashing import shard_of
 from thinrow.store.narrow import ranges, starts_of
 from thinrow.store.shard import storage_error
-from thinrow.store.times import DAY_MS, Cadence
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from thinrow.core.files.paths import DataFile, Named
+    from thinrow.core.files.paths import DataFile
     from thinrow.events.split import Progress
+    from thinrow.events.units import TimeUnit
+    from thinrow.jobs.config import SlimConfig
     from thinrow.schema import Schema
 
 PARTITION_EVENTS = 1 << 23
@@ -74,46 +75,6 @@ NS_PER_MS = 1_000_000
 
 ROWS = pa.schema([(name, pa.int64()) for name in ("row", "user_id", "request_ts", "length")])
 KEYS = pa.schema([("key", pa.uint64())])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlimConfig:
-    """One run of slim."""
-
-    fat: Named
-    """Parquet files of fat rows, or folders of them."""
-    events: Path
-    """Parquet file of events to write."""
-    rows: Path
-    """Parquet file of thin rows to write, in the order of the fat ones."""
-    schema: Path | None = None
-    """TOML file of feature groups; None derives one and writes it beside the events."""
-    cadence_ms: int = DAY_MS
-    """Generations are to be cut at every multiple of this since the epoch."""
-    cadence_offset_ms: int = 0
-    """Moves those cuts, as for compaction."""
-    time_unit: TimeUnit | None = None
-    """Unit of times that are integers; None: milliseconds, other units are refused."""
-    layout: FatLayout = field(default_factory=FatLayout)
-    """Order and padding of the lists in the fat rows."""
-    fail_on_disagreement: bool = False
-    """Writes nothing where rows of a user disagree."""
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for values that make no sense."""
-        self.cadence.check("Slim")
-        if self.events == self.rows:
-            raise UsageError("--out-events and --out-rows are one file; name two.")
-
-    @property
-    def cadence(self) -> Cadence:
-        """The grid of cuts."""
-        return Cadence(self.cadence_ms, self.cadence_offset_ms)
-
-    @property
-    def written_schema(self) -> Path:
-        """Where the schema is that fits the events."""
-        return self.schema or self.events.with_suffix(".toml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +199,7 @@ class _Run:
         return span.latest_ts if span.latest_plausible_ts is None else span.latest_plausible_ts
 
     def _read(self, piece: Piece, folder: Path) -> None:
-        layout = self.config.layout
+        layout = FatLayout.of(self.config.layout)
         tally = LayoutTally(layout)
         times = TimeReader(self.config.time_unit)
         batches = list(fat_batches(piece, self.schema, times, layout, tally))

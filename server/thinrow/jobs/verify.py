@@ -15,7 +15,7 @@ from thinrow.core.files.paths import DataFile, data_files
 from thinrow.core.status import status_name
 from thinrow.errors import InputError
 from thinrow.events.canonical import user_ids
-from thinrow.events.times import TimeUnit, other_unit, times_ms
+from thinrow.events.times import other_unit, times_ms
 from thinrow.jobs.fat import WRITTEN, is_list
 from thinrow.jobs.layout import FatLayout, LayoutTally
 from thinrow.jobs.materialize import STATUS_COLUMN, stream_rows, to_arrow
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.client import Batch, Client
     from thinrow.core.files.paths import AnyFile, Named
+    from thinrow.events.units import TimeUnit
 
 DIFFERENCES_SHOWN = 20
 KEYS = ("user_id", "request_ts")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from thinrow.access.config import (
     BASE_BYTES,
@@ -13,7 +13,7 @@ from thinrow.access.config import (
     WINDOW_BYTES,
     ServiceConfig,
 )
-from thinrow.errors import UsageError
+from thinrow.core.settings import setting
 
 PROCESSES_MAX = 256
 
@@ -24,25 +24,24 @@ class ServerConfig(ServiceConfig):
 
     listen: str = "127.0.0.1:7878"
     metrics: str | None = "127.0.0.1:7879"
-    inspect: bool = True
-    """Whether Inspect answers."""
-    processes: int = 1
-    """How many processes share the port. More than one are for `Processes` to start."""
-    examples_max: int = 8192
-    """Most examples in one request."""
+    inspect: bool = field(default=True, metadata=setting("Serve Inspect."))
+    processes: int = field(
+        default=1,
+        metadata=setting(
+            "Processes that share the port; the limits hold for each of them.",
+            maximum=PROCESSES_MAX,
+        ),
+    )
+    examples_max: int = field(
+        default=8192, metadata=setting("Maximum number of examples in a request.")
+    )
     request_bytes_max: int = MIB
-    cache_bytes_max: int = 1024 * MIB
-    """Most memory of stored values that were asked for lately; twice that for a moment, when a new
-    generation takes over."""
     work_max: int = max(2, os.cpu_count() or 2)
     calls_max: int = 64
-    inspect_events_max: int = 10_000
-    """Most events that Inspect shows."""
-
-    def __post_init__(self) -> None:
-        ServiceConfig.__post_init__(self)
-        if self.processes > PROCESSES_MAX:
-            raise UsageError(f"processes is {self.processes}; {PROCESSES_MAX} are the most.")
+    inspect_events_max: int = field(
+        default=10_000,
+        metadata=setting("Maximum number of events that Inspect shows.", option=None),
+    )
 
     @property
     def memory_bound_bytes(self) -> int:

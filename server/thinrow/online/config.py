@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from thinrow.access.config import (
     BASE_BYTES,
@@ -13,13 +13,11 @@ from thinrow.access.config import (
     WINDOW_BYTES,
     ServiceConfig,
 )
+from thinrow.core.settings import setting
 from thinrow.online.appends import PENDING_BYTES_MAX, PENDING_EVENTS_MAX
 from thinrow.online.clock import Wall, wall_ts
 from thinrow.online.database import BLOCK_CACHE_BYTES, MEMTABLE_BYTES, MEMTABLES_MAX
 from thinrow.store.times import DAY_MS
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BATCH_BYTES_PER_REQUEST_BYTE = 4
 DECODING_MAX = 2
@@ -42,28 +40,47 @@ class OnlineConfig(ServiceConfig):
 
     listen: str = "127.0.0.1:7888"
     metrics: str | None = "127.0.0.1:7889"
-    data: Path | None = None
-    """Folder of the mutable tier; None: beside the store, its name and "-online"."""
-    schema: Path | None = None
-    """TOML file of feature groups, for events that come before the first generation."""
-    retention_ms: int = 2 * DAY_MS
-    """How long past moments can be asked about, at least; longer than compaction's cadence."""
-    dedup_window_ms: int = 7 * DAY_MS
-    """How far back duplicates are looked for, at least; not shorter than compaction's."""
-    commit_lead_ms: int = 50
-    """How long events are expected to take to the disk: so much later than now they arrive."""
-    batch_events_max: int = 16_384
-    """Most events in one batch."""
-    batch_users_max: int = 1024
-    """Most users in one SnapshotBatch."""
+    data: Path | None = field(
+        default=None,
+        metadata=setting("Folder of the mutable tier.", default_text="STORE-online"),
+    )
+    schema: Path | None = field(
+        default=None,
+        metadata=setting("TOML file of feature groups, used until the store has a generation."),
+    )
+    retention_ms: int = field(
+        default=2 * DAY_MS,
+        metadata=setting(
+            "Time for which past moments can be requested; longer than compaction's cadence."
+        ),
+    )
+    dedup_window_ms: int = field(
+        default=7 * DAY_MS,
+        metadata=setting(
+            "Time for which event ids are remembered; not shorter than compaction's.", minimum=0
+        ),
+    )
+    commit_lead_ms: int = field(
+        default=50,
+        metadata=setting(
+            "Time that a commit is expected to take; arrivals are that much later than now.",
+            minimum=0,
+            option=None,
+        ),
+    )
+    batch_events_max: int = field(
+        default=16_384,
+        metadata=setting("Maximum number of events in a batch.", option=None),
+    )
+    batch_users_max: int = field(
+        default=1024,
+        metadata=setting("Maximum number of users in a SnapshotBatch.", option=None),
+    )
     request_bytes_max: int = 16 * MIB
-    cache_bytes_max: int = 1024 * MIB
-    """Most memory of stored values that requests read; twice that for a moment, when a new
-    generation takes over."""
     work_max: int = 2
     calls_max: int = 256
     wall: Wall = wall_ts
-    """The clock on the wall."""
+    """The wall clock."""
 
     @property
     def batch_bytes_max(self) -> int:

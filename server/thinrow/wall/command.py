@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,6 @@ from thinrow.wall.model import (
     SHARE_MAX,
     Bytes,
     Curve,
-    Power,
     Workload,
     bytes_of,
     find_wall,
@@ -31,10 +30,11 @@ from thinrow.wall.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from thinrow.client import Client
     from thinrow.jobs.connecting import Access
+    from thinrow.wall.config import GivenFigures, Power
 
 __all__ = ["ASSUMED", "measured_workload", "parse_tenants", "run_wall"]
 
@@ -62,8 +62,6 @@ ASSUMED = Workload(
 )
 """Where nothing is measured or given: a large platform, with what the made-up workload of
 bench/workload.py weighs when eight examples of a user stand near each other."""
-ASSUMED_POWER = Power(gpu_watts=700, gpu_examples_s=5000, service_watts=400, service_bytes_s=200e6)
-"""Round figures, of no machine in particular."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +86,7 @@ def parse_tenants(texts: Sequence[str]) -> list[Tenant]:
 def run_wall(
     tenants: Sequence[Tenant],
     power: Power,
-    given: Mapping[str, float],
+    given: GivenFigures,
     rows: Path | None,
     server: Sequence[str],
     picture: Path,
@@ -111,9 +109,9 @@ def run_wall(
     out.print(f"The picture is {picture}")
 
 
-def with_given(workload: Workload, given: Mapping[str, float]) -> Workload:
-    """Puts given figures in the place of measured or assumed ones."""
-    changes: dict[str, Any] = dict(given)
+def with_given(workload: Workload, given: GivenFigures) -> Workload:
+    """Replaces measured or assumed figures with given ones."""
+    changes: dict[str, Any] = {k: v for k, v in asdict(given).items() if v is not None}
     for line in ("fat_row", "answer"):
         if f"{line}_event" in changes:
             changes[line] = Curve.line(ASSUMED_ROW_BYTES, changes.pop(f"{line}_event"))
@@ -220,7 +218,7 @@ def to_tables(workload: Workload, tenants: Sequence[Tenant], power: Power) -> li
         f"  thin rows: {_told(found.thin, workload)}",
         f"Assumed, not measured: a GPU draws {power.gpu_watts:,.0f} W and trains on "
         f"{power.gpu_examples_s:,.0f} examples/s at any length; a data host draws "
-        f"{power.service_watts:,.0f} W and moves {power.service_bytes_s / 1e6:,.0f} MB/s.",
+        f"{power.service_watts:,.0f} W and moves {power.service_mb:,.0f} MB/s.",
     ]
     return [totals, each, *told]
 

@@ -16,6 +16,7 @@ from thinrow.store.striping import cut_stripes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from thinrow.wall.config import Power
 
 INCREMENTS_SAMPLED = 1024
 """Increments from which their average is computed, over users and successive days."""
@@ -115,24 +116,6 @@ class Bytes:
         """All that data services move for an example in an epoch, its share of writing too."""
         written = self.written_per_day / examples_per_day / epochs
         return written + self.read_per_example + self.sent_per_example
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Power:
-    """Assumptions: what hosts draw, and what they do for it."""
-
-    gpu_watts: float
-    gpu_examples_s: float
-    """Examples that a GPU trains on in a second."""
-    service_watts: float
-    """Of a host that stores, reads, decodes and sends."""
-    service_bytes_s: float
-    """Bytes that it moves in a second."""
-
-    def share(self, bytes_per_example: float) -> float:
-        """Power of data services, as a share of the GPUs'."""
-        service = self.service_watts / self.service_bytes_s * bytes_per_example
-        return service * self.gpu_examples_s / self.gpu_watts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

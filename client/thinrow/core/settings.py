@@ -1,0 +1,104 @@
+"""Settings: fields of configuration dataclasses that carry their help text and their bounds.
+
+One declaration serves three readers: the dataclass gives a field its type and default, `check`
+validates every field the same way, and the command line makes an option of it.
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class ServerConfig:
+        calls_max: int = field(default=64, metadata=setting("Maximum number of concurrent calls."))
+
+        def __post_init__(self) -> None:
+            check(self)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from thinrow.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Setting", "check", "setting", "settings_of"]
+
+_KEY = "thinrow"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a configuration field says about itself, beside its type and default."""
+
+    help: str
+    """One sentence for docs and the command line."""
+    minimum: float | None
+    """Least number that is allowed; None: numbers must be above 0."""
+    maximum: float | None
+    """Greatest number that is allowed."""
+    option: str | None
+    """Name of the command-line option; "" derives it from the field's name, None makes none."""
+    argument: str
+    """Name of the positional argument that it is, "EVENTS..." for one or more; "": an option."""
+    metavar: str
+    """Name of the value in the command's help; "" derives it from the type."""
+    default_text: str
+    """Description of a default of None."""
+
+
+def setting(
+    help: str,  # noqa: A002 - the word that command-line libraries use
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    option: str | None = "",
+    argument: str = "",
+    metavar: str = "",
+    default_text: str = "",
+) -> Mapping[str, Setting]:
+    """Returns the metadata of a dataclass field. Arguments are the fields of `Setting`."""
+    return {
+        _KEY: Setting(
+            help=help,
+            minimum=minimum,
+            maximum=maximum,
+            option=option,
+            argument=argument,
+            metavar=metavar,
+            default_text=default_text,
+        )
+    }
+
+
+def settings_of(config: type) -> dict[str, Setting]:
+    """Returns the settings of a dataclass by field, without fields that have none.
+
+    A subclass that changes only a field's default inherits its setting.
+    """
+    found: dict[str, Setting] = {}
+    for base in reversed(config.__mro__):
+        for name, field in getattr(base, "__dataclass_fields__", {}).items():
+            if _KEY in field.metadata:
+                found[name] = field.metadata[_KEY]
+    return found
+
+
+def check(config: Any) -> None:  # noqa: ANN401 - any dataclass
+    """Validates the numbers of a configuration.
+
+    Args:
+        config: A dataclass whose fields have metadata of `setting`.
+
+    Raises:
+        UsageError: A number lies outside its bounds; names the field, the value and the bound.
+    """
+    for name, found in settings_of(type(config)).items():
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if found.minimum is None and not value > 0:
+            raise UsageError(f"{name} is {value}; it must be above 0.")
+        if found.minimum is not None and not value >= found.minimum:
+            raise UsageError(f"{name} is {value}; it must be at least {found.minimum:g}.")
+        if found.maximum is not None and not value <= found.maximum:
+            raise UsageError(f"{name} is {value}; it must be at most {found.maximum:g}.")

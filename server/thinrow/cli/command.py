@@ -1,0 +1,127 @@
+"""Commands whose options are generated from the settings of configuration dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable
+from functools import wraps
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+from thinrow.cli.values import duration_text, parse_duration, parse_time
+from thinrow.core.settings import settings_of
+from thinrow.jobs.console import one_sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from thinrow.core.settings import Setting
+
+__all__ = ["TIME", "command"]
+
+TIME = "milliseconds since the epoch, or ISO 8601 in UTC, such as 2026-01-31"
+DURATION_UNITS_MS = {"_ms": 1, "_s": 1000}
+OFF = "off"
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds a function to an app as a command; a mistake ends in one sentence, not in a traceback.
+
+    A parameter whose type is a dataclass becomes an option for each of its settings (see
+    thinrow.core.settings), and the function receives the dataclass. Other parameters are Typer's.
+
+    Args:
+        app: The app that gets the command.
+        name: Name of the command.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(function, include_extras=True)
+        configs: dict[str, Any] = {
+            each: kind for each, kind in hints.items() if dataclasses.is_dataclass(kind)
+        }
+
+        @wraps(function)
+        def run(**given: Any) -> None:  # noqa: ANN401 - what the options are
+            with one_sentence():
+                for each, kind in configs.items():
+                    names = [field for field in settings_of(kind) if field in given]
+                    values = {field: _to_field(field, given.pop(field)) for field in names}
+                    given[each] = kind(**values)
+                function(**given)
+
+        parameters = []
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.name in configs:
+                parameters += _options(configs[parameter.name])
+            else:
+                parameters.append(
+                    parameter.replace(
+                        kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name]
+                    )
+                )
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        app.command(name)(run)
+        return function
+
+    return decorate
+
+
+def _options(config: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(config)
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    return [
+        _option(name, hints[name], fields[name].default, found)
+        for name, found in settings_of(config).items()
+        if found.option is not None
+    ]
+
+
+def _option(name: str, hint: Any, default: Any, found: Setting) -> inspect.Parameter:  # noqa: ANN401
+    """Returns the parameter that Typer makes an option or an argument of."""
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+    is_optional = NoneType in get_args(hint)
+    given: dict[str, Any] = {"help": found.help, "metavar": found.metavar or None}
+    unit_ms = next((ms for end, ms in DURATION_UNITS_MS.items() if name.endswith(end)), None)
+    kind: Any = hint
+    if get_origin(hint) is not Literal and kinds:
+        # A union of a text, a path and several of them is typed as texts, which may be URLs.
+        is_many = any(get_origin(each) is Iterable for each in kinds)
+        kind = kinds[0] if len(kinds) == 1 else list[str] if is_many else str
+    if found.argument:
+        kind = list[str] if found.argument.endswith("...") else str
+        annotation: Any = Annotated[kind, typer.Argument(metavar=found.argument, help=found.help)]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+    stem = name
+    if unit_ms is not None:
+        kind, stem = int, name.rpartition("_")[0]
+        given |= {"parser": parse_duration, "metavar": "DURATION"}
+        if isinstance(default, int | float):
+            default = duration_text(round(default * unit_ms))
+    elif name.endswith("_ts"):
+        kind, stem = int, name.removesuffix("_ts")
+        given |= {"parser": parse_time, "metavar": "TIME", "help": f"{found.help[:-1]}: {TIME}."}
+    elif kind is int:
+        given |= {"min": 1 if found.minimum is None else int(found.minimum)}
+        given |= {"max": None if found.maximum is None else int(found.maximum)}
+    if default is None:
+        given["show_default"] = found.default_text or False
+    flag = found.option or f"--{stem.replace('_', '-')}"
+    if kind is bool and default is True:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+    annotation = Annotated[kind | None if is_optional else kind, typer.Option(flag, **given)]
+    if default is dataclasses.MISSING:
+        default = inspect.Parameter.empty
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def _to_field(name: str, value: Any) -> Any:  # noqa: ANN401 - of the field's type
+    """Converts an option's value to the field's: seconds are fractions, `off` means None."""
+    if name.endswith("_s") and value is not None:
+        return value / DURATION_UNITS_MS["_s"]
+    return None if value == OFF else value

@@ -1,0 +1,57 @@
+"""`thinrow compact`: raw events to the next generation of a store."""
+
+from __future__ import annotations
+
+import time
+
+import typer
+from thinrow.cli.command import command
+from thinrow.cli.times import print_outliers, print_ties, print_uncut, time_facts
+from thinrow.compaction.config import CompactionConfig
+from thinrow.jobs.console import facts, out, progress_bar, readable_bytes
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+YEAR_2000_TS = 946_684_800_000
+
+
+@command(app, "compact")
+def compact_command(config: CompactionConfig) -> None:
+    """Build and publish the next generation of a store from raw events."""
+    from thinrow.compaction.compact import compact
+    from thinrow.store.times import readable_time
+
+    with progress_bar() as progress:
+        report = compact(config, progress)
+    if report.already_published:
+        out.print(f"Generation {report.generation} was already built by this very run.")
+        return
+    shown: dict[str, object] = {
+        "watermark": readable_time(report.watermark_ts),
+        "rows read": report.rows_read,
+        **time_facts(report.times),
+        "events added": report.events_added,
+        "duplicates dropped": report.duplicates,
+        "events tied: ordered by their traits": report.tied_events,
+        "skipped: before the last watermark": report.late,
+        "left for later: at or after this watermark": report.left_for_later,
+        "events dropped by retention and erasure": report.events_dropped,
+        "users erased": report.erased_users,
+        "events in the store": report.event_count,
+        "users in the store": report.user_count,
+        "stored": readable_bytes(report.stored_bytes),
+    }
+    out.print(facts(f"Generation {report.generation} of {config.store}", shown))
+    print_outliers(report.times)
+    print_uncut(report)
+    print_ties(report)
+    if config.watermark_ts < YEAR_2000_TS:
+        out.print("The watermark lies before 2000: times are in milliseconds, not seconds.")
+    elif config.watermark_ts > time.time() * 1000:
+        out.print("The watermark lies in the future: events that arrive before it will be late.")
+    if config.erase_users is not None and config.keep != 1:
+        out.print("Older generations still hold the users erased: --keep 1 removes those.")
+    if report.ignored_columns:
+        out.print(f"Not in the schema, so not stored: {', '.join(report.ignored_columns)}")

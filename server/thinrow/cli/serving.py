@@ -1,0 +1,36 @@
+"""The life of a command that serves."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+__all__ = ["serve_until_stopped"]
+
+
+def serve_until_stopped(
+    server: AbstractContextManager[object], once_serving: Callable[[], None] = lambda: None
+) -> None:
+    """Serves until SIGTERM or Ctrl-C, and logs to standard error.
+
+    Args:
+        server: Serves between enter and exit.
+        once_serving: Called after `server` was entered.
+    """
+    from thinrow.access.config import FREED_BYTES_KEPT
+    from thinrow.access.logs import log_to_stderr
+    from thinrow.core.memory import keep_freed_memory
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    log_to_stderr()
+    keep_freed_memory(FREED_BYTES_KEPT)
+    with server:
+        once_serving()
+        stop.wait()

@@ -1,0 +1,113 @@
+"""Configuration of compaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from thinrow.core.files.paths import Named
+from thinrow.core.settings import check, setting
+from thinrow.errors import UsageError
+from thinrow.events.units import TimeUnit, check_watermark
+from thinrow.store.times import DAY_MS, Cadence
+
+__all__ = ["DEDUP_WINDOW_MS", "SHARDS_DEFAULT", "SHARDS_MAX", "CompactionConfig"]
+
+SHARDS_DEFAULT = 4
+SHARDS_MAX = 512
+"""Each is a file while events are split, and at least one open file in a server."""
+DEDUP_WINDOW_MS = 7 * DAY_MS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactionConfig:
+    """One run of compaction.
+
+    Raises:
+        UsageError: A value is out of its range, or contradicts another.
+    """
+
+    events: Named = field(
+        metadata=setting("Parquet files, folders, globs, URLs.", argument="EVENTS...")
+    )
+    store: Path = field(metadata=setting("Folder of the store; created if it does not exist."))
+    schema: Path = field(metadata=setting("TOML file of feature groups and traits."))
+    watermark_ts: int = field(
+        metadata=setting("The generation holds every event that arrived before this time.")
+    )
+    shards: int | None = field(
+        default=None,
+        metadata=setting(
+            "Shards of a new store; a store keeps the number it was built with.",
+            maximum=SHARDS_MAX,
+            default_text=str(SHARDS_DEFAULT),
+        ),
+    )
+    cadence_ms: int | None = field(
+        default=None,
+        metadata=setting(
+            "Cut a generation at every multiple of this duration, too.",
+            default_text="at the watermark only",
+        ),
+    )
+    cadence_offset_ms: int = field(
+        default=0,
+        metadata=setting(
+            "Move the cuts of the cadence from midnight UTC: 5h for 05:00.", minimum=0
+        ),
+    )
+    time_unit: TimeUnit | None = field(
+        default=None,
+        metadata=setting(
+            "Unit of times that are integers.", default_text="ms; other units are refused"
+        ),
+    )
+    dedup_window_ms: int = field(
+        default=DEDUP_WINDOW_MS,
+        metadata=setting(
+            "Time before the last watermark in which stored histories are searched for duplicates.",
+            minimum=0,
+        ),
+    )
+    lookback_ms: int | None = field(
+        default=None,
+        metadata=setting(
+            "Drop events that are older than this before the watermark.", default_text="keep all"
+        ),
+    )
+    erase_users: str | Path | None = field(
+        default=None,
+        metadata=setting(
+            "Erase these users: Parquet with user_id, or a text file with one id a line.",
+            option="--erase",
+            metavar="USERS",
+        ),
+    )
+    accept_late: bool = field(
+        default=False,
+        metadata=setting(
+            "Accept events from before the last watermark, as arriving at it; without this they "
+            "are skipped."
+        ),
+    )
+    keep: int | None = field(
+        default=None,
+        metadata=setting(
+            "Remove all generations but this number of the newest.", default_text="keep all"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_watermark(self.watermark_ts)
+        if self.cadence is not None:
+            self.cadence.check("Compaction")
+        elif self.cadence_offset_ms:
+            raise UsageError("--cadence-offset moves the cuts of --cadence; give both.")
+
+    @property
+    def cadence(self) -> Cadence | None:
+        """The grid of cuts."""
+        if self.cadence_ms is None:
+            return None
+        return Cadence(self.cadence_ms, self.cadence_offset_ms)
