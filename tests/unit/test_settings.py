@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import typer
-from thinrow.access.config import ServiceConfig
 from thinrow.cli.app import app
 from thinrow.cli.command import command
 from thinrow.compaction.config import CompactionConfig
@@ -29,6 +28,8 @@ COMMANDS = {
     "verify": (FatLayoutConfig, Access),
     "wall": (GivenFigures, Power, Access),
 }
+
+CONFIGS = list(dict.fromkeys(kind for kinds in COMMANDS.values() for kind in kinds))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +122,7 @@ def test_every_setting_has_an_option_with_its_help(name: str) -> None:
             assert (each.help.removesuffix(".") in shown) == (each.option is not None), each
 
 
-@pytest.mark.parametrize(
-    "config", [ServiceConfig, *{kind for kinds in COMMANDS.values() for kind in kinds}]
-)
+@pytest.mark.parametrize("config", CONFIGS)
 def test_every_number_of_a_configuration_has_a_setting(config: type) -> None:
     numbers = {
         each.name for each in fields(config) if str(each.type).split(" ")[0] in ("int", "float")
