@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Self
 
 from thinrow.core.files.arrow import conformed_batch, joint_schema, leaf_count, load_pyarrow
 from thinrow.core.files.io_errors import access_failure, first_line
-from thinrow.core.files.parquet_sizes import require_bounded_group
+from thinrow.core.files.parquet_sizes import GroupSizes
 from thinrow.core.files.paths import DataFile, located
 from thinrow.errors import InputError
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["INT96_UNIT", "ParquetTable", "joined_batches", "open_parquet"]
 
+BUFFER_BYTES = 1 << 16
+"""Bytes of a column that are read ahead where only its dictionary is wanted."""
 INT96_UNIT = "us"
 """Unit of Spark's INT96 timestamps: nanoseconds, Arrow's default, wrap outside 1677 to 2262."""
 
@@ -39,6 +41,18 @@ class ParquetTable:
             self._file: pq.ParquetFile = arrow.parquet.ParquetFile(
                 path, filesystem=filesystem, coerce_int96_timestamp_unit=INT96_UNIT
             )
+
+        def open_texts(paths: list[str]) -> pq.ParquetFile:
+            return arrow.parquet.ParquetFile(
+                path,
+                filesystem=filesystem,
+                metadata=self._file.metadata,
+                read_dictionary=paths,
+                buffer_size=BUFFER_BYTES,
+            )
+
+        self._open_texts = open_texts
+        self._local_path = path if filesystem is None else None
         schema: pa.Schema = self._file.schema_arrow
         self._places = {field.name: place for place, field in enumerate(schema)}
         if len(self._places) < len(schema):
@@ -86,7 +100,7 @@ class ParquetTable:
         row_groups: Sequence[int] | None = None,
         leaves: Sequence[int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Reads at most `rows` at a time.
+        """Reads at most `rows` at a time, fewer where repeated texts are long.
 
         Args:
             rows: Most rows of a batch.
@@ -101,8 +115,7 @@ class ParquetTable:
         # A batch without columns would not know how many rows it has.
         leaves = leaves or [0]
         groups = range(self.metadata.num_row_groups) if row_groups is None else row_groups
-        for group in groups:
-            require_bounded_group(self.name, self.metadata, group, frozenset(leaves))
+        rows = min([rows, *self._rows_max(groups, frozenset(leaves))])
         paths = self._paths(leaves)
         with self._readable():
             for batch in self._file.iter_batches(rows, row_groups=groups, columns=paths):
@@ -122,6 +135,16 @@ class ParquetTable:
         batches = [batch.cast(kinds) for batch in self.iter_batches(BATCH_ROWS, columns=names)]
         return pa.Table.from_batches(batches, kinds)
 
+    def _rows_max(self, groups: Sequence[int], leaves: frozenset[int]) -> list[int]:
+        """Checks the sizes of row groups, and returns the most rows to read at once of each."""
+        pa = load_pyarrow()
+        with self._readable(), ExitStack() as stack:
+            source = None
+            if self._local_path is not None:
+                source = stack.enter_context(pa.OSFile(self._local_path))
+            sizes = GroupSizes(self.name, self.metadata, source, self._open_texts)
+            return [sizes.rows_max(group, leaves) for group in groups]
+
     def _paths(self, leaves: Sequence[int]) -> list[str]:
         """Names Parquet's columns.
 
@@ -140,7 +163,9 @@ class ParquetTable:
             raise InputError(f"{self.name} is a folder, not a file.") from error
         except FileNotFoundError as error:
             raise InputError(f"There is no file {self.name}; check the name.") from error
-        except (OSError, pa.ArrowException) as error:
+        except InputError:
+            raise
+        except (OSError, ValueError, pa.ArrowException) as error:
             if (failure := access_failure(error)) is not None:
                 raise InputError(f"Cannot read {self.name}: {failure}.") from error
             reason = first_line(error)
