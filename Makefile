@@ -18,7 +18,7 @@ TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict
 	tqdm==4.70.1 pyre-extensions==0.0.32 typing-inspect==0.9.0 mypy-extensions==1.2.0 iopath==0.1.10 \
 	portalocker==4.4.2 lightning-utilities==0.15.3 cloudpickle==3.1.2 psutil==7.2.2 pandas==3.1.1
 
-.PHONY: help setup demo test test-fast test-long torchrec check protos verify-protos proto-lint proto-baseline vectors bench bench-peers gpu lock pin-images image-test faults
+.PHONY: help setup demo test test-fast test-long torchrec check protos verify-protos proto-lint proto-baseline reference vectors bench bench-peers gpu lock pin-images image-test faults
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -47,11 +47,11 @@ test-long: setup ## run all tests on whole data sets, with eight times the examp
 torchrec: setup ## install torchrec, so that its tests run rather than skip
 	$(BIN)/python -m pip install --quiet --no-deps $(TORCHREC)
 
-faults: setup ## try every fault as often as docs/reliability.md tells, and write its table; as root
+faults: setup ## try every fault as often as docs/reports/reliability.md tells, and write its table; as root
 	@$(BIN)/python -m pip install --quiet --group faults || echo 'Without atheris all fuzzed input is altered at random.' >&2
 	@rm -f .cache/faults.jsonl && mkdir -p .cache
 	THINROW_FAULTS=full THINROW_FAULTS_FILE=$(CURDIR)/.cache/faults.jsonl $(BIN)/python -m pytest tests/faults
-	PYTHONPATH=tests $(BIN)/python tests/tools/report.py .cache/faults.jsonl docs/reliability.md
+	PYTHONPATH=tests $(BIN)/python tests/tools/report.py .cache/faults.jsonl docs/reports/reliability.md
 
 check: setup verify-protos proto-lint ## lint, formatting, types, stubs and protos
 	$(BIN)/ruff check
@@ -78,20 +78,23 @@ proto-baseline: $(BUF) ## at a release: what later changes must not break
 $(BUF):
 	@npm install --silent --no-audit --no-fund --prefix .cache/buf-$(BUF_VERSION) @bufbuild/buf@$(BUF_VERSION)
 
+reference: setup ## regenerate docs/reference/commands.md
+	PYTHONPATH=tests $(BIN)/python tests/tools/make_commands.py docs/reference/commands.md
+
 vectors: setup ## regenerate docs/reference/test-vectors.json, for clients in other languages
 	$(BIN)/python tests/tools/make_vectors.py docs/reference/test-vectors.json
 
-bench: setup ## measure against fat rows; docs/benchmarks.md tells how to read it
+bench: setup ## measure against fat rows; docs/reports/benchmarks.md tells how to read it
 	$(BIN)/python bench/run.py
 
-bench-peers: setup ## measure against other systems, into docs/benchmarks-peers.md; needs redis-server
+bench-peers: setup ## measure against other systems, into docs/reports/benchmarks-peers.md; needs redis-server
 	@command -v redis-server > /dev/null || { echo 'Install a Redis server: apt-get install redis-server' >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python bench/tenants.py $(OPTIONS)
 
-gpu: setup ## on a machine with CUDA: its tests, and figures into docs/gpu.md
+gpu: setup ## on a machine with CUDA: its tests, and figures into docs/reports/gpu.md
 	$(BIN)/python -m pytest -m gpu tests/integration/test_gpu.py
-	$(BIN)/python bench/gpu.py --out docs/gpu.md
+	$(BIN)/python bench/gpu.py --out docs/reports/gpu.md
 
 LOCK = $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --python-version 3.11 \
 	--custom-compile-command 'make lock' --constraints .cache/versions.txt --output-file deploy/requirements

@@ -1,6 +1,6 @@
 """Measures the loader with a GPU: bytes per second to the device, and a trainer's waiting.
 
-    .venv/bin/python bench/gpu.py [--out docs/gpu.md]
+    .venv/bin/python bench/gpu.py [--out docs/reports/gpu.md]
     .venv/bin/python bench/gpu.py --device cpu --quick     # tries the script out, measures nothing
 
 Copies are compared with the fastest copy from pinned memory there is, one large piece. Training is

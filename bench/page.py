@@ -1,4 +1,4 @@
-"""The page docs/benchmarks-peers.md and its plots."""
+"""The page docs/reports/benchmarks-peers.md and its plots."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Thin rows through server and client, side by side with fat rows in Parquet.
 
-Run with ``make bench``. It prints what it measured, and writes docs/benchmarks.md and the plot
-in it. Nothing is timed before its result has been compared with the other side's.
+Run with ``make bench``. It prints what it measured, and writes docs/reports/benchmarks.md and
+its plot. Nothing is timed before its result has been compared with the other side's.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ def report(
     starvation: list[str],
     copied: float,
 ) -> str:
-    """The page docs/benchmarks.md."""
+    """The page docs/reports/benchmarks.md."""
     speed = [
         f"| {c.data} | {c.order} | {c.examples:,} | {c.events / c.examples:,.0f} "
         f"| {c.examples / c.thin_s:,.0f} | {c.events / c.thin_s / 1e6:,.1f} M "
@@ -407,8 +407,8 @@ def main() -> None:
         ]
     page = report(comparisons, lengths, starvation, copied)
     console.print(page, soft_wrap=True)
-    (ROOT / "docs/benchmarks.md").write_text(page)
-    plot(comparisons, ROOT / "docs/benchmarks.png")
+    (ROOT / "docs/reports/benchmarks.md").write_text(page)
+    plot(comparisons, ROOT / "docs/reports/benchmarks.png")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Three tenants on thin rows, beside what others would use, and beside what the machine can do.
 
-Run with ``make bench-peers``. It writes docs/benchmarks-peers.md and its plots. With ``--quick``
-everything is tiny: that tries the script out and writes nothing but into --out.
+Run with ``make bench-peers``. It writes docs/reports/benchmarks-peers.md and its plots. With
+``--quick`` everything is tiny: that tries the script out and writes nothing but into --out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// The digest of a history (docs/semantics.md, Pointer); the same sums as store/hashing.py.
+// The digest of a history (docs/concepts/semantics.md, Pointer); the same sums as store/hashing.py.
 #pragma once
 
 #include <cstdint>

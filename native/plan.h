@@ -1,6 +1,6 @@
 // From pointers to the events they name: which stripes to read, and where in them to cut.
 //
-// docs/semantics.md says what pointers and statuses mean; the steps are those of
+// docs/concepts/semantics.md says what pointers and statuses mean; the steps are those of
 // server/thinrow/store/history.py. An ordinal is an event's place in its user's whole history.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Stripes as they lie in the store (docs/formats.md), read without trusting them.
+// Stripes as they lie in the store (docs/reference/formats.md), read without trusting them.
 #pragma once
 
 #include <cstdint>

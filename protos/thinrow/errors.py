@@ -60,7 +60,7 @@ class ThinRowError(Exception):
     """Base of every error that ThinRow raises on purpose.
 
     ``name`` identifies the kind on the wire (trailing metadata ``thinrow-error``);
-    docs/operations.md has the table of names and gRPC codes.
+    docs/operations/operations.md has the table of names and gRPC codes.
     """
 
     name: ClassVar[str] = "INTERNAL"

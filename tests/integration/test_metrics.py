@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from support.worlds import Running
 
 TENANTS = '[ranker]\nsequence_length = 3\ntraits = ["brand"]\n[idle]\nsequence_length = 1\n'
-OPERATIONS = DOCS / "operations.md"
+OPERATIONS = DOCS / "operations/operations.md"
 ONLY_OF_SEVERAL = {"thinrow_processes", "thinrow_process_deaths_total"}
 
 

@@ -1,4 +1,4 @@
-"""The README, followed to the letter: its commands and its Python run as written."""
+"""README and docs/start.md run as written: their commands and their Python."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from support.worlds import Running
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = "".join(
+    (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/start.md")
+)
 COMMANDS = re.findall(r"^\.venv/bin/(?!thinrow serve).*$", README, re.MULTILINE)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 

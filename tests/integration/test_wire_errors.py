@@ -100,14 +100,14 @@ def test_every_exception_has_a_row_and_a_name() -> None:
 
 
 def test_the_documented_table_is_the_table_in_code() -> None:
-    text = (DOCS / "operations.md").read_text(encoding="utf-8")
+    text = (DOCS / "operations/operations.md").read_text(encoding="utf-8")
     section = text.split("## Errors of a whole call")[1].split("\n## ")[0]
     rows = re.findall(r"^\| ([A-Z_]+) \| ([A-Z_]+) \| (yes|no) \|", section, re.MULTILINE)
     assert rows == [(row.reason, row.code.name, "yes" if row.retryable else "no") for row in ERRORS]
 
 
 def test_errors_of_grpc_itself_are_documented_as_they_come(world: World) -> None:
-    text = (DOCS / "operations.md").read_text(encoding="utf-8")
+    text = (DOCS / "operations/operations.md").read_text(encoding="utf-8")
     section = text.split("### Errors without a name")[1].split("\n## ")[0]
     for known in ERRORS_OF_GRPC:
         assert known.removeprefix("CLIENT: ") in section

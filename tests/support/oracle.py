@@ -1,4 +1,4 @@
-"""What ThinRow must answer, a second time: docs/semantics.md in plain Python, slow and obvious.
+"""The oracle: docs/concepts/semantics.md in plain Python, slow and obvious.
 
 Shares no code with the product; only loops, dicts, sorted lists (and pyarrow, to write files).
 """

@@ -1,4 +1,4 @@
-"""How often a fault is tried, and what was seen; `make faults` tells it in docs/reliability.md."""
+"""Tries of each fault and their outcomes; docs/reports/reliability.md shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes what a run saw into the table of docs/reliability.md.
+"""Writes what a run saw into the table of docs/reports/reliability.md.
 
     python report.py [--merge] TRIED PAGE
 

@@ -475,7 +475,7 @@ def test_settings_are_checked(tmp_path: Path, options: dict[str, Any], message: 
 def test_the_page_runs_as_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = (DOCS / "logging.md").read_text(encoding="utf-8")
+    page = (DOCS / "guides/logging.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     world = new_world(tmp_path / "world")
     world.compact(some_events(), 3)

@@ -1,4 +1,4 @@
-"""The oracle itself, held to examples worked by hand from docs/semantics.md."""
+"""The oracle itself, held to examples worked by hand from docs/concepts/semantics.md."""
 
 from __future__ import annotations
 

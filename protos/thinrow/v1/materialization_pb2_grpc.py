@@ -30,7 +30,7 @@ class MaterializationServiceStub:
     pure read: any replica may answer it and any may be asked again.
 
     Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
-    a google.rpc.ErrorInfo; docs/operations.md lists them. Faults of one example never fail a call:
+    a google.rpc.ErrorInfo; docs/operations/operations.md lists them. Faults of one example never fail a call:
     they are that example's Status.
     """
 
@@ -67,7 +67,7 @@ class MaterializationServiceServicer:
     pure read: any replica may answer it and any may be asked again.
 
     Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
-    a google.rpc.ErrorInfo; docs/operations.md lists them. Faults of one example never fail a call:
+    a google.rpc.ErrorInfo; docs/operations/operations.md lists them. Faults of one example never fail a call:
     they are that example's Status.
     """
 
@@ -145,7 +145,7 @@ class MaterializationService:
     pure read: any replica may answer it and any may be asked again.
 
     Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
-    a google.rpc.ErrorInfo; docs/operations.md lists them. Faults of one example never fail a call:
+    a google.rpc.ErrorInfo; docs/operations/operations.md lists them. Faults of one example never fail a call:
     they are that example's Status.
     """
 

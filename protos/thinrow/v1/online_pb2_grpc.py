@@ -30,7 +30,7 @@ class OnlineServiceStub:
     the newest generation published by then, and the mutable events that arrived since.
 
     Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
-    a google.rpc.ErrorInfo; docs/operations.md lists them.
+    a google.rpc.ErrorInfo; docs/operations/operations.md lists them.
     """
 
     def __init__(self, channel):
@@ -76,7 +76,7 @@ class OnlineServiceServicer:
     the newest generation published by then, and the mutable events that arrived since.
 
     Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
-    a google.rpc.ErrorInfo; docs/operations.md lists them.
+    a google.rpc.ErrorInfo; docs/operations/operations.md lists them.
     """
 
     def AppendEvents(self, request_iterator, context):
@@ -188,7 +188,7 @@ class OnlineService:
     the newest generation published by then, and the mutable events that arrived since.
 
     Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
-    a google.rpc.ErrorInfo; docs/operations.md lists them.
+    a google.rpc.ErrorInfo; docs/operations/operations.md lists them.
     """
 
     @staticmethod

@@ -42,8 +42,8 @@ CONNECTION_IDLE_MS = 300_000
 PING_INTERVAL_MS_MIN = 5_000
 """Lower bound on the interval between two pings of an idle connection.
 
-Clients may ping every 10 s (docs/operations.md). Half of that is enforced, because the network can
-delay one ping more than the next.
+Clients may ping every 10 s (docs/operations/operations.md). Half of that is enforced, because the
+network can delay one ping more than the next.
 """
 KEEPALIVE_INTERVAL_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
 GOAWAY_DELAY_S = 0.2

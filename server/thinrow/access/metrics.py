@@ -26,7 +26,7 @@ TENANT_LABELS_MAX = 100
 
 
 class ServiceMetrics:
-    """What every service tells; docs/operations.md says how to read it."""
+    """What every service tells; docs/operations/operations.md says how to read it."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -58,7 +58,7 @@ class ServiceMetrics:
         )
         self.memory_bound = self.gauge(
             "thinrow_memory_bound_bytes",
-            "The most memory that the limits allow: see docs/operations.md.",
+            "The most memory that the limits allow: see docs/operations/operations.md.",
         )
         self.gauge(
             "thinrow_build_info", "1; the labels tell what runs.", "version", "python"

@@ -75,7 +75,7 @@ ERRORS = (
     WireError(DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
     WireError(ThinRowError, grpc.StatusCode.INTERNAL),
 )
-"""Every error that a server sends; docs/operations.md says what to do about each."""
+"""Every error that a server sends; docs/operations/operations.md says what to do about each."""
 _BY_KIND = {each.kind: each for each in ERRORS}
 
 

@@ -1,4 +1,4 @@
-"""Which raw events count, where each stands in time, and in which order (docs/semantics.md).
+"""Order of raw events: duplicates, visible times and ties (docs/concepts/semantics.md).
 
 Frames hold events in canonical form (events.py); ``visible_ts`` is added on the way.
 """

@@ -239,7 +239,7 @@ class RecordFormat:
         return self._native.events(arrivals, records)
 
     def order(self, record: bytes) -> tuple[object, ...]:
-        """Returns a key that sorts an event among others (docs/semantics.md, Time)."""
+        """Returns a key that sorts an event among others (docs/concepts/semantics.md, Time)."""
         columns = self.decode([record])
         _, *head = HEAD.unpack_from(record)
         return (*head, *(_order(t, columns[t.name]) for t in self.schema.traits))

@@ -1,4 +1,4 @@
-"""Which words of an event enter the digest of its history (docs/semantics.md, Pointer)."""
+"""Which words of an event enter the digest of its history (docs/concepts/semantics.md, Pointer)."""
 
 from __future__ import annotations
 

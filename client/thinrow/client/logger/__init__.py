@@ -1,6 +1,6 @@
 """The serving side's logger: thin rows in at request time, labels later, joined rows out.
 
-docs/logging.md says how it is used and what it promises.
+docs/guides/logging.md says how it is used and what it promises.
 """
 
 from thinrow.errors import UsageError

@@ -97,7 +97,7 @@ class ThinRowLogger:
     """Joins thin rows with labels that come later, and writes them to files, a topic or both.
 
     Safe to share between threads; a process that forks does so before it has one. What a crash
-    left in the journal is taken up again here. docs/logging.md has the guarantees.
+    left in the journal is taken up again here. docs/guides/logging.md has the guarantees.
 
     clock: now in ms, for tests. A time before the last one counts as the last one.
     registry: of Prometheus, for the counts.

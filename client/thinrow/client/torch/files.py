@@ -1,6 +1,6 @@
 """Files of thin rows as a source: which rows are whose, in what order, and how far one has come.
 
-docs/training.md has the contract.
+docs/guides/training.md has the contract.
 """
 
 from __future__ import annotations

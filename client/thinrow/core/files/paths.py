@@ -1,6 +1,6 @@
 """Paths, folders, globs and URLs, resolved to the Parquet files that they stand for.
 
-docs/formats.md has the rules, which are those of Spark and DuckDB.
+docs/reference/formats.md has the rules, which are those of Spark and DuckDB.
 """
 
 from __future__ import annotations
