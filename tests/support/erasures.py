@@ -45,11 +45,15 @@ def marks() -> str:
 
 
 def found(folder: Path, *texts: str) -> list[str]:
-    parts = [text[20:60].encode() for text in texts]
+    return found_bytes(folder, [text[20:60].encode() for text in texts])
+
+
+def found_bytes(folder: Path, parts: list[bytes]) -> list[str]:
+    """Names the files below a folder that hold any of these bytes."""
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.is_file() and any(part in read(path) for part in parts)
+        if path.is_file() and any(part in content for content in [read(path)] for part in parts)
     )
 
 
