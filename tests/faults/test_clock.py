@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.hand_overs import SCHEMA, Follower, HandOvers, Killed, hand_overs, serving
+from support.online_worlds import some_events
 from support.paths import SUPPORT
 from support.scenarios import schema_toml
+from support.tiers import append, in_threads
+from support.tiers import opened as tier_opened
 from support.tried import FULL, SEED, Tried, times
 from support.worlds import DAY_MS, START_TS, new_world, running_online, running_server
-from test_handover import SCHEMA, Follower, HandOvers, Killed, hand_overs, serving
-from test_online_meaning import some_events
-from test_tier import append, in_threads
-from test_tier import opened as tier_opened
 from thinrow.client import Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.errors import RequestError

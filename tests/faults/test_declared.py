@@ -21,7 +21,7 @@ from thinrow.core.files.message import decode_thin_rows, split_thin_rows
 from thinrow.core.wire.response import Response
 from thinrow.errors import InputError, ThinRowError
 from thinrow.v1 import materialization_pb2 as wire
-from test_arrow_sizes import MAKE
+from support.declared_arrow import MAKE
 exec(MAKE)
 
 KINDS = (1, 4, 8, 10, 11, 12, 13, 14)

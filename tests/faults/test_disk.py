@@ -14,11 +14,11 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from support.online_events import batch, ids_seen
+from support.small_disks import ROOMY, Disk, check_full, compacting, disk, run
+from support.store_contents import contents
 from support.tried import SEED, Tried, times
 from support.worlds import World, leftovers, new_world, running_online, some_events
-from test_full_disk import ROOMY, Disk, check_full, compacting, disk, run
-from test_kill_compaction import contents
-from test_online_server import batch, ids_seen
 from thinrow.client.online import connect_online
 from thinrow.errors import StoreError
 from thinrow.online.config import OnlineConfig

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from support.deliveries import PATIENT, PAUSE_S, Delivered, batches, streamed_through, world
+from support.fake_server import Fake, inputs, serving, users
+from support.silent_replicas import CONFIG, PROJECTION, accepting, silent
 from support.tried import SEED, Tried, times
 from support.worlds import freeze, running_server
-from test_client_stream import Fake, inputs, serving, users
-from test_kill_server import PATIENT, PAUSE_S, Delivered, batches, streamed_through, world
-from test_silent_replica import CONFIG, PROJECTION, accepting, silent
 from thinrow.client import connect
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pytest
 from support.kafka_broker import Broker, needs_broker, running_broker
 from support.kafka_topics import TIMEOUT_S, wait_for
 from support.logged import a_row, config_in, features_of
+from support.row_tables import table
 from support.tried import SEED, Tried, times
-from test_client_rows import table
 from thinrow.client.logger import KafkaOutput, ThinRowLogger
 from thinrow.core.files.message import encode_thin_rows
 

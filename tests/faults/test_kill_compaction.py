@@ -16,11 +16,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from support.paths import SUPPORT
 from support.small_store import copied, sample
+from support.store_contents import Contents, contents
 from support.tried import FULL, SEED, Tried, times
 from support.worlds import (
     THINROW,
@@ -38,7 +39,6 @@ from support.worlds import (
 )
 from thinrow.compaction.compact import compact
 from thinrow.errors import StoreMissingError
-from thinrow.store.generation import Generation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,23 +51,6 @@ DAYS = (3, 5) if FULL else (3,)
 """The first build goes up to day 3, the increment to 5; hazards/test_crash.py kills that, too."""
 USERS = range(1, 51)
 OLD, NEW = pointers_to(days(3), USERS), pointers_to(days(3, 5), USERS)
-Contents = list[Any]
-
-
-def contents(store: Path) -> Contents:
-    """All that a reader can find in a store: every key and value of every shard."""
-    with Generation.open_current(store) as generation:
-        return [
-            generation.number,
-            generation.watermarks.tolist(),
-            generation.schema.to_json(),
-            *(
-                (summary.name, summary.events, summary.users, list(shard.items(summary.keys)))
-                for summary, shard in zip(
-                    generation.manifest.shards, generation.shards, strict=True
-                )
-            ),
-        ]
 
 
 @dataclass(frozen=True)

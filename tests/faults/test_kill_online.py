@@ -14,11 +14,11 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pytest
+from support.hand_overs import SCHEMA, Follower, Killed, serving
+from support.online_events import batch, ids_seen
 from support.scenarios import schema_toml
 from support.tried import SEED, Tried, times
 from support.worlds import THINROW, new_world, running_online
-from test_handover import SCHEMA, Follower, Killed, serving
-from test_online_server import batch, ids_seen
 from thinrow.client import connect
 from thinrow.client.online import connect_online
 from thinrow.errors import ThinRowError

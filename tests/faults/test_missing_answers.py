@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from support.online_events import ALL, batch, ids_seen
 from support.tried import SEED, Tried, times
+from support.unanswered import failing_at, online_config, quiet
 from support.worlds import START_TS, new_world
-from test_online_server import ALL, batch, ids_seen
-from test_unanswered import failing_at, online_config, quiet
 from thinrow.client.online import connect_online
 from thinrow.errors import ThinRowError
 from thinrow.online.clock import TierClock

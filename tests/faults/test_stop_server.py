@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+from support.deliveries import PAUSE_S, Delivered, batches, keep, streamed_through, world
 from support.http2 import http2
 from support.idle_streams import BATCH, Idle, streams_of
+from support.online_events import batch, ids_seen
 from support.tried import SEED, Tried, times
 from support.worlds import OWN_HOST, new_world, running_online, running_server
-from test_kill_server import PAUSE_S, Delivered, batches, keep, streamed_through, world
-from test_online_server import batch, ids_seen
 from thinrow.access import grpc_server
 from thinrow.client.online import connect_online
 from thinrow.materialization.config import ServerConfig

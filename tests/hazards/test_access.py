@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from support.certificates import Authority
+from support.deployment import HEALTH
+from support.tenants_files import File, hashed, soon
 from support.worlds import START_TS, built_world, new_world
-from test_deploy import HEALTH
-from test_tenants import File, hashed, soon
-from test_trust import Authority
 from thinrow.access.guard import ways_to_tenants
 from thinrow.access.status_page import Look, rendered
 from thinrow.cli.app import app

@@ -9,10 +9,9 @@ import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.declared_sizes import REFUSED_BYTES_MAX, UNLIMITED, VECTOR, batch, column, world
 from support.peak import MIB, peak_of
 from support.worlds import START_TS, World, new_world, running_online, running_server
-from test_declared_sizes import REFUSED_BYTES_MAX, UNLIMITED, VECTOR, batch, column
-from test_declared_sizes import world as _world
 from thinrow.access.tenants import new_token
 from thinrow.core.wire.sizes import CONSTANT_BYTES_MAX
 from thinrow.materialization.inspect import SHOWN_ELEMENT_BYTES, SHOWN_VALUE_BYTES
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from support.worlds import Running
 
-world = _world
+__all__ = ["world"]
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.endless_streams import QUICK, endless, some_batches
 from support.worlds import (
     ALL,
     OWN_HOST,
     REPEATS,
-    START_TS,
-    Answers,
     World,
     built_world,
     compact_command,
@@ -36,7 +35,7 @@ from support.worlds import (
     some_events,
     thinrow,
 )
-from thinrow.client import ClientConfig, Pointers, connect
+from thinrow.client import ClientConfig, connect
 from thinrow.compaction.compact import compact
 from thinrow.errors import UnavailableError
 from thinrow.materialization.config import ServerConfig
@@ -44,14 +43,10 @@ from thinrow.materialization.server import Server
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from support.worlds import Running
 
-QUICK = ClientConfig(
-    examples_per_request=8, requests_in_flight=3, backoff_max_s=0.1, retry_deadline_s=30
-)
 OLD, NEW = pointers_to(days(3)), pointers_to(days(3, 5))
 
 
@@ -175,26 +170,6 @@ def test_two_compactions_at_once(grown: World, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> World:
     return built_world(tmp_path_factory.mktemp("world"))
-
-
-def some_batches(rng: random.Random, store: Path) -> tuple[list[Pointers], list[Answers]]:
-    """Batches of different sizes, some larger than a request, and what they must give."""
-    batches = [
-        Pointers(
-            user_ids=[rng.choice((1, 2, 3, 4, 5, 99)) for _ in range(size)],
-            end_ts=[START_TS + 3 * 86_400_000] * size,
-            start_ts=[START_TS + rng.randrange(3 * 86_400_000) for _ in range(size)],
-        )
-        for size in (rng.choice((0, 1, 5, 20)) for _ in range(40))
-    ]
-    return batches, [read_store(store, batch) for batch in batches]
-
-
-def endless(batches: list[Pointers], enough: threading.Event) -> Iterator[Pointers]:
-    """The batches over and over, until what was to happen has happened, and once more."""
-    while not enough.is_set():
-        yield from batches
-    yield from batches
 
 
 def test_server_killed_in_the_middle_of_a_stream(built: World) -> None:

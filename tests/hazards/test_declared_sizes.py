@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
+from support.declared_sizes import (
+    REFUSED_BYTES_MAX,
+    UNLIMITED,
+    VECTOR,
+    batch,
+    column,
+    constant_answer,
+    world,
+)
 from support.peak import MIB, peak_of
-from support.worlds import World, new_world, running_online
+from support.worlds import World, running_online
 from thinrow import _native
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.core.wire.columns import from_wire
@@ -27,13 +36,8 @@ if TYPE_CHECKING:
 
     from support.worlds import Running
 
-REFUSED_BYTES_MAX = 48 * MIB
-"""Limit on what a refused message may cost: a few times its own size."""
-UNLIMITED = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),
-]
+
+__all__ = ["world"]
 
 ANSWERS = """
 import numpy as np
@@ -133,29 +137,6 @@ def answering(answer: Callable[[wire.MaterializeRequest], bytes]) -> Iterator[st
         server.stop(0).wait()
 
 
-def constant_answer(request: wire.MaterializeRequest) -> bytes:
-    """A thousand equal events of each example, in a run of their own."""
-    examples = len(request.user_ids)
-    return wire.MaterializeResponse(
-        generation=1,
-        watermark_ts=9,
-        statuses=[wire.STATUS_OK] * examples,
-        view_starts=range(0, 1000 * examples, 1000),
-        view_lengths=[1000] * examples,
-        block_lengths=[1000] * examples,
-        truncation=wire.TRUNCATION_NEWEST,
-        columns=[
-            wire.Column(
-                trait="x",
-                type=wire.TRAIT_TYPE_INT64,
-                vector_size=1,
-                bases=range(5, 5 + examples),
-                widths=bytes(examples),
-            )
-        ],
-    ).SerializeToString()
-
-
 def test_answers_that_widen_too_far_are_asked_for_in_smaller_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -209,39 +190,9 @@ def test_mutable_events_of_a_snapshot() -> None:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    schema = """
-[item]
-item_id = { type = "int64", key = true }
-brand = "string"
-[feedback]
-embedding = { type = "float64", size = 4096, sparse = true }
-"""
-    return new_world(tmp_path_factory.mktemp("world"), schema)
-
-
-@pytest.fixture(scope="module")
 def online(world: World) -> Iterator[Running]:
     with running_online(world, "--data", world.folder / "data") as server:
         yield server
-
-
-def column(trait: str, kind: Any, size: int = 1, **fields: Any) -> wire.Column:
-    return wire.Column(
-        **{"trait": trait, "type": kind, "vector_size": size, "bases": [1], "widths": bytes(1)}
-        | fields
-    )
-
-
-def batch(events: int, *columns: wire.Column) -> online_pb2.EventBatch:
-    plain = [
-        column("event_ts", wire.TRAIT_TYPE_INT64),
-        column("item_id", wire.TRAIT_TYPE_INT64),
-        column("brand", wire.TRAIT_TYPE_STRING, bases=[0], strings=["a"]),
-    ]
-    replaced = {each.trait for each in columns}
-    kept = [each for each in plain if each.trait not in replaced]
-    return online_pb2.EventBatch(user_ids=[1] * events, columns=[*kept, *columns])
 
 
 def appended(online: Running, message: Any) -> str:
@@ -255,7 +206,6 @@ def appended(online: Running, message: Any) -> str:
     return str(answer.refused)
 
 
-VECTOR = column("embedding", wire.TRAIT_TYPE_FLOAT64, 4096)
 BOMBS = {
     "an unknown trait": (batch(2048, column("x", wire.TRAIT_TYPE_INT64, 4096)), "no trait"),
     "another size": (

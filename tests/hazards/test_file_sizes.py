@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 import pytest
 import xxhash
+from support.declared_arrow import MAKE, thin_rows
 from support.peak import MIB, peak_of
 from support.worlds import World, built_world
-from test_arrow_sizes import MAKE, thin_rows
 from thinrow.client import read_thin_rows
 from thinrow.client.torch import RowFiles
 from thinrow.core.files.parquet_sizes import GROUP_BYTES_MAX

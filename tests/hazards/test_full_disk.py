@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import subprocess
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.small_disks import ROOMY, Disk, check_full, compacting, disk, run
 from support.worlds import (
     ALL,
     DAY_MS,
     World,
     as_of,
-    compact_command,
     days,
     leftovers,
     new_world,
@@ -27,82 +22,17 @@ from support.worlds import (
     some_events,
     thinrow,
 )
-from thinrow.cli.app import app
 from thinrow.client import connect
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
-from typer.testing import CliRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from click.testing import Result
 
-ROOMY = 64 << 20
+__all__ = ["disk"]
+
 OLD, NEW = pointers_to(days(1, 2, 3)), pointers_to(days(3, 4))
-
-
-@dataclass(frozen=True)
-class Disk:
-    """A small file system in memory."""
-
-    path: Path
-
-    def used(self) -> int:
-        """Bytes of whole pages, as the file system counts."""
-        gc.collect()  # an error that was told may still hold on to files of its run
-        told = os.statvfs(self.path)
-        return (told.f_blocks - told.f_bfree) * told.f_frsize
-
-    def resize(self, size: int) -> None:
-        options = f"remount,size={size}"
-        subprocess.run(["mount", "-o", options, str(self.path)], check=True)
-
-    def leave(self, room: int) -> None:
-        """Leaves so many bytes free, also where somebody is writing meanwhile."""
-        for attempts_left in reversed(range(10)):
-            used = self.used()
-            try:
-                self.resize(used + room)
-                return
-            except subprocess.CalledProcessError:
-                if not attempts_left or self.used() <= used + room:
-                    raise
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Disk]:
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={ROOMY}", "thinrow-test", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a tmpfs, which root has on a machine of its own")
-    try:
-        yield Disk(folder)
-    finally:
-        gc.collect()  # errors that were told still hold on to the files of their runs
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    with small_disk(tmp_path / "disk") as disk:
-        yield disk
-
-
-def run(*command: object) -> Result:
-    return CliRunner().invoke(app, list(map(str, command)))
-
-
-def check_full(result: Result | subprocess.CompletedProcess[str], disk: Disk) -> None:
-    code = (
-        result.returncode if isinstance(result, subprocess.CompletedProcess) else result.exit_code
-    )
-    told = result.stderr.strip()
-    assert code == 1, told
-    assert told.startswith(f"Error: The disk that holds {disk.path}"), told
-    assert "is full; free some space and run again" in told
-    assert "\n" not in told
 
 
 @pytest.fixture
@@ -112,12 +42,6 @@ def world(tmp_path: Path) -> World:
     world.write("old.parquet", some_events(5000))
     world.write("new.parquet", some_events(5000, days=1, first_day=3))
     return world
-
-
-def compacting(world: World, store: Path, name: str, day: int) -> list[str]:
-    command = compact_command(world, [world.folder / f"{name}.parquet"], day)[3:]
-    command[command.index(str(world.store))] = str(store)
-    return [*command, "--shards", "2", "--cadence", "1d"]
 
 
 def test_compaction(world: World, disk: Disk) -> None:

@@ -17,8 +17,8 @@ from confluent_kafka import Producer
 from support.crashing_logger import ROWS
 from support.logged import Clock, a_row, config_in, features_of, published, request_ids
 from support.paths import SUPPORT
+from support.small_disks import ROOMY, small_disk
 from support.worlds import REPEATS, flipped
-from test_full_disk import ROOMY, small_disk
 from thinrow.client.logger import (
     FileOutput,
     JournalError,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from test_client_stream import assert_no_thread_left
+from support.fake_server import assert_no_thread_left
 from thinrow.client import ClientConfig
 from thinrow.client.online import OnlineClient, connect_online
 from thinrow.client.received import AHEAD_MESSAGES_MAX, received

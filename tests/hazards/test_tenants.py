@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+from support.tenants_files import File, hashed, soon
 from support.worlds import ALL, World, built_world, days, pointers_to, read_store, shown
 from thinrow.access import limits
 from thinrow.access.limits import RETRY_AFTER_MS, ConcurrencyLimit, FairScheduler
@@ -46,11 +47,6 @@ POINTERS = pointers_to(days(3))
 BRAND = Projection(traits=("brand",))
 
 
-def hashed(*tokens: str) -> str:
-    hashes = [hashlib.sha256(token.encode()).hexdigest() for token in tokens]
-    return f"token_sha256 = {hashes!r}".replace("'", '"')
-
-
 GUARDED = f"""
 [ranker]
 traits = ["brand"]
@@ -67,19 +63,6 @@ projections = "any"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return built_world(tmp_path_factory.mktemp("world"))
-
-
-class File:
-    """A tenants file, replaced as people do: beside it, then over it."""
-
-    def __init__(self, path: Path, text: str) -> None:
-        self.path = path
-        path.write_text(text, encoding="utf-8")
-
-    def becomes(self, text: str) -> None:
-        beside = self.path.with_suffix(".new")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(self.path)
 
 
 @pytest.fixture
@@ -103,13 +86,6 @@ def serving(world: World, file: File, **options: object) -> Iterator[str]:
 
 def carrying(token: str | Callable[[], str] | None, **options: object) -> ClientConfig:
     return ClientConfig(token=token, **{"retry_deadline_s": 0, **options})  # type: ignore[arg-type]
-
-
-def soon(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
 
 
 def refusal(address: str, token: str) -> str | None:

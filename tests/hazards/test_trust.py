@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from support.certificates import Authority
 from support.worlds import (
     ALL,
     World,
@@ -51,42 +51,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"))
-
-
-class Authority:
-    """Makes real certificates, with the openssl command."""
-
-    def __init__(self, folder: Path) -> None:
-        if shutil.which("openssl") is None:
-            pytest.skip("needs the openssl command")
-        self.folder = folder
-        self.ca = folder / "ca.pem"
-        self._key = folder / "ca.key"
-        openssl("req", "-x509", *self._made(self._key, self.ca, "authority"))
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """A certificate for this machine's loopback address, and its key."""
-        cert, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        openssl(
-            *("req", "-x509", "-CA", self.ca, "-CAkey", self._key),
-            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
-            *("-addext", "basicConstraints=critical,CA:FALSE"),
-            *self._made(key, cert, name),
-        )
-        return cert, key
-
-    @staticmethod
-    def _made(key: Path, cert: Path, name: str) -> tuple[object, ...]:
-        return (
-            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-keyout", key, "-out", cert, "-subj", f"/CN={name}", "-days", 2),
-        )
-
-
-def openssl(*arguments: object) -> None:
-    command = ["openssl", *map(str, arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
 
 
 @contextmanager

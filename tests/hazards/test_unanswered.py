@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from concurrent import futures
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import grpc
 import pytest
-from support.worlds import START_TS, World, new_world
-from test_online_server import ALL, batch, item
+from support.online_events import ALL, batch, item
+from support.unanswered import failing_at, online_config, quiet
+from support.worlds import START_TS, new_world
 from thinrow.client.online import OnlineClient, connect_online
 from thinrow.errors import ThinRowError, UnavailableError
 from thinrow.online.clock import TierClock
-from thinrow.online.config import OnlineConfig
 from thinrow.online.ids import IdIndex
 from thinrow.online.server import OnlineServer
 from thinrow.online.service import OnlineService
-from thinrow.v1 import materialization_pb2 as wire
-from thinrow.v1 import online_pb2, online_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
-
-
-def online_config(world: World) -> OnlineConfig:
-    return OnlineConfig(
-        store=world.store,
-        data=world.folder / "online",
-        schema=world.schema,
-        listen="127.0.0.1:0",
-        metrics=None,
-    )
 
 
 @contextmanager
@@ -42,21 +28,6 @@ def online_client(folder: Path) -> Iterator[OnlineClient]:
         connect_online(server.address) as client,
     ):
         yield client
-
-
-def failing_at(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, call: int) -> None:
-    """Lets one call of a method raise MemoryError."""
-    real: Callable[..., object] = getattr(owner, method)
-    calls = 0
-
-    def sometimes(*arguments: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise MemoryError
-        return real(*arguments)
-
-    monkeypatch.setattr(owner, method, sometimes)
 
 
 @pytest.mark.parametrize(
@@ -91,55 +62,6 @@ def test_a_stream_of_many_batches_does_not_end_well(
         failing_at(monkeypatch, OnlineService, "_batch", 3)
         with pytest.raises(ThinRowError, match="MemoryError"):
             list(client.append_all(batches, deadline_s=60))
-
-
-class Quiet(online_pb2_grpc.OnlineServiceServicer):
-    """Answers streams in part, and ends them with OK."""
-
-    def __init__(self, cursors: Sequence[int]) -> None:
-        self.cursors = cursors
-
-    def AppendEvents(  # noqa: N802
-        self,
-        requests: Iterator[online_pb2.AppendEventsRequest],
-        context: grpc.ServicerContext,  # noqa: ARG002
-    ) -> Iterator[online_pb2.AppendEventsResponse]:
-        next(requests)
-        for cursor in self.cursors:
-            yield online_pb2.AppendEventsResponse(cursor=cursor, appended=1)
-
-    def SnapshotStream(  # noqa: N802
-        self,
-        messages: Iterator[online_pb2.SnapshotStreamRequest],
-        context: grpc.ServicerContext,  # noqa: ARG002
-    ) -> Iterator[online_pb2.SnapshotStreamResponse]:
-        next(messages)
-        if self.cursors:
-            yield online_pb2.SnapshotStreamResponse(
-                answers=[online_pb2.StreamedAnswer(cursor=cursor) for cursor in self.cursors]
-            )
-
-    def DescribeTier(  # noqa: N802
-        self,
-        request: online_pb2.DescribeTierRequest,  # noqa: ARG002
-        context: grpc.ServicerContext,  # noqa: ARG002
-    ) -> online_pb2.DescribeTierResponse:
-        trait = wire.Trait(name="item_id", type=wire.TRAIT_TYPE_INT64, vector_size=1)
-        group = wire.FeatureGroup(name="item", traits=[trait])
-        return online_pb2.DescribeTierResponse(feature_groups=[group])
-
-
-@contextmanager
-def quiet(cursors: Sequence[int]) -> Iterator[OnlineClient]:
-    server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-    online_pb2_grpc.add_OnlineServiceServicer_to_server(Quiet(cursors), server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with connect_online(f"127.0.0.1:{port}") as client:
-            yield client
-    finally:
-        server.stop(None).wait()
 
 
 @pytest.mark.parametrize(

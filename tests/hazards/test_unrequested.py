@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+from support.declared_sizes import REFUSED_BYTES_MAX, constant_answer
 from support.peak import MIB, peak_of
-from test_declared_sizes import REFUSED_BYTES_MAX, constant_answer
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.client.received import AHEAD_MESSAGES_MAX, received
 from thinrow.errors import ThinRowError

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_deploy import ALERTS, COMPOSE, DEPLOY, HEALTH, OURS, PANELS, ROOT, mounts
+from support.deployment import ALERTS, COMPOSE, DEPLOY, HEALTH, OURS, PANELS, mounts
+from support.paths import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

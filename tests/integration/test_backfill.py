@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.row_answers import answers
 from support.worlds import DAY_MS, World, as_of, new_world
-from thinrow.client import Projection, connect, read_thin_rows
+from thinrow.client import Projection, connect
 from thinrow.errors import InputError
 from thinrow.jobs.backfill import backfill
 from thinrow.jobs.config import BackfillConfig
 from thinrow.jobs.materialize import materialize
-from thinrow.materialization.config import ServerConfig
-from thinrow.materialization.server import Server
-from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,16 +35,6 @@ def thin_rows(world: World, events: Sequence[Path], requests: Sequence[tuple[int
     rows = world.folder / "rows.parquet"
     backfill(BackfillConfig(requests=asked, store=world.store, events=list(events), rows=rows))
     return rows
-
-
-def answers(world: World, rows: Path) -> list[tuple[str, list[Any] | None]]:
-    """Status and items of each row."""
-    config = ServerConfig(store=world.store, listen="127.0.0.1:0", metrics=None)
-    with Server(config) as server, connect(server.address) as client:
-        [(piece, _)] = read_thin_rows(rows, examples=100)
-        batch = client.materialize(piece, Projection(traits=("item_id",)))
-    names = [wire.Status.Name(number) for number in batch.statuses.tolist()]
-    return list(zip(names, batch.to_lists("item_id"), strict=True))
 
 
 def test_an_erased_user_is_erased_from_rows_without_history_too(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from confluent_kafka import Producer
 from support.kafka_topics import CountedSource, wait_for
 from support.logged import HOUR_MS, config_in, parts
+from support.tensor_examples import by_request
 from support.thin_rows import rows_table, shown, write_rows
 from support.worlds import built_world, running_server
 from thinrow.client import Projection, connect
@@ -35,29 +35,6 @@ if TYPE_CHECKING:
 ROWS = 600
 WINDOW_MS = 400
 PROJECTION = Projection(sequence_length=20)
-
-
-def by_request(batches: Iterable[TensorBatch]) -> dict[str, Any]:
-    """Of each request its example: its own slices of the tensors, byte by byte, and its texts."""
-    found: dict[str, Any] = {}
-    for batch in batches:
-        ends = batch.offsets.tolist()
-        for n, (_, status, traits, columns) in enumerate(shown(batch)):
-            slices = {
-                trait: (values.dtype, values[ends[n] : ends[n + 1]].numpy().tobytes())
-                for trait, values in batch.values.items()
-                if trait not in batch.strings
-            }
-            kinds = {
-                name: column.dtype
-                for name, column in batch.columns.items()
-                if isinstance(column, torch.Tensor)
-            }
-            request_id = columns["request_id"]
-            assert request_id not in found, "a row came twice"
-            # By its text, so that nan is equal to nan.
-            found[request_id] = (status, slices, repr((traits, columns)), kinds)
-    return found
 
 
 def train(address: str, source: RowFiles | RowSource) -> Iterable[TensorBatch]:

@@ -1,7 +1,5 @@
 """What deploy/ says, held against the code: commands, ports, paths, metrics, manifests."""
 
-# ruff: noqa: ANN401 - what YAML holds
-
 from __future__ import annotations
 
 import importlib.util
@@ -25,6 +23,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from prometheus_client import CollectorRegistry, generate_latest
 from support import thin_rows
+from support.deployment import (
+    ALERTS,
+    COMPOSE,
+    DASHBOARD,
+    DEPLOY,
+    HEALTH,
+    OURS,
+    PANELS,
+    SERVICES,
+    mounts,
+    read_yaml,
+)
 from support.paths import ROOT
 from support.worlds import THINROW, Running, as_of, built_world, running_server
 from thinrow.cli.app import app
@@ -40,28 +50,12 @@ if TYPE_CHECKING:
 
     from support.worlds import World
 
-DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 KUBERNETES_VERSION = "1.37"
-HEALTH = DEPLOY / "thinrow-health"
 
 
-def read_yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-COMPOSE = read_yaml(DEPLOY / "docker-compose.yaml")
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 LONG_RUNNING = [name for name, service in SERVICES.items() if "restart" in service]
 PROMETHEUS = read_yaml(DEPLOY / "prometheus/prometheus.yaml")
-ALERTS = [
-    rule
-    for group in read_yaml(DEPLOY / "prometheus/rules.yaml")["groups"]
-    for rule in group["rules"]
-]
-DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/thinrow.json").read_text(encoding="utf-8"))
-PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
 MANIFESTS = {
     (manifest["kind"], manifest["metadata"]["name"]): manifest
@@ -101,15 +95,6 @@ def command_of(service: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def port(address: str) -> int:
     return int(address.rpartition(":")[2])
-
-
-def mounts(service: dict[str, Any]) -> dict[str, tuple[str, bool]]:
-    """Where a service finds what: source and whether it may only read, by path inside."""
-    found = {}
-    for volume in service.get("volumes", []):
-        source, target, *mode = volume.split(":")
-        found[target] = (source, mode == ["ro"])
-    return found
 
 
 # Compose

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.fat_tables import SCHEMA, hour_ts, slimmed
 from support.worlds import thinrow
-from test_slim import SCHEMA, hour_ts, slimmed
 from thinrow.client import connect
 from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support import worlds
-from test_torch_device import filled
+from support.filled_batches import filled
 from thinrow.client import Projection
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.client.torch.device import DeviceCopy

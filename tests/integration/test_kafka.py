@@ -20,8 +20,7 @@ import pyarrow as pa
 import pytest
 import torch.distributed
 from confluent_kafka import KafkaError, KafkaException
-from test_client_rows import EVENT, table
-from test_kafka_messages import assert_same
+from support.row_tables import EVENT, assert_same, table
 from thinrow.client.torch.kafka import KafkaConfig, KafkaSource
 from thinrow.core.files.message import (
     MESSAGE_ROWS_MAX,

@@ -9,7 +9,7 @@ import pytest
 from support.kafka_broker import Broker, needs_broker, running_broker
 from support.kafka_topics import TIMEOUT_S, wait_for
 from support.logged import a_row, config_in, features_of
-from test_client_rows import table
+from support.row_tables import table
 from thinrow.client.logger import KafkaOutput, ThinRowLogger
 from thinrow.core.files.message import encode_thin_rows
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.paths import DOCS
+from support.server_processes import AT_ONCE, TWO, pids, until
 from support.worlds import ALL, World, built_world, days, pointers_to, running_server, some_events
-from test_processes import AT_ONCE, TWO, pids, until
 from thinrow.access.metrics import TENANT_LABELS_MAX
 from thinrow.access.metrics_endpoint import MetricsEndpoint
 from thinrow.client import Pointers, connect

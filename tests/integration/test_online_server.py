@@ -7,7 +7,6 @@ import itertools
 import json
 import random
 import subprocess
-import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
+from support.grpcurl import GRPCURL
+from support.online_events import ALL, batch, ids_seen, item
 from support.worlds import (
     START_TS,
     new_world,
@@ -40,39 +41,10 @@ from thinrow.v1 import online_pb2
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ALL = Projection(traits=("event_id", "item_id"))
-
-
-def item(number: int) -> dict[str, list[Any]]:
-    return {"item_id": [number], "brand": ["a"], "rating": [None], "price": [0.5]}
-
-
-def batch(client: OnlineClient, first: int, count: int) -> online_pb2.EventBatch:
-    ids = list(range(first, first + count))
-    traits = {
-        "item_id": ids,
-        "brand": ["é"] * count,
-        "rating": [None] * count,
-        "price": [1.0] * count,
-    }
-    return client.events([1 + number % 5 for number in ids], [START_TS] * count, traits, ids)
-
 
 def batches_from(client: OnlineClient, first: int, size: int) -> Iterator[online_pb2.EventBatch]:
     for start in itertools.count(first, size):
         yield batch(client, start, size)
-
-
-def ids_seen(client: OnlineClient, after_ts: int = 0) -> set[int]:
-    """Event ids of all users, each of which must be there once; after_ts: arrival of the last."""
-    request_ts = max(client.describe().now_ts + 100, after_ts + 1)
-    seen = client.snapshot_batch([1, 2, 3, 4, 5], ALL, request_ts=request_ts)
-    ids = [number for part in seen.batch.to_lists("event_id") for number in part or []]
-    assert len(ids) == len(set(ids))
-    assert [len(row.mutable) for row in seen.thin_rows] == [
-        len(part or []) for part in seen.batch.to_lists("item_id")
-    ]
-    return set(ids)
 
 
 def test_what_was_acknowledged_survives_kills(tmp_path: Path) -> None:
@@ -329,9 +301,6 @@ def test_a_generation_that_was_not_sealed_here_is_not_served(tmp_path: Path) -> 
         assert seen.thin_row.end_ts == 0 and len(seen.thin_row.mutable) == 1
         with pytest.raises(RequestError, match="never sealed"):
             list(client.export(online_pb2.ExportEventsRequest(watermark_ts=START_TS + 400)))
-
-
-GRPCURL = (str(Path(sys.executable).with_name("grpcurl")), "-plaintext")
 
 
 def grpcurl(address: str, method: str, request: dict[str, Any]) -> dict[str, Any]:

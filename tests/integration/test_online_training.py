@@ -19,9 +19,9 @@ import pytest
 from confluent_kafka import Producer
 from support.kafka_topics import CountedSource, wait_for
 from support.logged import config_in, parts
+from support.tensor_examples import by_request
 from support.thin_rows import shown
 from support.worlds import World, new_world, running_online
-from test_both_trainings import by_request
 from thinrow.client import Projection, connect
 from thinrow.client.logger import FileOutput, KafkaOutput, ThinRowLogger, mutable_type
 from thinrow.client.online import connect_online

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from support.paths import ROOT
+from support.paths import ROOT, TESTS
 
 RANKS = {
     "schema": 0,
@@ -34,8 +34,8 @@ SOURCES = sorted(
 )
 
 
-def modules_imported(path: Path) -> set[str]:
-    """Names every module of ThinRow that a file imports, at its top or inside."""
+def names_imported(path: Path) -> set[str]:
+    """Names everything that a file imports, at its top or inside."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -44,7 +44,7 @@ def modules_imported(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: imports are absolute here"
             assert node.module is not None
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return {name for name in found if name.startswith("thinrow.")}
+    return found
 
 
 def modules_loaded_by(statement: str) -> set[str]:
@@ -90,6 +90,17 @@ def test_modules_beside_each_other_have_names_of_their_own() -> None:
     assert not [name for name, count in names.items() if count > 1]
 
 
+def test_tests_import_no_test_module() -> None:
+    """Tests share helpers in tests/support, so each module moves and runs by itself."""
+    imported = {
+        str(path.relative_to(TESTS)): sorted(
+            name for name in names_imported(path) if name.startswith("test_")
+        )
+        for path in TESTS.rglob("*.py")
+    }
+    assert not {path: names for path, names in imported.items() if names}
+
+
 def test_client_loads_nothing_heavy() -> None:
     heavy = {"torch", "pyarrow", "polars", "pandas", "rocksdict", "pydantic", "rich", "typer"}
     assert not heavy & modules_loaded_by("import thinrow.client")
@@ -113,5 +124,5 @@ def test_imports_run_one_way(path: Path) -> None:
         # Services never call others; commands and what they run are clients of a server.
         if RANKS[own] >= RANKS["jobs"]:
             allowed.add("client")
-    imported = {name.split(".")[1] for name in modules_imported(path)}
+    imported = {name.split(".")[1] for name in names_imported(path) if name.startswith("thinrow.")}
     assert imported <= allowed, f"imports {sorted(imported - allowed)}"

@@ -16,6 +16,8 @@ import grpc
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
+from support.endless_streams import QUICK, endless, some_batches
+from support.server_processes import AT_ONCE, TWO, pids, until
 from support.worlds import (
     ALL,
     OWN_HOST,
@@ -31,7 +33,6 @@ from support.worlds import (
     some_events,
     thinrow,
 )
-from test_crash import QUICK, endless, some_batches
 from thinrow.client import ClientConfig, Pointers, connect
 from thinrow.errors import StoreError, UsageError
 from thinrow.materialization import processes
@@ -44,31 +45,15 @@ from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from prometheus_client.metrics_core import Metric
     from support.worlds import Running
-
-AT_ONCE = ClientConfig(retry_deadline_s=0)
-TWO = ("--processes", 2)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return built_world(tmp_path_factory.mktemp("world"))
-
-
-def until(true: Callable[[], bool], timeout_s: float = 60) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
-
-
-def pids(server: Running) -> list[int]:
-    """Each worker's newest process."""
-    started = [line for line in server.events() if line["event"] == "worker serving"]
-    return [pid for _, pid in sorted({line["worker"]: line["pid"] for line in started}.items())]
 
 
 def is_alive(pid: int) -> bool:

@@ -10,8 +10,8 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection_pb2
+from support.grpcurl import GRPCURL
 from support.worlds import World, built_world
-from test_online_server import GRPCURL
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
 from thinrow.online.config import OnlineConfig

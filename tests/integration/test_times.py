@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.fat_tables import slimmed
+from support.row_answers import answers
 from support.worlds import DAY_MS, World, as_of, new_world
-from test_backfill import answers
-from test_slim import slimmed
 from thinrow.compaction.compact import compact
 from thinrow.errors import InputError, UsageError
 from thinrow.events.units import check_typed

@@ -18,8 +18,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support import thin_rows
+from support.server_processes import AT_ONCE, TWO, until
 from support.worlds import ALL, World, built_world, days, pointers_to, running_server
-from test_processes import AT_ONCE, TWO, until
 from thinrow.client import ClientConfig, Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.client.torch import LoaderConfig, ThinRowLoader

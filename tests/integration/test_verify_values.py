@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_slim import hour_ts, slimmed
+from support.fat_tables import hour_ts, slimmed
 from thinrow.client import connect
 from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig

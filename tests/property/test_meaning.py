@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import random
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
-from unittest import mock
 
-import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.built_worlds import Answer, Built, bits, new_folder
 from support.oracle import (
     Event,
     Key,
@@ -25,11 +22,7 @@ from support.oracle import (
     Run,
     Schema,
     Trait,
-    Value,
     Wanted,
-    column,
-    columns,
-    order,
     trait_value,
     truncate,
 )
@@ -42,195 +35,23 @@ from support.scenarios import (
     World,
     asked,
     bulk,
-    events_table,
     examples,
     projections,
     rows_table,
-    schema_toml,
     values,
     worlds,
 )
-from thinrow.client import ClientConfig, Projection, connect, read_thin_rows
-from thinrow.compaction.compact import compact
-from thinrow.compaction.config import CompactionConfig
 from thinrow.jobs.backfill import backfill
 from thinrow.jobs.config import BackfillConfig
-from thinrow.materialization.config import ServerConfig
-from thinrow.materialization.server import Server
-from thinrow.v1 import materialization_pb2 as wire
-from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from support.oracle import Entry
-    from thinrow.client import Client
 
 pytestmark = pytest.mark.usefixtures("no_pause_before_goaway")
 
 ALL = Wanted()
 EVERY_COLUMN = Wanted(traits=("event_ts", "event_id", "visible_ts"))
-
-
-class Answer(NamedTuple):
-    """One example's status and, by column, its values as bits: NaNs and zeros differ."""
-
-    status: str
-    columns: dict[str, list[Key]]
-
-
-class Built:
-    """A store that the product and the oracle build alike."""
-
-    def __init__(self, folder: Path, world: World, shards: int | None = None) -> None:
-        self.folder = folder
-        folder.mkdir(exist_ok=True)
-        self.world = world
-        self.shards = shards or world.shards
-        self.store = folder / "store"
-        self.schema = folder / "schema.toml"
-        self.schema.write_text(schema_toml(world.schema), encoding="utf-8")
-        self.oracle = Oracle(world.schema)
-        self.files = 0
-
-    def write(self, table: pa.Table) -> Path:
-        self.files += 1
-        path = self.folder / f"{self.files}.parquet"
-        pq.write_table(table, path)
-        return path
-
-    def write_events(self, events: Sequence[Event]) -> Path:
-        return self.write(events_table(events, self.world.schema, self.world.plain))
-
-    def write_users(self, users: frozenset[int]) -> Path | None:
-        if not users:
-            return None
-        if self.world.plain:
-            path = self.folder / "erase.txt"
-            path.write_text("".join(f"{user}\n" for user in sorted(users)), encoding="utf-8")
-            return path
-        return self.write(pa.table({"user_id": pa.array(sorted(users), pa.int64())}))
-
-    def compact(self, run: Run, events: Sequence[Path] | None = None) -> None:
-        config = CompactionConfig(
-            store=self.store,
-            events=[self.write_events(run.events)] if events is None else list(events),
-            schema=self.schema,
-            watermark_ts=run.watermark_ts,
-            shards=self.shards,
-            cadence_ms=run.cadence_ms,
-            cadence_offset_ms=run.cadence_offset_ms if run.cadence_ms else 0,
-            time_unit="ms",  # some of these worlds begin in 1970
-            dedup_window_ms=run.dedup_window_ms,
-            lookback_ms=run.lookback_ms,
-            erase_users=self.write_users(run.erase),
-            accept_late=run.accept_late,
-            keep=None,
-        )
-        with mock.patch("thinrow.compaction.rewrite.STRIPE_EVENTS_MAX", self.world.stripe_events):
-            told = compact(config)
-        before = self.oracle.event_count
-        expected = asdict(self.oracle.compact(run))
-        if run.erase:
-            # Nothing says whether an event added and erased in one run was added.
-            del expected["events_added"]
-        expected |= {"event_count": self.oracle.event_count, "user_count": self.oracle.user_count}
-        assert {name: getattr(told, name) for name in expected} == expected
-        assert told.events_added - told.events_dropped == self.oracle.event_count - before
-
-    @contextmanager
-    def serve(self) -> Iterator[Served]:
-        config = ServerConfig(store=self.store, listen="127.0.0.1:0", metrics=None)
-        limits = ClientConfig(examples_per_request=5)
-        with Server(config) as server, connect(server.address, limits) as client:
-            yield Served(self, server.address, client)
-
-
-class Served:
-    """A store behind a server."""
-
-    def __init__(self, built: Built, address: str, client: Client) -> None:
-        self.built = built
-        self.address = address
-        self.client = client
-
-    def ask(self, rows: Path, wanted: Wanted) -> list[Answer]:
-        projection = Projection(
-            sequence_length=wanted.sequence_length,
-            truncation="head" if wanted.head else "newest",
-            feature_groups=wanted.feature_groups,
-            traits=wanted.traits,
-        )
-        answers = []
-        for piece, _ in read_thin_rows(rows, examples=8):
-            batch = self.client.materialize(piece, projection)
-            assert list(batch.values) == columns(wanted, self.built.world.schema)
-            lists = {name: batch.to_lists(name) for name in batch.values}
-            lengths = batch.offsets[1:] - batch.offsets[:-1]
-            for n, number in enumerate(batch.statuses.tolist()):
-                status = wire.Status.Name(number).removeprefix("STATUS_")
-                shown = {name: bits(column[n] or []) for name, column in lists.items()}
-                assert all(len(value) == lengths[n] for value in shown.values())
-                answers.append(Answer(status, shown))
-        return answers
-
-    def check(
-        self, rows: Path, wanted: Wanted, expected: Sequence[tuple[str, list[Entry]]]
-    ) -> None:
-        schema = self.built.world.schema
-        answers = self.ask(rows, wanted)
-        assert [answer.status for answer in answers] == [status for status, _ in expected]
-        for answer, (_, entries) in zip(answers, expected, strict=True):
-            for name, shown in answer.columns.items():
-                right = bits(column(entries, name, schema))
-                if name == "visible_ts":
-                    # What has no place yet may say anything here.
-                    assert len(shown) == len(right)
-                    shown = [
-                        a if b != order(None) else b for a, b in zip(shown, right, strict=True)
-                    ]
-                assert shown == right, name
-
-    def check_examples(
-        self, rows: Sequence[Example], wanted: Wanted, digests: Sequence[int] | None = None
-    ) -> None:
-        built = self.built
-        told = digests or [0] * len(rows)
-        path = built.write(rows_table(rows, told, built.world.schema, built.world.plain))
-        expected = [
-            built.oracle.answer(row.pointer, wanted, row.mutable, row.request_ts) for row in rows
-        ]
-        self.check(path, wanted, expected)
-
-    def inspect(self, users: Sequence[int], as_of_ts: int) -> list[wire.InspectResponse]:
-        with grpc.insecure_channel(self.address) as channel:
-            stub = MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
-            return [
-                stub.Inspect(wire.InspectRequest(user_id=user, as_of_ts=as_of_ts), timeout=60)
-                for user in users
-            ]
-
-    def digests(self, watermarks: Sequence[int]) -> dict[tuple[int, int], int]:
-        """What pointers written at these watermarks would carry, by user and watermark."""
-        found = {}
-        for end_ts in watermarks:
-            users = (*USERS, STRANGER)
-            for user, shown in zip(users, self.inspect(users, end_ts), strict=True):
-                assert shown.end_ts == end_ts
-                known = self.built.oracle.digest_content(user, end_ts) is not None
-                assert (shown.digest != 0) == known
-                found[user, end_ts] = shown.digest
-        return found
-
-
-def bits(shown: Sequence[Value | list[float]]) -> list[Key]:
-    return [order(tuple(value) if isinstance(value, list) else value) for value in shown]
-
-
-@contextmanager
-def new_folder() -> Iterator[Path]:
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
 
 
 # Any pointer, any projection, after any compactions.

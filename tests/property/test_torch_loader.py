@@ -17,13 +17,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from support.built_worlds import Built, bits, new_folder
 from support.oracle import column
 from support.scenarios import World as Drawn
 from support.scenarios import asked, examples, projections, worlds
 from support.scenarios import rows_table as drawn_rows
 from support.thin_rows import rows_table, shown, write_rows
 from support.worlds import ALL, as_of, built_world, some_events
-from test_meaning import Built, bits, new_folder
 from thinrow.client import Answer, ClientConfig, Projection
 from thinrow.client.torch import (
     FileSource,

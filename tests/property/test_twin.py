@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.built_worlds import Built, bits, new_folder
 from support.numpy_twin import NumpyPlan, assemble
 from support.scenarios import World, asked, bulk, examples, projections, worlds
-from test_meaning import Built, bits, new_folder
 from thinrow.access.projection import resolve_projection
 from thinrow.core.pointers import Pointers, ThinRows
 from thinrow.core.wire.batch import Batch

@@ -6,10 +6,10 @@ import random
 from functools import cache
 from typing import TYPE_CHECKING
 
+from support.built_worlds import Built
 from support.oracle import DAY_MS, Event, Run, Schema, Trait
 from support.scenarios import USERS, World, values
 from support.tried import SEED
-from test_meaning import Built
 
 if TYPE_CHECKING:
     from pathlib import Path

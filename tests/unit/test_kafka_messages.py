@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import random
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_client_rows import table, to_python
-from thinrow.client import ThinRows, read_thin_rows
+from support.row_tables import assert_same, table
+from thinrow.client import read_thin_rows
 from thinrow.core.files.message import (
     MESSAGE_ROWS_MAX,
     decode_thin_rows,
@@ -20,14 +19,6 @@ from thinrow.core.files.message import (
     split_thin_rows,
 )
 from thinrow.errors import InputError
-
-
-def assert_same(rows: ThinRows, others: pa.Table, want: tuple[ThinRows, pa.Table]) -> None:
-    for name in rows.pointers.__slots__:
-        assert np.array_equal(getattr(rows.pointers, name), getattr(want[0].pointers, name))
-    assert rows.mutable is not None and want[0].mutable is not None
-    assert to_python(rows.mutable) == to_python(want[0].mutable)
-    assert others.equals(want[1])
 
 
 @settings(max_examples=25)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from support.server_processes import AT_ONCE, TWO, until
 from support.worlds import ALL, World, built_world, days, pointers_to, running_server
-from test_processes import AT_ONCE, TWO, until
 from thinrow.access.metrics_endpoint import MetricsEndpoint
 from thinrow.access.status_page import Look, StatusPage, duration, rendered
 from thinrow.client import connect

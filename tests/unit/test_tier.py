@@ -6,24 +6,21 @@ import shutil
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-import numpy as np
 import pytest
-from support.worlds import DAY_MS, START_TS, new_world
+from support.tiers import append, in_threads, opened
+from support.worlds import START_TS
 from thinrow.errors import StoreError
 from thinrow.online.clock import LEASE_MS, Lease
 from thinrow.online.database import WriteAheadLog
-from thinrow.online.records import batch_of
-from thinrow.online.tier import MutableTier, TierConfig
-from thinrow.schema import read_schema
 from thinrow.store.directory import NEVER_TS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from thinrow.online.tier import MutableTier
 
 THREADS = 4
 SEALS = 200
@@ -32,53 +29,6 @@ SEALS = 200
 @pytest.fixture
 def now() -> list[int]:
     return [START_TS]
-
-
-@contextmanager
-def opened(folder: Path, now: list[int], **options: Any) -> Iterator[MutableTier]:  # noqa: ANN401
-    options = {"commit_lead_ms": 0, "retention_ms": DAY_MS, **options}
-    tier = MutableTier(TierConfig(folder=folder, wall=lambda: now[0], **options))
-    tier.use_schema(read_schema(new_world(folder.parent, '[a]\nt = "string"\n').schema))
-    try:
-        yield tier
-    finally:
-        tier.close()
-
-
-def append(tier: MutableTier, user: int, text: str, event_id: int) -> int:
-    record_format = tier.format
-    assert record_format is not None
-    given = {
-        "event_ts": np.array([START_TS]),
-        "event_id": np.array([event_id]),
-        "t": np.array([text], object),
-    }
-    columns = record_format.checked({k: column(v) for k, v in given.items()}, 1)
-    [committed] = tier.commit([batch_of([user], columns, record_format)])
-    return committed.arrival_ts
-
-
-def column(values: np.ndarray[Any, Any]) -> Any:  # noqa: ANN401
-    from thinrow.core.pointers import MutableColumn
-
-    return MutableColumn(values)
-
-
-def in_threads(*work: Callable[[], object]) -> None:
-    errors: list[Exception] = []
-
-    def run(one: Callable[[], object]) -> None:
-        try:
-            one()
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(one,)) for one in work]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
 
 
 def test_the_log_turns_over_while_threads_sync(tmp_path: Path) -> None:

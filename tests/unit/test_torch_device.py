@@ -15,11 +15,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.filled_batches import filled
 from support.paths import BENCH
-from thinrow.client.torch.batch import lay_out
 from thinrow.client.torch.device import DeviceCopy
 from thinrow.client.torch.ring import Ring
-from thinrow.core.wire.widen import ColumnKind
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,14 +27,6 @@ if TYPE_CHECKING:
     from thinrow.client.torch.batch import TensorBatch
     from torch import Tensor
 
-KINDS = {
-    trait: ColumnKind(dtype=np.dtype(dtype), shape=shape, text=False, nullable=nullable)
-    for trait, dtype, shape, nullable in (
-        ("item_id", np.int64, (), False),
-        ("rating", np.int8, (), True),
-        ("embedding", np.float16, (3,), False),
-    )
-}
 VIEWS: list[Callable[[TensorBatch], Tensor]] = [
     lambda batch: batch.values["item_id"],
     lambda batch: batch.values["item_id"][1:],
@@ -45,25 +36,6 @@ VIEWS: list[Callable[[TensorBatch], Tensor]] = [
     lambda batch: batch.to("cpu").statuses,
 ]
 """Ways to hold on to a part of a batch, and not to the batch."""
-
-
-def filled(number: int, events: int, allocate: Callable[[int], Tensor]) -> TensorBatch:
-    """A batch whose every value tells which one it is."""
-    batch = lay_out(
-        KINDS,
-        np.array([events, 0, 1]),
-        statuses=np.full(3, number % 256, np.uint8),
-        example_ids=np.full(3, number),
-        columns={"user_id": np.full(3, number)},
-        generation=1,
-        watermark_ts=0,
-        allocate=allocate,
-    )
-    batch.values["item_id"].fill_(number)
-    batch.values["rating"].fill_(number)
-    batch.values["embedding"].fill_(number % 100)
-    batch.present["rating"].fill_(True)
-    return batch
 
 
 @given(
