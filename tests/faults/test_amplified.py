@@ -13,7 +13,7 @@ import pytest
 from support.tried import SEED, Tried, times
 from support.worlds import START_TS, days, new_world, running_online, running_server
 from thinrow.client.online import connect_online
-from thinrow.materialization import ServerConfig
+from thinrow.materialization.config import ServerConfig
 from thinrow.online.config import OnlineConfig
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2
