@@ -103,17 +103,17 @@ def test_slow_readers_and_full_queues_stay_below_it(world: World) -> None:
         ]
         for thread in threads:
             thread.start()
-        end_s = time.monotonic() + 12
-        streams = 0.0
-        while time.monotonic() < end_s:
-            streams = max(streams, server.scrape()["thinrow_streams"])
+        streams, answered = 0.0, 0.0
+        while streams < LIMITS["streams_max"] or answered < 200_000:
+            series = server.scrape()
+            streams = max(streams, series["thinrow_streams"])
+            answered = series.get('thinrow_examples_total{status="OK",tenant=""}', 0.0)
             time.sleep(0.5)
         stop.set()
         for thread in threads:
             thread.join()
         most = server.most_bytes()
         assert streams == LIMITS["streams_max"], "all streams were taken"
-        assert server.scrape()['thinrow_examples_total{status="OK",tenant=""}'] > 4000
     assert most < bound, f"{most:,} of {bound:,} bytes"
 
 
