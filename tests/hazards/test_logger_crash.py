@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 CRASHING = SUPPORT / "crashing_logger.py"
 
 
-@pytest.mark.parametrize("seed", range(3 * REPEATS))
+@pytest.mark.parametrize("seed", range(2 * REPEATS))
 def test_killed_at_any_moment(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     acknowledged: set[int] = set()

@@ -27,8 +27,8 @@ def users_every(count: int) -> int:
 CASES: list[tuple[str, Callable[[], SampleData], int, int]] = [
     # name, events, one user of so many, every so many events a request
     ("movielens", datasets.movielens_100k, users_every(5), 10),
-    ("mathoverflow", datasets.mathoverflow, users_every(8), 20),
-    ("completejourney", datasets.complete_journey, users_every(160), 20),
+    ("mathoverflow", datasets.mathoverflow, users_every(16), 20),
+    ("completejourney", datasets.complete_journey, users_every(320), 20),
 ]
 
 

@@ -130,7 +130,7 @@ def check_twins(built: Built, rows: Sequence[Example], wanted: Wanted, seed: int
 
 
 @given(worlds(), st.integers(0, 2**32), st.data())
-@examples(25)
+@examples(12)
 def test_any_world(world: World, seed: int, data: st.DataObject) -> None:
     rows = data.draw(asked(world))
     wanted = [data.draw(projections(world.schema)) for _ in range(3)]
