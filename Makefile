@@ -18,7 +18,7 @@ TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict
 	tqdm==4.70.1 pyre-extensions==0.0.32 typing-inspect==0.9.0 mypy-extensions==1.2.0 iopath==0.1.10 \
 	portalocker==4.4.2 lightning-utilities==0.15.3 cloudpickle==3.1.2 psutil==7.2.2 pandas==3.1.1
 
-.PHONY: help setup demo test test-fast test-long torchrec check protos verify-protos proto-lint proto-baseline reference vectors bench bench-peers gpu lock pin-images image-test faults
+.PHONY: help setup demo test test-fast test-long torchrec check protos native-stub verify-protos proto-lint proto-baseline reference vectors bench bench-peers gpu lock pin-images image-test faults
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -61,6 +61,9 @@ check: setup verify-protos proto-lint ## lint, formatting, types, stubs and prot
 
 protos: setup ## regenerate the stubs from the protos
 	$(call PROTOC,protos)
+
+native-stub: setup ## regenerate client/thinrow/_native.pyi from the built module
+	$(BIN)/python .ci/native_stub.py > .cache/_native.pyi && mv .cache/_native.pyi client/thinrow/_native.pyi
 
 verify-protos: setup ## fail where the stubs are stale
 	@rm -rf .cache/stubs && mkdir -p .cache/stubs

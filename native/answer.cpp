@@ -1,6 +1,7 @@
 #include "answer.h"
 
 #include <algorithm>
+#include <array>
 #include <string_view>
 #include <tuple>
 
@@ -8,12 +9,18 @@
 #include "fields.h"
 #include "flat_map.h"
 
+namespace thinrow {
+
+namespace column = fields::column;
+namespace response = fields::materialize_response;
+namespace stream = fields::materialize_stream_response;
+
 namespace {
 
-// The time taken is known last, so its varint has room for every number below 2^35.
+// Bytes reserved for the varint of `server_us`, which is known last; enough for values below 2^35.
 constexpr int64_t server_us_bytes = 5;
 
-constexpr uint32_t unnumbered = UINT32_MAX;
+constexpr uint32_t unassigned_code = UINT32_MAX;
 
 struct Number {
   int64_t value = 0;
@@ -33,8 +40,8 @@ Run lay_out(const Plan &plan) {
   std::sort(order.begin(), order.end());
   struct Segment {
     int64_t user, begin, end;
-    size_t seen_first; // the example that looks at it first
-    int64_t start = 0; // in the run
+    size_t first_example; // the lowest number of an example in the segment
+    int64_t start = 0;    // first event in the run
   };
   std::vector<Segment> segments;
   std::vector<size_t> segment_of(examples.size());
@@ -44,15 +51,15 @@ Run lay_out(const Plan &plan) {
       segments.push_back({user, first, end, i});
     Segment &segment = segments.back();
     segment.end = std::max(segment.end, end);
-    segment.seen_first = std::min(segment.seen_first, i);
+    segment.first_example = std::min(segment.first_example, i);
     segment_of[i] = segments.size() - 1;
   }
-  // Segments stand in the order in which examples first look at them: where nothing is shared the
-  // run is then the batch itself, and the client has nothing to gather.
+  // Segments are ordered by their first example. If no examples overlap, the run is then equal to
+  // the batch, and the client has nothing to gather.
   std::vector<size_t> ranks(segments.size());
   for (size_t segment = 0; segment < segments.size(); ++segment) ranks[segment] = segment;
   std::sort(ranks.begin(), ranks.end(), [&](size_t one, size_t other) {
-    return segments[one].seen_first < segments[other].seen_first;
+    return segments[one].first_example < segments[other].first_example;
   });
   for (const size_t rank : ranks) {
     Segment &segment = segments[rank];
@@ -74,7 +81,7 @@ Run lay_out(const Plan &plan) {
 }
 
 AnswerColumn::AnswerColumn(const Plan &plan, const Run &run, const Trait &trait) : trait_(trait) {
-  std::vector<Column> columns; // of each stripe once, also where several blocks look at it
+  std::vector<Column> columns; // one per stripe, even if several blocks read the stripe
   std::vector<size_t> column_of;
   std::vector<Slice> slices;
   int64_t bits = 0, last_stripe = -1;
@@ -102,22 +109,22 @@ AnswerColumn::AnswerColumn(const Plan &plan, const Run &run, const Trait &trait)
   bytes_ = count_bytes();
 }
 
-// Puts one dictionary, of what the answer uses only, in the place of the stripes' own.
+// Replaces the stripes' dictionaries by one that has only the entries that the answer uses.
 void AnswerColumn::number_words(const std::vector<Column> &columns,
                                 const std::vector<Slice> &slices,
                                 const std::vector<size_t> &column_of) {
   FlatMap<Number, uint32_t> by_number;
   FlatMap<TextKey, uint32_t> by_text;
   const auto number_of = [&](int64_t value) {
-    const auto [code, is_new] = by_number.add({value}, by_number.size());
+    const auto [code, is_new] = by_number.add({value}, static_cast<uint32_t>(by_number.size()));
     if (is_new) numbers_.push_back(value);
     return code;
   };
   const auto numbered = [&](const Column &source, uint64_t entry) {
-    if (trait_.type == categorical) return number_of(source.number(entry));
-    const Bytes value = source.words_of(entry);
+    if (trait_.type == TraitType::categorical) return number_of(source.number(entry));
+    const Bytes value = source.text(entry);
     const std::string_view view(reinterpret_cast<const char *>(value.data), value.size);
-    const auto [code, is_new] = by_text.add({view}, by_text.size());
+    const auto [code, is_new] = by_text.add({view}, static_cast<uint32_t>(by_text.size()));
     if (is_new) texts_.push_back(value);
     return code;
   };
@@ -125,7 +132,7 @@ void AnswerColumn::number_words(const std::vector<Column> &columns,
   for (const Slice &slice : slices) words += slice.words;
   std::vector<uint32_t> codes;
   codes.reserve(words);
-  std::vector<uint32_t> local; // codes of one stripe's entries
+  std::vector<uint32_t> local; // the answer's code of each entry of the current stripe
   for (size_t block = 0; block < slices.size(); ++block) {
     const Column &source = columns[column_of[block]];
     if (!source.indexes()) {
@@ -133,16 +140,16 @@ void AnswerColumn::number_words(const std::vector<Column> &columns,
       continue;
     }
     if (!block || column_of[block] != column_of[block - 1])
-      local.assign(source.entries(), unnumbered);
+      local.assign(source.entries(), unassigned_code);
     each_word(slices[block], [&](uint64_t entry) {
       if (entry >= local.size()) throw Corrupt("a stripe's word points past its dictionary");
       uint32_t &code = local[entry];
-      if (code == unnumbered) code = numbered(source, entry);
+      if (code == unassigned_code) code = numbered(source, entry);
       codes.push_back(code);
     });
   }
   bases_.assign(slices.size(), 0);
-  widths_.assign(slices.size(), narrow_codes(codes));
+  widths_.assign(slices.size(), static_cast<uint8_t>(narrow_codes(codes)));
 }
 
 int AnswerColumn::narrow_codes(const std::vector<uint32_t> &codes) {
@@ -154,7 +161,7 @@ int AnswerColumn::narrow_codes(const std::vector<uint32_t> &codes) {
     for (size_t i = 0; i < codes.size(); ++i) out[i] = static_cast<Code>(codes[i]);
     return static_cast<int>(sizeof(Code));
   };
-  int width = 0; // one value only: every word is the base
+  int width = 0; // with a single entry, every word equals the base
   if (entries > 1 << 16)
     width = store(uint32_t{});
   else if (entries > 1 << 8)
@@ -166,24 +173,26 @@ int AnswerColumn::narrow_codes(const std::vector<uint32_t> &codes) {
 }
 
 int64_t AnswerColumn::count_bytes() const {
-  int64_t total =
-      optional_bytes(column::trait, trait_.name.size()) + number_bytes(column::type, trait_.type) +
-      number_bytes(column::vector_size, trait_.size) +
-      number_bytes(column::nullable, trait_.nullable) +
-      optional_bytes(column::bases, 8 * bases_.size()) +
-      optional_bytes(column::widths, widths_.size()) + optional_bytes(column::data, data_bytes_) +
-      optional_bytes(column::present, present_.size()) +
-      optional_bytes(column::dictionary, 8 * numbers_.size());
+  int64_t total = optional_bytes(column::trait, trait_.name.size()) +
+                  number_bytes(column::type, static_cast<uint64_t>(trait_.type)) +
+                  number_bytes(column::vector_size, trait_.size) +
+                  number_bytes(column::nullable, trait_.nullable) +
+                  optional_bytes(column::bases, 8 * bases_.size()) +
+                  optional_bytes(column::widths, widths_.size()) +
+                  optional_bytes(column::data, data_bytes_) +
+                  optional_bytes(column::present, present_.size()) +
+                  optional_bytes(column::dictionary, 8 * numbers_.size());
   for (const Bytes &value : texts_) total += field_bytes(column::strings, value.size);
   if (!trait_.nullable && trait_.has_default)
-    total += trait_.type == text ? field_bytes(column::default_string, trait_.default_text.size())
-                                 : tag_bytes(column::default_word) + 8;
+    total += trait_.type == TraitType::string
+                 ? field_bytes(column::default_string, trait_.default_text.size())
+                 : tag_bytes(column::default_word) + 8;
   return total;
 }
 
 void AnswerColumn::write(Writer &out) const {
   out.bytes(column::trait, trait_.name.data(), trait_.name.size());
-  out.number(column::type, trait_.type);
+  out.number(column::type, static_cast<uint64_t>(trait_.type));
   out.number(column::vector_size, trait_.size);
   out.number(column::nullable, trait_.nullable);
   out.bytes(column::bases, bases_.data(), 8 * bases_.size());
@@ -199,7 +208,7 @@ void AnswerColumn::write(Writer &out) const {
     out.raw(value.data, value.size);
   }
   if (trait_.nullable || !trait_.has_default) return;
-  if (trait_.type == text) {
+  if (trait_.type == TraitType::string) {
     out.open(column::default_string, trait_.default_text.size());
     out.raw(trait_.default_text.data(), trait_.default_text.size());
   } else {
@@ -213,11 +222,11 @@ Answer::Answer(const Plan &plan, const std::vector<Trait> &traits, int64_t gener
     : generation_(generation),
       watermark_ts_(watermark_ts),
       sequence_length_(plan.sequence_length()),
-      head_(plan.is_head()) {
+      truncation_(plan.is_head() ? Truncation::head : Truncation::newest) {
   const Run run = lay_out(plan);
   std::vector<int64_t> statuses, lengths, block_lengths;
   for (const Example &example : plan.examples) {
-    statuses.push_back(example.status);
+    statuses.push_back(static_cast<int64_t>(example.status));
     lengths.push_back(example.count);
     events_ += example.count;
   }
@@ -233,7 +242,7 @@ Answer::Answer(const Plan &plan, const std::vector<Trait> &traits, int64_t gener
                 optional_bytes(response::view_lengths, view_lengths_.size()) +
                 optional_bytes(response::block_lengths, block_lengths_.size()) +
                 number_bytes(response::sequence_length, sequence_length_) +
-                number_bytes(response::truncation, response::truncation_head) +
+                number_bytes(response::truncation, static_cast<uint64_t>(truncation_)) +
                 tag_bytes(response::server_us) + server_us_bytes;
   columns_.reserve(traits.size());
   for (const Trait &trait : traits) {
@@ -241,7 +250,7 @@ Answer::Answer(const Plan &plan, const std::vector<Trait> &traits, int64_t gener
     body_bytes_ += field_bytes(response::columns, columns_.back().bytes());
     if (body_bytes_ > bytes_max)
       throw TooLarge(
-          "The answer would be larger than this server sends (response_bytes_max); ask for fewer "
+          "The answer would be larger than this server sends (response_bytes_max); request fewer "
           "examples at once, shorter sequences or fewer traits.");
   }
 }
@@ -269,14 +278,17 @@ void Answer::write_body(Writer &out) const {
     column.write(out);
   }
   out.number(response::sequence_length, sequence_length_);
-  out.number(response::truncation, head_ ? response::truncation_head : response::truncation_newest);
+  out.number(response::truncation, static_cast<uint64_t>(truncation_));
 }
 
 void Answer::write_server_us(Writer &out, uint64_t elapsed_us) const {
   out.tag(response::server_us, Wire::varint);
-  uint8_t padded[server_us_bytes];
-  for (int64_t i = 0; i < server_us_bytes; ++i)
-    padded[i] =
-        static_cast<uint8_t>(elapsed_us >> (7 * i) & 0x7f) | (i + 1 < server_us_bytes ? 0x80 : 0);
-  out.raw(padded, server_us_bytes);
+  std::array<uint8_t, server_us_bytes> padded;
+  for (size_t i = 0; i < padded.size(); ++i) {
+    const uint64_t more = i + 1 < padded.size() ? 0x80 : 0;
+    padded[i] = static_cast<uint8_t>((elapsed_us >> (7 * i) & 0x7f) | more);
+  }
+  out.raw(padded.data(), server_us_bytes);
 }
+
+} // namespace thinrow

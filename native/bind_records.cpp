@@ -1,51 +1,79 @@
-// Python's side of the mutable tier's records.
-#include "bind_records.h"
-
+// Binds the mutable tier's records.
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
 
-#include "bind_snapshot.h"
+#include <tuple>
+
+#include "bind.h"
+#include "python.h"
 #include "records.h"
 
-namespace nb = nanobind;
+namespace thinrow {
 
 namespace {
 
-std::vector<Bytes> views_of(const nb::list &values) {
-  std::vector<Bytes> views;
-  views.reserve(nb::len(values));
-  for (const nb::handle value : values) {
-    if (!PyBytes_Check(value.ptr())) throw nb::type_error("records are bytes");
-    views.push_back({reinterpret_cast<const uint8_t *>(PyBytes_AS_STRING(value.ptr())),
-                     static_cast<int64_t>(PyBytes_GET_SIZE(value.ptr()))});
-  }
+using Records = nb::typed<nb::list, nb::bytes>;
+// Name, type, words per event, nullable, bytes per word, positions of its words and presence byte.
+using ColumnArguments = std::tuple<std::string, int, int64_t, bool, int64_t, int64_t, int64_t>;
+
+std::vector<Bytes> records_of(const nb::list &records) {
+  std::vector<Bytes> views = views_of(records);
+  for (const Bytes &view : views)
+    if (!view.data) throw nb::type_error("a record must not be None");
   return views;
 }
 
-// None where a record is of another format.
-nb::object events(const RecordFormat &format, const std::vector<int64_t> &arrival_ts,
-                  const nb::list &records) {
-  const std::vector<Bytes> views = views_of(records);
+void make_format(RecordFormat *made, int number, int64_t record_bytes,
+                 const std::vector<ColumnArguments> &arguments) {
+  std::vector<RecordColumn> columns;
+  columns.reserve(arguments.size());
+  for (const auto &[name, type, size, nullable, word_bytes, word_at, has_at] : arguments)
+    columns.push_back(
+        {name, static_cast<TraitType>(type), size, nullable, word_bytes, word_at, has_at});
+  new (made) RecordFormat(number, record_bytes, std::move(columns));
+}
+
+std::optional<nb::bytes> events(const RecordFormat &format, const std::vector<int64_t> &arrival_ts,
+                                const Records &records) {
+  const std::vector<Bytes> views = records_of(records);
   for (const Bytes &view : views)
-    if (!format.is_of(view)) return nb::none();
-  const std::vector<uint8_t> message = format.events(arrival_ts, views);
-  return nb::bytes(message.data(), message.size());
+    if (!format.is_of(view)) return std::nullopt;
+  return bytes_of(format.events(arrival_ts, views));
 }
 
 } // namespace
 
 void bind_records(nb::module_ &m) {
-  using Told = std::tuple<std::string, int, int64_t, bool, int64_t, int64_t, int64_t>;
-  nb::class_<RecordFormat>(m, "RecordFormat")
-      .def("__init__",
-           [](RecordFormat *made, int number, int64_t record_bytes, const std::vector<Told> &told) {
-             std::vector<RecordColumn> columns;
-             for (const auto &[name, type, size, nullable, word_bytes, word_at, has_at] : told)
-               columns.push_back({name, type, size, nullable, word_bytes, word_at, has_at});
-             new (made) RecordFormat(number, record_bytes, std::move(columns));
-           })
-      .def("events", &events);
-  m.def("record_order", [](const nb::list &records) { return record_order(views_of(records)); });
-  bind_snapshot(m);
+  nb::class_<RecordFormat>(m, "RecordFormat", "The layout of the records of one schema.")
+      .def("__init__", &make_format, "number"_a, "record_bytes"_a, "columns"_a,
+           R"(Check the layout.
+
+Args:
+    number: Number of the schema, with which its records begin.
+    record_bytes: Bytes of a record without its texts.
+    columns: Name, thinrow.v1.TraitType, words per event, nullable, bytes per word, and the positions
+        of its words and of its presence byte, of each column.)")
+      .def("events", &events, "arrival_ts"_a, "records"_a,
+           R"(Return the records as an encoded MutableEvents.
+
+Args:
+    arrival_ts: Arrival of each record.
+    records: At most as many as one response holds.
+
+Returns:
+    None if a record has another format.
+
+Raises:
+    StoreCorruptError: A record is cut off.)");
+  m.def(
+      "record_order", [](const Records &records) { return record_order(records_of(records)); },
+      "records"_a,
+      R"(Return the order of records by event_ts, presence of event_id, and event_id.
+
+Returns:
+    Positions of the records; empty if two records are equal in all three.
+
+Raises:
+    StoreCorruptError: A record is cut off.)");
 }
+
+} // namespace thinrow

@@ -1,35 +1,33 @@
-// Python's side of reading an answer: its arrays, of which the large ones stay where they lie.
-#include "bind_response.h"
-
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/vector.h>
-
-#include <optional>
-#include <vector>
-
+// Binds the reading of encoded answers. Large arrays refer to the bytes of the message.
+#include "bind.h"
 #include "errors.h"
 #include "fields.h"
 #include "protobuf.h"
+#include "python.h"
 
-namespace nb = nanobind;
+namespace thinrow {
+
+namespace column = fields::column;
+namespace response = fields::materialize_response;
+namespace stream = fields::materialize_stream_response;
 
 namespace {
 
-template <typename T>
-using Made = nb::ndarray<nb::numpy, T, nb::ndim<1>>;
+// Fields of thinrow.core.wire.response.Column.
+using ColumnTuple =
+    nb::typed<nb::tuple, nb::str, int64_t, int64_t, bool, Out<int64_t>, Out<const uint8_t>,
+              Out<const uint8_t>, Out<const uint8_t>, Out<int64_t>, nb::typed<nb::list, nb::str>,
+              std::optional<int64_t>, std::optional<nb::str>>;
+// Fields of thinrow.core.wire.response.Response.
+using ResponseTuple =
+    nb::typed<nb::tuple, uint64_t, int64_t, int64_t, Out<int64_t>, Out<int64_t>, Out<int64_t>,
+              Out<int64_t>, nb::typed<nb::list, ColumnTuple>, int64_t, int64_t, int64_t>;
 
 // Limit on the columns of one message (core/wire/sizes.py: COLUMNS_MAX).
 constexpr size_t columns_max = 1 << 13;
-// A text as an object of Python, beside its bytes (core/wire/sizes.py: TEXT_BYTES), and what all
-// texts of a message may take beyond a multiple of its bytes (CONSTANT_BYTES_MAX, VALUE_BYTES_MAX).
+// Bytes of a Python string beyond its text (core/wire/sizes.py: TEXT_BYTES), and the bytes that all
+// texts of a message may take beyond a multiple of its size (CONSTANT_BYTES_MAX, VALUE_BYTES_MAX).
 constexpr int64_t text_bytes = 64, constant_bytes_max = 128 << 20, value_bytes_max = 8;
-
-Made<int64_t> array_of(std::vector<int64_t> values) {
-  auto *kept = new std::vector<int64_t>(std::move(values));
-  const nb::capsule owner(
-      kept, [](void *made) noexcept { delete static_cast<std::vector<int64_t> *>(made); });
-  return Made<int64_t>(kept->data(), {kept->size()}, owner);
-}
 
 nb::object text_of(Bytes value) {
   PyObject *text =
@@ -43,9 +41,9 @@ nb::object text_of(Bytes value) {
 
 class ResponseReader {
  public:
-  explicit ResponseReader(nb::bytes message) : message_(message) {}
+  explicit ResponseReader(nb::bytes message) : message_(std::move(message)) {}
 
-  nb::tuple read(Bytes content, uint64_t cursor) {
+  ResponseTuple read(Bytes content, uint64_t cursor) {
     int64_t generation = 0, watermark_ts = 0, sequence_length = 0, truncation = 0, server_us = 0;
     std::vector<int64_t> statuses, view_starts, view_lengths, block_lengths;
     nb::list columns;
@@ -57,7 +55,7 @@ class ResponseReader {
         case response::view_lengths: in.append_to(view_lengths); break;
         case response::block_lengths: in.append_to(block_lengths); break;
         case response::columns:
-          // An empty column has two bytes in the message, and a thousand here.
+          // An empty column takes two bytes in the message, and a thousand as Python objects.
           if (nb::len(columns) == columns_max)
             throw std::invalid_argument("it has more columns than any schema");
           columns.append(column(in.bytes()));
@@ -73,7 +71,7 @@ class ResponseReader {
   }
 
  private:
-  nb::tuple column(Bytes content) {
+  ColumnTuple column(Bytes content) {
     nb::object trait = nb::str(""), default_word = nb::none(), default_string = nb::none();
     int64_t type = 0, vector_size = 0;
     bool nullable = false;
@@ -84,7 +82,7 @@ class ResponseReader {
         case column::trait: trait = text_of(in.bytes()); break;
         case column::type: type = in.number(); break;
         case column::vector_size: vector_size = in.number(); break;
-        case column::nullable: nullable = in.number(); break;
+        case column::nullable: nullable = in.number() != 0; break;
         case column::bases: in.append_fixed64_to(bases); break;
         case column::widths: widths = in.bytes(); break;
         case column::data: data = in.bytes(); break;
@@ -95,7 +93,7 @@ class ResponseReader {
         case column::default_string: default_string = text_of(in.bytes()); break;
       }
     return nb::make_tuple(trait, type, vector_size, nullable, array_of(std::move(bases)),
-                          view_of(widths), view_of(data), view_of(present),
+                          array_view(widths), array_view(data), array_view(present),
                           array_of(std::move(dictionary)), strings, default_word, default_string);
   }
 
@@ -103,32 +101,28 @@ class ResponseReader {
     texts_bytes_ += text_bytes + value.size;
     if (texts_bytes_ > constant_bytes_max + value_bytes_max * static_cast<int64_t>(message_.size()))
       throw TooLarge(
-          "The texts of the answer would take many times its bytes; ask for fewer "
+          "The texts of the answer would take many times its bytes; request fewer "
           "examples at once, shorter sequences or fewer traits.");
     return text_of(value);
   }
 
-  // Part of the message, which lives as long as the view.
-  Made<const uint8_t> view_of(Bytes part) const {
-    return Made<const uint8_t>(part.data, {static_cast<size_t>(part.size)}, message_);
+  // Returns an array over a part of the message; it keeps the message alive.
+  Out<const uint8_t> array_view(Bytes part) const {
+    return Out<const uint8_t>(part.data, {static_cast<size_t>(part.size)}, message_);
   }
 
   nb::bytes message_;
   int64_t texts_bytes_ = 0;
 };
 
-Bytes content_of(const nb::bytes &message) {
-  return {reinterpret_cast<const uint8_t *>(message.c_str()), static_cast<int64_t>(message.size())};
+ResponseTuple read_response(const nb::bytes &message) {
+  return ResponseReader(message).read(view_of(message), 0);
 }
 
-nb::tuple read_response(nb::bytes message) {
-  return ResponseReader(message).read(content_of(message), 0);
-}
-
-nb::tuple read_stream_response(nb::bytes message) {
+ResponseTuple read_stream_response(const nb::bytes &message) {
   uint64_t cursor = 0;
   Bytes content;
-  for (Reader in(content_of(message)); in.next();) switch (in.field()) {
+  for (Reader in(view_of(message)); in.next();) switch (in.field()) {
       case stream::cursor: cursor = in.number(); break;
       case stream::response: content = in.bytes(); break;
     }
@@ -143,30 +137,51 @@ struct Numbers {
   const int64_t *end() const { return first + count; }
 };
 
-nb::bytes varints(nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> numbers) {
-  const std::vector<uint8_t> bytes = packed(Numbers{numbers.data(), numbers.size()});
-  return nb::bytes(bytes.data(), bytes.size());
+nb::bytes varints(const In<int64_t> &numbers) {
+  return bytes_of(packed(Numbers{numbers.data(), numbers.size()}));
 }
 
-// Counts the fields that a path of field numbers leads to, from a message into those within it.
-// Throws std::invalid_argument for bytes that are no message.
-int64_t count_fields(Bytes message, const std::vector<uint32_t> &path, size_t depth = 0) {
+int64_t count_fields_below(Bytes message, const std::vector<uint32_t> &path, size_t depth) {
   int64_t count = 0;
   for (Reader in(message); in.next();) {
     if (in.field() != path[depth]) continue;
-    count += depth + 1 == path.size() ? 1 : count_fields(in.bytes(), path, depth + 1);
+    count += depth + 1 == path.size() ? 1 : count_fields_below(in.bytes(), path, depth + 1);
   }
   return count;
+}
+
+int64_t count_fields(const nb::bytes &message, const std::vector<uint32_t> &path) {
+  if (path.empty()) throw std::invalid_argument("a path must have at least one field");
+  return count_fields_below(view_of(message), path, 0);
 }
 
 } // namespace
 
 void bind_response(nb::module_ &m) {
-  m.def("varints", &varints);
-  m.def("count_fields", [](nb::bytes message, const std::vector<uint32_t> &path) {
-    if (path.empty()) throw std::invalid_argument("a path has a field or more");
-    return count_fields(content_of(message), path);
-  });
-  m.def("read_response", &read_response);
-  m.def("read_stream_response", &read_stream_response);
+  m.def("varints", &varints, "numbers"_a, "Return the numbers as the content of a packed field.");
+  m.def("count_fields", &count_fields, "message"_a, "path"_a,
+        R"(Count the fields that a path of field numbers leads to, from a message into nested ones.
+
+Raises:
+    ValueError: The bytes are no protobuf message, or the path is empty.)");
+  m.def("read_response", &read_response, "message"_a,
+        R"(Read an encoded MaterializeResponse.
+
+Returns:
+    The fields of thinrow.core.wire.response.Response.
+
+Raises:
+    ValueError: The bytes are no such message.
+    AnswerTooLargeError: Its texts would take many times the bytes of the message.)");
+  m.def("read_stream_response", &read_stream_response, "message"_a,
+        R"(Read an encoded MaterializeStreamResponse.
+
+Returns:
+    The fields of thinrow.core.wire.response.Response.
+
+Raises:
+    ValueError: The bytes are no such message.
+    AnswerTooLargeError: Its texts would take many times the bytes of the message.)");
 }
+
+} // namespace thinrow

@@ -1,112 +1,88 @@
-// Python's side of reading the store: the plan of a batch, its answer, and the cache of values.
-#include "bind_store.h"
-
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/function.h>
-#include <nanobind/stl/optional.h>
+// Binds the reading of the store: the plan of a batch, its answer, and the cache of values.
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
 
 #include <chrono>
 #include <memory>
 
 #include "answer.h"
+#include "bind.h"
 #include "errors.h"
 #include "plan.h"
+#include "python.h"
 #include "value_cache.h"
 
-namespace nb = nanobind;
+namespace thinrow {
 
 namespace {
 
-template <typename T>
-using In = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <typename T>
-using Made = nb::ndarray<nb::numpy, T, nb::ndim<1>>;
-
-nb::bytes as_bytes(const std::vector<uint8_t> &data) { return nb::bytes(data.data(), data.size()); }
-
-std::vector<Bytes> views_of(const nb::list &values) {
-  std::vector<Bytes> views;
-  views.reserve(nb::len(values));
-  for (const nb::handle value : values) {
-    if (value.is_none()) {
-      views.push_back({});
-      continue;
-    }
-    if (!PyBytes_Check(value.ptr())) throw nb::type_error("values are bytes or None");
-    views.push_back({reinterpret_cast<const uint8_t *>(PyBytes_AS_STRING(value.ptr())),
-                     static_cast<int64_t>(PyBytes_GET_SIZE(value.ptr()))});
-  }
-  return views;
+template <typename Field>
+auto array_of_field(const std::vector<Example> &examples, Field &&field) {
+  std::vector<std::decay_t<decltype(field(examples.front()))>> values;
+  values.reserve(examples.size());
+  for (const Example &example : examples) values.push_back(field(example));
+  return array_of(std::move(values));
 }
 
-template <typename T, typename Field>
-Made<T> array_of(const std::vector<Example> &examples, Field &&field) {
-  auto *data = new T[examples.size()];
-  for (size_t i = 0; i < examples.size(); ++i) data[i] = field(examples[i]);
-  const nb::capsule owner(data, [](void *made) noexcept { delete[] static_cast<T *>(made); });
-  return Made<T>(data, {examples.size()}, owner);
-}
-
-// Fewer examples are done sooner than the interpreter's lock is let go and had again.
+// Below this number, releasing and acquiring the interpreter's lock takes longer than the work.
 constexpr size_t examples_released_min = 16;
 
-// A plan, and what it points into.
+// A plan, and the objects whose bytes it refers to.
 class BoundPlan {
  public:
-  BoundPlan(In<int64_t> user_ids, In<int64_t> start_ts, In<int64_t> end_ts, In<int64_t> max_lengths,
-            In<uint64_t> digests, In<int64_t> request_ts, In<int64_t> mutable_lengths,
-            In<int64_t> watermarks, int64_t sequence_length, bool head, bool record_digests)
+  // An encoded message, and the events of its examples.
+  using EncodedAnswer = nb::typed<nb::tuple, nb::bytes, int64_t>;
+  // Statuses, first ordinals, counts, available counts and digests.
+  using Selection =
+      nb::typed<nb::tuple, Out<uint8_t>, Out<int64_t>, Out<int64_t>, Out<int64_t>, Out<uint64_t>>;
+
+  BoundPlan(const In<int64_t> &user_ids, const In<int64_t> &start_ts, const In<int64_t> &end_ts,
+            const In<int64_t> &max_lengths, const In<uint64_t> &digests,
+            const In<int64_t> &request_ts, const In<int64_t> &mutable_lengths,
+            const In<int64_t> &watermarks, int64_t sequence_length, bool head, bool record_digests)
       : plan_(
             pointers(user_ids, start_ts, end_ts, max_lengths, digests, request_ts, mutable_lengths),
             {watermarks.data(), watermarks.data() + watermarks.size()}, sequence_length, head,
             record_digests) {}
 
-  nb::bytes directory_keys() const { return as_bytes(plan_.directory_keys()); }
+  nb::bytes directory_keys() const { return bytes_of(plan_.directory_keys()); }
 
-  void choose(nb::list values, const std::vector<std::tuple<int, bool, bool, int64_t>> &groups) {
-    if (nb::len(values) != plan_.users.size())
-      throw std::invalid_argument("as many directories as users");
-    directories_ = values;
-    const std::vector<Bytes> views = views_of(values);
-    std::vector<Group> chosen;
-    for (const auto &[number, is_wanted, is_key, event_bytes] : groups)
-      chosen.push_back({number, is_wanted, is_key, event_bytes});
+  void choose_stripes(const Values &directories, const std::vector<GroupArguments> &groups) {
+    if (directories.size() != plan_.users.size())
+      throw std::invalid_argument("directories and users differ in number");
+    directories_ = directories;
+    const std::vector<Bytes> views = views_of(directories);
+    std::vector<Group> chosen = groups_of(groups);
     const auto release = released();
-    plan_.choose(views, std::move(chosen));
+    plan_.choose_stripes(views, std::move(chosen));
   }
 
-  nb::bytes stripe_keys() const { return as_bytes(plan_.stripe_keys()); }
+  nb::bytes stripe_keys() const { return bytes_of(plan_.stripe_keys()); }
 
-  int64_t take(nb::list values) {
-    stripes_ = values;
-    const std::vector<Bytes> views = views_of(values);
+  int64_t set_stripes(const Values &stripes) {
+    stripes_ = stripes;
+    const std::vector<Bytes> views = views_of(stripes);
     const auto release = released();
     int64_t bytes = 0;
     for (const Bytes &view : views) {
       if (!view.data) throw Corrupt("a stripe is missing that its directory names");
       bytes += view.size;
     }
-    plan_.take(views);
+    plan_.set_stripes(views);
     return bytes;
   }
 
-  void resolve(std::vector<Trait> key_traits, nb::callable text_hash, DigestMemory &memory) {
+  void resolve(std::vector<Trait> key_traits, const TextHash &text_hash, DigestMemory &memory) {
     place(key_traits);
+    const auto hash = [&](Bytes text) {
+      const nb::gil_scoped_acquire acquire;
+      return nb::cast<uint64_t>(text_hash(nb::bytes(text.data, text.size)));
+    };
     const auto release = released();
-    plan_.resolve(
-        key_traits,
-        [&](Bytes value) {
-          nb::gil_scoped_acquire acquire;
-          return nb::cast<uint64_t>(text_hash(nb::bytes(value.data, value.size)));
-        },
-        memory);
+    plan_.resolve(key_traits, hash, memory);
   }
 
-  nb::tuple answer(std::vector<Trait> traits, int64_t generation, int64_t watermark_ts,
-                   int64_t bytes_max, std::optional<uint64_t> cursor, uint64_t elapsed_us) {
+  EncodedAnswer answer(std::vector<Trait> traits, int64_t generation, int64_t watermark_ts,
+                       int64_t bytes_max, std::optional<uint64_t> cursor, uint64_t elapsed_us) {
     const auto start = std::chrono::steady_clock::now();
     place(traits);
     std::optional<Answer> answer;
@@ -115,10 +91,8 @@ class BoundPlan {
       answer.emplace(plan_, traits, generation, watermark_ts, bytes_max);
     }
     const int64_t size = answer->bytes(cursor);
-    // Bytes that nobody else has seen yet may be written.
-    nb::bytes message = nb::steal<nb::bytes>(PyBytes_FromStringAndSize(nullptr, size));
-    if (!message.ptr()) throw nb::python_error();
-    auto *begin = reinterpret_cast<uint8_t *>(PyBytes_AS_STRING(message.ptr()));
+    nb::bytes message = new_bytes(size);
+    uint8_t *begin = begin_of(message);
     {
       const auto release = released();
       Writer out(begin);
@@ -131,13 +105,14 @@ class BoundPlan {
     return nb::make_tuple(message, answer->events());
   }
 
-  nb::tuple selection() const {
+  Selection selection() const {
     const std::vector<Example> &examples = plan_.examples;
-    return nb::make_tuple(array_of<uint8_t>(examples, [](const Example &e) { return e.status; }),
-                          array_of<int64_t>(examples, [](const Example &e) { return e.first; }),
-                          array_of<int64_t>(examples, [](const Example &e) { return e.count; }),
-                          array_of<int64_t>(examples, [](const Example &e) { return e.left; }),
-                          array_of<uint64_t>(examples, [](const Example &e) { return e.digest; }));
+    return nb::make_tuple(
+        array_of_field(examples, [](const Example &e) { return static_cast<uint8_t>(e.status); }),
+        array_of_field(examples, [](const Example &e) { return e.first; }),
+        array_of_field(examples, [](const Example &e) { return e.count; }),
+        array_of_field(examples, [](const Example &e) { return e.available_count; }),
+        array_of_field(examples, [](const Example &e) { return e.digest; }));
   }
 
   int64_t events_at_most() const { return plan_.events_at_most(); }
@@ -151,7 +126,7 @@ class BoundPlan {
     const size_t count = user_ids.size();
     for (const size_t size : {start_ts.size(), end_ts.size(), max_lengths.size(), digests.size(),
                               request_ts.size(), mutable_lengths.size()})
-      if (size != count) throw std::invalid_argument("as many of each as users");
+      if (size != count) throw std::invalid_argument("arrays of pointers differ in length");
     std::vector<Pointer> made(count);
     for (size_t i = 0; i < count; ++i)
       made[i] = {user_ids.data()[i],       start_ts.data()[i], end_ts.data()[i],
@@ -173,9 +148,26 @@ class BoundPlan {
   nb::list directories_, stripes_;
 };
 
-} // namespace
+void make_trait(Trait *made, std::string name, int number, int type, int64_t size, bool nullable,
+                std::optional<int64_t> default_word, std::optional<std::string> default_text,
+                int group) {
+  const auto trait_type = static_cast<TraitType>(type);
+  const bool is_indexing = trait_type == TraitType::string || trait_type == TraitType::categorical;
+  if (size < 1 || size > trait_size_max || (size > 1 && is_indexing))
+    throw std::invalid_argument("no trait has this size");
+  const bool has_default = default_word.has_value() || default_text.has_value();
+  new (made) Trait{std::move(name),
+                   number,
+                   trait_type,
+                   size,
+                   nullable,
+                   has_default,
+                   default_word.value_or(0),
+                   std::move(default_text).value_or(""),
+                   group};
+}
 
-void bind_store(nb::module_ &m) {
+void translate_exceptions() {
   nb::register_exception_translator([](const std::exception_ptr &thrown, void *) {
     const auto raise = [](const char *name, const char *message) {
       PyErr_SetString(nb::module_::import_("thinrow.errors").attr(name).ptr(), message);
@@ -188,49 +180,110 @@ void bind_store(nb::module_ &m) {
       raise("AnswerTooLargeError", error.what());
     }
   });
-  nb::class_<Trait>(m, "Trait")
-      .def(
-          "__init__",
-          [](Trait *made, std::string name, int number, int type, int64_t size, bool nullable,
-             std::optional<int64_t> default_word, std::optional<std::string> default_text,
-             int group) {
-            if (size < 1 || size > trait_size_max ||
-                (size > 1 && (type == text || type == categorical)))
-              throw std::invalid_argument("no trait has this size");
-            new (made) Trait{std::move(name),
-                             number,
-                             type,
-                             size,
-                             nullable,
-                             default_word.has_value() || default_text.has_value(),
-                             default_word.value_or(0),
-                             default_text.value_or(""),
-                             group};
-          },
-          nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(),
-          nb::arg());
-  nb::class_<BoundPlan>(m, "Plan")
-      .def(nb::init<In<int64_t>, In<int64_t>, In<int64_t>, In<int64_t>, In<uint64_t>, In<int64_t>,
-                    In<int64_t>, In<int64_t>, int64_t, bool, bool>())
-      .def("directory_keys", &BoundPlan::directory_keys)
-      .def("choose", &BoundPlan::choose)
-      .def("stripe_keys", &BoundPlan::stripe_keys)
-      .def("take", &BoundPlan::take)
-      .def("resolve", &BoundPlan::resolve)
-      .def("selection", &BoundPlan::selection)
-      .def("answer", &BoundPlan::answer, nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-           nb::arg().none(), nb::arg())
-      .def_prop_ro("events_at_most", &BoundPlan::events_at_most)
-      .def_prop_ro("stripe_bytes_at_most", &BoundPlan::stripe_bytes_at_most);
-  m.def("stripe_memory_bytes", [](const nb::list &values) {
-    int64_t bytes = 0;
-    for (const Bytes &view : views_of(values))
-      if (view.data) bytes += stripe_memory_bytes(view);
-    return bytes;
-  });
-  nb::class_<DigestMemory>(m, "DigestMemory").def(nb::init<int64_t>());
-  nb::class_<ValueCache>(m, "ValueCache")
-      .def(nb::init<int64_t>())
-      .def("look_up", &ValueCache::look_up)
-      .def("add", &ValueCache::add);
 }
+
+} // namespace
+
+void bind_store(nb::module_ &m) {
+  translate_exceptions();
+  nb::class_<Trait>(m, "Trait", "A trait of the schema.")
+      .def("__init__", &make_trait, "name"_a, "number"_a, "type"_a, "size"_a, "nullable"_a,
+           "default_word"_a.none(), "default_text"_a.none(), "group"_a,
+           R"(Check the trait.
+
+Args:
+    type: A value of thinrow.v1.TraitType.
+    size: Words per event.
+    default_word: Default of a trait that is no string.
+    default_text: Default of a string, in UTF-8.
+    group: Number of the stored group that has the trait.)");
+  nb::class_<BoundPlan>(m, "Plan", R"(The resolution of a batch of pointers, in steps.
+
+Methods raise StoreCorruptError if directories and stripes contradict themselves or each other.)")
+      .def(nb::init<const In<int64_t> &, const In<int64_t> &, const In<int64_t> &,
+                    const In<int64_t> &, const In<uint64_t> &, const In<int64_t> &,
+                    const In<int64_t> &, const In<int64_t> &, int64_t, bool, bool>(),
+           "user_ids"_a, "start_ts"_a, "end_ts"_a, "max_lengths"_a, "digests"_a, "request_ts"_a,
+           "mutable_lengths"_a, "watermarks"_a, "sequence_length"_a, "head"_a, "record_digests"_a,
+           R"(Decide each example as far as possible without reading.
+
+Args:
+    digests: Recorded digests; 0 where none was recorded.
+    watermarks: Watermarks of the generation, ascending.
+    sequence_length: Most events of immutable and mutable part; 0 for no limit.
+    head: Keep the oldest events instead of the newest.
+    record_digests: Compute the digest of every example, not only of those with a recorded one.)")
+      .def("directory_keys", &BoundPlan::directory_keys,
+           "Return the keys of the users' directories, concatenated.")
+      .def("choose_stripes", &BoundPlan::choose_stripes, "directories"_a, "groups"_a,
+           R"(Choose the stripes to read.
+
+Args:
+    directories: Values of `directory_keys`.
+    groups: Number of each stored group, whether its stripes are wanted, whether the digest has
+        traits of it, and the bytes of one of its events.)")
+      .def("stripe_keys", &BoundPlan::stripe_keys,
+           "Return the keys of the chosen stripes, concatenated.")
+      .def("set_stripes", &BoundPlan::set_stripes, "stripes"_a,
+           R"(Set the stripes that were read.
+
+Args:
+    stripes: Values of `stripe_keys`.
+
+Returns:
+    Their bytes.)")
+      .def("resolve", &BoundPlan::resolve, "key_traits"_a, "text_hash"_a, "memory"_a,
+           R"(Find, check and truncate the window of every example.
+
+Args:
+    key_traits: Traits of the digest.
+    text_hash: Returns the 64-bit hash of a text.
+    memory: Remembers digest sums across batches.)")
+      .def("selection", &BoundPlan::selection,
+           R"(Return the statuses, first ordinals, counts, available counts and digests.)")
+      .def("answer", &BoundPlan::answer, "traits"_a, "generation"_a, "watermark_ts"_a,
+           "bytes_max"_a, "cursor"_a.none(), "elapsed_us"_a,
+           R"(Encode the selected events as a MaterializeResponse.
+
+Args:
+    traits: Traits of the columns, in order.
+    bytes_max: Limit on the bytes of the message.
+    cursor: If given, the message is wrapped in a MaterializeStreamResponse.
+    elapsed_us: Time already spent, which `server_us` includes.
+
+Returns:
+    The message, and the events of its examples.
+
+Raises:
+    AnswerTooLargeError: The message would have more than `bytes_max` bytes.)")
+      .def_prop_ro("events_at_most", &BoundPlan::events_at_most,
+                   "Bound on the events of the answer, known before stripes are read.")
+      .def_prop_ro("stripe_bytes_at_most", &BoundPlan::stripe_bytes_at_most,
+                   "Bound on the bytes of the stripes without texts, known before they are read.");
+  m.def(
+      "stripe_memory_bytes",
+      [](const Values &stripes) {
+        int64_t bytes = 0;
+        for (const Bytes &view : views_of(stripes))
+          if (view.data) bytes += stripe_memory_bytes(view);
+        return bytes;
+      },
+      "stripes"_a, R"(Return the memory that stripes take with their dictionaries' entries.
+
+Raises:
+    StoreCorruptError: A stripe contradicts itself.)");
+  nb::class_<DigestMemory>(m, "DigestMemory", "Recently computed digest sums. Thread-safe.")
+      .def(nb::init<int64_t>(), "sums_max"_a);
+  nb::class_<ValueCache>(m, "ValueCache", "Recently read values of a store's keys.")
+      .def(nb::init<int64_t>(), "bytes_max"_a)
+      .def("look_up", &ValueCache::look_up, "keys"_a,
+           R"(Look up concatenated keys.
+
+Returns:
+    A value for each key, None for a key without a value; and the positions of the keys that are not
+    cached, whose values are None as well.)")
+      .def("add", &ValueCache::add, "keys"_a, "values"_a,
+           "Add the values of concatenated keys; None for a key without a value.");
+}
+
+} // namespace thinrow

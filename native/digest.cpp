@@ -4,6 +4,8 @@
 
 #include "errors.h"
 
+namespace thinrow {
+
 namespace {
 
 // Bytes 8 to 24 of XXH3's secret.
@@ -25,7 +27,7 @@ uint64_t xxh3(uint64_t value) {
   return keyed ^ (keyed >> 28);
 }
 
-// Multiply and fold: each field moves every bit of what came before it.
+// Multiplies and folds, so that each field changes every bit of the state before it.
 void fold(std::vector<uint64_t> &states, const std::vector<uint64_t> &field) {
   for (size_t event = 0; event < states.size(); ++event) {
     const uint64_t state = (states[event] ^ field[event]) * step;
@@ -33,7 +35,7 @@ void fold(std::vector<uint64_t> &states, const std::vector<uint64_t> &field) {
   }
 }
 
-// Words that mean the same whatever dictionary a stripe happens to have.
+// Replaces indexes into the stripe's dictionary by words that do not depend on the dictionary.
 std::vector<uint64_t> canonical(const Column &column, const Trait &trait, const Slice &slice,
                                 const std::function<uint64_t(Bytes)> &text_hash) {
   std::vector<uint64_t> words(slice.words);
@@ -41,8 +43,8 @@ std::vector<uint64_t> canonical(const Column &column, const Trait &trait, const 
   if (!column.indexes()) return words;
   std::vector<uint64_t> meanings(column.entries());
   for (size_t entry = 0; entry < meanings.size(); ++entry)
-    meanings[entry] = trait.type == text ? text_hash(column.words_of(entry))
-                                         : static_cast<uint64_t>(column.number(entry));
+    meanings[entry] = trait.type == TraitType::string ? text_hash(column.text(entry))
+                                                      : static_cast<uint64_t>(column.number(entry));
   for (uint64_t &word : words) {
     if (word >= meanings.size()) throw Corrupt("a stripe's word points past its dictionary");
     word = meanings[word];
@@ -55,7 +57,8 @@ std::vector<uint64_t> canonical(const Column &column, const Trait &trait, const 
 std::vector<uint64_t> digest_sums(const std::vector<Trait> &traits, const std::vector<Bytes> &parts,
                                   int64_t ordinal, int64_t count, uint64_t before,
                                   const std::function<uint64_t(Bytes)> &text_hash) {
-  if (parts.size() != traits.size()) throw std::invalid_argument("as many parts as traits");
+  if (parts.size() != traits.size())
+    throw std::invalid_argument("parts and traits differ in number");
   std::vector<uint64_t> states(count), field(count);
   for (int64_t event = 0; event < count; ++event)
     states[event] = static_cast<uint64_t>(ordinal + event) * step + seed;
@@ -107,3 +110,5 @@ void DigestMemory::add(int64_t user_id, int64_t ordinal, uint64_t sum) {
   const std::lock_guard<std::mutex> lock(mutex_);
   sums_.add({user_id, ordinal}, sum, 1);
 }
+
+} // namespace thinrow

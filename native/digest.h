@@ -1,6 +1,7 @@
-// The digest of a history (docs/concepts/semantics.md, Pointer); the same sums as store/hashing.py.
+// The digest of a history (docs/concepts/semantics.md, Pointer), equal to that of store/hashing.py.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <mutex>
@@ -10,23 +11,26 @@
 #include "recent.h"
 #include "stripe.h"
 
-// Digest sums after each of the first `count` events of a stripe.
+namespace thinrow {
+
+// Returns the digest sum after each of the first `count` events of a stripe.
 //
-// `traits` are visible_ts, event_ts, event_id and the key traits; `parts` the stripe of each one's
-// group; `ordinal` that of the stripe's first event; `before` the sum before it.
+// `traits` are visible_ts, event_ts, event_id and the key traits, and `parts` the stripes of their
+// groups. `ordinal` is that of the stripe's first event, and `before` the digest sum before it.
 std::vector<uint64_t> digest_sums(const std::vector<Trait> &traits, const std::vector<Bytes> &parts,
                                   int64_t ordinal, int64_t count, uint64_t before,
                                   const std::function<uint64_t(Bytes)> &text_hash);
 
-// A digest as pointers carry it, never 0.
+// Returns the digest as pointers carry it; never 0.
 uint64_t close_digest(uint64_t sum, int64_t event_count);
 
-// Sums inside stripes that were counted out lately: a user's requests of one day end at one place.
+// Recently computed digest sums at positions inside stripes. Requests of one user within a day end
+// at the same position, so each sum is computed once.
 class DigestMemory {
  public:
   explicit DigestMemory(int64_t sums_max) : sums_(sums_max) {}
 
-  // The sum before a place in a user's history.
+  // Returns the sum before a position in a user's history, if it is remembered.
   std::optional<uint64_t> find(int64_t user_id, int64_t ordinal);
   void add(int64_t user_id, int64_t ordinal, uint64_t sum);
 
@@ -44,3 +48,5 @@ class DigestMemory {
   std::mutex mutex_;
   Recent<Place, uint64_t> sums_;
 };
+
+} // namespace thinrow

@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+namespace thinrow {
+
 // A stripe or a directory contradicts itself: thinrow.errors.StoreCorruptError.
 struct Corrupt : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -11,3 +13,5 @@ struct Corrupt : std::runtime_error {
 struct TooLarge : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+} // namespace thinrow

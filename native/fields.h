@@ -1,19 +1,59 @@
-// Fields of thinrow.v1's messages, by number.
+// The numbers of thinrow.v1's fields and enumeration values that the native code reads or writes.
+// tests compare each with the descriptors: a namespace is named after its message, a constant after
+// its field (with a final underscore where the name is a keyword), an enum after the enumeration.
 #pragma once
 
 #include <cstdint>
 
-namespace response {
+namespace thinrow {
+
+enum class Status : uint8_t {
+  ok = 1,
+  not_ready = 2,
+  expired = 3,
+  digest_mismatch = 4,
+  erased = 5,
+  invalid = 6,
+};
+
+enum class Truncation : uint8_t { newest = 1, head = 2 };
+
+enum class TraitType : int {
+  int8 = 1,
+  int16 = 2,
+  int32 = 3,
+  int64 = 4,
+  categorical = 13,
+  string = 14,
+};
+
+namespace fields {
+
+namespace materialize_response {
 constexpr uint32_t generation = 1, watermark_ts = 2, statuses = 3, view_starts = 4,
                    view_lengths = 5, block_lengths = 6, columns = 7, sequence_length = 8,
                    truncation = 9, server_us = 10;
-constexpr uint64_t truncation_newest = 1, truncation_head = 2;
-} // namespace response
-namespace stream {
+} // namespace materialize_response
+
+namespace materialize_stream_response {
 constexpr uint32_t cursor = 1, response = 2;
-} // namespace stream
+} // namespace materialize_stream_response
+
 namespace column {
 constexpr uint32_t trait = 1, type = 2, vector_size = 3, nullable = 4, bases = 5, widths = 6,
                    data = 7, present = 8, dictionary = 9, strings = 10, default_word = 11,
                    default_string = 12;
 } // namespace column
+
+namespace snapshot_response {
+constexpr uint32_t request_ts = 1, start_ts = 2, end_ts = 3, max_length = 4, digest = 5,
+                   mutable_ = 6, immutable = 7;
+} // namespace snapshot_response
+
+namespace mutable_events {
+constexpr uint32_t arrival_ts = 1, columns = 2;
+} // namespace mutable_events
+
+} // namespace fields
+
+} // namespace thinrow

@@ -1,19 +1,22 @@
-// A hash map for values that are only ever added: open addressing, linear probing.
+// A hash map without removal: open addressing, linear probing.
 //
-// A key says by `hashed()` what identifies it, words or text; the map hashes that with the
+// A key's `hashed()` returns the words or the text that identify it; the map hashes these with the
 // process's secret.
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "keyed_hash.h"
 
+namespace thinrow {
+
 template <typename Key, typename Value>
 class FlatMap {
  public:
-  // The key's value, which is `fresh` where it was not there yet; and whether that was so.
+  // Returns the key's value, and true if the key is new; a new key gets the value `fresh`.
   std::pair<Value &, bool> add(const Key &key, const Value &fresh) {
     if (4 * (size_ + 1) > 3 * slots_.size()) grow();
     Slot &slot = slots_[place(key, hash_of(key))];
@@ -27,14 +30,14 @@ class FlatMap {
 
   static uint64_t hash_of(const Key &key) { return keyed_hash(key.hashed()); }
 
-  // nullptr where the key is not there; `hash` is the key's.
+  // Returns nullptr if the key is absent. `hash` must be `hash_of(key)`.
   Value *find(const Key &key, uint64_t hash) {
     if (slots_.empty()) return nullptr;
     Slot &slot = slots_[place(key, hash)];
     return slot.used ? &slot.value : nullptr;
   }
 
-  // Has the place where a key of this hash is, or would be, fetched into the processor's cache.
+  // Prefetches the first slot that `find` reads for this hash.
   void prefetch(uint64_t hash) const {
     if (!slots_.empty()) __builtin_prefetch(&slots_[hash & (slots_.size() - 1)]);
   }
@@ -71,9 +74,11 @@ class FlatMap {
   size_t size_ = 0;
 };
 
-// A text as a key; its bytes stay where they lie.
+// A text as a key. It refers to bytes that must outlive the map.
 struct TextKey {
   std::string_view value;
   std::string_view hashed() const { return value; }
   bool operator==(const TextKey &other) const { return value == other.value; }
 };
+
+} // namespace thinrow

@@ -1,5 +1,5 @@
 // SipHash-1-3 (Jean-Philippe Aumasson and Daniel J. Bernstein, 2012) under a key that each process
-// draws at random: callers choose keys, and must not be able to choose where in a map they lie.
+// draws at random. Callers choose keys, and must not be able to choose their slots in a map.
 #pragma once
 
 #include <array>
@@ -7,6 +7,8 @@
 #include <cstring>
 #include <random>
 #include <string_view>
+
+namespace thinrow {
 
 class KeyedHash {
  public:
@@ -59,7 +61,7 @@ class KeyedHash {
            d_ = 0x7465646279746573ULL;
 };
 
-// Keys of one map have the same number of words.
+// All keys of one map have the same number of words.
 template <size_t words>
 uint64_t keyed_hash(const std::array<uint64_t, words> &key) {
   KeyedHash hash;
@@ -80,3 +82,5 @@ inline uint64_t keyed_hash(std::string_view key) {
   hash.add(rest);
   return hash.finish();
 }
+
+} // namespace thinrow

@@ -7,11 +7,13 @@
 #include <thread>
 #include <type_traits>
 
+namespace thinrow {
+
 namespace {
 
-// Less work is done sooner than another thread would have begun.
+// Below this size, starting a second thread takes longer than the work.
 constexpr int64_t shared_bytes_min = 4 << 20;
-// What one thread takes on at a time, about.
+// Approximate output of one task, the unit that threads take from the queue.
 constexpr int64_t task_bytes = 1 << 20;
 
 template <typename From, typename To, typename Offset>
@@ -39,7 +41,7 @@ bool look_up(const uint8_t *data, uint64_t base, int64_t words, const Blocks &ru
   return is_inside;
 }
 
-// Some words of one block; false where one indexes nothing.
+// Writes words of one block; returns false if one of them exceeds the dictionary.
 template <typename From, typename To>
 bool write_words(const Blocks &run, uint8_t width, const uint8_t *data, int64_t base, int64_t words,
                  To *out) {
@@ -80,7 +82,7 @@ bool write_views(const Job &job, size_t first_view, size_t last_view) {
         std::upper_bound(run.first_word, run.first_word + run.count + 1, word) - run.first_word - 1;
     for (; word < end; ++block) {
       const int64_t words = std::min(end, run.first_word[block + 1]) - word;
-      if (!words) continue; // what an empty block says means nothing
+      if (!words) continue; // the base and width of an empty block are undefined
       const uint8_t width = run.widths[block];
       const uint8_t *data =
           run.data + run.first_byte[block] + (word - run.first_word[block]) * width;
@@ -127,14 +129,14 @@ std::vector<Task> tasks_of(const std::vector<Job> &jobs, int64_t &bytes) {
   for (size_t number = 0; number < jobs.size(); ++number) {
     const Job &job = jobs[number];
     size_t first = 0;
-    int64_t mine = 0;
+    int64_t task_size = 0;
     for (size_t view = 0; view < job.views.count; ++view) {
-      mine += job.views.lengths[view] * event_bytes(job);
-      if (mine < task_bytes && view + 1 < job.views.count) continue;
+      task_size += job.views.lengths[view] * event_bytes(job);
+      if (task_size < task_bytes && view + 1 < job.views.count) continue;
       tasks.push_back({number, first, view + 1});
       first = view + 1;
-      bytes += mine;
-      mine = 0;
+      bytes += task_size;
+      task_size = 0;
     }
   }
   return tasks;
@@ -154,15 +156,17 @@ size_t write(const std::vector<Job> &jobs, int threads) {
       }
     }
   };
-  std::vector<std::thread> others;
+  std::vector<std::thread> helpers;
   const size_t wanted = bytes < shared_bytes_min ? 1 : std::min<size_t>(threads, tasks.size());
   try {
-    others.reserve(wanted);
-    while (others.size() + 1 < wanted) others.emplace_back(work);
+    helpers.reserve(wanted);
+    while (helpers.size() + 1 < wanted) helpers.emplace_back(work);
   } catch (const std::exception &) {
-    // The machine has no thread or memory to spare: fewer threads do the same.
+    // If no thread or memory is available, the threads that exist do all tasks.
   }
   work();
-  for (std::thread &other : others) other.join();
+  for (std::thread &helper : helpers) helper.join();
   return first_bad;
 }
+
+} // namespace thinrow

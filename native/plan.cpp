@@ -6,9 +6,11 @@
 #include "errors.h"
 #include "flat_map.h"
 
+namespace thinrow {
+
 namespace {
 
-// Stands for a length without limit; leaves room to add and subtract ordinals.
+// A length without limit; ordinals can be added to and subtracted from it without overflow.
 constexpr int64_t unlimited = std::numeric_limits<int64_t>::max() / 4;
 
 constexpr int64_t directory_row_bytes = 24, header_rows = 2, directory_format = 1;
@@ -18,13 +20,13 @@ Status status_without_reading(const Pointer &pointer, const std::vector<int64_t>
   const bool is_empty = pointer.start_ts == pointer.end_ts;
   const auto closing = std::lower_bound(watermarks.begin(), watermarks.end(), pointer.end_ts);
   const bool is_past = closing == watermarks.end();
-  // Events before end_ts arrived before the watermark that closes end_ts's generation; only when
-  // the request came no earlier is it certain that nothing in the answer is from its future.
+  // All events before end_ts arrived before the watermark that closes end_ts's generation. If the
+  // request is older than that watermark, the answer may contain events from its future.
   const bool is_from_future = !is_empty && !is_past && *closing > pointer.request_ts;
   if (pointer.start_ts > pointer.end_ts || pointer.max_length < 0 || pointer.mutable_length < 0 ||
       pointer.end_ts > pointer.request_ts || is_from_future)
-    return invalid;
-  return !is_empty && is_past ? not_ready : ok;
+    return Status::invalid;
+  return !is_empty && is_past ? Status::not_ready : Status::ok;
 }
 
 struct UserKey {
@@ -41,9 +43,10 @@ void append_key(std::vector<uint8_t> &keys, int64_t user_id, int group, int64_t 
     keys.push_back(static_cast<uint8_t>(stripe >> shift));
 }
 
-// visible_ts of every event of a stripe in which windows are cut.
+// Returns visible_ts of every event of a stripe in which a window begins or ends.
 std::vector<int64_t> visible_times(Bytes events, const Stripe &stripe) {
-  static const Trait visible{"visible_ts", 1, 4, 1, false, false, 0, "", event_group};
+  static const Trait visible{"visible_ts", 1,          TraitType::int64, 1, false, false, 0,
+                             "",           event_group};
   std::vector<int64_t> times(stripe.end - stripe.ordinal);
   decode(Column(events, visible).slice(0, times.size()),
          reinterpret_cast<uint64_t *>(times.data()));
@@ -61,15 +64,15 @@ int64_t events_before(const std::vector<int64_t> &times, int64_t ts) {
 Plan::Plan(std::vector<Pointer> pointers, const std::vector<int64_t> &watermarks,
            int64_t sequence_length, bool head, bool record_digests)
     : sequence_length_(sequence_length), head_(head), record_digests_(record_digests) {
-  if (sequence_length < 0) throw std::invalid_argument("a sequence length is not negative");
+  if (sequence_length < 0) throw std::invalid_argument("a sequence length must not be negative");
   FlatMap<UserKey, int64_t> numbers;
   examples.resize(pointers.size());
   for (size_t i = 0; i < pointers.size(); ++i) {
     Example &example = examples[i];
     example.pointer = pointers[i];
     example.status = status_without_reading(pointers[i], watermarks);
-    // An empty window has no events to read, but its user may have been erased.
-    example.is_live = example.status == ok;
+    // An empty window reads no events, but its user may have been erased.
+    example.is_live = example.status == Status::ok;
     if (!example.is_live) continue;
     const auto [number, is_new] = numbers.add({pointers[i].user_id}, users.size());
     if (is_new) users.push_back({pointers[i].user_id});
@@ -83,10 +86,10 @@ std::vector<uint8_t> Plan::directory_keys() const {
   return keys;
 }
 
-void Plan::choose(const std::vector<Bytes> &directories, std::vector<Group> groups) {
-  if (!groups_.empty()) throw std::logic_error("a plan chooses its stripes once");
+void Plan::choose_stripes(const std::vector<Bytes> &directories, std::vector<Group> groups) {
+  if (!groups_.empty()) throw std::logic_error("a plan's stripes are already chosen");
   if (directories.size() != users.size())
-    throw std::invalid_argument("as many directories as users");
+    throw std::invalid_argument("directories and users differ in number");
   groups_ = std::move(groups);
   for (size_t number = 0; number < users.size(); ++number) {
     User &user = users[number];
@@ -99,7 +102,7 @@ void Plan::choose(const std::vector<Bytes> &directories, std::vector<Group> grou
     if (word(0) != directory_format) throw Corrupt("a directory has an unknown format");
     const int64_t stripe_count = directory.size / directory_row_bytes - header_rows;
     user.first_stripe = word(1);
-    // A key has four bytes for the number of a stripe.
+    // A key has four bytes for the stripe number.
     if (user.first_stripe < 0 ||
         user.first_stripe > std::numeric_limits<uint32_t>::max() - stripe_count)
       throw Corrupt("a directory numbers its stripes out of range");
@@ -125,7 +128,7 @@ void Plan::choose(const std::vector<Bytes> &directories, std::vector<Group> grou
     if (!example.is_live) continue;
     const Pointer &pointer = example.pointer;
     if (pointer.end_ts < users[example.user].erased_ts) {
-      example.status = erased;
+      example.status = Status::erased;
     } else if (pointer.start_ts < pointer.end_ts) {
       example.is_active = true;
       bound(example);
@@ -156,7 +159,7 @@ void Plan::bound(Example &example) const {
   if (example.newest < 0) return;
   example.end_at_least = stripes[example.newest].ordinal + 1;
   example.oldest = stripe_before(user, example.start_ts);
-  // What is wanted starts after that stripe anyway.
+  // The wanted events start after that stripe.
   if (example.oldest >= 0 && stripes[example.oldest].end <= example.end_at_least - example.wanted)
     example.oldest = -1;
 }
@@ -175,7 +178,7 @@ void Plan::mark(Example &example) {
   const int64_t first = stripe_at(example.user, least);
   int64_t last = newest;
   if (head_ && sequence_length_ && example.named == unlimited) {
-    // Without a limit of its own the pointer's first event is at most one stripe on.
+    // Without a length limit, the pointer's first event is at most one stripe after its start.
     const int64_t begins = oldest >= 0 ? stripes[oldest].end : from;
     const int64_t room = example.end_at_least - begins;
     const int64_t reach =
@@ -208,7 +211,7 @@ std::vector<uint8_t> Plan::stripe_keys() const {
   return keys;
 }
 
-void Plan::take(const std::vector<Bytes> &values) {
+void Plan::set_stripes(const std::vector<Bytes> &values) {
   values_ = values;
   places_.assign(groups_.size() * stripes.size(), -1);
   size_t place = 0;
@@ -225,7 +228,7 @@ void Plan::take(const std::vector<Bytes> &values) {
 
 Bytes Plan::value(int slot, int64_t stripe) const {
   const int64_t place = places_.at(slot * stripes.size() + stripe);
-  if (place < 0) throw Corrupt("an event is not where its directory says");
+  if (place < 0) throw Corrupt("a directory names an event that its stripe lacks");
   return values_[place];
 }
 
@@ -242,7 +245,7 @@ int64_t Plan::events_at_most() const {
     const User &user = users[example.user];
     int64_t most = std::min(stripes[example.newest].end - user.first_ordinal, example.wanted);
     if (head_ && sequence_length_) most = std::min(most, sequence_length_);
-    // Of one user, no more than the whole history travels.
+    // The answer contains each user's history at most once.
     totals[example.user] =
         std::min(totals[example.user] + most, user.event_count - user.first_ordinal);
   }
@@ -268,7 +271,7 @@ void Plan::resolve(const std::vector<Trait> &key_traits,
       times[stripe] = visible_times(value(events, stripe), stripes[stripe]);
     return events_before(times[stripe], ts);
   };
-  // How much of each stripe is to be summed up, as far as nobody remembers.
+  // Number of events of each stripe whose digest sums must be computed, since `memory` lacks them.
   std::vector<int64_t> longest(stripes.size(), 0);
   std::vector<int64_t> ends(examples.size(), 0);
   std::vector<std::optional<uint64_t>> remembered(examples.size());
@@ -279,10 +282,9 @@ void Plan::resolve(const std::vector<Trait> &key_traits,
     int64_t begin = user.first_ordinal, end = user.first_ordinal;
     if (example.newest >= 0) {
       const int64_t inside = cut(example.newest, example.pointer.end_ts);
-      // The guard against the future: it looks at the events themselves, not at how they were
-      // found.
+      // Checks the events themselves, however they were found: none is from the request's future.
       if (!inside || times[example.newest][inside - 1] >= example.pointer.end_ts)
-        throw Corrupt("an event is not where its directory says");
+        throw Corrupt("a directory names an event that its stripe lacks");
       end = stripes[example.newest].ordinal + inside;
       if (example.is_checked && end < stripes[example.newest].end) {
         remembered[i] = memory.find(user.user_id, end);
@@ -292,11 +294,11 @@ void Plan::resolve(const std::vector<Trait> &key_traits,
     if (example.oldest >= 0)
       begin = stripes[example.oldest].ordinal + cut(example.oldest, example.start_ts);
     ends[i] = end;
-    example.left = std::max<int64_t>(0, end - begin);
+    example.available_count = std::max<int64_t>(0, end - begin);
     if (user.dropped_ts != never_ts && user.dropped_ts >= example.start_ts &&
-        example.left < example.wanted)
-      example.status = expired;
-    example.count = std::min(example.left, example.wanted);
+        example.available_count < example.wanted)
+      example.status = Status::expired;
+    example.count = std::min(example.available_count, example.wanted);
     example.first = end - example.count;
     if (head_ && sequence_length_ > 0) example.count = std::min(example.count, sequence_length_);
   }
@@ -316,7 +318,7 @@ void Plan::resolve(const std::vector<Trait> &key_traits,
     const User &user = users[example.user];
     const int64_t newest = example.newest;
     if (example.is_checked || (newest < 0 && user.dropped_ts < example.pointer.end_ts)) {
-      // Up to the end of a stripe the directories know the sum; inside one it is counted out.
+      // The directory has the sum at the end of each stripe; inside one it is computed.
       const int64_t following = newest < 0 ? user.begin : newest + 1;
       uint64_t sum = following < user.end ? stripes[following].sum : user.digest_sum;
       if (remembered[i]) {
@@ -327,9 +329,11 @@ void Plan::resolve(const std::vector<Trait> &key_traits,
       }
       example.digest = close_digest(sum, ends[i]);
     }
-    if (example.status == ok && example.pointer.digest && example.digest &&
+    if (example.status == Status::ok && example.pointer.digest && example.digest &&
         example.digest != example.pointer.digest)
-      example.status = digest_mismatch;
-    if (example.status != ok) example.first = example.count = 0;
+      example.status = Status::digest_mismatch;
+    if (example.status != Status::ok) example.first = example.count = 0;
   }
 }
+
+} // namespace thinrow

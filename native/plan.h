@@ -1,7 +1,7 @@
-// From pointers to the events they name: which stripes to read, and where in them to cut.
+// Resolves pointers: chooses the stripes to read, and finds the events that each pointer names.
 //
-// docs/concepts/semantics.md says what pointers and statuses mean; the steps are those of
-// server/thinrow/store/history.py. An ordinal is an event's place in its user's whole history.
+// docs/concepts/semantics.md defines pointers and statuses; server/thinrow/store/history.py calls
+// the steps. An ordinal is an event's position in its user's whole history.
 #pragma once
 
 #include <cstdint>
@@ -10,56 +10,56 @@
 #include <vector>
 
 #include "digest.h"
+#include "fields.h"
 #include "stripe.h"
 
-// The numbers of thinrow.v1.Status.
-enum Status : uint8_t { ok = 1, not_ready, expired, digest_mismatch, erased, invalid };
+namespace thinrow {
 
 constexpr int64_t never_ts = std::numeric_limits<int64_t>::min();
 
 struct Pointer {
   int64_t user_id, start_ts, end_ts, max_length;
-  uint64_t digest; // 0: not recorded
+  uint64_t digest; // 0 if none was recorded
   int64_t request_ts, mutable_length;
 };
 
 struct Example {
   Pointer pointer;
-  Status status = ok;
-  bool is_live = false;   // its user matters
-  bool is_active = false; // it has a window to look for
-  bool is_checked = false;
+  Status status = Status::ok;
+  bool is_live = false;    // the user's directory is read
+  bool is_active = false;  // the window may contain events
+  bool is_checked = false; // the digest is computed
   int64_t user = 0;
   int64_t start_ts = 0, named = 0, wanted = 0;
-  // The newest stripe of the window and the one in which it starts; -1 where the window ends, or
-  // starts, before every event that is left.
+  // The newest stripe of the window, and the stripe in which the window starts; -1 if the window
+  // ends, or starts, before all events in the store.
   int64_t newest = -1, oldest = -1;
-  int64_t end_at_least = 1; // the window's end is no ordinal before this one
-  // What came of it:
-  int64_t first = 0, count = 0, left = 0;
+  int64_t end_at_least = 1; // lower bound on the ordinal at which the window ends
+  // Results of `resolve`:
+  int64_t first = 0, count = 0, available_count = 0;
   uint64_t digest = 0;
 };
 
 struct User {
   int64_t user_id;
-  int64_t first_stripe = 0; // number, in the store, of the first stripe left
+  int64_t first_stripe = 0; // number, in the store, of the first stripe that exists
   int64_t event_count = 0;
   uint64_t digest_sum = 0;
   int64_t dropped_ts = never_ts, erased_ts = never_ts;
-  int64_t begin = 0, end = 0; // its stripes
-  int64_t first_ordinal = 0;  // of its first event left
+  int64_t begin = 0, end = 0; // range of the user's stripes in Plan::stripes
+  int64_t first_ordinal = 0;  // ordinal of the first event in the store
 };
 
 struct Stripe {
   int64_t user;
   int64_t first_ts, ordinal, end;
   uint64_t sum;            // digest sum before it
-  bool is_needed = false;  // its events may be in the answer
+  bool is_needed = false;  // the answer may contain its events
   bool is_cut = false;     // a window begins or ends in it
   bool is_checked = false; // a digest may end in it
 };
 
-// What is read of a stripe: one stored group.
+// One stored group of traits.
 struct Group {
   int number;
   bool is_wanted; // the projection has traits of it
@@ -74,13 +74,13 @@ class Plan {
   Plan(std::vector<Pointer> pointers, const std::vector<int64_t> &watermarks,
        int64_t sequence_length, bool head, bool record_digests);
 
-  // Takes the users' directories, data being nullptr for one without, and chooses stripes.
-  void choose(const std::vector<Bytes> &directories, std::vector<Group> groups);
+  // Reads the users' directories (`data` is nullptr for users without one) and chooses stripes.
+  void choose_stripes(const std::vector<Bytes> &directories, std::vector<Group> groups);
 
-  // Takes the stripes, in the order of `stripe_keys`.
-  void take(const std::vector<Bytes> &values);
+  // Sets the stripes that were read, in the order of `stripe_keys`.
+  void set_stripes(const std::vector<Bytes> &values);
 
-  // Cuts, checks, truncates: fills in every example.
+  // Finds, checks and truncates the window of every example.
   void resolve(const std::vector<Trait> &key_traits,
                const std::function<uint64_t(Bytes)> &text_hash, DigestMemory &memory);
 
@@ -89,7 +89,7 @@ class Plan {
   int64_t events_at_most() const;
   int64_t stripe_bytes_at_most() const;
 
-  Bytes value(int slot, int64_t stripe) const; // throws Corrupt where it was not read
+  Bytes value(int slot, int64_t stripe) const; // throws Corrupt if it was not read
   int slot_of(int group) const;
   int64_t stripe_at(int64_t user, int64_t ordinal) const;
   bool is_head() const { return head_; }
@@ -108,6 +108,8 @@ class Plan {
   int64_t sequence_length_;
   bool head_, record_digests_;
   std::vector<Group> groups_;
-  std::vector<int64_t> places_; // of each group and stripe among the values; -1: not read
+  std::vector<int64_t> places_; // place of each group and stripe in `values_`; -1 if not read
   std::vector<Bytes> values_;
 };
+
+} // namespace thinrow

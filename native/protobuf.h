@@ -1,5 +1,5 @@
-// The protobuf wire format (its encoding specification): written into memory of a known size, and
-// read without trusting it.
+// Writes the protobuf wire format (its encoding specification) into memory of a known size, and
+// reads untrusted messages.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +11,8 @@
 
 #include "stripe.h"
 
+namespace thinrow {
+
 enum class Wire : uint32_t { varint = 0, fixed64 = 1, length = 2, fixed32 = 5 };
 
 inline int64_t varint_bytes(uint64_t value) {
@@ -19,7 +21,7 @@ inline int64_t varint_bytes(uint64_t value) {
 
 inline int64_t tag_bytes(uint32_t field) { return varint_bytes(field << 3); }
 
-// Bytes of a length-delimited field; `length` those of its content.
+// Returns the bytes of a length-delimited field whose content has `length` bytes.
 inline int64_t field_bytes(uint32_t field, int64_t length) {
   return tag_bytes(field) + varint_bytes(length) + length;
 }
@@ -47,7 +49,7 @@ class Writer {
     varint(length);
   }
 
-  // Fields of value 0 are left out, as protobuf does.
+  // Omits fields of value 0, as protobuf does.
   void number(uint32_t field, uint64_t value) {
     if (!value) return;
     tag(field, Wire::varint);
@@ -64,7 +66,7 @@ class Writer {
   uint8_t *at_;
 };
 
-// Numbers one behind the other, as packed fields have them.
+// Returns the content of a packed field.
 template <typename Numbers>
 std::vector<uint8_t> packed(const Numbers &numbers) {
   std::vector<uint8_t> bytes(10 * numbers.size());
@@ -82,12 +84,12 @@ inline int64_t optional_bytes(uint32_t field, int64_t length) {
   return length ? field_bytes(field, length) : 0;
 }
 
-// Field after field of a message. Throws std::invalid_argument for what is none.
+// Iterates over the fields of a message. Throws std::invalid_argument if it is malformed.
 class Reader {
  public:
   explicit Reader(Bytes message) : at_(message.data), end_(message.data + message.size) {}
 
-  // Steps to the next field; false at the end.
+  // Advances to the next field; returns false at the end.
   bool next() {
     if (at_ == end_) return false;
     const uint64_t tag = varint();
@@ -118,7 +120,7 @@ class Reader {
     return load<int64_t>(content_.data);
   }
 
-  // A repeated number, packed or one of its elements.
+  // Appends a repeated number: a packed field, or one element of an unpacked one.
   template <typename Number>
   void append_to(std::vector<Number> &numbers) const {
     if (type_ == Wire::varint) {
@@ -126,8 +128,8 @@ class Reader {
       return;
     }
     Reader packed(bytes());
-    // The last byte of each number has its highest bit clear; growing step by step would take twice
-    // the memory.
+    // The last byte of each number has its highest bit clear, so the count is known beforehand;
+    // growing step by step would take twice the memory.
     numbers.reserve(numbers.size() + std::count_if(packed.at_, packed.end_,
                                                    [](uint8_t byte) { return byte < 0x80; }));
     while (packed.at_ != packed.end_) numbers.push_back(static_cast<Number>(packed.varint()));
@@ -174,3 +176,5 @@ class Reader {
   uint64_t number_ = 0;
   Bytes content_;
 };
+
+} // namespace thinrow

@@ -1,11 +1,13 @@
-// What was added or asked for lately, within a bound.
+// A cache of the entries that were used recently, within a bound on their cost.
 #pragma once
 
 #include "flat_map.h"
 
-// Two maps, a young and an old one: what is asked for is (again) young; once the young cost half of
-// what is allowed, the old are let go and the young are the old. An approximation of "least
-// recently used" without lists.
+namespace thinrow {
+
+// Two maps, a young and an old one, approximate "least recently used" without linked lists: an
+// entry that is used becomes young. When the young entries cost half of the bound, the old map is
+// discarded and the young map becomes the old one.
 template <typename Key, typename Value>
 class Recent {
  public:
@@ -13,7 +15,8 @@ class Recent {
 
   static uint64_t hash_of(const Key &key) { return FlatMap<Key, Value>::hash_of(key); }
 
-  // nullptr where the key is not there; else valid until the next call. `hash` is the key's.
+  // Returns nullptr if the key is absent; otherwise the pointer is valid until the next call.
+  // `hash` must be `hash_of(key)`.
   template <typename Cost>
   const Value *find(const Key &key, uint64_t hash, Cost &&cost) {
     if (const Value *known = young_.find(key, hash)) return known;
@@ -21,13 +24,13 @@ class Recent {
     return known ? &add(key, Value(*known), cost(*known)) : nullptr;
   }
 
-  // Has the places that `find` will look at fetched into the processor's cache.
+  // Prefetches the slots that `find` reads for this hash.
   void prefetch(uint64_t hash) const {
     young_.prefetch(hash);
     old_.prefetch(hash);
   }
 
-  // As `find`, but the value is no younger for it.
+  // Returns the same as `find` without making the entry young.
   const Value *peek(const Key &key, uint64_t hash) {
     const Value *known = young_.find(key, hash);
     return known ? known : old_.find(key, hash);
@@ -48,3 +51,5 @@ class Recent {
   int64_t half_, young_cost_ = 0;
   FlatMap<Key, Value> young_, old_;
 };
+
+} // namespace thinrow

@@ -9,12 +9,14 @@
 #include "fields.h"
 #include "flat_map.h"
 
+namespace thinrow {
+
+namespace column = fields::column;
+
 namespace {
 
-// A record's head: number of its schema, event_ts, whether there is an id, event_id.
+// The head of a record: schema number, event_ts, a byte that is 1 if event_id is present, event_id.
 constexpr int64_t event_ts_at = 2, has_id_at = 10, event_id_at = 11, head_bytes = 19;
-
-constexpr uint32_t arrival_ts_field = 1, columns_field = 2; // of MutableEvents
 
 void require(bool is_whole) {
   if (!is_whole) throw Corrupt("an event of the mutable tier is cut off");
@@ -24,35 +26,35 @@ void append_code(std::vector<uint8_t> &data, uint64_t code, int width) {
   for (int i = 0; i < width; ++i) data.push_back(static_cast<uint8_t>(code >> 8 * i));
 }
 
-// In how few bytes codes below `bound` go.
+// Returns the bytes that a code below `bound` needs.
 int code_width(size_t bound) { return bound > 1 << 16 ? 4 : bound > 1 << 8 ? 2 : 1; }
 
-// One column, ready to be written.
+// One column of the wire, encoded.
 class RecordsColumn {
  public:
-  // `texts_at` says where in each record this column's text lies, and moves on behind it.
+  // `texts_at` is the position of this column's text in each record; it is advanced past the text.
   RecordsColumn(const RecordColumn &column, const std::vector<Bytes> &records,
                 std::vector<int64_t> &texts_at)
       : column_(column), width_(static_cast<int>(column.word_bytes)) {
     if (column.nullable) present_.assign((records.size() + 7) / 8, 0);
-    const bool is_signed = column.type <= 3; // int8, int16, int32
-    // As distances from the least value of the type they are the words that the wire means.
+    const bool is_signed = column.type <= TraitType::int32;
+    // Signed values are written as offsets from the smallest value of their type.
     if (is_signed) base_ = static_cast<int64_t>(~uint64_t{0} << (8 * column.word_bytes - 1));
     const int64_t bytes = column.size * column.word_bytes;
-    if (column.type != text) data_.reserve(bytes * records.size());
+    if (column.type != TraitType::string) data_.reserve(bytes * records.size());
     FlatMap<TextKey, uint32_t> by_text;
     std::vector<uint32_t> codes;
     for (size_t row = 0; row < records.size(); ++row) {
       const uint8_t *word = records[row].data + column.word_at;
       const bool is_there = !column.nullable || records[row].data[column.has_at];
-      if (column.nullable && is_there) present_[row / 8] |= 1 << row % 8;
-      if (column.type == text) {
+      if (column.nullable && is_there) present_[row / 8] |= static_cast<uint8_t>(1 << row % 8);
+      if (column.type == TraitType::string) {
         const Bytes value{records[row].data + texts_at[row], load<uint32_t>(word)};
         require(value.size <= records[row].size - texts_at[row]);
         texts_at[row] += value.size;
         if (!is_there) continue;
         const std::string_view view(reinterpret_cast<const char *>(value.data), value.size);
-        const auto [code, is_new] = by_text.add({view}, texts_.size());
+        const auto [code, is_new] = by_text.add({view}, static_cast<uint32_t>(texts_.size()));
         if (is_new) texts_.push_back(value);
         codes.push_back(code);
       } else if (!is_there) {
@@ -64,25 +66,26 @@ class RecordsColumn {
           data_[at + column.word_bytes - 1] ^= 0x80;
       }
     }
-    if (column.type != text) return;
+    if (column.type != TraitType::string) return;
     width_ = code_width(texts_.size());
     for (const uint32_t code : codes) append_code(data_, code, width_);
   }
 
   int64_t bytes() const {
-    int64_t total =
-        optional_bytes(column::trait, column_.name.size()) +
-        number_bytes(column::type, column_.type) + number_bytes(column::vector_size, column_.size) +
-        number_bytes(column::nullable, column_.nullable) + field_bytes(column::bases, 8) +
-        field_bytes(column::widths, 1) + optional_bytes(column::data, data_.size()) +
-        optional_bytes(column::present, present_.size());
+    int64_t total = optional_bytes(column::trait, column_.name.size()) +
+                    number_bytes(column::type, static_cast<uint64_t>(column_.type)) +
+                    number_bytes(column::vector_size, column_.size) +
+                    number_bytes(column::nullable, column_.nullable) +
+                    field_bytes(column::bases, 8) + field_bytes(column::widths, 1) +
+                    optional_bytes(column::data, data_.size()) +
+                    optional_bytes(column::present, present_.size());
     for (const Bytes &value : texts_) total += field_bytes(column::strings, value.size);
     return total;
   }
 
   void write(Writer &out) const {
     out.bytes(column::trait, column_.name.data(), column_.name.size());
-    out.number(column::type, column_.type);
+    out.number(column::type, static_cast<uint64_t>(column_.type));
     out.number(column::vector_size, column_.size);
     out.number(column::nullable, column_.nullable);
     out.bytes(column::bases, &base_, 8);
@@ -113,8 +116,9 @@ RecordFormat::RecordFormat(int number, int64_t record_bytes, std::vector<RecordC
     if (column.word_bytes < 1 || column.word_bytes > 8 || column.size < 1 ||
         column.size > record_bytes / column.word_bytes || column.word_at < 0 ||
         column.word_at > record_bytes - column.size * column.word_bytes || column.has_at < 0 ||
-        column.has_at >= record_bytes || (column.type == text && column.word_bytes != 4) ||
-        (column.type == categorical && column.word_bytes != 8))
+        column.has_at >= record_bytes ||
+        (column.type == TraitType::string && column.word_bytes != 4) ||
+        (column.type == TraitType::categorical && column.word_bytes != 8))
       throw std::invalid_argument("a column lies outside its record");
   }
 }
@@ -127,21 +131,21 @@ bool RecordFormat::is_of(Bytes record) const {
 std::vector<uint8_t> RecordFormat::events(const std::vector<int64_t> &arrival_ts,
                                           const std::vector<Bytes> &records) const {
   if (arrival_ts.size() != records.size())
-    throw std::invalid_argument("as many arrivals as records");
+    throw std::invalid_argument("arrivals and records differ in number");
   for (const Bytes &record : records) require(record.size >= record_bytes_);
   std::vector<int64_t> texts_at(records.size(), record_bytes_);
   std::vector<RecordsColumn> columns;
   columns.reserve(columns_.size());
-  int64_t total = optional_bytes(arrival_ts_field, 8 * arrival_ts.size());
+  int64_t total = optional_bytes(fields::mutable_events::arrival_ts, 8 * arrival_ts.size());
   for (const RecordColumn &column : columns_) {
     columns.emplace_back(column, records, texts_at);
-    total += field_bytes(columns_field, columns.back().bytes());
+    total += field_bytes(fields::mutable_events::columns, columns.back().bytes());
   }
   std::vector<uint8_t> message(total);
   Writer out(message.data());
-  out.bytes(arrival_ts_field, arrival_ts.data(), 8 * arrival_ts.size());
+  out.bytes(fields::mutable_events::arrival_ts, arrival_ts.data(), 8 * arrival_ts.size());
   for (const RecordsColumn &column : columns) {
-    out.open(columns_field, column.bytes());
+    out.open(fields::mutable_events::columns, column.bytes());
     column.write(out);
   }
   return message;
@@ -164,3 +168,5 @@ std::vector<int64_t> record_order(const std::vector<Bytes> &records) {
     if (keys[order[i - 1]] == keys[order[i]]) return {};
   return order;
 }
+
+} // namespace thinrow

@@ -1,31 +1,34 @@
-// The mutable tier's records (server/thinrow/online/records.py) as the wire's columns: one block,
-// whose words need no narrowing.
+// Encodes the mutable tier's records (server/thinrow/online/records.py) as columns of the wire,
+// each of one block whose words are not narrowed.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "fields.h"
 #include "protobuf.h"
 
-// Where a record has one column's value; its texts stand behind the record, in column order.
+namespace thinrow {
+
+// The position of one column's value in a record. Texts follow the record, in column order.
 struct RecordColumn {
   std::string name;
-  int type;     // as thinrow.v1.TraitType numbers them
+  TraitType type;
   int64_t size; // words per event
   bool nullable;
   int64_t word_bytes;
-  int64_t word_at, has_at; // has_at: of the byte that is 0 where the value is absent
+  int64_t word_at, has_at; // has_at: position of the byte that is 0 if the value is absent
 };
 
 class RecordFormat {
  public:
   RecordFormat(int number, int64_t record_bytes, std::vector<RecordColumn> columns);
 
-  // Whether the record is of this format: its schema has this number.
+  // Returns true if the record has this format, by the number of its schema.
   bool is_of(Bytes record) const;
 
-  // The content of a MutableEvents. Throws Corrupt for a record that is cut off.
+  // Returns an encoded MutableEvents. Throws Corrupt if a record is cut off.
   std::vector<uint8_t> events(const std::vector<int64_t> &arrival_ts,
                               const std::vector<Bytes> &records) const;
 
@@ -35,6 +38,9 @@ class RecordFormat {
   std::vector<RecordColumn> columns_;
 };
 
-// Places of records in the order of event_ts, whether there is an id, and event_id. Empty where
-// two are equal in all of them: their traits decide. Throws Corrupt for a record that is cut off.
+// Returns the order of the records by event_ts, presence of event_id, and event_id. Returns an
+// empty order if two records are equal in all three, since their traits decide then. Throws Corrupt
+// if a record is cut off.
 std::vector<int64_t> record_order(const std::vector<Bytes> &records);
+
+} // namespace thinrow

@@ -2,6 +2,8 @@
 
 #include "errors.h"
 
+namespace thinrow {
+
 namespace {
 
 constexpr int64_t header_bytes = 8, record_bytes = 32;
@@ -70,14 +72,15 @@ Column::Column(Bytes stripe, const Trait &trait) : stripe_(stripe), trait_(&trai
     dictionary_count_ = load<uint32_t>(record + 16);
     base_ = load<int64_t>(record + 24);
     if (presence_ == Presence::some) check_within(stripe, bitmap_, (events + 7) / 8);
-    if (trait.type == text || trait.type == categorical)
-      check_within(stripe, dictionary_, dictionary_count_ * (trait.type == text ? 4 : 8));
+    if (trait.type == TraitType::string || trait.type == TraitType::categorical)
+      check_within(stripe, dictionary_,
+                   dictionary_count_ * (trait.type == TraitType::string ? 4 : 8));
     else
       dictionary_count_ = 0;
     return;
   }
-  // Its default, or null.
-  base_ = trait.type == text ? 0 : trait.default_word;
+  // The stripe lacks the trait: every event has its default, or null.
+  base_ = trait.type == TraitType::string ? 0 : trait.default_word;
   presence_ = trait.nullable ? Presence::none : Presence::all;
 }
 
@@ -109,14 +112,14 @@ void Column::append_presence(int64_t first, int64_t count, std::vector<uint8_t> 
     return;
   }
   for (int64_t event = first; event < first + count; ++event, ++bit_count)
-    if (has(event)) bits[bit_count / 8] |= 1 << (bit_count % 8);
+    if (has(event)) bits[bit_count / 8] |= static_cast<uint8_t>(1 << (bit_count % 8));
 }
 
 int64_t Column::number(int64_t entry) const {
   return load<int64_t>(stripe_.data + dictionary_ + 8 * entry);
 }
 
-Bytes Column::words_of(int64_t entry) const {
+Bytes Column::text(int64_t entry) const {
   if (!stored_)
     return {reinterpret_cast<const uint8_t *>(trait_->default_text.data()),
             static_cast<int64_t>(trait_->default_text.size())};
@@ -127,3 +130,5 @@ Bytes Column::words_of(int64_t entry) const {
   check_within(stripe_, body + begin, end - begin);
   return {stripe_.data + body + begin, end - begin};
 }
+
+} // namespace thinrow

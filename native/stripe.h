@@ -1,4 +1,4 @@
-// Stripes as they lie in the store (docs/reference/formats.md), read without trusting them.
+// Reads stripes of the store (docs/reference/formats.md) without trusting them.
 #pragma once
 
 #include <cstdint>
@@ -6,12 +6,16 @@
 #include <string>
 #include <vector>
 
+#include "fields.h"
+
+namespace thinrow {
+
 struct Bytes {
   const uint8_t *data = nullptr;
   int64_t size = 0;
 };
 
-// Little-endian words, which may lie anywhere.
+// Reads a little-endian word of any alignment.
 template <typename T>
 T load(const uint8_t *at) {
   T value;
@@ -19,30 +23,27 @@ T load(const uint8_t *at) {
   return value;
 }
 
-// thinrow.v1.TraitType's numbers of the two whose words may index a dictionary.
-constexpr int categorical = 13, text = 14;
-
-// Limit on the words per event, so that products with numbers of events stay exact.
+// Limit on the words per event, so that its product with a number of events cannot overflow.
 constexpr int64_t trait_size_max = 1 << 16;
 
 struct Trait {
   std::string name;
   int number;
-  int type;
+  TraitType type;
   int64_t size; // words per event
   bool nullable;
   bool has_default;
   int64_t default_word;
   std::string default_text;
   int group;
-  int slot = 0; // of its group among those that a plan reads
+  int slot = 0; // place of the group among those that a plan reads
 };
 
-// One trait of some consecutive events of a stripe, still encoded, checked to lie within it.
+// One trait of consecutive events of a stripe, encoded, and checked to lie within the stripe.
 struct Slice {
   const uint8_t *offsets;
   int64_t base;
-  int64_t words; // of events that have the trait
+  int64_t words; // number of words; events without the trait have none
   int width;     // bytes per offset: 0, 1, 2, 4 or 8
 };
 
@@ -51,30 +52,30 @@ enum class Presence : uint8_t { all, some, none };
 // One trait of one stripe.
 class Column {
  public:
-  // Throws Corrupt where the stripe contradicts itself.
+  // Throws Corrupt if the stripe contradicts itself.
   Column(Bytes stripe, const Trait &trait);
 
-  // Throws Corrupt where the stripe is too short for it.
+  // Throws Corrupt if the stripe is too short for the slice.
   Slice slice(int64_t first, int64_t count) const;
 
-  // Appends a bit for each of the events: whether it has the trait.
+  // Appends a bit for each of the events, set if the event has the trait.
   void append_presence(int64_t first, int64_t count, std::vector<uint8_t> &bits,
                        int64_t &bit_count) const;
   bool has(int64_t event) const;
 
-  // Whether words index the stripe's own dictionary: those of text always, and categories where
-  // that takes fewer bytes than the categories themselves.
-  bool indexes() const { return trait_->type == text || dictionary_count_; }
+  // Returns true if words index the stripe's own dictionary. Words of strings always do; those of
+  // categories do if that takes fewer bytes than the categories themselves.
+  bool indexes() const { return trait_->type == TraitType::string || dictionary_count_; }
   int64_t entries() const { return stored_ ? dictionary_count_ : 1; }
-  int64_t number(int64_t entry) const; // of a categorical trait's dictionary
-  Bytes words_of(int64_t entry) const; // of a text trait's dictionary
+  int64_t number(int64_t entry) const; // an entry of a categorical trait's dictionary
+  Bytes text(int64_t entry) const;     // an entry of a string trait's dictionary
 
  private:
   int64_t values_before(int64_t event) const;
 
   Bytes stripe_;
   const Trait *trait_;
-  bool stored_ = false; // else the stripe was written before the trait was added
+  bool stored_ = false; // false if the stripe was written before the trait was added
   Presence presence_ = Presence::all;
   int width_ = 0;
   int64_t base_ = 0, data_ = 0, bitmap_ = 0, dictionary_ = 0, dictionary_count_ = 0;
@@ -88,17 +89,17 @@ constexpr int64_t stripe_events_max = 1 << 16;
 // Throws Corrupt if the stripe has no header, or its header names more events than the limit.
 int64_t stripe_events(Bytes stripe);
 
-// Memory of one dictionary entry while an answer is made: its slot in a map that just grew, and
-// where its bytes lie.
+// Memory of one dictionary entry while an answer is made: its slot in a map that just grew, and a
+// reference to its bytes.
 constexpr int64_t dictionary_entry_bytes = 128;
 
-// Returns the memory that a stripe takes: its bytes and what its dictionaries' entries add.
+// Returns the memory that a stripe takes: its bytes, and those that its dictionary entries add.
 int64_t stripe_memory_bytes(Bytes stripe);
 
-// Counts the bits that are set among [first, last), lowest bit first.
+// Counts the set bits of [first, last); the lowest bit of a byte is the first.
 int64_t ones_within(const uint8_t *bits, int64_t first, int64_t last);
 
-// Writes a slice's words.
+// Writes the words of a slice to `out`.
 void decode(const Slice &slice, uint64_t *out);
 
 // Calls `use(word)` for each word of a slice, in order.
@@ -120,3 +121,5 @@ void each_word(const Slice &slice, Use &&use) {
     default: all(uint64_t{});
   }
 }
+
+} // namespace thinrow

@@ -1,99 +1,330 @@
-# Loops over every event, in native code, without the interpreter's lock. Arrays are contiguous.
-# They raise ValueError for arrays that do not fit together, IndexError for what is out of bounds.
+"""
+Loops over every event and example, in native code, without the interpreter's lock.
+
+Functions raise ValueError for arrays that do not fit together, and IndexError for positions out of bounds.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import numpy as np
+import numpy
 from numpy.typing import NDArray
 
 class Run:
+    """One column of an answer, in narrow blocks."""
+
     def __init__(
         self,
-        data: NDArray[np.uint8],
-        widths: NDArray[np.uint8],
-        bases: NDArray[np.int64],
-        counts: NDArray[np.int64],
-        dictionary: NDArray[np.int64] | None = None,
-    ) -> None: ...
+        data: NDArray[numpy.uint8],
+        widths: NDArray[numpy.uint8],
+        bases: NDArray[numpy.int64],
+        counts: NDArray[numpy.int64],
+        dictionary: NDArray[numpy.int64] | None = None,
+    ) -> None:
+        """
+        Check the blocks; the arrays are not copied.
+
+        Args:
+            data: Offsets of all blocks of width 1, in block order, then of width 2, 4 and 8.
+            widths: Bytes per offset of each block: 0, 1, 2, 4 or 8.
+            bases: Value to which the offsets of each block are added, modulo 2^64.
+            counts: Words of each block.
+            dictionary: Values that the words index; None if the words are the values.
+        """
 
 def write(
     jobs: Sequence[
         tuple[
             Sequence[Run],
-            NDArray[np.int64],  # of each view the run, its start, its length, its place
-            NDArray[np.int64],
-            NDArray[np.int64],
-            NDArray[np.int64],
-            int,  # words per event
-            int,  # what they are read as
-            int,  # what they are written as
-            NDArray[np.uint8],
+            NDArray[numpy.int64],
+            NDArray[numpy.int64],
+            NDArray[numpy.int64],
+            NDArray[numpy.int64],
+            int,
+            int,
+            int,
+            NDArray,
         ]
     ],
     threads: int,
-) -> int: ...
-def count_fields(message: bytes, path: list[int], /) -> int: ...
-def present_counts(bits: NDArray[np.uint8], lengths: NDArray[np.int64], /) -> NDArray[np.int64]: ...
-def gather(
-    buffer: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64], /
-) -> bytes: ...
+) -> int:
+    """
+    Write every event of the jobs' views, on several threads if there is enough work.
 
-# What follows reads the store, for the server. Plan and ValueCache raise StoreCorruptError for
-# what contradicts itself.
+    Args:
+        jobs: For each job its runs; the run, start, length and place of each view, in events; words per
+            event; the integer types (0 to 7: i8, i16, i32, i64, u8, u16, u32, u64) that words are read
+            as and written as (0 to 3); the output.
+        threads: Limit on the threads.
+
+    Returns:
+        Number of the first job with a word that exceeds its dictionary, or the number of jobs.
+    """
+
+def gather(
+    buffer: NDArray[numpy.uint8], starts: NDArray[numpy.int64], lengths: NDArray[numpy.int64]
+) -> bytes:
+    """Return the slices [start, start + length) of a buffer, concatenated."""
+
+def present_counts(
+    bits: NDArray[numpy.uint8], lengths: NDArray[numpy.int64]
+) -> NDArray[numpy.int64]:
+    """
+    Count the events of each block that have a trait.
+
+    Args:
+        bits: Presence bits of all events, lowest bit first.
+        lengths: Events of each block.
+    """
+
+class RecordFormat:
+    """The layout of the records of one schema."""
+
+    def __init__(
+        self,
+        number: int,
+        record_bytes: int,
+        columns: Sequence[tuple[str, int, int, bool, int, int, int]],
+    ) -> None:
+        """
+        Check the layout.
+
+        Args:
+            number: Number of the schema, with which its records begin.
+            record_bytes: Bytes of a record without its texts.
+            columns: Name, thinrow.v1.TraitType, words per event, nullable, bytes per word, and the positions
+                of its words and of its presence byte, of each column.
+        """
+
+    def events(self, arrival_ts: Sequence[int], records: list[bytes]) -> bytes | None:
+        """
+        Return the records as an encoded MutableEvents.
+
+        Args:
+            arrival_ts: Arrival of each record.
+            records: At most as many as one response holds.
+
+        Returns:
+            None if a record has another format.
+
+        Raises:
+            StoreCorruptError: A record is cut off.
+        """
+
+def record_order(records: list[bytes]) -> list[int]:
+    """
+    Return the order of records by event_ts, presence of event_id, and event_id.
+
+    Returns:
+        Positions of the records; empty if two records are equal in all three.
+
+    Raises:
+        StoreCorruptError: A record is cut off.
+    """
+
+def varints(numbers: NDArray[numpy.int64]) -> bytes:
+    """Return the numbers as the content of a packed field."""
+
+def count_fields(message: bytes, path: Sequence[int]) -> int:
+    """
+    Count the fields that a path of field numbers leads to, from a message into nested ones.
+
+    Raises:
+        ValueError: The bytes are no protobuf message, or the path is empty.
+    """
+
+def read_response(
+    message: bytes,
+) -> tuple[
+    int,
+    int,
+    int,
+    NDArray[numpy.int64],
+    NDArray[numpy.int64],
+    NDArray[numpy.int64],
+    NDArray[numpy.int64],
+    list[
+        tuple[
+            str,
+            int,
+            int,
+            bool,
+            NDArray[numpy.int64],
+            NDArray[numpy.uint8],
+            NDArray[numpy.uint8],
+            NDArray[numpy.uint8],
+            NDArray[numpy.int64],
+            list[str],
+            int | None,
+            str | None,
+        ]
+    ],
+    int,
+    int,
+    int,
+]:
+    """
+    Read an encoded MaterializeResponse.
+
+    Returns:
+        The fields of thinrow.core.wire.response.Response.
+
+    Raises:
+        ValueError: The bytes are no such message.
+        AnswerTooLargeError: Its texts would take many times the bytes of the message.
+    """
+
+def read_stream_response(
+    message: bytes,
+) -> tuple[
+    int,
+    int,
+    int,
+    NDArray[numpy.int64],
+    NDArray[numpy.int64],
+    NDArray[numpy.int64],
+    NDArray[numpy.int64],
+    list[
+        tuple[
+            str,
+            int,
+            int,
+            bool,
+            NDArray[numpy.int64],
+            NDArray[numpy.uint8],
+            NDArray[numpy.uint8],
+            NDArray[numpy.uint8],
+            NDArray[numpy.int64],
+            list[str],
+            int | None,
+            str | None,
+        ]
+    ],
+    int,
+    int,
+    int,
+]:
+    """
+    Read an encoded MaterializeStreamResponse.
+
+    Returns:
+        The fields of thinrow.core.wire.response.Response.
+
+    Raises:
+        ValueError: The bytes are no such message.
+        AnswerTooLargeError: Its texts would take many times the bytes of the message.
+    """
 
 class Trait:
+    """A trait of the schema."""
+
     def __init__(
         self,
         name: str,
         number: int,
-        kind: int,
+        type: int,
         size: int,
         nullable: bool,
         default_word: int | None,
         default_text: str | None,
         group: int,
-        /,
-    ) -> None: ...
+    ) -> None:
+        """
+        Check the trait.
+
+        Args:
+            type: A value of thinrow.v1.TraitType.
+            size: Words per event.
+            default_word: Default of a trait that is no string.
+            default_text: Default of a string, in UTF-8.
+            group: Number of the stored group that has the trait.
+        """
 
 class Plan:
+    """
+    The resolution of a batch of pointers, in steps.
+
+    Methods raise StoreCorruptError if directories and stripes contradict themselves or each other.
+    """
+
     def __init__(
         self,
-        user_ids: NDArray[np.int64],
-        start_ts: NDArray[np.int64],
-        end_ts: NDArray[np.int64],
-        max_lengths: NDArray[np.int64],
-        digests: NDArray[np.uint64],
-        request_ts: NDArray[np.int64],
-        mutable_lengths: NDArray[np.int64],
-        watermarks: NDArray[np.int64],
+        user_ids: NDArray[numpy.int64],
+        start_ts: NDArray[numpy.int64],
+        end_ts: NDArray[numpy.int64],
+        max_lengths: NDArray[numpy.int64],
+        digests: NDArray[numpy.uint64],
+        request_ts: NDArray[numpy.int64],
+        mutable_lengths: NDArray[numpy.int64],
+        watermarks: NDArray[numpy.int64],
         sequence_length: int,
         head: bool,
         record_digests: bool,
-        /,
-    ) -> None: ...
-    def directory_keys(self) -> bytes: ...
-    def choose(
-        self, directories: list[bytes | None], groups: Sequence[tuple[int, bool, bool, int]], /
-    ) -> None: ...
-    def stripe_keys(self) -> bytes: ...
-    def take(self, stripes: list[bytes | None], /) -> int: ...
+    ) -> None:
+        """
+        Decide each example as far as possible without reading.
+
+        Args:
+            digests: Recorded digests; 0 where none was recorded.
+            watermarks: Watermarks of the generation, ascending.
+            sequence_length: Most events of immutable and mutable part; 0 for no limit.
+            head: Keep the oldest events instead of the newest.
+            record_digests: Compute the digest of every example, not only of those with a recorded one.
+        """
+
+    def directory_keys(self) -> bytes:
+        """Return the keys of the users' directories, concatenated."""
+
+    def choose_stripes(
+        self, directories: list[bytes | None], groups: Sequence[tuple[int, bool, bool, int]]
+    ) -> None:
+        """
+        Choose the stripes to read.
+
+        Args:
+            directories: Values of `directory_keys`.
+            groups: Number of each stored group, whether its stripes are wanted, whether the digest has
+                traits of it, and the bytes of one of its events.
+        """
+
+    def stripe_keys(self) -> bytes:
+        """Return the keys of the chosen stripes, concatenated."""
+
+    def set_stripes(self, stripes: list[bytes | None]) -> int:
+        """
+        Set the stripes that were read.
+
+        Args:
+            stripes: Values of `stripe_keys`.
+
+        Returns:
+            Their bytes.
+        """
+
     def resolve(
-        self,
-        key_traits: Sequence[Trait],
-        text_hash: Callable[[bytes], int],
-        memory: DigestMemory,
-        /,
-    ) -> None: ...
+        self, key_traits: Sequence[Trait], text_hash: Callable[[bytes], int], memory: DigestMemory
+    ) -> None:
+        """
+        Find, check and truncate the window of every example.
+
+        Args:
+            key_traits: Traits of the digest.
+            text_hash: Returns the 64-bit hash of a text.
+            memory: Remembers digest sums across batches.
+        """
+
     def selection(
         self,
     ) -> tuple[
-        NDArray[np.uint8],
-        NDArray[np.int64],
-        NDArray[np.int64],
-        NDArray[np.int64],
-        NDArray[np.uint64],
-    ]: ...
+        NDArray[numpy.uint8],
+        NDArray[numpy.int64],
+        NDArray[numpy.int64],
+        NDArray[numpy.int64],
+        NDArray[numpy.uint64],
+    ]:
+        """
+        Return the statuses, first ordinals, counts, available counts and digests.
+        """
+
     def answer(
         self,
         traits: Sequence[Trait],
@@ -102,47 +333,90 @@ class Plan:
         bytes_max: int,
         cursor: int | None,
         elapsed_us: int,
-        /,
-    ) -> tuple[bytes, int]: ...
-    @property
-    def events_at_most(self) -> int: ...
-    @property
-    def stripe_bytes_at_most(self) -> int: ...
+    ) -> tuple[bytes, int]:
+        """
+        Encode the selected events as a MaterializeResponse.
 
-class RecordFormat:
-    def __init__(
-        self,
-        number: int,
-        record_bytes: int,
-        columns: Sequence[tuple[str, int, int, bool, int, int, int]],
-        /,
-    ) -> None: ...
-    def events(self, arrival_ts: Sequence[int], records: list[bytes], /) -> bytes | None: ...
+        Args:
+            traits: Traits of the columns, in order.
+            bytes_max: Limit on the bytes of the message.
+            cursor: If given, the message is wrapped in a MaterializeStreamResponse.
+            elapsed_us: Time already spent, which `server_us` includes.
 
-def record_order(records: list[bytes], /) -> list[int]: ...
-def stripe_memory_bytes(stripes: list[bytes | None], /) -> int: ...
+        Returns:
+            The message, and the events of its examples.
+
+        Raises:
+            AnswerTooLargeError: The message would have more than `bytes_max` bytes.
+        """
+
+    @property
+    def events_at_most(self) -> int:
+        """Bound on the events of the answer, known before stripes are read."""
+
+    @property
+    def stripe_bytes_at_most(self) -> int:
+        """
+        Bound on the bytes of the stripes without texts, known before they are read.
+        """
+
+def stripe_memory_bytes(stripes: list[bytes | None]) -> int:
+    """
+    Return the memory that stripes take with their dictionaries' entries.
+
+    Raises:
+        StoreCorruptError: A stripe contradicts itself.
+    """
 
 class DigestMemory:
-    def __init__(self, sums_max: int, /) -> None: ...
+    """Recently computed digest sums. Thread-safe."""
+
+    def __init__(self, sums_max: int) -> None: ...
 
 class ValueCache:
-    def __init__(self, bytes_max: int, /) -> None: ...
-    def look_up(self, keys: bytes, /) -> tuple[list[bytes | None], list[int]]: ...
-    def add(self, keys: bytes, values: Sequence[bytes | None], /) -> None: ...
+    """Recently read values of a store's keys."""
 
-class OneUser:
+    def __init__(self, bytes_max: int) -> None: ...
+    def look_up(self, keys: bytes) -> tuple[list[bytes | None], list[int]]:
+        """
+        Look up concatenated keys.
+
+        Returns:
+            A value for each key, None for a key without a value; and the positions of the keys that are not
+            cached, whose values are None as well.
+        """
+
+    def add(self, keys: bytes, values: list[bytes | None]) -> None:
+        """Add the values of concatenated keys; None for a key without a value."""
+
+class CachedSnapshotPath:
+    """Snapshots of cached users, of one projection and generation."""
+
     def __init__(
         self,
         groups: Sequence[tuple[int, bool, bool, int]],
-        key_traits: list[Trait],
-        traits: list[Trait],
+        key_traits: Sequence[Trait],
+        traits: Sequence[Trait],
         sequence_length: int,
         head: bool,
-        watermarks: list[int],
+        watermarks: Sequence[int],
         generation: int,
         event_bytes: int,
-        /,
-    ) -> None: ...
+    ) -> None:
+        """
+        Resolve the projection.
+
+        Args:
+            groups: Groups to read, as for Plan.choose_stripes.
+            key_traits: Traits of the digest.
+            traits: Traits of the projection.
+            sequence_length: Most events of immutable and mutable part; 0 for no limit.
+            head: Keep the oldest events instead of the newest.
+            watermarks: Watermarks of the generation, ascending.
+            generation: Number of the generation.
+            event_bytes: Bytes of a decoded event of the projection.
+        """
+
     def answer(
         self,
         cache: ValueCache,
@@ -157,12 +431,19 @@ class OneUser:
         mutable: bytes,
         work_bytes_max: int,
         response_bytes_max: int,
-        /,
-    ) -> tuple[bytes, int] | None: ...
+    ) -> tuple[bytes, int] | None:
+        """
+        Answer one request.
 
-# Encoded answers, for the client: their fields in the order of thinrow.core.wire.response.Response,
-# and of its columns. They raise ValueError for what is no such message.
+        Args:
+            mutable: An encoded MutableEvents of `mutable_length` events.
+            work_bytes_max: Bytes of stripes and decoded events that the call may hold.
 
-def varints(numbers: NDArray[np.int64], /) -> bytes: ...
-def read_response(message: bytes, /) -> tuple[Any, ...]: ...
-def read_stream_response(message: bytes, /) -> tuple[Any, ...]: ...
+        Returns:
+            An encoded SnapshotResponse, and the number of values read. None if a value is not cached or the
+            call would hold more than `work_bytes_max`.
+
+        Raises:
+            AnswerTooLargeError: The response would have more than `response_bytes_max` bytes.
+            StoreCorruptError: A stripe or a directory contradicts itself.
+        """

@@ -1,5 +1,5 @@
-// Counts the slots that native/flat_map.h looks at: reads keys of 8 bytes from standard input, adds
-// them and finds them again, as numbers or as texts.
+// Counts the slots that native/flat_map.h compares: reads keys of 8 bytes from standard input, adds
+// them to a map and finds them again, as numbers or as texts.
 #include <cstdio>
 #include <iostream>
 #include <iterator>
@@ -29,7 +29,7 @@ struct Number {
 
 template <typename Inner>
 void count(const std::string &input, Inner (*read)(const char *)) {
-  FlatMap<Counted<Inner>, uint32_t> map;
+  thinrow::FlatMap<Counted<Inner>, uint32_t> map;
   const size_t keys = input.size() / 8;
   for (size_t i = 0; i < keys; ++i) map.add({read(input.data() + 8 * i)}, i);
   for (size_t i = 0; i < keys; ++i) {
@@ -50,6 +50,6 @@ int main(int, char **arguments) {
       return number;
     });
   else
-    count<TextKey>(input, [](const char *at) { return TextKey{{at, 8}}; });
+    count<thinrow::TextKey>(input, [](const char *at) { return thinrow::TextKey{{at, 8}}; });
   std::printf("%llu\n", static_cast<unsigned long long>(compared));
 }

@@ -222,11 +222,11 @@ def plan(rng: random.Random) -> None:
     for number in range(5):
         step = number if in_order else rng.randrange(5)
         if step == 0:
-            users = len(made.directory_keys()) // 13
-            made.choose([directory(rng) for _ in range(users + (rng.random() < 0.1))], groups)
+            users = len(made.directory_keys()) // 13 + (rng.random() < 0.1)
+            made.choose_stripes([directory(rng) for _ in range(users)], groups)
         elif step == 1:
             stripes = len(made.stripe_keys()) // 13
-            made.take([stripe(rng) for _ in range(stripes + (rng.random() < 0.1))])
+            made.set_stripes([stripe(rng) for _ in range(stripes + (rng.random() < 0.1))])
         elif step == 2:
             made.resolve([trait], lambda _: 0, memory)
         elif step == 3:

@@ -215,32 +215,32 @@ def test_a_plan_checks_its_lengths_and_its_order(generation: Generation) -> None
         arrays = [zeros(2, np.uint64 if place == 4 else np.int64) for place in range(8)]
         arrays[short] = arrays[short][:1]
         if short < 7:
-            with pytest.raises(ValueError, match="as many of each"):
+            with pytest.raises(ValueError, match="differ in length"):
                 _native.Plan(*arrays, 0, False, False)
     given = [zeros(2, np.uint64 if place == 4 else np.int64) for place in range(7)]
     given[2] += days(2)[0]
     given[5] += days(2)[0]
-    with pytest.raises(ValueError, match="not negative"):
+    with pytest.raises(ValueError, match="must not be negative"):
         _native.Plan(*given, generation.watermarks, -1, False, False)
     plan = _native.Plan(*given, generation.watermarks, 0, False, True)
     groups = [(EVENT_GROUP, True, True, 24)]
     for wrong in ([], [None, None]):
-        with pytest.raises(ValueError, match="as many directories"):
-            plan.choose(wrong, groups)
+        with pytest.raises(ValueError, match="differ in number"):
+            plan.choose_stripes(wrong, groups)
     [directory] = generation.values(
         np.array([1], ">i8").tobytes() + bytes([DIRECTORY_GROUP]) + bytes(4)
     )
-    plan.choose([directory], groups)
-    with pytest.raises(RuntimeError, match="once"):
-        plan.choose([directory], groups)
+    plan.choose_stripes([directory], groups)
+    with pytest.raises(RuntimeError, match="already chosen"):
+        plan.choose_stripes([directory], groups)
     with pytest.raises((IndexError, StoreCorruptError)):  # no stripe was read yet
         plan.resolve(
             [generation.schema.native_traits["event_ts"]], lambda _: 0, generation.digest_memory
         )
     with pytest.raises(StoreCorruptError, match="missing"):
-        plan.take([])
+        plan.set_stripes([])
     with pytest.raises(TypeError, match="bytes"):
-        plan.take([3])
+        plan.set_stripes([3])
 
 
 def test_traits_have_a_size_that_products_can_hold() -> None:
@@ -280,7 +280,7 @@ def test_the_cache_checks_what_it_is_given() -> None:
     cache = _native.ValueCache(1 << 20)
     with pytest.raises(ValueError, match="length"):
         cache.look_up(bytes(KEY_BYTES + 1))
-    with pytest.raises(ValueError, match="as many"):
+    with pytest.raises(ValueError, match="differ in number"):
         cache.add(bytes(KEY_BYTES), [])
     with pytest.raises(TypeError, match="bytes"):
         cache.add(bytes(KEY_BYTES), [3])
@@ -288,4 +288,4 @@ def test_the_cache_checks_what_it_is_given() -> None:
 
 def test_one_user_needs_a_watermark() -> None:
     with pytest.raises(ValueError, match="watermark"):
-        _native.OneUser([], [], [], 0, False, [], 1, 8)
+        _native.CachedSnapshotPath([], [], [], 0, False, [], 1, 8)

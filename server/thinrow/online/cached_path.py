@@ -28,7 +28,7 @@ class CachedSnapshotPath:
         keys = {schema.group_of[trait.name] for trait in schema.digest_traits}
         self._generation = generation
         self._bounds = (work_bytes_max, response_bytes_max)
-        self._native = _native.OneUser(
+        self._native = _native.CachedSnapshotPath(
             [
                 (number, number in projection.groups, number in keys, schema.event_bytes[number])
                 for number in sorted(keys | projection.groups)

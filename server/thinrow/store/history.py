@@ -140,7 +140,7 @@ class HistoryPlan:
         """Bytes that the stripes take, with the entries of their dictionaries, once read."""
         with generation.naming_damage():
             directories = generation.values(self._plan.directory_keys())
-            self._plan.choose(directories, chosen)
+            self._plan.choose_stripes(directories, chosen)
 
     @property
     def events_at_most(self) -> int:
@@ -206,7 +206,7 @@ class HistoryPlan:
                     kept += values
                 else:
                     kept = None
-            return None if kept is None else self._plan.take(kept)
+            return None if kept is None else self._plan.set_stripes(kept)
 
     def resolve(self) -> Selection:
         """Finds where each window starts and ends, checks it, and truncates it.

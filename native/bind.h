@@ -1,0 +1,14 @@
+// Adds the classes and functions of each binding to the module.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace thinrow {
+
+void bind_loops(nanobind::module_ &m);
+void bind_records(nanobind::module_ &m);
+void bind_response(nanobind::module_ &m);
+void bind_snapshot(nanobind::module_ &m);
+void bind_store(nanobind::module_ &m);
+
+} // namespace thinrow
