@@ -15,7 +15,7 @@ from support.certificates import Authority
 from support.deployment import HEALTH
 from support.tenants_files import File, hashed, soon
 from support.worlds import START_TS, built_world, new_world
-from thinrow.access.guard import ways_to_tenants
+from thinrow.access.authorization import tenant_paths
 from thinrow.access.status_page import Look, rendered
 from thinrow.cli.app import app
 from thinrow.client import ClientConfig, Projection, tls_credentials
@@ -30,7 +30,8 @@ from thinrow.errors import (
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
 from thinrow.online.config import OnlineConfig
-from thinrow.online.server import RIGHTS, OnlineServer
+from thinrow.online.server import OnlineServer
+from thinrow.online.service import RIGHTS
 from thinrow.v1 import online_pb2
 from thinrow.v1.online_pb2_grpc import OnlineServiceStub
 from typer.testing import CliRunner
@@ -129,7 +130,7 @@ def test_a_token_does_what_it_may_and_nothing_else(tmp_path: Path, file: File) -
 def test_no_method_answers_without_a_token(tmp_path: Path, file: File, method: str) -> None:
     """Nor any that the service gets later."""
     found = SERVICE.methods_by_name[method]
-    assert (method in RIGHTS) != bool(ways_to_tenants(found.input_type))
+    assert (method in RIGHTS) != bool(tenant_paths(found.input_type))
     request = getattr(online_pb2, found.input_type.name)()
     with (
         online(tmp_path, tenants=file.path) as server,

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.http2 import http2
 from support.idle_streams import BATCH, Idle, check_unavailable, streams_of
 from support.worlds import START_TS, World, built_world, running_online, running_server
-from thinrow.access.drain import StreamDrain
+from thinrow.access.admission import CallAdmission
 from thinrow.client.online import connect_online
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
@@ -124,7 +124,7 @@ def test_calls_that_open_while_the_server_drains_end_at_once(
             "/thinrow.v1.OnlineService/ExportEvents",
         ),
     }[kind]
-    drain, opened = StreamDrain.drain, threading.Event()
+    drain, opened = CallAdmission.drain, threading.Event()
     with ExitStack() as stack:
         running = ExitStack()
         stack.callback(running.close)
@@ -132,14 +132,14 @@ def test_calls_that_open_while_the_server_drains_end_at_once(
         connection = stack.enter_context(http2(address))
         assert connection.ping()
 
-        def drain_and_open(streams: StreamDrain) -> None:
-            drain(streams)
+        def drain_and_open(admission: CallAdmission) -> None:
+            drain(admission)
             for method in (*methods, *UTILITY_METHODS):
                 connection.open_call(method)
             assert connection.ping()
             opened.set()
 
-        monkeypatch.setattr(StreamDrain, "drain", drain_and_open)
+        monkeypatch.setattr(CallAdmission, "drain", drain_and_open)
         closing = ThreadPoolExecutor(1).submit(running.close)
         assert opened.wait(LONG_S)
         while not connection.closed:

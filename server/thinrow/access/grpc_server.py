@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,23 +11,24 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from thinrow.access.address import split_address
 from thinrow.access.admission import CallAdmission
+from thinrow.access.authorization import AuthInterceptor
 from thinrow.access.config import UTILITY_THREADS, WINDOW_BYTES
-from thinrow.access.delayed_rejections import HELD_MAX
-from thinrow.access.drain import StreamDrain
+from thinrow.access.delayed_rejections import HELD_MAX, DelayedRejections
 from thinrow.access.health import HEALTH, Health
-from thinrow.access.limits import full
+from thinrow.access.overload import CallPool, OverloadInterceptor
+from thinrow.access.quotas import TenantQuotas
 from thinrow.access.reflection import add_reflection
-from thinrow.access.wire_errors import set_error_status
+from thinrow.access.tracing_interceptor import TracingInterceptor
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from thinrow.access.config import ServiceConfig
-    from thinrow.access.delayed_rejections import DelayedRejections
-    from thinrow.access.gate import Gate
     from thinrow.access.metrics import ServiceMetrics
+    from thinrow.access.tenants import Right, Tenants
     from thinrow.access.tls import Certificates
+    from thinrow.core.tracing import Tracing
 
     Handler = grpc.RpcMethodHandler[Any, Any]
 
@@ -54,108 +53,61 @@ with UNAVAILABLE, and its client turns to another replica.
 """
 
 
-class Pool(ThreadPoolExecutor):
-    """Threads for calls, and how many of those are taken or waited for."""
-
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads, thread_name_prefix="thinrow-call")
-        self.busy = 0
-        self._count = threading.Lock()
-
-    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ANN401
-        """As the library does it."""
-        with self._count:
-            self.busy += 1
-        future = super().submit(*args, **kwargs)
-        future.add_done_callback(self._ended)
-        return future
-
-    def _ended(self, _: Future[Any]) -> None:
-        with self._count:
-            self.busy -= 1
-
-
-class Overload(grpc.ServerInterceptor):
-    """Refuses, late and without a thread, calls of services that find all threads taken."""
-
-    def __init__(
-        self,
-        services: Iterable[str],
-        pool: Pool,
-        threads: int,
-        refusals: DelayedRejections,
-        metrics: ServiceMetrics,
-    ) -> None:
-        self._prefixes = tuple(f"/{service}/" for service in services)
-        self._pool = pool
-        self._threads = threads
-        self._metrics = metrics
-
-        def behave(
-            _: Iterator[bytes], context: grpc.ServicerContext, send: Callable[[None], None]
-        ) -> None:
-            error = full("calls_max and streams_max")
-            self._metrics.failed(error.name, "")
-            set_error_status(context, error)
-            refusals.hold(lambda: send(None))
-
-        behave.experimental_non_blocking = True  # type: ignore[attr-defined]
-        behave.experimental_thread_pool = ThreadPoolExecutor(1)  # type: ignore[attr-defined]
-        self._refusal: Handler = grpc.stream_stream_rpc_method_handler(behave)
-
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        """As the library wants it."""
-        if self._pool.busy < self._threads:
-            return continuation(handler_call_details)
-        if not handler_call_details.method.startswith(self._prefixes):
-            return continuation(handler_call_details)
-        return self._refusal
-
-
 @contextmanager
 def grpc_server(
     config: ServiceConfig,
     services: Mapping[str, Callable[[grpc.Server], None]],
-    gate: Gate,
-    refusals: DelayedRejections,
+    rights: Mapping[str, Right | None],
+    tenants: Tenants,
     metrics: ServiceMetrics,
     *,
-    drain: Callable[[], None],
-    interceptors: Sequence[grpc.ServerInterceptor] = (),
+    tracing: Tracing | None = None,
     certificates: Certificates | None = None,
     reuse_port: bool = False,
 ) -> Iterator[str]:
-    """Serves gRPC, with health and reflection, until the block ends; yields HOST:PORT.
+    """Serves gRPC, with health and reflection, until the block ends.
 
-    `services` has for each service's full name what adds its servicer. Each call under way, streams
-    among them, has a thread. At the end health reports NOT_SERVING, `drain` makes the service
-    refuse new requests, idle streams end, and every connection gets a GOAWAY. Calls under way have
-    `config.drain_s` to finish.
+    Interceptors do everything that is not particular to a method: overload, admission, identity,
+    quotas, tracing, the status of errors and drain. A method raises ThinRowError to end its call.
+
+    At the end health reports NOT_SERVING, idle streams end, new requests are refused, and every
+    connection gets a GOAWAY. Calls under way have `config.drain_s` to finish.
+
+    Args:
+        config: The limits. Each call under way, streams among them, has a thread.
+        services: By full name, the function that adds the service to the server.
+        rights: For each method whose requests name no tenant, the right that a token needs.
+        tenants: The tenants and their tokens.
+        metrics: Counts calls and errors.
+        tracing: Makes a span for each single call.
+        certificates: Certificates of TLS; None to serve in the clear.
+        reuse_port: True if several processes share the port.
+
+    Yields:
+        The address, as HOST:PORT.
 
     Raises:
-        UsageError: the port cannot be had.
+        UsageError: The port is not available.
     """
     host, _ = split_address(config.listen)
     calls_max = config.calls_max + config.streams_max
     threads = config.call_threads
-    health_service, streams = Health(services), StreamDrain()
+    health_service, rejections = Health(services), DelayedRejections()
+    quotas = TenantQuotas(tenants, metrics)
     with (
-        Pool(threads) as pool,
-        closing(CallAdmission(services, config, gate, refusals, metrics)) as admission,
+        closing(rejections),
+        CallPool(threads) as pool,
+        closing(CallAdmission(services, config, tenants, quotas, rejections, metrics)) as admission,
     ):
         server = grpc.server(
             pool,
-            # Those beyond the threads are being refused.
+            # Those beyond the threads are being rejected.
             maximum_concurrent_rpcs=threads + HELD_MAX + UTILITY_THREADS,
             interceptors=[
-                Overload(services, pool, threads, refusals, metrics),
+                OverloadInterceptor(services, pool, rejections, metrics),
                 admission,
-                streams,
-                *interceptors,
+                *([] if tracing is None else [TracingInterceptor(tracing, services)]),
+                AuthInterceptor(services, rights, tenants, quotas),
             ],
             options=[
                 ("grpc.so_reuseport", int(reuse_port)),
@@ -194,15 +146,15 @@ def grpc_server(
         server.start()
 
         health_service.set(health_pb2.HealthCheckResponse.SERVING)
+        metrics.mark_ready()
         try:
             yield f"{host}:{port}"
         finally:
             health_service.set(health_pb2.HealthCheckResponse.NOT_SERVING)
             log.info("draining", extra={"drain_s": config.drain_s})
-            drain()
+            metrics.ready.set(0)
             admission.drain()
-            streams.drain()
-            refusals.close()
+            rejections.close()
             time.sleep(GOAWAY_DELAY_S)
             stopped = server.stop(config.drain_s)
             admission.stop()

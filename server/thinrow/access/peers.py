@@ -11,7 +11,6 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from thinrow.access.drain import stopping
 from thinrow.access.limits import full, refusal
 from thinrow.access.wire_errors import set_error_status
 from thinrow.errors import DeadlineError, ThinRowError, TooManyCallsError, UnavailableError
@@ -41,8 +40,6 @@ class PeerCall:
         self, requests: Iterator[bytes], context: grpc.ServicerContext, send: Send
     ) -> None:
         self.peer = context.peer()
-        self.tenant = ""
-        """The tenant of the call's token; "" without one."""
         self.is_opening = True
         """True until the first request has arrived."""
         self._requests = requests
@@ -54,18 +51,25 @@ class PeerCall:
         self._unanswered = 0
         self._error: ThinRowError | None = None
         self._has_status = False
+        self._is_draining = False
         self._lock = threading.Lock()
 
     def __iter__(self) -> PeerCall:
         return self
 
     def __next__(self) -> bytes:
-        """Waits for the next request. Raises the error that ended the call meanwhile."""
+        """Waits for the next request.
+
+        Raises:
+            UnavailableError: The server drains.
+            ThinRowError: Another thread ended the call with it.
+        """
         if self._first is not None:
             first, self._first = self._first, None
             return first
         with self._lock:
             self._check()
+            self.check_serving()
             self._reading_since_s = time.monotonic()
         request = next(self._requests, None)
         with self._lock:
@@ -74,6 +78,7 @@ class PeerCall:
             self.is_opening = False
             if request is None:
                 raise StopIteration
+            self.check_serving()
             self._unanswered += 1
         return request
 
@@ -94,6 +99,20 @@ class PeerCall:
         with self._lock:
             self._sending_since_s = None
             self._unanswered -= 1
+        if self._is_draining:
+            self.drain()
+
+    def check_serving(self) -> None:
+        """Raises UnavailableError while the server drains."""
+        if self._is_draining:
+            raise draining()
+
+    def drain(self) -> None:
+        """Accepts no more requests, and ends the call once it owes no answer."""
+        with self._lock:
+            self._is_draining = True
+        if self.claim_end(draining(), unread=False):
+            self.end()
 
     def claim_status(self) -> bool:
         """Claims the right to send the status; False if another thread has it."""
@@ -118,7 +137,7 @@ class PeerCall:
         """Decides that the call ends with `error`; `end` must follow.
 
         Args:
-            error: What the caller is told.
+            error: The error that the caller gets.
             unread: End the call if its peer does not read an answer.
             at_work: End the call even if it does not wait for its peer.
 
@@ -193,7 +212,7 @@ class PeerPlaces:
         """
         with self._lock:
             if self._is_closed:
-                raise stopping()
+                raise draining()
             evicted = None
             if len(self._holders) >= self._limit:
                 evicted = self._evicted()
@@ -209,18 +228,18 @@ class PeerPlaces:
             with self._lock:
                 self._holders.pop(call, None)
 
-    def end_idle(self) -> None:
-        """Ends the calls that wait for a request and owe no answer, because the server stops."""
+    def drain(self) -> None:
+        """Ends each call that holds a place now, once it owes no answer."""
         with self._lock:
-            ended = [call for call in self._holders if call.claim_end(stopping(), unread=False)]
-        for call in ended:
-            call.end()
+            calls = list(self._holders)
+        for call in calls:
+            call.drain()
 
     def close(self) -> None:
-        """Refuses calls from now on, and ends those that wait for a request and owe no answer."""
+        """Refuses calls from now on, and drains."""
         with self._lock:
             self._is_closed = True
-        self.end_idle()
+        self.drain()
 
     def end_overdue(self, limit_s: float) -> None:
         """Ends the calls that have waited for their peers for `limit_s` or longer."""
@@ -252,6 +271,13 @@ class PeerPlaces:
                 if call.claim_end(gave_way(call), at_work=True):
                     return call
         return None
+
+
+def draining() -> UnavailableError:
+    """The error of every call that reaches a draining server."""
+    return UnavailableError(
+        "This server is stopping; call another replica, or this one once it is back."
+    )
 
 
 def gave_way(call: PeerCall) -> ThinRowError:

@@ -7,7 +7,7 @@ import hmac
 import logging
 import secrets
 import threading
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from thinrow.access.projection import resolve_tenant
 from thinrow.access.tenants_file import Tenant, read_tenants
@@ -25,6 +25,8 @@ log = logging.getLogger("thinrow.materialization")
 TOKEN_BYTES = 32
 """So many that nobody guesses one, and a plain hash of it tells nothing."""
 BEARER = "Bearer "
+Right = Literal["append", "export", "inspect"]
+"""A right that methods need whose requests name no tenant."""
 
 
 def new_token() -> tuple[str, str]:
@@ -70,7 +72,7 @@ class Tenants:
         """Whether calls must carry a token."""
         return any(tenant.token_sha256 for tenant in self.by_name.values())
 
-    def caller(self, metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
         """The tenant whose token a call carries; None where none is wanted.
 
         Raises:
@@ -98,7 +100,7 @@ class Tenants:
             )
         return found
 
-    def asking(self, caller: str | None, tenant: str) -> str:
+    def authorize_tenant(self, caller: str | None, tenant: str) -> str:
         """The tenant whose limits hold for a request that names one, or sends a projection ("").
 
         Raises:
@@ -125,8 +127,15 @@ class Tenants:
                 f'projections = "any" put into the tenants file.'
             )
 
-    def require(self, caller: str, right: str) -> None:
-        """Raises PermissionDeniedError where the caller may not do this at the online service."""
+    def require(self, caller: str, right: Right) -> None:
+        """Checks a right that does not depend on the request.
+
+        Raises:
+            PermissionDeniedError: The caller's token lacks it.
+        """
+        if right == "inspect":
+            self.require_any(caller)
+            return
         tenant = self.by_name.get(caller)
         if tenant is None or right not in tenant.online:
             raise PermissionDeniedError(

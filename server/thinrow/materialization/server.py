@@ -7,13 +7,12 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
-from thinrow.access.delayed_rejections import DelayedRejections
 from thinrow.access.endpoints import start_endpoints
-from thinrow.access.gate import Gate
 from thinrow.access.grpc_server import grpc_server
 from thinrow.access.tenants import Tenants
+from thinrow.core.tracing import tracing
 from thinrow.materialization.metrics import Metrics
-from thinrow.materialization.service import SERVICE, MaterializationService
+from thinrow.materialization.service import RIGHTS, SERVICE, MaterializationService
 from thinrow.store.follower import GenerationFollower
 
 if TYPE_CHECKING:
@@ -61,18 +60,16 @@ class Server:
         metrics.bind_generation(lambda: current.number, lambda: current.watermark_ts)
         metrics.serve(current)
         metrics.memory_bound.set(config.memory_bound_bytes)
-        gate, refusals = Gate(tenants, metrics), DelayedRejections()
-        self._stack.callback(refusals.close)
-        service = MaterializationService(config, current, gate, metrics)
+        service = MaterializationService(config, current, tenants, metrics)
         certificates, self.metrics_address = start_endpoints(config, tenants, metrics, self._stack)
         self.address = self._stack.enter_context(
             grpc_server(
                 config,
                 {SERVICE: service.add_to},
-                gate,
-                refusals,
+                RIGHTS,
+                tenants,
                 metrics,
-                drain=gate.drain,
+                tracing=tracing("thinrow-server"),
                 certificates=certificates,
                 reuse_port=config.processes > 1,
             )

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
-from google.protobuf.message import DecodeError
 from thinrow.access.limits import FairScheduler
 from thinrow.access.projection import resolve, wire_groups
 from thinrow.core.status import Status
 from thinrow.core.tracing import UNTRACED, span_attributes, tracing
 from thinrow.core.wire.response import Response
-from thinrow.errors import DeadlineError, PermissionDeniedError, RequestError
+from thinrow.errors import PermissionDeniedError, RequestError
 from thinrow.materialization.inspect import Question
 from thinrow.store.budgeted_read import read_within_budget
 from thinrow.store.history import HistoryPlan, PointerBatch
@@ -27,19 +25,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from google.protobuf.message import Message
     from numpy.typing import NDArray
-    from thinrow.access.gate import Caller, Gate
+    from opentelemetry.trace import Span
+    from thinrow.access.identity import CallContext
     from thinrow.access.projection import ResolvedProjection
+    from thinrow.access.tenants import Right, Tenants
     from thinrow.materialization.config import ServerConfig
     from thinrow.materialization.metrics import Metrics
     from thinrow.store.follower import GenerationFollower
     from thinrow.store.generation import Generation
     from thinrow.store.history import Selection
 
-M = TypeVar("M", bound="Message")
-
 SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
+RIGHTS: dict[str, Right | None] = {"Inspect": "inspect", "DescribeStore": None}
+"""Rights that methods need whose requests name no tenant."""
 
 
 class MaterializationService:
@@ -49,13 +48,12 @@ class MaterializationService:
         self,
         config: ServerConfig,
         current: GenerationFollower,
-        gate: Gate,
+        tenants: Tenants,
         metrics: Metrics,
     ) -> None:
         self._config = config
         self._current = current
-        self._gate = gate
-        self._tenants = gate.tenants
+        self._tenants = tenants
         self._metrics = metrics
         self._tracing = tracing("thinrow-server")
         self._work = FairScheduler(config.work_max, spare=1)
@@ -68,147 +66,126 @@ class MaterializationService:
         )
 
     def add_to(self, server: grpc.Server) -> None:
-        """Registers the methods: bytes in, decoded once it is known who asks, and bytes out."""
-        methods = {
-            "Materialize": self.materialize,
-            "MaterializeStream": self.materialize_stream,
-            "Inspect": self.inspect,
-            "DescribeStore": self.describe_store,
+        """Registers the methods, which make the bytes of their responses themselves."""
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            # A generator, because its quota of work is held until the response is sent.
+            "Materialize": grpc.unary_stream_rpc_method_handler(
+                self.materialize,
+                wire.MaterializeRequest.FromString,
+            ),
+            "MaterializeStream": grpc.stream_stream_rpc_method_handler(
+                self.materialize_stream,
+                wire.MaterializeStreamRequest.FromString,
+            ),
+            "Inspect": grpc.unary_unary_rpc_method_handler(
+                self.inspect,
+                wire.InspectRequest.FromString,
+                wire.InspectResponse.SerializeToString,
+            ),
+            "DescribeStore": grpc.unary_unary_rpc_method_handler(
+                self.describe_store,
+                wire.DescribeStoreRequest.FromString,
+                wire.DescribeStoreResponse.SerializeToString,
+            ),
         }
-        server.add_registered_method_handlers(
-            SERVICE,
-            # On the wire a single call is a stream of one message.
-            {
-                name: grpc.stream_stream_rpc_method_handler(answers)
-                for name, answers in methods.items()
-            },
-        )
-        self._metrics.mark_ready()
+        server.add_registered_method_handlers(SERVICE, handlers)
 
     def materialize(
-        self, messages: Iterator[bytes], context: grpc.ServicerContext
+        self, request: wire.MaterializeRequest, context: CallContext
     ) -> Generator[bytes, None, None]:
-        """One batch."""
-        gate, tenants = self._gate, self._tenants
-        with gate.answering(context) as caller:
-            request = only(wire.MaterializeRequest, messages)
-            caller.tenant = tenants.asking(caller.holder, request.tenant)
-            with gate.named_place(caller, is_stream=False), ExitStack() as sending:
-                yield self._materialize(request, context, caller.tenant, sending)
+        """Materializes one batch; yields its response."""
+        with ExitStack() as sending:
+            yield self._materialize(request, context, sending)
 
     def materialize_stream(
-        self, messages: Iterator[bytes], context: grpc.ServicerContext
+        self, messages: Iterator[wire.MaterializeStreamRequest], context: CallContext
     ) -> Generator[bytes, None, None]:
-        """Batch after batch, answers in order."""
-        gate, tenants = self._gate, self._tenants
+        """Materializes batch after batch; yields responses in order."""
         if self._config.processes > 1:
             context.send_initial_metadata(self._process)
-        with (
-            gate.answering(context) as caller,
-            ExitStack() as place,
-        ):
-            holder: str | None = None
-            for message in messages:
-                gate.check_serving()
-                # Again, for a token may have been withdrawn since.
-                caller.ask(context)
-                request = decoded(wire.MaterializeStreamRequest, message)
-                if not request.HasField("request"):
-                    raise RequestError(
-                        f"The message with cursor {request.cursor} has no request; set it, also "
-                        f"for a batch without examples."
-                    )
-                tenant = tenants.asking(caller.holder, request.request.tenant)
-                if tenant != holder:
-                    place.close()
-                    caller.tenant = tenant
-                    place.enter_context(gate.named_place(caller, is_stream=True))
-                    holder = tenant
-                with ExitStack() as sending:
-                    yield self._materialize(
-                        *(request.request, context, tenant, sending),
-                        *(request.cursor, request.traceparent),
-                    )
+        for message in messages:
+            if not message.HasField("request"):
+                raise RequestError(
+                    f"The message with cursor {message.cursor} has no request; set it, also "
+                    f"for a batch without examples."
+                )
+            with ExitStack() as sending:
+                yield self._materialize(
+                    message.request, context, sending, message.cursor, message.traceparent
+                )
 
-    def inspect(
-        self, messages: Iterator[bytes], context: grpc.ServicerContext
-    ) -> Generator[bytes, None, None]:
-        """One history, readable."""
-        with self._asked(context, "Inspect") as caller, self._current.use() as generation:
-            request = only(wire.InspectRequest, messages)
+    def inspect(self, request: wire.InspectRequest, context: CallContext) -> wire.InspectResponse:
+        """Shows one history as rows that a person can read."""
+        with self._measured(context, "Inspect"), self._current.use() as generation:
             if not self._config.inspect:
                 raise PermissionDeniedError("Inspect is switched off at this server.")
-            self._tenants.require_any(caller.holder)
             question = Question(generation, request, self._config.inspect_events_max)
             with self._selected(
                 generation,
                 question.pointers,
                 question.projection,
                 context,
-                caller.tenant,
                 record_digests=True,
                 event_bytes=question.event_bytes,
             ) as (plan, selection):
                 bytes_max = self._config.response_bytes_max
                 answer, _ = plan.answer(question.projection.traits, bytes_max)
-                shown = question.readable(selection, Response.read(answer), bytes_max)
-                message = shown.SerializeToString()
-            yield message
+                return question.readable(selection, Response.read(answer), bytes_max)
 
     def describe_store(
-        self, messages: Iterator[bytes], context: grpc.ServicerContext
-    ) -> Generator[bytes, None, None]:
-        """Schema, watermarks, limits."""
-        with self._asked(context, "DescribeStore") as caller, self._current.use() as generation:
-            only(wire.DescribeStoreRequest, messages)
-            yield self._description(generation, caller.holder).SerializeToString()
+        self,
+        request: wire.DescribeStoreRequest,  # noqa: ARG002 - it has no fields
+        context: CallContext,
+    ) -> wire.DescribeStoreResponse:
+        """Describes schema, watermarks and limits."""
+        with self._measured(context, "DescribeStore"), self._current.use() as generation:
+            return self._description(generation, context.identity.authenticated)
+
+    def _measured(self, context: CallContext, method: str) -> AbstractContextManager[None]:
+        label = self._metrics.tenant(context.identity.effective)
+        return self._metrics.request(method, label)
 
     @contextmanager
-    def _asked(self, context: grpc.ServicerContext, method: str) -> Iterator[Caller]:
-        """A single call that asks for no batch."""
-        gate = self._gate
-        with (
-            gate.answering(context) as caller,
-            gate.named_place(caller, is_stream=False),
-            self._metrics.request(method, self._metrics.tenant(caller.tenant)),
-        ):
-            yield caller
+    def _message_span(
+        self, context: CallContext, cursor: int | None, traceparent: str
+    ) -> Iterator[Span | None]:
+        """Yields the span of one batch: that of the call, or a new one on a stream."""
+        if self._tracing is None or cursor is None:
+            yield context.span
+            return
+        metadata = (("traceparent", traceparent),) if traceparent else context.metadata
+        with self._tracing.serving(f"{SERVICE}/MaterializeStream", {}, metadata) as span:
+            yield span
 
     def _materialize(
         self,
         request: wire.MaterializeRequest,
-        context: grpc.ServicerContext,
-        tenant: str,
+        context: CallContext,
         sending: ExitStack,
         cursor: int | None = None,
         traceparent: str = "",
     ) -> bytes:
-        """One answer; `sending` is to be closed once it is sent."""
-        metrics = self._metrics
+        """Returns one response; the caller closes `sending` once it is sent."""
+        metrics, tenant = self._metrics, context.identity.effective
         label = metrics.tenant(tenant)
         method = "Materialize" if cursor is None else "MaterializeStream"
         started_s = time.perf_counter()
         with (
-            UNTRACED
-            if self._tracing is None
-            else self._tracing.serving(
-                f"{SERVICE}/{method}",
-                {
-                    **span_attributes(request.tenant, len(request.user_ids)),
-                    "thinrow.cursor": cursor or 0,
-                },
-                (("traceparent", traceparent),) if traceparent else context.invocation_metadata(),
-            ) as span,
+            self._message_span(context, cursor, traceparent) as span,
             metrics.request(method, label),
             metrics.in_flight.track_inprogress(),
             self._current.use() as generation,
         ):
+            if span is not None:
+                span.set_attributes(
+                    {
+                        **span_attributes(request.tenant, len(request.user_ids)),
+                        "thinrow.cursor": cursor or 0,
+                    }
+                )
             projection = resolve(request, generation.schema, self._tenants.by_name)
             pointers = read_pointers(request, self._config.examples_max)
-            with self._selected(generation, pointers, projection, context, tenant) as (
-                plan,
-                selection,
-            ):
+            with self._selected(generation, pointers, projection, context) as (plan, selection):
                 message, events = plan.answer(
                     projection.traits,
                     self._config.response_bytes_max,
@@ -239,8 +216,7 @@ class MaterializationService:
         generation: Generation,
         pointers: PointerBatch,
         projection: ResolvedProjection,
-        context: grpc.ServicerContext,
-        tenant: str,
+        context: CallContext,
         *,
         record_digests: bool = False,
         event_bytes: int | None = None,
@@ -249,11 +225,11 @@ class MaterializationService:
 
         event_bytes: What one event takes; None for its traits, decoded.
         """
-        metrics = self._metrics
+        metrics, tenant = self._metrics, context.identity.effective
         with ExitStack() as turn:
             with self._stage("wait"):
-                turn.enter_context(self._work.hold(1, _remaining_s(context), tenant))
-            _check_wanted(context)
+                turn.enter_context(self._work.hold(1, context.remaining_s(), tenant))
+            context.check_active()
             with self._stage("plan"):
                 plan = HistoryPlan(
                     generation,
@@ -268,17 +244,17 @@ class MaterializationService:
             bytes_max = self._tenants.work_bytes_max(tenant)
 
             def hold(amount: int) -> AbstractContextManager[Callable[[int], bool]]:
-                return self._budget.hold(amount, _remaining_s(context), tenant, bytes_max)
+                return self._budget.hold(amount, context.remaining_s(), tenant, bytes_max)
 
             room = turn.enter_context(ExitStack())
             with self._stage("room"):
                 extend = room.enter_context(hold(plan.stripe_bytes_at_most + beside_bytes))
-            _check_wanted(context)
+            context.check_active()
             with self._stage("read"):
                 metrics.read_bytes.inc(
                     read_within_budget(plan, beside_bytes, bytes_max, hold, room, extend)
                 )
-            _check_wanted(context)
+            context.check_active()
             with self._stage("assemble"):
                 yield plan, plan.resolve()
 
@@ -315,22 +291,6 @@ class MaterializationService:
             ),
             server_version=version("thinrow"),
         )
-
-
-def only(kind: type[M], messages: Iterator[bytes]) -> M:
-    """A single call's request. Raises RequestError for bytes that are none, or no message."""
-    message = next(messages, None)
-    if message is None:
-        raise RequestError(f"The call ended without its {kind.DESCRIPTOR.name}.")
-    return decoded(kind, message)
-
-
-def decoded(kind: type[M], message: bytes) -> M:
-    """A request. Raises RequestError for bytes that are none."""
-    try:
-        return kind.FromString(message)
-    except DecodeError as error:
-        raise RequestError(f"The bytes sent are no {kind.DESCRIPTOR.name}.") from error
 
 
 def read_pointers(request: wire.MaterializeRequest, examples_max: int) -> PointerBatch:
@@ -372,14 +332,3 @@ def read_pointers(request: wire.MaterializeRequest, examples_max: int) -> Pointe
         request_ts=array("request_ts", request.request_ts, end_ts),
         mutable_lengths=array("mutable_lengths", request.mutable_lengths, zeros),
     )
-
-
-def _remaining_s(context: grpc.ServicerContext) -> float | None:
-    remaining: float | None = context.time_remaining()
-    return None if remaining is None else min(max(remaining, 0.0), threading.TIMEOUT_MAX)
-
-
-def _check_wanted(context: grpc.ServicerContext) -> None:
-    """Ends work that nobody waits for any more."""
-    if not context.is_active():
-        raise DeadlineError("The caller stopped waiting.")

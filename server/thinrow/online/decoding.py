@@ -19,13 +19,10 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="Message")
 
 
-def request_decoder(
-    kind: type[M], path: Sequence[int], most: int
-) -> Callable[[bytes], M | RequestError]:
+def request_decoder(kind: type[M], path: Sequence[int], most: int) -> Callable[[bytes], M]:
     """Makes a deserializer that counts the fields at `path`, field numbers, before it decodes.
 
-    Beyond `most` it returns the error for the handler to raise: gRPC answers INTERNAL to a
-    deserializer that raises one.
+    The deserializer raises RequestError for more than `most`, and for bytes that are no message.
     """
 
     descriptor: Any = kind.DESCRIPTOR
@@ -33,13 +30,13 @@ def request_decoder(
         field = descriptor.fields_by_number[number]
         descriptor = field.message_type
 
-    def decode(message: bytes) -> M | RequestError:
+    def decode(message: bytes) -> M:
         try:
             count = _native.count_fields(message, list(path))
-        except ValueError:
-            return RequestError(f"The bytes sent are no {kind.DESCRIPTOR.name}.")
+        except ValueError as error:
+            raise RequestError(f"The bytes sent are no {kind.DESCRIPTOR.name}.") from error
         if count > most:
-            return RequestError(
+            raise RequestError(
                 f"A {kind.DESCRIPTOR.name} has {count} {field.name}; this server takes {most}, so "
                 f"send several messages."
             )

@@ -7,33 +7,25 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from thinrow.access.delayed_rejections import DelayedRejections
-from thinrow.access.endpoints import start_endpoints as opened
-from thinrow.access.gate import Gate
-from thinrow.access.grpc_server import grpc_server as listening
-from thinrow.access.guard import Guard
+from thinrow.access.endpoints import start_endpoints
+from thinrow.access.grpc_server import grpc_server
 from thinrow.access.tenants import Tenants
-from thinrow.access.traced import Traced
 from thinrow.core.tracing import tracing
 from thinrow.errors import UsageError
 from thinrow.online.appends import Appends
 from thinrow.online.follower import TierFollower
 from thinrow.online.metrics import OnlineMetrics
-from thinrow.online.service import SERVICE, OnlineService
+from thinrow.online.service import RIGHTS, SERVICE, OnlineService
 from thinrow.online.snapshots import Snapshots
 from thinrow.online.tier import MutableTier, TierConfig
 from thinrow.online.traced import TracedSnapshots
 from thinrow.schema import read_schema
-from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
     from thinrow.online.config import OnlineConfig
     from thinrow.schema import Schema
 
 log = logging.getLogger("thinrow.online")
-
-RIGHTS = {"AppendEvents": "append", "ExportEvents": "export", "DescribeTier": None}
-"""What a token must allow for methods that show no history."""
 
 
 class OnlineServer:
@@ -110,31 +102,19 @@ class OnlineServer:
             config.response_bytes_max,
         )
         service = OnlineService(config, tier, appends, self.published, snapshots, metrics)
-        gate, refusals = Gate(tenants, metrics), DelayedRejections()
-        stack.callback(refusals.close)
-        certificates, self.metrics_address = opened(config, tenants, metrics, stack)
+        certificates, self.metrics_address = start_endpoints(config, tenants, metrics, stack)
 
-        def drain() -> None:
-            metrics.ready.set(0)
-            service.drain()
-
-        descriptor = online_pb2.DESCRIPTOR.services_by_name["OnlineService"]
         self.address = stack.enter_context(
-            listening(
+            grpc_server(
                 config,
                 {SERVICE: service.add_to},
-                gate,
-                refusals,
+                RIGHTS,
+                tenants,
                 metrics,
-                drain=drain,
-                interceptors=[
-                    *([] if spans is None else [Traced(spans)]),
-                    Guard(descriptor, RIGHTS, gate, metrics),
-                ],
+                tracing=spans,
                 certificates=certificates,
             )
         )
-        metrics.mark_ready()
         log.info(
             "serving",
             extra={

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
@@ -10,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import grpc
-from thinrow.access.drain import stopping
 from thinrow.access.projection import wire_groups
-from thinrow.access.wire_errors import set_error_status, wire_message
+from thinrow.access.wire_errors import wire_message
 from thinrow.core.wire.columns import from_wire
 from thinrow.core.wire.malformed import MalformedError
 from thinrow.core.wire.sizes import COLUMNS_MAX
@@ -23,7 +21,6 @@ from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,
     RequestError,
-    StoreError,
     ThinRowError,
 )
 from thinrow.events.times import check_milliseconds
@@ -38,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
 
+    from thinrow.access.identity import CallContext
+    from thinrow.access.tenants import Right
     from thinrow.online.appends import Appends
     from thinrow.online.config import OnlineConfig
     from thinrow.online.follower import TierFollower
@@ -46,9 +45,13 @@ if TYPE_CHECKING:
     from thinrow.online.snapshots import Snapshots
     from thinrow.online.tier import CommittedBatch, MutableTier
 
-log = logging.getLogger("thinrow.online")
-
 SERVICE = online_pb2.DESCRIPTOR.services_by_name["OnlineService"].full_name
+RIGHTS: dict[str, Right | None] = {
+    "AppendEvents": "append",
+    "ExportEvents": "export",
+    "DescribeTier": None,
+}
+"""Rights that methods need whose requests name no tenant."""
 APPENDED_COLUMNS = (
     online_pb2.AppendEventsRequest.EVENTS_FIELD_NUMBER,
     online_pb2.EventBatch.COLUMNS_FIELD_NUMBER,
@@ -91,7 +94,6 @@ class OnlineService:
         self._append_seconds = metrics.seconds.labels("append")
         self._work = threading.BoundedSemaphore(config.work_max)
         self._decoders = ThreadPoolExecutor(DECODING_MAX, "thinrow-decode")
-        self._draining = threading.Event()
 
     def add_to(self, server: grpc.Server) -> None:
         """Registers the methods; snapshots are bytes already."""
@@ -125,37 +127,32 @@ class OnlineService:
         }
         server.add_registered_method_handlers(SERVICE, handlers)
 
-    def drain(self) -> None:
-        """Refuses new requests with UNAVAILABLE from now on."""
-        self._draining.set()
-
     def append_events(
         self,
-        requests: Iterator[online_pb2.AppendEventsRequest | RequestError],
-        context: grpc.ServicerContext,
+        requests: Iterator[online_pb2.AppendEventsRequest],
+        context: CallContext,  # noqa: ARG002 - as every method
     ) -> Iterator[online_pb2.AppendEventsResponse]:
         """Batch after batch, answered in order once durable."""
-        with self._answering(context):
-            for request, started_s, batch in self._submitted(requests):
-                if isinstance(batch, RequestError):
-                    self._metrics.refused.inc()
-                    yield online_pb2.AppendEventsResponse(cursor=request, refused=_one_line(batch))
-                    continue
-                if isinstance(batch, ThinRowError):
-                    raise batch
-                committed = batch.result()
-                self._append_seconds.observe(time.perf_counter() - started_s)
-                self._metrics.appended.inc(committed.appended)
-                self._metrics.duplicates.inc(committed.duplicates)
-                yield online_pb2.AppendEventsResponse(
-                    cursor=request,
-                    appended=committed.appended,
-                    duplicates=committed.duplicates,
-                    arrival_ts=committed.arrival_ts,
-                )
+        for request, started_s, batch in self._submitted(requests):
+            if isinstance(batch, RequestError):
+                self._metrics.refused.inc()
+                yield online_pb2.AppendEventsResponse(cursor=request, refused=_one_line(batch))
+                continue
+            if isinstance(batch, ThinRowError):
+                raise batch
+            committed = batch.result()
+            self._append_seconds.observe(time.perf_counter() - started_s)
+            self._metrics.appended.inc(committed.appended)
+            self._metrics.duplicates.inc(committed.duplicates)
+            yield online_pb2.AppendEventsResponse(
+                cursor=request,
+                appended=committed.appended,
+                duplicates=committed.duplicates,
+                arrival_ts=committed.arrival_ts,
+            )
 
     def _submitted(
-        self, requests: Iterator[online_pb2.AppendEventsRequest | RequestError]
+        self, requests: Iterator[online_pb2.AppendEventsRequest]
     ) -> Iterator[tuple[int, float, Future[CommittedBatch] | ThinRowError]]:
         """Reads ahead: the next batch is decoded while those before it go to the disk.
 
@@ -180,13 +177,10 @@ class OnlineService:
                 for request in requests:
                     if ended.is_set():
                         return
-                    if isinstance(request, RequestError):
-                        raise request
                     received += 1
                     started_s = time.perf_counter()
                     outcome: Future[CommittedBatch] | ThinRowError
                     try:
-                        self._check_serving()
                         if not request.HasField("events"):
                             raise RequestError("The message has no events; set them, also if none.")
                         outcome = self._decoders.submit(self._submit, request.events).result()
@@ -247,70 +241,63 @@ class OnlineService:
         check_milliseconds(columns["event_ts"].values)
         return batch_of(events.user_ids, columns, record_format)
 
-    def snapshot(self, request: online_pb2.SnapshotRequest, context: grpc.ServicerContext) -> bytes:
+    def snapshot(self, request: online_pb2.SnapshotRequest, context: CallContext) -> bytes:
         """One user."""
-        with self._answering(context):
-            started_s = time.perf_counter()
-            # One user's is done sooner than threads take turns.
-            answer = self._snapshots.take([request.user_id], request, _remaining_s(context))
-            self._metrics.snapshots.inc()
-            self._snapshot_seconds.observe(time.perf_counter() - started_s)
-            return answer
+        started_s = time.perf_counter()
+        # One user's is done sooner than threads take turns.
+        answer = self._snapshots.take([request.user_id], request, context.remaining_s())
+        self._metrics.snapshots.inc()
+        self._snapshot_seconds.observe(time.perf_counter() - started_s)
+        return answer
 
     def snapshot_batch(
-        self, request: online_pb2.SnapshotBatchRequest, context: grpc.ServicerContext
+        self, request: online_pb2.SnapshotBatchRequest, context: CallContext
     ) -> bytes:
         """Several users."""
         users, most = len(request.user_ids), self._config.batch_users_max
-        with self._answering(context):
-            if users > most:
-                raise RequestError(
-                    f"{users} users in one request; this server takes {most}, so ask in several."
-                )
-            with self._working(context):
-                answer = self._snapshots.take(request.user_ids, request, _remaining_s(context))
-            self._metrics.snapshots.inc(users)
-            return answer
+        if users > most:
+            raise RequestError(
+                f"{users} users in one request; this server takes {most}, so ask in several."
+            )
+        with self._working(context):
+            answer = self._snapshots.take(request.user_ids, request, context.remaining_s())
+        self._metrics.snapshots.inc(users)
+        return answer
 
     def snapshot_stream(
         self,
-        messages: Iterator[online_pb2.SnapshotStreamRequest | RequestError],
-        context: grpc.ServicerContext,
+        messages: Iterator[online_pb2.SnapshotStreamRequest],
+        context: CallContext,  # noqa: ARG002 - as every method
     ) -> Iterator[bytes]:
         """Message after message, each answered whole."""
-        with self._answering(context):
-            for message in messages:
-                if isinstance(message, RequestError):
-                    raise message
-                self._check_serving()
-                yield self._streamed.answer(message)
+        for message in messages:
+            yield self._streamed.answer(message)
 
     def export_events(
-        self, request: online_pb2.ExportEventsRequest, context: grpc.ServicerContext
+        self, request: online_pb2.ExportEventsRequest, context: CallContext
     ) -> Iterator[online_pb2.ExportEventsResponse]:
         """Seals, and sends what is to be compacted."""
-        with self._answering(context):
-            until_ts = request.watermark_ts
-            if until_ts <= 0:
-                raise RequestError(f"watermark_ts is {until_ts}; it must lie after 1970.")
-            if request.HasField("from_ts"):
-                from_ts = request.from_ts
-                self._tier.state.now.check_whole(from_ts)
-            else:
-                from_ts = self._not_yet_compacted(until_ts)
-            self._tier.seal(until_ts, self._published.newest_ts())
-            yield online_pb2.ExportEventsResponse(from_ts=from_ts)
-            for users, arrivals, records in self._tier.scan(from_ts, until_ts):
-                self._check_serving()
-                self._metrics.exported.inc(len(users))
-                with self._working(context):
-                    events = self._tier.to_wire(arrivals, records)
-                    shown = online_pb2.MutableEvents.FromString(events)
-                yield online_pb2.ExportEventsResponse(
-                    from_ts=from_ts,
-                    arrival_ts=shown.arrival_ts,
-                    events=online_pb2.EventBatch(user_ids=users, columns=shown.columns),
-                )
+        until_ts = request.watermark_ts
+        if until_ts <= 0:
+            raise RequestError(f"watermark_ts is {until_ts}; it must lie after 1970.")
+        if request.HasField("from_ts"):
+            from_ts = request.from_ts
+            self._tier.state.now.check_whole(from_ts)
+        else:
+            from_ts = self._not_yet_compacted(until_ts)
+        self._tier.seal(until_ts, self._published.newest_ts())
+        yield online_pb2.ExportEventsResponse(from_ts=from_ts)
+        for users, arrivals, records in self._tier.scan(from_ts, until_ts):
+            context.check_serving()
+            self._metrics.exported.inc(len(users))
+            with self._working(context):
+                events = self._tier.to_wire(arrivals, records)
+                shown = online_pb2.MutableEvents.FromString(events)
+            yield online_pb2.ExportEventsResponse(
+                from_ts=from_ts,
+                arrival_ts=shown.arrival_ts,
+                events=online_pb2.EventBatch(user_ids=users, columns=shown.columns),
+            )
 
     def _not_yet_compacted(self, until_ts: int) -> int:
         """Returns the published watermark from which an export up to `until_ts` starts.
@@ -339,70 +326,40 @@ class OnlineService:
     def describe_tier(
         self,
         request: online_pb2.DescribeTierRequest,  # noqa: ARG002 - it has no fields
-        context: grpc.ServicerContext,
+        context: CallContext,  # noqa: ARG002 - as every method
     ) -> online_pb2.DescribeTierResponse:
         """Clock, schema, limits."""
-        with self._answering(context):
-            tier, record_format = self._tier, self._tier.format
-            kept_from_ts = tier.kept_from_ts
-            return online_pb2.DescribeTierResponse(
-                now_ts=tier.now_ts,
-                sealed_ts=max(0, tier.sealed_ts),
-                generation=self._published.number,
-                watermark_ts=self._published.watermark_ts,
-                kept_from_ts=None if kept_from_ts == NEVER_TS else kept_from_ts,
-                feature_groups=wire_groups(record_format.schema) if record_format else (),
-                batch_events_max=self._config.batch_events_max,
-                batch_users_max=self._config.batch_users_max,
-                server_version=version("thinrow"),
-                limits=materialization_pb2.Limits(
-                    examples_max=self._config.batch_users_max,
-                    response_bytes_max=self._config.response_bytes_max,
-                    streams_max=self._config.streams_max,
-                    request_bytes_max=self._config.request_bytes_max,
-                    calls_max=self._config.calls_max,
-                ),
-            )
+        tier, record_format = self._tier, self._tier.format
+        kept_from_ts = tier.kept_from_ts
+        return online_pb2.DescribeTierResponse(
+            now_ts=tier.now_ts,
+            sealed_ts=max(0, tier.sealed_ts),
+            generation=self._published.number,
+            watermark_ts=self._published.watermark_ts,
+            kept_from_ts=None if kept_from_ts == NEVER_TS else kept_from_ts,
+            feature_groups=wire_groups(record_format.schema) if record_format else (),
+            batch_events_max=self._config.batch_events_max,
+            batch_users_max=self._config.batch_users_max,
+            server_version=version("thinrow"),
+            limits=materialization_pb2.Limits(
+                examples_max=self._config.batch_users_max,
+                response_bytes_max=self._config.response_bytes_max,
+                streams_max=self._config.streams_max,
+                request_bytes_max=self._config.request_bytes_max,
+                calls_max=self._config.calls_max,
+            ),
+        )
 
     @contextmanager
-    def _answering(self, context: grpc.ServicerContext) -> Iterator[None]:
-        """Turns errors into their gRPC codes."""
-        try:
-            self._check_serving()
-            yield
-        except ThinRowError as error:
-            self._abort(context, error)
-        except Exception as error:
-            if not context.is_active():  # cancelled: nobody waits for the answer
-                raise
-            log.exception("call failed")
-            self._abort(context, ThinRowError(f"The server failed ({type(error).__name__})."))
-
-    @contextmanager
-    def _working(self, context: grpc.ServicerContext) -> Iterator[None]:
+    def _working(self, context: CallContext) -> Iterator[None]:
         """Waits for its turn: many at once would only keep each other from ending."""
-        if not self._work.acquire(timeout=_remaining_s(context)):
+        if not self._work.acquire(timeout=context.remaining_s()):
             raise DeadlineError("The deadline passed while the request waited for its turn.")
         try:
             yield
         finally:
             self._work.release()
 
-    def _check_serving(self) -> None:
-        if self._draining.is_set():
-            raise stopping()
-
-    def _abort(self, context: grpc.ServicerContext, error: ThinRowError) -> NoReturn:
-        self._metrics.errors.labels(error.name).inc()
-        if isinstance(error, StoreError):
-            log.error("store failed", extra={"reason": str(error)})
-        context.abort(*set_error_status(context, error))
-
 
 def _one_line(error: ThinRowError) -> str:
     return " ".join(wire_message(error).split())
-
-
-def _remaining_s(context: grpc.ServicerContext) -> float | None:
-    remaining: float | None = context.time_remaining()
-    return None if remaining is None else min(max(remaining, 0.0), threading.TIMEOUT_MAX)
