@@ -70,8 +70,8 @@ def workload(
     requests_per_day: of each user.
     """
     rng = np.random.default_rng(seed)
-    lengths = np.clip(rng.lognormal(np.log(events_median), 0.9, users), 20, EVENTS_MAX)
-    lengths = lengths.astype(np.int64)
+    drawn = rng.lognormal(np.log(events_median), 0.9, users)
+    lengths = np.clip(drawn, 20, EVENTS_MAX).astype(np.int64)
     count = int(lengths.sum())
     user = np.repeat(np.arange(users), lengths)
     event_ts = session_times(rng, user, rng.integers(0, days, count))

@@ -54,10 +54,12 @@ def outcome_of(channel: grpc.Channel, method: str, message: bytes) -> str:
     """Calls, and reads all there is; fails for an error without a name of ours."""
     try:
         if method == APPEND:
-            answers = list(channel.stream_stream(method)(iter([message]), timeout=300))
+            append: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
+            answers = append(iter([message]), timeout=300)
             [answer] = map(online_pb2.AppendEventsResponse.FromString, answers)
             return "refused" if answer.refused else "appended"
-        channel.unary_unary(method)(message, timeout=300)
+        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+        ask(message, timeout=300)
     except grpc.RpcError as error:
         assert isinstance(error, grpc.Call)
         return str(dict(error.trailing_metadata() or ())["thinrow-error"])

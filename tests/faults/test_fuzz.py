@@ -115,7 +115,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("part of `make faults`")
     if importlib.util.find_spec("nanobind") is None or not shutil.which("cmake"):
         pytest.skip("needs cmake and nanobind, to build the native module anew")
-    import nanobind  # type: ignore[import-untyped]
+    import nanobind
 
     folder = tmp_path_factory.mktemp("sanitized")
     options = {

@@ -86,7 +86,7 @@ def test_failing_snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
         expected = {user_id: mutable_of(user_id) for user_id in range(5)}
         for number in range(failures):
-            failing_at(monkeypatch, *SNAPSHOTS[number % len(SNAPSHOTS)], 1)
+            failing_at(monkeypatch, *SNAPSHOTS[number % len(SNAPSHOTS)], 1)  # type: ignore[call-arg]
             with pytest.raises(ThinRowError, match="MemoryError"):
                 client.snapshot(1, ALL, deadline_s=60)
             monkeypatch.undo()

@@ -178,7 +178,7 @@ def add_column(sent: Appended, rng: random.Random) -> None:
     number = wire.TraitType.Value(f"TRAIT_TYPE_{kind.upper()}")
     column = wire.Column(
         trait=f"of_{kind}",
-        type=number,
+        type=number,  # type: ignore[arg-type]
         vector_size=1,
         nullable=True,
         bases=[base],

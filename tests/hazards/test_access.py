@@ -228,7 +228,7 @@ def test_a_file_that_does_not_fit_is_refused_at_the_start(tmp_path: Path, file: 
 def test_mutual_tls_and_its_probe(tmp_path: Path, file: File) -> None:
     authority = Authority(tmp_path)
     (cert, key), (mine, my_key) = authority.issue("server"), authority.issue("caller")
-    tls = {"tls_cert": cert, "tls_key": key, "tls_client_ca": authority.ca}
+    tls: dict[str, Any] = {"tls_cert": cert, "tls_key": key, "tls_client_ca": authority.ca}
     shown = tls_credentials(ca=authority.ca, cert=mine, key=my_key)
     stranger = tls_credentials(ca=authority.ca)
     world = built_world(tmp_path / "served")
@@ -270,7 +270,7 @@ def test_mutual_tls_and_its_probe(tmp_path: Path, file: File) -> None:
 
 
 def probed(*arguments: object) -> int:
-    command = [sys.executable, HEALTH, *map(str, arguments)]
+    command = [sys.executable, str(HEALTH), *map(str, arguments)]
     return subprocess.run(command, timeout=120, check=False, capture_output=True).returncode
 
 

@@ -14,7 +14,8 @@ from thinrow.access.tenants_file import read_tenants
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.client.credentials import tls_credentials
 from thinrow.client.logger import ThinRowLogger
-from thinrow.compaction.compact import read_user_ids
+from thinrow.compaction.users import read_user_ids
+from thinrow.core.files.parquet import open_parquet
 from thinrow.errors import (
     InputError,
     JournalError,
@@ -23,7 +24,6 @@ from thinrow.errors import (
     StoreUnavailableError,
     ThinRowError,
 )
-from thinrow.events.canonical import open_parquet
 from thinrow.jobs.connecting import Access
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server

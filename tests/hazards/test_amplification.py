@@ -15,7 +15,7 @@ from support.worlds import START_TS, World, new_world, running_online, running_s
 from thinrow.access.tenants import new_token
 from thinrow.core.wire.sizes import CONSTANT_BYTES_MAX
 from thinrow.materialization.inspect import SHOWN_ELEMENT_BYTES, SHOWN_VALUE_BYTES
-from thinrow.online import tier as tier_module
+from thinrow.online.event_log import SCAN_BYTES_MAX
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import materialization_pb2_grpc, online_pb2, online_pb2_grpc
 
@@ -97,7 +97,7 @@ def test_parts_of_an_export_are_bounded_in_bytes(world: World) -> None:
             until_ts = stub.DescribeTier(online_pb2.DescribeTierRequest()).now_ts + 1
             parts = list(stub.ExportEvents(online_pb2.ExportEventsRequest(watermark_ts=until_ts)))
     assert sum(len(part.arrival_ts) for part in parts) == 1500
-    assert max(part.ByteSize() for part in parts) < tier_module.SCAN_BYTES_MAX + 2 * MIB
+    assert max(part.ByteSize() for part in parts) < SCAN_BYTES_MAX + 2 * MIB
 
 
 def test_with_tokens_a_message_of_too_many_requests_is_refused_by_name(world: World) -> None:
@@ -109,12 +109,14 @@ def test_with_tokens_a_message_of_too_many_requests_is_refused_by_name(world: Wo
         running_online(world, *options) as server,
         grpc.insecure_channel(server.address, UNLIMITED) as channel,
     ):
-        call = channel.stream_stream("/thinrow.v1.OnlineService/SnapshotStream")
+        call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
+            "/thinrow.v1.OnlineService/SnapshotStream"
+        )
         with pytest.raises(grpc.RpcError) as refused:
             metadata = (("authorization", f"Bearer {token}"),)
             list(call(iter([b"\x0a\x00" * 65]), timeout=60, metadata=metadata))
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "takes 64" in refused.value.details()
+    assert "takes 64" in str(refused.value.details())
 
 
 WIDE = """
@@ -164,7 +166,10 @@ def test_inspect_counts_what_it_shows(wide: World) -> None:
         for trait in ("embedding", "title"):
             with pytest.raises(grpc.RpcError) as refused:
                 inspect(4000, trait)
-            assert ("thinrow-error", "ANSWER_TOO_LARGE") in refused.value.trailing_metadata()
+            metadata: dict[str, object] = {
+                item.key: item.value for item in refused.value.trailing_metadata()
+            }
+            assert metadata["thinrow-error"] == "ANSWER_TOO_LARGE"
         assert server.most_bytes() - before < REFUSED_BYTES_MAX
         assert len(inspect(100, "embedding").events) == 100
         assert len(inspect(1000, "title").events) == 1000

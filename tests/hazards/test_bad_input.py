@@ -713,13 +713,14 @@ def error_of(address: str, request: wire.MaterializeRequest) -> tuple[grpc.Statu
         ):
             with pytest.raises(grpc.RpcError) as raised:
                 call()
-            name = dict(raised.value.trailing_metadata()).get("thinrow-error", "")
-            found.append((raised.value.code(), name, raised.value.details()))
+            metadata = {item.key: str(item.value) for item in raised.value.trailing_metadata()}
+            name = metadata.get("thinrow-error", "")
+            found.append((raised.value.code(), name, raised.value.details() or ""))
     assert found[0][:2] == found[1][:2], "a stream must say the same"
     return found[0]
 
 
-TWO = {"user_ids": [1, 2], "end_ts": [as_of(3)] * 2}
+TWO: dict[str, Any] = {"user_ids": [1, 2], "end_ts": [as_of(3)] * 2}
 
 
 @pytest.mark.parametrize(
@@ -785,8 +786,8 @@ def test_one_bad_example_spoils_no_other(client: Client) -> None:
     assert [status for status, _ in answers] == statuses
     right = answers[0][1]
     assert len(right["item_id"] or ()) > 10
-    for (status, lists), example in zip(answers, examples, strict=True):
-        expected = right if status == wire.STATUS_OK and example["user_ids"] == 1 else None
+    for (answered, lists), example in zip(answers, examples, strict=True):
+        expected = right if answered == wire.STATUS_OK and example["user_ids"] == 1 else None
         if example["user_ids"] != 1:
             expected = {name: [] for name in right}
         assert lists == (expected or dict.fromkeys(right))
@@ -844,7 +845,7 @@ def test_too_much_to_send(served: str) -> None:
 
 @pytest.mark.parametrize("name", ["user_ids", "end_ts", "start_ts", "max_lengths", "request_ts"])
 def test_arrays_that_are_no_int64(name: str) -> None:
-    good = {"user_ids": [1], "end_ts": [as_of(3)]}
+    good: dict[str, Any] = {"user_ids": [1], "end_ts": [as_of(3)]}
     for wrong in ([1.5], ["1"], [[1]], np.array([2**63], np.uint64), [2**64], [None]):
         with pytest.raises(InputError, match=name):
             Pointers(**{**good, name: wrong})

@@ -18,7 +18,7 @@ from support.fake_server import (
     serving,
     users,
 )
-from thinrow.client import ClientConfig, Pointers, Projection, connect
+from thinrow.client import Batch, ClientConfig, Pointers, Projection, connect
 from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,
@@ -296,7 +296,7 @@ def test_an_empty_batch_brings_out_what_came_before(
             pulled += 1
             yield Pointers(user_ids=mine, end_ts=[9] * len(mine))
 
-    delivered = []
+    delivered: list[Batch] = []
     for batch in client.stream(batches(), PROJECTION):
         assert pulled == (2, 2, 4, 4, 5)[len(delivered)]
         delivered.append(batch)

@@ -185,7 +185,8 @@ def test_mutable_events_of_a_snapshot() -> None:
     assert peak.outcome.startswith("AnswerTooLargeError"), peak
     # What fits the limit is read before what does not.
     assert peak.grown_bytes < CONSTANT_BYTES_MAX + REFUSED_BYTES_MAX, peak
-    zeros = wire.Column(trait="x", type=4, vector_size=1, bases=[3], widths=bytes(1))
+    int64 = wire.TRAIT_TYPE_INT64
+    zeros = wire.Column(trait="x", type=int64, vector_size=1, bases=[3], widths=bytes(1))
     assert from_wire([zeros], 5)["x"].values.tolist() == [3] * 5
 
 
@@ -264,11 +265,13 @@ def test_a_request_of_a_million_empty_messages(online: Running) -> None:
             ("AppendEvents", events, COLUMNS_MAX),
             ("SnapshotStream", b"\x0a\x00" * 4_000_000, 64),
         ):
-            call = channel.stream_stream(f"/thinrow.v1.OnlineService/{method}")
+            call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
+                f"/thinrow.v1.OnlineService/{method}"
+            )
             with pytest.raises(grpc.RpcError) as refused:
                 list(call(iter([data]), timeout=60))
             assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert f"takes {most}" in refused.value.details()
+            assert f"takes {most}" in str(refused.value.details())
             with pytest.raises(grpc.RpcError, match="are no"):
                 list(call(iter([b"\xff"]), timeout=60))
     assert online.most_bytes() - before < 3 * REFUSED_BYTES_MAX

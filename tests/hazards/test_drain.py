@@ -66,7 +66,8 @@ def check_idle_streams_end(server: Server | OnlineServer, service: str) -> None:
     with ExitStack() as stack:
         running = ExitStack()
         stack.callback(running.close)
-        address = running.enter_context(server).address
+        running.enter_context(server)
+        address = server.address
         channel = stack.enter_context(grpc.insecure_channel(address))
         idle = [
             Idle(method, [message] * answered)
@@ -128,7 +129,8 @@ def test_calls_that_open_while_the_server_drains_end_at_once(
     with ExitStack() as stack:
         running = ExitStack()
         stack.callback(running.close)
-        address = running.enter_context(server).address
+        running.enter_context(server)
+        address = server.address
         connection = stack.enter_context(http2(address))
         assert connection.ping()
 
@@ -154,7 +156,7 @@ def test_work_under_way_finishes_after_goaway(
     entered, released = threading.Event(), threading.Event()
     read = HistoryPlan.read
 
-    def held(plan: HistoryPlan, *limits: int) -> int:
+    def held(plan: HistoryPlan, *limits: Any) -> int | None:  # noqa: ANN401
         entered.set()
         assert released.wait(LONG_S)
         return read(plan, *limits)

@@ -30,6 +30,7 @@ from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
+    Begin = grpc.StreamStreamMultiCallable[bytes, bytes]
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -103,7 +104,8 @@ def test_a_first_request_is_waited_for_so_long(kind: str, world: World, tmp_path
         running(kind, world, tmp_path, first_request_s=0.3) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
-        call = channel.stream_stream(server.stream)(never())
+        begin: Begin = channel.stream_stream(server.stream)
+        call = begin(never())
         assert outcome(call) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
         check_answers(server)
 
@@ -124,7 +126,8 @@ def test_an_idle_stream_ends_and_says_so(kind: str, world: World, tmp_path: Path
         method = server.stream if kind == "serve" else ONLINE + "SnapshotStream"
         if kind == "online":
             message = online_pb2.SnapshotStreamRequest().SerializeToString() or b""
-        call = channel.stream_stream(method)(once(message))
+        begin: Begin = channel.stream_stream(method)
+        call = begin(once(message))
         assert next(iter(call)) is not None
         assert outcome(call) == ("UNAVAILABLE", "UNAVAILABLE")
 
@@ -145,13 +148,14 @@ def test_an_idle_stream_gives_its_place_to_a_busy_one(
                 grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)])
             )
             end_s = time.monotonic() + DEADLINE_S
+            begin: Begin = channel.stream_stream(server.stream)
             while True:  # refused until the first of those before has been idle for long enough
-                call = channel.stream_stream(server.stream)(once(message))
+                call = begin(once(message))
                 try:
                     assert next(iter(call))
                     break
                 except grpc.RpcError as error:
-                    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+                    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                     assert time.monotonic() < end_s
             calls.append(call)
         ended = [call for call in calls if not call.is_active()]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support.chosen_keys import NATIVE, RELATIVE_PROBES_MAX, chosen_keys, probes_in
+from support.chosen_keys import RELATIVE_PROBES_MAX, chosen_keys, probes_in
+from support.paths import NATIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -324,8 +324,8 @@ def test_no_leak_over_thousands_of_batches(world: World) -> None:
             for _ in range(rounds):
                 for batch in client.stream(batches, ALL):
                     assert len(batch) == 4
-                for batch in batches[:100]:
-                    client.materialize(batch, Projection(5))
+                for pointers in batches[:100]:
+                    client.materialize(pointers, Projection(5))
                 with pytest.raises(RequestError):
                     client.materialize(batches[0], "nobody")
 

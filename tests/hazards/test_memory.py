@@ -76,21 +76,22 @@ def test_slow_readers_and_full_queues_stay_below_it(world: World) -> None:
 
         def never_reads(channel: grpc.Channel) -> None:
             """A stream of many requests whose answers nobody takes; refused, it comes again."""
+            stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(STREAM)
             while not stop.is_set():
-                call = channel.stream_stream(STREAM)(iter([message] * 200))
+                call = stream(iter([message] * 200))
                 while call.is_active() and not stop.wait(0.05):
                     pass
                 call.cancel()
 
         def asks_on(channel: grpc.Channel) -> None:
             """One single call after the other, refused or not."""
-            ask = channel.unary_unary(CALL)
+            ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CALL)
             while not stop.is_set():
                 with suppress(grpc.RpcError):
                     ask(asked.SerializeToString(), timeout=60)
 
         def sends_too_much(channel: grpc.Channel) -> None:
-            ask = channel.unary_unary(CALL)
+            ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CALL)
             while not stop.is_set():
                 with pytest.raises(grpc.RpcError):
                     ask(bytes(16 * MIB), timeout=60)
@@ -121,5 +122,5 @@ def test_it_grows_with_every_limit() -> None:
     config = ServerConfig(store=Path("x"))
     assert config.memory_bound_bytes == 13_408 * MIB, "as operations.md says"
     for name in LIMITS:
-        more = ServerConfig(store=Path("x"), **{name: 2 * getattr(config, name)})  # type: ignore[arg-type]
+        more = ServerConfig(store=Path("x"), **{name: 2 * getattr(config, name)})
         assert more.memory_bound_bytes > config.memory_bound_bytes, name

@@ -45,7 +45,7 @@ def test_it_grows_with_every_limit() -> None:
     config = OnlineConfig(store=Path("x"))
     assert config.memory_bound_bytes == 99_024 * MIB, "as operations.md says"
     for name in LIMITS:
-        more = OnlineConfig(store=Path("x"), **{name: 2 * getattr(config, name)})  # type: ignore[arg-type]
+        more = OnlineConfig(store=Path("x"), **{name: 2 * getattr(config, name)})
         assert more.memory_bound_bytes > config.memory_bound_bytes, name
 
 
@@ -77,16 +77,18 @@ def test_amplified_snapshots_and_maximal_batches_stay_below_it(tmp_path: Path) -
         outcomes: list[str] = []
 
         def snapshots(channel: grpc.Channel) -> None:
+            ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(BATCH)
             for _ in range(ROUNDS):
                 try:
-                    channel.unary_unary(BATCH)(request, timeout=300)
+                    ask(request, timeout=300)
                     outcomes.append("answered")
                 except grpc.RpcError as error:
                     outcomes.append(str(error.details()))
 
         def appends(channel: grpc.Channel) -> None:
+            append: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(APPEND)
             with suppress(grpc.RpcError):
-                for answer in channel.stream_stream(APPEND)(iter([message] * BATCHES), timeout=300):
+                for answer in append(iter([message] * BATCHES), timeout=300):
                     refused = online_pb2.AppendEventsResponse.FromString(answer).refused
                     outcomes.append(refused or "appended")
 

@@ -68,7 +68,8 @@ def ask(address: str, tenant: str) -> tuple[str, dict[str, str], float]:
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(address, options) as channel:
         started_s = time.monotonic()
-        call = channel.unary_unary(METHOD).future(request.SerializeToString(), timeout=60)
+        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+        call = ask.future(request.SerializeToString(), timeout=60)
         code = call.code()
         metadata = {str(key): str(value) for key, value in call.trailing_metadata() or ()}
         return code.name, metadata, time.monotonic() - started_s
@@ -111,7 +112,10 @@ def test_overload_leaves_health_its_threads(world: World) -> None:
             for _ in range(40)
         ]
         stream = METHOD + "Stream"
-        calls = [channel.stream_stream(stream)(one()) for channel in channels]
+        calls = []
+        for channel in channels:
+            begin: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(stream)
+            calls.append(begin(one()))
         end_s = time.monotonic() + 60
         # Two get in, and wait.
         while sum(not call.is_active() for call in calls) < len(calls) - 2:

@@ -122,7 +122,7 @@ def test_current_that_is_a_folder_or_a_dangling_link(world: World) -> None:
     path = world.store / "CURRENT"
     for make in (path.mkdir, lambda: path.symlink_to(world.folder / "away")):
         path.unlink()
-        make()
+        make()  # type: ignore[no-untyped-call]
         with pytest.raises(StoreError, match="thinrow store rollback"):
             next_day(world, 6, keep=1)
         assert len(list(world.store.glob("generation-*"))) == 3
@@ -348,7 +348,7 @@ def test_every_way_back_that_an_error_gives_can_be_run(world: World) -> None:
     """Runs the text unchanged in a shell."""
     current_file = world.store / "CURRENT"
     for break_it in (current_file.unlink, lambda: set_current(world, "generation-000002\n")):
-        break_it()
+        break_it()  # type: ignore[no-untyped-call]
         with pytest.raises(StoreError) as refused:
             next_day(world, 6)
         command = re.findall("`thinrow ([^`]*--newer[^`]*)`", str(refused.value))[0]

@@ -117,7 +117,10 @@ def test_a_call_without_a_known_token_is_refused(world: World, file: File) -> No
             with pytest.raises(grpc.RpcError) as raised:
                 stub.DescribeStore(wire.DescribeStoreRequest(), metadata=metadata, timeout=60)
         assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
-        assert dict(raised.value.trailing_metadata())["thinrow-error"] == "UNAUTHENTICATED"
+        trailing: dict[str, object] = {
+            item.key: item.value for item in raised.value.trailing_metadata()
+        }
+        assert trailing["thinrow-error"] == "UNAUTHENTICATED"
 
 
 def test_a_token_is_good_for_its_own_tenant(world: World, file: File) -> None:

@@ -194,7 +194,8 @@ def test_files_of_tls_that_do_not_serve(
 
 
 def test_tls_takes_both_files(world: World, tmp_path: Path) -> None:
-    for given in ({"tls_cert": tmp_path}, {"tls_key": tmp_path}, {"tls_client_ca": tmp_path}):
+    for name in ("tls_cert", "tls_key", "tls_client_ca"):
+        given: dict[str, Any] = {name: tmp_path}
         with pytest.raises(UsageError, match="tls_key"):
             ServerConfig(store=world.store, **given)
     with pytest.raises(UsageError, match="cert and key"):
@@ -312,7 +313,9 @@ def test_random_bytes_are_refused_and_cost_nothing(world: World) -> None:
     right = wire.MaterializeRequest(user_ids=range(1, 40), end_ts=days(3) * 39).SerializeToString()
     with running_server(world.store) as server:
         with grpc.insecure_channel(server.address) as channel:
-            ask = channel.unary_unary("/thinrow.v1.MaterializationService/Materialize")
+            ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+                "/thinrow.v1.MaterializationService/Materialize"
+            )
             before, codes = server.resident_bytes(), set()
             for number in range(2000):
                 asked = bytearray(right)

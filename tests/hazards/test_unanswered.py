@@ -9,7 +9,7 @@ import pytest
 from support.online_events import ALL, batch, item
 from support.unanswered import failing_at, online_config, quiet
 from support.worlds import START_TS, new_world
-from thinrow.client.online import OnlineClient, connect_online
+from thinrow.client.online import Appended, OnlineClient, connect_online
 from thinrow.errors import ThinRowError, UnavailableError
 from thinrow.online.clock import TierClock
 from thinrow.online.ids import IdIndex
@@ -44,7 +44,7 @@ def test_a_failing_thread_of_the_server_fails_the_stream(
     with online_client(tmp_path) as client:
         batches = [batch(client, first, 1) for first in range(5)]
         failing_at(monkeypatch, owner, method, 3)
-        acknowledged = []
+        acknowledged: list[Appended] = []
         with pytest.raises(ThinRowError):
             for batch_ in batches:
                 acknowledged += client.append_all([batch_], deadline_s=60)

@@ -55,7 +55,7 @@ def test_a_stream_of_answers_that_nobody_requested() -> None:
                 ).SerializeToString()
 
     server = grpc.server(ThreadPoolExecutor(4))
-    handler = grpc.stream_stream_rpc_method_handler(flood)
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(flood)
     server.add_registered_method_handlers(
         "thinrow.v1.MaterializationService", {"MaterializeStream": handler}
     )

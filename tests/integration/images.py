@@ -51,7 +51,8 @@ QUIET = {
 def run(*command: object, **options: Any) -> str:
     """A command's output. What it says on standard error is shown where the test fails."""
     words = [str(word) for word in command]
-    return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, **options).stdout
+    ran = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, **options)
+    return str(ran.stdout)
 
 
 def buildah(*arguments: object) -> str:

@@ -331,7 +331,7 @@ def running_online(world: World) -> Iterator[Running]:
 
 
 def asked_for_health(address: str) -> int:
-    command = [sys.executable, HEALTH, address]
+    command = [sys.executable, str(HEALTH), address]
     return subprocess.run(command, timeout=120, check=False, capture_output=True).returncode
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from support.worlds import DAY_MS, START_TS, as_of, days, new_world, pointers_to, read_store
 from thinrow.cli.app import app
 from thinrow.client import Projection, connect, read_thin_rows, row_count
@@ -165,7 +166,7 @@ def test_hive_partitions_come_through_every_command(tmp_path: Path) -> None:
         report = verify(client, tmp_path / "rows", tmp_path / "fat")
     assert report.rows == 2 and not report.rows_that_differ
     assert {"dt", "split"} <= set(report.beside)
-    out = {"events": tmp_path / "e.parquet", "rows": tmp_path / "r.parquet"}
+    out: dict[str, Any] = {"events": tmp_path / "e.parquet", "rows": tmp_path / "r.parquet"}
     slim(SlimConfig(fat=tmp_path / "fat", schema=world.schema, **out))
     assert pq.read_table(out["rows"])["split"].to_pylist() == [0, 1]
     assert sorted(pq.read_table(out["events"])["item_id"].to_pylist()) == [2, 3, 5, 30]
@@ -188,10 +189,11 @@ def test_columns_with_dots_come_through(tmp_path: Path) -> None:
                 [batch] = loader
             assert {"geo.country", "user_id.x"} <= set(batch.columns)
             assert list(batch.columns["geo.country"]) == ["de"]
-            assert batch.columns["user_id.x"].tolist() == [7]
+            numbers = batch.columns["user_id.x"]
+            assert isinstance(numbers, torch.Tensor) and numbers.tolist() == [7]
     fat = fat_of(world, rows)
     assert fat["geo.country"].to_pylist() == ["de"] and fat["geo"].to_pylist() == geo.to_pylist()
-    out = {"events": tmp_path / "e.parquet", "rows": tmp_path / "r.parquet"}
+    out: dict[str, Any] = {"events": tmp_path / "e.parquet", "rows": tmp_path / "r.parquet"}
     slim(SlimConfig(fat=fat_path(world), schema=world.schema, **out))
     assert pq.read_table(out["rows"])["geo.country"].to_pylist() == ["de"]
 
@@ -210,7 +212,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     twice = doubled("twice.parquet", requests_of(25, label=[1]), "label")
     lists = {name: [[value]] for name, value in (("event_ts", START_TS), ("item_id", 1))}
     fat = doubled("fat2.parquet", requests_of(25, **lists), "item_id")
-    out = {"events": tmp_path / "e.parquet", "rows": tmp_path / "r.parquet"}
+    out: dict[str, Any] = {"events": tmp_path / "e.parquet", "rows": tmp_path / "r.parquet"}
     for run, name in (
         (lambda: compacted(new_world(tmp_path / "new", SCHEMA), bad), "item_id"),
         (lambda: backfilled(world, requests, bad), "item_id"),

@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from support import worlds
@@ -60,10 +61,10 @@ def test_no_batch_is_overwritten_while_it_is_copied_or_used(slow: str) -> None:
         if slow == "copies":
             assert copy._stream is not None
             with torch.cuda.stream(copy._stream):
-                torch.cuda._sleep(DELAY_CYCLES)
+                torch.cuda._sleep(DELAY_CYCLES)  # type: ignore[no-untyped-call]
         batch = copy.receive(copy.send(filled(number, rng.randrange(100_000), copy.allocate)))
         if slow == "trainer":
-            torch.cuda._sleep(DELAY_CYCLES)
+            torch.cuda._sleep(DELAY_CYCLES)  # type: ignore[no-untyped-call]
         values = batch.values["item_id"]
         found.append(torch.stack([values.min(), values.max(), batch.example_ids[0]]))
         del batch, values
@@ -83,14 +84,14 @@ def test_sending_waits_for_nothing() -> None:
     assert copy._stream is not None
     copy.send(filled(0, 1000, copy.allocate))
     with torch.cuda.stream(copy._stream):
-        torch.cuda._sleep(LONG_CYCLES)
+        torch.cuda._sleep(LONG_CYCLES)  # type: ignore[no-untyped-call]
     batch = filled(1, 1000, copy.allocate)
     torch.cuda.set_sync_debug_mode("error")
     sent = copy.send(batch)
     assert sent.copied is not None
-    assert not sent.copied.query()
+    assert not sent.copied.query()  # type: ignore[no-untyped-call]
     copy.close()
-    assert sent.copied.query()
+    assert sent.copied.query()  # type: ignore[no-untyped-call]
 
 
 def test_the_trainer_waits_for_nothing() -> None:
@@ -104,7 +105,7 @@ def test_the_trainer_waits_for_nothing() -> None:
     padded = [batch.to_padded("embedding"), batch.to_padded("item_id", 7, -1, side="left")]
     batch.record_stream(torch.cuda.current_stream())
     torch.cuda.set_sync_debug_mode("default")
-    assert nested.values().unique().tolist() == [10]
+    assert nested.values().unique().tolist() == [10]  # type: ignore[no-untyped-call]
     assert padded[1][0].tolist() == [5] * 7
     assert padded[1][1].tolist() == [-1] * 7
 
@@ -123,7 +124,7 @@ def test_a_keyed_jagged_tensor_is_made_without_waiting() -> None:
 def test_pinned_batches_can_be_copied_by_others() -> None:
     batch = filled(3, 1000, lambda size: torch.empty(size, dtype=torch.uint8)).pin_memory()
     moved = batch.to("cuda", non_blocking=True)
-    assert moved.values["item_id"].unique().tolist() == [3]
+    assert moved.values["item_id"].unique().tolist() == [3]  # type: ignore[no-untyped-call]
     back = moved.to("cpu")
     assert torch.equal(back.values["embedding"], batch.values["embedding"])
     memory = moved.offsets.untyped_storage().data_ptr()
@@ -132,7 +133,7 @@ def test_pinned_batches_can_be_copied_by_others() -> None:
 
 def test_a_loader_brings_the_same_to_the_device(tmp_path: Path) -> None:
     world = worlds.built_world(tmp_path, count=4000, users=50)
-    requests = worlds.pa.table(
+    requests = pa.table(
         {
             "user_id": np.tile(np.arange(1, 51), 10),
             "request_ts": np.full(500, worlds.as_of(3)),

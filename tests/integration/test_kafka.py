@@ -278,7 +278,12 @@ def test_close_ends_a_thread_that_waits(topic: Topic) -> None:
     topic.send(encode_thin_rows(table(1).slice(0, 0)))
     source = topic.source()
     waits = threading.Event()
-    reader = threading.Thread(target=lambda: [waits.set() for _ in source.chunks(4)])
+
+    def read() -> None:
+        for _ in source.chunks(4):
+            waits.set()
+
+    reader = threading.Thread(target=read)
     reader.start()
     assert waits.wait(TIMEOUT_S)
     source.close()
@@ -369,7 +374,7 @@ def test_an_error_of_closing_is_logged(topic: Topic, caplog: pytest.LogCaptureFi
             consumer.close()
             raise KafkaException(KafkaError(KafkaError._FAIL))
 
-    source._consumer = Failing()
+    source._consumer = Failing()  # type: ignore[assignment]
     source.close()
     assert f"could not close the consumer of topic {topic.name}" in caplog.text
 

@@ -252,7 +252,8 @@ def test_what_a_killed_process_counted_stays_and_what_it_held_goes(world: World)
                 list(client.stream(one_and_wait(), ALL))
 
         holders = [threading.Thread(target=hold) for _ in range(12)]
-        stack.callback(lambda: [holder.join() for holder in holders])
+        for holder in holders:
+            stack.callback(holder.join)
         stack.callback(enough.set)
         for holder in holders:
             holder.start()

@@ -185,9 +185,9 @@ def test_what_it_appends_is_what_this_client_sees(
         ran = node(modules, "append", server.address, refused)
     assert ran.returncode == 1 and "color" in ran.stderr
     assert told["appended"] == 3
-    for found, row in zip(told["seen"], rows, strict=True):
+    for found, thin_row in zip(told["seen"], rows, strict=True):
         for name in ("event_ts", "event_id", *VALUES):
-            check_column(name, found[name], [event[name] for event in row.mutable])
+            check_column(name, found[name], [event[name] for event in thin_row.mutable])
     ((first, second), (third,)) = (row.mutable for row in rows)
     seen = {event["item_id"]: event for event in (first, second, third)}
     for row, item_id in enumerate(VALUES["item_id"][1]):

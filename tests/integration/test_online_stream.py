@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -31,7 +31,7 @@ ALL = Projection(traits=("event_id", "item_id", "brand", "rating"))
 USERS = range(1, 7)  # the last is not known
 
 
-def request(user_id: int, **told: int) -> online_pb2.SnapshotRequest:
+def request(user_id: int, **told: Any) -> online_pb2.SnapshotRequest:  # noqa: ANN401
     return online_pb2.SnapshotRequest(user_id=user_id, projection=to_wire_projection(ALL), **told)
 
 

@@ -151,7 +151,7 @@ def test_both_trainings_get_what_inference_saw(tmp_path: Path) -> None:
                     if n == ROWS // 2:
                         wait_for(lambda: bool(arrived_s or failures))
                     # Hand-overs go on beside requests, however slow the machine is.
-                    wait_for(lambda n=n: len(generations) >= 5 * n // ROWS or failures)  # type: ignore[misc]
+                    wait_for(lambda n=n: len(generations) >= 5 * n // ROWS or bool(failures))  # type: ignore[misc]
                     append_some(online, rng, 10 * n + 10)
                     request_id, user_id = f"request-{n}", rng.choice((*USERS, 99))
                     lookback_ms, max_length = rng.choice((0, 0, 500)), rng.choice((0, 0, 7))

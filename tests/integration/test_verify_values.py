@@ -112,7 +112,7 @@ EQUAL = {
         )
     },
     **{
-        f"request_ts in {kind}": lambda table, kind=kind: cast("request_ts", kind)(
+        f"request_ts in {kind}": lambda table, kind=kind: cast("request_ts", kind)(  # type: ignore[misc]
             cast("request_ts", pa.timestamp("ms"))(table)
         )
         for kind in (pa.timestamp("s", "UTC"), MOMENTS, pa.timestamp("ns"))

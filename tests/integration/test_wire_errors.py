@@ -196,7 +196,7 @@ def test_grpc_retries_a_refusal_by_itself(world: World, monkeypatch: pytest.Monk
     entered, released = threading.Event(), threading.Event()
     read = HistoryPlan.read
 
-    def held(plan: HistoryPlan, *limits: int) -> int:
+    def held(plan: HistoryPlan, *limits: Any) -> int | None:  # noqa: ANN401
         entered.set()
         assert released.wait(WAIT_S)
         return read(plan, *limits)

@@ -479,7 +479,7 @@ class SlowTier(MutableTier):
             assert self.may_write.wait(120)
             write(*arguments)
 
-        self.events.write = slow  # type: ignore[method-assign]
+        self.events.write = slow  # type: ignore[assignment, method-assign]
 
 
 def test_an_event_on_its_way_to_the_disk_keeps_an_unsealed_generation_out(tmp_path: Path) -> None:

@@ -219,8 +219,8 @@ def test_what_a_request_saw(asked: Asked, data: st.DataObject) -> None:
                 )
                 if status == "OK":
                     # A generation that erased the user answers without what came before.
-                    remembered = [entry for entry in right.sequence if not erased(entry.event)]
-                    again = truncate(remembered, projection)
+                    kept = [entry for entry in right.sequence if not erased(entry.event)]
+                    again = truncate(kept, projection)
                     assert [entry.event for entry in entries] == [entry.event for entry in again]
                 answers.append((status, entries))
             with built.serve() as served:

@@ -362,7 +362,7 @@ def test_an_output_that_is_also_an_input(tmp_path: Path) -> None:
     fat = fat_file(tmp_path, [(1, 5, [A, B])])
     for name in ("events", "rows"):
         with pytest.raises(InputError, match="is also an input"):
-            slimmed(tmp_path, [fat], **{name: fat})
+            slimmed(tmp_path, [fat], SCHEMA, **{name: fat})
     with pytest.raises(UsageError, match="name two"):
         slimmed(tmp_path, [fat], events=tmp_path / "rows.parquet")
 

@@ -397,7 +397,7 @@ def test_what_a_pass_under_way_would_not_heed_is_refused(tmp_path: Path, server:
         for _ in loader:
             for call in (lambda: loader.load_state_dict(state), lambda: loader.set_epoch(3)):
                 with pytest.raises(UsageError, match="Leave the loop"):
-                    call()
+                    call()  # type: ignore[no-untyped-call]
             break
         loader.load_state_dict(state)
     with pytest.raises(UsageError, match="closed"):
@@ -580,7 +580,7 @@ def test_config_is_checked() -> None:
         ({"policies": {"ERASED": "drop"}}, "as 'fail', 'skip' or 'pass'"),
     ):
         with pytest.raises(UsageError, match=message):
-            LoaderConfig(**arguments)  # type: ignore[arg-type]
+            LoaderConfig(**arguments)
     assert LoaderConfig().policy("77") == "fail"
     assert status_name(77) == "77"
 

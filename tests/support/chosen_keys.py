@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from support.paths import NATIVE, SUPPORT
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Keys = NDArray[np.uint64]
+    # NumPy's stubs know no arithmetic of uint64 with int.
+    Keys = NDArray[Any]
 
 PROBES = SUPPORT / "count_probes.cpp"
 WORD = (1 << 64) - 1
@@ -45,7 +46,7 @@ def without_murmur3(hashed: Keys) -> Keys:
     """The numbers whose MurmurHash3 finalizer gives `hashed`."""
     for factor in (0xC4CEB9FE1A85EC53, 0xFF51AFD7ED558CCD):
         hashed = (hashed ^ hashed >> 33) * inverse(factor)
-    return hashed ^ hashed >> 33
+    return hashed ^ hashed >> 33  # type: ignore[no-any-return]
 
 
 def without_murmur2(hashed: Keys) -> Keys:

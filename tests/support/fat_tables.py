@@ -97,7 +97,7 @@ def slimmed(
         options["schema"] = folder / "schema.toml"
     outputs = {"events": folder / "events.parquet", "rows": folder / "rows.parquet"}
     config = SlimConfig(fat=list(fat), **{**outputs, "layout": AS_THEY_STAND, **options})
-    return Slimmed(folder, slim(config), list(fat), config.layout, config.time_unit)
+    return Slimmed(folder, slim(config), list(fat), FatLayout.of(config.layout), config.time_unit)
 
 
 def hour_ts(hour: float) -> int:

@@ -50,7 +50,7 @@ def main() -> NoReturn:
     if told.native:
         use_native(told.native)
     if told.guided:
-        import atheris  # type: ignore[import-untyped]
+        import atheris
 
         instrumenting = atheris.instrument_imports(include=["thinrow"])
     else:
@@ -73,7 +73,7 @@ def main() -> NoReturn:
 
 def guided(watched: Watched, seed: int) -> NoReturn:
     """Lets atheris choose."""
-    import atheris  # type: ignore[import-untyped]
+    import atheris
 
     def alter(data: bytes, bytes_max: int, number: int) -> bytes:
         rng = random.Random(number)

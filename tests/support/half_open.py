@@ -97,7 +97,7 @@ def check_answers(server: Running, metadata: tuple[tuple[str, str], ...] = ()) -
         stub = health_pb2_grpc.HealthStub(channel)
         checked = stub.Check(health_pb2.HealthCheckRequest(), timeout=DEADLINE_S)
         assert checked.status == health_pb2.HealthCheckResponse.SERVING
-        ask = channel.unary_unary(server.ask)
+        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(server.ask)
         end_s = time.monotonic() + DEADLINE_S
         while True:
             try:

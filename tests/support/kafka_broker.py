@@ -9,11 +9,11 @@ import sys
 import urllib.request
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from support.kafka_topics import PARTITIONS, TIMEOUT_S, Topic
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Broker:
 
     def topic(self) -> Topic:
         """Makes a topic, and a producer for it."""
-        settings = {"bootstrap.servers": self.address, "log_level": 0}
+        settings: dict[str, Any] = {"bootstrap.servers": self.address, "log_level": 0}
         topic = Topic(Producer(settings | {"enable.idempotence": True}), self.address)
         new = NewTopic(topic.name, num_partitions=PARTITIONS, replication_factor=1)
         admin = AdminClient(settings)

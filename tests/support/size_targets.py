@@ -188,7 +188,8 @@ def count_fields(rng: random.Random) -> None:
 
 def records(rng: random.Random) -> None:
     """Packs records of an arbitrary layout."""
-    columns, at = [], 19
+    columns: list[Any] = []
+    at = 19
     for _ in range(rng.randrange(4)):
         word_bytes, size = rng.choice((1, 2, 4, 8)), rng.choice((1, 1, 3))
         kind = rng.randrange(1, 15)
@@ -214,7 +215,7 @@ def plan(rng: random.Random) -> None:
     arrays[4] = arrays[4].view(np.uint64)
     watermarks = np.sort(numbers(rng, rng.randrange(4), 300))
     length = rng.choice((0, 5, max(-(2**63), min(any_number(rng), 2**63 - 1))))
-    made = _native.Plan(*arrays, watermarks, length, rng.random() < 0.5, rng.random() < 0.5)
+    made = _native.Plan(*arrays, watermarks, length, rng.random() < 0.5, rng.random() < 0.5)  # type: ignore[call-arg]
     groups = [(1, True, True, 24)][: rng.choice((0, 1, 1, 1))]
     trait = _native.Trait("t", rng.choice((1, 2, 9)), 4, 1, rng.random() < 0.5, None, None, 1)
     memory = _native.DigestMemory(16)
@@ -258,5 +259,6 @@ def values(rng: random.Random) -> None:
     """Fills the cache of values and looks into it."""
     cache = _native.ValueCache(rng.choice((0, 1000)))
     keys = rng.randbytes(rng.choice((13, 26, 26, 14)))
-    cache.add(keys, rng.choice(([b"a", None], [b"a"], [3, b"a"])))
+    some_values: tuple[Any, ...] = ([b"a", None], [b"a"], [3, b"a"])
+    cache.add(keys, rng.choice(some_values))
     assert len(cache.look_up(keys)[0]) == len(keys) // 13

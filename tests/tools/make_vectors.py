@@ -17,7 +17,7 @@ import xxhash
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 WORDS = 1 << 64
 WIDTHS = (0, 1, 2, 4, 8)
@@ -40,7 +40,7 @@ def column(kind: str, blocks: Sequence[Block], size: int = 1, **fields: Any) -> 
     nullable = fields.pop("nullable", False)
     message = wire.Column(
         trait="t",
-        type=wire.TraitType.Value(f"TRAIT_TYPE_{kind}"),
+        type=wire.TraitType.Value(f"TRAIT_TYPE_{kind}"),  # type: ignore[arg-type]
         vector_size=size,
         nullable=nullable,
         bases=[signed(block.base) for block in blocks],
@@ -156,7 +156,7 @@ def scalars(kind: str) -> list[dict[str, Any]]:
     name = kind.lower()
     cases = [case(f"{name}, width {w}", kind, [b], texts=texts) for w, b in by_width.items()]
     cases.append(case(f"{name}, widths out of order", kind, mixed, texts=texts))
-    patterns = {
+    patterns: dict[str, Callable[[int], bool]] = {
         "some absent": lambda n: n % 3 != 1,
         "none absent": lambda _: True,
         "all absent": lambda _: False,
@@ -244,7 +244,7 @@ def malformed() -> list[dict[str, Any]]:
         altered = wire.Column()
         altered.CopyFrom(message)
         for field, content in fields.items():
-            altered.ClearField(field)  # type: ignore[arg-type]
+            altered.ClearField(field)
             part = getattr(altered, field)
             part.extend(content) if isinstance(content, list) else setattr(altered, field, content)
         return {"name": name, **described(altered, lengths)}

@@ -209,7 +209,7 @@ def test_words_of_another_type_are_refused() -> None:
         (wire.TRAIT_TYPE_INT32, np.array([1])),
         (BOOL, np.array([1, 0], np.int16)),
     ):
-        message = wire.Column(trait="t", type=kind, vector_size=1, bases=[0])  # type: ignore[arg-type]
+        message = wire.Column(trait="t", type=kind, vector_size=1, bases=[0])
         message.widths, message.data = bytes([words.itemsize]), words.tobytes()
         with pytest.raises(ThinRowError, match="t has "):
             from_wire([message], len(words))

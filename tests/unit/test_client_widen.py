@@ -272,9 +272,9 @@ def test_mutable_events_follow_and_truncation_counts_both(
     batch = assemble(response, rows, projection)
     assert batch.to_lists("t") == want
     assert (batch.statuses == wire.STATUS_INVALID).tolist() == [w is None for w in want]
-    whole = read(response, rows, projection)
-    parts = [whole[:3], whole[3:3], whole[3:]]
-    assert Batch.from_answers(parts).to_lists("t") == want
+    read_answer = read(response, rows, projection)
+    answers = [read_answer[:3], read_answer[3:3], read_answer[3:]]
+    assert Batch.from_answers(answers).to_lists("t") == want
 
 
 def rows_with(arrival_ts: int, start_ts: int = 0, **columns: MutableColumn) -> ThinRows:

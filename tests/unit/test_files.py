@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support import worlds
-from thinrow.client import Projection, read_thin_rows, row_count
+from thinrow.client import MutableEvents, Projection, ThinRows, read_thin_rows, row_count
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
 from thinrow.client.torch.batching import to_arrays
 from thinrow.core.files.arrow import conformed, one_batch, plain, plain_type
@@ -227,7 +227,7 @@ def test_text_comes_in_any_layout(tmp_path: Path, layout: pa.DataType) -> None:
         plain_text = table.set_column(2, "session", plain(table["session"]))
         pq.write_table(plain_text, tmp_path / "b.parquet")
         for order in ("files", "users", "rows"):
-            source = RowFiles(tmp_path, order=order).source()  # type: ignore[arg-type]
+            source = RowFiles(tmp_path, order=order).source()
             chunks = list(source.chunks(10))
             assert sum(len(chunk.rows) for chunk in chunks) == 6
             texts = [t for chunk in chunks for t in chunk.columns["session"].to_pylist()]
@@ -275,7 +275,7 @@ def test_a_window_holds_any_amount_of_text(tmp_path: Path) -> None:
     """Text of 32-bit offsets splits at 2 GiB, and all but the first piece would be lost."""
     path = write(tmp_path / "rows.parquet", rows=5, doc=pa.array(list("abcde")))
     for order in ("files", "users"):
-        source = RowFiles(path, order=order).source()  # type: ignore[arg-type]
+        source = RowFiles(path, order=order).source()
         [chunk] = source.chunks(9)
         kind = chunk.columns.schema.field("doc").type
         assert kind == pa.large_string()
@@ -358,11 +358,17 @@ def test_hashed_ids_come_through_store_and_loader(tmp_path: Path) -> None:
     assert batch.values["item_id"].numpy().view("uint64").tolist() == ids
 
 
+def snapshots_of(rows: ThinRows) -> MutableEvents:
+    assert rows.mutable is not None
+    return rows.mutable
+
+
 @pytest.mark.parametrize("kind", [pa.list_(pa.null()), pa.large_list(pa.null()), pa.null()])
 def test_rows_whose_snapshots_are_all_empty(tmp_path: Path, kind: pa.DataType) -> None:
     """Pandas cannot know what the lists would hold, and writes them of type null."""
     table = thin_rows(rows=2)
-    column = pa.array([None, None] if kind == pa.null() else [[], None], kind)
+    items: list[Any] = [None, None] if kind == pa.null() else [[], None]
+    column = pa.array(items, kind)
     empty = table.set_column(table.column_names.index("mutable"), "mutable", column)
     pq.write_table(empty, tmp_path / "a.parquet")
     for rows, _ in (
@@ -372,12 +378,11 @@ def test_rows_whose_snapshots_are_all_empty(tmp_path: Path, kind: pa.DataType) -
         assert rows.mutable is not None and rows.mutable.offsets.tolist() == [0, 0, 0]
     for traits in (None, ("brand",)):
         [chunk] = RowFiles(tmp_path, order="files").source(traits=traits).chunks(9)
-        assert chunk.rows.mutable.offsets.tolist() == [0, 0, 0]
+        assert snapshots_of(chunk.rows).offsets.tolist() == [0, 0, 0]
     write(tmp_path / "b.parquet", 2)
     for traits in (None, ("brand",)):
         chunks = list(RowFiles(tmp_path, order="files").source(traits=traits).chunks(9))
-        counts = [int(chunk.rows.mutable.offsets[-1]) for chunk in chunks]
+        counts = [int(snapshots_of(chunk.rows).offsets[-1]) for chunk in chunks]
         assert sum(counts) == 1
-    assert (
-        sum(len(rows.mutable.arrival_ts) for rows, _ in read_thin_rows(tmp_path, examples=9)) == 1
-    )
+    pieces = [rows for rows, _ in read_thin_rows(tmp_path, examples=9)]
+    assert sum(len(snapshots_of(rows).arrival_ts) for rows in pieces) == 1

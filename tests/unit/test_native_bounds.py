@@ -216,17 +216,17 @@ def test_a_plan_checks_its_lengths_and_its_order(generation: Generation) -> None
         arrays[short] = arrays[short][:1]
         if short < 7:
             with pytest.raises(ValueError, match="differ in length"):
-                _native.Plan(*arrays, 0, False, False)
+                _native.Plan(*arrays, 0, False, False)  # type: ignore[call-arg]
     given = [zeros(2, np.uint64 if place == 4 else np.int64) for place in range(7)]
     given[2] += days(2)[0]
     given[5] += days(2)[0]
     with pytest.raises(ValueError, match="must not be negative"):
-        _native.Plan(*given, generation.watermarks, -1, False, False)
-    plan = _native.Plan(*given, generation.watermarks, 0, False, True)
+        _native.Plan(*given, generation.watermarks, -1, False, False)  # type: ignore[call-arg]
+    plan = _native.Plan(*given, generation.watermarks, 0, False, True)  # type: ignore[call-arg]
     groups = [(EVENT_GROUP, True, True, 24)]
     for wrong in ([], [None, None]):
         with pytest.raises(ValueError, match="differ in number"):
-            plan.choose_stripes(wrong, groups)
+            plan.choose_stripes(wrong, groups)  # type: ignore[arg-type]
     [directory] = generation.values(
         np.array([1], ">i8").tobytes() + bytes([DIRECTORY_GROUP]) + bytes(4)
     )
@@ -240,7 +240,7 @@ def test_a_plan_checks_its_lengths_and_its_order(generation: Generation) -> None
     with pytest.raises(StoreCorruptError, match="missing"):
         plan.set_stripes([])
     with pytest.raises(TypeError, match="bytes"):
-        plan.set_stripes([3])
+        plan.set_stripes([3])  # type: ignore[list-item]
 
 
 def test_traits_have_a_size_that_products_can_hold() -> None:
@@ -271,7 +271,7 @@ def test_records_check_their_lengths() -> None:
         record_format.events([1, 2], [bytes(27)])
     assert record_format.events([5], [bytes(27)]) is not None
     with pytest.raises(TypeError, match="bytes"):
-        record_format.events([1], [3])
+        record_format.events([1], [3])  # type: ignore[list-item]
     with pytest.raises(StoreCorruptError, match="cut off"):
         record_format.events([1], [bytes(26)])
 
@@ -283,7 +283,7 @@ def test_the_cache_checks_what_it_is_given() -> None:
     with pytest.raises(ValueError, match="differ in number"):
         cache.add(bytes(KEY_BYTES), [])
     with pytest.raises(TypeError, match="bytes"):
-        cache.add(bytes(KEY_BYTES), [3])
+        cache.add(bytes(KEY_BYTES), [3])  # type: ignore[list-item]
 
 
 def test_one_user_needs_a_watermark() -> None:

@@ -58,7 +58,7 @@ def test_no_other_native_file_numbers_fields() -> None:
 
 
 def test_the_stub_is_that_of_the_built_module() -> None:
-    command = [sys.executable, ROOT / ".ci" / "native_stub.py"]
+    command = [sys.executable, str(ROOT / ".ci" / "native_stub.py")]
     generated = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     kept = (ROOT / "client" / "thinrow" / "_native.pyi").read_text(encoding="utf-8")
     assert kept == generated, "run `make native-stub` and commit what it writes"

@@ -100,7 +100,7 @@ def value(name: str, rng: random.Random, schema: str) -> Any:
         return None
     if name == "brand" and "string" not in line:
         return rng.randrange(1000)
-    return {
+    return {  # type: ignore[no-untyped-call]
         "vector": lambda: [float(rng.randrange(9)) for _ in range(3)],
         "bias": lambda: [float(rng.randrange(9)) for _ in range(2)],
         "liked": lambda: rng.random() < 0.5,

@@ -140,7 +140,7 @@ def test_seals_at_once_never_go_back(tmp_path: Path, now: list[int]) -> None:
             now[0] += 100
             later = [now[0] + ahead for ahead in (0, 50, 100)]
             in_threads(
-                *[lambda ts=ts: tier.seal(ts) for ts in later],  # type: ignore[misc]
+                *[lambda ts=ts: tier.seal(ts) for ts in later],
                 lambda: append(tier, 1, "a", now[0]),
             )
             assert tier.sealed_ts == later[-1]

@@ -210,7 +210,7 @@ def test_nested_tensors_share_everything(
         nested = batch.to_njt(trait)
         assert nested.layout == torch.jagged
         assert nested.values().data_ptr() == batch.values[trait].data_ptr()
-        assert nested.offsets() is batch.offsets
+        assert nested.offsets() is batch.offsets  # type: ignore[attr-defined]
         for example, part in enumerate(nested.unbind()):
             assert same(part, values[expected.offsets[example] : expected.offsets[example + 1]])
 
@@ -333,7 +333,7 @@ def test_every_dtype_and_width_widens_bit_by_bit(
     }
     column = wire.Column(
         trait="t",
-        type=next(kind for kind, of in VALUE_DTYPES.items() if of == dtype),
+        type=next(kind for kind, of in VALUE_DTYPES.items() if of == dtype),  # type: ignore[arg-type]
         vector_size=size,
         bases=bases.tolist(),
         widths=widths.tobytes(),
@@ -365,7 +365,7 @@ def load_torchrec() -> Any:  # noqa: ANN401 - a module
 def test_a_keyed_jagged_tensor_holds_the_same(client: Client) -> None:
     torchrec = load_torchrec()
     for users, length in (case.values for case in CASES):
-        answers = answers_about(client, users, length)
+        answers = answers_about(client, users, length)  # type: ignore[arg-type]
         batch, expected = to_tensors(answers), Batch.from_answers(answers)
         traits = [trait for trait, values in batch.values.items() if values.dtype == torch.int64]
         for dtype in (torch.int32, torch.int64):
@@ -375,7 +375,7 @@ def test_a_keyed_jagged_tensor_holds_the_same(client: Client) -> None:
             assert keyed.values().data_ptr() == batch.values[traits[0]].data_ptr()
             # What torchrec would compute, had it not been told.
             plain = torchrec.KeyedJaggedTensor(traits, keyed.values(), lengths=keyed.lengths())
-            assert keyed.stride() == plain.stride() == len(users)
+            assert keyed.stride() == plain.stride() == len(users)  # type: ignore[arg-type]
             assert keyed.length_per_key() == plain.length_per_key()
             assert keyed.offset_per_key() == plain.offset_per_key()
             for trait, jagged in keyed.to_dict().items():

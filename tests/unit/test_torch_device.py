@@ -32,7 +32,7 @@ VIEWS: list[Callable[[TensorBatch], Tensor]] = [
     lambda batch: batch.values["item_id"][1:],
     lambda batch: batch.to_njt("rating").values(),
     lambda batch: torch.from_numpy(batch.offsets.numpy()),
-    lambda batch: torch.from_dlpack(batch.values["embedding"]),
+    lambda batch: torch.utils.dlpack.from_dlpack(batch.values["embedding"]),
     lambda batch: batch.to("cpu").statuses,
 ]
 """Ways to hold on to a part of a batch, and not to the batch."""

@@ -209,7 +209,7 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
         ({"rank": 2, "world_size": 2}, r"rank is 2, but must be in 0\.\.1"),
     ):
         with pytest.raises(UsageError, match=message):
-            RowFiles(paths, **arguments)  # type: ignore[arg-type]
+            RowFiles(paths, **arguments)
 
 
 def test_rank_and_world_size_are_those_of_torch_distributed(tmp_path: Path) -> None:
