@@ -13,10 +13,10 @@ from support.unanswered import failing_at, online_config, quiet
 from support.worlds import START_TS, new_world
 from thinrow.client.online import connect_online
 from thinrow.errors import ThinRowError
+from thinrow.online.append_stream import AppendStreams
 from thinrow.online.clock import TierClock
 from thinrow.online.ids import IdIndex
 from thinrow.online.server import OnlineServer
-from thinrow.online.service import OnlineService
 from thinrow.online.snapshots import Snapshots
 from thinrow.online.streamed import StreamedSnapshots
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(1800)
 BATCHES = 12
 APPENDING = (
-    (OnlineService, "_batch"),
+    (AppendStreams, "decode"),
     (TierClock, "_lead_ms"),
     (IdIndex, "rows_to_store"),
 )

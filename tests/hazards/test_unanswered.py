@@ -11,10 +11,10 @@ from support.unanswered import failing_at, online_config, quiet
 from support.worlds import START_TS, new_world
 from thinrow.client.online import Appended, OnlineClient, connect_online
 from thinrow.errors import ThinRowError, UnavailableError
+from thinrow.online.append_stream import AppendStreams
 from thinrow.online.clock import TierClock
 from thinrow.online.ids import IdIndex
 from thinrow.online.server import OnlineServer
-from thinrow.online.service import OnlineService
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ def online_client(folder: Path) -> Iterator[OnlineClient]:
 @pytest.mark.parametrize(
     ("owner", "method"),
     [
-        (OnlineService, "_batch"),  # in the stream's reading thread
+        (AppendStreams, "decode"),  # in the stream's reading thread
         (TierClock, "_lead_ms"),  # in the thread that commits, which all streams share
         (IdIndex, "rows_to_store"),
     ],
@@ -59,7 +59,7 @@ def test_a_stream_of_many_batches_does_not_end_well(
 ) -> None:
     with online_client(tmp_path) as client:
         batches = [batch(client, first, 1) for first in range(5)]
-        failing_at(monkeypatch, OnlineService, "_batch", 3)
+        failing_at(monkeypatch, AppendStreams, "decode", 3)
         with pytest.raises(ThinRowError, match="MemoryError"):
             list(client.append_all(batches, deadline_s=60))
 

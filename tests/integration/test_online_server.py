@@ -30,9 +30,9 @@ from thinrow.compaction.config import CompactionConfig
 from thinrow.errors import InputError, RequestError, StoreLockedError, ThinRowError, UsageError
 from thinrow.online.config import OnlineConfig
 from thinrow.online.database import WriteAheadLog
+from thinrow.online.exports import Exports
 from thinrow.online.records import Batch
 from thinrow.online.server import OnlineServer
-from thinrow.online.service import OnlineService
 from thinrow.online.state import TierState
 from thinrow.online.tier import MutableTier, TierConfig
 from thinrow.store.directory import NEVER_TS
@@ -328,7 +328,7 @@ def test_an_export_beside_a_publication_starts_from_the_newest(
         assert [each.appended for each in client.append_all([batch(client, 0, 4)])] == [4]
         newest_ts = client.describe().now_ts
         seen = iter([NEVER_TS, newest_ts])  # the publication falls between both
-        monkeypatch.setattr(OnlineService, "_published_before", lambda *_: next(seen, newest_ts))
+        monkeypatch.setattr(Exports, "published_before", lambda *_: next(seen, newest_ts))
         kept = TierState.check_kept
 
         def kept_since_newest(state: TierState, from_ts: int) -> None:

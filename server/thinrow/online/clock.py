@@ -153,34 +153,44 @@ class TierClock:
         if ceiling_ts >= self._lease.ceiling_ts + LEASE_MS // 2:
             self._lease.renew(ceiling_ts)
 
-    def check_ahead(self, moment_ts: int, subject: str) -> None:
-        """Raises RequestError if a moment lies too far ahead of the clock."""
-        ahead_ms = moment_ts - self.now_ts
-        if ahead_ms > AHEAD_MS_MAX:
-            raise RequestError(
-                f"{subject} lies {ahead_ms} ms ahead of this server's clock, which accepts at most "
-                f"{AHEAD_MS_MAX}; set the clocks, and give times in milliseconds."
-            )
-
-    def promise(self, moment_ts: int) -> None:
+    def promise(self, moment_ts: int, subject: str = "") -> int:
         """Lets no event arrive before a moment, and waits until those that did are durable.
 
+        Args:
+            moment_ts: The moment, ms; 0 for now.
+            subject: Names the moment in errors; if empty, it may lie ahead of the clock.
+
+        Returns:
+            The moment.
+
         Raises:
+            RequestError: The moment lies too far ahead of the clock.
             StoreError: The disk failed, so that earlier arrivals are unknown.
         """
         with self._changed:
+            now_ts = self._clock.now_ts()
+            moment_ts = moment_ts or now_ts
+            if subject and moment_ts > now_ts + AHEAD_MS_MAX:
+                raise RequestError(
+                    f"{subject} lies {moment_ts - now_ts} ms ahead of this server's clock, which "
+                    f"accepts at most {AHEAD_MS_MAX}; set the clocks, and give times in "
+                    f"milliseconds."
+                )
             self._clock.promise(moment_ts)
             if moment_ts >= self._lease.ceiling_ts:
                 self._lease.renew(moment_ts + LEASE_MS)
             self.wait_committed(moment_ts)
-            self._database.require_healthy()
+            if self._database.failure is not None:
+                raise self._database.failure
+            return moment_ts
 
     def wait_committed(self, moment_ts: int) -> None:
-        """Waits for the commit in progress if its events arrive before a moment."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._committing_ts is None or self._committing_ts >= moment_ts
-            )
+        """Waits for the commit in progress if its events arrive before a moment.
+
+        The caller holds the tier's lock.
+        """
+        while self._committing_ts is not None and self._committing_ts < moment_ts:
+            self._changed.wait()
 
     @contextmanager
     def commit(self) -> Iterator[int]:

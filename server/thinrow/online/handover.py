@@ -84,11 +84,10 @@ class HandOver:
                     f"tier never sealed and which may lack events it holds; roll that generation "
                     f"back, and export before compacting."
                 )
-            self._clock.check_ahead(watermark_ts, "The watermark")
-            self._seal(watermark_ts, published_ts)
+            self._seal(watermark_ts, published_ts, "The watermark")
 
-    def _seal(self, watermark_ts: int, published_ts: int) -> None:
-        self._clock.promise(watermark_ts)
+    def _seal(self, watermark_ts: int, published_ts: int, subject: str = "") -> None:
+        self._clock.promise(watermark_ts, subject)
         state = self._state.now
         if watermark_ts <= state.sealed_ts:
             return  # another thread sealed a later one meanwhile

@@ -10,6 +10,7 @@ import numpy as np
 from thinrow.access.limits import FairScheduler
 from thinrow.access.projection import resolve_projection, resolve_tenant, wire_type
 from thinrow.core.status import Status
+from thinrow.core.wire.request import field_head
 from thinrow.errors import AnswerTooLargeError, RequestError, UnavailableError, UnknownTenantError
 from thinrow.online.cached_path import CachedSnapshotPath
 from thinrow.online.mutable import MutableEvents
@@ -143,8 +144,8 @@ class Snapshots:
                 arrivals = [ts for some, _ in events for ts in some]
                 records = [record for _, some in events for record in some]
                 shown = self._tier.to_wire(arrivals, records)
-                parts += (field_of(_MUTABLE, len(shown)), shown)
-            parts += (field_of(_IMMUTABLE, len(immutable)), immutable)
+                parts += (field_head(_MUTABLE, len(shown)), shown)
+            parts += (field_head(_IMMUTABLE, len(immutable)), immutable)
             if sum(map(len, parts)) > self._response_bytes_max:
                 raise AnswerTooLargeError(
                     "The answer would be larger than this server sends (response_bytes_max); ask "
@@ -288,13 +289,3 @@ def _nothing(projection: ResolvedProjection, users: int) -> bytes:
             nullable=trait.nullable,
         )
     return answer.SerializeToString()
-
-
-def field_of(number: int, length: int) -> bytes:
-    """What stands before the content of a length-delimited field, of a number below 16."""
-    parts = bytearray([number << 3 | 2])
-    while length > 0x7F:
-        parts.append(length & 0x7F | 0x80)
-        length >>= 7
-    parts.append(length)
-    return bytes(parts)

@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from thinrow.access.wire_errors import wire_error, wire_message
+from thinrow.core.wire.request import field_head
 from thinrow.errors import AnswerTooLargeError, RequestError, StoreError, ThinRowError
-from thinrow.online.snapshots import field_of
 from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class StreamedSnapshots:
             if len(outcome) > left:
                 outcome = self._refused(asked, AnswerTooLargeError(TOO_LARGE))
             left -= len(outcome)
-            parts += (field_of(_ANSWERS, len(outcome)), outcome)
+            parts += (field_head(_ANSWERS, len(outcome)), outcome)
             self._seconds.observe(time.perf_counter() - started_s)
         return b"".join(parts)
 
@@ -75,7 +75,7 @@ class StreamedSnapshots:
             return self._refused(asked, failure)
         self._metrics.snapshots.inc()
         cursor = online_pb2.StreamedAnswer(cursor=asked.cursor).SerializeToString()
-        return b"".join((cursor, field_of(_RESPONSE, len(response)), response))
+        return b"".join((cursor, field_head(_RESPONSE, len(response)), response))
 
     def _refused(self, asked: online_pb2.StreamedRequest, error: ThinRowError) -> bytes:
         self._metrics.failed(error.name, asked.request.tenant)

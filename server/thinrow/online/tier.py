@@ -141,11 +141,7 @@ class MutableTier:
             RequestError: The moment lies too far ahead of the clock.
             StoreError: The disk failed, so that earlier arrivals are unknown.
         """
-        with self._changed:
-            moment_ts = request_ts or self.clock.now_ts
-            self.clock.check_ahead(moment_ts, "The request")
-            self.clock.promise(moment_ts)
-            return moment_ts
+        return self.clock.promise(request_ts, "The request")
 
     def commit(self, batches: Sequence[Batch]) -> list[CommittedBatch]:
         """Makes batches durable together: their events arrive at one moment.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.core.pointers import Pointers, Projection
 
-__all__ = ["TRUNCATIONS", "on_stream", "to_request", "to_wire_projection"]
+__all__ = ["TRUNCATIONS", "field_head", "on_stream", "to_request", "to_wire_projection"]
 
 TRUNCATIONS: dict[str, wire.Truncation] = {
     "newest": wire.TRUNCATION_NEWEST,
@@ -64,9 +64,18 @@ def packed(name: str, content: bytes) -> bytes:
 
 
 def delimited(number: int, content: bytes) -> bytes:
-    """A field of so many bytes, as the encoding of protobuf has it."""
-    head = np.array([number << 3 | LENGTH_DELIMITED, len(content)])
-    return native.varints(head) + content
+    """Encodes a length-delimited field."""
+    return field_head(number, len(content)) + content
+
+
+def field_head(number: int, length: int) -> bytes:
+    """Encodes what precedes the content of a length-delimited field, of a number below 16."""
+    head = bytearray([number << 3 | LENGTH_DELIMITED])
+    while length > 0x7F:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    head.append(length)
+    return bytes(head)
 
 
 def to_wire_projection(projection: Projection) -> wire.Projection:

@@ -1,0 +1,168 @@
+"""Streams of batches to append: decode a batch while the batches before it are committed."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from thinrow.core.wire.columns import from_wire
+from thinrow.core.wire.malformed import MalformedError
+from thinrow.errors import AnswerTooLargeError, RequestError, ThinRowError
+from thinrow.events.times import check_milliseconds
+from thinrow.online.config import DECODING_MAX
+from thinrow.online.records import batch_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
+    from thinrow.online.appends import Appends
+    from thinrow.online.config import OnlineConfig
+    from thinrow.online.records import Batch
+    from thinrow.online.tier import CommittedBatch, MutableTier
+    from thinrow.v1 import online_pb2
+
+__all__ = ["AppendStreams", "SubmittedBatch"]
+
+BATCHES_AHEAD_MAX = 16
+"""Batches of one stream that wait to be durable."""
+PUT_POLL_S = 1.0
+"""Interval at which a reading thread checks that its stream still goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedBatch:
+    """A batch of a stream on its way to the disk."""
+
+    cursor: int
+    """The client's name for the batch."""
+    started_s: float
+    """When the server had received it; `time.perf_counter`."""
+    outcome: Future[CommittedBatch] | ThinRowError
+    """The commit, or the error that refused the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadingEnded:
+    """The end of a stream, as its reading thread saw it."""
+
+    received: int
+    """Batches read."""
+    failure: BaseException | None
+    """The exception that ended the thread; None at the stream's regular end."""
+
+
+class AppendStreams:
+    """Reads streams of batches and submits them to be committed. Thread-safe.
+
+    Args:
+        config: Limits on a batch.
+        tier: Its schema decodes the batches.
+        appends: Commits the batches.
+    """
+
+    def __init__(self, config: OnlineConfig, tier: MutableTier, appends: Appends) -> None:
+        self._config = config
+        self._tier = tier
+        self._appends = appends
+        self._decoders = ThreadPoolExecutor(DECODING_MAX, "thinrow-decode")
+
+    def submitted(
+        self, requests: Iterator[online_pb2.AppendEventsRequest]
+    ) -> Iterator[SubmittedBatch]:
+        """Yields each batch of a stream, in order, once it is submitted or refused.
+
+        Raises:
+            ThinRowError: A batch was read and not submitted, so that a stream never ends well with
+                answers missing. The exception that ended the reading thread is raised as well.
+        """
+        ready: queue.Queue[SubmittedBatch | _ReadingEnded] = queue.Queue(BATCHES_AHEAD_MAX)
+        ended = threading.Event()
+
+        def put(item: SubmittedBatch | _ReadingEnded) -> None:
+            while not ended.is_set():
+                with suppress(queue.Full):
+                    ready.put(item, timeout=PUT_POLL_S)
+                    return
+
+        def read() -> None:
+            received, failure = 0, None
+            try:
+                for request in requests:
+                    if ended.is_set():
+                        return
+                    received += 1
+                    put(self._submit(request))
+            except BaseException as error:
+                failure = error
+            finally:
+                put(_ReadingEnded(received, failure))
+
+        threading.Thread(target=read, name="thinrow-append", daemon=True).start()
+        answered = 0
+        try:
+            while not isinstance(item := ready.get(), _ReadingEnded):
+                yield item
+                answered += 1
+        finally:
+            ended.set()
+        if item.failure is not None:
+            raise item.failure
+        if answered != item.received:
+            raise ThinRowError(
+                f"The server answered {answered} of {item.received} batches; append the others "
+                f"again."
+            )
+
+    def _submit(self, request: online_pb2.AppendEventsRequest) -> SubmittedBatch:
+        started_s = time.perf_counter()
+        outcome: Future[CommittedBatch] | ThinRowError
+        try:
+            if not request.HasField("events"):
+                raise RequestError("The message has no events; set them, also if none.")
+            outcome = self._decoders.submit(self._decode_and_submit, request.events).result()
+        except ThinRowError as error:
+            # Its traceback would hold this frame, which holds it: a cycle with the whole batch,
+            # which only the garbage collector ends.
+            outcome = error.with_traceback(None)
+        return SubmittedBatch(request.cursor, started_s, outcome)
+
+    def _decode_and_submit(self, events: online_pb2.EventBatch) -> Future[CommittedBatch]:
+        return self._appends.submit(self.decode(events))
+
+    def decode(self, events: online_pb2.EventBatch) -> Batch:
+        """Decodes a batch.
+
+        Raises:
+            RequestError: The batch is too large, malformed, or does not fit the schema.
+        """
+        count = len(events.user_ids)
+        if count > self._config.batch_events_max:
+            raise RequestError(
+                f"{count} events in one batch; this server accepts "
+                f"{self._config.batch_events_max}, so send several."
+            )
+        record_format = self._tier.format
+        if record_format is None:
+            raise RequestError("This server has no schema yet; publish a generation first.")
+        record_format.check_types(events.columns)
+        try:
+            given = from_wire(events.columns, count, self._config.batch_bytes_max)
+        except AnswerTooLargeError as error:
+            raise RequestError(
+                f"The columns of {count} events would take more memory than this server allows "
+                f"for one batch; send fewer events at once."
+            ) from error
+        except MalformedError as error:
+            raise RequestError(
+                f"The columns do not fit {count} events or contradict themselves: {error.reason}."
+            ) from error
+        record_format.check_size(given, count, self._config.batch_bytes_max)
+        columns = record_format.checked(given, count)
+        check_milliseconds(columns["event_ts"].values)
+        return batch_of(events.user_ids, columns, record_format)
