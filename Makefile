@@ -21,7 +21,7 @@ TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict
 	tqdm==4.70.1 pyre-extensions==0.0.32 typing-inspect==0.9.0 mypy-extensions==1.2.0 iopath==0.1.10 \
 	portalocker==4.4.2 lightning-utilities==0.15.3 cloudpickle==3.1.2 psutil==7.2.2 pandas==3.1.1
 
-.PHONY: help setup demo test test-fast test-long torchrec check protos native-stub verify-protos proto-lint proto-baseline reference vectors bench bench-peers gpu lock pin-images image-test faults
+.PHONY: help setup demo test test-fast test-long torchrec check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors bench bench-peers gpu lock pin-images image-test faults
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -56,11 +56,17 @@ faults: setup ## try every fault as often as docs/reports/reliability.md tells, 
 	THINROW_FAULTS=full THINROW_FAULTS_FILE=$(CURDIR)/.cache/faults.jsonl $(BIN)/python -m pytest tests/faults
 	PYTHONPATH=tests $(BIN)/python tests/tools/report.py .cache/faults.jsonl docs/reports/reliability.md
 
-check: setup verify-protos proto-lint ## lint, formatting, types, stubs and protos
+check: setup verify-protos proto-lint check-native ## lint, formatting, types, stubs, protos and native code
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+check-native: setup ## format, lint and compile native/ with warnings as errors
 	$(BIN)/clang-format --dry-run --Werror native/*.cpp native/*.h
+	@$(BIN)/cmake -S native -B .cache/native -DTHINROW_STRICT=ON -DCMAKE_EXPORT_COMPILE_COMMANDS=ON \
+		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) > /dev/null
+	$(BIN)/cmake --build .cache/native --parallel 2 > /dev/null
+	@ls native/*.cpp | xargs -n 1 -P 2 $(BIN)/clang-tidy -p .cache/native --quiet
 
 protos: setup ## regenerate the stubs from the protos
 	$(call PROTOC,protos)

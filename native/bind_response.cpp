@@ -47,7 +47,8 @@ class ResponseReader {
     int64_t generation = 0, watermark_ts = 0, sequence_length = 0, truncation = 0, server_us = 0;
     std::vector<int64_t> statuses, view_starts, view_lengths, block_lengths;
     nb::list columns;
-    for (Reader in(content); in.next();) switch (in.field()) {
+    for (Reader in(content); in.next();) {
+      switch (in.field()) {
         case response::generation: generation = in.number(); break;
         case response::watermark_ts: watermark_ts = in.number(); break;
         case response::statuses: in.append_to(statuses); break;
@@ -63,7 +64,9 @@ class ResponseReader {
         case response::sequence_length: sequence_length = in.number(); break;
         case response::truncation: truncation = in.number(); break;
         case response::server_us: server_us = in.number(); break;
+        default: break; // unknown fields are ignored
       }
+    }
     return nb::make_tuple(cursor, generation, watermark_ts, array_of(std::move(statuses)),
                           array_of(std::move(view_starts)), array_of(std::move(view_lengths)),
                           array_of(std::move(block_lengths)), columns, sequence_length, truncation,
@@ -78,7 +81,8 @@ class ResponseReader {
     std::vector<int64_t> bases, dictionary;
     Bytes widths, data, present;
     nb::list strings;
-    for (Reader in(content); in.next();) switch (in.field()) {
+    for (Reader in(content); in.next();) {
+      switch (in.field()) {
         case column::trait: trait = text_of(in.bytes()); break;
         case column::type: type = in.number(); break;
         case column::vector_size: vector_size = in.number(); break;
@@ -91,7 +95,9 @@ class ResponseReader {
         case column::strings: strings.append(counted_text_of(in.bytes())); break;
         case column::default_word: default_word = nb::int_(in.fixed64()); break;
         case column::default_string: default_string = text_of(in.bytes()); break;
+        default: break; // unknown fields are ignored
       }
+    }
     return nb::make_tuple(trait, type, vector_size, nullable, array_of(std::move(bases)),
                           array_view(widths), array_view(data), array_view(present),
                           array_of(std::move(dictionary)), strings, default_word, default_string);
@@ -122,10 +128,13 @@ ResponseTuple read_response(const nb::bytes &message) {
 ResponseTuple read_stream_response(const nb::bytes &message) {
   uint64_t cursor = 0;
   Bytes content;
-  for (Reader in(view_of(message)); in.next();) switch (in.field()) {
+  for (Reader in(view_of(message)); in.next();) {
+    switch (in.field()) {
       case stream::cursor: cursor = in.number(); break;
       case stream::response: content = in.bytes(); break;
+      default: break; // unknown fields are ignored
     }
+  }
   return ResponseReader(message).read(content, cursor);
 }
 

@@ -307,6 +307,7 @@ void Plan::resolve(const std::vector<Trait> &key_traits,
   for (size_t stripe = 0; stripe < stripes.size(); ++stripe)
     if (longest[stripe]) {
       std::vector<Bytes> parts;
+      parts.reserve(key_traits.size());
       for (const Trait &trait : key_traits) parts.push_back(value(trait.slot, stripe));
       sums[stripe] = digest_sums(key_traits, parts, stripes[stripe].ordinal, longest[stripe],
                                  stripes[stripe].sum, text_hash);
@@ -321,8 +322,8 @@ void Plan::resolve(const std::vector<Trait> &key_traits,
       // The directory has the sum at the end of each stripe; inside one it is computed.
       const int64_t following = newest < 0 ? user.begin : newest + 1;
       uint64_t sum = following < user.end ? stripes[following].sum : user.digest_sum;
-      if (remembered[i]) {
-        sum = *remembered[i];
+      if (const std::optional<uint64_t> &known = remembered[i]) {
+        sum = *known;
       } else if (newest >= 0 && ends[i] < stripes[newest].end) {
         sum = sums[newest][ends[i] - stripes[newest].ordinal - 1];
         memory.add(user.user_id, ends[i], sum);

@@ -36,7 +36,7 @@ class Recent {
     return known ? known : old_.find(key, hash);
   }
 
-  const Value &add(const Key &key, Value value, int64_t cost) {
+  const Value &add(const Key &key, const Value &value, int64_t cost) {
     if (young_cost_ + cost > half_) {
       old_ = std::move(young_);
       young_ = {};
