@@ -147,18 +147,21 @@ nb::bytes gather(const In<uint8_t> &buffer, const In<int64_t> &starts, const In<
 }
 
 Out<int64_t> present_counts(const In<uint8_t> &bits, const In<int64_t> &lengths) {
-  const size_t count = lengths.size();
+  const uint8_t *bytes = bits.data();
+  const std::vector<int64_t> events(lengths.data(), lengths.data() + lengths.size());
   int64_t event = 0;
-  for (size_t i = 0; i < count; ++i) {
-    const int64_t length = lengths.data()[i];
-    if (length < 0 || length > 8 * static_cast<int64_t>(bits.size()) - event)
+  for (const int64_t count : events) {
+    if (count < 0 || count > 8 * static_cast<int64_t>(bits.size()) - event)
       throw std::out_of_range("the blocks have more events than presence bits");
-    event += length;
+    event += count;
   }
-  std::vector<int64_t> counts(count);
+  std::vector<int64_t> counts;
+  counts.reserve(events.size());
   event = 0;
-  for (size_t i = 0; i < count; event += lengths.data()[i++])
-    counts[i] = ones_within(bits.data(), event, event + lengths.data()[i]);
+  for (const int64_t count : events) {
+    counts.push_back(ones_within(bytes, event, event + count));
+    event += count;
+  }
   return array_of(std::move(counts));
 }
 
