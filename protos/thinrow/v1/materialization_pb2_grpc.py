@@ -27,11 +27,11 @@ if _version_not_supported:
 
 class MaterializationServiceStub:
     """Puts back, exactly as serving saw them, the histories that thin rows point at. Every call is a
-    pure read: any replica may answer it and any may be asked again.
+    pure read: any replica may answer it, and it may be retried on any.
 
     Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
-    a google.rpc.ErrorInfo; docs/operations/operations.md lists them. Faults of one example never fail a call:
-    they are that example's Status.
+    a google.rpc.ErrorInfo; docs/operations/operations.md lists them. Faults of one example never
+    fail a call: they are that example's Status.
     """
 
     def __init__(self, channel):
@@ -64,11 +64,11 @@ class MaterializationServiceStub:
 
 class MaterializationServiceServicer:
     """Puts back, exactly as serving saw them, the histories that thin rows point at. Every call is a
-    pure read: any replica may answer it and any may be asked again.
+    pure read: any replica may answer it, and it may be retried on any.
 
     Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
-    a google.rpc.ErrorInfo; docs/operations/operations.md lists them. Faults of one example never fail a call:
-    they are that example's Status.
+    a google.rpc.ErrorInfo; docs/operations/operations.md lists them. Faults of one example never
+    fail a call: they are that example's Status.
     """
 
     def Materialize(self, request, context):
@@ -76,8 +76,8 @@ class MaterializationServiceServicer:
 
         Errors: INVALID_ARGUMENT (arrays of unequal length, too many examples, an unknown trait or
         feature group), NOT_FOUND (unknown tenant), RESOURCE_EXHAUSTED (the answer would be larger
-        than the server sends: ask for fewer examples; or too many calls at once), DATA_LOSS (a store
-        file failed its checksum), DEADLINE_EXCEEDED, UNAVAILABLE (draining: ask another replica).
+        than the server sends: request fewer examples; or too many calls at once), DATA_LOSS (a store
+        file failed its checksum), DEADLINE_EXCEEDED, UNAVAILABLE (draining: retry on another replica).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,11 +142,11 @@ def add_MaterializationServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class MaterializationService:
     """Puts back, exactly as serving saw them, the histories that thin rows point at. Every call is a
-    pure read: any replica may answer it and any may be asked again.
+    pure read: any replica may answer it, and it may be retried on any.
 
     Errors of a whole call carry a name in the trailing metadata `thinrow-error` and as the reason of
-    a google.rpc.ErrorInfo; docs/operations/operations.md lists them. Faults of one example never fail a call:
-    they are that example's Status.
+    a google.rpc.ErrorInfo; docs/operations/operations.md lists them. Faults of one example never
+    fail a call: they are that example's Status.
     """
 
     @staticmethod

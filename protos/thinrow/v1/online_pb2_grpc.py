@@ -92,8 +92,8 @@ class OnlineServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Snapshot(self, request, context):
-        """Shows one user's sequence at a moment. Asked again, with the same generation published, it
-        answers the same: no event can arrive before a moment that was answered.
+        """Shows one user's sequence at a moment. Repeated while the same generation is published, it
+        returns the same: no event can arrive before a moment that was answered.
 
         Errors: INVALID_ARGUMENT (a moment that lies too far ahead of the clock, or before what
         retention has kept; a negative length; an unknown trait or feature group), NOT_FOUND (unknown
@@ -114,11 +114,11 @@ class OnlineServiceServicer:
 
     def SnapshotStream(self, request_iterator, context):
         """Shows the sequences of requests as they come: as Snapshot, at a part of what a call costs.
-        Messages are answered one by one, in order, each with an answer to each of its requests. What
-        is wrong with a request is told in its own answer, and the stream goes on.
+        Messages are answered one by one, in order, each with an answer to each of its requests. An
+        error of a request is its own answer, and the stream goes on.
 
         Errors: RESOURCE_EXHAUSTED (too many streams at once), INVALID_ARGUMENT (too many requests in
-        one message), UNAVAILABLE (draining: ask again what was not answered).
+        one message), UNAVAILABLE (draining: retry what was not answered).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,7 +126,7 @@ class OnlineServiceServicer:
 
     def ExportEvents(self, request, context):
         """Seals a watermark, so that no event arrives before it any more, and then sends every event
-        that arrived before it, for compaction. Asked again it sends the same.
+        that arrived before it, for compaction. Repeated, it sends the same.
 
         Errors: INVALID_ARGUMENT (a watermark that lies too far ahead of the clock, or a start before
         what retention has kept).
