@@ -20,7 +20,7 @@ from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig
 from thinrow.jobs.backfill import backfill
 from thinrow.jobs.config import BackfillConfig
-from thinrow.jobs.rows_file import thin_rows_writer
+from thinrow.jobs.thin_rows import thin_rows_writer
 
 from server import Served, serving
 

@@ -27,7 +27,7 @@ from support.scenarios import CADENCES, events, examples, schema_toml, schemas, 
 from support.worlds import REPEATS, START_TS, THINROW, running_server, thinrow
 from thinrow.demo.sample_data import requests_every
 from thinrow.errors import InputError, StoreFullError, UsageError
-from thinrow.jobs.scratch import locked_folder
+from thinrow.jobs.finished_parts import locked_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -38,7 +38,7 @@ from thinrow.client.logger import (
     mutable_type,
 )
 from thinrow.errors import DeadlineError, InputError, UsageError
-from thinrow.jobs.backfill import mutable_type as backfill_type
+from thinrow.jobs.thin_rows import mutable_type_of
 from thinrow.schema import read_schema
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def test_the_types_of_events_come_from_the_store(tmp_path: Path) -> None:
     world.compact(some_events().select(["user_id", "event_ts"]), 3)
     with running_server(world.store) as server, connect(server.address) as client:
         mutable = mutable_type(client.describe_store())
-    assert mutable == backfill_type(read_schema(world.schema))
+    assert mutable == mutable_type_of(read_schema(world.schema))
     event: dict[str, Any] = {"event_ts": 1, "arrival_ts": 2, "event_id": None}
     event |= {f"{kind}_": 1 for kind in kinds} | {"vector": [0.5, 1, 2]}
     event |= {"float16_": 0.5, "bool_": True, "string_": "é"}

@@ -15,7 +15,7 @@ from thinrow.cli.app import app
 from thinrow.client import Projection
 from thinrow.errors import InputError
 from thinrow.events.canonical import canonical_table, from_canonical
-from thinrow.events.times import TimeReader
+from thinrow.events.time_columns import TimeReader
 from thinrow.jobs.same_values import differing
 from thinrow.jobs.verify import rounded
 from thinrow.schema import Schema, parse_schema

@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 import typer
 from thinrow.cli.command import command
-from thinrow.cli.times import print_far_rows, print_outliers, time_facts
+from thinrow.cli.time_reports import print_far_rows, print_outliers, time_facts
 from thinrow.jobs.config import BackfillConfig
 from thinrow.jobs.console import facts, out, progress_bar, readable_bytes
 

@@ -6,7 +6,7 @@ import time
 
 import typer
 from thinrow.cli.command import command
-from thinrow.cli.times import print_outliers, print_ties, print_uncut, time_facts
+from thinrow.cli.time_reports import print_outliers, print_ties, print_uncut, time_facts
 from thinrow.compaction.config import CompactionConfig
 from thinrow.jobs.console import facts, out, progress_bar, readable_bytes
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 from thinrow.cli.command import command
-from thinrow.cli.times import print_outliers, time_facts
+from thinrow.cli.time_reports import print_outliers, time_facts
 from thinrow.cli.values import duration_text
 from thinrow.jobs.config import FatLayoutConfig, SlimConfig
 from thinrow.jobs.console import EXIT_FAILED, facts, out, progress_bar, readable_bytes

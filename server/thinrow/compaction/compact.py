@@ -30,7 +30,7 @@ from thinrow.events.canonical import (
 from thinrow.events.exported import check_exports
 from thinrow.events.order import planned_cuts
 from thinrow.events.split import Progress, SplitEvents, split_events
-from thinrow.events.times import TimeReader, TimeSpan
+from thinrow.events.time_columns import TimeReader, TimeSpan
 from thinrow.schema import Schema, evolve, read_schema
 from thinrow.store.generation import Generation
 from thinrow.store.generations import (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from thinrow.core.files.arrow import plain, plain_schema, shown_type
+from thinrow.core.files.arrow import plain, plain_schema, shown_type, trait_type
 from thinrow.core.files.io_errors import first_line
 from thinrow.core.files.parquet import open_parquet
 from thinrow.errors import InputError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thinrow.core.files.paths import AnyFile, DataFile
-    from thinrow.events.times import TimeReader
+    from thinrow.events.time_columns import TimeReader
 
 BATCH_ROWS = 1 << 18
 ID_COLUMNS = ("user_id", "event_ts", "arrival_ts", "event_id")
@@ -197,7 +197,7 @@ def _refuse_other_integers(
 def _trait_column(path: AnyFile, table: pa.Table, trait: Trait) -> pa.ChunkedArray:
     kind = canonical_type(trait)
     if trait.name not in table.column_names:
-        column = pa.chunked_array([pa.nulls(table.num_rows, _input_type(trait))])
+        column = pa.chunked_array([pa.nulls(table.num_rows, trait_type(trait.type, trait.size))])
     else:
         column = _typed(path, table.column(trait.name), trait)
     if trait.default is not None:
@@ -205,15 +205,6 @@ def _trait_column(path: AnyFile, table: pa.Table, trait: Trait) -> pa.ChunkedArr
     if not trait.nullable:
         _refuse_nulls(path, column, trait.name, "mark the trait sparse = true to allow them")
     return pa.chunked_array([_same_bits(chunk, trait, kind) for chunk in column.chunks], type=kind)
-
-
-def _input_type(trait: Trait) -> pa.DataType:
-    if trait.type is TraitType.STRING:
-        return pa.large_string()
-    if trait.type is TraitType.BOOL:
-        return pa.bool_()
-    scalar = pa.from_numpy_dtype(trait.type.value_dtype)
-    return pa.list_(scalar, trait.size) if trait.size > 1 else scalar
 
 
 def _typed(path: AnyFile, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray:
@@ -237,12 +228,12 @@ def _typed(path: AnyFile, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedAr
         if not trait.type.is_float:
             _refuse_rounded(path, column, trait)
     else:
-        return _cast(path, column, trait.name, _input_type(trait))
+        return _cast(path, column, trait.name, trait_type(trait.type, trait.size))
     if not fits:
         raise InputError(
             f"{path}: {trait.name} is {shown_type(kind)}; the schema says {trait.type.label}."
         )
-    return _fitted(path, column, trait.name, _input_type(trait))
+    return _fitted(path, column, trait.name, trait_type(trait.type, trait.size))
 
 
 def _is_zero_or_one(column: pa.ChunkedArray) -> bool:
@@ -277,7 +268,7 @@ def _vectors(path: AnyFile, column: pa.ChunkedArray, trait: Trait) -> pa.Chunked
         )
     if is_decimal:
         column = column.cast(pa.list_(pa.float64(), trait.size))
-    vectors = column.cast(_input_type(trait))
+    vectors = column.cast(trait_type(trait.type, trait.size))
     _refuse_overflow(path, pc.list_flatten(column), pc.list_flatten(vectors), trait.name)
     if any(pc.list_flatten(chunk.drop_null()).null_count for chunk in vectors.chunks):
         raise InputError(f"{path}: {trait.name} has nulls inside vectors; fill them.")
@@ -308,4 +299,4 @@ def _same_bits(values: pa.Array, trait: Trait, kind: pa.DataType) -> pa.Array:
 
 def from_canonical(values: pa.Array, trait: Trait) -> pa.Array:
     """A canonical column as users read and write it."""
-    return _same_bits(values, trait, _input_type(trait))
+    return _same_bits(values, trait, trait_type(trait.type, trait.size))

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from thinrow.core.files.parquet import open_parquet
 from thinrow.events.canonical import canonical_schema, read_events
-from thinrow.events.times import TimeSpan
+from thinrow.events.time_columns import TimeSpan
 from thinrow.store.hashing import shard_of
 from thinrow.store.narrow import starts_of
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from thinrow.core.files.paths import AnyFile
-    from thinrow.events.times import TimeReader
+    from thinrow.events.time_columns import TimeReader
     from thinrow.schema import Schema
 
 Progress = Callable[[str, int, int], None]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from thinrow.core.files.arrow import trait_type
 from thinrow.core.pointers import MutableColumn
-from thinrow.core.traits import VALUE_DTYPES
 from thinrow.core.wire.columns import from_wire
 from thinrow.errors import ThinRowError
 from thinrow.events.exported import EARLIEST_TS, Span
@@ -73,21 +73,10 @@ def export_events(
     return ExportReport(events=events, from_ts=None if start_ts == EARLIEST_TS else start_ts)
 
 
-_ARROW = {
-    wire.TRAIT_TYPE_CATEGORICAL: pa.int64(),
-    wire.TRAIT_TYPE_STRING: pa.large_string(),
-    wire.TRAIT_TYPE_BOOL: pa.bool_(),
-}
-
-
 def _schema(traits: Iterable[wire.Trait]) -> pa.Schema:
     ids = [pa.field(name, pa.int64()) for name in ("user_id", "event_ts", "arrival_ts", "event_id")]
-    return pa.schema([*ids, *(pa.field(trait.name, _arrow_type(trait)) for trait in traits)])
-
-
-def _arrow_type(trait: wire.Trait) -> pa.DataType:
-    scalar = _ARROW.get(trait.type) or pa.from_numpy_dtype(VALUE_DTYPES[trait.type])
-    return pa.list_(scalar, trait.vector_size) if trait.vector_size > 1 else scalar
+    kinds = [(trait.name, trait_type(trait.type, trait.vector_size)) for trait in traits]
+    return pa.schema(ids + [pa.field(*kind) for kind in kinds])
 
 
 def _record_batch(answer: online_pb2.ExportEventsResponse, schema: pa.Schema) -> pa.RecordBatch:

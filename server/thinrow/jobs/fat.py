@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from thinrow.core.files.paths import AnyFile
-    from thinrow.events.times import TimeReader
+    from thinrow.events.time_columns import TimeReader
     from thinrow.events.units import TimeUnit
     from thinrow.jobs.layout import FatLayout, LayoutTally
     from thinrow.schema import Schema

@@ -21,19 +21,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
-from thinrow.core.files.arrow import conformed_batch, joint_schema
+from thinrow.core.files.arrow import conformed_batch, joint_schema, uih_type
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.paths import data_files
 from thinrow.errors import InputError
 from thinrow.events.canonical import (
     FINER_NS,
-    canonical_type,
     check_output,
-    from_canonical,
-    user_ids,
 )
-from thinrow.events.times import TimeReader, TimeSpan
-from thinrow.jobs.backfill import UIH_TYPE, mutable_type
+from thinrow.events.time_columns import TimeReader, TimeSpan
+from thinrow.jobs.batch_files import LZ4, open_batches, read_batch, write_batches
 from thinrow.jobs.fat import (
     Piece,
     derived_schema,
@@ -44,10 +41,17 @@ from thinrow.jobs.fat import (
     passing_columns,
     pieces,
 )
+from thinrow.jobs.finished_parts import Scratch, locked_folder
 from thinrow.jobs.layout import FatLayout, LayoutTally
-from thinrow.jobs.rows_file import thin_rows_writer
-from thinrow.jobs.scratch import Scratch, locked_folder
 from thinrow.jobs.stitch import HIGHEST_TS, Disagreement, Facts, FatRows, Stitched
+from thinrow.jobs.thin_rows import (
+    ThinRowsFile,
+    event_table,
+    mutable_column,
+    mutable_type_of,
+    uih_column,
+    with_int64_keys,
+)
 from thinrow.schema import parse_schema
 from thinrow.store.hashing import shard_of
 from thinrow.store.narrow import ranges, starts_of
@@ -56,6 +60,7 @@ from thinrow.store.shard import storage_error
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from thinrow.core.files.paths import DataFile
     from thinrow.events.split import Progress
     from thinrow.events.units import TimeUnit
@@ -224,9 +229,9 @@ class _Run:
         owners = shard_of(events["user_id"].to_numpy(), self.partitions)
         events = events[np.argsort(owners, kind="stable")]
         event_bounds = starts_of(np.bincount(owners, minlength=self.partitions))
-        _write_batches(folder / "rows.arrow", rows, row_bounds)
-        _write_batches(folder / "keys.arrow", pa.table([keys], schema=KEYS), key_bounds)
-        _write_batches(
+        write_batches(folder / "rows.arrow", rows, row_bounds)
+        write_batches(folder / "keys.arrow", pa.table([keys], schema=KEYS), key_bounds)
+        write_batches(
             folder / "events.arrow",
             events.to_arrow().cast(event_schema(self.schema)),
             event_bounds,
@@ -257,11 +262,11 @@ class _Run:
 
     def _stitch_one(self, number: int, first: int, folder: Path) -> None:
         parts = [self.scratch.folder / _piece(n) for n in range(len(self.pieces))]
-        tables = [_read_batch(part / "rows.arrow", number) for part in parts]
+        tables = [read_batch(part / "rows.arrow", number) for part in parts]
         piece_of = np.repeat(np.arange(len(parts)), [len(table) for table in tables])
         table = pa.concat_tables(tables)
-        events = pl.concat([_frame(_read_batch(part / "events.arrow", number)) for part in parts])
-        keys = [_read_batch(part / "keys.arrow", number).column("key") for part in parts]
+        events = pl.concat([_frame(read_batch(part / "events.arrow", number)) for part in parts])
+        keys = [read_batch(part / "keys.arrow", number).column("key") for part in parts]
         fat = FatRows(
             user_ids=table.column("user_id").to_numpy(),
             request_ts=table.column("request_ts").to_numpy(),
@@ -274,18 +279,18 @@ class _Run:
         stitched = Stitched(fat, self.schema, self.config.cadence, self.last_request_ts, first)
         history = stitched.history.drop("key", "code", "visible_ts", "generation", "seen_ts")
         with pa.OSFile(str(folder / "events.arrow"), "wb") as sink:
-            written = self._events(history)
+            written = event_table(history, self.schema)
             if self.ids_given:
                 unit = finest_unit(self.files, self.config.time_unit)
                 written = _with_finer(written, history[FINER_NS].to_arrow(), unit)
-            with pa.ipc.new_file(sink, written.schema, options=_compressed()) as writer:
+            with pa.ipc.new_file(sink, written.schema, options=LZ4) as writer:
                 writer.write_table(written)
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         bounds = starts_of(np.bincount(piece_of, minlength=len(parts)))
         with (
             pa.OSFile(str(folder / "rows.arrow"), "wb") as sink,
-            pa.ipc.new_file(sink, self._thin_schema(), options=_compressed()) as writer,
+            pa.ipc.new_file(sink, self._thin_schema(), options=LZ4) as writer,
         ):
             for low, high in pairwise(bounds.tolist()):
                 rows = table.column("row").slice(low, high - low).combine_chunks()
@@ -293,40 +298,23 @@ class _Run:
         facts = json.dumps(asdict(stitched.facts()))
         (folder / "facts.json").write_text(facts, encoding="utf-8")
 
-    def _events(self, history: pl.DataFrame) -> pa.Table:
-        """Events as users read them."""
-        ids = ("user_id", "event_ts", "arrival_ts", "event_id")
-        columns = {name: history[name].to_arrow() for name in ids}
-        for trait in self.schema.traits:
-            canonical = history[trait.name].to_arrow().cast(canonical_type(trait))
-            columns[trait.name] = from_canonical(canonical, trait)
-        return pa.table(columns)
-
     def _thin_schema(self) -> pa.Schema:
-        kinds = [("row", pa.int64()), ("uih", UIH_TYPE), ("mutable", mutable_type(self.schema))]
-        return pa.schema(kinds)
+        mutable = mutable_type_of(self.schema)
+        return pa.schema([("row", pa.int64()), ("uih", uih_type()), ("mutable", mutable)])
 
-    def _thin(self, stitched: Stitched, chosen: np.ndarray, rows: pa.Array) -> pa.RecordBatch:
-        """Pointers and snapshots of some rows."""
+    def _thin(
+        self, stitched: Stitched, chosen: NDArray[np.int64], rows: pa.Array
+    ) -> pa.RecordBatch:
+        """Makes the pointers and snapshots of some rows."""
         counts, carried = stitched.carried(chosen)
-        columns = self._events(carried)
-        kind = mutable_type(self.schema)
-        fields = [kind.value_type.field(n) for n in range(kind.value_type.num_fields)]
-        snapshots = pa.StructArray.from_arrays(
-            [columns.column(one.name).combine_chunks() for one in fields], fields=fields
-        )
-        pointers = [
+        uih = uih_column(
             stitched.start_ts[chosen],
             stitched.end_ts[chosen],
             stitched.named[chosen],
             stitched.digests[chosen],
-        ]
-        uih = pa.StructArray.from_arrays(
-            [pa.array(column) for column in pointers],
-            fields=[UIH_TYPE.field(n) for n in range(UIH_TYPE.num_fields)],
         )
-        mutable = pa.ListArray.from_arrays(pa.array(starts_of(counts), pa.int32()), snapshots)
-        return pa.record_batch([rows, uih, mutable.cast(kind)], schema=self._thin_schema())
+        mutable = mutable_column(carried, counts, self.schema)
+        return pa.record_batch([rows, uih, mutable], schema=self._thin_schema())
 
     def _parts(self) -> list[Path]:
         """The folder of each partition, as it was stitched last."""
@@ -343,35 +331,27 @@ class _Run:
         new_events, new_rows = (
             path.with_name(path.name + ".new") for path in (self.config.events, self.config.rows)
         )
-        kind = _open(parts[0] / "events.arrow").schema
+        kind = open_batches(parts[0] / "events.arrow").schema
         with pq.ParquetWriter(new_events, kind, compression="zstd") as writer:
             for number, part in enumerate(parts):
                 self.progress("Writing events", number, len(parts))
-                for batch in _batches(_open(part / "events.arrow")):
-                    writer.write_batch(batch)
+                file = open_batches(part / "events.arrow")
+                for place in range(file.num_record_batches):
+                    writer.write_batch(file.get_batch(place))
         self.progress("Writing events", len(parts), len(parts))
-        thin = [_open(part / "rows.arrow") for part in parts]
-        writer = None
+        thin = [open_batches(part / "rows.arrow") for part in parts]
         total, done = sum(piece.rows for piece in self.pieces), 0
-        try:
+        with ThinRowsFile(new_rows) as out:
             for number, piece in enumerate(self.pieces):
                 self.progress("Writing thin rows", done, total)
                 table = self._passing(piece)
                 added = pa.concat_tables(pa.table(file.get_batch(number)) for file in thin)
                 order = np.argsort(added.column("row").to_numpy())
                 for low in range(0, table.num_rows, OUTPUT_ROWS):
-                    some = added.take(pa.array(order[low : low + OUTPUT_ROWS]))
-                    rows = table.slice(low, OUTPUT_ROWS)
-                    for name in ("uih", "mutable"):
-                        rows = rows.append_column(name, some.column(name))
-                    if writer is None:
-                        writer = thin_rows_writer(new_rows, rows.schema)
-                    writer.write_table(rows)
+                    chosen = pa.array(order[low : low + OUTPUT_ROWS])
+                    out.write(table.slice(low, OUTPUT_ROWS), added.take(chosen))
                 done += piece.rows
             self.progress("Writing thin rows", done, total)
-        finally:
-            if writer is not None:
-                writer.close()
         new_events.replace(self.config.events)
         new_rows.replace(self.config.rows)
 
@@ -389,13 +369,7 @@ class _Run:
         else:
             conformed = [conformed_batch(path, batch, joint) for batch in batches]
             table = pa.Table.from_batches(conformed, joint)
-        reader = TimeReader(self.config.time_unit)
-        for name, column in (
-            ("user_id", user_ids(path, table.column("user_id"))),
-            ("request_ts", reader.read(path, table.column("request_ts"), "request_ts").ms),
-        ):
-            table = table.set_column(table.column_names.index(name), name, column)
-        return table
+        return with_int64_keys(path, table, self.config.time_unit)
 
 
 def _sum(found: list[Facts]) -> Facts:
@@ -443,35 +417,6 @@ def _fingerprint(file: DataFile) -> str:
     path = file.local
     where = file.name if path is None else path.absolute()
     return f"{where} {size} {xxhash.xxh3_64_hexdigest(end)}"
-
-
-def _compressed() -> pa.ipc.IpcWriteOptions:
-    return pa.ipc.IpcWriteOptions(compression="lz4")
-
-
-def _write_batches(path: Path, table: pa.Table, bounds: np.ndarray) -> None:
-    """Writes a table in record batches, which need not be of one size."""
-    table = table.combine_chunks()
-    with (
-        pa.OSFile(str(path), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema, options=_compressed()) as writer,
-    ):
-        for low, high in pairwise(bounds.tolist()):
-            part = table.slice(low, high - low).to_batches()
-            empty = pa.RecordBatch.from_pylist([], schema=table.schema)
-            writer.write_batch(part[0] if part else empty)
-
-
-def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
-    return pa.ipc.open_file(pa.memory_map(str(path)))
-
-
-def _batches(file: pa.ipc.RecordBatchFileReader) -> list[pa.RecordBatch]:
-    return [file.get_batch(n) for n in range(file.num_record_batches)]
-
-
-def _read_batch(path: Path, number: int) -> pa.Table:
-    return pa.table(_open(path).get_batch(number))
 
 
 def _frame(table: pa.Table) -> pl.DataFrame:

@@ -24,7 +24,7 @@ import polars as pl
 from thinrow.compaction.rewrite import to_values
 from thinrow.events.canonical import FINER_NS
 from thinrow.events.order import ordered
-from thinrow.events.times import TimeSpan
+from thinrow.events.time_columns import TimeSpan
 from thinrow.schema import EVENT_ID, EVENT_TS, VISIBLE_TS
 from thinrow.store.digest import digest_fields
 from thinrow.store.hashing import close_digest, event_digests

@@ -15,7 +15,7 @@ from thinrow.core.files.paths import DataFile, data_files
 from thinrow.core.status import status_name
 from thinrow.errors import InputError
 from thinrow.events.canonical import user_ids
-from thinrow.events.times import other_unit, times_ms
+from thinrow.events.time_columns import other_unit, times_ms
 from thinrow.jobs.fat import WRITTEN, is_list
 from thinrow.jobs.layout import FatLayout, LayoutTally
 from thinrow.jobs.materialize import STATUS_COLUMN, stream_rows, to_arrow

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from thinrow.core.wire.columns import from_wire
 from thinrow.core.wire.malformed import MalformedError
 from thinrow.errors import AnswerTooLargeError, RequestError, ThinRowError
-from thinrow.events.times import check_milliseconds
+from thinrow.events.time_columns import check_milliseconds
 from thinrow.online.config import DECODING_MAX
 from thinrow.online.records import batch_of
 

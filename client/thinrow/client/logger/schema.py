@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import pyarrow as pa
 from thinrow.client.logger.config import never_null
 from thinrow.client.logger.values import UNFIT, exact, integers, no_floats, refuse_overflow
+from thinrow.core.files.arrow import mutable_type as arrow_mutable_type
+from thinrow.core.files.arrow import uih_type
 from thinrow.core.files.rows import to_thin_rows
 from thinrow.errors import InputError, UsageError
-from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,27 +20,13 @@ if TYPE_CHECKING:
     from thinrow.client.logger.config import LoggerConfig
     from thinrow.client.logger.journal import Entries
     from thinrow.core.thin_row import ThinRow
+    from thinrow.v1 import materialization_pb2 as wire
 
 __all__ = ["Tables", "fitting", "mutable_type"]
 
 Entry = TypeVar("Entry")
 
-UIH = pa.struct(
-    [(name, pa.int64()) for name in ("start_ts", "end_ts", "max_length")]
-    + [("digest", pa.uint64())]
-)
-SCALARS = {
-    **{
-        getattr(wire, f"TRAIT_TYPE_{kind}".upper()): pa.type_for_alias(kind)
-        for kind in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-    },
-    wire.TRAIT_TYPE_FLOAT16: pa.float16(),
-    wire.TRAIT_TYPE_FLOAT32: pa.float32(),
-    wire.TRAIT_TYPE_FLOAT64: pa.float64(),
-    wire.TRAIT_TYPE_BOOL: pa.bool_(),
-    wire.TRAIT_TYPE_CATEGORICAL: pa.int64(),
-    wire.TRAIT_TYPE_STRING: pa.large_string(),
-}
+UIH = uih_type()
 
 
 class Described(Protocol):
@@ -52,13 +39,11 @@ class Described(Protocol):
 
 def mutable_type(store: Described) -> pa.DataType:
     """Arrow type of the column `mutable`, from the schema that a server tells."""
-    fields = [pa.field(name, pa.int64()) for name in ("event_ts", "arrival_ts", "event_id")]
-    for group in store.feature_groups:
-        for trait in group.traits:
-            kind = SCALARS[trait.type]
-            size = trait.vector_size
-            fields.append(pa.field(trait.name, pa.list_(kind, size) if size > 1 else kind))
-    return pa.list_(pa.struct(fields))
+    return arrow_mutable_type(
+        (trait.name, trait.type, trait.vector_size)
+        for group in store.feature_groups
+        for trait in group.traits
+    )
 
 
 class Tables:

@@ -1,4 +1,4 @@
-"""Arrow layouts that mean the same, brought to one: large text and lists, without dictionaries.
+"""Arrow types of thin rows, and one layout of equal values: large text and lists, no dictionaries.
 
 Offsets of 64 bits hold any amount of text, so that a table always fits into one record batch.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from thinrow.core.files.io_errors import first_line
+from thinrow.core.traits import TraitType
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from types import ModuleType
 
     import pyarrow as pa
@@ -22,12 +23,15 @@ __all__ = [
     "joint_schema",
     "leaf_count",
     "load_pyarrow",
+    "mutable_type",
     "one_array",
     "one_batch",
     "plain",
     "plain_schema",
     "plain_type",
     "shown_type",
+    "trait_type",
+    "uih_type",
 ]
 
 
@@ -44,6 +48,37 @@ def load_pyarrow() -> ModuleType:
         ) from error
     module: ModuleType = pa
     return module
+
+
+def trait_type(kind: int, size: int = 1) -> pa.DataType:
+    """Returns the Arrow type of a trait's values.
+
+    Args:
+        kind: A TraitType, or its number in the protos.
+        size: Elements of a vector; 1 for a scalar.
+    """
+    pa = load_pyarrow()
+    text = kind == TraitType.STRING
+    scalar = pa.large_string() if text else pa.from_numpy_dtype(TraitType(kind).value_dtype)
+    return pa.list_(scalar, size) if size > 1 else scalar
+
+
+def uih_type() -> pa.StructType:
+    """Returns the Arrow type of the column ``uih``: the pointers of thin rows."""
+    pa = load_pyarrow()
+    times = [(name, pa.int64()) for name in ("start_ts", "end_ts", "max_length")]
+    return pa.struct([*times, ("digest", pa.uint64())])
+
+
+def mutable_type(traits: Iterable[tuple[str, int, int]]) -> pa.ListType:
+    """Returns the Arrow type of the column ``mutable``: snapshots, oldest event first.
+
+    Args:
+        traits: Name, type and vector size of each trait, in schema order.
+    """
+    pa = load_pyarrow()
+    ids = [(name, pa.int64()) for name in ("event_ts", "arrival_ts", "event_id")]
+    return pa.list_(pa.struct(ids + [(name, trait_type(*kind)) for name, *kind in traits]))
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

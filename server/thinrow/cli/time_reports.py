@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from thinrow.compaction.compact import CompactionReport
-    from thinrow.events.times import TimeSpan
+    from thinrow.events.time_columns import TimeSpan
     from thinrow.jobs.backfill import BackfillReport
 
 __all__ = ["print_far_rows", "print_outliers", "print_ties", "print_uncut", "time_facts"]

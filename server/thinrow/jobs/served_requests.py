@@ -1,0 +1,127 @@
+"""Past requests, and the generation that each was served from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from thinrow.core.files.parquet import open_parquet
+from thinrow.errors import InputError, UsageError
+from thinrow.events.canonical import user_ids
+from thinrow.events.units import PLAUSIBLE_UNTIL_TS
+from thinrow.store.directory import NEVER_TS
+from thinrow.store.times import Cadence
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from thinrow.core.files.paths import DataFile
+    from thinrow.events.time_columns import TimeReader
+    from thinrow.jobs.config import BackfillConfig
+    from thinrow.store.generation import Generation
+
+__all__ = ["ServedRequests", "read_requests"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedRequests:
+    """Requests and their histories; int64 arrays of shape (requests,)."""
+
+    user_ids: NDArray[np.int64]
+    request_ts: NDArray[np.int64]
+    start_ts: NDArray[np.int64]
+    end_ts: NDArray[np.int64]
+    mutable_from_ts: NDArray[np.int64]
+    """Events that arrived since then are mutable; the least int64 before the first generation."""
+
+    @property
+    def pointing(self) -> NDArray[np.bool_]:
+        """True for requests that a published generation served; shape (requests,)."""
+        return np.asarray(self.mutable_from_ts != NEVER_TS)
+
+
+def read_requests(
+    config: BackfillConfig, files: Sequence[DataFile], generation: Generation, times: TimeReader
+) -> ServedRequests:
+    """Reads the requests of one run.
+
+    Raises:
+        InputError: A file lacks a column, or has one that backfill writes.
+        UsageError: The store does not reach the requests, or was cut at other watermarks.
+    """
+    users_read, times_read = [], []
+    for path in files:
+        file = open_parquet(path)
+        names = file.schema_arrow.names
+        for required in ("user_id", "request_ts"):
+            if required not in names:
+                raise InputError(f"{path} has no column {required}; every request needs one.")
+        for reserved in ("uih", "mutable"):
+            if reserved in names:
+                raise InputError(
+                    f"{path} already has a column {reserved}, which backfill writes; rename it."
+                )
+        table = file.read(["user_id", "request_ts"])
+        users_read.append(user_ids(path, table.column("user_id")).to_numpy())
+        read = times.read(path, table.column("request_ts"), "request_ts")
+        times_read.append(read.ms.to_numpy())
+        times.finish(path)
+    request_ts = np.concatenate(times_read)
+    served_from = _watermarks(config, generation, request_ts)
+    start_ts = np.zeros_like(request_ts)
+    if config.lookback_ms is not None:
+        start_ts = request_ts - config.lookback_ms
+    before_first = served_from < generation.watermarks[0]
+    end_ts = np.where(before_first, start_ts, served_from)
+    return ServedRequests(
+        user_ids=np.concatenate(users_read),
+        request_ts=request_ts,
+        # A lookback shorter than the generation is old leaves nothing of it: an empty window.
+        start_ts=np.minimum(start_ts, end_ts),
+        end_ts=end_ts,
+        mutable_from_ts=np.where(before_first, NEVER_TS, served_from),
+    )
+
+
+def _watermarks(
+    config: BackfillConfig, generation: Generation, request_ts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The newest watermark published by each request; below the first where there was none."""
+    stored = generation.watermarks
+    published_ts = request_ts - config.publish_delay_ms
+    newest = np.searchsorted(stored, published_ts, side="right") - 1
+    if config.cadence is not None:
+        _check_cut(config.cadence, stored[: int(newest.max(initial=-1)) + 1])
+    cadence = config.cadence
+    run = generation.manifest.run
+    if cadence is None and run.cadence_ms is not None:
+        cadence = Cadence(run.cadence_ms, run.cadence_offset_ms)
+    plausible = published_ts[request_ts < PLAUSIBLE_UNTIL_TS]
+    if cadence is not None and len(plausible):
+        wanted = cadence.at_or_before(int(plausible.max()))
+        if wanted > stored[-1]:
+            raise UsageError(
+                f"The last requests were served from watermark {wanted}, and the store only "
+                f"reaches {stored[-1]}; compact up to --watermark {wanted} first."
+            )
+    return np.where(newest < 0, stored[0] - 1, stored[newest])
+
+
+def _check_cut(cadence: Cadence, cut: NDArray[np.int64]) -> None:
+    """Refuses watermarks that are not every point of a grid; the last may lie off it."""
+    if not len(cut):
+        return
+    first, last = int(cut[0]), int(cut[-1])
+    begin = cadence.at_or_before(first - 1) + cadence.length_ms
+    count = (cadence.at_or_before(last) - begin) // cadence.length_ms + 1
+    # Counted first: a cadence of a millisecond would fill the memory.
+    on_grid = cut[: -1 if cadence.at_or_before(last) != last else None]
+    if count != len(on_grid) or (on_grid != begin + cadence.length_ms * np.arange(count)).any():
+        raise UsageError(
+            f"The store was not cut at every multiple of {cadence.length_ms} ms (and an offset of "
+            f"{cadence.offset_ms} ms) from {first} to {last}; leave --cadence out to take the "
+            f"store's watermarks as they are, or give the --cadence that compact was given and its "
+            f"--cadence-offset."
+        )

@@ -1,0 +1,139 @@
+"""Thin rows as columns, and as a Parquet file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from thinrow.core.files.arrow import mutable_type, uih_type
+from thinrow.events.canonical import canonical_type, from_canonical, user_ids
+from thinrow.events.time_columns import TimeReader
+from thinrow.store.narrow import starts_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import polars as pl
+    from numpy.typing import NDArray
+    from thinrow.core.files.paths import AnyFile
+    from thinrow.events.units import TimeUnit
+    from thinrow.schema import Schema
+
+__all__ = [
+    "ThinRowsFile",
+    "event_table",
+    "mutable_column",
+    "mutable_type_of",
+    "thin_rows_writer",
+    "uih_column",
+    "with_int64_keys",
+]
+
+ZSTD_LEVEL = 9
+_IDS = ("user_id", "event_ts", "arrival_ts", "event_id")
+
+
+def mutable_type_of(schema: Schema) -> pa.ListType:
+    """Returns the Arrow type of the column ``mutable`` for a schema."""
+    return mutable_type((trait.name, trait.type, trait.size) for trait in schema.traits)
+
+
+def event_table(events: pl.DataFrame, schema: Schema) -> pa.Table:
+    """Converts events in canonical form to the columns that users read and write."""
+    columns = {name: events[name].to_arrow() for name in _IDS}
+    for trait in schema.traits:
+        canonical = events[trait.name].to_arrow().cast(canonical_type(trait))
+        columns[trait.name] = from_canonical(canonical, trait)
+    return pa.table(columns)
+
+
+def mutable_column(events: pl.DataFrame, counts: NDArray[np.int64], schema: Schema) -> pa.ListArray:
+    """Makes the column ``mutable`` of rows that carry ``counts`` events each, row after row."""
+    kind = mutable_type_of(schema)
+    fields = list(kind.value_type)
+    columns = event_table(events, schema)
+    snapshots = pa.StructArray.from_arrays(
+        [columns.column(field.name).combine_chunks() for field in fields], fields=fields
+    )
+    return pa.ListArray.from_arrays(pa.array(starts_of(counts), pa.int32()), snapshots, type=kind)
+
+
+def uih_column(
+    start_ts: NDArray[np.int64],
+    end_ts: NDArray[np.int64],
+    max_lengths: NDArray[np.int64],
+    digests: NDArray[np.uint64],
+) -> pa.StructArray:
+    """Makes the column ``uih``; arrays of shape (rows,)."""
+    columns = (start_ts, end_ts, max_lengths, digests)
+    return pa.StructArray.from_arrays(
+        [pa.array(column) for column in columns], fields=list(uih_type())
+    )
+
+
+def with_int64_keys(path: AnyFile, table: pa.Table, unit: TimeUnit | None) -> pa.Table:
+    """Converts user_id to int64, and request_ts to int64 milliseconds.
+
+    Raises:
+        InputError: A column has nulls or values that do not fit.
+    """
+    times = TimeReader(unit).read(path, table.column("request_ts"), "request_ts")
+    for name, column in (
+        ("user_id", user_ids(path, table.column("user_id"))),
+        ("request_ts", times.ms),
+    ):
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+class ThinRowsFile:
+    """A file of thin rows, with the schema of the first table. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def open(self, schema: pa.Schema) -> pq.ParquetWriter:
+        """Returns the file's writer, which the first call opens with ``schema``."""
+        if self._writer is None:
+            self._writer = thin_rows_writer(self._path, schema)
+        return self._writer
+
+    def write(self, rows: pa.Table, thin: pa.Table) -> None:
+        """Writes rows, and ``uih`` and ``mutable`` from ``thin`` beside them."""
+        for name in ("uih", "mutable"):
+            rows = rows.append_column(name, thin.column(name))
+        self.open(rows.schema).write_table(rows)
+
+
+def thin_rows_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Opens a file of thin rows to be written; row groups of some ten thousand rows pack best."""
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=ZSTD_LEVEL,
+        # A user's snapshots repeat one another within a day. Zstd finds whole runs of them only
+        # where values keep their bytes, and indexes of a dictionary are packed into bits.
+        use_dictionary=[path for path in _leaves(schema) if not _changes(path)],
+    )
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    leaves = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    return [leaves.column(index).path for index in range(len(leaves))]
+
+
+def _changes(path: str) -> bool:
+    return path in ("request_ts", "uih.digest") or path.startswith("mutable.")
