@@ -1,27 +1,27 @@
-"""The one tree of exceptions, shared by both sides of the wire.
+"""The tree of exceptions, shared by both sides of the wire, with the gRPC status of each.
 
     ThinRowError
-    ├── UsageError                  what the user gave cannot work; the message says what to do
-    │   ├── SchemaError             the schema file
-    │   ├── InputError              events, requests, rows or users files
-    │   └── RequestError            a call that the server refused (``name`` tells why)
-    │       ├── AnswerTooLargeError ask for fewer examples at once
-    │       ├── PermissionDeniedError the caller may not ask for this
-    │       ├── TooManyCallsError   the server is at its limit; ask again later
-    │       │   └── TenantLimitError the tenant is at its own limit
-    │       ├── UnauthenticatedError the call carries no token that the server knows
-    │       └── UnknownTenantError  no such tenant at this server
-    ├── StoreError                  the store cannot be read or written
-    │   ├── StoreMissingError       no published generation there
-    │   ├── StoreLockedError        another compaction is running
-    │   ├── StoreFullError          the disk is full
-    │   ├── StoreUnavailableError   not readable for now: files, memory or a mount are missing
-    │   └── StoreCorruptError       a file is missing or failed its checksum; names the file
-    ├── StatusError                 an example has a status that the loader's policy fails on
-    ├── LoggerFullError             a bound of the thin-row logger is reached; nothing was taken
-    ├── JournalError                the logger's journal cannot be used; says why
-    ├── UnavailableError            no replica answered in the retries allowed
-    └── DeadlineError               the deadline passed first
+    ├── UsageError                      an argument or a file of the user; says what to do
+    │   ├── SchemaError                 the schema file
+    │   ├── InputError                  events, requests, rows or users files
+    │   └── RequestError                a request that the server refused
+    │       ├── AnswerTooLargeError     the response would be too large: request fewer examples
+    │       ├── PermissionDeniedError   the token does not allow the request
+    │       ├── UnauthenticatedError    the token is missing or unknown
+    │       └── UnknownTenantError      the server has no such tenant
+    ├── TooManyCallsError               the server is at its limit: retry later
+    │   └── TenantLimitError            the tenant is at its quota
+    ├── StoreError                      the store cannot be read or written
+    │   ├── StoreMissingError           no generation is published
+    │   ├── StoreLockedError            another compaction is running
+    │   ├── StoreFullError              the disk is full
+    │   ├── StoreUnavailableError       files, memory or a mount are missing for now
+    │   └── StoreCorruptError           a file is missing or failed its checksum
+    ├── StatusError                     an example has a status that the loader's policy fails on
+    ├── LoggerFullError                 a bound of the thin-row logger is reached
+    ├── JournalError                    the logger's journal cannot be used
+    ├── UnavailableError                no replica answered within the retries allowed
+    └── DeadlineError                   the deadline passed first
 
 Every message is one sentence for the person who sees it.
 """
@@ -59,17 +59,23 @@ __all__ = [
 class ThinRowError(Exception):
     """Base of every error that ThinRow raises on purpose.
 
-    ``name`` identifies the kind on the wire (trailing metadata ``thinrow-error``);
-    docs/operations/operations.md has the table of names and gRPC codes.
+    A subclass that sets none of the class attributes has those of its base. docs/operations has the
+    table of names and codes.
     """
 
     name: ClassVar[str] = "INTERNAL"
+    """Identifies the kind of error on the wire, in the trailing metadata `thinrow-error`."""
+    grpc_code: ClassVar[str] = "INTERNAL"
+    """Name of the gRPC status code with which a call ends."""
+    is_retryable: ClassVar[bool] = False
+    """True if the same call may succeed later, or at another replica."""
 
 
 class UsageError(ThinRowError):
-    """What the user gave cannot work."""
+    """An argument, a setting or a file of the user cannot work."""
 
     name = "INVALID_REQUEST"
+    grpc_code = "INVALID_ARGUMENT"
 
 
 class SchemaError(UsageError):
@@ -81,45 +87,51 @@ class InputError(UsageError):
 
 
 class RequestError(UsageError):
-    """The server refused the call as asked; asking again changes nothing."""
+    """The server refused the request; the same request fails again."""
 
 
 class AnswerTooLargeError(RequestError):
-    """The answer would be larger than the server sends; ask for fewer examples at once."""
+    """The response would be larger than the server sends; request fewer examples at once."""
 
     name = "ANSWER_TOO_LARGE"
-
-
-class TooManyCallsError(RequestError):
-    """The server is at one of its limits of calls or streams; ask again later, or elsewhere."""
-
-    name = "TOO_MANY_CALLS"
-    retry_after_ms: int | None = None
-    """How long the server asks to be left alone; None where asking again is the caller's matter."""
-
-
-class TenantLimitError(TooManyCallsError):
-    """The tenant has all the calls or streams at once that it may have; others are served."""
-
-    name = "TENANT_LIMIT"
-
-
-class UnauthenticatedError(RequestError):
-    """The server wants a token, and the call carries none that it knows."""
-
-    name = "UNAUTHENTICATED"
+    grpc_code = "RESOURCE_EXHAUSTED"
 
 
 class PermissionDeniedError(RequestError):
-    """The token, or this server, does not allow what was asked for."""
+    """The token, or the server's configuration, does not allow the request."""
 
     name = "PERMISSION_DENIED"
+    grpc_code = "PERMISSION_DENIED"
+
+
+class UnauthenticatedError(RequestError):
+    """The server requires a token, and the call carries none that it knows."""
+
+    name = "UNAUTHENTICATED"
+    grpc_code = "UNAUTHENTICATED"
 
 
 class UnknownTenantError(RequestError):
     """The server has no tenant of that name."""
 
     name = "UNKNOWN_TENANT"
+    grpc_code = "NOT_FOUND"
+
+
+class TooManyCallsError(ThinRowError):
+    """The server is at one of its limits of calls or streams; retry later, or elsewhere."""
+
+    name = "TOO_MANY_CALLS"
+    grpc_code = "RESOURCE_EXHAUSTED"
+    is_retryable = True
+    retry_after_ms: int | None = None
+    """The delay that the server requests before a retry; None if it requests none."""
+
+
+class TenantLimitError(TooManyCallsError):
+    """The tenant is at its quota of calls or streams; other tenants are served."""
+
+    name = "TENANT_LIMIT"
 
 
 class StoreError(ThinRowError):
@@ -129,7 +141,7 @@ class StoreError(ThinRowError):
 
 
 class StoreMissingError(StoreError):
-    """There is no published generation at that path."""
+    """No generation is published at that path."""
 
 
 class StoreLockedError(StoreError):
@@ -137,20 +149,25 @@ class StoreLockedError(StoreError):
 
 
 class StoreFullError(StoreError):
-    """The disk filled up; what was published before still serves."""
+    """The disk is full; the published generation still serves."""
 
 
 class StoreUnavailableError(StoreError):
-    """The store cannot be read for now: this process lacks open files or memory, or the mount went
-    away; another replica may read it."""
+    """The store cannot be read for now; another replica may read it.
+
+    The process lacks open files or memory, or the mount is gone.
+    """
 
     name = "STORE_UNAVAILABLE"
+    grpc_code = "UNAVAILABLE"
+    is_retryable = True
 
 
 class StoreCorruptError(StoreError):
     """A file of the store is missing, altered or unreadable; the message names it."""
 
     name = "STORE_CORRUPT"
+    grpc_code = "DATA_LOSS"
 
 
 class StatusError(ThinRowError):
@@ -161,16 +178,19 @@ class UnavailableError(ThinRowError):
     """No server answered within the retries allowed."""
 
     name = "UNAVAILABLE"
+    grpc_code = "UNAVAILABLE"
+    is_retryable = True
 
 
 class DeadlineError(ThinRowError):
-    """The deadline passed before the answer came."""
+    """The deadline passed before the response arrived."""
 
     name = "DEADLINE_EXCEEDED"
+    grpc_code = "DEADLINE_EXCEEDED"
 
 
 class LoggerFullError(ThinRowError):
-    """One of the logger's bounds is reached; the row or label was not taken."""
+    """One of the logger's bounds is reached; the row or label was not accepted."""
 
     name = "LOGGER_FULL"
 

@@ -1,4 +1,4 @@
-"""Errors as gRPC carries them: the one table of reasons, codes and retries, and the metadata.
+"""Errors as gRPC carries them: status, details and metadata, from the classes of exceptions.
 
 A call that fails carries the same facts twice: as `google.rpc.Status` with `ErrorInfo` and
 `RetryInfo`, which libraries of other languages read, and as the plain metadata of ThinRow's client.
@@ -47,41 +47,51 @@ carries the message twice: percent-encoded, and in base64."""
 
 @dataclass(frozen=True, slots=True)
 class WireError:
-    """Wire form of one class of exceptions."""
+    """One row of the table: a class of exceptions as it travels."""
 
     kind: type[ThinRowError]
-    code: grpc.StatusCode
-    retryable: bool = False
-    """True where the same call may succeed later, or at another replica."""
 
     @property
     def reason(self) -> str:
         """The name on the wire."""
         return self.kind.name
 
+    @property
+    def code(self) -> grpc.StatusCode:
+        """The gRPC status code."""
+        return grpc.StatusCode[self.kind.grpc_code]
 
-ERRORS = (
-    WireError(RequestError, grpc.StatusCode.INVALID_ARGUMENT),
-    WireError(UnknownTenantError, grpc.StatusCode.NOT_FOUND),
-    WireError(UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
-    WireError(PermissionDeniedError, grpc.StatusCode.PERMISSION_DENIED),
-    WireError(AnswerTooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    WireError(TooManyCallsError, grpc.StatusCode.RESOURCE_EXHAUSTED, retryable=True),
-    WireError(TenantLimitError, grpc.StatusCode.RESOURCE_EXHAUSTED, retryable=True),
-    WireError(StoreCorruptError, grpc.StatusCode.DATA_LOSS),
-    WireError(StoreError, grpc.StatusCode.INTERNAL),
-    WireError(StoreUnavailableError, grpc.StatusCode.UNAVAILABLE, retryable=True),
-    WireError(UnavailableError, grpc.StatusCode.UNAVAILABLE, retryable=True),
-    WireError(DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
-    WireError(ThinRowError, grpc.StatusCode.INTERNAL),
+    @property
+    def retryable(self) -> bool:
+        """True if the same call may succeed later, or at another replica."""
+        return self.kind.is_retryable
+
+
+ERRORS = tuple(
+    WireError(kind)
+    for kind in (
+        RequestError,
+        UnknownTenantError,
+        UnauthenticatedError,
+        PermissionDeniedError,
+        AnswerTooLargeError,
+        TooManyCallsError,
+        TenantLimitError,
+        StoreCorruptError,
+        StoreError,
+        StoreUnavailableError,
+        UnavailableError,
+        DeadlineError,
+        ThinRowError,
+    )
 )
-"""Every error that a server sends; docs/operations/operations.md says what to do about each."""
-_BY_KIND = {each.kind: each for each in ERRORS}
+"""Every error that a server sends; docs/operations says what to do about each."""
+_BY_REASON = {each.reason: each for each in ERRORS}
 
 
 def wire_error(error: ThinRowError) -> WireError:
-    """Returns the row of the table for an exception, or for the nearest of its bases."""
-    return next(_BY_KIND[kind] for kind in type(error).__mro__ if kind in _BY_KIND)
+    """Returns the table's row for an exception; that of ThinRowError if only clients raise it."""
+    return _BY_REASON.get(error.name, _BY_REASON[ThinRowError.name])
 
 
 def wire_message(error: ThinRowError) -> str:
@@ -100,10 +110,10 @@ def set_error_status(
     row, message = wire_error(error), wire_message(error)
     retry_after_ms = error.retry_after_ms if isinstance(error, TooManyCallsError) else None
     info = ErrorInfo(
-        reason=error.name, domain=DOMAIN, metadata={"retryable": str(row.retryable).lower()}
+        reason=row.reason, domain=DOMAIN, metadata={"retryable": str(row.retryable).lower()}
     )
     details: list[Message] = [info]
-    metadata: list[tuple[str, str | bytes]] = [(ERROR_METADATA, error.name)]
+    metadata: list[tuple[str, str | bytes]] = [(ERROR_METADATA, row.reason)]
     if retry_after_ms is not None:
         delay = Duration()
         delay.FromMilliseconds(retry_after_ms)

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 __all__ = ["serve_until_stopped"]
 
+SIGNAL_CHECK_S = 1.0
+"""Upper bound on the delay of a signal that arrives just before its wait blocks.
+
+Python runs the signal's handler only once the wait returns.
+"""
+
 
 def serve_until_stopped(
     server: AbstractContextManager[object], once_serving: Callable[[], None] = lambda: None
@@ -33,4 +39,5 @@ def serve_until_stopped(
     keep_freed_memory(FREED_BYTES_KEPT)
     with server:
         once_serving()
-        stop.wait()
+        while not stop.wait(SIGNAL_CHECK_S):
+            pass
