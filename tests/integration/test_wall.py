@@ -191,7 +191,7 @@ def test_the_wall_is_where_the_share_passes() -> None:
     joules = 2e-6 * 3 * (50 + 4 * wall.fat)
     assert joules / (700 / 5000) == pytest.approx(SHARE_MAX, rel=1e-3)
     assert wall.thin is None or wall.thin > wall.fat
-    idle = replace(Power(), gpu_examples_s=1)
+    idle = replace(Power(), gpu_examples_per_second=1)
     assert find_wall(ASSUMED, idle).fat is None
 
 

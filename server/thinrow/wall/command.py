@@ -217,7 +217,7 @@ def to_tables(workload: Workload, tenants: Sequence[Tenant], power: Power) -> li
         f"  fat rows: {_told(found.fat, workload)}",
         f"  thin rows: {_told(found.thin, workload)}",
         f"Assumed, not measured: a GPU draws {power.gpu_watts:,.0f} W and trains on "
-        f"{power.gpu_examples_s:,.0f} examples/s at any length; a data host draws "
+        f"{power.gpu_examples_per_second:,.0f} examples/s at any length; a data host draws "
         f"{power.service_watts:,.0f} W and moves {power.service_mb:,.0f} MB/s.",
     ]
     return [totals, each, *told]

@@ -68,7 +68,7 @@ class Power:
     """
 
     gpu_watts: float = field(default=700, metadata=setting("Power that a GPU draws."))
-    gpu_examples_s: float = field(
+    gpu_examples_per_second: float = field(
         default=5000,
         metadata=setting("Examples that a GPU trains on in a second.", option="--gpu-examples"),
     )
@@ -83,4 +83,4 @@ class Power:
     def share(self, bytes_per_example: float) -> float:
         """Returns the power of data services as a share of the GPUs'."""
         service = self.service_watts / (1e6 * self.service_mb) * bytes_per_example
-        return service * self.gpu_examples_s / self.gpu_watts
+        return service * self.gpu_examples_per_second / self.gpu_watts
