@@ -50,7 +50,7 @@ test-long: setup ## run all tests on whole data sets, with eight times the examp
 torchrec: setup ## install torchrec, so that its tests run rather than skip
 	$(BIN)/python -m pip install --quiet --no-deps $(TORCHREC)
 
-faults: setup ## try every fault as often as docs/reports/reliability.md tells, and write its table; as root
+faults: setup ## try every fault as often as docs/reports/reliability.md says, and write its table; as root
 	@$(BIN)/python -m pip install --quiet --group faults || echo 'Without atheris all fuzzed input is altered at random.' >&2
 	@rm -f .cache/faults.jsonl && mkdir -p .cache
 	THINROW_FAULTS=full THINROW_FAULTS_FILE=$(CURDIR)/.cache/faults.jsonl $(BIN)/python -m pytest tests/faults
@@ -96,7 +96,7 @@ reference: setup ## regenerate docs/reference/commands.md
 vectors: setup ## regenerate docs/reference/test-vectors.json, for clients in other languages
 	$(BIN)/python tests/tools/make_vectors.py docs/reference/test-vectors.json
 
-bench: setup ## measure against fat rows; docs/reports/benchmarks.md tells how to read it
+bench: setup ## measure against fat rows; docs/reports/benchmarks.md explains it
 	$(BIN)/python bench/run.py
 
 bench-peers: setup ## measure against other systems, into docs/reports/benchmarks-peers.md; needs redis-server
@@ -111,7 +111,7 @@ gpu: setup ## on a machine with CUDA: its tests, and figures into docs/reports/g
 LOCK = $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --python-version 3.11 \
 	--custom-compile-command 'make lock' --constraints .cache/versions.txt --output-file deploy/requirements
 
-lock: setup ## lock what the images install, at the versions of .venv; uv asks where UV_FIND_LINKS and such say
+lock: setup ## lock what the images install, at the versions of .venv; UV_FIND_LINKS and such apply
 	$(BIN)/python -m pip install --quiet --group lock
 	@mkdir -p .cache && $(BIN)/python -m pip freeze --exclude-editable > .cache/versions.txt
 	$(LOCK)/server.txt pyproject.toml --extra server

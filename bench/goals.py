@@ -157,13 +157,13 @@ def goals(
         "x",
         note=(
             f"{two.examples_per_s:,.0f} against {one.examples_per_s:,.0f} examples/s; servers and "
-            f"who asks share the cores, {two.load_cores:.1f} of one go to asking"
+            f"the caller share the cores, the caller takes {two.load_cores:.1f} of one"
         ),
     )
     for order in (IN_TIME_ORDER, CLUSTERED):
         long, short = (found["union", name, order] for name in ("A, 16K", "C"))
         yield Goal(
-            f"Bytes read by C against A's, {order}, as multiples of what each asks for",
+            f"Bytes read by C against A's, {order}, as multiples of what each requests",
             2,
             (short.read_bytes / short.own_bytes) / (long.read_bytes / long.own_bytes),
             "x",

@@ -18,7 +18,7 @@ EXAMPLES_MAX = 20_000
 EPOCHS = 3
 SEQUENCE_LENGTH = 50
 LAST_SCRAPE_S = 10.0
-"""Prometheus scrapes every 5 s, and shall see how the training ended."""
+"""Time that the metrics stay available after training, since Prometheus scrapes every 5 s."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,8 +36,8 @@ RECIPE = replace(RECIPES["completejourney"], load=recent)
 
 @app.command()
 def build(
-    folder: Annotated[Path, typer.Argument(help="Where events and thin rows go.")],
-    store: Annotated[Path, typer.Argument(help="Where the store goes.")],
+    folder: Annotated[Path, typer.Argument(help="Folder for events and thin rows.")],
+    store: Annotated[Path, typer.Argument(help="Folder for the store.")],
 ) -> None:
     """Make what `train` and the servers need; what is there already stays."""
     with one_sentence():
@@ -54,10 +54,10 @@ def build(
 
 @app.command()
 def train(
-    folder: Annotated[Path, typer.Argument(help="What `build` made.")],
-    model_folder: Annotated[Path, typer.Argument(help="Where model.pt goes.")],
+    folder: Annotated[Path, typer.Argument(help="Output of `build`.")],
+    model_folder: Annotated[Path, typer.Argument(help="Folder for model.pt.")],
     server: Annotated[list[str], typer.Option(metavar="HOST:PORT", help="A replica.")],
-    metrics: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to serve /metrics.")],
+    metrics: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of /metrics.")],
 ) -> None:
     """Train as `thinrow demo` does, and let Prometheus see what the trainer waits for."""
     with one_sentence():

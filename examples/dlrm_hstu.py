@@ -39,7 +39,7 @@ TABLE_ROWS = 4096
 """Ids are taken modulo this; the original's tables have ten million rows."""
 EMBEDDING_WIDTH = 32
 LIKED_FROM = 4
-"""Ratings from here on are what the model learns to tell."""
+"""Ratings from this value on are positive labels."""
 UIH = ["user_id", "movie_id", "action_timestamp", "item_weights", "movie_rating"]
 CANDIDATE = ["item_movie_id", "item_query_time", "item_action_weights", "item_movie_rating"]
 
@@ -78,7 +78,7 @@ def to_samples(batch: TensorBatch) -> Samples:
     of length 1. Histories hold the newest events already; the model's own readers keep the oldest.
     """
     ratings, label = batch.values["rating"].long(), batch.columns["label_rating"].long()
-    told = replace(
+    inputs = replace(
         batch,
         values={
             "movie_id": batch.values["item_id"] % TABLE_ROWS,
@@ -95,8 +95,8 @@ def to_samples(batch: TensorBatch) -> Samples:
         },
     )
     return Samples(
-        uih_features_kjt=told.to_kjt(UIH[1:], contextual=UIH[:1]),
-        candidates_features_kjt=told.to_kjt([], contextual=CANDIDATE),
+        uih_features_kjt=inputs.to_kjt(UIH[1:], contextual=UIH[:1]),
+        candidates_features_kjt=inputs.to_kjt([], contextual=CANDIDATE),
     )
 
 

@@ -265,6 +265,6 @@ def test_real_processes_while_the_clock_jumps(
     Tried(
         "The clocks of the server processes jump",
         jumping.jumps,
-        "as above; both go on, and end when they are told to",
+        "as above; both go on, and end when they are stopped",
         f"{counts['snapshots']:,} snapshots, {counts['put back']:,} put back, 0 wrong",
     ).keep()

@@ -112,7 +112,7 @@ def ending_of(error: grpc.RpcError) -> str:
         return "CANCELLED by gRPC, as they crossed a GOAWAY"
     if "failed to connect" in details:
         assert error.code() is grpc.StatusCode.UNAVAILABLE
-        return "that nobody listened to any more"
+        return "that no caller waited for"
     check_unavailable(error)
     return NAMED
 

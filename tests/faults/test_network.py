@@ -253,7 +253,7 @@ def test_cut_for_good(wire: Wire, world: World) -> None:
     wire.be()
     assert set(errors) <= {"DeadlineError", "UnavailableError"}, errors
     Tried(
-        "A connection cut for good in the middle of calls",
+        "A connection cut permanently in the middle of calls",
         rounds * len(KINDS),
         "one error within the client's deadlines, nothing wrong before, and the next is served",
         f"{sum(errors.values())} ended by {' or '.join(sorted(errors))}, "
