@@ -297,7 +297,7 @@ def test_what_is_held_grows_only_while_nobody_waits() -> None:
         assert not extend(31), "more than the tenant may hold"
         assert extend(20)
         waiter.start()
-        while not budget._waiting["other"]:
+        while not budget.waiting:
             time.sleep(0.001)
         assert not extend(5), "another request waits"
         assert not granted.is_set()

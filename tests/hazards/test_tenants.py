@@ -370,7 +370,7 @@ def order_of(turns: FairScheduler, asked: list[tuple[str, int]]) -> list[str]:
             thread.start()
             threads.append(thread)
             waiting = len(threads)
-            soon(lambda n=waiting: sum(map(len, turns._waiting.values())) == n)  # type: ignore[misc]
+            soon(lambda n=waiting: sum(turns.waiting.values()) == n)  # type: ignore[misc]
     for thread in threads:
         thread.join()
     return entered
@@ -436,7 +436,7 @@ def test_one_at_its_own_limit_does_not_hold_up_others() -> None:
     with turns.hold(50, None, "flood", 50):
         waiting = threading.Thread(target=lambda: turns.hold(10, 10, "flood", 50).__enter__())
         waiting.start()
-        soon(lambda: bool(turns._waiting["flood"]))
+        soon(lambda: "flood" in turns.waiting)
         with turns.hold(50, 0.5, "a", 50):
             pass
     waiting.join()
@@ -459,7 +459,7 @@ def test_who_gives_up_lets_those_behind_go() -> None:
         threads = [threading.Thread(target=ask) for ask in (large, small)]
         for number, thread in enumerate(threads):
             thread.start()
-            soon(lambda n=number: len(turns._waiting[""]) > n)  # type: ignore[misc]
+            soon(lambda n=number: turns.waiting.get("", 0) > n)  # type: ignore[misc]
         assert entered.wait(120)
     for thread in threads:
         thread.join()
@@ -494,7 +494,7 @@ def test_turns_add_up_after_a_storm() -> None:
     for thread in threads:
         thread.join()
     assert 0 < most <= 10
-    assert turns._free == 10
+    with turns.hold(10, 0, "all that there is"):
+        assert not turns.waiting
     assert not any(turns._held.values())
-    assert not any(turns._waiting.values())
     assert not any(turns._sending.values())

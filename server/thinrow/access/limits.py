@@ -108,6 +108,12 @@ class FairScheduler:
         self._served: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Number of requests that wait for their turn, by tenant."""
+        with self._lock:
+            return {tenant: len(queue) for tenant, queue in self._waiting.items() if queue}
+
     @contextmanager
     def hold(
         self, amount: int, timeout_s: float | None, tenant: str = "", tenant_max: int | None = None
