@@ -1,4 +1,4 @@
-"""Asks a gRPC method at a steady rate, with HTTP/2 written by hand: a caller of little work.
+"""Call a gRPC method at a steady rate, with HTTP/2 written by hand: a caller of little work.
 
 gRPC's own client takes a machine of two cores as much time as the server that is measured.
 """
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 CONNECTIONS = 4
 STREAMS = 1
 MESSAGES_MAX = 2
-"""On a stream without an answer; requests wait, and go together, for one that has come."""
+"""Messages of a stream without an answer; further requests wait and are sent together."""
 REQUESTS_MAX = 64
-"""In one message."""
+"""Limit on the requests of one message."""
 SPIN_S = 0.0001
 """Waits shorter than this are spun: sleeping may take longer."""
 ANSWERS_S = 10.0
-"""How long the last answers may take."""
+"""Limit on the wait for the last answers."""
 WINDOW_BYTES = (1 << 31) - 1
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -92,7 +92,7 @@ class Connection:
         self._unread = data[at:]
 
     def heed(self, kind: int, flags: int, content: bytes) -> None:
-        """Answers what the connection itself is told."""
+        """Reply to frames of the connection itself."""
         if kind == SETTINGS and not flags & ACKNOWLEDGED:
             self.socket.sendall(frame(SETTINGS, ACKNOWLEDGED, 0, b""))
         elif kind == PING and not flags & ACKNOWLEDGED:
@@ -122,7 +122,7 @@ class Calls:
     def __len__(self) -> int:
         return len(self._due_s)
 
-    def ask(self, request: bytes, due_s: float) -> None:
+    def send_request(self, request: bytes, due_s: float) -> None:
         stream, self._stream = self._stream, self._stream + 2
         self._due_s[stream] = due_s
         self.socket.sendall(
@@ -165,7 +165,7 @@ class Streamed:
     def __len__(self) -> int:
         return len(self._due_s)
 
-    def ask(self, request: bytes, due_s: float) -> None:
+    def send_request(self, request: bytes, due_s: float) -> None:
         self._number += 1
         self._due_s[self._number] = due_s
         self._waiting.append((self._number, request))
@@ -222,10 +222,10 @@ def number_field(number: int, value: int) -> bytes:
     return bytes([number << 3]) + varint(value)
 
 
-def ask_steadily(
+def send_steadily(
     address: str, method: str, requests: Sequence[bytes], due: Sequence[float]
 ) -> tuple[list[float], int]:
-    """Asks each request when it is due, seconds from now, however late earlier answers are.
+    """Send each request when it is due, seconds from now, however late earlier answers are.
 
     method: as in /thinrow.v1.OnlineService/Snapshot; one that ends in Stream is called once and
     takes requests as `Streamed` does. Returns the ms that each answered request took from when it
@@ -250,7 +250,9 @@ def ask_steadily(
             if number < len(requests):
                 wait_s = start_s + due[number] - time.perf_counter()
                 if wait_s <= 0:
-                    callers[number % len(callers)].ask(requests[number], start_s + due[number])
+                    callers[number % len(callers)].send_request(
+                        requests[number], start_s + due[number]
+                    )
                     number += 1
                     continue
             ready, _, _ = select.select(sockets, (), (), max(0.0, wait_s - SPIN_S))

@@ -36,7 +36,7 @@ THIN_COLUMNS = ("user_id", "uih", "mutable")
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What was measured."""
+    """The measured figures."""
 
     world: str
     order: str
@@ -49,7 +49,7 @@ class Compared:
     own_bytes: int
     """Bytes of the events in the traits' own types."""
     read_bytes: float
-    """From the store, in one round."""
+    """Bytes read from the store in one round."""
     sent_bytes: float
     """Answers, in one round."""
     answers: float
@@ -72,7 +72,7 @@ class Compared:
         return self.figures[ThinRows.name]
 
     def ratio(self, *names: str) -> float:
-        """How many times as fast thin rows are as the fastest of some sides."""
+        """Speed of thin rows, as a multiple of the fastest of some sides."""
         return min(self.figures[name].round_s for name in names) / self.thin.round_s
 
     def fastest(self, *names: str) -> str:
@@ -89,15 +89,15 @@ def compare(
     fat: Path | None,
     bare: tuple[str, int],
     rounds: int,
-    told: Callable[[str], None],
+    report: Callable[[str], None],
     profiled: bool = False,
 ) -> Compared:
-    """Measures; `fat` is the table whose bytes are told beside."""
+    """Measure all sides; `fat` is the table whose bytes are reported as well."""
     examples = world.examples(order, tenant)
     thin = ThinRows(world, order, tenant)
     with ExitStack() as stack:
         stack.callback(thin.loader.close)
-        # The first pass also tells how large answers are.
+        # The first pass also shows how large answers are.
         before = world.metrics()
         check_equal(thin, examples.batches())
         counted = {key: value - before.get(key, 0) for key, value in world.metrics().items()}
@@ -113,7 +113,7 @@ def compare(
         ]
         before, waited = world.metrics(), thin.loader.starvation.waited_s
         sides = [thin, *peers]
-        figures, others = measure(sides, examples.batches, rounds, told, limits)
+        figures, others = measure(sides, examples.batches, rounds, report, limits)
         passes = rounds + 2
         stage_s = {
             key.split()[0]: (value - before.get(key, 0)) / passes
@@ -159,7 +159,7 @@ def compare(
 def requests(
     world: World, order: str, tenant: Tenant, examples: int
 ) -> Iterator[wire.MaterializeRequest]:
-    """What the loader asks for, in requests about so many examples."""
+    """Requests as the loader sends them, of a given number of examples."""
     projection = Projection(tenant.sequence_length, traits=tenant.traits)
     for rows, _ in read_thin_rows(world.rows(order), examples=LOOKUP_EXAMPLES):
         rest = BatchLookup(rows, projection).whole()
@@ -169,7 +169,7 @@ def requests(
 
 
 def recorded(
-    generation: Generation, asked: Sequence[wire.MaterializeRequest]
+    generation: Generation, requests: Sequence[wire.MaterializeRequest]
 ) -> list[tuple[str, list[bytes]]]:
     """The keys that some requests need, get by get, with the shard of each; none kept in memory."""
     seen: list[tuple[str, list[bytes]]] = []
@@ -181,7 +181,7 @@ def recorded(
 
     Shard.get = recording  # type: ignore[method-assign]
     try:
-        for request in asked:
+        for request in requests:
             with Generation(generation.folder) as fresh:
                 plan_of(fresh, request).read()
     finally:
@@ -197,12 +197,12 @@ def plan_of(generation: Generation, request: wire.MaterializeRequest) -> History
 
 
 def functions(
-    generation: Generation, asked: Sequence[wire.MaterializeRequest]
+    generation: Generation, requests: Sequence[wire.MaterializeRequest]
 ) -> list[tuple[str, float]]:
     """Profiles the server's work on some requests, in this process."""
     profiler = cProfile.Profile()
     profiler.enable()
-    for request in asked:
+    for request in requests:
         plan = plan_of(generation, request)
         plan.read()
         plan.resolve()

@@ -1,4 +1,4 @@
-"""What is not speed of reading: bytes on disk and on the wire, and the work of compaction."""
+"""Costs other than time to read: bytes on disk and on the wire, and the work of compaction."""
 
 from __future__ import annotations
 
@@ -52,9 +52,11 @@ def stored(folder: Path, users: int, days: int) -> list[Stored]:
     }
     found = []
     with built("stored", folder, made.events, SCHEMA, orders, made.watermark_ts) as world:
-        for order, asked in orders.items():
+        for order, requested in orders.items():
             fat = folder / "fat.parquet"
-            Examples.of(world.histories, asked, 4096, TRAITS, len(asked)).write_fat_rows(fat)
+            Examples.of(world.histories, requested, 4096, TRAITS, len(requested)).write_fat_rows(
+                fat
+            )
             found.append(
                 Stored(
                     order=order,
@@ -78,22 +80,22 @@ class Wire:
 
 
 def wire(world: World, users: int = 64, requests: int = 20) -> Wire:
-    """Makes one call per user with all his requests."""
+    """Make one call per user with all their requests."""
     tenant = Tenant(name="", sequence_length=4096, traits=TRAITS, batch_examples=requests)
     projection = Projection(4096, traits=TRAITS)
     before = world.metrics()
-    asked_bytes = examples = 0
+    request_bytes = examples = 0
     for rows, _ in read_thin_rows(world.rows(CLUSTERED), examples=requests):
         if examples == users * requests:
             break
         assert len(set(rows.pointers.user_ids.tolist())) == 1
         world.served.client.materialize(rows, projection)
-        asked_bytes += len(BatchLookup(rows, projection).whole().request())
+        request_bytes += len(BatchLookup(rows, projection).whole().request())
         examples += len(rows)
     sent_bytes = world.metrics()["sent_bytes"] - before["sent_bytes"]
     events = int(world.examples(CLUSTERED, tenant).lengths[:examples].sum())
     return Wire(
-        call_bytes=(asked_bytes + sent_bytes) / examples,
+        call_bytes=(request_bytes + sent_bytes) / examples,
         own_bytes=events * world.histories.bytes_per_event(TRAITS) / examples,
         int64_bytes=events * 8 * len(TRAITS) / examples,
     )
@@ -116,12 +118,12 @@ class Compaction:
 
     @property
     def increment_share(self) -> float:
-        """Of a rebuild's time, the raw copy of the store taken off."""
+        """Time of a rebuild without the raw copy of the store."""
         return (self.increment_s - self.copy_s) / self.rebuild_s
 
 
-def compaction(folder: Path, users: int, rounds: int, told: Callable[[str], None]) -> Compaction:
-    """A first build of 99 % of the events, the rest as one day's increment, and all anew."""
+def compaction(folder: Path, users: int, rounds: int, report: Callable[[str], None]) -> Compaction:
+    """Build 99 % of the events, add the rest as one day's increment, and rebuild everything."""
     folder.mkdir()
     made = workload(users=users, events_median=4000, days=365, request_days=1)
     events = made.events
@@ -147,7 +149,7 @@ def compaction(folder: Path, users: int, rounds: int, told: Callable[[str], None
 
     taken: list[tuple[float, ...]] = []
     for number in range(rounds + 1):
-        told(f"compaction: round {number} of {rounds}")
+        report(f"compaction: round {number} of {rounds}")
         store, fresh, copied = folder / "store", folder / "fresh", folder / "copied"
         build = run(store, old, cut)
         start_s = time.perf_counter()

@@ -39,7 +39,7 @@ class Histories:
         self.traits = {trait: events[trait].to_numpy() for trait in traits}
         self.users, starts = np.unique(user_ids, return_index=True)
         self.starts = np.append(starts, len(user_ids)).astype(np.int64)
-        """Where each user's events begin; shape (users + 1,)."""
+        """Offsets of each user's events; shape (users + 1,)."""
         self._first_ts = int(self.event_ts.min())
         ranks = np.repeat(np.arange(len(self.users)), np.diff(self.starts))
         self._keys = self._key(ranks, self.event_ts)
@@ -56,7 +56,7 @@ class Histories:
         return np.searchsorted(self._keys, self._key(self.ranks(user_ids), times))
 
     def bytes_per_event(self, traits: Sequence[str]) -> int:
-        """Of the traits' own types."""
+        """Values, of the traits' own types."""
         return sum(self.traits[trait].dtype.itemsize for trait in traits)
 
 
@@ -81,7 +81,7 @@ class Examples:
         traits: Sequence[str],
         batch_examples: int,
     ) -> Examples:
-        """Of requests with `user_id` and `request_ts`; a length of 0 is no limit."""
+        """Make examples of requests with `user_id` and `request_ts`; a length of 0 is no limit."""
         user_ids = requests["user_id"].to_numpy()
         ends = histories.ends(user_ids, requests["request_ts"].to_numpy())
         starts = histories.starts[histories.ranks(user_ids)]
@@ -103,20 +103,20 @@ class Examples:
             yield slice(start, min(start + self.batch_examples, len(self)))
 
     def gathered(self, trait: str, places: slice) -> NDArray[np.generic]:
-        """Values of some examples, one behind the other."""
+        """Values of some examples, concatenated."""
         column = self.histories.traits[trait]
         pairs = zip(self.starts[places].tolist(), self.ends[places].tolist(), strict=True)
         return np.concatenate([column[start:end] for start, end in pairs])
 
     def batches(self) -> Iterator[Tensors]:
-        """What every side must deliver."""
+        """The values that every side must deliver."""
         for places in self.places:
             offsets = offsets_of(self.lengths[places])
             columns = [self.gathered(trait, places).astype(np.int64) for trait in self.traits]
             yield [torch.from_numpy(array) for array in (offsets, *columns)]
 
     def record_batch(self, places: slice, dtype: type[np.int64] | None = None) -> pa.RecordBatch:
-        """Some examples as lists, of the traits' own types unless told another."""
+        """Some examples as lists, by default of the traits' own types."""
         offsets = pa.array(offsets_of(self.lengths[places]).astype(np.int32))
         arrays = []
         for trait in self.traits:
@@ -145,7 +145,7 @@ class Examples:
 
 
 def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each of some lengths begins, and the end."""
+    """Offsets of consecutive lengths, and the end."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets

@@ -1,11 +1,11 @@
-"""What a tenant that floods a server costs another: the latencies of its calls, with and without.
+"""Latencies of a tenant's calls, with and without another tenant that floods the server.
 
-The steady tenant asks for one batch after the other. The flood asks for long histories with many
-calls at once, by ThinRow's client, or raw, at once again whenever it is refused. Its processes run
-only where nobody else wants the processor: a flood comes from other machines, and must not take it
-from the server by asking. A flood of another server on this machine, beside, tells what it costs
-that two processes share its processors and memory. `refused` are its calls that ended in
-TENANT_LIMIT.
+The steady tenant requests one batch after the other. The flood requests long histories with many
+concurrent calls, by ThinRow's client, or by raw calls that retry at once when they are rejected. Its
+processes run only when no other process wants the processor, because a real flood comes from other
+machines and takes no processor time from the server by calling it. A flood of another server on this
+machine, "beside", shows the cost of two processes that share its processors and memory. `refused` are
+the flood's calls that ended in TENANT_LIMIT.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ sequence_length = 1000
 SECONDS, WARM_SECONDS = 6.0, 1.0
 FLOOD_EXAMPLES, FLOOD_PROCESSES, FLOOD_CALLS = 128, 2, 48
 PAUSE_S = 0.01
-"""Of the steady tenant, for its trainer's step."""
+"""Pause of the steady tenant, for its trainer's step."""
 BESIDE = ", beside"
 """A flood of another server on this machine: what the machine itself costs."""
 FLOODS = ("none", "client", "raw", f"client{BESIDE}", f"raw{BESIDE}")
@@ -55,7 +55,7 @@ METHOD = "/thinrow.v1.MaterializationService/Materialize"
 
 
 class Latency(NamedTuple):
-    """Of the steady tenant's calls, in milliseconds."""
+    """Latencies of the steady tenant's calls, in milliseconds."""
 
     p50_ms: float
     p99_ms: float
@@ -63,7 +63,7 @@ class Latency(NamedTuple):
 
 
 def steady(address: str, requests: Path) -> Latency:
-    """Asks for one batch after the other."""
+    """Request one batch after the other."""
     users, end_ts = np.load(requests)
     batches = [Pointers(user_ids=u, end_ts=e) for u, e in zip(users, end_ts, strict=True)]
     times_ms = []
@@ -81,26 +81,26 @@ def steady(address: str, requests: Path) -> Latency:
 
 
 def flood(address: str, requests: Path, kind: str) -> None:
-    """Asks until it is killed; prints how many of its calls were refused each second."""
+    """Send requests until it is killed; prints how many of its calls were refused each second."""
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     users, end_ts = (array[:, :FLOOD_EXAMPLES] for array in np.load(requests))
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
     counts = {"refused": 0, "answered": 0}
 
     def raw() -> None:
-        ask = grpc.insecure_channel(address, options).unary_unary(METHOD)
+        call = grpc.insecure_channel(address, options).unary_unary(METHOD)
         for u, e in itertools.cycle(zip(users, end_ts, strict=True)):
             request = wire.MaterializeRequest(user_ids=u, end_ts=e, tenant="flood")
             try:
-                ask(request.SerializeToString())
+                call(request.SerializeToString())
                 counts["answered"] += 1
             except grpc.RpcError:
                 counts["refused"] += 1
 
     def client() -> None:
         batches = [Pointers(user_ids=u, end_ts=e) for u, e in zip(users, end_ts, strict=True)]
-        with connect(address, ClientConfig(retry_deadline_s=600)) as asking:
-            for _ in asking.answers(itertools.cycle(batches), "flood"):
+        with connect(address, ClientConfig(retry_deadline_s=600)) as client:
+            for _ in client.answers(itertools.cycle(batches), "flood"):
                 counts["answered"] += 1
 
     for _ in range(FLOOD_CALLS):
@@ -146,7 +146,7 @@ def main() -> None:
         caption=f"Medians of {arguments.rounds}, alternating. {machine()}",
     )
     with tempfile.TemporaryDirectory(prefix="thinrow-bench-") as scratch, ExitStack() as stack:
-        store, asked = build(Path(scratch))
+        store, requests = build(Path(scratch))
         tenants = Path(scratch) / "tenants.toml"
         tenants.write_text(TENANTS)
         served, beside = (start(store, 1, "--tenants", str(tenants)) for _ in range(2))
@@ -158,11 +158,11 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for kind, each in found.items():
                 if kind == "none":
-                    each.append(steady(served.address, asked))
+                    each.append(steady(served.address, requests))
                     continue
                 address = beside.address if kind.endswith(BESIDE) else served.address
-                with flooded(address, asked, kind.removesuffix(BESIDE)) as counts:
-                    each.append(steady(served.address, asked))
+                with flooded(address, requests, kind.removesuffix(BESIDE)) as counts:
+                    each.append(steady(served.address, requests))
                 flows[kind] = tuple(map(sum, zip(*counts, strict=True)))  # type: ignore[assignment]
         alone = median(latency.p99_ms for latency in found["none"])
         for kind, each in found.items():

@@ -1,4 +1,4 @@
-"""What is to be reached, and whether it is."""
+"""Goals, and the results that meet or miss them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REDIS = ("Redis, LRANGE", "Redis, GETRANGE")
 LANCE, DUCKDB = "Lance, take", "DuckDB, join"
 
 Found = dict[tuple[str, str, str], "Compared"]
-"""By world, tenant and order."""
+"""Comparisons by world, tenant and order."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def goals(
             (short.read_bytes / short.own_bytes) / (long.read_bytes / long.own_bytes),
             "x",
             at_least=False,
-            note="bytes asked: events of all examples in the traits' own types",
+            note="bytes requested: events of all examples in the traits' own types",
         )
     yield Goal(
         "Compaction, million events per second of processor, first build",

@@ -173,12 +173,12 @@ def limit_bytes_per_s(device: torch.device, size_bytes: int) -> float:
 
 
 def first_answer(sample: Sample, case: Case, address: str) -> Answer:
-    """What one batch is made of, users standing together as the loader has them."""
+    """The answer of one batch, sorted by user as in the loader."""
     rows, _ = next(iter(read_thin_rows(sample.rows, examples=case.users * case.requests)))
     order = np.argsort(rows.pointers.user_ids, kind="stable")[: case.batch_examples]
     with connect(address) as client:
-        asked = [ThinRows(rows.pointers[order])]
-        return next(iter(client.answers(asked, Projection(case.events, traits=TRAITS))))
+        rows_sorted = [ThinRows(rows.pointers[order])]
+        return next(iter(client.answers(rows_sorted, Projection(case.events, traits=TRAITS))))
 
 
 def copies(case: Case, answer: Answer, device: torch.device, limit: float) -> list[list[str]]:
@@ -271,7 +271,7 @@ def markdown(headings: Iterable[str], rows: Iterable[list[str]]) -> str:
 
 
 def main() -> None:
-    """Measures everything, shows it and, when told, writes it down."""
+    """Measure everything, print it and, if a path is given, write it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="small cases, to try the script out")
@@ -294,8 +294,8 @@ def main() -> None:
                 copied += copies(case, first_answer(sample, case, address), device, limit)
                 trained.append(training(case, sample, address, device))
     title = f"{name}, torch {torch.__version__}; {machine()}"
-    told = f"A large copy from pinned memory: {limit / 1e9:.1f} GB/s."
-    console.print(title, told, sep="\n")
+    copy_rate = f"A large copy from pinned memory: {limit / 1e9:.1f} GB/s."
+    console.print(title, copy_rate, sep="\n")
     show("Host to device", COPY_HEADINGS, copied)
     show("Training", TRAINING_HEADINGS, trained)
     if meaningless:
@@ -306,7 +306,7 @@ def main() -> None:
             f"Written by `make gpu` on {time.strftime('%Y-%m-%d', time.gmtime())}: {title}.",
             *([f"**{NOTHING}**"] if meaningless else []),
             "## Host to device",
-            f"{told} A batch is events x examples.",
+            f"{copy_rate} A batch is events x examples.",
             markdown(COPY_HEADINGS, copied),
             "## Training",
             "Forward and backward of attention layers, with batches from a server on the same "

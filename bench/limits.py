@@ -1,4 +1,4 @@
-"""What the machine could do at best for the same work: copy memory, send bytes, get values.
+"""Upper bounds of the machine for the same work: copy memory, send bytes, get values.
 
 Run as a script, this file is the server of bare bytes.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 METHOD = "/limit/Stream"
 MESSAGE_BYTES_MAX = 1 << 28
 RING_SLOTS = 5
-"""As many batches as a loader of default configuration has memory for."""
+"""Number of batches that a loader of default configuration has memory for."""
 
 
 class MemoryCopy:
@@ -51,21 +51,21 @@ class MemoryCopy:
 
 
 class BareStream:
-    """As many messages of the same size as the thin rows' answers, through gRPC alone."""
+    """Messages of the number and size of the thin rows' answers, through gRPC alone."""
 
     name = "bare gRPC stream"
 
     def __init__(self, address: str, pid: int, messages: int, message_bytes: int) -> None:
         self.pids: Sequence[int] = (pid,)
         self.address = address
-        self.asked = struct.pack("<qq", messages, message_bytes)
+        self.request = struct.pack("<qq", messages, message_bytes)
         self.nbytes = messages * message_bytes
 
     def batches(self) -> Iterator[Tensors]:
         """Takes the bytes and drops them."""
         options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
         with grpc.insecure_channel(self.address, options=options) as channel:
-            received = sum(len(message) for message in channel.unary_stream(METHOD)(self.asked))
+            received = sum(len(message) for message in channel.unary_stream(METHOD)(self.request))
         assert received == self.nbytes
         yield from ()
 
@@ -100,7 +100,7 @@ def bare_server() -> Iterator[tuple[str, int]]:
 
 
 def send(request: bytes, _context: grpc.ServicerContext) -> Iterator[bytes]:
-    """The messages asked for."""
+    """Return the requested messages."""
     messages, message_bytes = struct.unpack("<qq", request)
     message = bytes(message_bytes)
     for _ in range(messages):

@@ -1,8 +1,8 @@
 """The online half under load: snapshots while events come in, and how fast they can come in.
 
-Run: python bench/online.py [--seconds 10] [--rounds 3]. A server, whoever asks it and whoever
-appends share the machine's cores. Snapshots are asked for by calls of their own and on a stream. In
-each round the same is asked of a server that only returns bytes, as many as a snapshot has: the
+Run: python bench/online.py [--seconds 10] [--rounds 3]. A server, its caller and its appender
+share the machine's cores. Snapshots are requested by unary calls and on a stream. In
+each round the same requests go to a server that only returns bytes, as many as a snapshot has: the
 least that gRPC in Python takes here at this time.
 """
 
@@ -26,7 +26,7 @@ import grpc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from caller import ask_steadily, field, number_field
+from caller import field, number_field, send_steadily
 from rich.console import Console
 from rich.table import Table
 from thinrow.client import Projection
@@ -62,7 +62,7 @@ liked = { type = "bool", sparse = true, default = false }
 
 @dataclass(frozen=True)
 class Load:
-    """What one kind of caller found."""
+    """Measurements of one kind of caller."""
 
     seconds: float
     count: int
@@ -145,7 +145,7 @@ def batches(client: OnlineClient, seed: int, size: int, count: int) -> list[onli
 
 
 def append_steadily(address: str, seconds: float, found: Connection[Any, Any]) -> None:
-    """EVENTS_PER_S in batches of BATCH_EVENTS; tells how long each took to be durable."""
+    """EVENTS_PER_S in batches of BATCH_EVENTS; returns the time that each took to be durable."""
     with connect_online(address) as client:
         ready = batches(client, 1, BATCH_EVENTS, int(seconds * EVENTS_PER_S / BATCH_EVENTS))
         found.send(None)
@@ -167,7 +167,7 @@ def append_steadily(address: str, seconds: float, found: Connection[Any, Any]) -
 
 
 def append_fast(address: str, seconds: float) -> Load:
-    """As fast as one stream takes them."""
+    """Send batches as fast as one stream takes them."""
     with connect_online(address) as client:
         ready = batches(client, 2, FULL_BATCH_EVENTS, int(seconds * 40))
         start_s = time.perf_counter()
@@ -175,12 +175,12 @@ def append_fast(address: str, seconds: float) -> Load:
         return Load(time.perf_counter() - start_s, len(ready) * FULL_BATCH_EVENTS, took)
 
 
-def ask(address: str, method: str, seconds: float, seed: int) -> Load:
+def load_of(address: str, method: str, seconds: float, seed: int) -> Load:
     """REQUESTS_PER_S, each timed from when it was due."""
     projection = to_wire_projection(Projection(SEQUENCE_LENGTH))
     rng = np.random.default_rng(seed)
     count = int(seconds * REQUESTS_PER_S)
-    asked = [
+    snapshots = [
         online_pb2.SnapshotRequest(user_id=user, projection=projection)
         for user in rng.integers(1, USERS + 1, count).tolist()
     ]
@@ -188,11 +188,11 @@ def ask(address: str, method: str, seconds: float, seed: int) -> Load:
         online_pb2.StreamedRequest(request=one).SerializeToString()
         if method.endswith("Stream")
         else one.SerializeToString()
-        for one in asked
+        for one in snapshots
     ]
     due = np.cumsum(rng.exponential(1 / REQUESTS_PER_S, count)).tolist()
     start_s = time.perf_counter()
-    took, failed = ask_steadily(address, method, requests, due)
+    took, failed = send_steadily(address, method, requests, due)
     return Load(time.perf_counter() - start_s, count, took, failed)
 
 
@@ -233,7 +233,7 @@ def return_bytes(answer: bytes, found: Connection[Any, Any]) -> None:
 
 
 def warm_up(address: str) -> None:
-    """Asks about every user once, so that directories and newest stripes are in memory."""
+    """Request every user once, so that directories and newest stripes are in memory."""
     with connect_online(address) as client:
         for first in range(1, USERS, 500):
             client.snapshot_batch(range(first, first + 500), Projection(SEQUENCE_LENGTH))
@@ -283,24 +283,24 @@ def measure(seconds: float, rounds: int) -> Table:
             floor.start()
             floor_address, floor_process = f"127.0.0.1:{here.recv()}", floor.pid or 0
             service = "/thinrow.v1.OnlineService"
-            asked = {
+            services = {
                 "calls": (address, f"{service}/Snapshot", process),
                 "streamed": (address, f"{service}/SnapshotStream", process),
                 "floor of calls": (floor_address, "/Floor/Ask", floor_process),
                 "floor of a stream": (floor_address, "/Floor/AskStream", floor_process),
             }
 
-            def ask_all(when: str, seed: int) -> None:
-                for what, (where, method, server) in asked.items():
+            def run_all(when: str, seed: int) -> None:
+                for what, (where, method, server) in services.items():
                     before_s = cpu_s(server)
-                    load = ask(where, method, seconds, seed)
+                    load = load_of(where, method, seconds, seed)
                     found[f"{what}, {when}"].append(load)
                     used[f"{what}, {when}"] += (cpu_s(server) - before_s) / load.seconds
 
-            ask_all("no appends", rounds)
-            with appended_to(address, (len(asked) * rounds + 1) * (seconds + 1)) as appends:
+            run_all("no appends", rounds)
+            with appended_to(address, (len(services) * rounds + 1) * (seconds + 1)) as appends:
                 for seed in range(rounds):
-                    ask_all("beside appends", seed)
+                    run_all("beside appends", seed)
             found[f"appends, {BATCH_EVENTS} a batch"] = appends
             here.send(None)
             floor.join()
@@ -329,5 +329,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--rounds", type=int, default=3)
-    told = parser.parse_args()
-    Console().print(measure(told.seconds, told.rounds))
+    options = parser.parse_args()
+    Console().print(measure(options.seconds, options.rounds))

@@ -40,7 +40,7 @@ def table(headings: str, rows: Sequence[Sequence[str]]) -> str:
 
 
 def change(new: float, old: float) -> str:
-    """How much more or less."""
+    """Format a relative difference."""
     return f"{new / old - 1:+.1%}"
 
 
@@ -167,7 +167,7 @@ STAGES = ("wait", "plan", "read", "assemble")
 
 
 def profile_table(found: Found) -> str:
-    """Who waits and who works, as shares of a round."""
+    """Waiting and working time, as shares of a round."""
     rows = []
     for one in found.values():
         round_s = one.thin.round_s
@@ -190,7 +190,7 @@ def profile_table(found: Found) -> str:
 
 
 def functions_table(found: Found) -> str:
-    """Where the server's own time goes."""
+    """The server's time by stage."""
     rows = [
         [f"{one.tenant.name} ({one.world}, {one.order})", f"`{name}`", f"{share:.0%}"]
         for one in found.values()
@@ -226,7 +226,7 @@ def page(
 
 
 def plots(found: Found, lines: Sequence[Goal], folder: Path) -> None:
-    """How many times as fast thin rows are, and where their time goes."""
+    """Speed of thin rows as multiples of other sides, and their time by stage."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,7 +1,7 @@
 """Two server processes against one, for the short tenant (C: last 100 events, one group).
 
-Both servers stand all the time and are asked in turn by a load in a process of its own: raw
-requests whose answers nobody reads, over HTTP/2 written by hand, so that as much of the machine as
+Both servers run all the time and receive requests in turn from a load in a process of its own: raw
+requests whose answers are discarded, over HTTP/2 written by hand, so that as much of the machine as
 possible is the servers', and ThinRow's own client. `others` is what else ran: where that is much,
 measure again.
 """
@@ -44,7 +44,7 @@ SHORT = Projection(100, traits=("item_id", "author_id", "category"))
 EXAMPLES, REQUESTS = 512, 64
 PROCESSES = (1, 2)
 CONNECTIONS, IN_FLIGHT = 2, 4
-"""Of the raw load, and requests of each."""
+"""Streams of the raw load, and requests of each."""
 FRAME_BYTES = 1 << 14
 SECONDS, WARM_SECONDS = 3.0, 0.5
 METHOD = "/thinrow.v1.MaterializationService/MaterializeStream"
@@ -55,7 +55,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def load(address: str, processes: int, requests: Path, kind: str) -> None:
-    """Asks for some seconds; prints a line when it begins, and how many examples were answered."""
+    """Send requests for some seconds; prints a line at the start, and the examples answered."""
     users, end_ts = np.load(requests)
     batches = [Pointers(user_ids=u, end_ts=e) for u, e in zip(users, end_ts, strict=True)]
     answered = raw(address, processes, batches) if kind == "raw" else client(address, batches)
@@ -78,11 +78,11 @@ def raw(address: str, processes: int, batches: Sequence[Pointers]) -> Iterator[i
     streams: dict[bytes, Stream] = {}
     while len(streams) < CONNECTIONS:
         stream = Stream(address, METHOD)
-        stream.ask(next(sent))
-        while not stream.told:
+        stream.send(next(sent))
+        while not stream.process_name:
             stream.receive()
         # What a process of several says of itself is the same on all of its connections.
-        name = stream.told if processes > 1 else bytes([len(streams)])
+        name = stream.process_name if processes > 1 else bytes([len(streams)])
         if name in streams:
             stream.socket.close()
         else:
@@ -90,12 +90,12 @@ def raw(address: str, processes: int, batches: Sequence[Pointers]) -> Iterator[i
     of_socket = {stream.socket: stream for stream in streams.values()}
     for stream in streams.values():
         for _ in range(IN_FLIGHT - 1):
-            stream.ask(next(sent))
+            stream.send(next(sent))
     while True:
         for ready in select.select(list(of_socket), (), ())[0]:
             stream = of_socket[ready]
             for _ in range(stream.receive()):
-                stream.ask(next(sent))
+                stream.send(next(sent))
                 yield EXAMPLES
 
 
@@ -105,7 +105,7 @@ class Stream(Connection):
     def __init__(self, address: str, method: str) -> None:
         super().__init__(address, method)
         self.socket.sendall(frame(HEADERS, END_HEADERS, 1, self.headers))
-        self.told = b""
+        self.process_name = b""
         """The server's first headers, as they came."""
         self._buffer = bytearray(1 << 20)
         self._kept = 0
@@ -115,7 +115,7 @@ class Stream(Connection):
         self._prefix = b""
         """The beginning of the next message's length."""
 
-    def ask(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
         """Sends a message, in frames as large as every server takes."""
         for at in range(0, len(message), FRAME_BYTES):
             self.socket.sendall(frame(DATA, 0, 1, message[at : at + FRAME_BYTES]))
@@ -146,7 +146,7 @@ class Stream(Connection):
             else:
                 content = bytes(view[at + 9 : at + 9 + length])
                 if kind == HEADERS:
-                    self.told = self.told or content
+                    self.process_name = self.process_name or content
                 self.heed(kind, flags, content)
                 at += length
             at += 9
@@ -174,8 +174,8 @@ class Stream(Connection):
 
 def client(address: str, batches: Sequence[Pointers]) -> Iterator[int]:
     """ThinRow's own, its answers checked and not widened."""
-    with connect(address) as asking:
-        for answer in asking.answers(itertools.cycle(batches), SHORT):
+    with connect(address) as client:
+        for answer in client.answers(itertools.cycle(batches), SHORT):
             yield len(answer.rows)
 
 
@@ -183,7 +183,7 @@ def client(address: str, batches: Sequence[Pointers]) -> Iterator[int]:
 
 
 class Turn(NamedTuple):
-    """What one server did under load."""
+    """Figures of one server under load."""
 
     examples_per_s: float
     server_cores: float
@@ -273,7 +273,7 @@ def compared(scratch: Path, rounds: int, kinds: Sequence[str]) -> dict[str, dict
     """Medians of each kind of load, by the number of processes."""
     found: dict[str, dict[int, Turn]] = {}
     with ExitStack() as stack:
-        store, asked = build(scratch)
+        store, requests = build(scratch)
         servers = {processes: start(store, processes) for processes in PROCESSES}
         for served in servers.values():
             stack.callback(served.process.wait)
@@ -282,7 +282,7 @@ def compared(scratch: Path, rounds: int, kinds: Sequence[str]) -> dict[str, dict
             turns: dict[int, list[Turn]] = {processes: [] for processes in PROCESSES}
             for _ in range(rounds):
                 for processes, served in servers.items():
-                    turns[processes].append(turn(served, asked, kind))
+                    turns[processes].append(turn(served, requests, kind))
             found[kind] = {
                 processes: Turn(*(median(column) for column in zip(*each, strict=True)))
                 for processes, each in turns.items()

@@ -147,7 +147,7 @@ def size(path: Path) -> int:
 
 
 def real(sample: SampleData) -> Case:
-    """Whole histories of real users; every so many events of a user one is a request."""
+    """Whole histories of real users; every n-th event of a user is a request."""
     last_ts = int(sample.events["event_ts"].to_numpy().max())
     return Case(
         name=sample.name,
@@ -201,10 +201,10 @@ def compare(case: Case, folder: Path) -> Iterator[Comparison]:
     )
     with serving(store, folder / "server.log") as served:
         for number, (order, keys) in enumerate(ORDERS.items()):
-            asked = folder / f"requests-{number}.parquet"
+            request_file = folder / f"requests-{number}.parquet"
             rows, fat = folder / f"rows-{number}.parquet", folder / f"fat-{number}.parquet"
-            case.requests.sort(keys).write_parquet(asked)
-            backfill(BackfillConfig(requests=asked, store=store, events=[events], rows=rows))
+            case.requests.sort(keys).write_parquet(request_file)
+            backfill(BackfillConfig(requests=request_file, store=store, events=[events], rows=rows))
             materialize(served.client, rows, Projection(case.sequence_length), fat)
             # As a warehouse would have written it: PyArrow's own defaults, zstd.
             rewrite(fat)

@@ -52,16 +52,16 @@ def serving(store: Path, log: Path) -> Iterator[Served]:
             if server.poll() is not None:
                 raise SystemExit(f"The server ended: {log.read_text()}")
             time.sleep(0.05)
-        told = json.loads(log.read_text().splitlines()[0])
-        with connect(told["address"]) as client:
-            yield Served(client, told["address"], told["metrics"])
+        endpoints = json.loads(log.read_text().splitlines()[0])
+        with connect(endpoints["address"]) as client:
+            yield Served(client, endpoints["address"], endpoints["metrics"])
     finally:
         server.terminate()
         server.wait()
 
 
 def machine() -> str:
-    """What this ran on."""
+    """The machine and software of this run."""
     names = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]

@@ -1,4 +1,4 @@
-"""What is compared: sides that make the same tensors, done in turn, with their clocks and costs."""
+"""Compared sides: they make the same tensors, done in turn, with their clocks and costs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Side(Protocol):
 
     @property
     def name(self) -> str:
-        """What the tables call it."""
+        """Name in the tables."""
 
     @property
     def pids(self) -> Sequence[int]:
-        """Its processes beside this one."""
+        """Processes of the side other than this one."""
 
     def batches(self) -> Iterator[Tensors]:
         """All batches once."""
@@ -42,11 +42,11 @@ class Side(Protocol):
 
 @dataclass(kw_only=True)
 class Figures:
-    """What one side took, the round that does not count left out."""
+    """Times of one side, without the warm-up round."""
 
     examples: int = 0
     events: int = 0
-    """Of one round."""
+    """Figures of one round."""
     seconds: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     batch_s: list[float] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Figures:
         return 1e6 * sum(self.cpu_s) / len(self.cpu_s) / self.events
 
     def batch_ms(self, percentile: float) -> float:
-        """How long the consumer waited for a batch."""
+        """Time that the consumer waited for each batch."""
         return float(np.percentile(self.batch_s, percentile)) * 1000
 
 
@@ -79,24 +79,24 @@ def measure(
     sides: Iterable[Side],
     reference: Callable[[], Iterator[Tensors]],
     rounds: int,
-    told: Callable[[str], None],
+    report: Callable[[str], None],
     limits: Iterable[Side] = (),
 ) -> tuple[dict[str, Figures], float]:
     """Compares every side's tensors with the reference, then times sides and limits in turn.
 
-    Also tells how many cores others used meanwhile, who should not have.
+    Also returns the cores that other processes used meanwhile; there should be none.
 
 
-    told: what comes next; the first round does not count.
+    report: Receives the name of the next step; the first round does not count.
     limits: what makes no tensors, so there is nothing to compare.
     """
     sides = list(sides)
     for side in sides:
-        told(f"checking {side.name}")
+        report(f"checking {side.name}")
         check_equal(side, reference())
     figures: dict[str, Figures] = defaultdict(Figures)
     for number in range(rounds + 1):
-        told(f"round {number} of {rounds}")
+        report(f"round {number} of {rounds}")
         if number == 1:
             start_s, busy_s = time.perf_counter(), machine_s()
         for side in (*sides, *limits):

@@ -1,4 +1,4 @@
-"""How long a trainer waits for its batches when a step takes no less than their bytes allow.
+"""Time that a trainer waits for its batches when a step takes no less than their bytes allow.
 
 A step sleeps for as long as copying the batch's bytes takes at half the memory's copying speed.
 It sleeps, rather than compute, because a trainer on a GPU leaves the processor to the loader.
@@ -55,7 +55,7 @@ def copy_bytes_per_s() -> float:
 
 
 def measure(case: Case, folder: Path, bytes_per_s: float) -> list[str]:
-    """One row of the table: what was asked, the length of a step, the share of waiting."""
+    """One row of the table: the goal, the length of a step, the share of waiting."""
     sample = build(folder, users=case.users, events=case.events, requests=case.requests)
     config = LoaderConfig(batch_examples=case.batch_examples)
     projection = Projection(sequence_length=case.events, traits=TRAITS)

@@ -20,7 +20,7 @@ SCHEMA = '[item]\nitem_id = "int64"\n[use]\nwatch_ms = "int32"\naction = "int8"\
 
 @dataclass(frozen=True)
 class Sample:
-    """Where everything lies."""
+    """Paths of the data."""
 
     store: Path
     rows: Path
@@ -32,7 +32,7 @@ def build(folder: Path, *, users: int, events: int, requests: int) -> Sample:
     rng = np.random.default_rng(0)
     count = users * events
     times = np.sort(rng.integers(0, SPAN_DAYS * DAY_MS, (users, events)), axis=1)
-    raw, asked = folder / "events.parquet", folder / "requests.parquet"
+    raw, request_file = folder / "events.parquet", folder / "requests.parquet"
     schema, store, rows = folder / "schema.toml", folder / "store", folder / "rows.parquet"
     pl.DataFrame(
         {
@@ -56,6 +56,8 @@ def build(folder: Path, *, users: int, events: int, requests: int) -> Sample:
             "request_ts": np.full(users * requests, watermark_ts, np.int64),
             "label": rng.integers(0, 2, users * requests),
         }
-    ).write_parquet(asked)
-    backfill(BackfillConfig(requests=asked, store=store, events=[raw], rows=rows, time_unit="ms"))
+    ).write_parquet(request_file)
+    backfill(
+        BackfillConfig(requests=request_file, store=store, events=[raw], rows=rows, time_unit="ms")
+    )
     return Sample(store, rows)

@@ -70,7 +70,7 @@ WHOLE = Tenant(
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is run."""
+    """Sizes of the run."""
 
     rounds: int
     union_users: int
@@ -117,12 +117,12 @@ class Benchmark:
     """One run: what is measured goes into `found`."""
 
     def __init__(
-        self, sizes: Sizes, scratch: Path, bare: tuple[str, int], told: Callable[[str], None]
+        self, sizes: Sizes, scratch: Path, bare: tuple[str, int], report: Callable[[str], None]
     ) -> None:
         self.sizes = sizes
         self.scratch = scratch
         self.bare = bare
-        self.told = told
+        self.report = report
         self.found: Found = {}
 
     def add(
@@ -145,7 +145,7 @@ class Benchmark:
             fat=fat,
             bare=self.bare,
             rounds=self.sizes.rounds,
-            told=lambda text: self.told(f"{prefix}: {text}"),
+            report=lambda text: self.report(f"{prefix}: {text}"),
             profiled=profiled,
         )
         self.found[world.name, tenant.name, order.removesuffix(FEWER)] = one
@@ -153,7 +153,7 @@ class Benchmark:
 
     def union(self) -> None:
         """One data set for all tenants, as the paper's Table 1 has it: fat rows of 16K events."""
-        self.told("union: building")
+        self.report("union: building")
         made = workload(
             users=self.sizes.union_users,
             events_median=self.sizes.union_events_median,
@@ -170,7 +170,7 @@ class Benchmark:
             del made
             fat = world.folder / "fat.parquet"
             for order in (IN_TIME_ORDER, CLUSTERED):
-                self.told(f"union: fat rows {order}")
+                self.report(f"union: fat rows {order}")
                 examples = world.examples(order, LONG)
                 examples.write_fat_rows(fat)
                 with assembled(examples, world.folder / "flight") as flights:
@@ -193,7 +193,7 @@ class Benchmark:
 
     def mid(self) -> None:
         """More users with shorter histories, and for each tenant the tables it would choose."""
-        self.told("mid: building")
+        self.report("mid: building")
         made = workload(
             users=self.sizes.mid_users,
             events_median=self.sizes.mid_events_median,
@@ -207,7 +207,7 @@ class Benchmark:
             del made
             self.mid_fat(world)
             self.mid_short(world)
-            self.told("mid: bytes on the wire")
+            self.report("mid: bytes on the wire")
             self.wire = wire(world)
 
     def mid_fat(self, world: World) -> None:
@@ -217,7 +217,7 @@ class Benchmark:
             name="", sequence_length=MID.sequence_length, traits=TRAITS, batch_examples=1
         )
         for order in (IN_TIME_ORDER, CLUSTERED):
-            self.told(f"mid: fat rows {order}")
+            self.report(f"mid: fat rows {order}")
             world.examples(order, everything).write_fat_rows(fat)
             self.add(
                 world,
@@ -233,16 +233,16 @@ class Benchmark:
     def mid_short(self, world: World) -> None:
         """C beside stores that others look histories up in."""
         with ExitStack() as stack:
-            self.told("mid: loading Redis")
+            self.report("mid: loading Redis")
             examples = world.examples(IN_TIME_ORDER, SHORT)
             everyone = world.examples(AT_RANDOM, SHORT)
             reads = stack.enter_context(redis_reads(everyone, world.folder / "redis"))
-            self.told("mid: writing Lance")
+            self.report("mid: writing Lance")
             lance = LanceTake(world.folder / "lance", examples)
             fat = world.folder / "fat.parquet"
             for order in (IN_TIME_ORDER, CLUSTERED):
                 examples = world.examples(order, SHORT)
-                self.told("mid: writing DuckDB")
+                self.report("mid: writing DuckDB")
                 duck = DuckDBJoin(
                     world.folder / f"duckdb {order}",
                     examples,
@@ -289,17 +289,17 @@ class Benchmark:
     def costs(self) -> None:
         """Bytes on disk, the cost of length, compaction."""
         sizes = self.sizes
-        self.told("bytes on disk")
+        self.report("bytes on disk")
         self.stored = stored(self.scratch / "stored", sizes.stored_users, sizes.stored_days)
-        self.told("long histories against short ones")
+        self.report("long histories against short ones")
         short_ms, long_ms = length_cost(self.scratch / "lengths")
         self.lengths_ms = (median(short_ms), median(long_ms))
-        self.told("two server processes against one")
+        self.report("two server processes against one")
         folder = self.scratch / "processes"
         folder.mkdir()
         self.processes = processes.compared(folder, sizes.rounds, ("raw",))["raw"]
         self.compaction = compaction(
-            self.scratch / "compaction", sizes.compaction_users, sizes.rounds, self.told
+            self.scratch / "compaction", sizes.compaction_users, sizes.rounds, self.report
         )
 
 

@@ -90,10 +90,10 @@ def workload(
             "duration_ms": (1000 * (5 + item % 90)).astype(np.int32),
         }
     ).sort("event_ts", "user_id")
-    asking = np.repeat(np.arange(users), request_days * requests_per_day)
+    request_users = np.repeat(np.arange(users), request_days * requests_per_day)
     day = np.tile(np.repeat(np.arange(days - request_days, days), requests_per_day), users)
     requests = pl.DataFrame(
-        {"user_id": asking, "request_ts": session_times(rng, asking, day)}
+        {"user_id": request_users, "request_ts": session_times(rng, request_users, day)}
     ).sort("request_ts", "user_id")
     return Workload(events, requests, (FIRST_DAY + days) * DAY_MS)
 

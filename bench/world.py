@@ -36,7 +36,7 @@ IN_TIME_ORDER, CLUSTERED, AT_RANDOM = "in time order", "clustered by user", "at 
 
 @dataclass(frozen=True, kw_only=True)
 class Tenant:
-    """What one model wants."""
+    """Projection of one model."""
 
     name: str
     sequence_length: int
@@ -63,7 +63,7 @@ class World:
         return self.folder / f"rows {order}.parquet"
 
     def examples(self, order: str, tenant: Tenant) -> Examples:
-        """What a tenant must get."""
+        """Values that a tenant must get."""
         return Examples.of(
             self.histories,
             self.orders[order],
@@ -73,7 +73,7 @@ class World:
         )
 
     def metrics(self) -> dict[str, float]:
-        """What the server has counted so far."""
+        """Counters of the server."""
         with urllib.request.urlopen(f"http://{self.served.metrics}/metrics") as answer:
             text = answer.read().decode()
         found = re.findall(r"^thinrow_(read_bytes|sent_bytes)_total (\S+)$", text, re.MULTILINE)
@@ -147,10 +147,10 @@ def built(
 
 def write_rows(folder: Path, store: Path, raw: Path, orders: dict[str, pl.DataFrame]) -> None:
     """Backfills all orders' requests at once, and writes a file for each."""
-    asked, everything = folder / "requests.parquet", folder / "rows.parquet"
+    request_file, everything = folder / "requests.parquet", folder / "rows.parquet"
     unique = pl.concat(list(orders.values())).unique(maintain_order=True)
-    unique.write_parquet(asked)
-    backfill(BackfillConfig(requests=asked, store=store, events=[raw], rows=everything))
+    unique.write_parquet(request_file)
+    backfill(BackfillConfig(requests=request_file, store=store, events=[raw], rows=everything))
     rows = pq.read_table(everything)
     number = rows["number"].to_numpy()
     place = np.empty(number.max() + 1, np.int64)
@@ -165,7 +165,7 @@ def write_rows(folder: Path, store: Path, raw: Path, orders: dict[str, pl.DataFr
 
 
 def slices(requests: pl.DataFrame, examples: int, seed: int = 0) -> dict[str, pl.DataFrame]:
-    """So many requests from the midst of the time, of some users, and at random.
+    """Requests from the midst of the time, of some users, and at random.
 
     requests: `user_id` and `request_ts`, by time.
     """

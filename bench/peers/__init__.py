@@ -1,1 +1,1 @@
-"""What users have today, each set up as its own documentation recommends."""
+"""Systems that users have today, each set up as its own documentation recommends."""

@@ -1,7 +1,7 @@
 """Lance: a table with one row per user and one list per trait, read with `take`.
 
 Written with the format's defaults. `take` is what its documentation has for random access; it is
-asked for each user of a batch once, and for the traits wanted. A list comes whole: there is no
+read for each user of a batch once, and for the traits wanted. A list comes whole: there is no
 taking of its newest elements, so these are cut from it.
 """
 

@@ -57,7 +57,7 @@ class FatRows:
 
 
 class PyArrowRows(FatRows):
-    """With PyArrow."""
+    """Read with PyArrow."""
 
     name = "fat rows, PyArrow"
 
@@ -71,7 +71,7 @@ class PyArrowRows(FatRows):
 
 
 class PolarsRows(FatRows):
-    """With Polars."""
+    """Read with Polars."""
 
     name = "fat rows, Polars"
 
@@ -100,7 +100,7 @@ class PolarsRows(FatRows):
 def int64_tensors(offsets: np.ndarray, columns: Sequence[np.ndarray]) -> Tensors:
     """Tensors over the arrays, widened where they are narrower.
 
-    Arrow's memory is read-only, of which torch warns; nobody writes here, and a copy would cost.
+    Arrow's memory is read-only, of which torch warns; nothing writes here, and a copy would cost.
     """
     arrays = (offsets, *columns)
     return [torch.from_numpy(array.astype(np.int64, copy=False)) for array in arrays]

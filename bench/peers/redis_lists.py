@@ -2,7 +2,7 @@
 
 As its documentation advises for many small reads: one pipeline per batch, without a transaction,
 and the hiredis parser. LRANGE reads the newest events of a list, GETRANGE those of a string, which
-is more compact; both are told the places of the events, so Redis need not look for a time.
+is more compact; both receive the positions of the events, so Redis need not look for a time.
 """
 
 from __future__ import annotations
