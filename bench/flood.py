@@ -1,11 +1,11 @@
 """Latencies of a tenant's calls, with and without another tenant that floods the server.
 
 The steady tenant requests one batch after the other. The flood requests long histories with many
-concurrent calls, by ThinRow's client, or by raw calls that retry at once when they are rejected. Its
-processes run only when no other process wants the processor, because a real flood comes from other
-machines and takes no processor time from the server by calling it. A flood of another server on this
-machine, "beside", shows the cost of two processes that share its processors and memory. `refused` are
-the flood's calls that ended in TENANT_LIMIT.
+concurrent calls, by ThinRow's client, or by raw calls that retry at once when they are rejected.
+Its processes run only when no other process wants the processor, because a real flood comes from
+other machines and takes no processor time from the server by calling it. A flood of another
+server on this machine, "beside", shows the cost of two processes that share its processors and
+memory. `refused` are the flood's calls that ended in TENANT_LIMIT.
 """
 
 from __future__ import annotations
