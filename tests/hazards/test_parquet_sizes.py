@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 REFUSED_BYTES_MAX = 160 * MIB
 WRITE = """
 import pyarrow as pa, pyarrow.parquet as pq
-def write(path, columns, **options):
-    pq.write_table(pa.table(columns), path, compression="zstd", **options)
+def write(path, columns):
+    # Like Spark, without Arrow's schema, by which dictionaries would stay dictionaries.
+    pq.write_table(pa.table(columns), path, compression="zstd", store_schema=False)
 rows = 60_000
 def repeated(texts, kind=pa.string()):
     return pa.DictionaryArray.from_arrays(
@@ -126,3 +127,56 @@ def test_files_with_any_byte_changed(tmp_path: Path) -> None:
                 assert sum(len(batch) for batch in file.iter_batches(30)) <= 100
         except InputError as error:
             assert "events.parquet" in str(error)
+
+
+@pytest.mark.parametrize("options", [{}, {"data_page_version": "2.0"}, {"use_dictionary": False}])
+def test_footers_that_lie_about_counts_and_sizes(tmp_path: Path, options: dict[str, str]) -> None:
+    """All rows or InputError, whichever number of a footer is wrong."""
+    rows = 20_000
+    table = pa.table(
+        {
+            "n": range(rows),
+            "text": [f"text {number % 50}" for number in range(rows)],
+            "list": [[number] * (number % 3) for number in range(rows)],
+            "maybe": [None if number % 2 else number for number in range(rows)],
+        }
+    )
+    path = tmp_path / "events.parquet"
+    pq.write_table(table, path, row_group_size=12_000, **options)
+    data, footer = path.read_bytes(), pq.read_metadata(path)
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    numbers = {footer.num_rows}
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        numbers |= {group.num_rows, group.total_byte_size}
+        for column in map(group.column, range(group.num_columns)):
+            numbers |= {column.num_values, column.data_page_offset}
+            numbers |= {column.total_compressed_size, column.total_uncompressed_size}
+    before = pa.default_memory_pool().max_memory()
+    outcomes = []
+    for number in numbers:
+        written = varint(number)
+        most = (1 << 7 * len(written) - 1) - 1
+        for place in range(start, len(data) - 8):
+            if not data.startswith(written, place):
+                continue
+            for lie in {0, 1, -1, number // 2, number - 1, min(number + 1, most), most} - {number}:
+                lied = varint(lie, len(written))
+                path.write_bytes(data[:place] + lied + data[place + len(lied) :])
+                try:
+                    with open_parquet(path) as file:
+                        assert file.read().equals(table), (number, lie)
+                    outcomes.append("read")
+                except InputError as error:
+                    assert "events.parquet" in str(error)
+                    outcomes.append("refused")
+    assert {"read", "refused"} == set(outcomes)
+    assert pa.default_memory_pool().max_memory() - before < 64 * MIB
+
+
+def varint(number: int, size: int = 1) -> bytes:
+    """Encodes an integer as Thrift does, in `size` bytes or as many as it takes."""
+    rest, encoded = number << 1 ^ number >> 63, bytearray()
+    while rest > 0x7F or len(encoded) < size - 1:
+        encoded.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    return bytes([*encoded, rest])

@@ -61,6 +61,14 @@ class GroupSizes:
             leaf: declared_pages(column) if self.source is None else read_pages(self.source, column)
             for leaf, column in columns.items()
         }
+        for leaf, of_leaf in pages.items():
+            is_flat = not self.metadata.schema.column(leaf).max_repetition_level
+            if is_flat and of_leaf.values != row_group.num_rows:
+                # A reader would leave out the rows, or the values, of which there are more.
+                raise ValueError(
+                    f"row group {group} has {row_group.num_rows} rows and a column has "
+                    f"{of_leaf.values} values"
+                )
         stored = sum(column.total_compressed_size for column in columns.values())
         most = GROUP_BYTES_MAX + BYTES_PER_STORED_BYTE * stored
         sizes = {leaf: self._page_bytes(leaf, pages[leaf]) for leaf in leaves}
