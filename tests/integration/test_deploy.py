@@ -176,7 +176,8 @@ def test_health_is_asked_where_it_is_served(name: str) -> None:
 
 def test_servers_drain_before_they_are_killed() -> None:
     _, options = command_of(OURS["server"])
-    assert int(OURS["server"]["stop_grace_period"].removesuffix("s")) * 1000 > options["drain"]
+    drain_ms = options["drain_s"]  # before it becomes a field
+    assert int(OURS["server"]["stop_grace_period"].removesuffix("s")) * 1000 > drain_ms
 
 
 def test_trainer_asks_every_replica() -> None:
@@ -479,7 +480,7 @@ def test_pod_runs_what_the_command_takes() -> None:
     assert mounted[str(folder)]["name"] == "tenants"
     assert name in MANIFESTS["ConfigMap", "tenants"]["data"]
     pause_s = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert POD["spec"]["terminationGracePeriodSeconds"] > pause_s + options["drain"] / 1000
+    assert POD["spec"]["terminationGracePeriodSeconds"] > pause_s + options["drain_s"] / 1000
     limit = CONTAINER["resources"]["limits"]["memory"]
     assert int(limit.removesuffix("Gi")) << 30 >= memory_bound_bytes(options)
     assert CONTAINER["resources"]["requests"]["memory"] == limit
