@@ -1,4 +1,4 @@
-"""The client: asks a server for the histories that thin rows point at.
+"""The client: looks up the histories that thin rows point at.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The calls whose messages are bytes: what protobuf would copy is encoded and read elsewhere."""
+"""Calls whose messages stay bytes, so that protobuf does not copy every column."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
 
 
 def materialize(channel: ClosableChannel) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
-    """Materialize."""
+    """Returns the method Materialize of encoded messages."""
     calls: grpc.UnaryUnaryMultiCallable[bytes, bytes]
     calls = channel.unary_unary(f"/{SERVICE}/Materialize")
     return calls
 
 
 def materialize_stream(channel: ClosableChannel) -> grpc.StreamStreamMultiCallable[bytes, bytes]:
-    """MaterializeStream."""
+    """Returns the method MaterializeStream of encoded messages."""
     calls: grpc.StreamStreamMultiCallable[bytes, bytes]
     calls = channel.stream_stream(f"/{SERVICE}/MaterializeStream")
     return calls

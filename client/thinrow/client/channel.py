@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import grpc
 from thinrow.client.closable import CLOSED, ClosableChannel
 from thinrow.client.counting_channel import CountingChannel
+from thinrow.client.credentials import bearer_metadata
 from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,
@@ -43,16 +44,16 @@ T = TypeVar("T")
 # A default server takes pings closer than 5 minutes for abuse and hangs up.
 KEEPALIVE_INTERVAL_MS = 360_000
 KEEPALIVE_TIMEOUT_MS = 20_000
-# How soon a channel that failed may try again. Our own retries set the pace, so it is short.
+# Pause before a failed channel reconnects. Our own retries set the pace, so it is short.
 RECONNECT_BACKOFF_MS_INITIAL = 100
 RECONNECT_BACKOFF_MS_MAX = 1_000
-# The longest that a server may have us wait, whatever it says.
+# Upper bound on a server's retry hint.
 RETRY_AFTER_MS_MAX = 60_000
 
-# What gRPC takes for an address, less what people mean for a browser.
+# Addresses that gRPC accepts, except URLs meant for a browser.
 TARGET = re.compile(r"(?!https?:)(unix(-abstract)?:.+|(dns|ipv4|ipv6):.+|[^/]+:\d{1,5})")
 
-# How gRPC describes calls that were cancelled on this side.
+# Details of calls that this side cancelled.
 CANCELLED_HERE = ("Locally cancelled", "Channel closed")
 
 log = logging.getLogger("thinrow.client")
@@ -87,7 +88,7 @@ ERRORS_OF_GRPC: dict[str, type[ThinRowError]] = {
     "Concurrent RPC limit exceeded": TooManyCallsError,
     "CLIENT: Received message larger than max": AnswerTooLargeError,
 }
-"""Errors of gRPC itself by their text. All have the code RESOURCE_EXHAUSTED and no name."""
+"""Errors of gRPC itself, by text. All have the code RESOURCE_EXHAUSTED and no name."""
 
 
 class Channels:
@@ -114,7 +115,7 @@ class Channels:
         self._lock = threading.Lock()
 
     def open_extra(self, replica: int) -> ClosableChannel:
-        """Makes one more connection to a replica, open until it is let go, or all are closed."""
+        """Opens one more connection to a replica, until `release` or `close`."""
         with self._lock:
             self.check_open()
             channel = open_channel(self.targets[replica], self.config)
@@ -122,7 +123,7 @@ class Channels:
         return channel
 
     def release(self, channel: ClosableChannel) -> None:
-        """Closes a further connection, unless that was done."""
+        """Closes an extra connection, if it is still open."""
         with self._lock:
             if channel in self._extra_channels:
                 self._extra_channels.remove(channel)
@@ -142,14 +143,11 @@ class Channels:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call."""
-        token = self.config.token
-        if token is None:
-            return ()
-        return (("authorization", f"Bearer {token if isinstance(token, str) else token()}"),)
+        """Metadata of every call."""
+        return bearer_metadata(self.config)
 
     def fail_over(self, failed: int) -> None:
-        """Turns to the replica after `failed`, unless another caller has done so already."""
+        """Switches to the replica after `failed`, unless another caller already has."""
         if self.current == failed:
             self.current = (failed + 1) % len(self.targets)
 
@@ -159,18 +157,21 @@ class Channels:
         request: Message | bytes,
         deadline_s: float,
     ) -> T:
-        """Makes a unary call, again for as long as the retries allow.
+        """Makes a unary call, and repeats it while the retries allow.
 
-        method: finds the call at the replica asked now.
+        Args:
+            method: Returns the call to the current replica.
+            request: The message.
+            deadline_s: Time for a response, over all replicas.
         """
         retries, patience = Retries(self.config), Patience(self, deadline_s)
         while True:
-            asked = self.current
+            replica = self.current
             started_s = time.monotonic()
             try:
                 return method(self)(
                     request,
-                    timeout=patience.timeout_s(asked),
+                    timeout=patience.timeout_s(replica),
                     metadata=self.metadata,
                     wait_for_ready=False,
                 )
@@ -178,13 +179,13 @@ class Channels:
                 self.check_open()
                 failure = translate(error, self.targets)
                 if isinstance(failure, DeadlineError):
-                    # Also if this is the end: the next call need not find the same silence.
-                    self.fail_over(asked)
-                    if patience.is_silent(asked, time.monotonic() - started_s):
+                    # Also on the last attempt, so that the next call starts at another replica.
+                    self.fail_over(replica)
+                    if patience.is_silent(replica, time.monotonic() - started_s):
                         continue
                 if not retries.pause(failure):
                     raise failure from error
-                self.fail_over(asked)
+                self.fail_over(replica)
 
     def check_open(self) -> None:
         """Raises UnavailableError if the client was closed."""
@@ -192,16 +193,16 @@ class Channels:
             raise UnavailableError(CLOSED)
 
     def close(self) -> None:
-        """Closes every channel; calls under way are cancelled."""
+        """Closes every channel; calls in flight are cancelled."""
         with self._lock:
             self._closed = True
-            further, self._extra_channels = self._extra_channels, []
-        for channel in (*self._channels, *further):
+            extra, self._extra_channels = self._extra_channels, []
+        for channel in (*self._channels, *extra):
             channel.close()
 
 
 class Patience:
-    """Bounds how long each replica may keep one request waiting."""
+    """Divides the deadline of one request among the replicas."""
 
     def __init__(self, channels: Channels, deadline_s: float) -> None:
         self._channels = channels
@@ -209,12 +210,12 @@ class Patience:
         self.reset()
 
     def reset(self) -> None:
-        """Starts over: an answer came."""
+        """Starts over after a response."""
         self._silent: set[int] = set()
         self._waited_s = 0.0
 
     def timeout_s(self, replica: int) -> float:
-        """Returns how long to wait for an answer of this replica."""
+        """Returns the time to wait for this replica's response."""
         left_s = max(self._deadline_s - self._waited_s, 0.0)
         others = set(range(len(self._channels.targets))) - self._silent - {replica}
         if not others:
@@ -222,35 +223,40 @@ class Patience:
         return min(self._channels.config.silence_timeout_s, left_s / (len(others) + 1))
 
     def is_silent(self, replica: int, waited_s: float) -> bool:
-        """Notes that a replica did not answer in its time; returns True if another may."""
+        """Records that a replica exceeded its time; returns True if another one may try."""
         self._silent.add(replica)
         self._waited_s += waited_s
         targets = self._channels.targets
         more = len(self._silent) < len(targets) and self._waited_s < self._deadline_s
         if more:
             log.warning(
-                "No answer came from %s in %.3g s; asking the next.", targets[replica], waited_s
+                "No answer came from %s in %.3g s; trying the next replica.",
+                targets[replica],
+                waited_s,
             )
         return more
 
 
 class Retries:
-    """Paces and bounds the retries since the last answer. Exponential backoff, full jitter."""
+    """Paces and bounds the retries since the last response: exponential backoff, full jitter."""
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self.reset()
 
     def reset(self) -> None:
-        """Starts over: an answer came."""
+        """Starts over after a response."""
         self._pause_s_max = self._config.backoff_initial_s
         self._give_up_s: float | None = None
 
     def pause(self, failure: ThinRowError) -> bool:
-        """Waits before the next try; False at once where no time is left for one, or no use in it.
+        """Waits before the next attempt.
 
-        What may be asked again is what no server answered, and what one at a limit refused for now;
-        a server that says how long to stay away is left alone for as long.
+        A request may be repeated if no server answered, or if one at a limit rejected it with a
+        hint; the pause is then at least as long as the hint.
+
+        Returns:
+            False, without waiting, if no time is left or a retry cannot help.
         """
         at_least_s = 0.0
         if isinstance(failure, TooManyCallsError) and failure.retry_after_ms is not None:
@@ -260,7 +266,7 @@ class Retries:
         now_s = time.monotonic()
         if self._give_up_s is None:
             self._give_up_s = now_s + self._config.retry_deadline_s
-            log.warning("%s Asking again for %g s.", failure, self._config.retry_deadline_s)
+            log.warning("%s Retrying for %g s.", failure, self._config.retry_deadline_s)
         pause_s = at_least_s + random.uniform(0, self._pause_s_max)
         if now_s + pause_s >= self._give_up_s:
             return False
@@ -270,9 +276,10 @@ class Retries:
 
 
 def open_channel(target: str, config: ClientConfig) -> ClosableChannel:
-    """Makes a channel, which connects when it is first used.
+    """Returns a channel, which connects when it is first used.
 
-    Raises UsageError where a token would travel in the clear.
+    Raises:
+        UsageError: A token would travel unencrypted to another machine.
     """
     if (
         config.token is not None
@@ -290,13 +297,13 @@ def open_channel(target: str, config: ClientConfig) -> ClosableChannel:
         ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 0),
-        # Also how long one attempt to connect may take.
+        # Also the time limit of one attempt to connect.
         ("grpc.min_reconnect_backoff_ms", int(config.connect_timeout_s * 1000)),
         ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_MS_INITIAL),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MS_MAX),
         # Otherwise all clients of a process share one connection, and one server's thread.
         ("grpc.use_local_subchannel_pool", 1),
-        # We know what was delivered; gRPC does not.
+        # Only this client knows which responses were delivered.
         ("grpc.enable_retries", 0),
         ("grpc.service_config_disable_resolution", 1),
     ]
@@ -306,7 +313,7 @@ def open_channel(target: str, config: ClientConfig) -> ClosableChannel:
 
 
 def is_local(target: str) -> bool:
-    """Tells whether what is sent there stays on this machine."""
+    """Returns True if the target is this machine."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
     host = re.sub(r"^(dns:|ipv4:|ipv6:)/*", "", target).rpartition(":")[0].strip("[]")
@@ -317,7 +324,7 @@ def is_local(target: str) -> bool:
 
 
 def translate(error: grpc.RpcError, targets: tuple[str, ...]) -> ThinRowError:
-    """Says a gRPC error in terms of the one tree of exceptions."""
+    """Converts a gRPC error to one of `thinrow.errors`."""
     call = cast("grpc.Call", error)  # every RpcError of a call is that call
     code = call.code()
     details = call.details() or "no details given"
@@ -338,13 +345,13 @@ def translate(error: grpc.RpcError, targets: tuple[str, ...]) -> ThinRowError:
         )
     if kind is DeadlineError:
         return DeadlineError(
-            f"No answer came from {where} before the deadline; allow more time, or ask for less."
+            f"No answer came from {where} before the deadline; allow more time, or request less."
         )
     if kind is ThinRowError:
         return ThinRowError(f"The call to {where} failed with {code.name}: {details}")
     failure = kind(details)
     if isinstance(failure, TooManyCallsError):
-        # Without a name the refusal is gRPC's, which gives no hint.
+        # Without a name the rejection is gRPC's own, which has no hint.
         hint = str(metadata.get("retry-after-ms", "" if "thinrow-error" in metadata else "0"))
         failure.retry_after_ms = min(int(hint), RETRY_AFTER_MS_MAX) if hint.isdecimal() else None
     return failure

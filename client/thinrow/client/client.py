@@ -32,24 +32,29 @@ T = TypeVar("T")
 
 
 def connect(target: str | Sequence[str], config: ClientConfig | None = None) -> Client:
-    """Makes a client of the server at `target`, HOST:PORT, or of several replicas of one store.
+    """Returns a client of the server at `target`, HOST:PORT, or of several replicas of one store.
 
-    It connects at the first call, so a server that is not there yet is no error. Of replicas the
-    first is asked until it is unavailable, then the next. Raises UsageError for no target.
+    It connects at the first call, so a server that is not there yet is no error. It uses the first
+    replica until that one is unavailable, then the next.
+
+    Raises:
+        UsageError: There is no target, or one is no address.
     """
     targets = (target,) if isinstance(target, str) else tuple(target)
     return Client(Channels(targets, config or ClientConfig()))
 
 
 class Client:
-    """Asks for histories. Made by `connect`; a context manager, closed at its end.
+    """Looks up histories. Made by `connect`; a context manager, closed at its end.
 
-    Safe to share between threads. A process that forks must do so before its first client.
+    Threads may share it. A process that forks must do so before its first client.
 
-    Every call raises UnavailableError where no replica answers in `config.retry_deadline_s`,
-    DeadlineError, RequestError (UnknownTenantError, AnswerTooLargeError) for a call that the
-    server refuses, StoreCorruptError for a damaged store, and ThinRowError for an answer that
-    contradicts itself.
+    Every call raises:
+        UnavailableError: No replica answers in `config.retry_deadline_s`.
+        DeadlineError: No response came in time.
+        RequestError: The server rejects the call (also UnknownTenantError, AnswerTooLargeError).
+        StoreCorruptError: The store is damaged.
+        ThinRowError: The response contradicts itself.
     """
 
     def __init__(self, channels: Channels) -> None:
@@ -66,16 +71,16 @@ class Client:
 
     @property
     def config(self) -> ClientConfig:
-        """The bounds this client keeps."""
+        """The settings of this client."""
         return self._channels.config
 
     @property
     def stub(self) -> MaterializationServiceStub:
-        """The generated stub of the replica asked now, for calls of one's own."""
+        """The generated stub of the current replica, for calls that this class does not have."""
         return self._channels.stub
 
     def close(self) -> None:
-        """Closes the connections; calls and streams under way fail."""
+        """Closes the connections; calls and streams in flight fail."""
         self._channels.close()
 
     def materialize(
@@ -85,12 +90,19 @@ class Client:
         *,
         deadline_s: float | None = None,
     ) -> Batch:
-        """Puts back the histories of `rows`, mutable events appended.
+        """Returns the histories of `rows`, mutable events appended.
 
-        A `str` is the name of a tenant, whose projection the server knows. More rows than
-        `config.examples_per_request`, or than fit one answer, are asked for in several requests;
-        `deadline_s` (default `config.request_deadline_s`) bounds each. Faults of one example are
-        its status. Raises InputError for mutable events that lack a trait they need.
+        A fault of one example is its status.
+
+        Args:
+            rows: More than `config.examples_per_request`, or than fit one response, are split
+                into several requests.
+            projection: The wanted part of each history, or the name of a tenant, whose projection
+                the server knows.
+            deadline_s: Time for each request. Default: `config.request_deadline_s`.
+
+        Raises:
+            InputError: Mutable events lack a trait they need.
         """
         lookup = BatchLookup(rows, projection)
         size = RequestSize(self.config, first=self.config.examples_per_request)
@@ -99,18 +111,18 @@ class Client:
             piece, later = rest.cut(size.examples)
             examples = len(piece.examples)
 
-            def method(it: Channels, examples: int = examples) -> Callable[..., bytes]:
-                return traced_call(materialize(it.channel), lookup.tenant, examples)
+            def method(channels: Channels, examples: int = examples) -> Callable[..., bytes]:
+                return traced_call(materialize(channels.channel), lookup.tenant, examples)
 
             try:
                 answer = self._call(method, piece.request(), deadline_s)
-                part = piece.answered(Response.read(answer))
+                response = piece.answered(Response.read(answer))
             except AnswerTooLargeError:
                 if examples <= 1:
                     raise
-                size.refused(examples)
+                size.rejected(examples)
             else:
-                size.answered(part)
+                size.answered(response)
                 rest = later
         return Batch.from_answers([lookup.answer()])
 
@@ -121,14 +133,17 @@ class Client:
         *,
         deadline_s: float | None = None,
     ) -> Generator[Batch, None, None]:
-        """Puts back batch after batch: one for each of `batches`, in order, exactly once.
+        """Yields the histories of batch after batch, in order, each exactly once.
 
-        Up to `config.requests_in_flight` requests are under way, and `batches` is pulled that far
-        ahead, in the caller's thread; an empty batch says that the next may take a while, and all
-        before it is delivered first. When a server dies, what was not delivered is asked for
-        again, there or at the next replica. `deadline_s` (default `config.request_deadline_s`)
-        is how long each answer may keep the caller waiting. Closing the iterator, or letting go
-        of it, ends the call. Otherwise as `materialize`.
+        Up to `config.requests_in_flight` requests are in flight. After a server's failure, the
+        client repeats the undelivered requests, there or at the next replica. Closing or dropping
+        the iterator ends the call. Otherwise as `materialize`.
+
+        Args:
+            batches: Pulled ahead of delivery, in the caller's thread. An empty batch means that
+                the next one may take a while, so all before it is delivered first.
+            projection: As for `materialize`.
+            deadline_s: Longest wait for each response. Default: `config.request_deadline_s`.
         """
         with closing(self.answers(batches, projection, deadline_s=deadline_s)) as answered:
             for answer in answered:
@@ -141,27 +156,29 @@ class Client:
         *,
         deadline_s: float | None = None,
     ) -> Generator[Answer, None, None]:
-        """As `stream`, but not widened."""
+        """Yields the same as `stream`, not yet widened."""
         return answers(self._channels, batches, projection, self._deadline_s(deadline_s))
 
     def inspect(
         self, user_id: int, as_of_ts: int = 0, projection: Projection | None = None
     ) -> wire.InspectResponse:
-        """Shows one history, readable, as a request at `as_of_ts` (ms; 0: now) would have had it.
+        """Returns one history, readable, as a request at `as_of_ts` (ms; 0: now) would see it.
 
-        A projection without sequence length, or none, shows the newest 20 events.
+        Without a projection, or without its sequence length, these are the newest 20 events.
         """
         request = wire.InspectRequest(user_id=user_id, as_of_ts=as_of_ts)
         if projection is not None:
             request.projection.CopyFrom(to_wire_projection(projection))
-        answer: wire.InspectResponse = self._call(lambda it: it.stub.Inspect, request, None)
+        answer: wire.InspectResponse = self._call(
+            lambda channels: channels.stub.Inspect, request, None
+        )
         return answer
 
     def describe_store(self) -> wire.DescribeStoreResponse:
         """Describes the store: schema, watermarks, shards, limits, versions."""
         request = wire.DescribeStoreRequest()
         answer: wire.DescribeStoreResponse
-        answer = self._call(lambda it: it.stub.DescribeStore, request, None)
+        answer = self._call(lambda channels: channels.stub.DescribeStore, request, None)
         return answer
 
     def _call(

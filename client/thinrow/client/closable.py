@@ -1,4 +1,4 @@
-"""Channels whose calls say that the client was closed, also through a stub that outlives it."""
+"""Channels whose calls report that the client was closed, even through a stub kept elsewhere."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CLOSED = "This client was closed; make a new one."
 
 
 class ClosableChannel:
-    """A gRPC channel; once it is closed, each new call raises UnavailableError."""
+    """A gRPC channel; once closed, each new call raises UnavailableError."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
         self._closed = False
 
     def __getattr__(self, kind: str) -> Callable[..., Any]:
-        """Makes calls of a kind, such as unary_unary, as the channel does."""
+        """Returns the channel's factory for calls of one kind, such as unary_unary."""
         make = getattr(self._channel, kind)
         return lambda *arguments, **options: _Calls(self, make(*arguments, **options))
 
@@ -34,7 +34,7 @@ class ClosableChannel:
             raise UnavailableError(CLOSED)
 
     def close(self) -> None:
-        """Closes the channel; calls under way are cancelled."""
+        """Closes the channel; calls in flight are cancelled."""
         self._closed = True
         self._channel.close()
 
@@ -47,17 +47,17 @@ class _Calls:
         self._calls = calls
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-        return self._made(self._calls, *arguments, **options)
+        return self._guarded(self._calls, *arguments, **options)
 
     def with_call(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-        """Makes a call with one answer, and returns the call beside it."""
-        return self._made(self._calls.with_call, *arguments, **options)
+        """Makes a call with one response, and returns the call with it."""
+        return self._guarded(self._calls.with_call, *arguments, **options)
 
     def future(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-        """Makes a call with one answer, and does not wait for it."""
-        return self._made(self._calls.future, *arguments, **options)
+        """Makes a call with one response, without waiting for it."""
+        return self._guarded(self._calls.future, *arguments, **options)
 
-    def _made(self, make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+    def _guarded(self, make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
         self._channel.check_open()
         try:
             return make(*arguments, **options)

@@ -1,4 +1,4 @@
-"""What a client may be told: limits, deadlines and credentials."""
+"""Limits, deadlines and credentials of a client."""
 
 from __future__ import annotations
 
@@ -19,53 +19,57 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
-    """Bounds of one client. Raises UsageError for a value out of its range."""
+    """Settings of one client.
+
+    Raises:
+        UsageError: A value is out of its range.
+    """
 
     examples_per_request: int = 2048
-    """Most examples in one request; larger batches are asked for in several."""
+    """Most examples in one request; larger batches are split into several."""
 
     answer_bytes_wanted: int = 4 * MIB
-    """How large an answer should be: requests name fewer examples where answers grow beyond."""
+    """Target size of a response: requests name fewer examples if responses grow larger."""
 
     requests_in_flight: int = 32
-    """Most requests of one stream that wait for their answers, or whose answers wait to be used."""
+    """Most requests of one stream that are in flight or whose responses are not used yet."""
 
     connections: int = 4
-    """Most connections of one stream: one to each process of a server that runs several."""
+    """Most connections of one stream: one to each process of a server with several."""
 
     request_deadline_s: float = 60.0
-    """Seconds to wait for an answer before DeadlineError."""
+    """Seconds to wait for a response before DeadlineError."""
 
     silence_timeout_s: float = 10.0
     """Seconds that a replica may keep a request waiting before the next replica gets it. At most an
-    even share of the deadline; the last replica that was not silent gets all that is left of it."""
+    even share of the deadline; the last replica gets all that is left of it."""
 
     retry_deadline_s: float = 60.0
-    """Seconds to go on asking while no server is available. 0: fails at once."""
+    """Seconds to retry while no server is available. 0: fails at once."""
 
     backoff_initial_s: float = 0.05
-    """Longest pause before the first retry; doubles with each, and is drawn at random below it."""
+    """Longest pause before the first retry. Doubles with each; the pause is random below it."""
 
     backoff_max_s: float = 2.0
     """Longest pause between two retries."""
 
     connect_timeout_s: float = 5.0
-    """Seconds for a connection to come up before the next target is tried."""
+    """Time limit for a connection before the next target is tried."""
 
     request_bytes_max: int = 64 * MIB
     """Largest request sent."""
 
     response_bytes_max: int = 256 * MIB
-    """Largest answer taken; not less than the server's own limit."""
+    """Largest response accepted; not less than the server's own limit."""
 
     credentials: grpc.ChannelCredentials | None = field(default=None, repr=False)
-    """For TLS, such as `tls_credentials(ca=...)`. None: in the clear."""
+    """For TLS, such as `tls_credentials(ca=...)`. None: unencrypted."""
 
     token: str | Callable[[], str] | None = field(default=None, repr=False)
-    """Sent as `authorization: Bearer ...` with each call; a callable is asked before each."""
+    """Sent as `authorization: Bearer ...` with each call; a callable runs before each call."""
 
     allow_clear_token: bool = False
-    """Send the token in the clear to other machines, where the network is trusted."""
+    """Permits sending the token unencrypted to other machines, on a trusted network."""
 
     def __post_init__(self) -> None:
         for name in (

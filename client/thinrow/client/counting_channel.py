@@ -1,7 +1,7 @@
-"""A channel whose answers are counted before they are decoded.
+"""A channel that counts the parts of each response before protobuf decodes it.
 
-A column takes two bytes in a message and a hundred or more once protobuf has decoded it, so that
-the size of an answer alone does not bound its memory.
+A column takes two bytes in a message and a hundred or more once protobuf has decoded it, so the
+size of a response alone does not bound its memory.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ PATHS: dict[str, Sequence[tuple[int, ...]]] = {
         (wire.ExportEventsResponse.EVENTS_FIELD_NUMBER, wire.EventBatch.COLUMNS_FIELD_NUMBER),
     ),
 }
-"""Where the answers of each method have messages that repeat."""
+"""Paths of the repeated messages in the responses of each method."""
 PARTS_MAX = 64 * COLUMNS_MAX
-"""Limit on the parts of one answer: a stream's message answers 64 requests, each in columns."""
+"""Limit on the parts of one response: a stream's message answers 64 requests, each in columns."""
 VALUES_MAX = 1 << 22
-"""Limit on the values that Inspect shows."""
+"""Limit on the values in a response of Inspect."""
 
 
 class CountingChannel:
@@ -60,7 +60,7 @@ class CountingChannel:
         self._channel = channel
 
     def __getattr__(self, kind: str) -> Callable[..., Any]:
-        """Makes calls of a kind, such as unary_unary, as the channel does."""
+        """Returns the channel's factory for calls of one kind, such as unary_unary."""
         make = getattr(self._channel, kind)
 
         def call(method: str, *, response_deserializer: Callable[[bytes], Any], **rest: Any) -> Any:  # noqa: ANN401
@@ -75,7 +75,7 @@ class CountingChannel:
 def counting(
     decode: Callable[[bytes], Any], paths: Sequence[tuple[int, ...]], most: int
 ) -> Callable[[bytes], Any]:
-    """Makes a deserializer that raises ThinRowError for more parts than any answer has."""
+    """Returns a deserializer that raises MalformedError for more than `most` parts."""
     if not paths:
         return decode
     listed = [list(path) for path in paths]

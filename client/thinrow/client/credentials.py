@@ -1,4 +1,4 @@
-"""What a client shows and wants to be shown over TLS."""
+"""Credentials of a client: certificates for TLS, and its token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from thinrow.errors import UsageError
 if TYPE_CHECKING:
     import os
 
-__all__ = ["tls_credentials"]
+    from thinrow.client.config import ClientConfig
+
+__all__ = ["bearer_metadata", "tls_credentials"]
 
 
 def tls_credentials(
@@ -20,20 +22,31 @@ def tls_credentials(
     cert: str | os.PathLike[str] | None = None,
     key: str | os.PathLike[str] | None = None,
 ) -> grpc.ChannelCredentials:
-    """Credentials for `ClientConfig`, from PEM files read now.
+    """Returns credentials for `ClientConfig`, from PEM files read now.
 
-    ca: whose certificate the server must show; None for those that gRPC trusts by itself.
-    cert, key: what this client shows where the server asks for it; both or neither.
+    Args:
+        ca: Certificate authority of the server; None for those that gRPC trusts by default.
+        cert: This client's certificate, for servers that require one; goes with `key`.
+        key: The certificate's private key.
 
-    Raises UsageError for a file that cannot be read.
+    Raises:
+        UsageError: A file cannot be read, or only one of `cert` and `key` is given.
     """
     if (cert is None) != (key is None):
         raise UsageError("A certificate goes with its key; give cert and key, or neither.")
     return grpc.ssl_channel_credentials(read(ca), read(key), read(cert))
 
 
+def bearer_metadata(config: ClientConfig) -> tuple[tuple[str, str], ...]:
+    """Returns the metadata that carries the token; empty without one."""
+    token = config.token
+    if token is None:
+        return ()
+    return (("authorization", f"Bearer {token if isinstance(token, str) else token()}"),)
+
+
 def read(path: str | os.PathLike[str] | None) -> bytes | None:
-    """A PEM file's bytes; None for no file."""
+    """Returns a PEM file's bytes; None for no file."""
     if path is None:
         return None
     try:

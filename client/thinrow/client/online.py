@@ -21,90 +21,88 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
-import numpy as np
 from thinrow.client.channel import open_channel, translate
 from thinrow.client.closable import CLOSED
 from thinrow.client.config import ClientConfig
 from thinrow.client.counting_channel import CountingChannel
+from thinrow.client.credentials import bearer_metadata
 from thinrow.client.online_stream import SnapshotStream
 from thinrow.client.received import received
+from thinrow.client.snapshots import (
+    Snapshot,
+    Snapshots,
+    decode_batch,
+    decode_stream,
+    read_snapshots,
+)
 from thinrow.core.convert import times_ms
-from thinrow.core.pointers import MutableEvents, Pointers, ThinRows, integers
-from thinrow.core.thin_row import ThinRow
-from thinrow.core.wire.batch import Batch
-from thinrow.core.wire.batch_lookup import BatchLookup
-from thinrow.core.wire.columns import as_column, from_wire, to_wire
+from thinrow.core.pointers import integers
+from thinrow.core.wire.columns import as_column, to_wire
 from thinrow.core.wire.malformed import require
 from thinrow.core.wire.request import to_wire_projection
-from thinrow.core.wire.response import Response
 from thinrow.errors import InputError, RequestError, ThinRowError, UnavailableError
 from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import online_pb2, online_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Mapping
 
     from numpy.typing import ArrayLike
     from thinrow.core.pointers import Projection
 
 __all__ = ["Appended", "OnlineClient", "Snapshot", "Snapshots", "connect_online"]
 
+SERVICE = online_pb2.DESCRIPTOR.services_by_name["OnlineService"].full_name
 EVENT_TS = wire.Trait(name="event_ts", type=wire.TRAIT_TYPE_INT64, vector_size=1)
 EVENT_ID = wire.Trait(name="event_id", type=wire.TRAIT_TYPE_INT64, vector_size=1, nullable=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What became of a batch of events, all of it durable."""
+    """The result of appending a batch of events; all of them are durable."""
 
     appended: int
-    """Events that were not there before."""
+    """Events that were new."""
     duplicates: int
-    """Events whose user had one of the same id already; dropped."""
+    """Events dropped because their user had one of the same id."""
     arrival_ts: int
-    """When those appended arrived, ms: requests at any later moment see them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What one request sees."""
-
-    batch: Batch
-    """The sequence for inference, as one example; its status first."""
-    thin_row: ThinRow
-    """What to log, where the status is STATUS_OK."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshots:
-    """What several requests at one moment see."""
-
-    batch: Batch
-    """The sequences for inference, an example per user."""
-    thin_rows: tuple[ThinRow, ...]
-    """What to log of each whose status is STATUS_OK."""
+    """Arrival of the appended events, ms: requests at any later moment see them."""
 
 
 def connect_online(target: str, config: ClientConfig | None = None) -> OnlineClient:
-    """Makes a client of the online server at `target`, HOST:PORT. It connects at the first call."""
+    """Returns a client of the online server at HOST:PORT. It connects at the first call."""
     return OnlineClient(target, config or ClientConfig())
 
 
 class OnlineClient:
     """Appends events and takes snapshots. Made by `connect_online`; closed at its block's end.
 
-    Safe to share between threads. Every call raises RequestError for what the server refuses,
-    UnavailableError, DeadlineError, StoreError, and ThinRowError for an answer that contradicts
-    itself. Nothing is asked again by itself.
+    Threads may share it. It repeats no call by itself.
+
+    Every call raises:
+        RequestError: The server rejects it.
+        UnavailableError, DeadlineError, StoreError: The server cannot answer it.
+        ThinRowError: The response contradicts itself.
     """
 
     def __init__(self, target: str, config: ClientConfig) -> None:
         self._target = target
         self.config = config
         self._channel = open_channel(target, config)
-        self._stub = online_pb2_grpc.OnlineServiceStub(CountingChannel(self._channel))  # type: ignore[no-untyped-call]
+        counting = CountingChannel(self._channel)
+        self._stub = online_pb2_grpc.OnlineServiceStub(counting)  # type: ignore[no-untyped-call]
+        self._snapshot_batch = counting.unary_unary(
+            f"/{SERVICE}/SnapshotBatch",
+            request_serializer=online_pb2.SnapshotBatchRequest.SerializeToString,
+            response_deserializer=decode_batch,
+        )
+        stream = counting.stream_stream(
+            f"/{SERVICE}/SnapshotStream",
+            request_serializer=online_pb2.SnapshotStreamRequest.SerializeToString,
+            response_deserializer=decode_stream,
+        )
         self._closed = False
-        self._stream = SnapshotStream(self._stub, lambda: self._metadata, self._failure)
+        self._stream = SnapshotStream(stream, lambda: bearer_metadata(config), self._failure)
 
     def __enter__(self) -> Self:
         return self
@@ -114,7 +112,7 @@ class OnlineClient:
 
     @property
     def stub(self) -> online_pb2_grpc.OnlineServiceStub:
-        """The generated stub, for calls of one's own."""
+        """The generated stub, for calls that this class does not have."""
         self._check_open()
         return self._stub
 
@@ -123,20 +121,21 @@ class OnlineClient:
             raise UnavailableError(CLOSED)
 
     def close(self) -> None:
-        """Closes the connection; calls under way fail."""
+        """Closes the connection; calls in flight fail."""
         self._closed = True
         self._stream.close()
         self._channel.close()
 
     def describe(self) -> online_pb2.DescribeTierResponse:
-        """Describes the tier: its clock, what it holds, the schema of events, limits."""
-        answer = self._call("DescribeTier", online_pb2.DescribeTierRequest(), None)
-        assert isinstance(answer, online_pb2.DescribeTierResponse)
-        return answer
+        """Describes the tier: its clock, its contents, the schema of events, limits."""
+        request = online_pb2.DescribeTierRequest()
+        described: online_pb2.DescribeTierResponse
+        described = self._call(self.stub.DescribeTier, request, None)
+        return described
 
     @cached_property
     def traits(self) -> dict[str, wire.Trait]:
-        """The traits of events, in schema order, as the first call found them."""
+        """The traits of events in schema order, as the first call found them."""
         groups = self.describe().feature_groups
         return {trait.name: trait for group in groups for trait in group.traits}
 
@@ -147,14 +146,19 @@ class OnlineClient:
         traits: Mapping[str, Any],
         event_ids: Any = None,  # noqa: ANN401 - what numpy takes, and None within
     ) -> online_pb2.EventBatch:
-        """A batch of events to append; every argument has shape (events,).
+        """Returns a batch of events to append; every argument has shape (events,).
 
-        event_ts: int64, ms, or datetime64. event_ids: int64, None where an event has none.
-        traits: by name; arrays, MutableColumns, or sequences with None for an absent value. Traits
-            that are sparse or have a default may be left out. An array of another dtype than its
-            trait's is converted; floats may round to the trait's width, nothing else may change.
+        Args:
+            user_ids: int64.
+            event_ts: int64, ms, or datetime64.
+            traits: By name: arrays, MutableColumns, or sequences with None for an absent value.
+                Traits that are sparse or have a default may be left out. An array of another
+                dtype than its trait's is converted; floats may round to the trait's width, nothing
+                else may change.
+            event_ids: int64, None where an event has none.
 
-        Raises InputError for a trait that the schema does not know, or values that do not fit it.
+        Raises:
+            InputError: The schema has no such trait, or values do not fit it.
         """
         users = integers("user_ids", user_ids)
         given = {"event_ts": event_ts, "event_id": event_ids, **traits}
@@ -181,8 +185,8 @@ class OnlineClient:
     ) -> Appended:
         """Appends one batch, arguments as for `events`; returns once it is durable.
 
-        Where this raises UnavailableError or DeadlineError the batch may be there or not: append it
-        again, which is safe where its events have ids.
+        After UnavailableError or DeadlineError the batch may be there or not: append it again,
+        which is safe if its events have ids.
         """
         batch = self.events(user_ids, event_ts, traits, event_ids)
         with contextlib.closing(self.append_all([batch], deadline_s=deadline_s)) as answers:
@@ -193,11 +197,15 @@ class OnlineClient:
     ) -> Generator[Appended, None, None]:
         """Appends batch after batch on one stream, pipelined; yields for each, in order.
 
-        `batches` is pulled in a thread of its own. `deadline_s`: for the whole stream; None for no
-        bound but that of silence: DeadlineError for a batch that has no answer within
-        `config.request_deadline_s`. Raises RequestError at a batch that was refused: those before
-        it are durable, and those already sent behind it may be. Raises UnavailableError if the
-        server ends the stream before it has answered every batch.
+        Args:
+            batches: Pulled in a thread of its own.
+            deadline_s: Time for the whole stream. None: no limit but that of silence.
+
+        Raises:
+            RequestError: The server rejected a batch. Those before it are durable, and those
+                already sent after it may be.
+            DeadlineError: A batch has no response within `config.request_deadline_s`.
+            UnavailableError: The server ended the stream before it had answered every batch.
         """
         sent, is_complete = 0, False
         sent_s: deque[float] = deque()
@@ -211,7 +219,8 @@ class OnlineClient:
                 yield request
             is_complete = True
 
-        call = self.stub.AppendEvents(requests(), timeout=deadline_s, metadata=self._metadata)
+        metadata = bearer_metadata(self.config)
+        call = self.stub.AppendEvents(requests(), timeout=deadline_s, metadata=metadata)
         answered, silence_s = 0, self.config.request_deadline_s
         answers = received(call, silence_s, lambda: sent_s[0] if sent_s else None)
         try:
@@ -247,12 +256,17 @@ class OnlineClient:
         max_length: int = 0,
         deadline_s: float | None = None,
     ) -> Snapshot:
-        """What a request of this user sees at `request_ts`, ms; 0 for now.
+        """Returns the history that a request of this user sees.
 
-        Goes over one stream that all threads share: a request in a message, and not a call.
+        Requests of all threads share one stream, so that each costs a message and not a call.
 
-        lookback_ms: how far back the immutable history reaches; 0 for no bound.
-        max_length: most immutable events, the newest; 0 for no limit.
+        Args:
+            user_id: The user.
+            projection: The wanted part of the history, or a tenant's name.
+            request_ts: Time of the request, ms; 0 for now.
+            lookback_ms: Time that the immutable history reaches back; 0 for no bound.
+            max_length: Most immutable events, the newest; 0 for no limit.
+            deadline_s: Time for the response. Default: `config.request_deadline_s`.
         """
         with _integers_only():
             request = online_pb2.SnapshotRequest(
@@ -261,11 +275,10 @@ class OnlineClient:
                 lookback_ms=lookback_ms,
                 max_length=max_length,
             )
-        _ask(request, projection)
-        timeout_s = self.config.request_deadline_s if deadline_s is None else deadline_s
-        answer = self._stream.ask(request, timeout_s)
+        _set_projection(request, projection)
+        answer = self._stream.request(request, self._timeout_s(deadline_s))
         lengths = [len(answer.mutable.arrival_ts)]
-        batch, rows = _seen(answer, [user_id], [answer.digest], lengths, projection)
+        batch, rows = read_snapshots(answer, [user_id], [answer.digest], lengths, projection)
         return Snapshot(batch, rows[0])
 
     def snapshot_batch(
@@ -278,7 +291,7 @@ class OnlineClient:
         max_length: int = 0,
         deadline_s: float | None = None,
     ) -> Snapshots:
-        """What requests of these users see at one moment; otherwise as `snapshot`."""
+        """Returns the histories that these users' requests see at one moment, as `snapshot`."""
         users = integers("user_ids", user_ids).tolist()
         with _integers_only():
             request = online_pb2.SnapshotBatchRequest(
@@ -287,36 +300,33 @@ class OnlineClient:
                 lookback_ms=lookback_ms,
                 max_length=max_length,
             )
-        _ask(request, projection)
-        answer = self._call("SnapshotBatch", request, deadline_s)
-        assert isinstance(answer, online_pb2.SnapshotBatchResponse)
-        batch, rows = _seen(answer, users, answer.digests, list(answer.mutable_lengths), projection)
-        return Snapshots(batch, rows)
+        _set_projection(request, projection)
+        self._check_open()
+        answer: online_pb2.SnapshotBatchResponse
+        answer = self._call(self._snapshot_batch, request, deadline_s)
+        lengths = list(answer.mutable_lengths)
+        return Snapshots(*read_snapshots(answer, users, answer.digests, lengths, projection))
 
     def export(
         self, request: online_pb2.ExportEventsRequest
     ) -> Generator[online_pb2.ExportEventsResponse, None, None]:
         """Seals a watermark, and yields the events that arrived before."""
-        call = self.stub.ExportEvents(request, metadata=self._metadata)
-        asked_s = time.monotonic()
+        call = self.stub.ExportEvents(request, metadata=bearer_metadata(self.config))
+        sent_s = time.monotonic()
         try:
-            yield from received(call, self.config.request_deadline_s, lambda: asked_s)
+            yield from received(call, self.config.request_deadline_s, lambda: sent_s)
         except grpc.RpcError as error:
             raise self._failure(error) from error
         finally:
             call.cancel()
 
-    @property
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        token = self.config.token
-        if token is None:
-            return ()
-        return (("authorization", f"Bearer {token if isinstance(token, str) else token()}"),)
+    def _timeout_s(self, deadline_s: float | None) -> float:
+        return self.config.request_deadline_s if deadline_s is None else deadline_s
 
-    def _call(self, method: str, request: object, deadline_s: float | None) -> object:
-        timeout_s = self.config.request_deadline_s if deadline_s is None else deadline_s
+    def _call(self, method: Any, request: object, deadline_s: float | None) -> Any:  # noqa: ANN401
+        timeout_s, metadata = self._timeout_s(deadline_s), bearer_metadata(self.config)
         try:
-            return getattr(self.stub, method)(request, timeout=timeout_s, metadata=self._metadata)
+            return method(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             raise self._failure(error) from error
 
@@ -334,7 +344,7 @@ class OnlineClient:
 
 @contextlib.contextmanager
 def _integers_only() -> Iterator[None]:
-    """Names what protobuf refuses as a field of a request."""
+    """Names the fields of a request that protobuf may reject."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -343,7 +353,7 @@ def _integers_only() -> Iterator[None]:
         ) from error
 
 
-def _ask(
+def _set_projection(
     request: online_pb2.SnapshotRequest | online_pb2.SnapshotBatchRequest,
     projection: Projection | str,
 ) -> None:
@@ -364,65 +374,4 @@ def _column(trait: wire.Trait, values: Any, events: int) -> wire.Column:  # noqa
         raise InputError(f"The column {trait.name!r} does not fit its trait: {error}.") from error
     raise InputError(
         f"The column {trait.name!r} has {len(column.values)} values for {events} events."
-    )
-
-
-def _seen(
-    answer: online_pb2.SnapshotResponse | online_pb2.SnapshotBatchResponse,
-    user_ids: Sequence[int],
-    digests: Sequence[int],
-    lengths: Sequence[int],
-    projection: Projection | str,
-) -> tuple[Batch, tuple[ThinRow, ...]]:
-    users = len(user_ids)
-    arrival_ts = np.array(answer.mutable.arrival_ts, np.int64)
-    columns = from_wire(answer.mutable.columns, len(arrival_ts))
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-    mutable = MutableEvents(offsets, arrival_ts, columns)
-    pointers = Pointers(
-        user_ids=np.array(user_ids, np.int64),
-        start_ts=np.full(users, answer.start_ts),
-        end_ts=np.full(users, answer.end_ts),
-        max_lengths=np.full(users, answer.max_length),
-        digests=np.array(digests, np.uint64),
-        request_ts=np.full(users, answer.request_ts),
-    )
-    # The very code that puts the thin row back at training time.
-    lookup = BatchLookup(ThinRows(pointers, mutable), projection)
-    lookup.add(np.arange(users), Response.read(answer.immutable.SerializeToString()))
-    batch = Batch.from_answers([lookup.answer()])
-    events = _as_mappings(mutable)
-    bounds = offsets.tolist()
-    rows = tuple(
-        ThinRow(
-            user_id=int(user_id),
-            request_ts=answer.request_ts,
-            start_ts=answer.start_ts,
-            end_ts=answer.end_ts,
-            max_length=answer.max_length,
-            digest=int(digest),
-            mutable=events[bounds[place] : bounds[place + 1]],
-        )
-        for place, (user_id, digest) in enumerate(zip(user_ids, digests, strict=True))
-    )
-    return batch, rows
-
-
-def _as_mappings(mutable: MutableEvents) -> tuple[Mapping[str, object], ...]:
-    """Events as thin rows hold them: event_ts, arrival_ts, event_id, and the traits in order."""
-    if not len(mutable.arrival_ts):
-        return ()
-    lists: dict[str, list[object]] = {}
-    for name, column in mutable.columns.items():
-        values = column.values.tolist()
-        if column.present is not None:
-            values = [
-                value if there else None
-                for value, there in zip(values, column.present.tolist(), strict=True)
-            ]
-        lists[name] = values
-        if name == "event_ts":
-            lists["arrival_ts"] = mutable.arrival_ts.tolist()
-    return tuple(
-        dict(zip(lists, event, strict=True)) for event in zip(*lists.values(), strict=True)
     )

@@ -1,7 +1,7 @@
 """One stream of snapshot requests that all threads of a client share.
 
-A request is then a part of a message, and not a call. Messages without an answer are few, so what
-comes meanwhile waits and goes together: the busier the server, the larger its messages.
+A request is then a part of a message, and not a call. Few messages are in flight, and requests that
+arrive meanwhile share the next message: the busier the server, the larger its messages.
 """
 
 from __future__ import annotations
@@ -21,49 +21,52 @@ from thinrow.v1 import online_pb2
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from thinrow.v1.online_pb2_grpc import OnlineServiceStub
-
     Metadata = tuple[tuple[str, str], ...]
     Answers = queue.SimpleQueue[online_pb2.StreamedAnswer | ThinRowError]
 
 __all__ = ["SnapshotStream"]
 
 MESSAGES_MAX = 2
-"""Messages without an answer: one that the server works on, and one that it finds when done."""
+"""Messages in flight: one that the server works on, and one that it finds afterwards."""
 REQUESTS_MAX = 64
-"""Requests in one message, as many as the server takes."""
+"""Requests in one message, the server's limit."""
 IDLE_S = 30.0
-"""A stream that nobody used for so long is ended: it holds a place at the server."""
+"""An idle stream ends after this time, because it counts against the server's limit of calls."""
 DEADLINE_MS_MAX = (1 << 32) - 1
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class SnapshotStream:
-    """Asks on a stream, which is opened when it is needed, and again once it broke. Thread-safe."""
+    """Sends requests on a stream that it opens on demand, and again after a failure. Thread-safe.
+
+    Args:
+        call: The method SnapshotStream.
+        metadata: Returns the metadata of a call.
+        failure: Converts a gRPC error to one of `thinrow.errors`.
+    """
 
     def __init__(
         self,
-        stub: OnlineServiceStub,
+        call: Callable[..., Any],
         metadata: Callable[[], Metadata],
         failure: Callable[[grpc.RpcError], ThinRowError],
     ) -> None:
-        """failure: says a gRPC error in terms of the one tree of exceptions."""
-        self._stub = stub
+        self._open = call
         self._metadata = metadata
         self._failure = failure
         self._connection: _Connection | None = None
         self._closed = False
         self._lock = threading.Lock()
 
-    def ask(
+    def request(
         self, request: online_pb2.SnapshotRequest, deadline_s: float
     ) -> online_pb2.SnapshotResponse:
-        """Raises what a call of its own would raise."""
-        connection, answers = self._asked(request, deadline_s)
+        """Returns the response; raises as a call of its own would."""
+        connection, answers = self._send(request, deadline_s)
         answer = connection.answer(answers, deadline_s)
         if isinstance(answer, UnauthenticatedError) and connection.answered:
-            # The token that it was opened with has expired since.
-            connection, answers = self._asked(request, deadline_s)
+            # The token of this stream has expired since it was opened.
+            connection, answers = self._send(request, deadline_s)
             answer = connection.answer(answers, deadline_s)
         if isinstance(answer, ThinRowError):
             raise answer
@@ -71,7 +74,7 @@ class SnapshotStream:
             raise self._failure(_Refused(answer.error))
         return answer.response
 
-    def _asked(
+    def _send(
         self, request: online_pb2.SnapshotRequest, deadline_s: float
     ) -> tuple[_Connection, Answers]:
         while True:
@@ -79,14 +82,14 @@ class SnapshotStream:
                 if self._closed:
                     raise UnavailableError(CLOSED)
                 if self._connection is None or self._connection.ended:
-                    self._connection = _Connection(self._stub, self._metadata(), self._failure)
+                    self._connection = _Connection(self._open, self._metadata(), self._failure)
                 connection = self._connection
             answers = connection.send(request, deadline_s)
             if answers is not None:
                 return connection, answers
 
     def close(self) -> None:
-        """Ends the stream; requests under way fail."""
+        """Ends the stream; requests in flight fail."""
         with self._lock:
             self._closed = True
             connection = self._connection
@@ -95,11 +98,11 @@ class SnapshotStream:
 
 
 class _Connection:
-    """One stream's life, with the thread that reads its answers."""
+    """One open stream, with the thread that reads its responses."""
 
     def __init__(
         self,
-        stub: OnlineServiceStub,
+        call: Callable[..., Any],
         metadata: Metadata,
         failure: Callable[[grpc.RpcError], ThinRowError],
     ) -> None:
@@ -108,18 +111,22 @@ class _Connection:
         self._waiting: deque[online_pb2.StreamedRequest] = deque()
         self._unanswered: dict[int, Answers] = {}
         self._messages: deque[list[int]] = deque()
-        """The cursors of each message without an answer, oldest first."""
+        """The cursors of each message in flight, oldest first."""
         self._changed = threading.Condition(threading.Lock())
         self.ended = False
-        """Takes no more requests."""
+        """True once it accepts no more requests."""
         self.answered = False
-        """An answer has come."""
-        self._call = stub.SnapshotStream(self._outgoing(), metadata=metadata)
+        """True once a response has come."""
+        self._call = call(self._outgoing(), metadata=metadata)
         self._reader = threading.Thread(target=self._read, name="thinrow-snapshots", daemon=True)
         self._reader.start()
 
     def send(self, request: online_pb2.SnapshotRequest, deadline_s: float) -> Answers | None:
-        """Sends with the next message; returns where the answer will come. None: it has ended."""
+        """Sends with the next message.
+
+        Returns:
+            The queue that receives the response; None if the stream has ended.
+        """
         answers: Answers = queue.SimpleQueue()
         deadline_ms = min(max(int(deadline_s * 1000), 1), DEADLINE_MS_MAX)
         with self._changed:
@@ -136,12 +143,12 @@ class _Connection:
 
     @staticmethod
     def answer(answers: Answers, deadline_s: float) -> online_pb2.StreamedAnswer | ThinRowError:
-        """Waits for an answer, or for what ended the stream."""
+        """Waits for a response, or for the error that ended the stream."""
         try:
             return answers.get(timeout=deadline_s)
         except queue.Empty:
             return DeadlineError(
-                f"No snapshot came in {deadline_s:g} s; allow more time, or ask for less."
+                f"No snapshot came in {deadline_s:g} s; allow more time, or request less."
             )
 
     def close(self) -> None:
@@ -152,7 +159,7 @@ class _Connection:
             self._reader.join()
 
     def _outgoing(self) -> Iterator[online_pb2.SnapshotStreamRequest]:
-        """What waits, as soon as a message may go; for gRPC's thread."""
+        """Yields messages of waiting requests, one as soon as it may be sent; for gRPC's thread."""
         while True:
             with self._changed:
                 while not (self._waiting and len(self._messages) < MESSAGES_MAX) and not self.ended:
@@ -190,11 +197,11 @@ class _Connection:
                 f"it answers {len(cursors)} of {len(expected)} requests, or others than those sent",
             )
             self._changed.notify()
-            answered = [(self._unanswered.pop(one.cursor, None), one) for one in message.answers]
+            answered = [(self._unanswered.pop(each.cursor, None), each) for each in message.answers]
         self.answered = True
-        for answers, one in answered:
+        for answers, answer in answered:
             if answers is not None:
-                answers.put(one)
+                answers.put(answer)
 
     def _end(self, failure: ThinRowError) -> None:
         with self._changed:
@@ -208,7 +215,7 @@ class _Connection:
 
 
 class _Refused(grpc.RpcError):
-    """The error of one request, as a call's would be."""
+    """The error of one request, in the form of a call's error."""
 
     def __init__(self, error: online_pb2.CallError) -> None:
         super().__init__(error.message)

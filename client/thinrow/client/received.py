@@ -1,4 +1,4 @@
-"""Messages of a stream, received with a bound on how long a server may be silent."""
+"""Messages of a stream, received with a limit on the server's silence."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ def received(
 ) -> Generator[T, None, None]:
     """Yields the messages of a call, which the caller cancels afterwards.
 
-    since_s: Returns when (by `time.monotonic`) the request without an answer was sent that is the
-        oldest, or None if there is none.
+    Args:
+        call: The messages.
+        silence_s: Longest silence while a request has no response.
+        since_s: Returns the time (by `time.monotonic`) at which the oldest request without a
+            response was sent, or None if there is none.
 
     Raises:
         DeadlineError: The server was silent for `silence_s` while a request had no answer.

@@ -1,4 +1,4 @@
-"""Sizes of requests, adapted to the sizes of their answers."""
+"""Sizes of requests, adapted to the sizes of their responses."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 __all__ = ["RequestSize"]
 
-REGROWTH_ANSWERS = 64
-"""A request that was too large halves those to come; so many answers restore their size."""
+REGROWTH_RESPONSES = 64
+"""A rejection halves the size of later requests; this number of responses restores it."""
 
 
 class RequestSize:
-    """How many examples to name in the next request."""
+    """The number of examples to name in the next request."""
 
     def __init__(self, config: ClientConfig, first: int) -> None:
         self._most = config.examples_per_request
@@ -24,14 +24,14 @@ class RequestSize:
         self.examples = min(first, self._most)
         self.is_known = False
 
-    def answered(self, part: CheckedResponse) -> None:
-        """Learns from an answer: sizes follow the answers', but slowly where one was refused."""
-        self._taken = min(self._most, self._taken + max(1, self._most // REGROWTH_ANSWERS))
+    def answered(self, response: CheckedResponse) -> None:
+        """Adapts to a response's size; grows slowly after a rejection."""
+        self._taken = min(self._most, self._taken + max(1, self._most // REGROWTH_RESPONSES))
         self.is_known = True
-        if len(part.examples):
-            wanted = self._answer_bytes * len(part.examples) // max(1, part.travelled_bytes)
+        if len(response.examples):
+            wanted = self._answer_bytes * len(response.examples) // max(1, response.travelled_bytes)
             self.examples = max(1, min(self._taken, wanted))
 
-    def refused(self, examples: int) -> None:
-        """Learns that an answer about so many examples would be too large."""
+    def rejected(self, examples: int) -> None:
+        """Halves the size, because the response about `examples` examples would be too large."""
         self.examples = self._taken = (examples + 1) // 2

@@ -1,9 +1,9 @@
-"""Pipelined batches, each delivered exactly once whatever happens to the server.
+"""Pipelined batches, each delivered exactly once, also when servers fail.
 
-The consumer's own thread pulls the input and keeps the book of what was asked and delivered. A
-connection adds two threads, gRPC's to send and ours to receive; both end with the connection,
-and the generator's `finally` ends that. A server of several processes is asked over several
-connections, and what it answers is taken in the order of asking.
+The consumer's own thread pulls the input and tracks which requests are in flight. A connection adds
+two threads, gRPC's to send and ours to receive; both end with the connection, which the generator's
+`finally` closes. A server of several processes gets several connections, and their responses are
+consumed in the order of the requests.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 
 __all__ = ["answers"]
 
-# Until an answer has told how large answers are.
+# Used until the first response shows how large responses are.
 FIRST_REQUEST_EXAMPLES = 64
 FIRST_REQUESTS = 2
-# With fewer under way the server may run out of work; with more, answers that are there come first.
+# With fewer in flight the server may run out of work; with more, responses are consumed first.
 REQUESTS_FIRST = 4
-# How long a stream whose answers have all come may take to end by itself.
+# Grace period for a stream to end by itself once all responses have come.
 CLOSE_GRACE_S = 1.0
-# Before the next connection is opened, where the last one led to a process that was reached before.
-# Grows so slowly that some thirty are tried in as many seconds: which process is a matter of luck.
-FURTHER_PAUSE_S_MIN, FURTHER_PAUSE_S_MAX = 0.01, 10.0
-FURTHER_PAUSE_GROWTH = 1.25
+# Pause before the next connection, after one that led to a process that already had one. It grows
+# slowly, so that some thirty are tried in as many seconds: the kernel chooses processes at random.
+EXTRA_PAUSE_S_MIN, EXTRA_PAUSE_S_MAX = 0.01, 10.0
+EXTRA_PAUSE_GROWTH = 1.25
 
 
 def answers(
@@ -60,22 +60,24 @@ def answers(
     projection: Projection | str,
     deadline_s: float,
 ) -> Generator[Answer, None, None]:
-    """See Client.answers."""
+    """Yields the answers to `batches`; see `Client.answers`."""
     config = channels.config
     inputs: Iterator[ThinRows | Pointers] = iter(batches)
     cursors = itertools.count(1)
     retries, patience = Retries(config), Patience(channels, deadline_s)
     size = RequestSize(config, FIRST_REQUEST_EXAMPLES)
-    planned: deque[RequestSlice] = deque()  # of the input pulled last, not yet asked for
-    asked: deque[tuple[int, RequestSlice, Connection]] = deque()  # by cursor, not yet answered
-    draining = False  # an empty batch: whoever gives it has nothing yet, and waits for answers
+    planned: deque[RequestSlice] = deque()  # of the input pulled last, not yet sent
+    in_flight: deque[tuple[int, RequestSlice, Connection]] = deque()  # by cursor
+    draining = False  # after an empty batch, until all before it is delivered
     answered = False  # since the last connection was opened for a new token
     connections: Connections | None = None
     try:
         while True:
             most = config.requests_in_flight if size.is_known else FIRST_REQUESTS
-            while len(asked) < min(most, config.requests_in_flight) and (planned or not draining):
-                if len(asked) >= REQUESTS_FIRST and asked[0][2].has_answered():
+            while len(in_flight) < min(most, config.requests_in_flight) and (
+                planned or not draining
+            ):
+                if len(in_flight) >= REQUESTS_FIRST and in_flight[0][2].has_answered():
                     break
                 if not planned:
                     rows = next(inputs, None)
@@ -89,22 +91,22 @@ def answers(
                 piece, rest = planned.popleft().cut(size.examples)
                 if rest is not None:
                     planned.appendleft(rest)
-                asked.append((next(cursors), piece, connections.least_busy()))
-                asked[-1][2].send(asked[-1][0], piece)
-            if not asked:
+                in_flight.append((next(cursors), piece, connections.least_busy()))
+                in_flight[-1][2].send(in_flight[-1][0], piece)
+            if not in_flight:
                 if connections is not None:
                     connections.finish()
                 return
             assert connections is not None
             waiting_s = time.monotonic()
             try:
-                cursor, piece, connection = asked[0]
+                cursor, piece, connection = in_flight[0]
                 timeout_s = patience.timeout_s(connections.replica)
                 answer = connection.receive(timeout_s, deadline_s)
                 require(
                     answer.cursor == cursor, f"it has cursor {answer.cursor} instead of {cursor}"
                 )
-                part = piece.answered(answer)
+                response = piece.answered(answer)
             except (
                 AnswerTooLargeError,
                 DeadlineError,
@@ -115,21 +117,21 @@ def answers(
                 connections.close()
                 failed, connections = connections.replica, None
                 channels.check_open()
-                planned.extendleft(piece for _, piece, _ in reversed(asked))
-                asked.clear()
+                planned.extendleft(piece for _, piece, _ in reversed(in_flight))
+                in_flight.clear()
                 if isinstance(error, AnswerTooLargeError):
-                    # Answers come in order, so the first without one is the one refused.
-                    refused = len(planned[0].examples)
-                    if refused <= 1:
+                    # Responses come in order, so the first request without one was rejected.
+                    rejected = len(planned[0].examples)
+                    if rejected <= 1:
                         raise
-                    size.refused(refused)
+                    size.rejected(rejected)
                 elif isinstance(error, UnauthenticatedError):
-                    # The token that it began with may have been replaced meanwhile.
+                    # The token may have been replaced since the stream began.
                     if not answered or not callable(config.token):
                         raise
                     answered = False
                 elif isinstance(error, DeadlineError):
-                    # Also if this is the end: the next stream need not find the same silence.
+                    # Also on the last attempt, so that the next stream starts at another replica.
                     channels.fail_over(failed)
                     if not patience.is_silent(failed, time.monotonic() - waiting_s):
                         raise
@@ -141,9 +143,9 @@ def answers(
             retries.reset()
             patience.reset()
             answered = True
-            asked.popleft()
-            draining = draining and bool(asked or planned)
-            size.answered(part)
+            in_flight.popleft()
+            draining = draining and bool(in_flight or planned)
+            size.answered(response)
             if piece.last:
                 yield piece.lookup.answer()
     finally:
@@ -152,61 +154,61 @@ def answers(
 
 
 class Connections:
-    """The connections of one stream to one replica: where it has several processes, to each.
+    """The connections of one stream to one replica, one to each of its processes.
 
-    Which process a connection leads to is for the kernel to choose, and told with its first answer.
-    One that leads where another does is given up, and another one tried, ever more seldom, so
-    that a process which was away is found again.
+    The kernel chooses the process of a connection, and its first response names it. A connection to
+    a process that already has one is abandoned, and another one is tried after a growing pause, so
+    that a process that was away is found again.
     """
 
     def __init__(self, channels: Channels) -> None:
         self.replica = channels.current
         self._channels = channels
         self._open = [Connection(channels, channels.channel)]
-        self._given_up: list[Connection] = []
+        self._abandoned: list[Connection] = []
         self._reached = 0
-        self._pause_s = FURTHER_PAUSE_S_MIN
+        self._pause_s = EXTRA_PAUSE_S_MIN
         self._next_s = 0.0
 
     def least_busy(self) -> Connection:
-        """The one to ask next."""
+        """Returns the connection for the next request."""
         processes: set[str] = set()
         for connection in list(self._open):
             if connection.process is None:
                 continue
             if connection.process in processes:
                 self._open.remove(connection)
-                self._given_up.append(connection)
+                self._abandoned.append(connection)
             processes.add(connection.process)
-        for connection in list(self._given_up):
+        for connection in list(self._abandoned):
             if not connection.awaited:
-                self._given_up.remove(connection)
+                self._abandoned.remove(connection)
                 connection.close()
         wanted = min(self._channels.config.connections, self._open[0].processes)
         if len(processes) > self._reached:
-            self._reached, self._pause_s = len(processes), FURTHER_PAUSE_S_MIN
+            self._reached, self._pause_s = len(processes), EXTRA_PAUSE_S_MIN
         if len(self._open) < wanted and time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + self._pause_s
-            self._pause_s = min(FURTHER_PAUSE_GROWTH * self._pause_s, FURTHER_PAUSE_S_MAX)
+            self._pause_s = min(EXTRA_PAUSE_GROWTH * self._pause_s, EXTRA_PAUSE_S_MAX)
             channel = self._channels.open_extra(self.replica)
             self._open.append(Connection(self._channels, channel, is_own=True))
         return min(self._open, key=Connection.unanswered)
 
     def finish(self) -> None:
-        """Lets the server end the calls in good order."""
-        for connection in (*self._open, *self._given_up):
+        """Lets the server end the calls in an orderly way."""
+        for connection in (*self._open, *self._abandoned):
             connection.end()
-        for connection in (*self._open, *self._given_up):
+        for connection in (*self._open, *self._abandoned):
             connection.finish()
 
     def close(self) -> None:
         """Ends all calls."""
-        for connection in (*self._open, *self._given_up):
+        for connection in (*self._open, *self._abandoned):
             connection.close()
 
 
 class Connection:
-    """One open call of MaterializeStream. Queues stay short: no more answers than requests."""
+    """One open call of MaterializeStream. Queues stay short: no more responses than requests."""
 
     def __init__(
         self,
@@ -216,11 +218,11 @@ class Connection:
         is_own: bool = False,
     ) -> None:
         self.process: str | None = None
-        """The process that answers, once it has; "" where it has no name."""
+        """The process that answers, once it has; "" if it has no name."""
         self.processes = 1
-        """How many processes share the address, once one has answered."""
+        """Processes that share the address, once one has answered."""
         self.awaited = 0
-        """Answers not yet received."""
+        """Responses not yet received."""
         self._sent = 0
         self._channels = channels
         self._own = channel if is_own else None
@@ -238,7 +240,7 @@ class Connection:
         self._reader.start()
 
     def send(self, cursor: int, piece: RequestSlice) -> None:
-        """Sends when there is room on the wire; returns at once."""
+        """Queues a request for sending; returns at once."""
         self.awaited += 1
         self._sent += 1
         traceparent = ""
@@ -247,17 +249,19 @@ class Connection:
         self._requests.put(on_stream(cursor, piece.request(), traceparent))
 
     def unanswered(self) -> int:
-        """Requests that the server has not answered, as far as is known here."""
+        """Returns the number of requests without a response so far."""
         return self.awaited - self._answers.qsize()
 
     def has_answered(self) -> bool:
-        """Tells whether `receive` would return, or raise, at once."""
+        """Returns True if `receive` would return, or raise, at once."""
         return not self._answers.empty()
 
     def receive(self, timeout_s: float, deadline_s: float) -> Response:
-        """Waits for the next answer, or raises what ended the stream.
+        """Waits for the next response, or raises the error that ended the stream.
 
-        deadline_s: of the answer in all, for the error.
+        Args:
+            timeout_s: Time to wait.
+            deadline_s: Time for the response over all replicas, for the error's text.
         """
         targets = self._channels.targets
         try:
@@ -265,7 +269,7 @@ class Connection:
         except queue.Empty:
             raise DeadlineError(
                 f"No answer came from {', '.join(targets)} in {deadline_s:g} s; allow more "
-                f"time, or ask for less."
+                f"time, or request less."
             ) from None
         if answer is None or isinstance(answer, grpc.RpcError):
             self._channels.check_open()
@@ -283,17 +287,17 @@ class Connection:
         if self._trace is not None:
             self._trace.answered(answer)
         if self.process is None:
-            told = dict(self._call.initial_metadata() or ())
-            self.process = str(told.get("thinrow-process", ""))
-            self.processes = int(told.get("thinrow-processes", 1))
+            metadata = dict(self._call.initial_metadata() or ())
+            self.process = str(metadata.get("thinrow-process", ""))
+            self.processes = int(metadata.get("thinrow-processes", 1))
         return answer
 
     def end(self) -> None:
-        """Says that no more requests come; returns at once."""
+        """Signals that no more requests come; returns at once."""
         self._requests.put(None)
 
     def finish(self) -> None:
-        """Lets the server end the call in good order, and closes what it leaves."""
+        """Lets the server end the call in an orderly way, then closes it."""
         self.end()
         self._reader.join(CLOSE_GRACE_S)
         self.close()
@@ -304,22 +308,22 @@ class Connection:
             self._trace.end()
         self.end()
         self._call.cancel()
-        # The collector of garbage may call from within the reader.
+        # The garbage collector may call this within the reader.
         if self._reader is not threading.current_thread():
             self._reader.join()
         if self._own is not None:
             self._channels.release(self._own)
 
     def _read(self) -> None:
-        """Queues answers, no more than requests, then what ended them: an error, or None."""
+        """Queues responses, no more than requests, then the error that ended them, or None."""
         answered = 0
         try:
             for answer in self._call:
-                # Otherwise a server could fill the memory with answers that nobody asked for.
+                # Otherwise a server could fill the memory with responses to no request.
                 require(answered < self._sent, f"{self._sent} requests have more answers")
                 answered += 1
                 self._answers.put(Response.read_from_stream(answer))
-        except BaseException as error:  # whatever it is, the caller must not wait for more
+        except BaseException as error:  # the caller must not wait for more, whatever the error
             self._answers.put(error)
         else:
             self._answers.put(None)

@@ -1,14 +1,71 @@
-"""One thin row, as the online service gives it and the logger takes it."""
+"""One thin row, from the online service to the logger."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
 
-__all__ = ["ThinRow"]
+    from thinrow.core.pointers import MutableEvents
+
+__all__ = ["EventView", "ThinRow"]
+
+
+class EventView(Sequence[Mapping[str, Any]]):
+    """The mutable events of one example as mappings, made from columns when they are read.
+
+    Args:
+        events: The mutable events of some examples.
+        example: The example's place among them.
+    """
+
+    __slots__ = ("events", "start", "stop")
+
+    def __init__(self, events: MutableEvents, example: int) -> None:
+        self.events = events
+        self.start, self.stop = map(int, events.offsets[example : example + 2])
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @overload
+    def __getitem__(self, place: int) -> Mapping[str, Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Mapping[str, Any], ...]: ...
+    def __getitem__(self, place: int | slice) -> Mapping[str, Any] | tuple[Mapping[str, Any], ...]:
+        return self._mappings()[place]
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self._mappings())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return self._mappings() == tuple(other)
+
+    def __repr__(self) -> str:
+        return repr(self._mappings())
+
+    def _mappings(self) -> tuple[Mapping[str, Any], ...]:
+        """Returns event_ts, arrival_ts, event_id and the traits of each event, in that order."""
+        part = slice(self.start, self.stop)
+        lists: dict[str, list[Any]] = {}
+        for name, column in self.events.columns.items():
+            values = column.values[part].tolist()
+            if column.present is not None:
+                values = [
+                    value if there else None
+                    for value, there in zip(values, column.present[part].tolist(), strict=True)
+                ]
+            lists[name] = values
+            if name == "event_ts":
+                lists["arrival_ts"] = self.events.arrival_ts[part].tolist()
+        return tuple(
+            dict(zip(lists, event, strict=True)) for event in zip(*lists.values(), strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +75,7 @@ class ThinRow:
     user_id: int
 
     request_ts: int
-    """When the request was made; everything here arrived strictly before."""
+    """Time of the request; everything here arrived strictly before."""
 
     start_ts: int
     """First visible_ts named, inclusive."""
@@ -30,8 +87,8 @@ class ThinRow:
     """Most immutable events named, the newest; 0 for no limit."""
 
     digest: int
-    """Of the history up to end_ts, 64 bits unsigned; 0 for not recorded."""
+    """Digest of the history up to end_ts, 64 bits unsigned; 0 for not recorded."""
 
-    mutable: tuple[Mapping[str, object], ...]
+    mutable: Sequence[Mapping[str, Any]]
     """The snapshot in the order served. Each event has the fields that `mutable` has in a file of
     thin rows: event_ts, arrival_ts, event_id and the traits; None where it lacks one."""
