@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -37,6 +38,10 @@ from thinrow.client.logger import (
     ThinRowLogger,
     mutable_type,
 )
+from thinrow.client.logger.schema import Tables
+from thinrow.client.logger.values import UNFIT
+from thinrow.core.pointers import MutableColumn, MutableEvents
+from thinrow.core.thin_row import EventView
 from thinrow.errors import DeadlineError, InputError, UsageError
 from thinrow.jobs.thin_rows import mutable_type_of
 from thinrow.schema import read_schema
@@ -486,3 +491,73 @@ def test_the_page_runs_as_written(
             code = block.replace("127.0.0.1:7878", server.address).replace("600_000", "100")
             exec(code, {})
     assert re.fullmatch(r"tensor\(\[1\]\) tensor\(\[ *0, +\d\d\]\)\n", capsys.readouterr().out)
+
+
+def columns_of(events: int) -> dict[str, MutableColumn]:
+    there = np.arange(events) % 3 != 1
+    texts = np.array([f"é{n}" if there[n] else "" for n in range(events)], object)
+    return {
+        "event_ts": MutableColumn(np.arange(events)),
+        "event_id": MutableColumn(np.arange(events), there),
+        "small": MutableColumn(np.arange(events, dtype=np.int8), there),
+        "word": MutableColumn(np.arange(events, dtype=np.uint64) + np.uint64(1 << 63)),
+        "half": MutableColumn(np.linspace(0, 1, events).astype(np.float16), there),
+        "liked": MutableColumn(there.copy()),
+        "brand": MutableColumn(texts, there),
+        "vector": MutableColumn(np.arange(3 * events, dtype=np.float32).reshape(-1, 3), there),
+    }
+
+
+EVENT_FIELDS = [
+    *((name, pa.int64()) for name in ("event_ts", "arrival_ts", "event_id")),
+    ("small", pa.int8()),
+    ("word", pa.uint64()),
+    ("half", pa.float16()),
+    ("liked", pa.bool_()),
+    ("brand", pa.large_string()),
+    ("vector", pa.list_(pa.float32(), 3)),
+]
+
+
+@pytest.mark.parametrize("lengths", [[0], [0, 0], [4], [1, 0, 6, 2], [0, 3]])
+@pytest.mark.parametrize(
+    "changed", [{}, {"small": pa.int32()}, {"half": pa.float64()}, {"brand": pa.string()}]
+)
+def test_snapshots_of_columns_are_the_same_as_of_mappings(
+    tmp_path: Path, lengths: list[int], changed: dict[str, pa.DataType]
+) -> None:
+    count = sum(lengths)
+    events = MutableEvents(
+        np.concatenate([[0], np.cumsum(lengths)]), np.arange(count) + 7, columns_of(count)
+    )
+    kind = pa.list_(pa.struct([(name, changed.get(name, of)) for name, of in EVENT_FIELDS]))
+    tables = Tables(config_in(tmp_path, mutable=kind))
+    rows = [
+        (1, f"r{n}", replace(a_row(n), mutable=EventView(events, n)), features_of(n))
+        for n in range(len(lengths))
+    ]
+    plain = [(*row[:2], replace(row[2], mutable=tuple(row[2].mutable)), row[3]) for row in rows]
+    batch = tables.row_batch(rows)
+    batch.validate(full=True)
+    assert batch.equals(tables.row_batch(plain))
+    assert [len(events) for events in batch["mutable"].to_pylist()] == lengths
+    assert rows[0][2] == plain[0][2] and repr(rows[0][2].mutable) == repr(plain[0][2].mutable)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"small": pa.int8(), "half": pa.int64()}, "half has a float"),
+        ({"word": pa.int64()}, "too large"),
+        ({"brand": pa.int64()}, "é0"),
+        ({"other": pa.int64()}, "must have the fields"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(
+    tmp_path: Path, changed: dict[str, pa.DataType], message: str
+) -> None:
+    events = MutableEvents(np.array([0, 4]), np.arange(4), columns_of(4))
+    kind = pa.list_(pa.struct(list((dict(EVENT_FIELDS) | changed).items())))
+    row = (1, "r", replace(a_row(1), mutable=EventView(events, 0)), features_of(1))
+    with pytest.raises(UNFIT, match=message):
+        Tables(config_in(tmp_path, mutable=kind)).row_batch([row])

@@ -120,6 +120,14 @@ class MutableColumn:
     values: NDArray[Any]
     present: NDArray[np.bool_] | None = None
 
+    def to_list(self) -> list[Any]:
+        """Returns Python values, None where absent."""
+        values: list[Any] = self.values.tolist()
+        if self.present is None:
+            return values
+        pairs = zip(values, self.present.tolist(), strict=True)
+        return [value if there else None for value, there in pairs]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MutableEvents:

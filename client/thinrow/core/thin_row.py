@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
+from thinrow.core.pointers import MutableColumn
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -31,6 +33,19 @@ class EventView(Sequence[Mapping[str, Any]]):
     def __len__(self) -> int:
         return self.stop - self.start
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The fields of its events."""
+        return frozenset({*self.events.columns, "arrival_ts"})
+
+    def column(self, name: str) -> MutableColumn:
+        """Returns one field of its events."""
+        part = slice(self.start, self.stop)
+        if name == "arrival_ts":
+            return MutableColumn(self.events.arrival_ts[part])
+        values, present = self.events.columns[name].values, self.events.columns[name].present
+        return MutableColumn(values[part], None if present is None else present[part])
+
     @overload
     def __getitem__(self, place: int) -> Mapping[str, Any]: ...
     @overload
@@ -51,18 +66,11 @@ class EventView(Sequence[Mapping[str, Any]]):
 
     def _mappings(self) -> tuple[Mapping[str, Any], ...]:
         """Returns event_ts, arrival_ts, event_id and the traits of each event, in that order."""
-        part = slice(self.start, self.stop)
         lists: dict[str, list[Any]] = {}
-        for name, column in self.events.columns.items():
-            values = column.values[part].tolist()
-            if column.present is not None:
-                values = [
-                    value if there else None
-                    for value, there in zip(values, column.present[part].tolist(), strict=True)
-                ]
-            lists[name] = values
+        for name in self.events.columns:
+            lists[name] = self.column(name).to_list()
             if name == "event_ts":
-                lists["arrival_ts"] = self.events.arrival_ts[part].tolist()
+                lists["arrival_ts"] = self.column("arrival_ts").to_list()
         return tuple(
             dict(zip(lists, event, strict=True)) for event in zip(*lists.values(), strict=True)
         )

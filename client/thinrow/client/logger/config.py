@@ -1,4 +1,4 @@
-"""What a logger is told: columns, the window of the join, where rows go, and bounds."""
+"""Settings of a logger: columns, the window of the join, outputs and bounds."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ RESERVED = frozenset({"logged_ts", "request_id", "request_ts", "uih", "user_id",
 class FileOutput:
     """Parquet files `FOLDER/hour=2026-11-23T07/part-….parquet`, the hour that of request_ts, UTC.
 
-    Raises UsageError for a value out of its range.
+    Raises:
+        UsageError: A value is out of its range.
     """
 
     folder: Path
-    """On a local file system, since publishing relies on rename and fsync. Several loggers may
-    share it."""
+    """A folder of a local file system, because publishing relies on rename and fsync. Several
+    loggers may share it."""
 
     part_rows: int = 16_384
     """Most rows in a file, held in memory while it is written."""
 
     part_ms: int = 60_000
-    """How long a joined row may wait for others to share its file."""
+    """Longest time that a joined row waits for others to share its file."""
 
     def __post_init__(self) -> None:
         at_least(self, part_rows=1, part_ms=0)
@@ -45,31 +46,32 @@ class FileOutput:
 class KafkaOutput:
     """A topic of messages as thinrow.core.files.message has them.
 
-    Raises UsageError for a value out of its range.
+    Raises:
+        UsageError: A value is out of its range.
     """
 
     topic: str
 
     bootstrap_servers: str
-    """HOST:PORT of some brokers, with commas between."""
+    """HOST:PORT of some brokers, separated by commas."""
 
     message_rows: int = 256
     """Most rows in a message."""
 
     message_bytes_max: int = 900_000
-    """Messages larger than this are sent as several; brokers refuse more than 1 MB by default."""
+    """Larger messages are split; brokers reject more than 1 MB by default."""
 
     linger_ms: int = 1_000
-    """How long a joined row may wait for others to share its message."""
+    """Longest time that a joined row waits for others to share its message."""
 
     batch_rows: int = 16_384
-    """Most rows sent before the brokers' acknowledgement is waited for."""
+    """Most rows sent before the brokers must acknowledge them."""
 
     deadline_ms: int = 30_000
-    """How long brokers may take to acknowledge before it is told and tried again."""
+    """Time for the brokers to acknowledge, before a warning and another attempt."""
 
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """More settings of librdkafka's producer, such as security.protocol and compression.type."""
+    """Other settings of librdkafka's producer, such as security.protocol and compression.type."""
 
     def __post_init__(self) -> None:
         at_least(
@@ -81,10 +83,14 @@ class KafkaOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggerConfig:
-    """One logger. Raises UsageError for values that make no sense."""
+    """Settings of one logger.
+
+    Raises:
+        UsageError: Values are out of range or contradict each other.
+    """
 
     journal: Path
-    """Folder of the logger's own, on a disk that outlives the process. One logger at a time."""
+    """Folder of this logger alone, on a disk that survives the process. One logger at a time."""
 
     mutable: pa.DataType
     """Type of the column `mutable`; mutable_type() makes it from the store's schema."""
@@ -97,14 +103,14 @@ class LoggerConfig:
     """Columns that come later."""
 
     label_defaults: Mapping[str, object] = field(default_factory=dict)
-    """What a label is that never came. Needed for integers, bools and times; others default to
+    """Values of labels that never came. Needed for integers, bools and times; others default to
     null."""
 
     join_window_ms: int
-    """How long after its row, or before it, a label may come."""
+    """Longest time between a row and its label, in either order."""
 
     unlabelled: Literal["emit", "drop"] = "emit"
-    """What becomes of rows without any label: "emit" gives them the defaults, "drop" leaves them
+    """Treatment of rows without any label: "emit" gives them the defaults, "drop" leaves them
     out. Both are counted."""
 
     files: FileOutput | None = None
@@ -112,30 +118,29 @@ class LoggerConfig:
     kafka: KafkaOutput | None = None
 
     commit_ms: int = 20
-    """How long what was logged may wait to be made durable together with more."""
+    """Longest time that a call waits to be made durable together with more."""
 
     close_ms: int = 30_000
-    """How long close() tries to write and to publish; what is left stays in the journal."""
+    """Time for close() to write and publish; the rest stays in the journal."""
 
     retry_ms: int = 1_000
-    """Pause before what failed, a full disk or a broker that is away, is tried again."""
+    """Pause after a failure, such as a full disk or an absent broker."""
 
     queued_events_max: int = 1_000_000
-    """Most that waits in memory to be written: mutable events, each row and label counting as one
-    more."""
+    """Most events that wait in memory to be written; each row and label counts as one more."""
 
     rows_pending_max: int = 1_000_000
-    """Most rows that are not yet in all outputs, at some 300 bytes of memory each."""
+    """Most rows that some output lacks, at some 300 bytes of memory each."""
 
     labels_pending_max: int = 1_000_000
     """Most calls whose labels wait for their row."""
 
     journal_bytes_max: int = 64 << 30
-    """Most bytes of the journal; it holds what was logged in twice the window, or longer where an
-    output fails."""
+    """Most bytes of the journal; it holds the calls of twice the window, or more if an output
+    fails."""
 
     segment_bytes: int = 64 * MIB
-    """Size at which the journal goes on in a new file; whole files are removed."""
+    """Size at which the journal continues in a new file; whole files are removed."""
 
     mutable_events_max: int = 10_000
     """Most mutable events in a row."""
@@ -201,13 +206,13 @@ class LoggerConfig:
 
 
 def never_null(kind: pa.DataType) -> bool:
-    """True for columns that a tensor cannot hold nulls of."""
+    """Returns True for types that a tensor cannot hold nulls of."""
     types = pa.types
     return bool(types.is_integer(kind) or types.is_boolean(kind) or types.is_timestamp(kind))
 
 
 def at_least(config: object, **least: int) -> None:
-    """Refuses numbers below their least."""
+    """Rejects numbers below their minimum."""
     for name, value in least.items():
         if getattr(config, name) < value:
             raise UsageError(f"{name} is {getattr(config, name)}, but must be {value} or more.")

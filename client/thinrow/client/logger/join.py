@@ -1,7 +1,7 @@
 """The join of rows and labels by request id: a fold over what the journal holds, in its order.
 
-Only the times of the entries count, never when this code runs, so that a replay of the journal
-comes to the same rows with the same labels.
+It uses only the times of the entries, never the present time, so a replay of the journal gives the
+same rows with the same labels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Joined:
     logged_ts: int
     request_id: str
     labels: dict[str, object] | None = None
-    """By column, the first value that came; None as long as there are none."""
+    """The first value of each column; None as long as there are none."""
 
 
 class Join:
@@ -41,7 +41,7 @@ class Join:
         self._early: dict[str, list[tuple[int, Mapping[str, object]]]] = {}
         self._early_by_time: deque[tuple[int, str]] = deque()
         self.closed: deque[Joined] = deque()
-        """Rows whose window is over, by number; whoever takes them pops them."""
+        """Rows whose window is over, by number; the consumer pops them."""
         self.counts: Counter[str] = Counter()
         self.labels_pending = 0
         """Calls whose labels wait for their row."""
@@ -57,7 +57,7 @@ class Join:
         return len(self._by_time)
 
     def row(self, logged_ts: int, request_id: str, number: int) -> None:
-        """Takes a row. A second one of a request whose window is open is left out."""
+        """Adds a row. A second one of a request whose window is open is left out."""
         self.advance(logged_ts)
         if request_id in self._open:
             self.counts["rows_repeated"] += 1
@@ -71,7 +71,7 @@ class Join:
             self.labels_pending -= 1
 
     def label(self, logged_ts: int, request_id: str, labels: Mapping[str, object]) -> None:
-        """Takes the labels of one call."""
+        """Adds the labels of one call."""
         self.advance(logged_ts)
         self.counts["labels"] += 1
         row = self._open.get(request_id)
@@ -83,14 +83,14 @@ class Join:
             self.labels_pending += 1
 
     def advance(self, now_ts: int) -> None:
-        """Closes windows: what has `logged_ts + window <= now_ts` is over."""
+        """Closes the windows of entries with `logged_ts + window <= now_ts`."""
         over_ts = now_ts - self._window_ms
         while self._by_time and self._by_time[0].logged_ts <= over_ts:
             self._close()
         while self._early_by_time and self._early_by_time[0][0] <= over_ts:
             logged_ts, request_id = self._early_by_time.popleft()
             waiting = self._early.get(request_id)
-            # What found its row has left `_early`, but not the queue; later ones may wait anew.
+            # Labels that found their row left `_early`, but not the queue; later ones may wait.
             if waiting and waiting[0][0] == logged_ts:
                 waiting.pop(0)
                 self.counts["labels_unmatched"] += 1
@@ -99,7 +99,7 @@ class Join:
                     del self._early[request_id]
 
     def close_before(self, number: int) -> None:
-        """Closes the windows of rows with lower numbers, whatever the time."""
+        """Closes the windows of rows with lower numbers at once."""
         while self._by_time and self._by_time[0].number < number:
             self._close()
 

@@ -1,10 +1,10 @@
-"""The journal: what was acknowledged, in append-only files of checked frames.
+"""The journal: acknowledged calls, in append-only files of checked frames.
 
-A frame is synced before the next one is begun, so a crash tears at most the last one. Where writing
-fails, the frame goes into a new segment, which tells how many bytes of the last one count.
-It is `MAGIC, length, checksum of the payload, checksum of the three before`, then the payload: a
-letter and what it announces. "E" has rows and labels, "C" a control record in JSON. Each file
-begins with a control record that says all that the removed files said, and has the schemas.
+A frame is synced before the next one begins, so a crash tears at most the last one. If writing
+fails, the frame goes into a new segment, which records the valid bytes of the segment before it.
+A frame is `MAGIC, length, checksum of the payload, checksum of the three before`, then the payload:
+a letter and its content. "E" has rows and labels, "C" a control record in JSON. Each file begins
+with a control record that summarizes the removed files, and has the schemas.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SEGMENT = re.compile(r"segment-(\d{10})\.journal")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a frame is."""
+    """The place of a frame."""
 
     segment: int
     offset: int
@@ -52,7 +52,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entries:
-    """A frame of rows and labels; None where there are none."""
+    """A frame of rows and labels; None if there are none."""
 
     rows: pa.RecordBatch | None
     labels: pa.RecordBatch | None
@@ -74,7 +74,7 @@ class Journal:
         self._end = 0
         self._sizes: dict[int, int] = {}
         self.broken = False
-        """Whether appending failed, so that `roll` must come next."""
+        """True after a failed append, so that `roll` must come next."""
         self._read_schemas: dict[int, tuple[pa.Schema, pa.Schema]] = {}
         make_folder(folder)
         self._held = os.open(folder / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, file_mode())
@@ -87,15 +87,16 @@ class Journal:
             ) from error
 
     def replay(self) -> Iterator[Entries | dict[str, Any]]:
-        """Reads everything, oldest first: entries and control records; cuts off a torn end.
+        """Yields all entries and control records, oldest first; cuts off a torn end.
 
-        Raises JournalError, naming the file, for damage anywhere else.
+        Raises:
+            JournalError: There is damage anywhere else; names the file.
         """
         numbers = sorted(
             int(match[1]) for path in self._folder.iterdir() if (match := SEGMENT.match(path.name))
         )
         if numbers and not self._begun(numbers[-1]):
-            # A crash while it was made: nothing was acknowledged that is in it.
+            # A crash interrupted its creation: nothing in it was acknowledged.
             self._path(numbers.pop()).unlink()
         ends = [self._begins(number) for number in numbers]
         for place, number in enumerate(numbers):
@@ -103,7 +104,7 @@ class Journal:
                 raise self._damaged(numbers[0] + place, 0)
             data = self._path(number).read_bytes()
             if number != numbers[-1]:
-                # What is behind failed to be written, and went into the next segment.
+                # The rest is a failed write, repeated in the next segment.
                 data = data[: ends[place + 1]]
             end = 0
             for frame, payload in self._frames(number, data):
@@ -127,7 +128,7 @@ class Journal:
         self._end = self._sizes.get(self._segment, 0)
 
     def roll(self, checkpoint: dict[str, Any]) -> None:
-        """Begins a new segment with a checkpoint, from `replay` or where appending failed."""
+        """Begins a new segment with a checkpoint, after `replay` or a failed append."""
         with self._lock:
             number = self._segment + 1
             record = {
@@ -175,7 +176,7 @@ class Journal:
         return self._entries(place, payload)
 
     def has_schema(self, place: Place) -> bool:
-        """Whether a frame's rows and labels were written with the schemas of now."""
+        """Returns True if a frame's rows and labels have the present schemas."""
         return self._read_schemas[place.segment] == self._schemas
 
     @property
@@ -194,13 +195,13 @@ class Journal:
         return self._end
 
     def forget(self, before: int) -> None:
-        """Removes the segments below a number, oldest first, so that none is ever missing."""
+        """Removes the segments below a number, oldest first, so that there is never a gap."""
         for number in sorted(number for number in self._sizes if number < before):
             self._path(number).unlink()
             del self._sizes[number], self._read_schemas[number]
 
     def close(self) -> None:
-        """Closes the files and lets another logger in."""
+        """Closes the files and releases the lock."""
         with self._lock:
             if self._file is not None:
                 os.close(self._file)
@@ -225,7 +226,7 @@ class Journal:
         return self._folder / f"segment-{number:010}.journal"
 
     def _frames(self, number: int, data: bytes) -> Iterator[tuple[Place, bytes]]:
-        """The whole frames from the beginning on."""
+        """Yields the whole frames from the beginning on."""
         offset = 0
         while (payload := frame_at(data, offset)) is not None:
             yield Place(number, offset, len(payload)), payload
@@ -236,12 +237,12 @@ class Journal:
         return frame_at(data, 0) is not None or followed(data, 1)
 
     def _begins(self, number: int) -> int:
-        """Reads a segment's first record; the bytes that the segment before it has."""
+        """Reads a segment's first record; returns the valid bytes of the segment before it."""
         path = self._path(number)
         with path.open("rb") as file:
             _, length, _, _ = HEAD.unpack(file.read(HEAD.size).ljust(HEAD.size, b"\0"))
             file.seek(0)
-            # A length that is damaged must not decide how much memory is taken.
+            # A damaged length must not decide how much memory is allocated.
             size = min(HEAD.size + length, os.fstat(file.fileno()).st_size)
             payload = frame_at(file.read(size), 0)
         if payload is None:
@@ -282,7 +283,7 @@ class Journal:
 
 
 def write_frame(file: int, offset: int, payload: bytes) -> int:
-    """Writes and syncs a frame; where it ends."""
+    """Writes and syncs a frame; returns its end."""
     head = struct.pack("<III", MAGIC, len(payload), zlib.crc32(payload))
     frame = memoryview(head + struct.pack("<I", zlib.crc32(head)) + payload)
     while frame:
@@ -293,7 +294,7 @@ def write_frame(file: int, offset: int, payload: bytes) -> int:
 
 
 def frame_at(data: bytes, offset: int) -> bytes | None:
-    """The payload of a frame; None where there is no whole one."""
+    """Returns the payload of a frame; None if there is no whole one."""
     if len(data) - offset < HEAD.size:
         return None
     magic, length, checksum, head_checksum = HEAD.unpack_from(data, offset)
@@ -305,7 +306,7 @@ def frame_at(data: bytes, offset: int) -> bytes | None:
 
 
 def followed(data: bytes, offset: int) -> bool:
-    """Whether a whole frame comes later: then what is broken before it had been acknowledged."""
+    """Returns True if a whole frame follows: then the broken bytes before it were acknowledged."""
     magic = struct.pack("<I", MAGIC)
     while (offset := data.find(magic, offset)) >= 0:
         if frame_at(data, offset) is not None:

@@ -1,4 +1,4 @@
-"""What a logger has done, and how far behind it is."""
+"""Counts of a logger, and its lag."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["LoggerCounts", "register"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggerCounts:
-    """A logger's counts since it was started; the last five are as of now."""
+    """A logger's counts since its start; the last five describe the present."""
 
     rows: int
     """Rows logged and durable, without those repeated."""
 
     rows_repeated: int
-    """Rows left out, for their request's window was open already."""
+    """Rows left out because their request's window was open already."""
 
     rows_refused: int
-    """Rows not taken, for their values do not fit the columns."""
+    """Rows rejected because their values do not fit the columns."""
 
     rows_unlabelled: int
     """Rows whose window ended without a label; emitted with defaults, or dropped."""
@@ -38,31 +38,31 @@ class LoggerCounts:
     """Calls of label() that are durable."""
 
     labels_repeated: int
-    """Calls that gave a label again; the first value stayed."""
+    """Calls that repeated a label; the first value stayed."""
 
     labels_unmatched: int
     """Calls whose labels found no row in the window: they came too late, or have a wrong id."""
 
     labels_refused: int
-    """Calls not taken, for their values do not fit the columns."""
+    """Calls rejected because their values do not fit the columns."""
 
     failures: dict[str, int]
-    """Failed tries by what failed: "journal" or an output."""
+    """Failed attempts by component: "journal" or an output."""
 
     rows_pending: int
-    """Rows not yet in all outputs."""
+    """Rows that some output lacks."""
 
     labels_pending: int
     """Calls whose labels wait for their row."""
 
     queued_events: int
-    """What waits in memory to become durable."""
+    """Events that wait in memory to become durable."""
 
     journal_bytes: int
     """Size of the journal."""
 
     behind_ms: int
-    """How long ago the oldest row ended its window that is not in all outputs yet; 0 for none."""
+    """Time since the end of the window of the oldest row that some output lacks; 0 for none."""
 
 
 LABELS = {"rows_published": "output", "failures": "what"}
@@ -70,7 +70,7 @@ GAUGES = {"rows_pending", "labels_pending", "queued_events", "journal_bytes", "b
 
 
 def register(registry: CollectorRegistry, counts: Callable[[], LoggerCounts]) -> object:
-    """Adds the counts to Prometheus as `thinrow_logger_…`; returns what unregister() takes."""
+    """Adds the counts to Prometheus as `thinrow_logger_…`; returns the argument of unregister()."""
     try:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Where joined rows go: Parquet files by hour, and a Kafka topic."""
+"""Outputs of joined rows: Parquet files by hour, and a Kafka topic."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ HOUR_MS = 3_600_000
 
 
 class Output(Protocol):
-    """Takes joined rows, in the order in which they were logged."""
+    """Publishes joined rows, in the order in which they were logged."""
 
     def publish(self, first: int, last: int, table: pa.Table) -> None:
-        """Publishes the rows numbered [first, last), perhaps after a try that was cut off."""
+        """Publishes the rows numbered [first, last), perhaps after an interrupted attempt."""
 
     def close(self) -> None:
-        """Lets go of connections."""
+        """Closes connections."""
 
 
 class Files:
     """Writes each row to its hour's folder, exactly once.
 
     A file is written under a hidden name, synced and renamed. Its name has the rows' numbers, so
-    that a try that was cut off is found again.
+    that an interrupted attempt is recognized.
     """
 
     def __init__(self, config: FileOutput, journal_id: str) -> None:
@@ -75,7 +75,7 @@ class Topic:
         self._producer: Any = self._connect()
         self._batch = (0, 0)
         self._delivered: set[int] = set()
-        """First rows of the batch's messages that brokers have acknowledged."""
+        """First rows of the batch's messages that brokers acknowledged."""
         self._error: Any = None
 
     def publish(self, first: int, last: int, table: pa.Table) -> None:
@@ -94,7 +94,7 @@ class Topic:
             self._error, left = error.args[0], 0
         if left or self._error is not None:
             reason = "no answer in time" if self._error is None else self._error.str()
-            # What is still under way must not arrive behind the rows sent next.
+            # Messages in flight must not arrive after the rows sent next.
             self._producer.purge()
             self._producer.flush(1)
             self._producer = None
@@ -155,7 +155,7 @@ class Topic:
 
 
 def hour_name(hour: int) -> str:
-    """Names an hour since the epoch, UTC; by its number where no calendar has it."""
+    """Names an hour since the epoch, UTC; by its number if no calendar has it."""
     try:
         return datetime.fromtimestamp(hour * 3600, UTC).strftime("%Y-%m-%dT%H")
     except (ValueError, OverflowError, OSError):
@@ -163,7 +163,7 @@ def hour_name(hour: int) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder whose name outlives a crash."""
+    """Creates a folder whose name survives a crash."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(mode=0o777 & ~private_umask(), exist_ok=True)
@@ -171,8 +171,8 @@ def make_folder(folder: Path) -> None:
 
 
 def write_part(table: pa.Table, path: Path) -> None:
-    """Writes a file that is there wholly or not at all."""
-    # Neither a shell nor *.parquet finds it.
+    """Writes a file atomically."""
+    # Neither a shell pattern nor *.parquet matches it.
     hidden = path.with_name(f".{path.name}.new")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -188,7 +188,7 @@ def write_part(table: pa.Table, path: Path) -> None:
 
 
 def load_kafka() -> ModuleType:
-    """Imports the Kafka client, which files do without."""
+    """Imports the Kafka client, which files do not need."""
     try:
         import confluent_kafka
     except ImportError as error:

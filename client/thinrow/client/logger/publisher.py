@@ -1,4 +1,4 @@
-"""A thread that brings joined rows to one output."""
+"""The thread that publishes joined rows to one output."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ log = logging.getLogger("thinrow.logger")
 
 
 class Publisher:
-    """Publishes rows whose windows are over, batch after batch, trying again where it fails.
+    """Publishes rows whose windows are over, batch after batch, and repeats a batch that fails.
 
-    Before and after each batch the journal is told, so that a crash neither loses nor doubles it.
+    The journal records the start and end of each batch, so a crash neither loses nor doubles it.
     """
 
     def __init__(
@@ -47,15 +47,13 @@ class Publisher:
         self._progress = state.outputs[name]
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"thinrow-{name}", daemon=True)
-        self.trouble: Exception | None = None
-        """Why the last try failed; None where it did not."""
 
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Ends the thread after the batch under way; False where that takes longer."""
+        """Ends the thread after its batch; returns False if that takes longer."""
         self._stopping.set()
         with self._state.lock:
             self._state.lock.notify_all()
@@ -76,9 +74,10 @@ class Publisher:
                 frames = self._state.frames_of(rows) if rows else []
             try:
                 self._publish(rows, frames)
-                self.trouble = None
+                with self._state.lock:
+                    self._state.troubles.pop(self._name, None)
             except Exception as error:
-                # Whatever it is, the rows are safe in the journal, and more may go through later.
+                # The rows are safe in the journal, and a later attempt may succeed.
                 expected = isinstance(error, OSError | ThinRowError)
                 log.warning(
                     "%s: publishing failed and is tried again: %s",
@@ -86,8 +85,8 @@ class Publisher:
                     error,
                     exc_info=not expected,
                 )
-                self.trouble = error
                 with self._state.lock:
+                    self._state.troubles[self._name] = error
                     self._state.counts[f"failed {self._name}"] += 1
                 self._stopping.wait(self._config.retry_ms / 1000)
 

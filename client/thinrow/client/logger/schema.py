@@ -1,4 +1,4 @@
-"""The logger's tables: what is journalled, what comes out, and Python values into them."""
+"""The logger's tables: those of the journal and of the outputs, and the conversion to them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pyarrow as pa
 from thinrow.client.logger.config import never_null
-from thinrow.client.logger.values import UNFIT, exact, integers, no_floats, refuse_overflow
+from thinrow.client.logger.values import (
+    UNFIT,
+    exact,
+    integers,
+    no_floats,
+    refuse_overflow,
+    require_fields,
+    snapshots_array,
+)
 from thinrow.core.files.arrow import mutable_type as arrow_mutable_type
 from thinrow.core.files.arrow import uih_type
 from thinrow.core.files.rows import to_thin_rows
+from thinrow.core.thin_row import EventView
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +39,7 @@ UIH = uih_type()
 
 
 class Described(Protocol):
-    """What `client.describe_store()` tells, or the online half's `describe()`."""
+    """The response of `client.describe_store()`, or of the online half's `describe()`."""
 
     @property
     def feature_groups(self) -> Iterable[wire.FeatureGroup]:
@@ -38,7 +47,7 @@ class Described(Protocol):
 
 
 def mutable_type(store: Described) -> pa.DataType:
-    """Arrow type of the column `mutable`, from the schema that a server tells."""
+    """Returns the Arrow type of the column `mutable`, from the schema that a server describes."""
     return arrow_mutable_type(
         (trait.name, trait.type, trait.vector_size)
         for group in store.feature_groups
@@ -47,7 +56,7 @@ def mutable_type(store: Described) -> pa.DataType:
 
 
 class Tables:
-    """Schemas of one configuration, and the way from Python values to record batches."""
+    """Schemas of one configuration, and the conversion of Python values to record batches."""
 
     def __init__(self, config: LoggerConfig) -> None:
         self._config = config
@@ -60,24 +69,22 @@ class Tables:
         features, labels = list(config.features), list(config.labels)
         logged = pa.field("logged_ts", pa.int64())
         self.rows = pa.schema([logged, *own, *features, *thin])
-        """Of rows in the journal."""
+        """Schema of rows in the journal."""
         self.labels = pa.schema([logged, own[0], *labels])
-        """Of labels in the journal; null where a call did not give one."""
+        """Schema of labels in the journal; null where a call did not give one."""
         self.joined = pa.schema([*own, *features, *labels, *thin]).remove_metadata()
-        """Of what comes out."""
+        """Schema of the outputs."""
         events = config.mutable.value_type
-        self._event_names = frozenset(events.names)
         integers = [field.name for field in events if pa.types.is_integer(field.type)]
         self._event_integers = itemgetter(*integers)
 
     def row_batch(
         self, rows: Sequence[tuple[int, str, ThinRow, Mapping[str, object]]]
     ) -> pa.RecordBatch:
-        """Converts (logged_ts, request_id, row, features). Raises one of UNFIT."""
+        """Converts (logged_ts, request_id, row, features); raises one of UNFIT."""
         config = self._config
         logged_ts, request_ids, thin, features = zip(*rows, strict=True)
         mutable = [row.mutable for row in thin]
-        self._check_events(list(chain.from_iterable(mutable)))
         columns = [
             pa.array(logged_ts, pa.int64()),
             pa.array(request_ids, pa.string()),
@@ -93,11 +100,9 @@ class Tables:
             integers([getattr(row, field.name) for row in thin], field.type) for field in UIH
         ]
         columns.append(pa.StructArray.from_arrays(pointers, fields=list(UIH)))
-        snapshots = pa.array(mutable, config.mutable)
-        refuse_overflow(snapshots, mutable, "mutable")
-        columns.append(snapshots)
+        columns.append(self._snapshots(mutable))
         batch = pa.RecordBatch.from_arrays(columns, schema=self.rows)
-        # What the trainer's reader refuses must not get into a file.
+        # A row that the trainer's reader rejects must not get into a file.
         to_thin_rows("it", batch)
         require_size(batch, config.row_bytes_max)
         return batch
@@ -105,7 +110,7 @@ class Tables:
     def label_batch(
         self, labels: Sequence[tuple[int, str, Mapping[str, object]]]
     ) -> pa.RecordBatch:
-        """Converts (logged_ts, request_id, labels). Raises one of UNFIT."""
+        """Converts (logged_ts, request_id, labels); raises one of UNFIT."""
         logged_ts, request_ids, values = zip(*labels, strict=True)
         columns = [pa.array(logged_ts, pa.int64()), pa.array(request_ids, pa.string())]
         for label in self._config.labels:
@@ -115,9 +120,12 @@ class Tables:
         return batch
 
     def conformed(self, entries: Entries) -> pa.RecordBatch:
-        """A frame's rows with the columns of this configuration, whichever they were logged with.
+        """Returns a frame's rows with the columns of this configuration.
 
-        Columns are found by name, and what is new is null. Raises UsageError where that cannot be.
+        Columns are found by name, and new ones are null.
+
+        Raises:
+            UsageError: A column has another type, or a new one cannot be null.
         """
         batch = entries.rows
         if batch is None or batch.schema.equals(self.rows):
@@ -145,7 +153,7 @@ class Tables:
     def join(
         self, rows: pa.RecordBatch, labels: Sequence[Mapping[str, object] | None]
     ) -> pa.RecordBatch:
-        """Puts labels beside rows of the journal."""
+        """Joins labels to rows of the journal."""
         defaults = self._config.label_defaults
         columns = []
         for field in self.joined:
@@ -163,21 +171,23 @@ class Tables:
                 columns.append(rows.column(field.name))
         return pa.RecordBatch.from_arrays(columns, schema=self.joined)
 
-    def _check_events(self, events: Sequence[Mapping[str, object]]) -> None:
-        """Refuses events with other fields, and floats where Arrow would cut them to integers."""
-        if not events:
-            return
-        names = self._event_names
-        if not all(event.keys() == names for event in events):
-            raise InputError(
-                f"its mutable events must have the fields "
-                f"{', '.join(self._config.mutable.value_type.names)}, and no others"
-            )
-        no_floats(set(map(type, chain.from_iterable(map(self._event_integers, events)))), "mutable")
+    def _snapshots(self, snapshots: Sequence[Sequence[Mapping[str, object]]]) -> pa.ListArray:
+        """Converts the mutable events of some rows; those of the online client are columns."""
+        kind = self._config.mutable
+        views = [snapshot for snapshot in snapshots if isinstance(snapshot, EventView)]
+        if len(views) == len(snapshots):
+            return snapshots_array(views, kind)
+        events = list(chain.from_iterable(snapshots))
+        require_fields((event.keys() for event in events), kind.value_type)
+        integers = chain.from_iterable(map(self._event_integers, events))
+        no_floats(set(map(type, integers)), "mutable")
+        array = pa.array([list(snapshot) for snapshot in snapshots], kind)
+        refuse_overflow(array, snapshots, "mutable")
+        return array
 
 
 def require_size(batch: pa.RecordBatch, bytes_max: int) -> None:
-    """Refuses a batch with a row that is too large."""
+    """Rejects a batch with a row that is too large."""
     if batch.nbytes > bytes_max:
         for place in range(len(batch)):
             size = batch.slice(place, 1).nbytes
@@ -188,9 +198,10 @@ def require_size(batch: pa.RecordBatch, bytes_max: int) -> None:
 def fitting(
     entries: list[Entry], convert: Callable[[list[Entry]], pa.RecordBatch]
 ) -> tuple[pa.RecordBatch | None, list[Entry], list[tuple[Entry, Exception]]]:
-    """Converts what can be converted: the batch, its entries, and the others with what they lack.
+    """Converts the entries that fit; bisection finds the others, so that neighbours lose little.
 
-    One that does not fit is found by halves, so that it costs its neighbours little.
+    Returns:
+        The batch, its entries, and the other entries with their errors.
     """
     if not entries:
         return None, [], []

@@ -1,4 +1,4 @@
-"""What a logger knows: the fold of its journal, and how far each output has come."""
+"""The logger's state: the fold of its journal, and the progress of each output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Frame", "Progress", "State"]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Rows of the journal that are together, and the number of the first."""
+    """Consecutive rows of the journal, and the number of the first."""
 
     first: int
     rows: int
@@ -33,20 +33,20 @@ class Frame:
 
 @dataclass(slots=True, eq=False)
 class Progress:
-    """How far an output has come."""
+    """The progress of an output."""
 
     batch_rows: int
     wait_ms: int
     done: int = 0
     """Rows with lower numbers are published."""
     emitting: tuple[int, int] | None = None
-    """Numbers [first, last) of rows that are being published, or were when a crash came."""
+    """Numbers [first, last) of rows that are being published, or were at a crash."""
     ready: deque[Joined] = field(default_factory=deque)
     """Rows whose window is over, from `done` on."""
 
 
 class State:
-    """Shared between the threads of a logger; whoever touches it holds `lock`."""
+    """Shared between the threads of a logger, which hold `lock` to read or change it."""
 
     def __init__(self, config: LoggerConfig) -> None:
         self.lock = threading.Condition()
@@ -54,7 +54,7 @@ class State:
         self.journal_id = secrets.token_hex(4)
         self.next_row = 0
         self.now_ts = 0
-        """How far the windows have been closed; ms."""
+        """Time up to which windows are closed; ms."""
         self.frames: list[Frame] = []
         self.outputs: dict[str, Progress] = {}
         if config.files is not None:
@@ -62,15 +62,17 @@ class State:
         if config.kafka is not None:
             self.outputs["kafka"] = Progress(config.kafka.batch_rows, config.kafka.linger_ms)
         self.counts: Counter[str] = Counter()
-        """Rows published by output, what was refused, and failures."""
+        """Rows published by output, rejections and failures."""
+        self.troubles: dict[str, Exception] = {}
+        """Errors of the last attempts: of the journal, and of outputs by name."""
         self.hurried = False
-        """Whether rows are published without waiting for more."""
+        """True if rows are published without waiting for more."""
         self._window_ms = config.join_window_ms
         self._segments: dict[int, int] = {}
-        """When the last row or label of each segment was logged; ms."""
+        """Time of the last row or label of each segment; ms."""
 
     def replay(self, journal: Journal, tables: Tables) -> dict[str, int]:
-        """Takes in what a journal holds; the rows left of outputs that there are no more."""
+        """Folds a whole journal; returns the unpublished rows of outputs that exist no more."""
         known: dict[str, int] = {}
         emitting: dict[str, tuple[int, int]] = {}
         for record in journal.replay():
@@ -90,12 +92,12 @@ class State:
                 emitting.pop(record["output"], None)
         self.join.advance(self.now_ts)
         for name, output in self.outputs.items():
-            # One that is new begins with what is logged from now on; a new journal has no rows.
+            # A new output begins with the next row; a new journal has no rows.
             output.done = known.get(name, self.next_row)
             output.emitting = emitting.get(name)
-            # The window may have been made longer since; what was begun is finished all the same.
+            # The window may be longer now; rows that an output has, or is publishing, stay closed.
             self.join.close_before(max(output.done, *(output.emitting or (0, 0))))
-        self.hand_out()
+        self.distribute()
         done = min(output.done for output in self.outputs.values())
         for frame in self.frames:
             if frame.first + frame.rows > done and not journal.has_schema(frame.place):
@@ -113,7 +115,7 @@ class State:
         rows: Iterable[tuple[int, str]],
         labels: Iterable[tuple[int, str, dict[str, object]]],
     ) -> None:
-        """Takes in a frame, in the order of its times; rows go before labels of the same ms."""
+        """Folds a frame in the order of its times; rows precede labels of the same ms."""
         first = self.next_row
         entries: list[tuple[int, int, str, dict[str, object] | None]] = []
         for logged_ts, request_id in rows:
@@ -131,15 +133,15 @@ class State:
         self._segments[place.segment] = self.now_ts
 
     def advance(self, now_ts: int) -> None:
-        """Closes windows, and wakes outputs that have something to publish."""
+        """Closes windows, and wakes outputs that have rows to publish."""
         self.now_ts = max(self.now_ts, now_ts)
         self.join.advance(self.now_ts)
-        self.hand_out()
+        self.distribute()
         if any(self.due(output) for output in self.outputs.values()):
             self.lock.notify_all()
 
-    def hand_out(self) -> None:
-        """Gives the outputs the rows whose windows are over."""
+    def distribute(self) -> None:
+        """Distributes the rows whose windows are over to the outputs."""
         closed = self.join.closed
         while closed:
             row = closed.popleft()
@@ -148,7 +150,7 @@ class State:
                     output.ready.append(row)
 
     def due(self, output: Progress) -> bool:
-        """Whether an output has enough rows, or they have waited for long enough."""
+        """Returns True if an output has enough rows, or they have waited long enough."""
         ready = output.ready
         if not ready:
             return False
@@ -156,29 +158,29 @@ class State:
         return self.hurried or len(ready) >= output.batch_rows or waited_ms >= output.wait_ms
 
     def batch(self, output: Progress) -> list[Joined]:
-        """The rows to publish next; those of a try that was cut off are published alone."""
+        """Returns the rows to publish next; those of an interrupted attempt alone."""
         if output.emitting is None:
             return list(islice(output.ready, output.batch_rows))
         last = output.emitting[1]
         return list(takewhile(lambda row: row.number < last, output.ready))
 
     def published(self, output: Progress, last: int) -> None:
-        """Takes note that the rows below `last` are published."""
+        """Records that the rows below `last` are published."""
         output.done, output.emitting = last, None
         while output.ready and output.ready[0].number < last:
             output.ready.popleft()
 
     def frames_of(self, rows: list[Joined]) -> list[Frame]:
-        """The frames that hold some rows."""
+        """Returns the frames that hold some rows."""
         start = bisect_right(self.frames, rows[0].number, key=lambda frame: frame.first) - 1
         stop = bisect_right(self.frames, rows[-1].number, key=lambda frame: frame.first)
         return self.frames[start:stop]
 
-    def needless(self, current: int) -> int:
-        """The first segment that is still needed; frames in those before are forgotten.
+    def first_needed(self, current: int) -> int:
+        """Returns the first segment that is still needed, and drops the frames before it.
 
-        A label belongs to a row logged less than a window later; that no other row has it already
-        is told by rows logged less than a window before.
+        A label may belong to a row logged up to a window later. Rows up to a window before decide
+        whether another row has the label already.
         """
         oldest_ts = self._oldest_ts()
         segments = iter(sorted(self._segments))
@@ -197,7 +199,7 @@ class State:
         return needed
 
     def checkpoint(self) -> dict[str, Any]:
-        """All that a new segment must say of the ones before it."""
+        """Returns the record that a new segment begins with: a summary of all before it."""
         return {
             "kind": "checkpoint",
             "id": self.journal_id,
@@ -211,19 +213,31 @@ class State:
             },
         }
 
+    def is_published(self, number: int) -> bool:
+        """Returns True if all outputs have the rows below a number."""
+        oldest = self.join.oldest
+        return (oldest is None or oldest.number >= number) and all(
+            not output.ready or output.ready[0].number >= number for output in self.outputs.values()
+        )
+
+    def because(self) -> str:
+        """Returns the cause of a delay as a part of a sentence; "" if there is no trouble."""
+        causes = [f"{name}: {trouble}" for name, trouble in dict(self.troubles).items()]
+        return f" because of trouble with {'; '.join(causes)}" if causes else ""
+
     @property
     def rows_pending(self) -> int:
-        """Rows that are not in all outputs yet."""
+        """Rows that some output lacks."""
         return self.join.open_rows + max(len(output.ready) for output in self.outputs.values())
 
     @property
     def behind_ms(self) -> int:
-        """How long ago the oldest row ended its window that is not in all outputs yet."""
+        """Time since the end of the window of the oldest row that some output lacks."""
         first = [output.ready[0].logged_ts for output in self.outputs.values() if output.ready]
         return max(self.now_ts - min(first) - self._window_ms, 0) if first else 0
 
     def _oldest_ts(self) -> int:
-        """When the oldest row that is not in all outputs was logged; ms."""
+        """Returns the time of the oldest row that some output lacks; ms."""
         first = [output.ready[0] for output in self.outputs.values() if output.ready]
         if self.join.oldest is not None:
             first.append(self.join.oldest)
@@ -233,7 +247,7 @@ class State:
 def decoded(
     record: Entries, tables: Tables
 ) -> tuple[Iterable[tuple[int, str]], Iterable[tuple[int, str, dict[str, object]]]]:
-    """A frame's rows and labels as `State.fold` takes them, without labels that are no more."""
+    """Returns a frame's rows and labels for `State.fold`, without labels that exist no more."""
     rows: list[dict[str, Any]] = []
     labels: list[dict[str, Any]] = []
     if record.rows is not None:

@@ -1,4 +1,4 @@
-"""Python values as Arrow columns, without a change that Arrow would make silently."""
+"""Conversion of Python values to Arrow columns, without changes that Arrow makes silently."""
 
 from __future__ import annotations
 
@@ -12,8 +12,20 @@ from thinrow.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
 
-__all__ = ["UNFIT", "exact", "integers", "no_floats", "refuse_overflow"]
+    from thinrow.core.pointers import MutableColumn
+    from thinrow.core.thin_row import EventView
+
+__all__ = [
+    "UNFIT",
+    "exact",
+    "integers",
+    "no_floats",
+    "refuse_overflow",
+    "require_fields",
+    "snapshots_array",
+]
 
 UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError, KeyError, InputError)
 """Errors that values of a wrong type, size or name raise."""
@@ -29,12 +41,70 @@ def exact(values: Sequence[object], field: pa.Field) -> pa.Array:
     return array
 
 
+def snapshots_array(snapshots: Sequence[EventView], kind: pa.ListType) -> pa.ListArray:
+    """Converts the mutable events of several rows to a column `mutable`, field by field."""
+    events = kind.value_type
+    ends = np.cumsum([len(snapshot) for snapshot in snapshots])
+    filled = [snapshot for snapshot in snapshots if len(snapshot)]
+    require_fields((snapshot.names for snapshot in filled), events)
+    children = [_joined([one.column(field.name) for one in filled], field) for field in events]
+    return pa.ListArray.from_arrays(
+        pa.array(np.concatenate([[0], ends]), pa.int32()),
+        pa.StructArray.from_arrays(children, fields=list(events)),
+        type=kind,
+    )
+
+
+def _joined(columns: Sequence[MutableColumn], field: pa.Field) -> pa.Array:
+    """Concatenates columns as an array of the field's type."""
+    kind = field.type
+    if not columns:
+        return pa.array([], kind)
+    try:
+        scalar = pa.from_numpy_dtype(columns[0].values.dtype)
+    except pa.ArrowNotImplementedError:  # objects
+        scalar = pa.large_string()
+    sizes = {column.values.shape[1:] for column in columns}
+    is_vector = pa.types.is_fixed_size_list(kind) and sizes == {(kind.list_size,)}
+    is_same = (kind.value_type if is_vector else kind) == scalar and (is_vector or sizes == {()})
+    if not is_same or len({column.values.dtype for column in columns}) > 1:
+        return exact([value for column in columns for value in column.to_list()], field)
+    values = np.concatenate([column.values for column in columns])
+    mask = None
+    if any(column.present is not None for column in columns):
+        mask = ~np.concatenate(
+            [
+                np.ones(len(column.values), np.bool_) if column.present is None else column.present
+                for column in columns
+            ]
+        )
+    if not is_vector:
+        return pa.array(values, kind, mask=mask)
+    flat = pa.array(values.reshape(-1), scalar)
+    absent = None if mask is None else pa.array(mask)
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=absent)
+
+
+def require_fields(events: Iterable[AbstractSet[str]], kind: pa.StructType) -> None:
+    """Rejects events with other fields than the column's.
+
+    Raises:
+        InputError: The names of an event differ.
+    """
+    names = frozenset(kind.names)
+    if any(event != names for event in events):
+        raise InputError(
+            f"its mutable events must have the fields {', '.join(kind.names)}, and no others"
+        )
+
+
 def integers(values: Sequence[int], kind: pa.DataType | None = None) -> pa.Array:
+    """Converts the integers of a pointer's field; default int64."""
     return exact(values, pa.field("pointer", kind or pa.int64()))
 
 
 def leaves(values: Iterable[Any], kind: pa.DataType) -> Iterator[tuple[pa.DataType, Iterable[Any]]]:
-    """Yields the scalars inside lists and structs, with the type that they are to have."""
+    """Yields the scalars inside lists and structs, with their target type."""
     if pa.types.is_struct(kind):
         structs = [value for value in values if isinstance(value, Mapping)]
         for field in kind:
@@ -48,18 +118,20 @@ def leaves(values: Iterable[Any], kind: pa.DataType) -> Iterator[tuple[pa.DataTy
 
 
 def kinds_of(values: Iterable[object]) -> set[type]:
+    """Returns the types of some values."""
     if isinstance(values, np.ndarray) and values.dtype != object:
         return {values.dtype.type}
     return set(map(type, values))
 
 
 def no_floats(kinds: set[type], name: str) -> None:
+    """Rejects floats in a column of integers, because Arrow would cut them."""
     if any(issubclass(kind, float | np.floating) for kind in kinds):
         raise InputError(f"{name} has a float where an integer must be")
 
 
 def refuse_overflow(array: pa.Array, values: Sequence[object], name: str) -> None:
-    """Refuses finite floats that became infinite in a narrower type."""
+    """Rejects finite floats that became infinite in a narrower type."""
     if not has_infinity(array):
         return
     for kind, leaf in leaves(values, array.type):
@@ -71,7 +143,7 @@ def refuse_overflow(array: pa.Array, values: Sequence[object], name: str) -> Non
 
 
 def has_infinity(array: pa.Array) -> bool:
-    """Tells whether some float at any depth is infinite."""
+    """Returns True if some float at any depth is infinite."""
     kind = array.type
     if pa.types.is_floating(kind):
         return bool(pc.any(pc.is_inf(array)).as_py())
