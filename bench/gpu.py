@@ -26,8 +26,8 @@ from rich.table import Table
 from synthetic import TRAITS, build
 from thinrow.client import Answer, Projection, ThinRows, connect, read_thin_rows
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
-from thinrow.client.torch.batch import lay_out
 from thinrow.client.torch.device import DeviceCopy
+from thinrow.client.torch.layout import lay_out
 
 from server import machine, serving
 

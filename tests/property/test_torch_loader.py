@@ -387,7 +387,7 @@ def test_a_pass_that_was_left_goes_on(tmp_path: Path, server: str) -> None:
         next(first)
         second = iter(loader)
         next(second)
-        with pytest.raises(UsageError, match="iterated anew"):
+        with pytest.raises(UsageError, match="newer iteration"):
             next(first)
 
 

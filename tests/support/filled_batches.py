@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from thinrow.client.torch.batch import lay_out
+from thinrow.client.torch.layout import lay_out
 from thinrow.core.wire.widen import ColumnKind
 
 if TYPE_CHECKING:

@@ -237,10 +237,10 @@ def as_example(row: ThinRow, schema: Schema) -> Example:
     events = [
         Event(
             row.user_id,
-            event["event_ts"],  # type: ignore[arg-type]
-            event["arrival_ts"],  # type: ignore[arg-type]
-            event["event_id"],  # type: ignore[arg-type]
-            {trait.name: event[trait.name] for trait in schema.traits},  # type: ignore[misc]
+            event["event_ts"],
+            event["arrival_ts"],
+            event["event_id"],
+            {trait.name: event[trait.name] for trait in schema.traits},
         )
         for event in row.mutable
     ]

@@ -23,7 +23,7 @@ from thinrow.client import (
     ThinRows,
     connect,
 )
-from thinrow.client.torch.batch import TensorBatch, lay_out
+from thinrow.client.torch.layout import lay_out
 from thinrow.core.traits import VALUE_DTYPES
 from thinrow.core.wire.batch import write_traits
 from thinrow.core.wire.kernel import Job, Views, run_jobs
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from thinrow.client import Client
+    from thinrow.client.torch import TensorBatch
 
 SCHEMA = """
 [item]

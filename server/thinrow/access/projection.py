@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from thinrow.access.tenants_file import Tenant
+    from thinrow.v1 import online_pb2
+
+    ProjectedRequest = (
+        wire.MaterializeRequest | online_pb2.SnapshotRequest | online_pb2.SnapshotBatchRequest
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +38,9 @@ class ResolvedProjection:
 
 
 def resolve(
-    request: wire.MaterializeRequest, schema: Schema, tenants: Mapping[str, Tenant]
+    request: ProjectedRequest, schema: Schema, tenants: Mapping[str, Tenant]
 ) -> ResolvedProjection:
-    """The projection of a request.
+    """Returns the projection of a request of either service.
 
     Raises:
         RequestError: an unknown trait or group, a negative length, a tenant and a projection.

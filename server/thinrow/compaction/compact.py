@@ -43,7 +43,7 @@ from thinrow.store.generations import (
     publish_built,
     remove_leftovers,
 )
-from thinrow.store.hashing import shard_of
+from thinrow.store.hashing import file_fingerprint, shard_of
 from thinrow.store.manifest import (
     FORMAT,
     Manifest,
@@ -60,11 +60,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
-    from thinrow.core.files.paths import DataFile
     from thinrow.events.order import Cuts
     from thinrow.store.shard import ShardWriter
-
-FINGERPRINT_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +133,7 @@ def _compact(
     files = data_files(config.events)
     erased = np.unique(read_user_ids(config.erase_users))
     run = RunInputs(
-        events=sorted(_fingerprint(file) for file in files),
+        events=sorted(file_fingerprint(file, PurePosixPath(file.name).name) for file in files),
         erase_xxh3=xxhash.xxh3_64_hexdigest(erased.tobytes()),
         cadence_ms=config.cadence_ms,
         lookback_ms=config.lookback_ms,
@@ -248,12 +245,6 @@ def _write_shards(
             summaries.append(background.submit(_finished, writer, counts, previous))
         progress("Writing shards", split.shards, split.shards)
         return totals, [summary.result() for summary in summaries]
-
-
-def _fingerprint(file: DataFile) -> str:
-    """Name, size, and XXH3 of the end of a file: a Parquet footer knows what is before it."""
-    size, end = file.end(FINGERPRINT_BYTES)
-    return f"{PurePosixPath(file.name).name} {size} {xxhash.xxh3_64_hexdigest(end)}"
 
 
 def _already_there(

@@ -20,7 +20,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 from thinrow.core.files.arrow import conformed_batch, joint_schema, uih_type
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.paths import data_files
@@ -53,7 +52,7 @@ from thinrow.jobs.thin_rows import (
     with_int64_keys,
 )
 from thinrow.schema import parse_schema
-from thinrow.store.hashing import shard_of
+from thinrow.store.hashing import file_fingerprint, shard_of
 from thinrow.store.narrow import ranges, starts_of
 from thinrow.store.shard import storage_error
 
@@ -72,7 +71,6 @@ PARTITION_EVENTS = 1 << 23
 PARTITIONS_MAX = 512
 OUTPUT_ROWS = 1 << 14
 """Rows in a row group of thin rows."""
-FINGERPRINT_BYTES = 1 << 16
 VERSION = 3
 """Of what lies in the scratch folder."""
 
@@ -154,7 +152,10 @@ class _Run:
             folder,
             {
                 "version": VERSION,
-                "files": [_fingerprint(file) for file in files],
+                "files": [
+                    file_fingerprint(file, str(file.local.absolute()) if file.local else file.name)
+                    for file in files
+                ],
                 "pieces": [[str(piece.path), str(piece.row_groups)] for piece in self.pieces],
                 "schema": schema.to_json(),
                 "cadence": asdict(config.cadence),
@@ -409,14 +410,6 @@ def _with_finer(events: pa.Table, finer_ns: pa.Array, unit: TimeUnit) -> pa.Tabl
 
 def _piece(number: int) -> str:
     return f"piece-{number:06d}"
-
-
-def _fingerprint(file: DataFile) -> str:
-    """Where a file is, its size, and XXH3 of its end: a Parquet footer knows what is before it."""
-    size, end = file.end(FINGERPRINT_BYTES)
-    path = file.local
-    where = file.name if path is None else path.absolute()
-    return f"{where} {size} {xxhash.xxh3_64_hexdigest(end)}"
 
 
 def _frame(table: pa.Table) -> pl.DataFrame:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from thinrow.access.limits import FairScheduler
-from thinrow.access.projection import resolve_projection, resolve_tenant, wire_type
+from thinrow.access.projection import resolve, wire_type
 from thinrow.core.status import Status
 from thinrow.core.wire.request import field_head
-from thinrow.errors import AnswerTooLargeError, RequestError, UnavailableError, UnknownTenantError
+from thinrow.errors import AnswerTooLargeError, RequestError, UnavailableError
 from thinrow.online.cached_path import CachedSnapshotPath
 from thinrow.online.mutable import MutableEvents
 from thinrow.store.budgeted_read import read_within_budget
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from thinrow.store.generation import Generation
 
     _Known = tuple[Generation | Schema, Mapping[str, Tenant]]
-    _Resolved = dict[tuple[str, bytes], tuple[ResolvedProjection, CachedSnapshotPath | None]]
+    _Resolved = dict[tuple[str, bool, bytes], tuple[ResolvedProjection, CachedSnapshotPath | None]]
     Asked = online_pb2.SnapshotRequest | online_pb2.SnapshotBatchRequest
 
 SMALL_SHARE = 16
@@ -208,33 +208,23 @@ class Snapshots:
         if is_stale or len(resolved) >= PROJECTIONS_MAX:
             resolved = {}
             self._resolved = (known_to, resolved)
-        if asked.tenant and asked.HasField("projection"):
-            raise RequestError("A request names a tenant or carries a projection, not both.")
-        key = (asked.tenant, asked.projection.SerializeToString())
+        key = (
+            asked.tenant,
+            asked.HasField("projection"),
+            asked.projection.SerializeToString(),
+        )
         known = resolved.get(key)
         if known is None:
-            projection = _resolve(asked, schema, tenants)
+            projection = resolve(asked, schema, tenants)
             cached_path = None
             if generation is not None:
                 cached_path = CachedSnapshotPath(
                     generation, projection, self._small_bytes // 2, self._response_bytes_max
                 )
             known = (projection, cached_path)
-            if len(key[1]) <= PROJECTION_BYTES_MAX:
+            if len(key[-1]) <= PROJECTION_BYTES_MAX:
                 resolved[key] = known
         return known
-
-
-def _resolve(asked: Asked, schema: Schema, tenants: Mapping[str, Tenant]) -> ResolvedProjection:
-    if not asked.tenant:
-        return resolve_projection(asked.projection, schema)
-    tenant = tenants.get(asked.tenant)
-    if tenant is None:
-        known = ", ".join(sorted(tenants)) or "none"
-        raise UnknownTenantError(
-            f"There is no tenant {asked.tenant!r} at this server; it knows: {known}."
-        )
-    return resolve_tenant(tenant, schema)
 
 
 def _head(asked: Asked, moment: _Moment, digests: Sequence[int], lengths: Sequence[int]) -> bytes:

@@ -8,11 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xxhash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
+    from thinrow.core.files.paths import DataFile
+
+FINGERPRINT_BYTES = 1 << 16
+"""Bytes at the end of a file that its fingerprint covers."""
 
 _BITFLIP = np.uint64(0x1CAD21F72C81017C ^ 0xDB979083E96DD4DE)  # bytes 8..24 of XXH3's secret
 _PRIME_MX2 = np.uint64(0x9FB21C651E98DF25)
@@ -69,3 +74,9 @@ def close_digest(sums: NDArray[np.uint64], event_counts: NDArray[np.int64]) -> N
     """Digests as pointers carry them, never 0: uint64 of the shape of ``sums``."""
     closed = xxh3(sums ^ xxh3(event_counts.astype(np.int64).view(np.uint64) ^ _DIGEST_SEED))
     return np.maximum(closed, np.uint64(1))
+
+
+def file_fingerprint(file: DataFile, name: str) -> str:
+    """Returns a name, a file's size, and XXH3 of its end, where Parquet's footer describes it."""
+    size, end = file.end(FINGERPRINT_BYTES)
+    return f"{name} {size} {xxhash.xxh3_64_hexdigest(end)}"

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from thinrow.client.logger.journal import sync_folder
 from thinrow.core.files.message import encode_thin_rows
 from thinrow.core.files.permissions import file_mode, private_umask
+from thinrow.core.kafka import load_kafka
 from thinrow.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import ModuleType
 
     from thinrow.client.logger.config import FileOutput, KafkaOutput
 
@@ -185,15 +185,3 @@ def write_part(table: pa.Table, path: Path) -> None:
     except OSError:
         hidden.unlink(missing_ok=True)
         raise
-
-
-def load_kafka() -> ModuleType:
-    """Imports the Kafka client, which files do not need."""
-    try:
-        import confluent_kafka
-    except ImportError as error:
-        raise UsageError(
-            "Writing to Kafka needs confluent-kafka: pip install 'thinrow[kafka]'."
-        ) from error
-    module: ModuleType = confluent_kafka
-    return module

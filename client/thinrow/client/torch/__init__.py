@@ -1,4 +1,4 @@
-"""The trainer's side: thin rows in, batches of histories as tensors out.
+"""The trainer's side: batches of histories as tensors, from thin rows.
 
 ::
 
@@ -27,7 +27,8 @@ except ImportError as error:
 from thinrow.client.torch.batch import TensorBatch
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.dataset import ThinRowDataset
-from thinrow.client.torch.files import FileSource, RowFiles
+from thinrow.client.torch.file_source import FileSource
+from thinrow.client.torch.files import RowFiles
 from thinrow.client.torch.loader import ThinRowLoader
 from thinrow.client.torch.source import RowChunk, RowSource
 from thinrow.client.torch.starvation import Starvation

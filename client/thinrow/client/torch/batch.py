@@ -1,34 +1,24 @@
-"""A batch of histories as tensors, its layout in memory, and what models want to see it as."""
+"""A batch of histories as tensors, and its views for models."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
+from thinrow.client.torch.tensor_memory import joined, move_together
 from thinrow.errors import UsageError
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-    from thinrow.core.wire.widen import ColumnKind
     from torchrec import KeyedJaggedTensor
 
-__all__ = ["TensorBatch", "lay_out", "plain_memory"]
-
-ALIGNMENT_BYTES = 64
-
-
-def plain_memory(size_bytes: int) -> Tensor:
-    """Allocates host memory: uint8, shape (size_bytes,)."""
-    return torch.empty(size_bytes, dtype=torch.uint8)
+__all__ = ["TensorBatch"]
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +30,7 @@ class TensorBatch:
     """
 
     example_ids: Tensor
-    """int64, shape (examples,): number of the row, unique within one source."""
+    """int64, shape (examples,): the row's number, unique within one source."""
 
     statuses: Tensor
     """uint8, shape (examples,): numbers of thinrow.v1.Status."""
@@ -49,14 +39,14 @@ class TensorBatch:
     """int64, shape (examples + 1,), ascending from 0 to the events: one for all traits."""
 
     values: dict[str, Tensor]
-    """By trait, shape (events,), or (events, size) for a vector. Integers, categorical traits and
-    codes of text in the integer dtype asked for, floats and bools in their own. 0 where absent."""
+    """Values by trait, shape (events,), or (events, size) for a vector; 0 where absent. Integers,
+    categories and codes of text in the configured integer dtype, floats and bools in their own."""
 
     present: dict[str, Tensor]
-    """By nullable trait, bool, shape (events,): False where the event lacks it."""
+    """Presence by nullable trait, bool, shape (events,): False where the event lacks it."""
 
     strings: dict[str, list[str]]
-    """By text trait: the texts that its codes index. May repeat one."""
+    """Texts by text trait, which its codes index. May repeat one."""
 
     columns: dict[str, Tensor | list[Any]]
     """The rows' other columns, by name, one entry per example: numbers, bools and times (ms) as
@@ -66,23 +56,23 @@ class TensorBatch:
     """Events of the longest example."""
 
     generation: int
-    """Number of the generation that answered; the oldest where several did."""
+    """Number of the generation that answered; the oldest if there were several."""
 
     watermark_ts: int
-    """That generation's watermark, ms, exclusive."""
+    """Watermark of that generation, ms, exclusive."""
 
     def __post_init__(self) -> None:
-        # Its pipelines insist on the base class, but importing torchrec for that takes seconds.
+        # Its pipelines require the base class, but importing torchrec for that takes seconds.
         streamable = sys.modules.get("torchrec.streamable")
         if streamable is not None and hasattr(streamable, "Pipelineable"):
             streamable.Pipelineable.register(TensorBatch)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # So that a batch from a worker process is initialised in the trainer's, too.
+        # Initializes a batch from a worker process in the trainer's process, too.
         return TensorBatch, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def __len__(self) -> int:
-        """Examples, not events."""
+        """Returns the number of examples, not of events."""
         return len(self.statuses)
 
     def __repr__(self) -> str:
@@ -94,7 +84,7 @@ class TensorBatch:
 
     @property
     def events(self) -> int:
-        """Events of all examples; known without asking the device."""
+        """Events of all examples; does not synchronize with the device."""
         return len(next(iter(self.values.values()))) if self.values else int(self.offsets[-1])
 
     @property
@@ -107,11 +97,11 @@ class TensorBatch:
         return self._moved(lambda memory: memory.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TensorBatch:
-        """Copies the tensors to pinned host memory; without CUDA there is none, so it is itself."""
+        """Copies the tensors to pinned host memory; without CUDA, returns the batch itself."""
         return self._moved(Tensor.pin_memory) if torch.cuda.is_available() else self
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Keeps the memory of tensors on a GPU until `stream` has done what it has to do now."""
+        """Keeps the memory of tensors on a GPU until `stream` has done its present work."""
         for tensor in self._tensors():
             if tensor.is_cuda:
                 tensor.record_stream(stream)
@@ -125,13 +115,16 @@ class TensorBatch:
     ) -> KeyedJaggedTensor:
         """Views scalar traits of one dtype as torchrec's KeyedJaggedTensor.
 
-        traits: in the order of its keys. Default: all integer ones, codes of text among them.
-        contextual: columns whose one value per example comes before the traits.
-        lengths_dtype: int32 or int64.
+        The values are shared, not copied, if the traits are consecutive in `values` and there is
+        no contextual column; lengths are new.
 
-        The values are shared, not copied, where the traits stand one behind the other in `values`
-        and there is nothing contextual; lengths are new. Raises UsageError without torchrec, and
-        for what does not fit into one.
+        Args:
+            traits: Traits in the order of the keys. Default: all of integers, including codes.
+            contextual: Columns whose one value per example comes before the traits.
+            lengths_dtype: int32 or int64.
+
+        Raises:
+            UsageError: torchrec is missing, or the columns are not scalars of one dtype.
         """
         try:
             from torchrec import KeyedJaggedTensor
@@ -143,13 +136,13 @@ class TensorBatch:
         parts = [self._column(name) for name in contextual]
         parts += [self._trait(trait) for trait in traits]
         if not parts or any(part.ndim != 1 or part.dtype != parts[-1].dtype for part in parts):
-            told = ", ".join(
+            found = ", ".join(
                 f"{key} {list(part.shape[1:]) or ''}{part.dtype}"
                 for key, part in zip(keys, parts, strict=True)
             )
             raise UsageError(
-                f"A KeyedJaggedTensor holds scalars of one dtype; ask for one of each, not for "
-                f"{told or 'nothing'}."
+                f"A KeyedJaggedTensor holds scalars of one dtype; make one for each, not of "
+                f"{found or 'nothing'}."
             )
         lengths = self.offsets.diff().to(lengths_dtype)
         ones = torch.ones_like(lengths)
@@ -159,7 +152,7 @@ class TensorBatch:
             joined(parts),
             lengths=torch.cat([ones] * len(contextual) + [lengths] * len(traits)),
             stride=len(self),
-            # Left out, they would be asked from the device, and the host would wait for it.
+            # Otherwise torchrec reads them from the device, and the host waits.
             length_per_key=per_key,
             offset_per_key=[0, *itertools.accumulate(per_key)],
         )
@@ -167,8 +160,8 @@ class TensorBatch:
     def to_njt(self, trait: str) -> Tensor:
         """Views a trait as a nested tensor of jagged layout, shape (examples, *, …).
 
-        Values and offsets are shared, not copied. Nested tensors of one batch can be combined:
-        all have this batch's `offsets`.
+        Values and offsets are shared, not copied. Nested tensors of one batch can be combined,
+        because all have this batch's `offsets`.
         """
         return torch.nested.nested_tensor_from_jagged(
             self._trait(trait), offsets=self.offsets, max_seqlen=self.max_seqlen
@@ -184,10 +177,14 @@ class TensorBatch:
     ) -> Tensor:
         """Copies a trait into a dense tensor, shape (examples, length, …).
 
-        length: default `max_seqlen`; of a longer example the newest events stay.
-        value: what fills the rest, which lies on `side` of the events.
+        Args:
+            trait: The trait's name.
+            length: Default `max_seqlen`; of a longer example the newest events stay.
+            value: The padding.
+            side: The side of the events that gets the padding.
 
-        Raises UsageError for another side or a negative length.
+        Raises:
+            UsageError: The side is another one, or the length negative.
         """
         if side not in ("left", "right"):
             raise UsageError(f"side is {side!r}, but must be 'left' or 'right'.")
@@ -210,8 +207,8 @@ class TensorBatch:
     def _trait(self, trait: str) -> Tensor:
         if trait not in self.values:
             raise UsageError(
-                f"The batch has no trait {trait!r}; it has {', '.join(self.values)}, so ask for "
-                f"one of these or extend the projection."
+                f"The batch has no trait {trait!r}; it has {', '.join(self.values)}, so use one of "
+                f"these or extend the projection."
             )
         return self.values[trait]
 
@@ -232,7 +229,7 @@ class TensorBatch:
         ]
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> TensorBatch:
-        """The same batch with its memory moved."""
+        """Returns the same batch with its memory moved."""
         moved = iter(move_together(self._tensors(), move))
         return dataclasses.replace(
             self,
@@ -248,153 +245,6 @@ class TensorBatch:
         )
 
 
-def lay_out(
-    kinds: Mapping[str, ColumnKind],
-    lengths: NDArray[np.int64],
-    *,
-    statuses: NDArray[np.uint8],
-    example_ids: NDArray[np.int64],
-    columns: Mapping[str, NDArray[Any] | list[Any]],
-    generation: int,
-    watermark_ts: int,
-    integer_dtype: torch.dtype = torch.int64,
-    allocate: Callable[[int], Tensor] = plain_memory,
-) -> TensorBatch:
-    """Makes a batch whose `values` and `present` are still to be written, e.g. by Answer.write.
-
-    All its tensors lie in one piece of memory, so that one copy moves it: `allocate` gives so many
-    bytes of uint8. Traits of one dtype lie one behind the other in the order of `kinds`, vectors
-    behind scalars.
-
-    kinds: of the traits, as from Answer.joint_kinds.
-    lengths: shape (examples,): events of each example.
-    statuses, example_ids, columns: shape (examples,) each; copied.
-    integer_dtype: int32 or int64, of every trait of integers but times and `event_id`, which are
-        int64.
-    """
-    events = int(lengths.sum())
-    dtypes = {
-        trait: torch.int64
-        if trait.endswith("_ts") or trait == "event_id"
-        else integer_dtype
-        if kind.dtype.kind in "iu"
-        else to_torch(kind.dtype)
-        for trait, kind in kinds.items()
-    }
-    traits = sorted(kinds, key=lambda trait: (str(dtypes[trait]), bool(kinds[trait].shape)))
-    nullable = [trait for trait, kind in kinds.items() if kind.nullable]
-    numbers = {name: of for name, of in columns.items() if isinstance(of, np.ndarray)}
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    given = [offsets, example_ids, statuses, *numbers.values()]
-    tensors = iter(
-        carve(
-            [
-                *((dtypes[trait], (events, *kinds[trait].shape)) for trait in traits),
-                *((torch.bool, (events,)) for _ in nullable),
-                *((to_torch(array.dtype), array.shape) for array in given),
-            ],
-            allocate,
-        )
-    )
-    values = {trait: next(tensors) for trait in traits}
-    present = {trait: next(tensors) for trait in nullable}
-    small = list(tensors)
-    for tensor, array in zip(small, given, strict=True):
-        tensor.numpy()[:] = array
-    by_name = dict(zip(numbers, small[3:], strict=True))
-    return TensorBatch(
-        offsets=small[0],
-        example_ids=small[1],
-        statuses=small[2],
-        values={trait: values[trait] for trait in kinds},
-        present=present,
-        strings={trait: [] for trait, kind in kinds.items() if kind.text},
-        columns={
-            name: by_name[name] if isinstance(of, np.ndarray) else of
-            for name, of in columns.items()
-        },
-        max_seqlen=int(lengths.max(initial=0)),
-        generation=generation,
-        watermark_ts=watermark_ts,
-    )
-
-
-def carve(
-    parts: Sequence[tuple[torch.dtype, tuple[int, ...]]], allocate: Callable[[int], Tensor]
-) -> list[Tensor]:
-    """Cuts one allocation into tensors; neighbours of one dtype stand without a gap."""
-    starts: list[int] = []
-    end = 0
-    before = None
-    for dtype, shape in parts:
-        if dtype != before:
-            end = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        starts.append(end)
-        end += math.prod(shape) * dtype.itemsize
-        before = dtype
-    memory = allocate(end)
-    return [
-        memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
-        for start, (dtype, shape) in zip(starts, parts, strict=True)
-    ]
-
-
-def move_together(tensors: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Moves tensors, those that share memory in one piece: they share it afterwards, too."""
-    tensors = [tensor.contiguous() for tensor in tensors]
-    spans: dict[int, tuple[Tensor, int, int]] = {}
-    for tensor in tensors:
-        storage = tensor.untyped_storage().data_ptr()
-        start = place(tensor)
-        end = start + tensor.nbytes
-        _, first, last = spans.get(storage, (tensor, start, end))
-        spans[storage] = (
-            tensor,
-            min(first, start) // ALIGNMENT_BYTES * ALIGNMENT_BYTES,
-            max(last, end),
-        )
-    moved = {
-        storage: move(as_bytes(tensor, start, end))
-        for storage, (tensor, start, end) in spans.items()
-    }
-    result = []
-    for tensor in tensors:
-        storage = tensor.untyped_storage().data_ptr()
-        start = place(tensor) - spans[storage][1]
-        memory = moved[storage][start : start + tensor.nbytes]
-        result.append(memory.view(tensor.dtype).view(tensor.shape))
-    return result
-
-
-def place(tensor: Tensor) -> int:
-    """Counts the bytes before a tensor in its memory."""
-    return int(tensor.storage_offset()) * tensor.itemsize
-
-
-def as_bytes(tensor: Tensor, start: int, end: int) -> Tensor:
-    """Views the bytes [start, end) of the memory in which a tensor lies."""
-    storage = tensor.untyped_storage()
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(
-        storage, start, (end - start,), (1,)
-    )
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Puts flat tensors of one dtype one behind the other, without a copy where they lie so."""
-    memory = parts[0].untyped_storage().data_ptr()
-    ends = itertools.accumulate((part.nbytes for part in parts), initial=place(parts[0]))
-    for part, end in zip(parts, ends, strict=False):
-        behind = part.untyped_storage().data_ptr() == memory and place(part) == end
-        if not (behind and part.is_contiguous()):
-            return torch.cat(list(parts))
-    return parts[0].as_strided((sum(map(len, parts)),), (1,))
-
-
 def is_integer(tensor: Tensor) -> bool:
-    """Tells integers from floats and bools."""
+    """Returns True for tensors of integers."""
     return not tensor.is_floating_point() and tensor.dtype != torch.bool
-
-
-def to_torch(dtype: np.dtype[Any]) -> torch.dtype:
-    """The torch dtype of a numpy dtype."""
-    return torch.from_numpy(np.empty(0, dtype)).dtype

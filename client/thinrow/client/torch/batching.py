@@ -1,4 +1,4 @@
-"""From answers to batches: what stays, where a batch ends, and how it becomes tensors."""
+"""Batches from answers: the examples that stay, the end of each batch, and its tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from thinrow.client.torch.batch import lay_out, plain_memory
+from thinrow.client.torch.layout import lay_out
+from thinrow.client.torch.tensor_memory import plain_memory
 from thinrow.core.files.arrow import load_pyarrow, plain
 from thinrow.core.status import Status, status_name
 from thinrow.core.wire.answer import Answer
@@ -27,22 +28,22 @@ __all__ = ["AnsweredRows", "Batcher", "Group", "chosen", "to_tensors"]
 
 ADVICE = {
     "NOT_READY": "wait for compaction with not_ready_wait_s",
-    "EXPIRED": "train on newer examples, ask for shorter sequences",
+    "EXPIRED": "train on newer examples or shorter sequences",
     "DIGEST_MISMATCH": "check that rows and store belong together",
     "ERASED": "drop them",
-    "INVALID": "mend what wrote the rows",
+    "INVALID": "fix the job that wrote these rows",
 }
 
 
 class AnsweredRows(NamedTuple):
-    """Some examples, in order: what came back for them and what they bring along."""
+    """Some examples, in order: their answer and their other columns."""
 
     answer: Answer
     columns: pa.Table
     example_ids: NDArray[np.int64]
 
     def cut(self, start: int, stop: int) -> AnsweredRows:
-        """The examples [start, stop)."""
+        """Returns the examples [start, stop)."""
         return AnsweredRows(
             self.answer[start:stop],
             self.columns.slice(start, stop - start),
@@ -50,7 +51,7 @@ class AnsweredRows(NamedTuple):
         )
 
     def pick(self, examples: NDArray[np.int64]) -> AnsweredRows:
-        """Some of the examples, by their places."""
+        """Returns some of the examples, by their places."""
         return AnsweredRows(
             self.answer[examples], self.columns.take(examples), self.example_ids[examples]
         )
@@ -58,21 +59,21 @@ class AnsweredRows(NamedTuple):
 
 @dataclass(slots=True)
 class Group:
-    """What makes one batch."""
+    """The examples of one batch."""
 
     parts: list[AnsweredRows] = field(default_factory=list)
 
     rows: int = 0
-    """Rows of the source up to its end and after the last group's, also those left out."""
+    """Rows of the source since the end of the last group, skipped ones included."""
 
     statuses: dict[int, int] = field(default_factory=dict)
-    """How many of those rows have which status."""
+    """The number of those rows by status."""
 
     examples: int = 0
     events: int = 0
 
     def count(self, statuses: NDArray[np.uint8]) -> None:
-        """Counts rows, whether they stay or not."""
+        """Counts rows, both those that stay and those that do not."""
         self.rows += len(statuses)
         for status, count in zip(*np.unique(statuses, return_counts=True), strict=True):
             self.statuses[int(status)] = self.statuses.get(int(status), 0) + int(count)
@@ -86,9 +87,10 @@ class Batcher:
         self._group = Group()
 
     def add(self, part: AnsweredRows) -> Iterator[Group]:
-        """Takes the next examples and yields the groups that they complete.
+        """Adds the next examples, and yields the groups that they complete.
 
-        Raises StatusError at the first example whose status is to fail.
+        Raises:
+            StatusError: The policy for the status of an example is "fail".
         """
         statuses = part.answer.statuses
         keeps, fails = self._judge(statuses)
@@ -114,7 +116,7 @@ class Batcher:
         return group
 
     def _judge(self, statuses: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:
-        """Tells which examples stay, and the place of the first that fails."""
+        """Returns which examples stay, and the place of the first that fails."""
         keeps = np.ones(len(statuses), np.bool_)
         fails = len(statuses)
         for status in np.unique(statuses[statuses != Status.OK]).tolist():
@@ -127,7 +129,7 @@ class Batcher:
         return keeps, fails
 
     def _fitting(self, lengths: NDArray[np.int64]) -> int:
-        """Tells how many of these examples the group has room for."""
+        """Returns the number of these examples that the group has room for."""
         group, config = self._group, self._config
         examples = min(len(lengths), config.batch_examples - group.examples)
         if config.batch_events is not None:
@@ -143,7 +145,7 @@ class Batcher:
 
 
 def failure(part: AnsweredRows, place: int) -> StatusError:
-    """Says which example failed and what to do."""
+    """Returns the error that names an example and the remedy."""
     name = status_name(int(part.answer.statuses[place]))
     return StatusError(
         f"Example {part.example_ids[place]} of user {part.answer.rows.pointers.user_ids[place]} "
@@ -158,12 +160,17 @@ def to_tensors(
     allocate: Callable[[int], torch.Tensor] = plain_memory,
     threads: int = 1,
 ) -> TensorBatch:
-    """Widens some examples into tensors, one part behind the other; `allocate` as in lay_out.
+    """Widens some examples into tensors, part after part.
 
-    threads: how many may share the work.
+    Args:
+        parts: The examples.
+        integer_dtype: As in `lay_out`.
+        allocate: As in `lay_out`.
+        threads: Threads that share the work.
 
-    Raises InputError where a value does not fit `integer_dtype` or a column has nulls, and
-    ThinRowError where the schema changed between the answers.
+    Raises:
+        InputError: A value does not fit `integer_dtype`, or a column has nulls.
+        ThinRowError: The schema changed between the answers.
     """
     answers = [part.answer for part in parts]
     oldest = min(answers, key=lambda answer: answer.generation)
@@ -191,14 +198,18 @@ def to_tensors(
 
 
 def own_bits(tensor: torch.Tensor, kind: ColumnKind) -> NDArray[Any]:
-    """Views an int64 tensor of a uint64 trait as that: torch has no arithmetic on uint64."""
+    """Views an int64 tensor of a uint64 trait as uint64: torch has no arithmetic on uint64."""
     values: NDArray[Any] = tensor.numpy()
     is_word = kind.dtype == np.uint64 and values.dtype == np.int64
     return values.view(np.uint64) if is_word else values
 
 
 def chosen(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
-    """Takes the columns that are to go along. Raises InputError for one that is not there."""
+    """Selects the columns that a batch carries.
+
+    Raises:
+        InputError: There is no such column.
+    """
     if columns is None:
         return table
     for name in columns:
@@ -210,10 +221,10 @@ def chosen(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
 
 
 def to_arrays(table: pa.Table) -> dict[str, NDArray[Any] | list[Any]]:
-    """Turns columns into arrays: integers and times (ms) int64, floats and bools as they are.
+    """Converts columns to arrays: integers and times (ms) to int64, floats and bools as they are.
 
-    uint64 becomes int64 of the same bits: hashed ids use all 64.
-    A float that is null is nan; anything that is no number is a list.
+    uint64 becomes int64 of the same bits: hashed ids use all 64. A float that is null is nan; any
+    other type becomes a list.
     """
     pa = load_pyarrow()
     types = pa.types

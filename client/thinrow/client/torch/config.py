@@ -1,4 +1,4 @@
-"""What a loader may be told: batches, statuses, bounds."""
+"""Settings of a loader: batches, statuses, bounds."""
 
 from __future__ import annotations
 
@@ -28,46 +28,50 @@ POLICIES: dict[str, Policy] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderConfig:
-    """How thin rows become batches. Raises UsageError for a value out of its range."""
+    """Settings of a loader.
+
+    Raises:
+        UsageError: A value is out of its range.
+    """
 
     batch_examples: int = 512
     """Most examples in a batch."""
 
     batch_events: int | None = None
-    """Most events in a batch, so that long histories do not blow memory: a batch ends before the
-    example that would exceed it. One example longer than that comes alone. None: no limit."""
+    """Most events in a batch, which bounds its memory: a batch ends before the example that would
+    exceed it. A longer example forms a batch alone. None: no limit."""
 
     drop_last: bool = False
-    """Whether a last batch of fewer than `batch_examples` is left out. Not with `batch_events`."""
+    """Leaves out a last batch of fewer than `batch_examples`. Not with `batch_events`."""
 
     policies: Mapping[str, Policy] = field(default_factory=dict)
-    """What becomes of an example by its status, other than OK: "fail" raises StatusError, "skip"
-    leaves it out, "pass" hands it on without events. Default: "skip" for ERASED, which is to be
-    expected and must not be trained on; "fail" for all others."""
+    """Treatment of examples by status, other than OK: "fail" raises StatusError, "skip" leaves the
+    example out, "pass" delivers it without events. Default: "skip" for ERASED, which is normal and
+    must not be trained on; "fail" for all others."""
 
     not_ready_wait_s: float = 0.0
-    """Seconds to go on asking, in each lookup, for examples that are NOT_READY before their policy
-    applies."""
+    """Seconds to repeat, in each lookup, the request for examples that are NOT_READY before their
+    policy applies."""
 
     integer_dtype: torch.dtype = torch.int64
-    """What integer traits become: torch.int64, or torch.int32, which raises InputError where a
-    value does not fit. Traits named `..._ts` and `event_id` are int64 in any case."""
+    """Dtype of integer traits: torch.int64, or torch.int32, which raises InputError if a value does
+    not fit. Traits named `..._ts` and `event_id` are always int64."""
 
     columns: tuple[str, ...] | None = None
-    """Which of the rows' other columns go along. None: all."""
+    """The rows' other columns that a batch carries. None: all."""
 
     lookup_examples: int = 4096
-    """Rows looked up together, several batches' worth: among them a user's events travel once, in
-    whatever order the rows come. The batches are cut anew from the answers."""
+    """Rows looked up together, enough for several batches: among them a user's events travel once,
+    in any order of the rows. Batches are cut from the answers."""
 
     chunks_ahead: int = 2
-    """Most chunks of `lookup_examples` rows that are read and not yet asked for."""
+    """Most chunks of `lookup_examples` rows that are read ahead of their lookup."""
 
     widen_threads: int = 2
     """Threads that share the widening of a batch."""
 
     batches_ahead: int = 2
-    """Most batches that are ready and not yet handed out."""
+    """Most batches that are ready ahead of the trainer."""
 
     freed_bytes_kept: int = 0
     """Freed memory that the GNU C library keeps for later allocations, in the whole process; 0
@@ -116,5 +120,5 @@ class LoaderConfig:
                 )
 
     def policy(self, status: str) -> Policy:
-        """Tells what becomes of examples with a status other than OK."""
+        """Returns the treatment of examples with a status other than OK."""
         return self.policies.get(status, POLICIES.get(status, "fail"))

@@ -1,4 +1,4 @@
-"""The dataset: the same batches through torch's DataLoader and its worker processes."""
+"""The dataset: the loader's batches through torch's DataLoader and its worker processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from thinrow.client.client import connect
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
-from thinrow.client.torch.files import FileSource, RowFiles, traits_named
+from thinrow.client.torch.files import RowFiles, traits_named
 from thinrow.client.torch.pipeline import BATCHES_IN_USE, Pipeline
 from thinrow.client.torch.starvation import Starvation
 from thinrow.errors import UsageError
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thinrow.client.torch.batch import TensorBatch
+    from thinrow.client.torch.file_source import FileSource
     from thinrow.core.pointers import Projection
 
 __all__ = ["ThinRowDataset"]
 
 
 class ThinRowDataset(IterableDataset["TensorBatch"]):
-    """Thin rows put back into histories, for `DataLoader(dataset, batch_size=None)`.
+    """Histories of thin rows, for `DataLoader(dataset, batch_size=None)`.
 
-    Each worker process takes its own shard and connects by itself. torchdata's StatefulDataLoader
-    saves and resumes it: state_dict and load_state_dict are of the shard of the process they are
-    called in.
+    Each worker process has its own shard and connection. torchdata's StatefulDataLoader saves and
+    resumes it: state_dict and load_state_dict apply to the shard of the calling process.
 
-    An iteration is one epoch, from its start, or from the state just loaded. Where a process
-    iterates again, the next epoch follows one that ended. New worker processes begin with the epoch
-    of this object, so call `set_epoch` before each iteration. Arguments and errors are those of
-    ThinRowLoader.
+    An iteration is one epoch, from its start, or from the state just loaded. If a process iterates
+    again after an epoch that ended, the next epoch follows. New worker processes begin with the
+    epoch of this object, so call `set_epoch` before each iteration. Arguments and errors are those
+    of ThinRowLoader.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
         self._server = server
         self._projection = projection
         self._config = config or LoaderConfig()
-        # A column that is not there is told here and not by every worker.
+        # A missing column is an error here, not in every worker.
         self._files.reads(self._config.columns, traits=None)
         self._epoch = 0
         self._shard: FileSource | None = None
@@ -65,22 +65,26 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
         return self._batches(source)
 
     def set_epoch(self, epoch: int) -> None:
-        """Lets the next iteration be of this epoch, from its start unless it is under way."""
+        """Sets the epoch of the next iteration, which begins at its start if the epoch changes."""
         self._epoch = epoch
         if self._shard is not None:
             self._shard.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tells the place behind the last batch handed out: a handful of JSON fields."""
+        """Returns the place after the last batch delivered: a handful of JSON fields."""
         return self._source().state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a place. Raises UsageError where it belongs to another shard or files."""
+        """Resumes at a place.
+
+        Raises:
+            UsageError: The state belongs to another shard or other files.
+        """
         self._source().load_state_dict(state)
         self._resuming = True
 
     def _source(self) -> FileSource:
-        """The shard of this process."""
+        """Returns the shard of this process."""
         worker = get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         source = self._files.source(
@@ -108,6 +112,6 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
                 yield from pipeline.batches()
             finally:
                 pipeline.close()
-        # Other workers may not have ended: until all have, a state must say so of this one.
+        # Other workers may not have ended: until all have, a state must show this one as ended.
         if get_worker_info() is None:
             source.set_epoch(source.epoch + 1)

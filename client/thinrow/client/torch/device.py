@@ -1,4 +1,4 @@
-"""From host memory to the device on which a model is trained."""
+"""Copies of batches from host memory to the device that trains the model."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ __all__ = ["DeviceCopy", "PendingCopy"]
 
 
 class PendingCopy(NamedTuple):
-    """A batch on its way."""
+    """A batch whose copy is in flight."""
 
     batch: TensorBatch
-    """On the device; to be read after `copied`."""
+    """The batch on the device; to be read after `copied`."""
 
     copied: torch.cuda.Event | None
-    """None: it is there already."""
+    """The end of the copy; None if there is no copy to wait for."""
 
 
 class DeviceCopy:
-    """Copies batches to a device on a CUDA stream of its own, beside what the trainer computes.
+    """Copies batches to a device on a CUDA stream of its own, in parallel with the training.
 
-    One thread calls `allocate` and `send`, the trainer `receive`. Without CUDA the same calls hand
-    on the host's tensors.
+    One thread calls `allocate` and `send`, the trainer `receive`. Without CUDA the same calls
+    return the host's tensors.
 
-    device: where batches go; a CUDA device, or the CPU.
-    slots: batches that may be on their way and not yet handed out, and one that is being written.
-    slot_bytes: size of the largest batch, or 0 where that is not known; see Ring.
+    Args:
+        device: Target of the batches: a CUDA device, or the CPU.
+        slots: Batches in flight or not yet delivered, and one that is being written.
+        slot_bytes: Size of the largest batch, or 0 if that is not known; see Ring.
 
-    Raises UsageError for a device that is not there, or of another kind.
+    Raises:
+        UsageError: The device does not exist, or is of another kind.
     """
 
     def __init__(self, device: torch.device | str, *, slots: int, slot_bytes: int = 0) -> None:
@@ -57,7 +59,7 @@ class DeviceCopy:
     def allocate(self, size_bytes: int) -> Tensor:
         """Lends host memory for a batch: uint8, shape (size_bytes,). See `lay_out`.
 
-        Waits for the oldest copy where all slots are being read.
+        Waits for the oldest copy if all slots are being read.
         """
         while self._reading:
             copied = self._reading[0][0]
@@ -69,7 +71,7 @@ class DeviceCopy:
         return self._ring.borrow(size_bytes)
 
     def send(self, batch: TensorBatch) -> PendingCopy:
-        """Enqueues the copy of a batch, which must not be written any more; waits for nothing."""
+        """Enqueues the copy of a batch, which must not change any more; does not wait."""
         if self._stream is None:
             return PendingCopy(batch, None)
         self.copied_bytes += batch.nbytes
@@ -80,25 +82,22 @@ class DeviceCopy:
         return PendingCopy(moved, copied)
 
     def receive(self, sent: PendingCopy) -> TensorBatch:
-        """Hands a batch to the current stream: what is enqueued there from now on sees it whole.
-
-        The host does not wait, only the stream does.
-        """
+        """Makes the current stream wait for the copy of a batch; the host does not wait."""
         if sent.copied is not None:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(sent.copied)
-            # It was allocated on the copying stream, which must not have it back too early.
+            # It was allocated on the copying stream, which must not reuse it too early.
             sent.batch.record_stream(stream)
         return sent.batch
 
     def close(self) -> None:
-        """Waits for the copies under way. Batches handed out stay valid."""
+        """Waits for the copies in flight. Delivered batches stay valid."""
         while self._reading:
             self._reading.popleft()[0].synchronize()
 
 
 def resolved(device: torch.device | str) -> torch.device:
-    """Names the CUDA device that is meant: other threads may have another current one."""
+    """Returns the device with its number, because other threads may have another current one."""
     try:
         device = torch.device(device)
     except RuntimeError as error:

@@ -1,8 +1,8 @@
 """Thin rows from a Kafka topic, for a trainer that follows the log.
 
-Each rank reads partitions of its own, by number, and joins no group: nobody takes a partition away
-from a trainer that is busy with a long step, so nothing is trained on twice because of it. The
-group only names the committed offsets.
+Each rank reads fixed partitions, by number, and joins no group: no rebalancing takes a partition
+from a trainer that is busy with a long step, so no row is trained on twice because of it. The group
+only names the committed offsets.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.client.torch.files import ranks
+from thinrow.client.torch.kafka_config import KafkaConfig, librdkafka_settings
 from thinrow.client.torch.kafka_offsets import OffsetCommitter, Place, rows_taken, to_offset
 from thinrow.client.torch.source import RowChunk
 from thinrow.core.files.arrow import load_pyarrow
 from thinrow.core.files.arrow_sizes import table_bytes
 from thinrow.core.files.message import MESSAGE_ROWS_MAX, decode_thin_rows, split_thin_rows
+from thinrow.core.kafka import load_kafka
 from thinrow.core.pointers import Pointers, ThinRows
 from thinrow.errors import InputError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from types import ModuleType
+    from collections.abc import Iterator
 
     import pyarrow as pa
     from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
@@ -45,81 +45,12 @@ OFFSET_BITS = 41
 PARTITION_BITS = 63 - OFFSET_BITS - ROW_BITS
 
 POLL_S = 0.1
-"""How long chunks() waits for a message before it looks up."""
-
-FETCH_BYTES_MAX = 16 << 20
-"""By how much the last fetch may exceed `queued_bytes_max`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KafkaConfig:
-    """Where thin rows come from, and how. Raises UsageError for a value out of its range."""
-
-    topic: str
-    """Its messages are what thinrow.core.files.message.encode_thin_rows returns."""
-
-    bootstrap_servers: str
-    """HOST:PORT of some brokers, with commas between."""
-
-    group: str
-    """Names the committed offsets. For one training run; no other consumer may use it."""
-
-    rank: int = field(default_factory=lambda: ranks()[0])
-    """This trainer's number. Default: torch.distributed's where it is initialised, otherwise 0."""
-
-    world_size: int = field(default_factory=lambda: ranks()[1])
-    """Trainers that share the topic: partition p belongs to rank p % world_size. Default: as for
-    `rank`, otherwise 1."""
-
-    linger_ms: int = 100
-    """How long rows may wait for more to come before they are handed on."""
-
-    idle_timeout_s: float = 0.0
-    """Ends the iteration when no rows came for so long. 0: waits for ever."""
-
-    on_bad_message: Literal["fail", "skip"] = "fail"
-    """What becomes of a message that holds no thin rows: "fail" raises InputError, "skip" logs it,
-    counts it in KafkaSource.bad_messages and goes on."""
-
-    commit_interval_s: float = 1.0
-    """Least seconds between two commits of offsets. 0: one after each batch."""
-
-    connect_timeout_s: float = 10.0
-    """Seconds to wait for the brokers when connecting, before UnavailableError, and for the answer
-    to a commit. close() waits twice as long at most."""
-
-    queued_bytes_max: int = 64 << 20
-    """Bytes of messages to fetch ahead, exceeded by one fetch of 16 MiB at most."""
-
-    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """More settings of librdkafka, such as security.protocol and sasl.password."""
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("world_size", 1),
-            ("linger_ms", 0),
-            ("idle_timeout_s", 0),
-            ("commit_interval_s", 0),
-            ("connect_timeout_s", 0.001),
-            ("queued_bytes_max", 1 << 20),
-        ):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} is {getattr(self, name)}, but must be {least} or more.")
-        if not 0 <= self.rank < self.world_size:
-            raise UsageError(f"rank is {self.rank}, but must be from 0 to {self.world_size - 1}.")
-        if self.on_bad_message not in ("fail", "skip"):
-            raise UsageError(
-                f"on_bad_message is {self.on_bad_message!r}, but must be 'fail' or 'skip'."
-            )
-        if taken := self.settings.keys() & librdkafka_settings(self).keys():
-            raise UsageError(
-                f"settings must leave out {', '.join(sorted(taken))}, which KafkaSource sets."
-            )
+"""Longest time that chunks() waits for one message."""
 
 
 @dataclass(slots=True, eq=False)
 class InFlightMessage:
-    """A message that is being handed out and not wholly taken."""
+    """A message that is delivered in part, or whose rows are not all counted yet."""
 
     partition: int
     offset: int
@@ -128,24 +59,27 @@ class InFlightMessage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MessageRows:
-    """The rows of a message that are to be handed out, from `row` on."""
+    """The rows of a message to deliver, from `row` on."""
 
     in_flight: InFlightMessage
     row: int
     table: pa.Table
 
     def example_ids(self) -> NDArray[np.int64]:
-        """Numbers the rows, shape (rows,), as no other of the topic."""
+        """Returns numbers of the rows, unique in the topic; shape (rows,)."""
         message = self.in_flight.partition << OFFSET_BITS | self.in_flight.offset
         return (message << ROW_BITS) + self.row + np.arange(len(self.table))
 
 
 class KafkaSource:
-    """Reads a topic of thin rows: a RowSource that never comes to an end by itself.
+    """Reads a topic of thin rows: a RowSource without an end.
 
-    Starts where `load_state_dict` or else the group's committed offsets say, or else at the
-    beginning. Raises UsageError for a topic that does not fit, UnavailableError where no broker
-    answers.
+    Starts at the place of `load_state_dict`, or at the group's committed offsets, or at the
+    beginning.
+
+    Raises:
+        UsageError: The topic does not exist or has too few partitions.
+        UnavailableError: No broker answers.
     """
 
     def __init__(self, config: KafkaConfig) -> None:
@@ -156,9 +90,9 @@ class KafkaSource:
         """Messages skipped, by partition."""
         self._trouble: KafkaError | None = None
         self._closing = threading.Event()
-        # librdkafka crashes where a consumer is used while it is being closed.
+        # librdkafka crashes if a consumer is used while it is being closed.
         self._using = threading.Lock()
-        # chunks() runs in another thread than what counts its rows.
+        # chunks() runs in another thread than the methods that count its rows.
         self._lock = threading.Lock()
         self._in_flight: deque[InFlightMessage] = deque()
         try:
@@ -189,9 +123,13 @@ class KafkaSource:
     def chunks(self, examples: int) -> Iterator[RowChunk]:
         """Yields the rows that no `took` has counted yet, at most `examples` at a time.
 
-        While nothing comes, an empty chunk every POLL_S lets the loader deliver, or leave. One
-        iteration at a time. Raises InputError for a bad message, or for one that the topic no
-        longer has, UnavailableError where Kafka gives up, UsageError after close().
+        Without messages, an empty chunk every POLL_S lets the loader deliver, or leave. One
+        iteration at a time.
+
+        Raises:
+            InputError: A message is bad, or the topic has lost one.
+            UnavailableError: Kafka reports a fatal error.
+            UsageError: The source is closed.
         """
         with self._lock:
             self._in_flight.clear()
@@ -214,7 +152,7 @@ class KafkaSource:
                 yield nothing()
 
     def took(self, rows: int) -> None:
-        """Counts the next `rows` rows, in order: they are in a batch now handed out, or skipped."""
+        """Counts the next `rows` rows, in order: they are in the next batch, or skipped."""
         with self._lock:
             while self._in_flight:
                 message = self._in_flight[0]
@@ -226,11 +164,11 @@ class KafkaSource:
                 rows -= message.rows - row
                 self._taken[message.partition] = Place(message.offset + 1, 0)
                 self._in_flight.popleft()
-        assert rows == 0, "more rows are taken than were handed out"
+        assert rows == 0, "more rows are counted than were delivered"
 
     def commit(self) -> None:
-        """Lets the group know, every `commit_interval_s`, how far the trainer has come."""
-        # Bad and empty messages need nobody to take them.
+        """Commits the trainer's progress for the group, every `commit_interval_s`."""
+        # Bad and empty messages count at once.
         self.took(0)
         with self._lock:
             self._confirmed = self._taken.copy()
@@ -239,7 +177,7 @@ class KafkaSource:
             self._offsets.commit(self._confirmed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tells the place after what was taken: [offset, row in the message] by partition."""
+        """Returns the place after the counted rows: [offset, row in the message] by partition."""
         with self._lock:
             places = {str(partition): list(place) for partition, place in self._taken.items()}
         return {
@@ -251,7 +189,11 @@ class KafkaSource:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a place, before `chunks`. Raises UsageError for another topic's or rank's."""
+        """Moves to a place, before `chunks`.
+
+        Raises:
+            UsageError: The state belongs to another topic or rank.
+        """
         mine = self.state_dict()
         for name in ("version", "topic", "rank", "world_size"):
             if state.get(name) != mine[name]:
@@ -271,9 +213,9 @@ class KafkaSource:
     def close(self) -> None:
         """Ends `chunks`, commits the remaining offsets, and closes the consumer.
 
-        The calling thread waits until librdkafka has ended its threads, because one that is still
-        there when the interpreter ends can crash the process. An offset that the brokers do not
-        acknowledge in time is logged, and its rows are read again.
+        The calling thread waits until librdkafka has ended its threads, because one that outlives
+        the interpreter can crash the process. An offset that the brokers do not acknowledge in time
+        is logged, and its rows are read again.
         """
         if self._closing.is_set():
             return
@@ -290,9 +232,9 @@ class KafkaSource:
                 )
 
     def _first_places(self) -> dict[int, Place]:
-        """Finds this rank's partitions, and where the group is in each."""
+        """Returns the group's places in this rank's partitions."""
         config = self._config
-        topic = self._ask("list_topics", config.topic).topics[config.topic]
+        topic = self._request("list_topics", config.topic).topics[config.topic]
         if topic.error is not None:
             raise UsageError(
                 f"Topic {config.topic} cannot be read: {topic.error.str()}; check its name and who "
@@ -306,23 +248,23 @@ class KafkaSource:
             )
         mine = range(config.rank, count, config.world_size)
         places = {}
-        for found in self._ask(
+        for found in self._request(
             "committed", [self._at(partition, Place(0, 0)) for partition in mine]
         ):
             if found.error is not None:
                 raise self._unavailable(found.error)
             row = rows_taken(found)
             if found.offset < 0:
-                found.offset, _ = self._ask("get_watermark_offsets", found)
+                found.offset, _ = self._request("get_watermark_offsets", found)
             places[found.partition] = Place(found.offset, row)
         return places
 
-    def _ask(self, method: str, about: object) -> Any:  # noqa: ANN401
-        """Calls a method of the consumer that waits for an answer."""
+    def _request(self, method: str, about: object) -> Any:  # noqa: ANN401
+        """Calls a method of the consumer that waits for a response."""
         try:
             return getattr(self._consumer, method)(about, timeout=self._config.connect_timeout_s)
         except self._kafka.KafkaException as error:
-            # What the timeout was due to is known only after a poll.
+            # Only a poll reports the cause of the timeout.
             self._consumer.poll(0)
             raise self._unavailable(self._trouble or error.args[0]) from error
 
@@ -333,7 +275,12 @@ class KafkaSource:
 
         Decoded together they have at most `queued_bytes_max`, unless a single one has more.
 
-        `part` is one already there; what does not fit any more is returned.
+        Args:
+            examples: Most rows.
+            part: A message received before; None if there is none.
+
+        Returns:
+            The messages, and one that did not fit.
         """
         parts: list[MessageRows] = []
         rows = size = 0
@@ -366,7 +313,7 @@ class KafkaSource:
         return None
 
     def _poll(self, wait_s: float) -> Message | None:
-        """Waits for the next message; also runs the callbacks."""
+        """Waits for the next message, and runs librdkafka's callbacks."""
         with self._using:
             if self._closing.is_set():
                 return None
@@ -385,7 +332,7 @@ class KafkaSource:
         raise self._unavailable(error)
 
     def _read(self, message: Message) -> MessageRows | None:
-        """Decodes a message and notes it as handed out; None for a bad one that is skipped."""
+        """Decodes a message and records it as in flight; returns None for a bad one, if skipped."""
         partition, offset = message.partition(), message.offset()
         assert partition is not None and offset is not None
         if offset >> OFFSET_BITS:
@@ -431,7 +378,7 @@ class KafkaSource:
             yield RowChunk(rows[chunk], columns.slice(start, examples), example_ids[chunk])
 
     def _skip(self, in_flight: InFlightMessage, row: int, error: InputError) -> None:
-        """Leaves out the rows of a bad message, or raises."""
+        """Skips the rows of a bad message, or raises the error."""
         if self._config.on_bad_message == "fail":
             raise error
         with self._lock:
@@ -440,7 +387,7 @@ class KafkaSource:
         log.warning("skipped a bad message: %s", error)
 
     def _on_error(self, error: KafkaError) -> None:
-        """Takes note; librdkafka goes on trying unless the error is fatal."""
+        """Records an error; librdkafka retries unless it is fatal."""
         self._trouble = error
         log.warning("Kafka: %s", error.str())
 
@@ -458,37 +405,7 @@ class KafkaSource:
         )
 
 
-def librdkafka_settings(config: KafkaConfig) -> dict[str, Any]:
-    """Settings that the source relies on, whatever librdkafka's defaults are."""
-    return {
-        "bootstrap.servers": config.bootstrap_servers,
-        "group.id": config.group,
-        "enable.auto.commit": False,
-        "enable.auto.offset.store": False,
-        "enable.partition.eof": False,
-        "allow.auto.create.topics": False,
-        # To begin elsewhere by itself would be to leave rows out without a word.
-        "auto.offset.reset": "error",
-        "isolation.level": "read_committed",
-        "check.crcs": True,
-        "queued.max.messages.kbytes": config.queued_bytes_max >> 10,
-        "fetch.max.bytes": min(config.queued_bytes_max, FETCH_BYTES_MAX),
-    }
-
-
 def nothing() -> RowChunk:
-    """Makes the empty chunk, which says that nothing is there for now."""
+    """Returns the empty chunk, which means that no rows are there for now."""
     rows = ThinRows(Pointers(user_ids=[], end_ts=[]))
     return RowChunk(rows, load_pyarrow().table({}), np.zeros(0, np.int64))
-
-
-def load_kafka() -> ModuleType:
-    """Imports the Kafka client, which files do without."""
-    try:
-        import confluent_kafka
-    except ImportError as error:
-        raise UsageError(
-            "Reading from Kafka needs confluent-kafka: pip install 'thinrow[kafka]'."
-        ) from error
-    module: ModuleType = confluent_kafka
-    return module

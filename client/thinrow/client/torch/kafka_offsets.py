@@ -32,7 +32,7 @@ there for the thread that runs the callback.
 
 
 class Place(NamedTuple):
-    """Where to go on in a partition: at this row of the message at this offset."""
+    """A place in a partition: a row of the message at an offset."""
 
     offset: int
     row: int
@@ -132,7 +132,9 @@ class OffsetCommitter:
             self._end([(offset, str(error)) for offset in due])
         else:
             offsets = answer.result().topic_partitions or []
-            self._end([(one, one.error.str()) for one in offsets if one.error is not None])
+            self._end(
+                [(offset, offset.error.str()) for offset in offsets if offset.error is not None]
+            )
 
     def _end(self, failed: list[tuple[TopicPartition, str]]) -> None:
         """Ends the request in flight; a failed offset is in the next one again."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from thinrow.client.client import connect
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
-from thinrow.client.torch.files import FileSource, RowFiles, traits_named
+from thinrow.client.torch.file_source import FileSource
+from thinrow.client.torch.files import RowFiles, traits_named
 from thinrow.client.torch.pipeline import BATCHES_IN_USE, Pipeline
 from thinrow.client.torch.starvation import Starvation
 from thinrow.errors import UsageError
@@ -27,7 +28,7 @@ __all__ = ["ThinRowLoader"]
 
 
 class ThinRowLoader:
-    """Iterates over batches of thin rows put back into histories, read and copied ahead.
+    """Iterates over batches of histories of thin rows, looked up and copied ahead of the trainer.
 
     ::
 
@@ -36,15 +37,22 @@ class ThinRowLoader:
             for batch in loader:
                 train(batch)
 
-    rows: files (see RowFiles), or any RowSource.
-    server: HOST:PORT, or several replicas of one store.
-    projection: what is wanted of each history, or the name of a tenant.
-    device: where the batches are to be.
-    registry: of Prometheus, for the metrics of `starvation`.
-
     A pass over files is one epoch, in the order of that epoch; the next pass is the next epoch. A
-    pass that was left goes on behind the last batch handed out. Everything but the iteration may be
-    called between batches. Raises what Client.stream raises, StatusError, and InputError.
+    pass that was left continues after the last batch delivered. Everything but the iteration may be
+    called between batches.
+
+    Args:
+        rows: Files (see RowFiles), or any RowSource.
+        server: HOST:PORT, or several replicas of one store.
+        projection: The wanted part of each history, or the name of a tenant.
+        config: Batches, statuses and bounds.
+        device: Device of the batches.
+        registry: Of Prometheus, for the metrics of `starvation`.
+
+    Raises:
+        StatusError: An example has a status whose policy is "fail".
+        InputError: Rows or their columns do not fit.
+        ThinRowError: Any error of Client.stream.
     """
 
     def __init__(
@@ -72,7 +80,7 @@ class ThinRowLoader:
         return self
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        # The batch that failed is not done with.
+        # The trainer failed in its last batch.
         self._uncommitted = self._uncommitted and failed is None
         self.close()
 
@@ -81,30 +89,42 @@ class ThinRowLoader:
 
     @property
     def starvation(self) -> Starvation:
-        """How long the trainer waited, and for what."""
+        """Time that the trainer waited, by stage."""
         return self._starvation
 
     @property
     def epoch(self) -> int:
-        """The epoch of the next batch. Raises UsageError where the source has none."""
+        """The epoch of the next batch.
+
+        Raises:
+            UsageError: The source has no epochs.
+        """
         return self._files().epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the start of another epoch. Raises UsageError where the source has none."""
+        """Moves to the start of another epoch.
+
+        Raises:
+            UsageError: The source has no epochs, or a pass is in progress.
+        """
         self._between_passes("set the epoch")
         self._files().set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tells the place behind the last batch handed out: a handful of JSON fields."""
+        """Returns the place after the last batch delivered: a handful of JSON fields."""
         return self._source.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a place. Raises UsageError where it belongs to something else."""
+        """Resumes at a place.
+
+        Raises:
+            UsageError: The state belongs to another source, or a pass is in progress.
+        """
         self._between_passes("load a state")
         self._source.load_state_dict(state)
 
     def close(self) -> None:
-        """Ends everything: threads, connections, files. What was handed out counts as done."""
+        """Ends threads, connections and files. Delivered batches count as trained."""
         if self._closed:
             return
         self._closed = True
@@ -154,7 +174,7 @@ class ThinRowLoader:
             self._pipeline = None
 
     def _between_passes(self, what: str) -> None:
-        """Refuses what a pass under way would not heed: its rows are read ahead already."""
+        """Rejects a change during a pass, whose rows are already read ahead."""
         if self._pipeline is not None:
             raise UsageError(f"Leave the loop over the loader before you {what}.")
 
@@ -169,7 +189,7 @@ def to_source(
     columns: Sequence[str] | None,
     projection: Projection | str,
 ) -> RowSource:
-    """Opens files; a source is one already."""
+    """Opens files; returns a RowSource as it is."""
     if isinstance(rows, str | Path | list | tuple):
         rows = RowFiles(rows)
     if isinstance(rows, RowFiles):

@@ -1,8 +1,7 @@
-"""One pass over a source: rows are read, looked up, made tensors and copied, ahead of the trainer.
+"""One pass over a source: rows become tensors on the device ahead of the trainer.
 
-Three threads with bounded queues between them: `rows` reads chunks; `lookup` has them looked up;
-`widen` cuts batches from the answers, widens these into host memory, and starts their copies; the
-trainer takes them.
+Three threads with bounded queues between them: `rows` reads chunks; `lookup` sends requests for
+them; `widen` cuts batches from the answers, widens these into host memory, and starts their copies.
 """
 
 from __future__ import annotations
@@ -41,33 +40,33 @@ __all__ = ["BATCHES_IN_USE", "Pipeline"]
 
 log = logging.getLogger("thinrow.loader")
 
-# Beside those that are ready: the trainer's, and the one being written.
+# Besides those that are ready: the trainer's, and the one being written.
 BATCHES_IN_USE = 2
-# How often examples that are not ready are asked for again.
+# Pauses between two requests for examples that are not queued.
 NOT_READY_PAUSE_S_INITIAL = 0.1
 NOT_READY_PAUSE_S_MAX = 5.0
 # A pass of 4,096 rows in time order took 3 to 7 % longer with 2, and 8 gained no more.
 CHUNK_GROWTH = 4
-# Answers that were taken in and are not yet widened.
+# Answers received and not yet widened.
 ANSWERS_AHEAD = 1
-# How often a long epoch says how the trainer fares.
+# Interval of the log lines of a long epoch.
 LOG_INTERVAL_S = 60.0
 
 
 class QueuedBatch(NamedTuple):
-    """A batch to be handed out, and what it stands for."""
+    """A batch for the trainer, and the rows that it accounts for."""
 
     sent: PendingCopy | None
-    """None: only rows that were left out, behind the last batch."""
+    """None if only skipped rows follow the last batch."""
 
     rows: int
     statuses: dict[str, int]
 
 
 class Pipeline:
-    """Starts with the first batch asked for; to be closed whatever happens.
+    """Starts with the first request for a batch; the owner closes it in any case.
 
-    client: closed with it, unless the pass came to its end.
+    Closes the client as well, unless the pass came to its end.
     """
 
     def __init__(
@@ -90,9 +89,9 @@ class Pipeline:
         spans = tracing("thinrow-client")
         self._trace = None if spans is None else PassTrace(spans)
         self._chunks: BoundedQueue[RowChunk] = BoundedQueue(config.chunks_ahead)
-        self._asked: deque[RowChunk] = deque()
+        self._in_flight: deque[RowChunk] = deque()
         self._answers: BoundedQueue[AnsweredRows] = BoundedQueue(ANSWERS_AHEAD)
-        self._ready: BoundedQueue[QueuedBatch] = BoundedQueue(config.batches_ahead)
+        self._batches: BoundedQueue[QueuedBatch] = BoundedQueue(config.batches_ahead)
         self._input_error: Exception | None = None
         self._closing = threading.Event()
         if config.freed_bytes_kept:
@@ -104,40 +103,40 @@ class Pipeline:
         ]
 
     def batches(self) -> Generator[TensorBatch, None, None]:
-        """Hands out the batches, in the trainer's thread."""
+        """Yields the batches, in the trainer's thread."""
         last_s = logged_s = time.perf_counter()
         left_out: dict[str, int] = {}
-        # A thread that a dying interpreter stops inside gRPC would bring it down.
+        # A thread inside gRPC at the end of the interpreter would crash it.
         atexit.register(self.close)
         try:
             for thread in self._threads:
                 thread.start()
             while True:
-                asked_s = time.perf_counter()
+                started_s = time.perf_counter()
                 try:
-                    ready = next(self._ready, None)
+                    queued = next(self._batches, None)
                 except ClosedError:
                     raise UsageError(
-                        "The loader was closed or is iterated anew; iterate over it again."
+                        "The loader was closed or has a newer iteration; iterate over it again."
                     ) from None
-                ready_s = time.perf_counter()
+                received_s = time.perf_counter()
                 batch = None
-                if ready is not None and ready.sent is not None:
-                    batch = self._copies.receive(ready.sent)
+                if queued is not None and queued.sent is not None:
+                    batch = self._copies.receive(queued.sent)
                 now_s = time.perf_counter()
-                waited = self._clock.between(asked_s, ready_s)
-                waited["copy"] = waited.get("copy", 0.0) + now_s - ready_s
+                waited = self._clock.between(started_s, received_s)
+                waited["copy"] = waited.get("copy", 0.0) + now_s - received_s
                 self._starvation.waited(waited)
                 if self._trace is not None:
-                    self._trace.waited(now_s - asked_s, waited)
+                    self._trace.waited(now_s - started_s, waited)
                 self._starvation.elapsed(now_s - last_s)
                 last_s = now_s
-                if ready is None:
+                if queued is None:
                     self._ended = True
                     return
-                self._source.took(ready.rows)
-                self._starvation.count(ready.statuses)
-                for status, count in ready.statuses.items():
+                self._source.took(queued.rows)
+                self._starvation.count(queued.statuses)
+                for status, count in queued.statuses.items():
                     if status != "OK" and self._config.policy(status) == "skip":
                         left_out[status] = left_out.get(status, 0) + count
                 if now_s - logged_s > LOG_INTERVAL_S:
@@ -149,21 +148,21 @@ class Pipeline:
             self.close()
             log.info("In all %s.", self._starvation)
             if left_out:
-                told = ", ".join(f"{count} {status}" for status, count in left_out.items())
-                log.warning("Skipped as the policies say: %s.", told)
+                skipped = ", ".join(f"{count} {status}" for status, count in left_out.items())
+                log.warning("Skipped by policy: %s.", skipped)
 
     def close(self) -> None:
-        """Ends the threads; waits for them. A batch handed out stays valid."""
+        """Ends the threads, and waits for them. Delivered batches stay valid."""
         atexit.unregister(self.close)
         self._closing.set()
         if self._trace is not None:
             self._trace.end()
         self._chunks.close()
         self._answers.close()
-        self._ready.close()
+        self._batches.close()
         if not self._ended:
             self._client.close()
-        # The collector of garbage may call from within a thread of ours, which must not wait then.
+        # The garbage collector may call this in one of our threads, which must not wait then.
         waits = not threading.current_thread().name.startswith("thinrow-")
         for thread in self._threads:
             if waits and thread.ident is not None:
@@ -198,17 +197,17 @@ class Pipeline:
             for part in self._answers:
                 self._clock.work("widen")
                 for group in batcher.add(part):
-                    self._hand_over(group)
+                    self._deliver(group)
                 self._clock.rest()
-            self._hand_over(batcher.rest(), last=True)
+            self._deliver(batcher.rest(), last=True)
         except ClosedError:
             pass
         except BaseException as error:
-            self._ready.finish(error)
+            self._batches.finish(error)
         else:
-            self._ready.finish()
+            self._batches.finish()
 
-    def _hand_over(self, group: Group, *, last: bool = False) -> None:
+    def _deliver(self, group: Group, *, last: bool = False) -> None:
         sent = None
         if last and self._config.drop_last and group.examples < self._config.batch_examples:
             if group.examples:
@@ -224,10 +223,10 @@ class Pipeline:
             self._clock.work("widen")
         if group.rows:
             statuses = {status_name(status): count for status, count in group.statuses.items()}
-            self._ready.put(QueuedBatch(sent, group.rows, statuses))
+            self._batches.put(QueuedBatch(sent, group.rows, statuses))
 
     def _parts(self) -> Iterator[AnsweredRows]:
-        """What came back for each chunk, in order."""
+        """Yields the answer to each chunk, in order."""
         with closing(self._client.answers(self._rows(), self._projection)) as stream:
             while True:
                 since_s = time.perf_counter()
@@ -236,36 +235,36 @@ class Pipeline:
                 if answer is None:
                     break
                 self._clock.answered(since_s, answer.server_s)
-                chunk = self._asked.popleft()
+                chunk = self._in_flight.popleft()
                 if not len(answer):
                     continue
                 columns = chosen(chunk.columns, self._config.columns)
                 yield AnsweredRows(self._settled(answer), columns, chunk.example_ids)
         if self._input_error is not None:
             raise self._input_error
-        if self._asked:
+        if self._in_flight:
             raise ThinRowError(
-                f"The stream ended with {len(self._asked)} chunks of rows unanswered; report this."
+                f"The stream ended without answers to {len(self._in_flight)} chunks; report this."
             )
 
     def _rows(self) -> Iterator[ThinRows]:
-        """What to ask for; called back from within the stream."""
+        """Yields the rows to look up; the stream pulls them."""
         self._clock.enter("rows")
         try:
             for chunk in growing(self._chunks, self._config.batch_examples):
                 self._clock.enter("wire")
-                self._asked.append(chunk)
+                self._in_flight.append(chunk)
                 yield chunk.rows
                 self._clock.enter("rows")
         except ClosedError:
             raise
         except Exception as error:
-            # What was read before is delivered first.
+            # Rows read before are delivered first.
             self._input_error = error
         self._clock.enter("wire")
 
     def _settled(self, answer: Answer) -> Answer:
-        """Asks again for examples that are not ready, for as long as the config allows."""
+        """Repeats the lookup of examples that are not ready, while the config allows."""
         give_up_s = time.monotonic() + self._config.not_ready_wait_s
         pause_s = NOT_READY_PAUSE_S_INITIAL
         while len(waiting := np.flatnonzero(answer.statuses == Status.NOT_READY)):
@@ -284,8 +283,7 @@ class Pipeline:
 def growing(chunks: Iterable[RowChunk], examples: int) -> Iterator[RowChunk]:
     """Cuts the first chunks small, each a few times as large as the one before.
 
-    The first batch comes soon, and the chunks that ask about few rows, and so about each user for
-    few of them, are soon behind.
+    The first batch comes soon, and soon chunks are large enough to have several rows of a user.
     """
     for chunk in chunks:
         start = 0

@@ -1,4 +1,4 @@
-"""What two threads of the loader hand to each other."""
+"""Queues between the threads of the loader."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Item = TypeVar("Item")
 
 
 class ClosedError(Exception):
-    """The other side of a queue has left."""
+    """The queue was closed."""
 
 
 class BoundedQueue(Generic[Item]):
-    """A queue of at most `items_max`, which either side can end while the other waits."""
+    """A queue of at most `items_max`, which either side may end while the other waits."""
 
     def __init__(self, items_max: int) -> None:
         self._items_max = items_max
@@ -33,7 +33,7 @@ class BoundedQueue(Generic[Item]):
         return self
 
     def __next__(self) -> Item:
-        """Waits for an item. After the last: StopIteration, or what the giver failed with."""
+        """Waits for an item; raises StopIteration, or the producer's error, after the last."""
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._finished or self._closed)
             if self._closed:
@@ -46,7 +46,11 @@ class BoundedQueue(Generic[Item]):
             raise StopIteration
 
     def put(self, item: Item) -> None:
-        """Waits for room. Raises ClosedError where nobody takes any more."""
+        """Waits for room, and adds an item.
+
+        Raises:
+            ClosedError: The queue was closed.
+        """
         with self._changed:
             self._changed.wait_for(lambda: len(self._items) < self._items_max or self._closed)
             if self._closed:
@@ -55,13 +59,13 @@ class BoundedQueue(Generic[Item]):
             self._changed.notify_all()
 
     def finish(self, error: BaseException | None = None) -> None:
-        """Says that no more items come, because of `error` or because that was all."""
+        """Ends the items, because of an error or because there are no more."""
         with self._changed:
             self._finished, self._error = True, error
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Drops what is there and wakes both sides."""
+        """Drops all items and wakes both sides."""
         with self._changed:
             self._closed = True
             self._items.clear()

@@ -1,4 +1,4 @@
-"""Where the loader's thin rows come from."""
+"""Sources of thin rows for the loader."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class RowChunk:
     rows: ThinRows
 
     columns: pa.Table
-    """The other columns of those rows, `user_id` and `request_ts` among them."""
+    """The other columns of those rows, including `user_id` and `request_ts`."""
 
     example_ids: NDArray[np.int64]
     """Shape (rows,): numbers that no other row of the source has."""
 
     def cut(self, start: int, stop: int) -> RowChunk:
-        """The rows [start, stop)."""
+        """Returns the rows [start, stop)."""
         return RowChunk(
             self.rows[start:stop],
             self.columns.slice(start, stop - start),
@@ -38,30 +38,34 @@ class RowChunk:
 
 
 class RowSource(Protocol):
-    """A sequence of thin rows that knows how far the trainer has come.
+    """A sequence of thin rows that tracks the trainer's progress.
 
     `chunks` runs in a thread of the loader, everything else in the trainer's. The loader calls
-    `took` just before it hands a batch out, and `commit` once the trainer asks for the next one.
+    `took` just before it delivers a batch, and `commit` when the trainer requests the next one.
     """
 
     def chunks(self, examples: int) -> Iterator[RowChunk]:
         """Yields the rows that no `took` has counted yet, at most `examples` at a time.
 
-        An empty chunk says that nothing is there for now: what was asked before is then delivered
-        without waiting for more.
+        An empty chunk means that no rows are there for now: the loader then delivers the pending
+        rows without waiting for more.
         """
 
     def took(self, rows: int) -> None:
-        """Counts the next `rows` rows, in order: they are in a batch now handed out, or skipped."""
+        """Counts the next `rows` rows, in order: they are in the next batch, or skipped."""
 
     def commit(self) -> None:
-        """Lets go of what was taken: the trainer is done with it."""
+        """Releases the counted rows, which the trainer has processed."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tells the place after what was taken, in a handful of JSON fields."""
+        """Returns the place after the counted rows, in a handful of JSON fields."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a place. Raises UsageError where `state` belongs to something else."""
+        """Moves to a place.
+
+        Raises:
+            UsageError: The state belongs to another source.
+        """
 
     def close(self) -> None:
         """Ends `chunks`, which may be waiting in its thread."""

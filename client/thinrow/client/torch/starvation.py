@@ -1,4 +1,4 @@
-"""How long the trainer waited for its batches, and for which stage of the loader."""
+"""Time that the trainer waited for its batches, by stage of the loader."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class StageClock:
-    """What the loader is busy with: spans of time without a gap, each with its stage.
+    """The loader's activity: spans of time without a gap, each with its stage.
 
-    Where the widening thread works, that is the stage; where it rests, it waits for what the
-    lookup thread does. The trainer asks about the time it waited, and forgets what is past.
+    While the widening thread works, that is the stage; while it rests, it waits for the lookup
+    thread, whose stage counts. The trainer reads the spans of its waits and drops older ones.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -33,25 +33,25 @@ class StageClock:
         """Starts and stages, oldest first; each lasts until the next."""
 
     def enter(self, stage: Stage) -> None:
-        """Says what the lookup thread goes on to."""
+        """Sets the stage of the lookup thread."""
         with self._lock:
             self._lookup = stage
             self._mark()
 
     def work(self, stage: Stage) -> None:
-        """Says what the widening thread goes on to."""
+        """Sets the stage of the widening thread."""
         with self._lock:
             self._widen = stage
             self._mark()
 
     def rest(self) -> None:
-        """Says that the widening thread has nothing to do."""
+        """Marks the widening thread as idle."""
         with self._lock:
             self._widen = None
             self._mark()
 
     def answered(self, since_s: float, server_s: float) -> None:
-        """Says that the server worked on the answer, from then on, for so long: no `wire` yet."""
+        """Counts the first `server_s` after `since_s` as `lookup` (the server), not `wire`."""
         worked_s = since_s + server_s
         with self._lock:
             later: list[tuple[float, Stage]] = []
@@ -73,7 +73,7 @@ class StageClock:
             self._spans.append((time.perf_counter(), stage))
 
     def between(self, start_s: float, stop_s: float) -> dict[Stage, float]:
-        """Tells how long which stage lasted in [start_s, stop_s), and forgets what was before."""
+        """Returns the seconds of each stage in [start_s, stop_s), and drops older spans."""
         seconds: dict[Stage, float] = {}
         with self._lock:
             while self._spans:
@@ -89,10 +89,10 @@ class StageClock:
 
 
 class Starvation:
-    """The trainer's time: how much of it went to waiting for the loader, and for what.
+    """The trainer's time, and the parts of it spent waiting for the loader.
 
-    rows: reading thin rows; lookup: the server, or waiting for a generation; wire: the answer's
-    way, and all that retries cost; widen: making tensors; copy: bringing them to the device.
+    rows: reading thin rows; lookup: the server's work, or waiting for a generation; wire: transport
+    and retries; widen: making tensors; copy: copying them to the device.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -126,7 +126,7 @@ class Starvation:
 
     @property
     def examples(self) -> dict[str, int]:
-        """Examples so far, by status, whether handed on or left out."""
+        """Examples so far by status, delivered or left out."""
         return dict(self._examples)
 
     def __str__(self) -> str:
@@ -162,7 +162,7 @@ class Starvation:
 
 
 class Metrics:
-    """The same for Prometheus."""
+    """Counters of Prometheus."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         try:
@@ -184,7 +184,7 @@ class Metrics:
         )
         self.examples: Any = Counter(
             "thinrow_trainer_examples",
-            "Examples handed on or left out, by status.",
+            "Examples delivered or left out, by status.",
             ["status"],
             registry=registry,
         )

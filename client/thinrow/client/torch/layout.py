@@ -1,0 +1,100 @@
+"""The layout of a batch's tensors in one allocation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from thinrow.client.torch.batch import TensorBatch
+from thinrow.client.torch.tensor_memory import carve, plain_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+    from thinrow.core.wire.widen import ColumnKind
+    from torch import Tensor
+
+__all__ = ["lay_out"]
+
+
+def lay_out(
+    kinds: Mapping[str, ColumnKind],
+    lengths: NDArray[np.int64],
+    *,
+    statuses: NDArray[np.uint8],
+    example_ids: NDArray[np.int64],
+    columns: Mapping[str, NDArray[Any] | list[Any]],
+    generation: int,
+    watermark_ts: int,
+    integer_dtype: torch.dtype = torch.int64,
+    allocate: Callable[[int], Tensor] = plain_memory,
+) -> TensorBatch:
+    """Returns a batch whose `values` and `present` are not written yet; see Answer.write.
+
+    All its tensors lie in one allocation, so that one copy moves it. Traits of one dtype are
+    consecutive in the order of `kinds`, scalars before vectors.
+
+    Args:
+        kinds: Kinds of the traits, as from Answer.joint_kinds.
+        lengths: Shape (examples,): events of each example.
+        statuses: Shape (examples,); copied, as the next two.
+        example_ids: Shape (examples,).
+        columns: Other columns by name, arrays or lists of shape (examples,).
+        generation: See TensorBatch.
+        watermark_ts: See TensorBatch.
+        integer_dtype: int32 or int64, for every trait of integers except times and `event_id`,
+            which are int64.
+        allocate: Returns memory of a size in bytes: uint8.
+    """
+    events = int(lengths.sum())
+    dtypes = {
+        trait: torch.int64
+        if trait.endswith("_ts") or trait == "event_id"
+        else integer_dtype
+        if kind.dtype.kind in "iu"
+        else to_torch(kind.dtype)
+        for trait, kind in kinds.items()
+    }
+    traits = sorted(kinds, key=lambda trait: (str(dtypes[trait]), bool(kinds[trait].shape)))
+    nullable = [trait for trait, kind in kinds.items() if kind.nullable]
+    numbers = {name: of for name, of in columns.items() if isinstance(of, np.ndarray)}
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    given = [offsets, example_ids, statuses, *numbers.values()]
+    tensors = iter(
+        carve(
+            [
+                *((dtypes[trait], (events, *kinds[trait].shape)) for trait in traits),
+                *((torch.bool, (events,)) for _ in nullable),
+                *((to_torch(array.dtype), array.shape) for array in given),
+            ],
+            allocate,
+        )
+    )
+    values = {trait: next(tensors) for trait in traits}
+    present = {trait: next(tensors) for trait in nullable}
+    small = list(tensors)
+    for tensor, array in zip(small, given, strict=True):
+        tensor.numpy()[:] = array
+    by_name = dict(zip(numbers, small[3:], strict=True))
+    return TensorBatch(
+        offsets=small[0],
+        example_ids=small[1],
+        statuses=small[2],
+        values={trait: values[trait] for trait in kinds},
+        present=present,
+        strings={trait: [] for trait, kind in kinds.items() if kind.text},
+        columns={
+            name: by_name[name] if isinstance(of, np.ndarray) else of
+            for name, of in columns.items()
+        },
+        max_seqlen=int(lengths.max(initial=0)),
+        generation=generation,
+        watermark_ts=watermark_ts,
+    )
+
+
+def to_torch(dtype: np.dtype[Any]) -> torch.dtype:
+    """Returns the torch dtype of a numpy dtype."""
+    return torch.from_numpy(np.empty(0, dtype)).dtype

@@ -1,0 +1,94 @@
+"""Tensors that share one piece of memory."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+__all__ = ["carve", "joined", "move_together", "plain_memory"]
+
+ALIGNMENT_BYTES = 64
+
+
+def plain_memory(size_bytes: int) -> Tensor:
+    """Allocates host memory: uint8, shape (size_bytes,)."""
+    return torch.empty(size_bytes, dtype=torch.uint8)
+
+
+def carve(
+    parts: Sequence[tuple[torch.dtype, tuple[int, ...]]], allocate: Callable[[int], Tensor]
+) -> list[Tensor]:
+    """Cuts one allocation into tensors; neighbours of one dtype have no gap between them."""
+    starts: list[int] = []
+    end = 0
+    before = None
+    for dtype, shape in parts:
+        if dtype != before:
+            end = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        starts.append(end)
+        end += math.prod(shape) * dtype.itemsize
+        before = dtype
+    memory = allocate(end)
+    return [
+        memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        for start, (dtype, shape) in zip(starts, parts, strict=True)
+    ]
+
+
+def move_together(tensors: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Moves tensors; those that share memory move in one piece, and share it afterwards, too."""
+    tensors = [tensor.contiguous() for tensor in tensors]
+    spans: dict[int, tuple[Tensor, int, int]] = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage().data_ptr()
+        start = place(tensor)
+        end = start + tensor.nbytes
+        _, first, last = spans.get(storage, (tensor, start, end))
+        spans[storage] = (
+            tensor,
+            min(first, start) // ALIGNMENT_BYTES * ALIGNMENT_BYTES,
+            max(last, end),
+        )
+    moved = {
+        storage: move(as_bytes(tensor, start, end))
+        for storage, (tensor, start, end) in spans.items()
+    }
+    result = []
+    for tensor in tensors:
+        storage = tensor.untyped_storage().data_ptr()
+        start = place(tensor) - spans[storage][1]
+        memory = moved[storage][start : start + tensor.nbytes]
+        result.append(memory.view(tensor.dtype).view(tensor.shape))
+    return result
+
+
+def place(tensor: Tensor) -> int:
+    """Returns the number of bytes before a tensor in its memory."""
+    return int(tensor.storage_offset()) * tensor.itemsize
+
+
+def as_bytes(tensor: Tensor, start: int, end: int) -> Tensor:
+    """Views the bytes [start, end) of the memory in which a tensor lies."""
+    storage = tensor.untyped_storage()
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(
+        storage, start, (end - start,), (1,)
+    )
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenates flat tensors of one dtype, without a copy if they are consecutive in memory."""
+    memory = parts[0].untyped_storage().data_ptr()
+    ends = itertools.accumulate((part.nbytes for part in parts), initial=place(parts[0]))
+    for part, end in zip(parts, ends, strict=False):
+        follows = part.untyped_storage().data_ptr() == memory and place(part) == end
+        if not (follows and part.is_contiguous()):
+            return torch.cat(list(parts))
+    return parts[0].as_strided((sum(map(len, parts)),), (1,))
