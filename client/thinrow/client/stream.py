@@ -245,7 +245,7 @@ class Connection:
         self._sent += 1
         traceparent = ""
         if self._trace is not None:
-            traceparent = self._trace.asked(cursor, piece.lookup.tenant, len(piece.examples))
+            traceparent = self._trace.sent(cursor, piece.lookup.tenant, len(piece.examples))
         self._requests.put(on_stream(cursor, piece.request(), traceparent))
 
     def unanswered(self) -> int:

@@ -1,1 +1,1 @@
-"""Files and Arrow types as client and server both read them; pyarrow is imported when needed."""
+"""Code that client and server share; optional dependencies are imported when needed."""

@@ -20,8 +20,8 @@ MMAP_BYTES_MIN = 32 << 20
 def keep_freed_memory(bytes_max: int) -> None:
     """Makes the GNU C library, if there is one, keep freed memory for the next allocations.
 
-    By default each response of some MiB is mapped anew and its pages are cleared by the kernel,
-    which takes longer than the work on them. Changes the whole process.
+    By default the kernel maps and clears new pages for each response of some MiB, which takes
+    longer than the work on them. Changes the whole process.
 
     Args:
         bytes_max: Freed memory to keep, at most FREED_BYTES_MAX; more returns to the system.

@@ -1,4 +1,4 @@
-"""What a client asks about: pointers, the mutable events beside them, and what a model wants."""
+"""Thin rows in memory: pointers and mutable events, and the projection of a model."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ __all__ = ["MutableColumn", "MutableEvents", "Pointers", "Projection", "ThinRows
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """What a model wants of each history.
+    """The part of each history that a model uses.
 
-    Naming neither feature groups nor traits asks for every trait and `event_ts`. Besides the
-    schema's traits there are `event_ts`, `event_id` and `visible_ts`.
+    Without feature groups and traits it has every trait and `event_ts`. Besides the schema's traits
+    there are `event_ts`, `event_id` and `visible_ts`.
     """
 
     sequence_length: int = 0
     """Most events per example, counted over immutable ++ mutable. 0 for no limit."""
 
     feature_groups: tuple[str, ...] = ()
-    """Groups whose traits are wanted, besides `traits`."""
+    """Groups whose traits it has, besides `traits`."""
 
     traits: tuple[str, ...] = ()
-    """Traits wanted, by name."""
+    """Names of its traits."""
 
     truncation: Literal["newest", "head"] = "newest"
-    """Which events stay when there are more; "head" only matches models trained that way."""
+    """The events that stay if there are more; "head" only suits models trained that way."""
 
     def __post_init__(self) -> None:
         if self.sequence_length < 0:
@@ -54,18 +54,20 @@ class Projection:
 class Pointers:
     """Names past states of histories: a struct of arrays, element i belongs to example i.
 
-    Every array has shape (examples,) and is int64, digests uint64; times are ms.
+    Every array has shape (examples,) and is int64, digests uint64; times are ms. Arrays of another
+    dtype are converted if no value changes, times of datetime64 to ms.
 
-    user_ids: the users.
-    end_ts: watermark of the generation that served the request, exclusive.
-    start_ts: first visible_ts named, inclusive. Default 0.
-    max_lengths: most immutable events named, the newest; 0, the default, for no limit.
-    digests: digest of the history up to end_ts; 0, the default, for not recorded.
-    request_ts: when the request was made; nothing that arrived then or later is returned.
-        Default end_ts.
+    Args:
+        user_ids: The users.
+        end_ts: Watermark of the generation that served the request, exclusive.
+        start_ts: First visible_ts named, inclusive. Default 0.
+        max_lengths: Most immutable events named, the newest; 0, the default, for no limit.
+        digests: Digest of the history up to end_ts; 0, the default, for not recorded.
+        request_ts: Time of the request; events that arrived then or later are not returned.
+            Default end_ts.
 
-    Arrays of another dtype are converted where no value changes, times of datetime64 to ms.
-    Raises InputError where arrays differ in length or hold no such integers.
+    Raises:
+        InputError: Arrays differ in length or hold other values.
     """
 
     __slots__ = ("digests", "end_ts", "max_lengths", "request_ts", "start_ts", "user_ids")
@@ -113,8 +115,9 @@ class Pointers:
 class MutableColumn:
     """One trait of mutable events.
 
-    values: shape (events,), or (events, size) for a vector; text as an object array of str.
-    present: bool, shape (events,), False where the event lacks the trait. None: all have it.
+    Attributes:
+        values: Shape (events,), or (events, size) for a vector; text as an object array of str.
+        present: bool, shape (events,), False where the event lacks the trait. None: all have it.
     """
 
     values: NDArray[Any]
@@ -133,11 +136,14 @@ class MutableColumn:
 class MutableEvents:
     """The mutable snapshots of some examples: events too new for the generation, oldest first.
 
-    offsets: int64, shape (examples + 1,); example i has the events [offsets[i], offsets[i + 1]).
-    arrival_ts: int64, shape (events,), ms.
-    columns: traits by name, also `event_ts` and `event_id`; one not here is absent everywhere.
+    Attributes:
+        offsets: int64, shape (examples + 1,); example i has the events
+            [offsets[i], offsets[i + 1]).
+        arrival_ts: int64, shape (events,), ms.
+        columns: Traits by name, also `event_ts` and `event_id`; others are absent everywhere.
 
-    Raises InputError where shapes do not fit.
+    Raises:
+        InputError: Shapes do not fit.
     """
 
     offsets: NDArray[np.int64]
@@ -178,7 +184,7 @@ class MutableEvents:
         object.__setattr__(self, "arrival_ts", arrival_ts)
 
     def __len__(self) -> int:
-        """Examples, not events."""
+        """Returns the number of examples, not of events."""
         return len(self.offsets) - 1
 
     def __getitem__(self, examples: slice | NDArray[np.int64]) -> MutableEvents:
@@ -193,7 +199,7 @@ class MutableEvents:
     def select(
         self, events: slice | NDArray[np.int64], offsets: NDArray[np.int64]
     ) -> MutableEvents:
-        """Picks events, which `offsets` then deals out to examples."""
+        """Selects events, which `offsets` assigns to examples."""
         columns = {
             name: MutableColumn(
                 column.values[events], None if column.present is None else column.present[events]
@@ -205,9 +211,10 @@ class MutableEvents:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ThinRows:
-    """Pointers, and the mutable snapshot of each where there is one.
+    """Pointers, and the mutable snapshots beside them.
 
-    Raises InputError where they are not of one length.
+    Raises:
+        InputError: They are not of one length.
     """
 
     pointers: Pointers
@@ -233,7 +240,7 @@ class ThinRows:
 
 
 def bounds(examples: slice, length: int) -> tuple[int, int]:
-    """Resolves a slice without a step; start <= stop."""
+    """Returns the bounds of a slice without a step; start <= stop."""
     start, stop, step = examples.indices(length)
     if step != 1:
         raise InputError("Thin rows are sliced without a step.")
@@ -241,12 +248,12 @@ def bounds(examples: slice, length: int) -> tuple[int, int]:
 
 
 def or_zeros(values: ArrayLike | None, length: int) -> ArrayLike:
-    """Stands in for an array that was not given."""
+    """Returns zeros in place of an array that was not given."""
     return np.zeros(length, np.int64) if values is None else values
 
 
 def integers(name: str, values: ArrayLike, length: int | None = None) -> NDArray[np.int64]:
-    """Makes an int64 array of shape (length,), or raises InputError naming it."""
+    """Returns an int64 array of shape (length,), or raises InputError, which names it."""
     if getattr(values, "dtype", None) == np.bool_:
         raise InputError(f"{name} must be a flat array of int64, but is a mask of bools.")
     if isinstance(values, list | tuple):
@@ -266,7 +273,7 @@ def integers(name: str, values: ArrayLike, length: int | None = None) -> NDArray
 
 
 def words(name: str, values: ArrayLike, length: int) -> NDArray[np.uint64]:
-    """Makes a uint64 array of shape (length,) of 64-bit words, or raises InputError naming it.
+    """Returns a uint64 array of shape (length,), or raises InputError, which names it.
 
     Tables without unsigned integers carry such words as int64, which keep their bits.
     """

@@ -28,7 +28,7 @@ _KEY = "thinrow"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What a configuration field says about itself, beside its type and default."""
+    """The metadata of a configuration field, besides its type and default."""
 
     help: str
     """One sentence for docs and the command line."""

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces for those who configure them; for all others nothing is even imported."""
+"""OpenTelemetry traces, if they are configured; otherwise nothing is imported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 T = TypeVar("T")
 
 UNTRACED = nullcontext()
-"""Stands where a span would, for those who do not trace."""
+"""Replaces a span if nothing is traced."""
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 log = logging.getLogger("thinrow.client")
@@ -42,19 +42,20 @@ log = logging.getLogger("thinrow.client")
 
 @cache
 def tracing(service: str) -> Tracing | None:
-    """How to trace; None where nobody asked for traces. Decided once in a process.
+    """Returns the maker of spans; None if traces are not configured. Decided once in a process.
 
-    Traces go to the tracer provider that the program has set before, else where the standard
-    variables of the environment say: OTEL_TRACES_EXPORTER or OTEL_EXPORTER_OTLP_ENDPOINT.
+    Traces go to the tracer provider that the program has set, or to the exporters that the
+    environment names: OTEL_TRACES_EXPORTER or OTEL_EXPORTER_OTLP_ENDPOINT.
 
-    service: the name to appear under, unless OTEL_SERVICE_NAME tells another.
+    Args:
+        service: Name of the service, unless OTEL_SERVICE_NAME gives another.
     """
     provider = find_provider(service)
     return None if provider is None else Tracing(provider)
 
 
 def find_provider(service: str) -> TracerProvider | None:
-    """The program's own provider, else the environment's."""
+    """Returns the program's own provider, or the environment's."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is not None:
         provider: TracerProvider = trace.get_tracer_provider()
@@ -68,7 +69,7 @@ def find_provider(service: str) -> TracerProvider | None:
 
 
 def make_provider(service: str, exporters: str) -> TracerProvider | None:
-    """A provider with exporters, by their names; None, and a warning, where they are missing."""
+    """Returns a provider with the named exporters; warns and returns None if one is missing."""
     try:
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -84,7 +85,7 @@ def make_provider(service: str, exporters: str) -> TracerProvider | None:
             )
             provider.add_span_processor(BatchSpanProcessor(found.load()()))
     except (ImportError, ValueError) as error:
-        # The environment of a whole cluster may ask for traces: no reason not to work.
+        # A cluster's environment may configure traces; a missing package must not stop the program.
         log.warning(
             "No traces are sent (%s); pip install 'thinrow[tracing]', or set "
             "OTEL_TRACES_EXPORTER=none.",
@@ -95,7 +96,7 @@ def make_provider(service: str, exporters: str) -> TracerProvider | None:
 
 
 def exporter_name(name: str) -> str:
-    """The registered name of what OTEL_TRACES_EXPORTER calls so."""
+    """Returns the registered name of an exporter of OTEL_TRACES_EXPORTER."""
     if name != "otlp":
         return name
     protocol = os.environ.get(
@@ -105,7 +106,7 @@ def exporter_name(name: str) -> str:
 
 
 class Tracing:
-    """Makes spans, and sends their names along as W3C trace context."""
+    """Makes spans, and propagates them as W3C trace context."""
 
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry import context, trace
@@ -124,10 +125,13 @@ class Tracing:
         parent: Span | None = None,
         since_s: float = 0.0,
     ) -> Span:
-        """Starts a span, to be ended by the caller.
+        """Starts a span, which the caller ends.
 
-        parent: None for the one that is current in this thread.
-        since_s: how long ago it began.
+        Args:
+            name: Name of the span.
+            attributes: Attributes of the span.
+            parent: None for the current span of this thread.
+            since_s: Seconds since its begin.
         """
         return self._tracer.start_span(
             name,
@@ -137,7 +141,7 @@ class Tracing:
         )
 
     def is_current(self) -> bool:
-        """Whether the program is within a span of its own."""
+        """Returns True within a span of the program."""
         return self._trace.get_current_span().get_span_context().is_valid
 
     @contextmanager
@@ -149,7 +153,7 @@ class Tracing:
         parent: Context | None = None,
         kind: SpanKind | None = None,
     ) -> Iterator[Span]:
-        """A span, current in this thread until the block ends; it tells an error that ends it."""
+        """Opens a span that is current in this thread until the block ends; it records an error."""
         with self._tracer.start_as_current_span(
             name, parent, kind or self._trace.SpanKind.INTERNAL, attributes
         ) as span:
@@ -161,7 +165,7 @@ class Tracing:
         attributes: Mapping[str, AttributeValue],
         metadata: Iterable[tuple[str, str | bytes]],
     ) -> AbstractContextManager[Span]:
-        """A server's span, which continues the trace that a call's metadata name."""
+        """Returns a server's span, which continues the trace that a call's metadata name."""
         carrier = {key: value for key, value in metadata if isinstance(value, str)}
         parent = self._names.extract(carrier)
         return self.span(name, attributes, parent=parent, kind=self._trace.SpanKind.SERVER)
@@ -169,12 +173,12 @@ class Tracing:
     def calling(
         self, name: str, attributes: Mapping[str, AttributeValue]
     ) -> AbstractContextManager[Span]:
-        """A client's span, as `span`."""
+        """Returns a client's span, as `span`."""
         return self.span(name, attributes, kind=self._trace.SpanKind.CLIENT)
 
     @contextmanager
     def within(self, span: Span) -> Iterator[None]:
-        """Makes a span, which others end, current in this thread until the block ends."""
+        """Makes a started span current in this thread until the block ends; does not end it."""
         token = self._context.attach(self._trace.set_span_in_context(span))
         try:
             yield
@@ -182,7 +186,7 @@ class Tracing:
             self._context.detach(token)
 
     def metadata(self, span: Span) -> tuple[tuple[str, str], ...]:
-        """What names a span to the server that continues its trace."""
+        """Returns the metadata with which a server continues a span's trace."""
         carrier: dict[str, str] = {}
         self._names.inject(carrier, self._trace.set_span_in_context(span))
         return tuple(carrier.items())
@@ -201,20 +205,20 @@ class PassTrace:
         self._span = made_by.start("thinrow.pass", {})
 
     def current(self) -> AbstractContextManager[None]:
-        """Lets what this thread asks for belong to the pass until the block ends."""
+        """Assigns this thread's requests to the pass until the block ends."""
         return self._tracing.within(self._span)
 
     def waited(self, seconds: float, stages: Mapping[Any, float]) -> None:
-        """Says that the trainer has just waited, and how long for which stage.
+        """Records that the trainer has just waited, and the seconds of each stage.
 
-        Where the trainer is within a span of its own, such as of a step, it belongs there.
+        Within a span of the trainer, such as of a step, that span is the parent.
         """
         parent = None if self._tracing.is_current() else self._span
         attributes = {f"thinrow.wait_us.{stage}": int(1e6 * s) for stage, s in stages.items()}
         self._tracing.start("thinrow.batch", attributes, parent=parent, since_s=seconds).end()
 
     def end(self) -> None:
-        """Says that the pass ended; may be called again."""
+        """Ends the span of the pass; may be called again."""
         if self._span.is_recording():
             self._span.end()
 
@@ -225,43 +229,43 @@ class StreamTrace:
     def __init__(self, made_by: Tracing) -> None:
         self._tracing = made_by
         self._span = made_by.start("thinrow.stream", {})
-        self._asked: deque[Span] = deque()
+        self._in_flight: deque[Span] = deque()
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with the stream's call."""
+        """Metadata of the stream's call."""
         return self._tracing.metadata(self._span)
 
-    def asked(self, cursor: int, tenant: str, examples: int) -> str:
-        """Says that a request is being sent; returns the `traceparent` to send along."""
+    def sent(self, cursor: int, tenant: str, examples: int) -> str:
+        """Records that a request is sent; returns its `traceparent`."""
         attributes = {**span_attributes(tenant, examples), "thinrow.cursor": cursor}
         span = self._tracing.start("thinrow.request", attributes, parent=self._span)
-        self._asked.append(span)
+        self._in_flight.append(span)
         return dict(self._tracing.metadata(span)).get("traceparent", "")
 
     def answered(self, answer: Response) -> None:
-        """Says that the oldest request was answered."""
-        span = self._asked.popleft()
+        """Records the response to the oldest request."""
+        span = self._in_flight.popleft()
         span.set_attributes(
             {"thinrow.server_us": answer.server_us, "thinrow.generation": answer.generation}
         )
         span.end()
 
     def end(self) -> None:
-        """Says that the stream ended; may be called again."""
-        while self._asked:
-            self._tracing.fail(self._asked.popleft(), "not answered on this stream")
+        """Ends the span of the stream; may be called again."""
+        while self._in_flight:
+            self._tracing.fail(self._in_flight.popleft(), "not answered on this stream")
         if self._span.is_recording():
             self._span.end()
 
 
 def span_attributes(tenant: str, examples: int) -> dict[str, AttributeValue]:
-    """What spans say of a request."""
+    """Returns the attributes of a request's span."""
     return {"thinrow.tenant": tenant, "thinrow.examples": examples}
 
 
 def traced_call(method: Callable[..., T], tenant: str, examples: int) -> Callable[..., T]:
-    """A unary call with a span of its own, each time it is made; itself where nobody traces."""
+    """Returns a unary call that makes a span each time; the call itself without traces."""
     spans = tracing("thinrow-client")
     if spans is None:
         return method

@@ -26,7 +26,7 @@ class KafkaConfig:
     """
 
     topic: str
-    """Its messages are made by thinrow.core.files.message.encode_thin_rows."""
+    """The topic, whose messages thinrow.core.files.message.encode_thin_rows makes."""
 
     bootstrap_servers: str
     """HOST:PORT of some brokers, separated by commas."""

@@ -181,7 +181,7 @@ def one_batch(table: pa.Table) -> pa.RecordBatch:
 
 
 def is_list_of_any_length(kind: pa.DataType) -> bool:
-    """Tells lists of any layout from those of a fixed size."""
+    """Returns True for lists of any layout but a fixed size."""
     types = load_pyarrow().types
     tests = (types.is_list, types.is_large_list, types.is_list_view, types.is_large_list_view)
     return any(test(kind) for test in tests)

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 ARROW_BYTES_MAX = 64 << 20
-"""Limit on what a message becomes beyond a multiple of its size."""
+"""Limit on a decoded message beyond a multiple of its size."""
 BYTES_PER_MESSAGE_BYTE = 8
 VALUE_BYTES = 8
 
@@ -98,7 +98,7 @@ class Table:
         self._data, self._at = data, at
 
     def place(self, field: int) -> int | None:
-        """Where a field is; None where it is left out."""
+        """Returns the place of a field; None if it is left out."""
         vtable = self._at - struct.unpack_from("<i", self._data, self._at)[0]
         size = struct.unpack_from("<H", self._data, vtable)[0]
         if 4 + 2 * field + 2 > size:
@@ -107,19 +107,19 @@ class Table:
         return self._at + offset if offset else None
 
     def number(self, field: int) -> int:
-        """A number of one byte."""
+        """Returns a number of one byte."""
         place = self.place(field)
         return 0 if place is None else int(self._data[place])
 
     def table(self, field: int) -> Table | None:
-        """A table within this one."""
+        """Returns a table within this one."""
         place = self.place(field)
         if place is None:
             return None
         return Table(self._data, place + struct.unpack_from("<I", self._data, place)[0])
 
     def pairs(self, field: int) -> Iterator[tuple[int, int]]:
-        """A vector of structs of two 64-bit numbers."""
+        """Yields the elements of a vector of structs of two 64-bit numbers."""
         place = self.place(field)
         if place is None:
             return

@@ -40,7 +40,7 @@ class GroupSizes:
     source: pa.NativeFile | None
     """The file; None if reading a page's header from it takes a request over the network."""
     open_texts: Callable[[list[str]], pq.ParquetFile]
-    """Opens the file anew, so that these columns of texts are read as dictionaries."""
+    """Opens the file again, so that these columns of texts are read as dictionaries."""
 
     def rows_max(self, group: int, leaves: Collection[int]) -> int:
         """Checks what columns of a row group become, and returns the most rows to read at once.

@@ -50,12 +50,16 @@ class DataFile:
 
     @property
     def local(self) -> Path | None:
-        """Where it is on this machine; None where it is elsewhere."""
+        """The path on this machine; None if the file is elsewhere."""
         path, filesystem = located(self.name)
         return Path(path) if filesystem is None else None
 
     def end(self, most: int) -> tuple[int, bytes]:
-        """Reads the size and the last bytes, at most so many. Raises InputError."""
+        """Reads the size and at most `most` of the last bytes.
+
+        Raises:
+            InputError: The file cannot be read.
+        """
         path, filesystem = located(self.name)
         try:
             with Path(path).open("rb") if filesystem is None else filesystem.open(path) as file:
@@ -238,7 +242,7 @@ def _below(root: str, path: str) -> tuple[str, ...]:
 
 
 def _is_ignored(parts: tuple[str, ...]) -> bool:
-    """Tells what Spark and Hive pass over: names with a dot or an underscore before them."""
+    """Returns True for names that Spark and Hive ignore: with a leading dot or underscore."""
     return any(part[0] == "." or (part[0] == "_" and "=" not in part) for part in parts)
 
 

@@ -47,7 +47,7 @@ class Answer:
     """Number of the generation that answered; the oldest if there were several."""
 
     watermark_ts: int
-    """That generation's watermark, ms, exclusive."""
+    """Watermark of that generation, ms, exclusive."""
 
     server_s: float
     """Seconds that servers worked on the whole answer."""

@@ -35,23 +35,23 @@ class Batch:
     """Shape (examples + 1,), ascending from 0 to the number of events."""
 
     values: dict[str, NDArray[Any]]
-    """By trait, shape (events,), or (events, size) for a vector. Integers, floats and bools in
+    """Values by trait, shape (events,), or (events, size) for a vector. Numbers and bools in
     their own dtype, categorical traits int64, text int32 codes into `strings`. 0 where absent."""
 
     present: dict[str, NDArray[np.bool_]]
-    """By nullable trait, shape (events,): False where the event lacks it."""
+    """Presence by nullable trait, shape (events,): False where the event lacks it."""
 
     strings: dict[str, list[str]]
-    """By text trait: the texts that its codes index. May repeat one."""
+    """Texts by text trait, which its codes index. May repeat one."""
 
     generation: int
-    """Number of the generation that answered; the oldest where several did."""
+    """Number of the generation that answered; the oldest if there were several."""
 
     watermark_ts: int
-    """That generation's watermark, ms, exclusive."""
+    """Watermark of that generation, ms, exclusive."""
 
     def __len__(self) -> int:
-        """Examples, not events."""
+        """Returns the number of examples, not of events."""
         return len(self.statuses)
 
     def __repr__(self) -> str:
@@ -61,7 +61,7 @@ class Batch:
         )
 
     def to_lists(self, trait: str) -> list[list[Any] | None]:
-        """Shows a trait as Python values, per example: for people and tests, not for speed.
+        """Returns a trait as Python values, per example: for people and tests, not for speed.
 
         An absent value is None; an example that is not STATUS_OK is None as a whole.
         """
@@ -85,7 +85,8 @@ class Batch:
     def from_answers(answers: Sequence[Answer]) -> Batch:
         """Widens one answer or more into one batch, in their order.
 
-        Raises ThinRowError where their traits differ, as across a change of schema.
+        Raises:
+            ThinRowError: Their traits differ, because the schema changed between them.
         """
         kinds = Answer.joint_kinds(answers)
         lengths = np.concatenate([answer.lengths for answer in answers])
@@ -118,10 +119,14 @@ def write_traits(
     strings: Mapping[str, list[str]],
     threads: int = 1,
 ) -> None:
-    """Widens the traits of several answers, one behind the other; see Answer.write.
+    """Widens the traits of several answers, one after the other; see Answer.write.
 
-    values, present: by trait. `strings` takes the texts of text traits; codes are those of the
-    joint lists. threads: how many may share the work.
+    Args:
+        answers: The answers.
+        values: Arrays to write, by trait.
+        present: Arrays to write, by nullable trait.
+        strings: Lists to extend, by text trait; codes index these joint lists.
+        threads: Threads that share the work.
     """
     ends = list(itertools.accumulate((answer.events for answer in answers), initial=0))
     parts = [(answer, slice(*place)) for answer, place in zip(answers, pairwise(ends), strict=True)]

@@ -1,4 +1,4 @@
-"""Events as columns, to and from the wire's messages: one block, whose words need no narrowing."""
+"""Events as columns, to and from the wire's messages, as one block without narrowing."""
 
 from __future__ import annotations
 
@@ -24,10 +24,14 @@ __all__ = ["from_wire", "to_wire"]
 
 
 def to_wire(trait: str, kind: int, size: int, nullable: bool, column: MutableColumn) -> wire.Column:
-    """Says one trait of some events in the wire's terms.
+    """Encodes one trait of some events.
 
-    kind: number of a thinrow.v1.TraitType, whose dtype the values have; text as an object array.
-    size: elements of a vector, 1 for a scalar.
+    Args:
+        trait: The trait's name.
+        kind: Number of a thinrow.v1.TraitType, whose dtype the values have; text as objects.
+        size: Elements of a vector, 1 for a scalar.
+        nullable: True if events may lack the trait.
+        column: The values.
     """
     values = column.values
     message = wire.Column(trait=trait, type=kind, vector_size=size, nullable=nullable)  # type: ignore[arg-type]
@@ -45,7 +49,7 @@ def to_wire(trait: str, kind: int, size: int, nullable: bool, column: MutableCol
         message.strings.extend(codes)
         words = narrowest(np.array(numbers, np.int64), len(codes))
     elif values.dtype.kind == "i" and values.itemsize < 8:
-        # As distances from the least value of the type they are the words that the wire means.
+        # The wire's words are distances from the base, here the least value of the type.
         base = int(np.iinfo(values.dtype).min)
         unsigned = np.dtype(f"u{values.itemsize}")
         words = values.view(unsigned) ^ unsigned.type(1 << (8 * values.itemsize - 1))
@@ -58,17 +62,18 @@ def to_wire(trait: str, kind: int, size: int, nullable: bool, column: MutableCol
 
 
 def narrowest(codes: NDArray[np.int64], bound: int) -> NDArray[Any]:
-    """Codes below `bound` in as few bytes as hold them."""
+    """Returns codes below `bound` in the narrowest dtype that holds them."""
     return codes.astype(np.min_scalar_type(max(bound - 1, 0)))
 
 
 def from_wire(
     columns: Iterable[wire.Column], events: int, constant_bytes_max: int = CONSTANT_BYTES_MAX
 ) -> dict[str, MutableColumn]:
-    """Reads columns of one block of so many events, by trait; absent values are 0 or "".
+    """Decodes columns of one block of `events` events, by trait; absent values are 0 or "".
 
-    Raises ThinRowError for columns that contradict themselves, AnswerTooLargeError for columns
-    that would take far more memory than they have bytes.
+    Raises:
+        MalformedError: A column contradicts itself.
+        AnswerTooLargeError: The columns would take far more memory than they have bytes.
     """
     every = np.array([events], np.int64)
     read: dict[str, MutableColumn] = {}
@@ -124,7 +129,7 @@ def require_own_width(message: wire.Column) -> None:
 
 
 def as_column(kind: int, size: int, given: Any) -> MutableColumn:  # noqa: ANN401 - what numpy takes
-    """Makes a column from an array, or a sequence in which None stands for an absent value.
+    """Returns a column from an array, or from a sequence with None for absent values.
 
     Args:
         kind: Number of a thinrow.v1.TraitType.
@@ -161,7 +166,7 @@ def as_column(kind: int, size: int, given: Any) -> MutableColumn:  # noqa: ANN40
 
 
 def texts(given: Any) -> NDArray[Any]:  # noqa: ANN401 - what numpy takes
-    """Makes an object array of str. Raises ValueError for anything that is no text."""
+    """Returns an object array of str; raises ValueError for anything that is no text."""
     values = given.tolist() if isinstance(given, np.ndarray) else list(given)
     other = next((value for value in values if not isinstance(value, str)), None)
     if other is not None:

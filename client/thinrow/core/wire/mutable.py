@@ -1,4 +1,4 @@
-"""Mutable events in terms of an answer's column, behind whose events they go."""
+"""Mutable events converted to the kind of an answer's column, whose events they follow."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["MutableTail"]
 
 
 class MutableTail:
-    """One trait of mutable events, to stand behind the immutable ones.
+    """One trait of mutable events, which follow the immutable ones.
 
-    Raises InputError, from any method, for events that lack a trait they need, or hold it in
-    another type.
+    Any method raises:
+        InputError: Events lack a trait they need, or hold it in another type.
     """
 
     def __init__(
         self, column: Column, kind: ColumnKind, events: MutableEvents, first_code: int
     ) -> None:
-        """Codes of texts start at `first_code`."""
+        """Reads the trait; codes of texts start at `first_code`."""
         count = len(events.arrival_ts)
         self._column = column
         self._kind = kind
@@ -47,7 +47,7 @@ class MutableTail:
         self._given = mine.values[self.present] if self.present.any() else None
 
     def values(self, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Values, shape (events, *shape): 0 or the trait's default where absent."""
+        """Returns values, shape (events, *shape): 0 or the trait's default where absent."""
         kind = self._kind
         tail = np.zeros((len(self.present), *kind.shape), kind.dtype)
         if self._given is not None:
@@ -60,7 +60,7 @@ class MutableTail:
 
     @cached_property
     def strings(self) -> list[str]:
-        """Distinct texts of these events, and the default where it is needed."""
+        """Distinct texts of these events, and the default if it is needed."""
         texts = list(self._own_texts)
         if not self._kind.nullable and not self.present.all():
             if self._column.default_string is None:
@@ -104,7 +104,7 @@ class MutableTail:
 
     @property
     def _default(self) -> NDArray[Any]:
-        """What an event without the trait has where the column is not nullable."""
+        """The value of an event without the trait, if the column is not nullable."""
         if self._column.default_word is None:
             raise self._lacking()
         dtype = self._kind.dtype

@@ -1,4 +1,4 @@
-"""Requests from pointers and a projection, encoded: protobuf takes arrays number by number."""
+"""Encoding of requests: natively, because protobuf takes arrays number by number."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LENGTH_DELIMITED = 2
 def to_request(
     pointers: Pointers, mutable_lengths: NDArray[np.int64], projection: Projection | str
 ) -> bytes:
-    """An encoded MaterializeRequest; arrays that say nothing and mutable events stay at home."""
+    """Encodes a MaterializeRequest, without arrays of default values and without mutable events."""
     head = wire.MaterializeRequest()
     if isinstance(projection, str):
         head.tenant = projection
@@ -53,13 +53,13 @@ def to_request(
 
 
 def on_stream(cursor: int, request: bytes, traceparent: str) -> bytes:
-    """An encoded MaterializeStreamRequest."""
+    """Encodes a MaterializeStreamRequest."""
     head = wire.MaterializeStreamRequest(cursor=cursor, traceparent=traceparent)
     return head.SerializeToString() + delimited(STREAMED, request)
 
 
 def packed(name: str, content: bytes) -> bytes:
-    """A repeated field of MaterializeRequest; content: its elements, encoded."""
+    """Returns a repeated field of MaterializeRequest from its encoded elements."""
     return delimited(REQUEST[name].number, content) if content else b""
 
 
@@ -79,7 +79,7 @@ def field_head(number: int, length: int) -> bytes:
 
 
 def to_wire_projection(projection: Projection) -> wire.Projection:
-    """Says a projection in the wire's terms."""
+    """Returns a projection as a message."""
     return wire.Projection(
         sequence_length=projection.sequence_length,
         truncation=TRUNCATIONS[projection.truncation],

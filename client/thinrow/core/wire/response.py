@@ -1,4 +1,4 @@
-"""An answer as it came: small arrays made from it, large ones left where they lie in its bytes."""
+"""Decoding of responses: small arrays are copied, large ones are views of the message."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Column(NamedTuple):
 
     @staticmethod
     def of(message: wire.Column) -> Column:
-        """The same of a message that protobuf has read."""
+        """Returns the fields of a message that protobuf has decoded."""
         return Column(
             message.trait,
             message.type,
@@ -60,7 +60,7 @@ class Response(NamedTuple):
     """
 
     cursor: int
-    """Of the stream's message that held it; 0 off a stream."""
+    """Cursor of the stream's message; 0 outside a stream."""
     generation: int
     watermark_ts: int
     statuses: NDArray[np.int64]
@@ -75,12 +75,12 @@ class Response(NamedTuple):
 
     @staticmethod
     def read(message: bytes) -> Response:
-        """Reads an encoded MaterializeResponse. Raises ThinRowError for what is none."""
+        """Decodes a MaterializeResponse; raises ThinRowError if the bytes are none."""
         return _read(native.read_response, message)
 
     @staticmethod
     def read_from_stream(message: bytes) -> Response:
-        """Reads an encoded MaterializeStreamResponse. Raises ThinRowError for what is none."""
+        """Decodes a MaterializeStreamResponse; raises ThinRowError if the bytes are none."""
         return _read(native.read_stream_response, message)
 
 
