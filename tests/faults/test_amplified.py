@@ -45,7 +45,7 @@ APPEND = "/thinrow.v1.OnlineService/AppendEvents"
 SCHEMA = '[item]\nitem_id = "int64"\nbrand = "string"\n'
 USERS, EVENTS, TEXT_BYTES = 12, 48, 64 * 1024
 REPEATS = (1, 5, 60)
-"""How often a request has each of its users."""
+"""Repetitions of each user of a request."""
 MAXIMAL_EVENTS = 6000
 CALLERS = 8
 
@@ -58,8 +58,8 @@ def outcome_of(channel: grpc.Channel, method: str, message: bytes) -> str:
             answers = append(iter([message]), timeout=300)
             [answer] = map(online_pb2.AppendEventsResponse.FromString, answers)
             return "refused" if answer.refused else "appended"
-        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
-        ask(message, timeout=300)
+        send_request: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+        send_request(message, timeout=300)
     except grpc.RpcError as error:
         assert isinstance(error, grpc.Call)
         return str(dict(error.trailing_metadata() or ())["thinrow-error"])
@@ -115,11 +115,11 @@ def test_large_texts_of_materialize(tmp_path: Path) -> None:
 
     def request() -> Request:
         users = range(1, 1 + rng.choice((1, 2, USERS)))
-        asked = [user for user in users for _ in range(rng.choice(REPEATS))]
+        lookups = [user for user in users for _ in range(rng.choice(REPEATS))]
         traits = rng.choice((["item_id"], ["item_id", "brand"]))
         message = wire.MaterializeRequest(
-            user_ids=asked,
-            end_ts=days(1) * len(asked),
+            user_ids=lookups,
+            end_ts=days(1) * len(lookups),
             projection=wire.Projection(traits=traits),
         )
         return MATERIALIZE, message.SerializeToString()
@@ -153,8 +153,8 @@ def test_repeated_users_and_maximal_batches(tmp_path: Path) -> None:
         def request() -> Request:
             if rng.random() < 0.3:
                 return APPEND, append
-            asked = [*range(USERS)] * rng.choice(REPEATS)
-            return SNAPSHOTS, online_pb2.SnapshotBatchRequest(user_ids=asked).SerializeToString()
+            lookups = [*range(USERS)] * rng.choice(REPEATS)
+            return SNAPSHOTS, online_pb2.SnapshotBatchRequest(user_ids=lookups).SerializeToString()
 
         outcomes = outcomes_of(server.address, [request() for _ in range(times(16, 160))])
         most = server.most_bytes()

@@ -42,7 +42,7 @@ READS = 20
 
 
 def jumped(rng: random.Random, now_ts: int) -> int:
-    """Where the clock is after a jump."""
+    """Clock after a jump."""
     if rng.random() < 0.15:
         return EPOCH_TS
     if rng.random() < 0.2:
@@ -155,7 +155,7 @@ class Jumping:
         if isinstance(online, Killed):
             online.append(online.some())
         else:
-            # Events tell the time of whoever sends them, which may jump too.
+            # Events have their sender's time, which may jump too.
             rng = online.rng
             online.append(some_events(rng, SCHEMA, rng.choice((online.now[0], START_TS))))
         assert all(event.arrival_ts >= self._last_ts for event in online.arrived[before:])

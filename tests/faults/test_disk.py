@@ -87,18 +87,18 @@ def test_compaction(world: World, disk: Disk, lacking: str) -> None:
 
 
 def refusals(client: OnlineClient, again: EventBatch) -> list[str]:
-    """Nobody knows which of those refused are on disk: a row that shows one could lose it."""
-    told = []
-    for ask in (lambda: ids_seen(client), lambda: list(client.append_all([again]))):
+    """No one knows which of those refused are on disk: a row that shows one could lose it."""
+    reported = []
+    for call in (lambda: ids_seen(client), lambda: list(client.append_all([again]))):
         with pytest.raises(StoreError) as raised:
-            ask()
-        told.append(str(raised.value))
-    return told
+            call()
+        reported.append(str(raised.value))
+    return reported
 
 
 def leave_files(disk: Disk, files: int) -> None:
-    told = os.statvfs(disk.path)
-    limit(disk, told.f_files - told.f_ffree + files)
+    reported = os.statvfs(disk.path)
+    limit(disk, reported.f_files - reported.f_ffree + files)
 
 
 def roomy(disk: Disk) -> None:
@@ -114,7 +114,7 @@ def limit(disk: Disk, files: int) -> None:
 @pytest.mark.timeout(3600)
 def test_online_appends(disk: Disk, tmp_path: Path) -> None:
     rng, world = random.Random(SEED), new_world(tmp_path / "world")
-    acknowledged, next_id, rounds, asked_again = set[int](), 0, times(1, 60), 0
+    acknowledged, next_id, rounds, retried = set[int](), 0, times(1, 60), 0
     for _ in range(rounds):
         config = OnlineConfig(
             store=world.store,
@@ -144,9 +144,9 @@ def test_online_appends(disk: Disk, tmp_path: Path) -> None:
                 assert sentence.endswith(".") and "\n" not in sentence
         disk.resize(1 << 30)
         with OnlineServer(config) as server, connect_online(server.address) as client:
-            [told] = client.append_all([again])
-            assert told.appended + told.duplicates == BATCH_EVENTS
-            asked_again += told.appended
+            [reported] = client.append_all([again])
+            assert reported.appended + reported.duplicates == BATCH_EVENTS
+            retried += reported.appended
             acknowledged |= ids
             assert ids_seen(client) == acknowledged
         next_id = first + BATCH_EVENTS
@@ -155,7 +155,7 @@ def test_online_appends(disk: Disk, tmp_path: Path) -> None:
         times=rounds,
         promised="One sentence; nothing acknowledged is lost; room and a start are all it takes",
         seen=f"{len(acknowledged):,} events acknowledged, each there once; "
-        f"{asked_again:,} of them refused at first",
+        f"{retried:,} of them refused at first",
     ).keep()
 
 
@@ -163,8 +163,8 @@ def test_online_appends(disk: Disk, tmp_path: Path) -> None:
 def test_export(disk: Disk, tmp_path: Path) -> None:
     world = new_world(tmp_path / "world")
     with running_online(world) as server, connect_online(server.address) as client:
-        told = list(client.append_all(batch(client, at, 5000) for at in range(0, 10_000, 5000)))
-        watermark_ts = told[-1].arrival_ts + 1
+        reported = list(client.append_all(batch(client, at, 5000) for at in range(0, 10_000, 5000)))
+        watermark_ts = reported[-1].arrival_ts + 1
         while client.describe().now_ts < watermark_ts:
             pass
         command = ["export", "--online", server.address, "--watermark", watermark_ts, "--out"]

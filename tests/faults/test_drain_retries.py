@@ -69,7 +69,7 @@ def test_calls_tried_again_by_a_stopped_server(command: str, stops: int, tmp_pat
                 for method, message in streams_of(channels[0], service).values()
                 for answered in (0, 2)
             ]
-            callers = [Caller(ask_of(channel, command)) for channel in channels]
+            callers = [Caller(call_of(channel, command)) for channel in channels]
             for caller in callers:
                 caller.thread.start()
             for caller in callers:
@@ -94,7 +94,7 @@ def test_calls_tried_again_by_a_stopped_server(command: str, stops: int, tmp_pat
     ).keep()
 
 
-def ask_of(channel: grpc.Channel, command: str) -> Callable[[], Any]:
+def call_of(channel: grpc.Channel, command: str) -> Callable[[], Any]:
     """A call of the service without a stream, which the channel's policy tries again."""
     if command == "serve":
         materialize = MaterializationServiceStub(channel).Materialize  # type: ignore[no-untyped-call]
@@ -120,8 +120,8 @@ def ending_of(error: grpc.RpcError) -> str:
 class Caller:
     """Calls in a thread until one fails."""
 
-    def __init__(self, ask: Callable[[], Any]) -> None:
-        self._ask = ask
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._ask = call
         self.is_under_way = threading.Event()
         self.thread = threading.Thread(target=self._call)
         self.error: grpc.RpcError | None = None

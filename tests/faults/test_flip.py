@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from support.small_store import Asked, Outcomes, all_files, asked_of, copied, small_world
+from support.small_store import Lookups, Outcomes, all_files, copied, lookups_of, small_world
 from support.tried import FULL, SEED, Tried, times
 from support.worlds import World, random_bits
 
@@ -19,7 +19,7 @@ Place = tuple[str, int]
 """A file by its path in the store, and the number of a bit in it."""
 
 
-def flip_each(world: World, asked: Asked, places: list[Place]) -> Outcomes:
+def flip_each(world: World, lookups: Lookups, places: list[Place]) -> Outcomes:
     """Flips one bit after another of a copy, each back before the next."""
     outcomes = Outcomes()
     with TemporaryDirectory() as folder:
@@ -28,10 +28,10 @@ def flip_each(world: World, asked: Asked, places: list[Place]) -> Outcomes:
             file = os.open(hurt.store / name, os.O_RDWR)
             [byte] = os.pread(file, 1, bit // 8)
             os.pwrite(file, bytes([byte ^ 1 << bit % 8]), bit // 8)
-            outcomes.look(hurt, asked, f"bit {bit} of {name}")
+            outcomes.look(hurt, lookups, f"bit {bit} of {name}")
             os.pwrite(file, bytes([byte]), bit // 8)
             os.close(file)
-        outcomes.look(hurt, asked, "nothing")  # all is as it was
+        outcomes.look(hurt, lookups, "nothing")  # all is as it was
     outcomes.counts["harmless"] -= 1
     return outcomes
 
@@ -39,7 +39,7 @@ def flip_each(world: World, asked: Asked, places: list[Place]) -> Outcomes:
 @pytest.mark.timeout(3600)
 def test_every_bit(tmp_path: Path) -> None:
     world = small_world(tmp_path / "world", SEED)
-    asked = asked_of(world)
+    lookups = lookups_of(world)
     files = all_files(world.store)
     if FULL:
         bits = [(path, bit) for path in files for bit in range(8 * path.stat().st_size)]
@@ -51,10 +51,10 @@ def test_every_bit(tmp_path: Path) -> None:
         parts = [places[at : at + BITS_AT_ONCE] for at in range(0, len(places), BITS_AT_ONCE)]
         # Where one bit ends the whole process, this raises.
         with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
-            for part in pool.map(flip_each, [world] * len(parts), [asked] * len(parts), parts):
+            for part in pool.map(flip_each, [world] * len(parts), [lookups] * len(parts), parts):
                 outcomes += part
     else:
-        outcomes += flip_each(world, asked, places)
+        outcomes += flip_each(world, lookups, places)
     assert not outcomes.wrong, outcomes.wrong[:20]
     assert outcomes.total == len(places)
     assert outcomes.counts["found"] > times(1, 4) * outcomes.counts["harmless"]

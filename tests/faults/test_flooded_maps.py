@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 KEYS = 100_000 if FULL else 10_000
 ZEROS = range(16, 41)
-"""How many lowest bits of the hashes are zeros: more than a map of so many keys looks at first."""
+"""Zero bits at the low end of the hashes: more than a map of that many keys looks at first."""
 
 
 @pytest.mark.timeout(3600)

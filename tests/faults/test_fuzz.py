@@ -47,14 +47,14 @@ SANITIZED_INPUTS = {"stripes": 40_000, "pointers": 20_000, "responses": 40_000, 
 SANITIZERS = "-fsanitize=address,undefined"
 
 
-def kept(target: str, how: str, told: dict[str, Any]) -> None:
-    seen = ", ".join(f"{count:,} {what}" for what, count in told["seen"].items())
-    Tried(FAULTS[target], told["inputs"], PROMISED[target], f"{how}: {seen}; 0 broken").keep()
+def kept(target: str, how: str, result: dict[str, Any]) -> None:
+    seen = ", ".join(f"{count:,} {what}" for what, count in result["seen"].items())
+    Tried(FAULTS[target], result["inputs"], PROMISED[target], f"{how}: {seen}; 0 broken").keep()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the one store that all of them read."""
+    """Path of the store that all of them read."""
     return tmp_path_factory.mktemp("fuzzed")
 
 
@@ -75,7 +75,7 @@ def test_some_inputs(target: str, folder: Path) -> None:
 
 
 def fuzzed(target: str, inputs: int, *options: str, **environment: str) -> dict[str, Any]:
-    """Runs one fuzzer as a process, and what it told at its end."""
+    """Runs one fuzzer as a process, and what it reported at its end."""
     command = [sys.executable, str(FUZZ), target, "--inputs", str(inputs), "--seed", str(SEED)]
     ended = subprocess.run(
         [*command, *options],
@@ -86,9 +86,9 @@ def fuzzed(target: str, inputs: int, *options: str, **environment: str) -> dict[
     )
     assert ended.returncode == 0, f"{target}: {ended.stderr[-4000:]}"
     assert "runtime error" not in ended.stderr, ended.stderr[:4000]
-    told: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    assert told["inputs"] == inputs
-    return told
+    result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    assert result["inputs"] == inputs
+    return result
 
 
 @pytest.mark.skipif(not FULL, reason="part of `make faults`")
@@ -114,7 +114,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not FULL:
         pytest.skip("part of `make faults`")
     if importlib.util.find_spec("nanobind") is None or not shutil.which("cmake"):
-        pytest.skip("needs cmake and nanobind, to build the native module anew")
+        pytest.skip("needs cmake and nanobind, to build the native module")
     import nanobind
 
     folder = tmp_path_factory.mktemp("sanitized")
@@ -156,7 +156,7 @@ def test_native_code_under_sanitizers(sanitized: Path) -> None:
         return fuzzed(target, inputs, "--native", str(sanitized), **environment)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        count = sum(told["inputs"] for told in pool.map(run, SANITIZED_INPUTS))
+        count = sum(result["inputs"] for result in pool.map(run, SANITIZED_INPUTS))
     Tried(
         "The same stripes, pointers, answers and arguments, native code with AddressSanitizer and "
         "UBSan",

@@ -23,7 +23,7 @@ pytestmark = [needs_broker, pytest.mark.timeout(3600)]
 PAUSE_S = 0.2
 """The most between a start of the broker and the next kill, or between a kill and the start."""
 MESSAGE_ROWS, MESSAGES = 5, 8
-"""Of each kill: half the messages are there before, half are sent while the broker is dead."""
+"""Messages of each kill: half are sent before it, half while the broker is dead."""
 
 
 @pytest.fixture(scope="module")

@@ -74,10 +74,10 @@ class Build:
         return world.compaction([world.folder / self.events], self.day, keep=1)
 
     def check_killed(self, world: World) -> str:
-        """What serves now."""
-        asked = OLD if self.day == 3 else NEW
+        """Reads the store that serves now."""
+        lookups = OLD if self.day == 3 else NEW
         try:
-            answers = read_store(world.store, asked)
+            answers = read_store(world.store, lookups)
         except StoreMissingError:
             assert self.before is None
             serving = "old"
@@ -109,8 +109,8 @@ def build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         start_s = cpu_s(process.pid)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         work_s = cpu_s(process.pid) - start_s
-        _, told = process.communicate()
-    [steps] = re.findall(r"steps: (\d+)", told.decode())
+        _, result = process.communicate()
+    [steps] = re.findall(r"steps: (\d+)", result.decode())
     after = read_store(whole.store, NEW if day == 5 else OLD)
     return Build(world, day, before, after, contents(whole.store), int(steps), work_s)
 

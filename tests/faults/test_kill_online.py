@@ -36,12 +36,12 @@ def test_online_killed(tmp_path: Path) -> None:
     kills = times(1, 60)
     events = rows = snapshots = 0
     for number in range(0, kills, KILLS_OF_ONE_TIER):
-        told = killed_again_and_again(
+        result = killed_again_and_again(
             tmp_path / f"world-{number}", SEED + number, min(kills - number, KILLS_OF_ONE_TIER)
         )
-        events += len(told.arrived)
-        snapshots += told.counts["snapshots"]
-        rows += len(told.rows)
+        events += len(result.arrived)
+        snapshots += result.counts["snapshots"]
+        rows += len(result.rows)
     Tried(
         fault="`thinrow online` under appends, snapshots, exports and hand-overs: SIGKILL",
         times=kills,
@@ -60,7 +60,7 @@ def killed_again_and_again(folder: Path, seed: int, kills: int) -> Killed:
             server = stack.enter_context(running_online(world, "--retention", "4s"))
             online.client = stack.enter_context(connect_online(server.address))
             online.resolve()
-            if number % 2:  # published while nobody was there to see it
+            if number % 2:  # published while no one was there to see it
                 online.accept_generation()
             for _ in range(20):
                 act = online.rng.random()
@@ -104,9 +104,9 @@ def test_export_killed(tmp_path: Path) -> None:
     rng, world, kills = random.Random(SEED), new_world(tmp_path), times(1, 50)
     finished = 0
     with running_online(world) as server, connect_online(server.address) as client:
-        [*_, told] = client.append_all(batch(client, at, 5000) for at in range(0, 60_000, 5000))
+        [*_, result] = client.append_all(batch(client, at, 5000) for at in range(0, 60_000, 5000))
         expected, out = tmp_path / "expected.parquet", tmp_path / "out.parquet"
-        watermark_ts = told.arrival_ts + 1
+        watermark_ts = result.arrival_ts + 1
         end_s = time.monotonic() + 60
         while client.describe().now_ts < watermark_ts:
             assert time.monotonic() < end_s

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["batches", "world"]
 
 WORKER_KILLS = 5
-"""Of one server: the pause before a worker is started again doubles with each."""
+"""Kills of one server: the pause before a worker is started again doubles with each."""
 
 
 @pytest.mark.timeout(3600)
@@ -52,7 +52,7 @@ def test_server_killed(world: World, batches: list[tuple[Pointers, Answers]]) ->
 
 @pytest.mark.timeout(3600)
 def test_workers_killed(world: World, batches: list[tuple[Pointers, Answers]]) -> None:
-    """Of several processes on a port, any; the parent starts them again."""
+    """Kills any of several processes on a port; the parent starts them again."""
     rng, examples, kills = random.Random(SEED), 0, 0
     for _ in range(times(1, 15)):
         with running_server(world.store, "--processes", 2) as server:

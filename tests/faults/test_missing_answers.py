@@ -30,13 +30,13 @@ APPENDING = (
     (TierClock, "_lead_ms"),
     (IdIndex, "rows_to_store"),
 )
-"""In the thread that reads a stream, and twice in the one that commits for all streams."""
+"""Failures in the thread that reads a stream, and twice in the one that commits for all streams."""
 SNAPSHOTS = ((Snapshots, "take"), (StreamedSnapshots, "answer"))
 """For one request of a message, and for the message."""
 
 
 def test_failing_threads_of_appends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a call drawn by chance; the service is started again after each failure."""
+    """Failures at a call drawn by chance; the service is started again after each failure."""
     world, rng = new_world(tmp_path), random.Random(SEED)
     failures, acknowledged = times(3, 60), 0
     for number in range(failures):

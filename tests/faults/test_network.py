@@ -31,7 +31,7 @@ ADDRESS = f"{ADDRESSES[SERVER]}:7878"
 SLACK_S = 60.0
 """A process's start and end, on a busy machine, beyond the deadlines that a client was given."""
 GROWTH_BYTES_MAX = 24 << 20
-"""Of either side while the reader is slow: 32 answers of 100 kB, and windows. All are 60 MB."""
+"""Memory of either side while the reader is slow: 32 of 600 answers of 100 kB, and windows."""
 WEATHERS: dict[str, dict[str, float]] = {
     "slow": {"delay_ms": 20, "bytes_per_s": 400_000},
     "lossy": {"delay_ms": 3, "lost": 0.03},
@@ -92,9 +92,9 @@ def client(
     within_s: float,
     at: dict[tuple[int, int], Callable[[], object]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Makes the runs in one process, whose end must come in time; what each told last.
+    """Makes the runs in one process, whose end must come in time; what each reported last.
 
-    at: what to do when so many batches of a run have come; ENDED when the run is over.
+    at: what to do when that many batches of a run have come; ENDED when the run is over.
     """
     here = SUPPORT / "network_client.py"
     questions = str(world.folder / "questions")
@@ -106,23 +106,23 @@ def client(
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                told = json.loads(line)
-                ended = "error" in told
+                result = json.loads(line)
+                ended = "error" in result
                 if ended:
-                    ends.append(told)
-                (at or {}).get((told["run"], ENDED if ended else told["came"]), int)()
+                    ends.append(result)
+                (at or {}).get((result["run"], ENDED if ended else result["came"]), int)()
             assert process.wait() == 0, "it failed, or hung and was killed"
         finally:
             watchdog.cancel()
             process.kill()
-    assert len(ends) == len(runs) and not any(told["wrong"] for told in ends), ends
+    assert len(ends) == len(runs) and not any(result["wrong"] for result in ends), ends
     return ends
 
 
-def whole(run: dict[str, Any], told: dict[str, Any]) -> int:
+def whole(run: dict[str, Any], result: dict[str, Any]) -> int:
     """Examples of a run that came, which must be all."""
-    assert (told["came"], told["error"]) == (run["batches"], None), told
-    return PER_BATCH * int(told["came"])
+    assert (result["came"], result["error"]) == (run["batches"], None), result
+    return PER_BATCH * int(result["came"])
 
 
 @pytest.mark.usefixtures("server")
@@ -140,7 +140,7 @@ def test_a_bad_wire(wire: Wire, world: World) -> None:
     for _ in range(rounds):
         wire.be(**WEATHERS["slow"])
         ends = client(world, runs, 240, turns)
-        right += sum(whole(run, told) for run, told in zip(runs, ends, strict=True))
+        right += sum(whole(run, result) for run, result in zip(runs, ends, strict=True))
     wire.be()
     Tried(
         "A network that delays, loses, doubles, reorders and corrupts packets",
@@ -153,7 +153,7 @@ def test_a_bad_wire(wire: Wire, world: World) -> None:
 
 @pytest.mark.usefixtures("server")
 def test_cut_and_healed(wire: Wire, world: World) -> None:
-    """In the middle of a call, for less than its deadline."""
+    """Cuts in the middle of a call, for less than its deadline."""
     rng = random.Random(SEED)
     rounds, right = times(1, 20), 0
     config = {"request_deadline_s": 30, "retry_deadline_s": 30, "requests_in_flight": 4}
@@ -166,7 +166,7 @@ def test_cut_and_healed(wire: Wire, world: World) -> None:
             for run in range(len(runs))
         }
         ends = client(world, runs, 60, cuts)
-        right += sum(whole(run, told) for run, told in zip(runs, ends, strict=True))
+        right += sum(whole(run, result) for run, result in zip(runs, ends, strict=True))
     wire.be()
     Tried(
         "A connection cut in the middle of calls, and healed within their deadline",
@@ -178,7 +178,7 @@ def test_cut_and_healed(wire: Wire, world: World) -> None:
 
 @pytest.mark.usefixtures("server")
 def test_dropped(wire: Wire, world: World) -> None:
-    """Reset in the middle of calls, again and again: asked again, and nothing twice."""
+    """Reset in the middle of calls, again and again: retried, and nothing twice."""
     rng, rounds, right, dropped = random.Random(SEED + 2), times(1, 15), 0, wire.dropped
     config = {"request_deadline_s": 30, "retry_deadline_s": 30, "requests_in_flight": 4}
     runs = [{"kind": kind, "batches": 30, "config": config} for kind in KINDS]
@@ -190,7 +190,7 @@ def test_dropped(wire: Wire, world: World) -> None:
             for came in rng.sample(range(1, 29), 4)
         }
         ends = client(world, runs, 60, drops)
-        right += sum(whole(run, told) for run, told in zip(runs, ends, strict=True))
+        right += sum(whole(run, result) for run, result in zip(runs, ends, strict=True))
     wire.be()
     assert wire.dropped > dropped
     Tried(
@@ -207,7 +207,7 @@ def cut_for(wire: Wire, seconds: float) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_cut_for_good(wire: Wire, world: World) -> None:
+def test_cut_permanently(wire: Wire, world: World) -> None:
     """One error, within the deadline; what came before is right; the next is served again."""
     rng = random.Random(SEED + 1)
     rounds, deadline_s = times(1, 10), times(1, 2) / 2
@@ -219,11 +219,11 @@ def test_cut_for_good(wire: Wire, world: World) -> None:
         "connect_timeout_s": 1.0,
         "requests_in_flight": 4,
     }
-    nobody = {"request_deadline_s": 30, "retry_deadline_s": 0.5, "connect_timeout_s": 0.3}
+    no_one = {"request_deadline_s": 30, "retry_deadline_s": 0.5, "connect_timeout_s": 0.3}
     runs = [
         *({"kind": kind, "batches": 400, "config": config} for kind in KINDS),
         {"kind": "stream", "batches": 4, "config": {}},
-        *({"kind": kind, "batches": 4, "config": nobody} for kind in KINDS),
+        *({"kind": kind, "batches": 4, "config": no_one} for kind in KINDS),
     ]
     cut_at_s = [0.0]
 
@@ -243,13 +243,13 @@ def test_cut_for_good(wire: Wire, world: World) -> None:
             acts |= {(run, rng.randrange(1, 6)): cut, (run, ENDED): heal}
         acts[len(KINDS), ENDED] = wire.cut
         ends = client(world, runs, 40, acts)
-        for told in ends[: len(KINDS)]:
-            assert told["error"] is not None and told["error"].endswith("."), told
-            errors[told["error"].split(":")[0]] += 1
+        for result in ends[: len(KINDS)]:
+            assert result["error"] is not None and result["error"].endswith("."), result
+            errors[result["error"].split(":")[0]] += 1
         whole(runs[len(KINDS)], ends[len(KINDS)])
-        for told in ends[len(KINDS) + 1 :]:
-            assert not told["came"] and told["error"].startswith("UnavailableError"), told
-            unreached_s = max(unreached_s, told["seconds"])
+        for result in ends[len(KINDS) + 1 :]:
+            assert not result["came"] and result["error"].startswith("UnavailableError"), result
+            unreached_s = max(unreached_s, result["seconds"])
     wire.be()
     assert set(errors) <= {"DeadlineError", "UnavailableError"}, errors
     Tried(
@@ -303,8 +303,8 @@ def test_a_slow_reader(wire: Wire, server: Running, world: World) -> None:
             60 + 4 * count * pause_s,
             {(0, ENDED): lambda: warm.append(server.resident_bytes())},
         )
-    for run, told in zip(runs, ends, strict=True):
-        whole(run, told)
+    for run, result in zip(runs, ends, strict=True):
+        whole(run, result)
     grew = (most[0] - warm[0], ends[1]["peak_bytes"] - ends[0]["peak_bytes"])
     assert max(grew) < GROWTH_BYTES_MAX, grew
     Tried(

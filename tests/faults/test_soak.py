@@ -20,12 +20,12 @@ pytestmark = pytest.mark.timeout(1800)
 KINDS = ("stream", "stream", "unary", "unary", "cancelling", "wrong", "disconnecting")
 SAMPLE_S = 0.25
 GROWTH_BYTES_PER_MINUTE_MAX = 2 << 20
-"""Of the server's memory after warm-up; a leak of 100 bytes per request would be more."""
+"""Growth of the server's memory after warm-up; a leak of 100 bytes per request would be more."""
 GROWTH_BYTES_MAX = 64 << 20
 """The same in a run too short for a slope."""
 SETTLE_S = 30.0
 OPEN_FILES_LEFT_MAX = 4
-"""More than before, once everybody has gone."""
+"""More than before, once everyone has gone."""
 CALLS_MAX, STREAMS_MAX = 16, 16
 LIMITS = ("--drain", "2s", "--calls-max", CALLS_MAX, "--streams-max", STREAMS_MAX)
 OWN_THREADS_MAX = 40
@@ -33,7 +33,7 @@ OWN_THREADS_MAX = 40
 
 
 def files_left(server: Running, before: int) -> int:
-    """Open files more than before, once no call is under way and closed connections are let go."""
+    """Open files more than before, once no call is under way and closed connections are gone."""
     end_s = time.monotonic() + SETTLE_S
     while time.monotonic() < end_s:
         series = server.scrape()

@@ -1,4 +1,4 @@
-"""Servers stopped as deployments stop them, and idle connections that ping: nobody is surprised."""
+"""Servers stopped as deployments stop them, and idle connections that ping: no one is surprised."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_online_stopped_under_appends_and_idle_streams(tmp_path: Path) -> None:
                 for method, message in streams_of(channel, "online").values()
                 for answered in (0, 2)
             ]
-            told = client.append_all([batch(client, sent, APPENDED)])
-            assert next(told).appended == APPENDED
+            result = client.append_all([batch(client, sent, APPENDED)])
+            assert next(result).appended == APPENDED
             sent += APPENDED
             # The client's own stream of appends stays open, too, until the server ends it.
             assert ids_seen(client) == set(range(sent))
@@ -117,7 +117,7 @@ def test_online_stopped_under_appends_and_idle_streams(tmp_path: Path) -> None:
 
 
 def test_pings_of_idle_streams(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the pace that the server allows, which is shortened here."""
+    """Pings at the pace that the server allows, which is shortened here."""
     pings, interval_ms = times(10, 2000), 10
     monkeypatch.setattr(grpc_server, "PING_INTERVAL_MS_MIN", interval_ms)
     config = ServerConfig(store=world.store, listen="127.0.0.1:0", metrics=None)

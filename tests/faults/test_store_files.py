@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from support.small_store import Asked, Outcomes, all_files, asked_of, copied, sample, small_world
+from support.small_store import (
+    Lookups,
+    Outcomes,
+    all_files,
+    copied,
+    lookups_of,
+    sample,
+    small_world,
+)
 from support.tried import SEED, Tried, times
 from support.worlds import World, some_events
 
@@ -26,8 +34,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def asked(world: World) -> Asked:
-    return asked_of(world)
+def lookups(world: World) -> Lookups:
+    return lookups_of(world)
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +67,14 @@ def kept(outcomes: Outcomes, fault: str) -> None:
     Tried(fault=fault, times=outcomes.total, promised=PROMISED, seen=outcomes.seen).keep()
 
 
-def test_cut_short(world: World, asked: Asked) -> None:
+def test_cut_short(world: World, lookups: Lookups) -> None:
     files = all_files(world.store)
     every = [(path, size) for path in files for size in range(path.stat().st_size)]
     emptied = [(path, 0) for path in files if path.stat().st_size]
     outcomes = Outcomes()
     for path, size in emptied + sample(every, times(150, EVERYTHING), SEED):
         with instead(path, path.read_bytes()[:size]):
-            error = outcomes.look(world, asked, f"{path.name} cut to {size} bytes")
+            error = outcomes.look(world, lookups, f"{path.name} cut to {size} bytes")
         if path not in unread(world):
             assert error is not None or not path.read_bytes()[size:].strip(), (path, size)
         assert error is None or path.name in str(error)
@@ -78,22 +86,22 @@ def unread(world: World) -> list[Path]:
     return [world.store / name for name in ("HIGHEST", "LOCK")]
 
 
-def test_removed(world: World, asked: Asked) -> None:
+def test_removed(world: World, lookups: Lookups) -> None:
     outcomes = Outcomes()
     for path in all_files(world.store):
         with instead(path, None):
-            error = outcomes.look(world, asked, f"{path.name} removed")
+            error = outcomes.look(world, lookups, f"{path.name} removed")
         assert (error is None) == (path in unread(world)), path
     for folder in sorted(path for path in world.store.rglob("*") if path.is_dir()):
         away = folder.with_name("away")
         folder.rename(away)
-        assert outcomes.look(world, asked, f"{folder.name} removed") is not None
+        assert outcomes.look(world, lookups, f"{folder.name} removed") is not None
         away.rename(folder)
     kept(outcomes, "A file of a store removed, or a folder: each in turn")
 
 
-def test_exchanged(world: World, asked: Asked, others: list[World]) -> None:
-    """With the file of that name of any other generation or shard, also where it is as long."""
+def test_exchanged(world: World, lookups: Lookups, others: list[World]) -> None:
+    """Exchanges with the file of that name of any other generation or shard, also of equal size."""
     outcomes = Outcomes()
     places = [*all_files(world.store), *(p for other in others for p in all_files(other.store))]
     for path in all_files(world.store):
@@ -105,7 +113,7 @@ def test_exchanged(world: World, asked: Asked, others: list[World]) -> None:
             if not alike or content == path.read_bytes():
                 continue
             with instead(path, content):
-                error = outcomes.look(world, asked, f"{other} in the place of {path}")
+                error = outcomes.look(world, lookups, f"{other} in the place of {path}")
             assert error is not None, (path, other)
     folders = [path.parent for path in places if path.name == "IDENTITY"]
     for folder in (path for path in folders if world.store in path.parents):
@@ -115,7 +123,7 @@ def test_exchanged(world: World, asked: Asked, others: list[World]) -> None:
             away = folder.with_name("away")
             folder.rename(away)
             shutil.copytree(other, folder)
-            assert outcomes.look(world, asked, f"{other} in the place of {folder}") is not None
+            assert outcomes.look(world, lookups, f"{other} in the place of {folder}") is not None
             shutil.rmtree(folder)
             away.rename(folder)
     kept(outcomes, "A file, or a shard, exchanged for that of another generation, shard or store")
@@ -124,16 +132,16 @@ def test_exchanged(world: World, asked: Asked, others: list[World]) -> None:
 def test_current_names_each_generation_whole(others: list[World]) -> None:
     """A CURRENT put back to an older generation serves that one, whole."""
     grown = others[0]
-    asked = asked_of(World(grown.folder))
+    lookups = lookups_of(World(grown.folder))
     current = grown.store / "CURRENT"
     outcomes = Outcomes()
     for folder in sorted(grown.store.glob("generation-*")):
         with instead(current, folder.name.encode() + b"\n"):
-            assert outcomes.look(grown, asked, folder.name) is None
+            assert outcomes.look(grown, lookups, folder.name) is None
     kept(outcomes, "CURRENT put back to an older generation")
 
 
-def test_parts_never_written(world: World, asked: Asked, others: list[World]) -> None:
+def test_parts_never_written(world: World, lookups: Lookups, others: list[World]) -> None:
     """Zeros, or what lay there before, as a lying disk leaves them."""
     outcomes = Outcomes()
     every = [
@@ -151,16 +159,16 @@ def test_parts_never_written(world: World, asked: Asked, others: list[World]) ->
         content = data[:start] + there[: end - start] + data[end:]
         if content != data:
             with instead(path, content):
-                outcomes.look(world, asked, f"{path.name} from {start}")
+                outcomes.look(world, lookups, f"{path.name} from {start}")
     # What the tables say of themselves, such as when they were made, is read by no one.
     assert outcomes.counts["found"] > 2 * outcomes.counts["harmless"]
     kept(outcomes, "64 bytes of a file that are zeros, or those of another build")
 
 
-def test_longer(world: World, asked: Asked) -> None:
+def test_longer(world: World, lookups: Lookups) -> None:
     outcomes = Outcomes()
     for path in all_files(world.store):
         for more in (b"\0", b"\n", path.read_bytes() or b"x"):
             with instead(path, path.read_bytes() + more):
-                outcomes.look(world, asked, f"{path.name} longer by {len(more)}")
+                outcomes.look(world, lookups, f"{path.name} longer by {len(more)}")
     kept(outcomes, "A file longer than it was")

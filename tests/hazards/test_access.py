@@ -1,4 +1,4 @@
-"""Who may do what at the online service: tokens, rights, limits and TLS, for every method."""
+"""Access to the online service: tokens, rights, limits and TLS, for every method."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def carrying(server: OnlineServer, token: str | Callable[[], str] | None) -> Onl
 
 
 def append(client: OnlineClient, number: int) -> int:
-    told = client.append([1], event_ts=[START_TS], event_ids=[number], traits=TRAITS)
-    return told.appended
+    result = client.append([1], event_ts=[START_TS], event_ids=[number], traits=TRAITS)
+    return result.appended
 
 
 def export(client: OnlineClient) -> int:
@@ -97,7 +97,7 @@ def export(client: OnlineClient) -> int:
 
 
 def test_a_token_does_what_it_may_and_nothing_else(tmp_path: Path, file: File) -> None:
-    asks: dict[str, Callable[[OnlineClient], object]] = {
+    calls: dict[str, Callable[[OnlineClient], object]] = {
         "append": lambda client: append(client, 1),
         "export": export,
         "own": lambda client: client.snapshot(1, "ranker"),
@@ -115,15 +115,15 @@ def test_a_token_does_what_it_may_and_nothing_else(tmp_path: Path, file: File) -
     }
     with online(tmp_path, tenants=file.path) as server:
         for token, allowed in may.items():
-            for name, ask in asks.items():
+            for name, send_request in calls.items():
                 with carrying(server, token) as client:
                     if name in allowed:
-                        assert ask(client), (token, name)
+                        assert send_request(client), (token, name)
                         continue
                     known = token in (LOGGER, RANKER, AUDIT)
                     wanted = PermissionDeniedError if known else UnauthenticatedError
                     with pytest.raises(wanted, match=r"\.$"):
-                        ask(client)
+                        send_request(client)
 
 
 @pytest.mark.parametrize("method", [method.name for method in SERVICE.methods])
@@ -181,7 +181,7 @@ def test_a_withdrawn_token_ends_a_stream_after_what_was_taken(tmp_path: Path, fi
 
 
 def test_a_tenant_has_its_own_limit(tmp_path: Path, file: File) -> None:
-    """Told late: whoever asks again at once has waited."""
+    """Rejections are delayed, so a caller that retries at once has waited."""
     file.becomes(GUARDED.replace('online = ["append"]', 'online = ["append"]\nstreams_max = 1'))
     with online(tmp_path, tenants=file.path) as server, carrying(server, LOGGER) as client:
         held = threading.Event()
@@ -255,7 +255,7 @@ def test_mutual_tls_and_its_probe(tmp_path: Path, file: File) -> None:
         assert probed(*options, *method, serving.address) == 0
         assert probed(*options, *method, server.address) == 1
         assert probed("--cert", mine, serving.address) == 2
-        # The certificates' end is told, and files that do not go together are.
+        # The certificates' end is reported, and files that do not go together are.
         samples = serving.metrics.registry.get_sample_value
         ends_s = samples("thinrow_certificate_expiry_timestamp_seconds")
         assert ends_s is not None
@@ -282,11 +282,11 @@ def test_export_proves_who_it_is(tmp_path: Path, file: File) -> None:
         with carrying(server, LOGGER) as client:
             append(client, 1)
             watermark_ts = client.describe().now_ts
-        asked = ["export", "--online", server.address, "--out", str(out)]
-        asked += ["--watermark", str(watermark_ts)]
-        refused = CliRunner().invoke(app, asked)
+        requested = ["export", "--online", server.address, "--out", str(out)]
+        requested += ["--watermark", str(watermark_ts)]
+        refused = CliRunner().invoke(app, requested)
         assert refused.exit_code
         assert "wants a token" in refused.stderr
-        told = CliRunner().invoke(app, [*asked, "--token-file", str(token)])
-        assert told.exit_code == 0, told.stderr
+        result = CliRunner().invoke(app, [*requested, "--token-file", str(token)])
+        assert result.exit_code == 0, result.stderr
     assert out.exists()

@@ -53,11 +53,11 @@ def test_what_the_system_refuses_is_not_damage(number: int, tmp_path: Path) -> N
         OSError(number, reason, str(tmp_path)),
         Exception(f"IO error: While open a file for random read: {tmp_path}/1.sst: {reason}"),
     ):
-        told = storage_error(error, tmp_path)
-        assert type(told) is (StoreUnavailableError if number in TEMPORARY else StoreError)
-        assert reason in str(told)
-        assert str(tmp_path) in str(told)
-        assert "try again" in str(told)
+        result = storage_error(error, tmp_path)
+        assert type(result) is (StoreUnavailableError if number in TEMPORARY else StoreError)
+        assert reason in str(result)
+        assert str(tmp_path) in str(result)
+        assert "try again" in str(result)
 
 
 def test_damage_stays_damage(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What users get wrong: one sentence that says what to do, the right exit status, nothing lost."""
+"""Mistakes of users: one sentence that says what to do, the right exit status, nothing lost."""
 
 # ruff: noqa: ANN401 - options go through as they are
 
@@ -63,15 +63,15 @@ def refused(*arguments: object, says: str | tuple[str, ...], status: int = MISTA
 def check_refusal(
     exit_code: int, stderr: str, exception: str, says: str | tuple[str, ...], status: int
 ) -> str:
-    told = stderr.strip()
-    assert exit_code == status, (exit_code, told, exception)
-    assert "Traceback" not in told
-    assert told.startswith("Error: "), told
-    assert told.endswith((".", ")")), told
-    assert "\n" not in told, told
+    reported = stderr.strip()
+    assert exit_code == status, (exit_code, reported, exception)
+    assert "Traceback" not in reported
+    assert reported.startswith("Error: "), reported
+    assert reported.endswith((".", ")")), reported
+    assert "\n" not in reported, reported
     for words in (says,) if isinstance(says, str) else says:
-        assert words in told, told
-    return told
+        assert words in reported, reported
+    return reported
 
 
 def compact(world: World, *events: Path, day: int = 3) -> list[object]:
@@ -191,8 +191,8 @@ def test_a_damaged_file(fresh: World, damage: Callable[[Path], object]) -> None:
     good = fresh.write("good.parquet", EVENTS)
     path = fresh.write("events.parquet", some_events())
     damage(path)
-    told = refused(*compact(fresh, good, path), says="cannot be read as Parquet")
-    assert str(path) in told
+    reported = refused(*compact(fresh, good, path), says="cannot be read as Parquet")
+    assert str(path) in reported
     assert leftovers(fresh.store) == []
 
 
@@ -389,8 +389,8 @@ def test_a_bad_list_of_users_to_erase(
     elif content is not None:
         pq.write_table(content, path)
     events = built.write("more.parquet", EVENTS)
-    told = refused(*compact(built, events, day=4), "--erase", path, says=says)
-    assert str(path) in told
+    reported = refused(*compact(built, events, day=4), "--erase", path, says=says)
+    assert str(path) in reported
 
 
 def test_a_damaged_list_of_users_to_erase(built: World, tmp_path: Path) -> None:
@@ -398,17 +398,17 @@ def test_a_damaged_list_of_users_to_erase(built: World, tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": range(1000)}), path)
     corrupt(path)
     events = built.write("more.parquet", EVENTS)
-    told = refused(
+    reported = refused(
         *compact(built, events, day=4), "--erase", path, says="cannot be read as Parquet"
     )
-    assert str(path) in told
+    assert str(path) in reported
 
 
 def test_a_store_that_is_a_file(fresh: World) -> None:
     events = fresh.write("events.parquet", EVENTS)
     fresh.store.write_text("not a folder", encoding="utf-8")
-    told = refused(*compact(fresh, events), says=str(fresh.store), status=FAILED)
-    assert "File exists" in told
+    reported = refused(*compact(fresh, events), says=str(fresh.store), status=FAILED)
+    assert "File exists" in reported
     command = compact(fresh, events)
     command[command.index(fresh.store)] = "/proc/none/store"
     refused(*command, says="Cannot read or write /proc/none/store", status=FAILED)
@@ -472,8 +472,8 @@ def test_requests_that_cannot_be_read(cut: World) -> None:
         data = bytearray(path.read_bytes())
         data[start : start + 12] = b"\xff" * 12
         path.write_bytes(data)
-        told = refused(*backfill(cut, path), says="cannot be read as Parquet")
-        assert str(path) in told
+        reported = refused(*backfill(cut, path), says="cannot be read as Parquet")
+        assert str(path) in reported
     assert not list(cut.folder.glob(".rows*"))
 
 
@@ -628,8 +628,8 @@ def test_materialize_to_a_place_that_cannot_be_written(
 def test_what_a_tenant_does_not_go_with(cut: World, served: str, thin: pa.Table) -> None:
     rows, fat = cut.write("good_rows.parquet", thin), cut.folder / "fat.parquet"
     command = ("materialize", rows, "--server", served, "--out", fat)
-    refused(*command, "--tenant", "nobody", says="no tenant 'nobody'")
-    refused(*command, "--tenant", "nobody", "--traits", "brand", says="give --tenant alone")
+    refused(*command, "--tenant", "unknown", says="no tenant 'unknown'")
+    refused(*command, "--tenant", "unknown", "--traits", "brand", says="give --tenant alone")
     refused(*command, "--tenant", "nobody", "--truncation", "head", says="give --tenant alone")
     refused(*command, "--traits", "colour", says=("no trait 'colour'", "the store has"))
     refused(*command, "--sequence-length", "-1", says="must be 0 (no limit) or more")
@@ -743,15 +743,15 @@ TWO: dict[str, Any] = {"user_ids": [1, 2], "end_ts": [as_of(3)] * 2}
     ],
 )
 def test_requests_that_make_no_sense(served: str, fields: dict[str, Any], says: str) -> None:
-    code, name, told = error_of(served, wire.MaterializeRequest(**fields))
+    code, name, reported = error_of(served, wire.MaterializeRequest(**fields))
     assert (code, name) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-    assert says in told
+    assert says in reported
 
 
 def test_an_unknown_tenant(served: str, client: Client) -> None:
-    code, name, told = error_of(served, wire.MaterializeRequest(tenant="x", **TWO))
+    code, name, reported = error_of(served, wire.MaterializeRequest(tenant="x", **TWO))
     assert (code, name) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_TENANT")
-    assert "no tenant 'x'" in told
+    assert "no tenant 'x'" in reported
     with pytest.raises(UnknownTenantError, match="no tenant 'x'"):
         client.materialize(pointers_to(days(3)), "x")
 
@@ -817,15 +817,15 @@ def test_messages_over_the_limits(cut: World) -> None:
         assert (code, name) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "")
         with pytest.raises(RequestError):
             client.materialize(pointers, ALL)
-    # Enough for the longest history, but not for many: the client asks again for halves.
+    # Enough for the longest history, but not for many: the client retries for halves.
     for limits in ({"response_bytes_max": 6_000}, {"work_bytes_max": 24_000}):
         with serving(cut, **limits) as address, connect(address) as client:
             request = wire.MaterializeRequest(
                 user_ids=pointers.user_ids, end_ts=pointers.end_ts, max_lengths=[0] * len(pointers)
             )
-            code, name, told = error_of(address, request)
+            code, name, reported = error_of(address, request)
             assert (code, name) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE")
-            assert next(iter(limits)) in told
+            assert next(iter(limits)) in reported
             assert shown(client.materialize(pointers, ALL)) == expected
             (streamed,) = client.stream([pointers], ALL)
             assert shown(streamed) == expected

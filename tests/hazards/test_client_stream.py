@@ -65,14 +65,14 @@ def test_one_batch_for_each_in_order_exactly_once(client: Client) -> None:
     assert_no_thread_left()
 
 
-def test_large_batches_are_asked_for_in_pieces(fake: Fake, client: Client) -> None:
+def test_large_batches_are_requested_in_pieces(fake: Fake, client: Client) -> None:
     batches = list(client.stream(inputs(3, examples=10), PROJECTION))
     assert users(batches) == list(range(30))
-    assert [len(asked) for asked in fake.asked] == [4, 4, 2] * 3
-    fake.asked.clear()
+    assert [len(received) for received in fake.received] == [4, 4, 2] * 3
+    fake.received.clear()
     (batch,) = (client.materialize(rows, PROJECTION) for rows in inputs(1, examples=10))
     assert users([batch]) == list(range(10))
-    assert [len(asked) for asked in fake.asked] == [4, 4, 2]
+    assert [len(received) for received in fake.received] == [4, 4, 2]
     assert len(client.materialize(Pointers(user_ids=[], end_ts=[]), PROJECTION)) == 0
 
 
@@ -139,11 +139,11 @@ def test_a_stream_goes_on_at_the_next_replica() -> None:
     ):
         stream = client.stream(inputs(20), PROJECTION)
         batches = list(itertools.islice(stream, 5))
-        assert not second.asked
+        assert not second.received
         server.stop(None).wait()
         batches += stream
         assert users(batches) == list(range(60))
-        assert second.asked
+        assert second.received
         assert client.describe_store().generation == 7
 
 
@@ -156,13 +156,13 @@ def test_retries_end() -> None:
     config = ClientConfig(retry_deadline_s=0.3, backoff_max_s=0.1)
     with connect("localhost:1", config) as client:
         assert "localhost:1" in repr(client)
-        for ask in (
+        for call in (
             client.describe_store,
             lambda: client.materialize(next(inputs(1)), PROJECTION),
             lambda: list(client.stream(inputs(1), PROJECTION)),
         ):
             with pytest.raises(UnavailableError, match="localhost:1"):
-                ask()
+                call()
     assert_no_thread_left()
 
 
@@ -211,20 +211,20 @@ def test_the_deadline_is_for_each_answer_and_not_for_the_caller(fake: Fake, clie
         (grpc.StatusCode.INTERNAL, "INTERNAL", ThinRowError),
     ],
 )
-def test_what_a_server_refuses_is_not_asked_again(
+def test_what_a_server_refuses_is_not_retried(
     fake: Fake, client: Client, code: grpc.StatusCode, name: str, error: type[ThinRowError]
 ) -> None:
-    for ask in (
+    for call in (
         lambda: client.materialize(next(inputs(1)), "tenant"),
         lambda: list(client.stream(inputs(9), "tenant")),
     ):
-        fake.asked.clear()
+        fake.received.clear()
         fake.failures = [(code, name)]
         with pytest.raises(error, match=f"because of {name}") as caught:
-            ask()
+            call()
         assert type(caught.value) is error
         assert isinstance(caught.value.__cause__, grpc.RpcError)
-        assert len(fake.asked) == 1
+        assert len(fake.received) == 1
     assert_no_thread_left()
 
 

@@ -215,7 +215,7 @@ def test_generations_published_while_a_client_reads(tmp_path: Path) -> None:
             for day in range(4, 10):
                 events = some_events(days=1, first_day=day - 1, seed=day)
                 world.compact(events, day, keep=1)
-        except BaseException as error:  # told by the test's own thread
+        except BaseException as error:  # reported by the test's own thread
             faults.append(error)
         finally:
             enough.set()
@@ -250,14 +250,14 @@ def test_a_call_under_way_is_answered(tmp_path: Path) -> None:
     pointers = pointers_to(days(3), range(3000))
     with running_server(world.store, "--drain", "30s") as server:
         config = ClientConfig(examples_per_request=8000, retry_deadline_s=0)
-        told: list[int] = []
+        result: list[int] = []
         answers = []
         with (
             connect(server.address, config) as client,
             grpc.insecure_channel(server.address) as channel,
         ):
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-            told.append(next(watch).status)
+            result.append(next(watch).status)
             caller = threading.Thread(
                 target=lambda: answers.append(client.materialize(pointers, ALL))
             )
@@ -265,7 +265,7 @@ def test_a_call_under_way_is_answered(tmp_path: Path) -> None:
             while caller.is_alive() and not server.scrape()["thinrow_in_flight_requests"]:
                 time.sleep(0.001)
             server.process.send_signal(signal.SIGTERM)
-            told.append(next(watch).status)
+            result.append(next(watch).status)
             watch.cancel()
             caller.join()
             with pytest.raises(UnavailableError):
@@ -273,7 +273,7 @@ def test_a_call_under_way_is_answered(tmp_path: Path) -> None:
         assert server.process.wait(120) == 0
         assert [line["event"] for line in server.events()][-2:] == ["draining", "stopped"]
     serving = health_pb2.HealthCheckResponse
-    assert told == [serving.SERVING, serving.NOT_SERVING]
+    assert result == [serving.SERVING, serving.NOT_SERVING]
     (answer,) = answers
     assert shown(answer) == read_store(world.store, pointers)
 

@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def asked(world: World) -> Pointers:
+def requested(world: World) -> Pointers:
     """Everything, with digests, so that every check that there is takes part."""
     pointers = pointers_to(days(2, 3, 4), USERS)
     with served(world) as address, connect(address) as client:
@@ -69,8 +69,8 @@ def asked(world: World) -> Pointers:
 
 
 @pytest.fixture(scope="module")
-def right(world: World, asked: Pointers) -> Answers:
-    answers = read_store(world.store, asked)
+def right(world: World, requested: Pointers) -> Answers:
+    answers = read_store(world.store, requested)
     assert {status for status, _ in answers} == {wire.STATUS_OK}
     return answers
 
@@ -96,10 +96,10 @@ def altered(path: Path, content: bytes | None) -> Iterator[None]:
         saved.replace(path)
 
 
-def outcome(world: World, asked: Pointers, right: Answers) -> StoreError | None:
-    """What reading everything raises; None where it gives the right answer."""
+def outcome(world: World, requested: Pointers, right: Answers) -> StoreError | None:
+    """Error of reading everything; None for the right answer."""
     try:
-        answers = read_store(world.store, asked)
+        answers = read_store(world.store, requested)
     except StoreError as error:
         return error
     assert answers == right
@@ -108,46 +108,46 @@ def outcome(world: World, asked: Pointers, right: Answers) -> StoreError | None:
 
 def check_named(error: StoreError | None, path: Path, world: World) -> None:
     assert error is not None
-    told = str(error)
+    result = str(error)
     # The file, or where RocksDB does not say which, its shard's or generation's folder.
-    assert any(str(place) in told for place in (path, path.parent, *world.store.glob("gen*")))
-    assert told.endswith(".")
-    assert "\n" not in told
+    assert any(str(place) in result for place in (path, path.parent, *world.store.glob("gen*")))
+    assert result.endswith(".")
+    assert "\n" not in result
 
 
-def test_every_file_missing_in_turn(world: World, asked: Pointers, right: Answers) -> None:
+def test_every_file_missing_in_turn(world: World, requested: Pointers, right: Answers) -> None:
     for path in store_files(world):
         with altered(path, None):
-            error = outcome(world, asked, right)
+            error = outcome(world, requested, right)
         assert isinstance(error, StoreCorruptError), path
         assert str(path) in str(error)
-    assert outcome(world, asked, right) is None
+    assert outcome(world, requested, right) is None
 
 
 @pytest.mark.parametrize("left", [0.0, 0.5, 1.0])
 def test_every_file_cut_short_in_turn(
-    world: World, asked: Pointers, right: Answers, left: float
+    world: World, requested: Pointers, right: Answers, left: float
 ) -> None:
     for path in store_files(world):
         data = path.read_bytes()
         if not data:
             continue
         with altered(path, data[: min(int(left * len(data)), len(data) - 2)]):
-            error = outcome(world, asked, right)
+            error = outcome(world, requested, right)
         assert isinstance(error, StoreCorruptError), path
         assert str(path) in str(error)
 
 
-def test_every_file_longer_in_turn(world: World, asked: Pointers, right: Answers) -> None:
+def test_every_file_longer_in_turn(world: World, requested: Pointers, right: Answers) -> None:
     for path in store_files(world):
         with altered(path, path.read_bytes() + b"\n"):
-            error = outcome(world, asked, right)
+            error = outcome(world, requested, right)
         # White space at the end of JSON says nothing.
         if path.name != "manifest.json":
             check_named(error, path, world)
 
 
-def test_single_bits_flipped(world: World, asked: Pointers, right: Answers) -> None:
+def test_single_bits_flipped(world: World, requested: Pointers, right: Answers) -> None:
     files = store_files(world)
     tables = [path for path in files if path.suffix == ".sst"]
     noticed = dict.fromkeys(files, 0)
@@ -156,7 +156,7 @@ def test_single_bits_flipped(world: World, asked: Pointers, right: Answers) -> N
         data = path.read_bytes()
         with altered(path, data):
             flipped(path, bit)
-            error = outcome(world, asked, right)
+            error = outcome(world, requested, right)
         if error is not None:
             check_named(error, path, world)
             noticed[path] += 1
@@ -164,17 +164,17 @@ def test_single_bits_flipped(world: World, asked: Pointers, right: Answers) -> N
             # Only where nothing is read: padding, statistics, a filter's bits.
             assert path.suffix == ".sst", (path, bit)
     assert all(noticed[path] for path in tables)
-    assert outcome(world, asked, right) is None
+    assert outcome(world, requested, right) is None
 
 
-def test_every_bit_of_a_footer(world: World, asked: Pointers, right: Answers) -> None:
+def test_every_bit_of_a_footer(world: World, requested: Pointers, right: Answers) -> None:
     """The one part of a table that carries no checksum of its own."""
     path = next(path for path in store_files(world) if path.suffix == ".sst")
     data = path.read_bytes()
     for bit in range(8 * (len(data) - 53), 8 * len(data), max(1, 4 // REPEATS)):
         with altered(path, data):
             flipped(path, bit)
-            error = outcome(world, asked, right)
+            error = outcome(world, requested, right)
         if error is not None:
             check_named(error, path, world)
 
@@ -182,28 +182,30 @@ def test_every_bit_of_a_footer(world: World, asked: Pointers, right: Answers) ->
 @pytest.mark.parametrize(
     "content", [b"", b"generation-1\n", b"\xff\xfe\n", b"../generation-000002\n", b"\0" * 18]
 )
-def test_current_damaged(world: World, asked: Pointers, right: Answers, content: bytes) -> None:
+def test_current_damaged(world: World, requested: Pointers, right: Answers, content: bytes) -> None:
     path = world.store / "CURRENT"
     with altered(path, content):
-        error = outcome(world, asked, right)
+        error = outcome(world, requested, right)
         assert isinstance(error, StoreCorruptError)
         assert str(path) in str(error)
 
 
-def test_current_names_another_generation(world: World, asked: Pointers, right: Answers) -> None:
+def test_current_names_another_generation(
+    world: World, requested: Pointers, right: Answers
+) -> None:
     with altered(world.store / "CURRENT", b"generation-000003\n"):
-        error = outcome(world, asked, right)
+        error = outcome(world, requested, right)
     assert isinstance(error, StoreCorruptError)
     assert "generation-000003" in str(error)
 
 
-def test_current_missing_or_unreadable(world: World, asked: Pointers, right: Answers) -> None:
+def test_current_missing_or_unreadable(world: World, requested: Pointers, right: Answers) -> None:
     path = world.store / "CURRENT"
     with altered(path, None):
-        assert isinstance(outcome(world, asked, right), StoreMissingError)
+        assert isinstance(outcome(world, requested, right), StoreMissingError)
         path.mkdir()
         try:
-            error = outcome(world, asked, right)
+            error = outcome(world, requested, right)
         finally:
             path.rmdir()
     assert error is not None
@@ -240,22 +242,22 @@ def edited(change: Callable[[dict[str, object]], object]) -> Callable[[bytes], b
     ],
 )
 def test_manifest_altered(
-    world: World, asked: Pointers, right: Answers, edit: Callable[[bytes], bytes]
+    world: World, requested: Pointers, right: Answers, edit: Callable[[bytes], bytes]
 ) -> None:
     (path,) = (path for path in store_files(world) if path.name == "manifest.json")
     with altered(path, edit(path.read_bytes())):
-        error = outcome(world, asked, right)
+        error = outcome(world, requested, right)
     assert isinstance(error, StoreCorruptError)
     assert str(path) in str(error)
     assert "\n" not in str(error)
 
 
-def test_shards_swapped(world: World, asked: Pointers, right: Answers) -> None:
+def test_shards_swapped(world: World, requested: Pointers, right: Answers) -> None:
     one = next(path for path in store_files(world) if path.suffix == ".sst")
     (two,) = (path for path in store_files(world) if path.name == one.name and path != one)
     first, second = one.read_bytes(), two.read_bytes()
     with altered(one, second), altered(two, first):
-        assert outcome(world, asked, right) is not None
+        assert outcome(world, requested, right) is not None
 
 
 # Through compaction.
@@ -263,7 +265,7 @@ def test_shards_swapped(world: World, asked: Pointers, right: Answers) -> None:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_compaction_does_not_build_on_damage(world: World, tmp_path: Path, *, shared: bool) -> None:
-    """Whether the damaged file would be shared with the next generation, or read and written."""
+    """True if the damaged file is shared with the next generation, not read and written."""
     shutil.copytree(world.folder, tmp_path / "world")
     hurt = World(tmp_path / "world")
     if shared:
@@ -286,29 +288,29 @@ def test_compaction_does_not_build_on_damage(world: World, tmp_path: Path, *, sh
 
 
 def test_a_server_names_the_file_and_serves_the_others(
-    world: World, right: Answers, asked: Pointers
+    world: World, right: Answers, requested: Pointers
 ) -> None:
     path = max(store_files(world), key=lambda path: path.stat().st_size)
     with altered(path, path.read_bytes()):
         flipped(path, 8 * 5000)
         lost, fine = [], 0
         with served(world) as address, connect(address) as client:
-            for n in range(len(asked)):
+            for n in range(len(requested)):
                 try:
-                    batch = client.materialize(asked[n : n + 1], ALL)
+                    batch = client.materialize(requested[n : n + 1], ALL)
                 except StoreCorruptError as error:
                     assert str(path) in str(error)
                     assert isinstance(error.__cause__, grpc.RpcError)
                     assert error.__cause__.code() is grpc.StatusCode.DATA_LOSS
-                    lost.append(int(asked.user_ids[n]))
+                    lost.append(int(requested.user_ids[n]))
                 else:
                     assert shown(batch) == right[n : n + 1]
                     fine += 1
             with pytest.raises(StoreCorruptError, match=path.parent.parent.name):
                 client.inspect(lost[0])
             with pytest.raises(StoreCorruptError, match=path.parent.parent.name):
-                list(client.stream([asked], ALL))
-        assert fine > len(asked) / 3
+                list(client.stream([requested], ALL))
+        assert fine > len(requested) / 3
 
 
 def test_a_damaged_new_generation_is_not_taken_up(tmp_path: Path) -> None:
@@ -342,8 +344,8 @@ def test_a_damaged_new_generation_is_not_taken_up(tmp_path: Path) -> None:
                 time.sleep(0.05)
             batch = client.materialize(old, ALL)
             assert (batch.generation, shown(batch)) == (1, right)
-        told = server.wait_for("new generation cannot be opened")
-        assert "CURRENT" in told["reason"]
+        result = server.wait_for("new generation cannot be opened")
+        assert "CURRENT" in result["reason"]
         assert any(str(table) in line.get("reason", "") for line in server.events())
 
         table.write_bytes(whole)

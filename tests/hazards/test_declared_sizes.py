@@ -137,7 +137,7 @@ def answering(answer: Callable[[wire.MaterializeRequest], bytes]) -> Iterator[st
         server.stop(0).wait()
 
 
-def test_answers_that_widen_too_far_are_asked_for_in_smaller_parts(
+def test_answers_that_widen_too_far_are_requested_in_smaller_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limited = functools.partial(require_affordable, constant_bytes_max=24_000)
@@ -197,7 +197,7 @@ def online(world: World) -> Iterator[Running]:
 
 
 def appended(online: Running, message: Any) -> str:
-    """Why a batch was refused; "" where it was not."""
+    """Reason of a refused batch; "" for an accepted one."""
     with grpc.insecure_channel(online.address, UNLIMITED) as channel:
         stub = online_pb2_grpc.OnlineServiceStub(channel)  # type: ignore[no-untyped-call]
         try:

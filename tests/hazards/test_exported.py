@@ -46,7 +46,7 @@ def test_a_chain_of_exports_is_taken_whole(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spans", "day", "told"),
+    ("spans", "day", "result"),
     [
         ([(EARLIEST_TS, 3)], 4, "lacks what arrived since"),
         ([(EARLIEST_TS, 3), (2, 4)], 4, "would count twice"),
@@ -56,13 +56,13 @@ def test_a_chain_of_exports_is_taken_whole(world: World) -> None:
     ],
 )
 def test_others_are_refused(
-    world: World, spans: list[tuple[int, int]], day: int, told: str
+    world: World, spans: list[tuple[int, int]], day: int, result: str
 ) -> None:
     files = [
         export(world, f"{n}.parquet", start if start == EARLIEST_TS else as_of(start), as_of(stop))
         for n, (start, stop) in enumerate(spans)
     ]
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=result):
         compact(world.compaction(files, day))
     assert leftovers(world.store) == []
 

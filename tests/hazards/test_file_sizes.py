@@ -70,7 +70,7 @@ def test_a_file_of_thin_rows_that_would_take_gigabytes(make: str, tmp_path: Path
         peak = peak_of(f"{call}({path!r})", READ)
         assert peak.outcome.startswith("InputError: ") and "row group 0" in peak.outcome, peak
         assert peak.grown_bytes < REFUSED_BYTES_MAX, peak
-    if "label" in make:  # nobody asked for that column
+    if "label" in make:  # no one requested that column
         assert peak_of(f"by_loader({path!r}, columns=[])", READ).outcome == "1"
 
 

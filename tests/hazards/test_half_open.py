@@ -46,7 +46,7 @@ KINDS = pytest.mark.parametrize("kind", ["serve", "online"])
 @KINDS
 @pytest.mark.parametrize("method", [CHECK, WATCH, REFLECTION, "unary", "stream"])
 @pytest.mark.parametrize("connections", [1, 5])
-def test_half_open_calls_lock_nobody_out(
+def test_half_open_calls_lock_no_one_out(
     kind: str, method: str, connections: int, world: World, tmp_path: Path
 ) -> None:
     with running(kind, world, tmp_path) as server, ExitStack() as stack:
@@ -86,7 +86,7 @@ ENDED = threading.Event()
 
 @pytest.fixture(autouse=True)
 def _ended() -> Iterator[None]:
-    """Lets the threads go that wait to send."""
+    """Releases the threads that wait to send."""
     ENDED.clear()
     yield
     ENDED.set()
@@ -206,9 +206,9 @@ def test_more_may_open_than_there_are_places(world: World, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("listen", "tokens"), [("0.0.0.0:0", False), ("127.0.0.1:0", False), ("0.0.0.0:0", True)]
 )
-def test_it_warns_that_everybody_is_served(
+def test_it_warns_that_everyone_is_served(
     listen: str, tokens: bool, world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running("serve", world, tmp_path, tokens=tokens, listen=listen):  # type: ignore[arg-type]
-        warned = any("everybody who reaches" in record.message for record in caplog.records)
+        warned = any("everyone who reaches" in record.message for record in caplog.records)
     assert warned == (listen == "0.0.0.0:0" and not tokens)

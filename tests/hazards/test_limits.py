@@ -156,7 +156,7 @@ def test_too_many_calls(tight: Running, world: World) -> None:
     errors = []
     answers = []
 
-    def ask() -> None:
+    def send_request() -> None:
         with connect(tight.address, AT_ONCE) as client:
             for _ in range(4):
                 try:
@@ -164,7 +164,7 @@ def test_too_many_calls(tight: Running, world: World) -> None:
                 except TooManyCallsError as error:
                     errors.append(str(error))
 
-    callers = [threading.Thread(target=ask) for _ in range(8)]
+    callers = [threading.Thread(target=send_request) for _ in range(8)]
     for caller in callers:
         caller.start()
     while any(caller.is_alive() for caller in callers):
@@ -284,7 +284,7 @@ def test_who_gives_up_waiting_leaves_the_queue() -> None:
         pass
 
 
-def test_what_is_held_grows_only_while_nobody_waits() -> None:
+def test_what_is_held_grows_only_while_no_one_waits() -> None:
     budget, granted = FairScheduler(100), threading.Event()
 
     def wait_for_most() -> None:
@@ -311,9 +311,9 @@ def test_a_long_message_does_not_take_the_errors_place(tmp_path: Path) -> None:
     columns = {name: pa.array([1], pa.int8()) for name in names}
     wide.compact(pa.table({"user_id": [1], "event_ts": days(1), **columns}), 3)
     with running_server(wide.store) as server, connect(server.address, AT_ONCE) as client:
-        for asked in ("nope", "n" * 10_000, "\u00e9" * 5_000):
+        for requested in ("nope", "n" * 10_000, "\u00e9" * 5_000):
             with pytest.raises(RequestError, match="There is no trait"):
-                client.materialize(pointers_to(days(3)), Projection(traits=(asked,)))
+                client.materialize(pointers_to(days(3)), Projection(traits=(requested,)))
 
 
 def test_no_leak_over_thousands_of_batches(world: World) -> None:

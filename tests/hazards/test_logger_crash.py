@@ -95,7 +95,9 @@ def copies(folder: Path, count: int) -> Iterator[Path]:
         shutil.rmtree(copy)
 
 
-def test_a_torn_end_is_cut_off_and_told(journal: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_torn_end_is_cut_off_and_reported(
+    journal: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert len(segments(journal)) == 2
     *_, start = frame_starts(segments(journal)[1])
     size = segments(journal)[1].stat().st_size
@@ -111,8 +113,8 @@ def test_a_torn_end_is_cut_off_and_told(journal: Path, caplog: pytest.LogCapture
         torn = path.stat().st_size - start
         caplog.clear()
         assert pending(copy) == 9
-        told = [record.getMessage() for record in caplog.records if "tore" in record.message]
-        assert told == [
+        result = [record.getMessage() for record in caplog.records if "tore" in record.message]
+        assert result == [
             f"{path} ends in {torn} bytes that a crash tore, none of them acknowledged: cut off"
         ] * bool(torn)
         # And what is logged then is not lost behind the tear.
@@ -149,7 +151,7 @@ def test_damage_before_the_end_names_the_file(journal: Path) -> None:
 
 
 def test_a_frame_that_failed_to_be_written_does_not_count(journal: Path) -> None:
-    """It may be there all the same; it was written anew into the next segment."""
+    """It may be there all the same; it was written again into the next segment."""
     with ThinRowLogger(config_in(journal / "other"), clock=Clock()) as logger:
         logger.log("ghost", a_row(1), features_of(1)).wait()
     (other,) = segments(journal / "other")
@@ -191,7 +193,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert request_ids(disk.path) == dict.fromkeys(taken, 1)
 
 
-def test_a_full_disk_while_closing_is_told(tmp_path: Path) -> None:
+def test_a_full_disk_while_closing_is_reported(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         logger = ThinRowLogger(config_in(disk.path, close_ms=200, join_window_ms=60_000))
         logger.log("first", a_row(1), features_of(1)).wait()

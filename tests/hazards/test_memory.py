@@ -46,13 +46,13 @@ def options() -> list[object]:
 
 
 def request(users: int) -> wire.MaterializeRequest:
-    """Of short histories, over and over: the answer is far larger than the request."""
+    """Request for short histories, over and over: the answer is far larger than the request."""
     return wire.MaterializeRequest(user_ids=range(1, users + 1), end_ts=days(3) * users)
 
 
 def test_slow_readers_and_full_queues_stay_below_it(world: World) -> None:
     bound = ServerConfig(store=world.store, **LIMITS).memory_bound_bytes  # type: ignore[arg-type]
-    asked = request(400)
+    requested = request(400)
     with running_server(world.store, *options()) as server, ExitStack() as stack:
         series = server.scrape()
         assert series["thinrow_memory_bound_bytes"] == bound
@@ -70,12 +70,12 @@ def test_slow_readers_and_full_queues_stay_below_it(world: World) -> None:
             )
             for _ in range(CALLERS)
         ]
-        message = wire.MaterializeStreamRequest(request=asked).SerializeToString()
+        message = wire.MaterializeStreamRequest(request=requested).SerializeToString()
         assert len(message) < LIMITS["request_bytes_max"]
         stop = threading.Event()
 
         def never_reads(channel: grpc.Channel) -> None:
-            """A stream of many requests whose answers nobody takes; refused, it comes again."""
+            """A stream of many requests whose answers no one takes; refused, it comes again."""
             stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(STREAM)
             while not stop.is_set():
                 call = stream(iter([message] * 200))
@@ -83,21 +83,21 @@ def test_slow_readers_and_full_queues_stay_below_it(world: World) -> None:
                     pass
                 call.cancel()
 
-        def asks_on(channel: grpc.Channel) -> None:
+        def keeps_requesting(channel: grpc.Channel) -> None:
             """One single call after the other, refused or not."""
-            ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CALL)
+            send_request: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CALL)
             while not stop.is_set():
                 with suppress(grpc.RpcError):
-                    ask(asked.SerializeToString(), timeout=60)
+                    send_request(requested.SerializeToString(), timeout=60)
 
         def sends_too_much(channel: grpc.Channel) -> None:
-            ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CALL)
+            send_request: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CALL)
             while not stop.is_set():
                 with pytest.raises(grpc.RpcError):
-                    ask(bytes(16 * MIB), timeout=60)
+                    send_request(bytes(16 * MIB), timeout=60)
 
-        kinds: list[Callable[[grpc.Channel], None]] = [never_reads, never_reads, asks_on]
-        kinds += [asks_on, sends_too_much]
+        kinds: list[Callable[[grpc.Channel], None]] = [never_reads, never_reads, keeps_requesting]
+        kinds += [keeps_requesting, sends_too_much]
         threads = [
             threading.Thread(target=kinds[number % len(kinds)], args=(channel,))
             for number, channel in enumerate(channels)

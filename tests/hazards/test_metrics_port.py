@@ -1,4 +1,4 @@
-"""The metrics port: stuck and slow peers take few threads, and lock out nobody."""
+"""The metrics port: stuck and slow peers take few threads, and lock out no one."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ EVENTS, TEXT_BYTES, USER = 20, 1000, 777_777
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> Iterator[tuple[OnlineClient, int]]:
+def requested(tmp_path: Path) -> Iterator[tuple[OnlineClient, int]]:
     """A client, and a moment at which its events are mutable."""
     world = built_world(tmp_path)
     config = OnlineConfig(
@@ -41,9 +41,9 @@ def asked(tmp_path: Path) -> Iterator[tuple[OnlineClient, int]]:
 
 
 def test_a_batch_of_one_user_many_times_is_refused_before_it_is_read(
-    asked: tuple[OnlineClient, int], monkeypatch: pytest.MonkeyPatch
+    requested: tuple[OnlineClient, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, request_ts = asked
+    client, request_ts = requested
     read, records = MutableTier.read, list[int]()
 
     def counted(*arguments: int) -> tuple[list[int], list[bytes]]:
@@ -60,8 +60,8 @@ def test_a_batch_of_one_user_many_times_is_refused_before_it_is_read(
     assert [len(row.mutable) for row in seen.thin_rows] == [EVENTS, 0, EVENTS]
 
 
-def test_the_answers_of_one_message_share_the_bound(asked: tuple[OnlineClient, int]) -> None:
-    client, request_ts = asked
+def test_the_answers_of_one_message_share_the_bound(requested: tuple[OnlineClient, int]) -> None:
+    client, request_ts = requested
     request = online_pb2.SnapshotRequest(user_id=USER, request_ts=request_ts)
     message = online_pb2.SnapshotStreamRequest(
         requests=[online_pb2.StreamedRequest(cursor=n, request=request) for n in range(1, 11)]

@@ -77,10 +77,10 @@ def test_amplified_snapshots_and_maximal_batches_stay_below_it(tmp_path: Path) -
         outcomes: list[str] = []
 
         def snapshots(channel: grpc.Channel) -> None:
-            ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(BATCH)
+            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(BATCH)
             for _ in range(ROUNDS):
                 try:
-                    ask(request, timeout=300)
+                    call(request, timeout=300)
                     outcomes.append("answered")
                 except grpc.RpcError as error:
                     outcomes.append(str(error.details()))

@@ -54,7 +54,7 @@ def test_texts_that_repeat_are_measured_before_they_are_read(make: str, tmp_path
     peak = peak_of(f"read({path!r})", READ)
     assert peak.outcome.startswith("InputError: ") and "label" in peak.outcome, peak
     assert peak.grown_bytes < REFUSED_BYTES_MAX, peak
-    # Nobody wants that column.
+    # No one wants that column.
     assert peak_of(f"read({path!r}, columns=['user_id'])", READ).outcome == "60000"
 
 
@@ -62,7 +62,7 @@ def test_texts_that_repeat_are_measured_before_they_are_read(make: str, tmp_path
 def test_other_values_that_repeat_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Of texts that share a prefix, and of bytes of a fixed size, most is not in the pages."""
+    """Texts that share a prefix, and bytes of a fixed size, are mostly not in the pages."""
     path = tmp_path / "events.parquet"
     texts = [b"x" * 100_000 + b"%d" % (number % 10) for number in range(400)]
     if kind == "prefixes":

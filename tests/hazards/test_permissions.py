@@ -59,10 +59,10 @@ def built_by_commands(folder: Path, **variables: str) -> World:
         done = run(*compact_command(world, [events], day), "--keep", 1, **variables)
         assert done.returncode == 0, done.stderr
     requests = pa.table({"user_id": [1], "request_ts": [START_TS + 4 * 86_400_000]})
-    asked = world.write("requests.parquet", requests)
+    requested = world.write("requests.parquet", requests)
     rows = world.folder / "out" / "rows.parquet"
     done = run(
-        *(*THINROW, "backfill", asked, "--store", world.store, "--out", rows),
+        *(*THINROW, "backfill", requested, "--store", world.store, "--out", rows),
         *("--events", world.folder / "3.parquet", "--events", world.folder / "4.parquet"),
         **variables,
     )

@@ -1,4 +1,4 @@
-"""Refusals are told late, at a bounded pace, and hold no thread; and overload refuses the same."""
+"""Refusals are delayed, at a bounded pace, and hold no thread; and overload refuses the same."""
 
 from __future__ import annotations
 
@@ -35,41 +35,43 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return built_world(tmp_path_factory.mktemp("world"))
 
 
-def test_they_are_told_one_after_the_other() -> None:
-    refusals, told = DelayedRejections(), list[tuple[int, float]]()
+def test_they_are_reported_one_after_the_other() -> None:
+    refusals, reported = DelayedRejections(), list[tuple[int, float]]()
     started_s = time.monotonic()
     for number in range(50):
-        refusals.hold(lambda n=number: told.append((n, time.monotonic() - started_s)))  # type: ignore[misc]
+        refusals.hold(lambda n=number: reported.append((n, time.monotonic() - started_s)))  # type: ignore[misc]
     assert len(refusals) == 50
-    while len(told) < 50:
+    while len(reported) < 50:
         time.sleep(0.01)
     refusals.close()
-    numbers, times_s = zip(*told, strict=True)
+    numbers, times_s = zip(*reported, strict=True)
     assert numbers == tuple(range(50))
     assert times_s[0] >= RETRY_AFTER_MS / 1000
     assert times_s[-1] >= (RETRY_AFTER_MS + 49 * PACE_MS) / 1000
 
 
 def test_they_are_few_and_none_is_forgotten() -> None:
-    refusals, told = DelayedRejections(), list[int]()
+    refusals, reported = DelayedRejections(), list[int]()
     for number in range(HELD_MAX + 3):
-        refusals.hold(lambda n=number: told.append(n))  # type: ignore[misc]
-    assert told == [HELD_MAX, HELD_MAX + 1, HELD_MAX + 2], "beyond the most they are told at once"
+        refusals.hold(lambda n=number: reported.append(n))  # type: ignore[misc]
+    assert reported == [HELD_MAX, HELD_MAX + 1, HELD_MAX + 2], (
+        "beyond the limit they are sent at once"
+    )
     refusals.close()
-    assert sorted(told) == list(range(HELD_MAX + 3))
-    refusals.hold(lambda: told.append(-1))
-    assert told[-1] == -1
+    assert sorted(reported) == list(range(HELD_MAX + 3))
+    refusals.hold(lambda: reported.append(-1))
+    assert reported[-1] == -1
     refusals.close()
 
 
-def ask(address: str, tenant: str) -> tuple[str, dict[str, str], float]:
+def send_request(address: str, tenant: str) -> tuple[str, dict[str, str], float]:
     """The code of a raw call, its trailing metadata, and how long it took, in seconds."""
     request = wire.MaterializeRequest(user_ids=[1], end_ts=days(3), tenant=tenant)
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(address, options) as channel:
         started_s = time.monotonic()
-        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
-        call = ask.future(request.SerializeToString(), timeout=60)
+        send_request: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+        call = send_request.future(request.SerializeToString(), timeout=60)
         code = call.code()
         metadata = {str(key): str(value) for key, value in call.trailing_metadata() or ()}
         return code.name, metadata, time.monotonic() - started_s
@@ -80,8 +82,8 @@ def test_a_flood_is_refused_late_and_others_are_answered(world: World, tmp_path:
     tenants.write_text(LIMITED, encoding="utf-8")
     config = ServerConfig(store=world.store, listen="127.0.0.1:0", metrics=None, tenants=tenants)
     with Server(config) as server, ThreadPoolExecutor(24) as pool:
-        answers = list(pool.map(lambda _: ask(server.address, "flood"), range(200)))
-        code, _, _ = ask(server.address, "steady")
+        answers = list(pool.map(lambda _: send_request(server.address, "flood"), range(200)))
+        code, _, _ = send_request(server.address, "steady")
         assert code == "OK"
         refused = [(metadata, took_s) for code, metadata, took_s in answers if code != "OK"]
     for metadata, took_s in refused:
@@ -121,8 +123,8 @@ def test_overload_leaves_health_its_threads(world: World) -> None:
         while sum(not call.is_active() for call in calls) < len(calls) - 2:
             assert time.monotonic() < end_s
             time.sleep(0.01)
-        told = [call for call in calls if not call.is_active()]
-        for call in told:
+        reported = [call for call in calls if not call.is_active()]
+        for call in reported:
             assert call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert dict(call.trailing_metadata())["thinrow-error"] == "TOO_MANY_CALLS"
         with grpc.insecure_channel(server.address) as channel:

@@ -70,8 +70,8 @@ def test_appends_to_a_silent_server_end(answers: int) -> None:
     with silent(answers) as client:
         acknowledged = []
         with pytest.raises(DeadlineError, match=r"silent for 0\.5 s"):
-            for told in client.append_all([online_pb2.EventBatch()] * 5):
-                acknowledged.append(told)  # noqa: PERF402 - what came before the error counts
+            for result in client.append_all([online_pb2.EventBatch()] * 5):
+                acknowledged.append(result)  # noqa: PERF402 - what came before the error counts
         assert len(acknowledged) == answers
 
 

@@ -1,4 +1,4 @@
-"""Tenants: who may ask for what, and how much of the server one may have while others ask."""
+"""Tenants: who may request what, and how much of the server one may have while others request."""
 
 from __future__ import annotations
 
@@ -103,14 +103,14 @@ def test_a_call_without_a_known_token_is_refused(world: World, file: File) -> No
     with serving(world, file) as address:
         for token in wrong:
             with connect(address, carrying(token)) as client:
-                for ask in (
+                for call in (
                     lambda: client.materialize(POINTERS, "ranker"),
                     lambda: list(client.stream([POINTERS], "ranker")),
                     lambda: client.inspect(1),
                     client.describe_store,
                 ):
                     with pytest.raises(UnauthenticatedError, match=r"token.*\.$"):
-                        ask()
+                        call()
         metadata = [("authorization", f"Basic {ONE}")]
         with grpc.insecure_channel(address) as channel:
             stub = MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -132,12 +132,12 @@ def test_a_token_is_good_for_its_own_tenant(world: World, file: File) -> None:
             assert shown(streamed) == right
             assert list(client.describe_store().tenants) == ["ranker"]
             for projection in ("analyst", "forgotten", "nobody", ALL, BRAND):
-                for ask in (
-                    lambda asked=projection: client.materialize(POINTERS, asked),
-                    lambda asked=projection: list(client.stream([POINTERS], asked)),
+                for call in (
+                    lambda requested=projection: client.materialize(POINTERS, requested),
+                    lambda requested=projection: list(client.stream([POINTERS], requested)),
                 ):
                     with pytest.raises(PermissionDeniedError, match=r"'ranker'.*\.$"):
-                        ask()
+                        call()
             with pytest.raises(PermissionDeniedError, match="own projection"):
                 client.inspect(1)
         with connect(address, carrying(OTHER)) as client:
@@ -221,11 +221,11 @@ def test_what_a_tenants_file_cannot_say(world: World, file: File, text: str, say
 
 
 def test_the_command_makes_tokens_that_work(world: World, file: File) -> None:
-    told = CliRunner().invoke(app, ["token"]).stdout.splitlines()
-    token = told[0].removeprefix("token: ")
-    file.becomes(f"[ranker]\n{told[1]}")
-    assert token not in told[1]
-    assert CliRunner().invoke(app, ["token"]).stdout.splitlines() != told
+    result = CliRunner().invoke(app, ["token"]).stdout.splitlines()
+    token = result[0].removeprefix("token: ")
+    file.becomes(f"[ranker]\n{result[1]}")
+    assert token not in result[1]
+    assert CliRunner().invoke(app, ["token"]).stdout.splitlines() != result
     with serving(world, file) as address:
         assert refusal(address, token) is None
         assert refusal(address, token + "x") == "UNAUTHENTICATED"
@@ -288,7 +288,7 @@ def test_a_tenant_at_its_limit_is_refused_and_others_are_not(world: World, file:
         assert len(list(patient.stream([POINTERS], "small"))) == 1
 
 
-def test_the_client_waits_as_it_was_told_and_not_for_ever(world: World, file: File) -> None:
+def test_the_client_waits_as_the_hint_says_and_not_for_ever(world: World, file: File) -> None:
     file.becomes(LIMITED)
     with serving(world, file) as address, ExitStack() as stack:
         one = stack.enter_context(connect(address))
@@ -307,7 +307,7 @@ def test_the_client_waits_as_it_was_told_and_not_for_ever(world: World, file: Fi
     assert batches == [read_store(world.store, POINTERS)] * 3
 
 
-def test_a_stream_takes_the_place_of_the_tenant_it_asks_as(world: World, file: File) -> None:
+def test_a_stream_takes_the_place_of_the_tenant_it_belongs_to(world: World, file: File) -> None:
     file.becomes(LIMITED)
 
     def requests() -> Iterator[wire.MaterializeStreamRequest]:
@@ -355,18 +355,18 @@ def test_places_are_given_back_however_a_call_ends() -> None:
     assert not places._by_tenant
 
 
-def order_of(turns: FairScheduler, asked: list[tuple[str, int]]) -> list[str]:
-    """The order in which requests are let in, one at a time, that asked while none was."""
+def order_of(turns: FairScheduler, requested: list[tuple[str, int]]) -> list[str]:
+    """The order in which requests are let in, one at a time, that requested while none was."""
     entered: list[str] = []
     threads = []
 
-    def ask(tenant: str, amount: int) -> None:
+    def call(tenant: str, amount: int) -> None:
         with turns.hold(amount, 10, tenant):
             entered.append(tenant)
 
     with turns.hold(turns._limit, None, "holder"):
-        for tenant, amount in asked:
-            thread = threading.Thread(target=ask, args=(tenant, amount))
+        for tenant, amount in requested:
+            thread = threading.Thread(target=call, args=(tenant, amount))
             thread.start()
             threads.append(thread)
             waiting = len(threads)
@@ -377,7 +377,7 @@ def order_of(turns: FairScheduler, asked: list[tuple[str, int]]) -> list[str]:
 
 
 def test_tenants_take_turns() -> None:
-    """However much one asks for before, and in whatever order they come."""
+    """However much one requests before, and in whatever order they come."""
     entered = order_of(FairScheduler(1), [*[("flood", 1)] * 20, *[("a", 1)] * 5, ("b", 1)])
     assert sorted(entered[:3]) == ["a", "b", "flood"], entered
     assert sorted(entered[3:11]) == ["a"] * 4 + ["flood"] * 4, entered
@@ -385,9 +385,9 @@ def test_tenants_take_turns() -> None:
     assert len(entered) == 26
 
 
-def test_the_last_place_is_left_to_others_while_they_ask() -> None:
+def test_the_last_place_is_left_to_others_while_they_request() -> None:
     turns = FairScheduler(2, spare=1)
-    with turns.hold(1, 1, "flood"), turns.hold(1, 1, "flood"):  # nobody else asks
+    with turns.hold(1, 1, "flood"), turns.hold(1, 1, "flood"):  # no one else requests
         pass
     with turns.hold(1, 1, "a"):
         pass
@@ -398,7 +398,7 @@ def test_the_last_place_is_left_to_others_while_they_ask() -> None:
             pass
 
 
-def test_an_answer_on_its_way_counts_against_its_tenant_while_others_ask(
+def test_an_answer_on_its_way_counts_against_its_tenant_while_others_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def answered(tenant: str) -> ExitStack:
@@ -416,7 +416,7 @@ def test_an_answer_on_its_way_counts_against_its_tenant_while_others_ask(
 
     monkeypatch.setattr(limits, "SENDING_S", 3600)
     turns = FairScheduler(2, spare=1)
-    with answered("flood"), answered("flood"):  # nobody else asks
+    with answered("flood"), answered("flood"):  # no one else requests
         assert may_work("flood", 0)
     answered("a").close()
     with answered("flood"):
@@ -425,7 +425,7 @@ def test_an_answer_on_its_way_counts_against_its_tenant_while_others_ask(
     assert may_work("flood", 0)
     monkeypatch.setattr(limits, "SENDING_S", 0.2)
     begin_s = time.monotonic()
-    with answered("flood"):  # nobody reads it, and no other thread notifies the waiting one
+    with answered("flood"):  # no one reads it, and no other thread notifies the waiting one
         assert may_work("flood", 3600)
         assert time.monotonic() - begin_s >= 0.2
     assert not any(turns._sending.values())
@@ -444,7 +444,7 @@ def test_one_at_its_own_limit_does_not_hold_up_others() -> None:
         pass
 
 
-def test_who_gives_up_lets_those_behind_go() -> None:
+def test_a_waiter_that_gives_up_frees_those_after_it() -> None:
     turns, entered = FairScheduler(100), threading.Event()
 
     def large() -> None:
@@ -456,7 +456,7 @@ def test_who_gives_up_lets_those_behind_go() -> None:
             entered.set()
 
     with turns.hold(50, None):
-        threads = [threading.Thread(target=ask) for ask in (large, small)]
+        threads = [threading.Thread(target=call) for call in (large, small)]
         for number, thread in enumerate(threads):
             thread.start()
             soon(lambda n=number: turns.waiting.get("", 0) > n)  # type: ignore[misc]
@@ -470,7 +470,7 @@ def test_turns_add_up_after_a_storm() -> None:
     turns, most, lock = FairScheduler(10, spare=2), 0, threading.Lock()
     held = 0
 
-    def ask(seed: int) -> None:
+    def call(seed: int) -> None:
         nonlocal held, most
         for n in range(200):
             amount = 1 + (seed * 7 + n) % 8
@@ -488,7 +488,7 @@ def test_turns_add_up_after_a_storm() -> None:
             except DeadlineError:
                 pass
 
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(9)]
+    threads = [threading.Thread(target=call, args=(seed,)) for seed in range(9)]
     for thread in threads:
         thread.start()
     for thread in threads:

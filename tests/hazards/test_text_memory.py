@@ -75,13 +75,13 @@ def test_serve_stays_below_its_bound(world: World) -> None:
     with running_server(world.store, *options()) as server:
         outcomes: list[int] = []
 
-        def ask() -> None:
+        def call() -> None:
             with connect(server.address, AT_ONCE) as client:
-                # The texts of all users are too large together; the client asks in parts.
+                # The texts of all users are too large together; the client requests in parts.
                 outcomes.append(int(client.materialize(every, WITHOUT_TEXT).offsets[-1]))
                 outcomes.append(int(client.materialize(few, Projection()).offsets[-1]))
 
-        callers = [threading.Thread(target=ask) for _ in range(CALLERS)]
+        callers = [threading.Thread(target=call) for _ in range(CALLERS)]
         for caller in callers:
             caller.start()
         for caller in callers:
@@ -104,12 +104,12 @@ def test_online_stays_below_its_bound(world: World, tmp_path: Path) -> None:
         assert server.scrape()["thinrow_memory_bound_bytes"] == config.memory_bound_bytes
         outcomes: list[int] = []
 
-        def ask() -> None:
+        def call() -> None:
             with pytest.raises(AnswerTooLargeError, match="work_bytes_max"):
                 client.snapshot_batch(ALL_USERS, WITHOUT_TEXT)
             outcomes.append(len(client.snapshot_batch([1, 2], WITHOUT_TEXT).thin_rows))
 
-        callers = [threading.Thread(target=ask) for _ in range(CALLERS)]
+        callers = [threading.Thread(target=call) for _ in range(CALLERS)]
         for caller in callers:
             caller.start()
         for caller in callers:

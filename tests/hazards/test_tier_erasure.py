@@ -29,7 +29,7 @@ def world(tmp_path: Path) -> World:
 
 
 def test_erased_events_leave_the_files_of_the_tier(world: World) -> None:
-    """In tables and in the log, long before retention is over; others' events stay."""
+    """Erased bytes leave tables and the log long before retention is over; others' events stay."""
     now, gone, kept, again = [START_TS], [marks() for _ in range(20)], marks(), marks()
     tier = world.folder / "tier"
     with OnlineServer(config(world, now)) as server, connect_online(server.address) as client:

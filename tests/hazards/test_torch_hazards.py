@@ -292,7 +292,7 @@ def test_a_program_may_end_in_the_middle(tmp_path: Path, server: str) -> None:
 
 
 class MallocInfo(ctypes.Structure):
-    """What the GNU C library's mallinfo2 returns; the names are its own."""
+    """Result of the GNU C library's mallinfo2; the names are its own."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
@@ -306,14 +306,14 @@ class MallocInfo(ctypes.Structure):
 def memory_in_use() -> tuple[int, int]:
     """Bytes of the C library's and Arrow's allocators, and Python's objects.
 
-    Resident memory tells less: each pass has threads of its own, and for up to eight threads a
+    Resident memory shows less: each pass has threads of its own, and for up to eight threads a
     core the C library keeps an arena of several MiB, whose memory is free.
     """
     gc.collect()
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = MallocInfo
-    told = mallinfo2()
-    return told.uordblks + told.hblkhd + pa.total_allocated_bytes(), sys.getallocatedblocks()
+    result = mallinfo2()
+    return result.uordblks + result.hblkhd + pa.total_allocated_bytes(), sys.getallocatedblocks()
 
 
 def test_memory_is_flat_over_thousands_of_tiny_batches(tmp_path: Path, server: str) -> None:

@@ -1,4 +1,4 @@
-"""Whom a server trusts: TLS both ways, what is switched off, and input that must cost nothing."""
+"""Trust of a server: TLS both ways, what is switched off, and input that must cost nothing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def over_tls(**files: Path) -> ClientConfig:
 
 
 def generation(address: str, config: ClientConfig) -> int | None:
-    """What a new connection is told; None where it does not come about."""
+    """Certificate of a new connection; None for a failed one."""
     with connect(address, config) as client:
         try:
             return client.describe_store().generation
@@ -80,7 +80,7 @@ def soon(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def ask_twice(client: Client, world: World) -> None:
+def request_twice(client: Client, world: World) -> None:
     right = read_store(world.store, POINTERS)
     assert shown(client.materialize(POINTERS, ALL)) == right
     assert [shown(batch) for batch in client.stream([POINTERS] * 2, ALL)] == [right] * 2
@@ -91,7 +91,7 @@ def test_tls(world: World, authority: Authority, tmp_path: Path) -> None:
     stranger = Authority(tmp_path)
     with serving(world, tls_cert=cert, tls_key=key) as address:
         with connect(address, over_tls(ca=authority.ca)) as client:
-            ask_twice(client, world)
+            request_twice(client, world)
         assert generation(address, over_tls(ca=stranger.ca)) is None, "a stranger's server"
         assert generation(address, over_tls()) is None, "nobody's"
         assert generation(address, ClientConfig(retry_deadline_s=0)) is None, "in the clear"
@@ -104,7 +104,7 @@ def test_mutual_tls(world: World, authority: Authority, tmp_path: Path) -> None:
     theirs, their_key = Authority(tmp_path).issue("stranger")
     with serving(world, tls_cert=cert, tls_key=key, tls_client_ca=authority.ca) as address:
         with connect(address, over_tls(ca=authority.ca, cert=mine, key=my_key)) as client:
-            ask_twice(client, world)
+            request_twice(client, world)
         assert generation(address, over_tls(ca=authority.ca)) is None
         assert generation(address, over_tls(ca=authority.ca, cert=theirs, key=their_key)) is None
 
@@ -122,7 +122,7 @@ def test_certificates_change_under_a_live_server(
     old, new = over_tls(ca=authority.ca), over_tls(ca=successor.ca)
     put(authority.issue("old"))
     with serving(world, tls_cert=cert, tls_key=key) as address, connect(address, old) as client:
-        ask_twice(client, world)
+        request_twice(client, world)
         stream = client.stream([POINTERS] * 3, ALL)
         next(stream)
         assert generation(address, new) is None
@@ -137,7 +137,7 @@ def test_certificates_change_under_a_live_server(
         assert generation(address, old) is None
         # Connections that were open stay so.
         assert len(list(stream)) == 2
-        ask_twice(client, world)
+        request_twice(client, world)
 
 
 def test_the_commands_prove_who_they_are(
@@ -152,30 +152,32 @@ def test_the_commands_prove_who_they_are(
     token_file.write_text(token.removeprefix("token: ") + "\n", encoding="utf-8")
     options = ("--tls-cert", cert, "--tls-key", key, "--tls-client-ca", authority.ca)
     with running_server(world.store, *options, "--tenants", tenants) as server:
-        asked = ["inspect", "--server", server.address, "--user", 1, "--ca", authority.ca]
+        requested = ["inspect", "--server", server.address, "--user", 1, "--ca", authority.ca]
         shows = ["--cert", mine, "--key", my_key]
-        told = CliRunner().invoke(app, [*map(str, [*asked, *shows, "--token-file", token_file])])
-        assert told.exit_code == 0, told.stderr
+        result = CliRunner().invoke(
+            app, [*map(str, [*requested, *shows, "--token-file", token_file])]
+        )
+        assert result.exit_code == 0, result.stderr
         for missing, says in (
-            ([*asked, *shows], "wants a token"),
-            ([*asked, *shows, "--token-file", tmp_path / "none"], "Cannot read the token"),
-            ([*asked, "--cert", mine], "cert and key"),
-            ([*asked[:5], "--cert", mine, "--key", my_key], "--ca"),
-            ([*asked[:5], "--ca", tmp_path / "none"], "Cannot read"),
+            ([*requested, *shows], "wants a token"),
+            ([*requested, *shows, "--token-file", tmp_path / "none"], "Cannot read the token"),
+            ([*requested, "--cert", mine], "cert and key"),
+            ([*requested[:5], "--cert", mine, "--key", my_key], "--ca"),
+            ([*requested[:5], "--ca", tmp_path / "none"], "Cannot read"),
         ):
-            told = CliRunner().invoke(app, [*map(str, missing)])
-            assert told.exit_code, missing
-            assert told.stderr.startswith("Error: "), told.stderr
-            assert says in told.stderr
-        # Those that ask a server by the way get through the door, too.
+            result = CliRunner().invoke(app, [*map(str, missing)])
+            assert result.exit_code, missing
+            assert result.stderr.startswith("Error: "), result.stderr
+            assert says in result.stderr
+        # Those that request a server by the way get through the door, too.
         rows = ["--rows", tmp_path / "none.parquet", "--out", tmp_path / "out"]
         for command in ("wall", "ladder"):
-            asked = [command, *rows, "--server", server.address, "--ca", authority.ca, *shows]
-            told = CliRunner().invoke(app, [*map(str, asked)])
-            assert "wants a token" in told.stderr
-            told = CliRunner().invoke(app, [*map(str, [*asked, "--token-file", token_file])])
-            assert told.exit_code
-            assert "none.parquet" in f"{told.exception}{told.stderr}"
+            requested = [command, *rows, "--server", server.address, "--ca", authority.ca, *shows]
+            result = CliRunner().invoke(app, [*map(str, requested)])
+            assert "wants a token" in result.stderr
+            result = CliRunner().invoke(app, [*map(str, [*requested, "--token-file", token_file])])
+            assert result.exit_code
+            assert "none.parquet" in f"{result.exception}{result.stderr}"
 
 
 @pytest.mark.parametrize("broken", ["cert", "key", "client_ca", "swapped"])
@@ -204,8 +206,8 @@ def test_tls_takes_both_files(world: World, tmp_path: Path) -> None:
 
 def reflected(channel: grpc.Channel) -> list[str]:
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-    asked = reflection_pb2.ServerReflectionRequest(list_services="")
-    [answer] = stub.ServerReflectionInfo(iter([asked]), timeout=60)
+    requested = reflection_pb2.ServerReflectionRequest(list_services="")
+    [answer] = stub.ServerReflectionInfo(iter([requested]), timeout=60)
     return [service.name for service in answer.list_services_response.service]
 
 
@@ -216,12 +218,14 @@ def test_reflection_and_inspect_can_be_switched_off(world: World) -> None:
                 reflected(channel)
             assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
             health = health_pb2_grpc.HealthStub(channel)
-            asked = health_pb2.HealthCheckRequest()
-            assert health.Check(asked, timeout=60).status == health_pb2.HealthCheckResponse.SERVING
+            requested = health_pb2.HealthCheckRequest()
+            assert (
+                health.Check(requested, timeout=60).status == health_pb2.HealthCheckResponse.SERVING
+            )
         with connect(server.address, ClientConfig(retry_deadline_s=0)) as client:
             with pytest.raises(PermissionDeniedError, match="switched off"):
                 client.inspect(1)
-            ask_twice(client, world)
+            request_twice(client, world)
     with serving(world) as address, grpc.insecure_channel(address) as channel:
         assert "thinrow.v1.MaterializationService" in reflected(channel)
 
@@ -245,17 +249,17 @@ def test_a_request_too_large_is_refused_before_it_costs_memory(world: World) -> 
     huge = wire.MaterializeRequest(user_ids=bytes(64 * MIB))
     with running_server(world.store) as server:
         with connect(server.address) as client:
-            ask_twice(client, world)
+            request_twice(client, world)
         before = most = server.resident_bytes()
         refused = []
 
-        def ask() -> None:
+        def send_request() -> None:
             with grpc.insecure_channel(server.address, options=UNBOUNDED) as channel:
                 with pytest.raises(grpc.RpcError) as raised:
                     raw_stub(channel).Materialize(huge, timeout=60)
                 refused.append(raised.value.code())
 
-        callers = [threading.Thread(target=ask) for _ in range(4)]
+        callers = [threading.Thread(target=send_request) for _ in range(4)]
         for caller in callers:
             caller.start()
         while any(caller.is_alive() for caller in callers):
@@ -264,13 +268,13 @@ def test_a_request_too_large_is_refused_before_it_costs_memory(world: World) -> 
         assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * len(callers)
         assert most - before < 16 * MIB, f"{most - before:,} bytes for 4 x 64 MiB"
         with connect(server.address) as client:
-            ask_twice(client, world)
+            request_twice(client, world)
 
 
 def test_a_slow_reader_holds_bounded_memory(world: World) -> None:
     """Readers that never read: the server makes no more answers than the wire takes."""
     request = wire.MaterializeRequest(user_ids=range(1, 401), end_ts=days(3) * 400)
-    asked = 300
+    requested = 300
     with running_server(world.store) as server:
         with grpc.insecure_channel(server.address, options=UNBOUNDED) as channel:
             size = len(raw_stub(channel).Materialize(request, timeout=60).SerializeToString())
@@ -283,7 +287,8 @@ def test_a_slow_reader_holds_bounded_memory(world: World) -> None:
         ]
         before = server.resident_bytes()
         requests = [
-            wire.MaterializeStreamRequest(cursor=cursor, request=request) for cursor in range(asked)
+            wire.MaterializeStreamRequest(cursor=cursor, request=request)
+            for cursor in range(requested)
         ]
         calls = [raw_stub(channel).MaterializeStream(iter(requests)) for channel in channels]
         end_s = time.monotonic() + 4
@@ -293,39 +298,39 @@ def test_a_slow_reader_holds_bounded_memory(world: World) -> None:
             time.sleep(0.02)
         sent = server.scrape()["thinrow_sent_bytes_total"]
         assert server.scrape()["thinrow_in_flight_requests"] == 0, "none is worked on unread"
-        # What is asked for in all would be hundreds of times as much.
-        assert sent < 0.1 * len(calls) * asked * size
+        # What is requested in all would be hundreds of times as much.
+        assert sent < 0.1 * len(calls) * requested * size
         assert most < 100 * MIB, f"{most:,} bytes for 4 readers that do not read"
         # It goes on as soon as they do.
-        assert sum(1 for _ in calls[0]) == asked
+        assert sum(1 for _ in calls[0]) == requested
         for call in calls:
             call.cancel()
         for channel in channels:
             channel.close()
         soon(lambda: server.scrape()["thinrow_streams"] == 0)
         with connect(server.address) as client:
-            ask_twice(client, world)
+            request_twice(client, world)
 
 
 def test_random_bytes_are_refused_and_cost_nothing(world: World) -> None:
-    """What is no request, and requests with some bytes changed: an answer or a refusal, always."""
+    """Random bytes, and requests with some bytes changed: an answer or a refusal, always."""
     rng = random.Random(0)
     right = wire.MaterializeRequest(user_ids=range(1, 40), end_ts=days(3) * 39).SerializeToString()
     with running_server(world.store) as server:
         with grpc.insecure_channel(server.address) as channel:
-            ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            send_request: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
                 "/thinrow.v1.MaterializationService/Materialize"
             )
             before, codes = server.resident_bytes(), set()
             for number in range(2000):
-                asked = bytearray(right)
+                requested = bytearray(right)
                 if number % 2:
-                    asked = bytearray(rng.randbytes(rng.randrange(2000)))
+                    requested = bytearray(rng.randbytes(rng.randrange(2000)))
                 for _ in range(rng.randrange(5)):
-                    if asked:
-                        asked[rng.randrange(len(asked))] = rng.randrange(256)
+                    if requested:
+                        requested[rng.randrange(len(requested))] = rng.randrange(256)
                 try:
-                    ask(bytes(asked), timeout=60)
+                    send_request(bytes(requested), timeout=60)
                     codes.add(grpc.StatusCode.OK)
                 except grpc.RpcError as error:
                     codes.add(error.code())
@@ -338,4 +343,4 @@ def test_random_bytes_are_refused_and_cost_nothing(world: World) -> None:
         assert grown(server, before) < 32 * MIB
         assert not [line for line in server.events() if line["event"] == "call failed"]
         with connect(server.address) as client:
-            ask_twice(client, world)
+            request_twice(client, world)

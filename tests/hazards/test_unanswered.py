@@ -80,8 +80,8 @@ def test_the_client_counts_answers_to_appends(
         batches = [client.events([1], [START_TS], {"item_id": [n]}) for n in range(2)]
         acknowledged = []
         with pytest.raises(error):
-            for told in client.append_all(batches, deadline_s=60):
-                acknowledged.append(told)  # noqa: PERF402 - what came before the error counts
+            for result in client.append_all(batches, deadline_s=60):
+                acknowledged.append(result)  # noqa: PERF402 - what came before the error counts
         assert len(acknowledged) == answered
         if not answered:
             with pytest.raises(ThinRowError):

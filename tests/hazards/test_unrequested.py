@@ -1,4 +1,4 @@
-"""Messages that a server sends faster than they are used, or that nobody requested."""
+"""Messages that a server sends faster than they are used, or that no one requested."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_caller_that_leaves_ends_the_thread() -> None:
         assert not reader.is_alive()
 
 
-def test_a_stream_of_answers_that_nobody_requested() -> None:
+def test_a_stream_of_answers_that_no_one_requested() -> None:
     def flood(requests: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:
         for data in requests:
             request = wire.MaterializeStreamRequest.FromString(data)

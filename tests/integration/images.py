@@ -82,7 +82,7 @@ def make_base() -> None:
 
 
 def package_sources() -> list[str]:
-    """Lets a build ask for packages where this machine does, by volumes that no image keeps."""
+    """Lets a build request packages where this machine does, by volumes that no image keeps."""
     listed = run(sys.executable, "-m", "pip", "config", "list")
     settings = dict(re.findall(r"^\S+?\.([a-z-]+)='(.*)'$", listed, re.MULTILINE))
     volumes = {"/etc/apt/apt.conf.d": "/etc/apt/apt.conf.d"}
@@ -129,10 +129,10 @@ def images() -> Iterator[dict[str, Image]]:
         )
         container = buildah("from", "--pull-never", name)
         containers.append(container)
-        told = json.loads(buildah("inspect", "--type", "image", name))
+        result = json.loads(buildah("inspect", "--type", "image", name))
         root = Path(buildah("mount", container))
         size_bytes = int(run("du", "--summarize", "--bytes", root).split()[0])
-        built[target] = Image(name, root, told["Docker"]["config"], size_bytes)
+        built[target] = Image(name, root, result["Docker"]["config"], size_bytes)
         print(f"\n{name}: {size_bytes / 1e6:.0f} MB")
     yield built
     for container in containers:
@@ -158,7 +158,7 @@ class Container:
         return self.log.read_text()
 
     def ready_s(self) -> float:
-        """From its start to the log's word that it serves."""
+        """Time from its start to the line of the log that it serves."""
         end_s = time.monotonic() + 30
         while time.monotonic() < end_s and self.process.poll() is None:
             for line in self.text().splitlines():
@@ -247,7 +247,7 @@ class Host:
         return path
 
     def contain(self, image: Image, service: dict[str, Any], *command: object) -> list[object]:
-        """What runs a command as the service's container would."""
+        """Command that runs as the service's container would."""
         words: list[object] = ["bwrap", "--ro-bind", image.root, "/", "--proc", "/proc"]
         words += ["--dev", "/dev", "--ro-bind", self.resolver, "/etc/resolv.conf"]
         for tmpfs in service["tmpfs"]:
@@ -303,7 +303,7 @@ class Composition:
         return self.host.inside(f"{self.host.hub}-{name}", *self.command(name, *command))
 
     def healthy(self, name: str) -> bool:
-        """What the health check of the compose file says."""
+        """Result of the compose file's health check."""
         test = OURS[name.rpartition("-")[0]]["healthcheck"]["test"][1:]
         command = ["ip", "netns", "exec", f"{self.host.hub}-{name}", *self.command(name, *test)]
         return subprocess.run([*map(str, command)], check=False, timeout=30).returncode == 0
@@ -319,10 +319,10 @@ class Composition:
             f"--storage.tsdb.path={self.host.folder / 'prometheus'}",
             log="prometheus",
         )
-        until(lambda: self.ask("targets") is not None)
+        until(lambda: self.query_api("targets") is not None)
 
-    def ask(self, path: str) -> Any:
-        """What Prometheus' API answers, None where it does not yet."""
+    def query_api(self, path: str) -> Any:
+        """Answer of Prometheus' API; None until there is one."""
         address = self.host.addresses["prometheus-1"]
         command = ["ip", "netns", "exec", self.host.hub, "curl", "--silent", "--globoff"]
         path, _, query = path.partition("?query=")
@@ -334,7 +334,7 @@ class Composition:
     def up(self) -> dict[str, int]:
         """Targets that answer, by job."""
         counts: dict[str, int] = {}
-        for target in self.ask("targets")["activeTargets"]:
+        for target in self.query_api("targets")["activeTargets"]:
             job = target["labels"]["job"]
             counts[job] = counts.get(job, 0) + (target["health"] == "up")
         return counts
@@ -402,8 +402,8 @@ def test_server_answers_from_buildah_run(images: dict[str, Image], host: Host) -
     assert "thinrow.v1.MaterializationService" in run(*grpcurl, address, "list")
     health = run(*grpcurl, address, "grpc.health.v1.Health/Check")
     assert '"status": "SERVING"' in health
-    asked = ("-d", '{"user_id": 10, "projection": {"sequence_length": 3}}')
-    shown = run(*grpcurl, *asked, address, "thinrow.v1.MaterializationService/Inspect")
+    requested = ("-d", '{"user_id": 10, "projection": {"sequence_length": 3}}')
+    shown = run(*grpcurl, *requested, address, "thinrow.v1.MaterializationService/Inspect")
     assert '"status": "STATUS_OK"' in shown
 
 
@@ -439,13 +439,13 @@ def test_composition(images: dict[str, Image], host: Host) -> None:
     assert (host.folder / "volumes/model/model.pt").stat().st_size > 0
 
     assert composition.up()["thinrow-server"] == 2
-    rules = [rule for group in composition.ask("rules")["groups"] for rule in group["rules"]]
+    rules = [rule for group in composition.query_api("rules")["groups"] for rule in group["rules"]]
     assert {rule["name"] for rule in rules} == {alert["alert"] for alert in ALERTS}
     assert {rule["health"] for rule in rules} == {"ok"}
     for panel in PANELS:
         for target in panel["targets"]:
             query = target["expr"].replace("$__rate_interval", "5m")
-            answer = composition.ask(f"query?query={query}")
+            answer = composition.query_api(f"query?query={query}")
             assert answer is not None, f"{panel['title']}: {query}"
             assert answer["result"] or panel["title"] in QUIET, f"{panel['title']}: {query}"
     assert all(rule["state"] == "inactive" for rule in rules), [
@@ -456,7 +456,7 @@ def test_composition(images: dict[str, Image], host: Host) -> None:
     until(
         lambda: any(
             alert["labels"]["alertname"] == "ThinRowDown"
-            for alert in composition.ask("alerts")["alerts"]
+            for alert in composition.query_api("alerts")["alerts"]
         )
     )
     started_s = time.monotonic()

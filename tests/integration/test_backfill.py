@@ -31,9 +31,11 @@ def events_of(*rows: tuple[int, int, int]) -> pa.Table:
 def thin_rows(world: World, events: Sequence[Path], requests: Sequence[tuple[int, int]]) -> Path:
     """Rows for requests (user, request_ts)."""
     user_ids, times = zip(*requests, strict=True)
-    asked = world.write("requests.parquet", pa.table({"user_id": user_ids, "request_ts": times}))
+    requested = world.write(
+        "requests.parquet", pa.table({"user_id": user_ids, "request_ts": times})
+    )
     rows = world.folder / "rows.parquet"
-    backfill(BackfillConfig(requests=asked, store=world.store, events=list(events), rows=rows))
+    backfill(BackfillConfig(requests=requested, store=world.store, events=list(events), rows=rows))
     return rows
 
 

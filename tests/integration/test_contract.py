@@ -70,11 +70,11 @@ def test_generators_of_go_and_java_take_the_files(file: FileDescriptor) -> None:
 
 def check_schema(groups: object) -> None:
     traits = {trait.name: trait for group in groups for trait in group.traits}  # type: ignore[attr-defined]
-    told = {
+    result = {
         name: (trait.sparse, trait.nullable, trait.key, trait.vector_size)
         for name, trait in traits.items()
     }
-    assert told == {
+    assert result == {
         "item_id": (False, False, True, 1),
         "brand": (True, False, False, 1),
         "rating": (True, True, False, 1),
@@ -147,8 +147,8 @@ def test_a_snapshot_without_a_request_is_refused(world: World, tmp_path: Path) -
         ]
     )
     with online(world, tmp_path) as client:
-        (told,) = client.stub.SnapshotStream(iter([message]))
-        absent, empty = told.answers
+        (result,) = client.stub.SnapshotStream(iter([message]))
+        absent, empty = result.answers
         assert (absent.cursor, absent.error.name) == (1, "INVALID_REQUEST")
         assert absent.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
         assert empty.cursor == 2 and empty.HasField("response")
@@ -208,10 +208,12 @@ def test_the_order_of_appended_columns_does_not_matter(world: World, tmp_path: P
         events = client.events([1, 1], [START_TS] * 2, {"item_id": [5, 6], "rating": [1, None]})
         turned = online_pb2.EventBatch(user_ids=[2, 2], columns=reversed(events.columns))
         requests = (online_pb2.AppendEventsRequest(events=batch) for batch in (events, turned))
-        told = list(client.stub.AppendEvents(requests))
-        assert [answer.appended for answer in told] == [2, 2]
+        result = list(client.stub.AppendEvents(requests))
+        assert [answer.appended for answer in result] == [2, 2]
         seen = [
-            client.snapshot(user, Projection(), request_ts=told[-1].arrival_ts + 1).thin_row.mutable
+            client.snapshot(
+                user, Projection(), request_ts=result[-1].arrival_ts + 1
+            ).thin_row.mutable
             for user in (1, 2)
         ]
         plain = [[{**event, "arrival_ts": 0} for event in events] for events in seen]

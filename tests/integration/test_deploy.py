@@ -1,4 +1,4 @@
-"""What deploy/ says, held against the code: commands, ports, paths, metrics, manifests."""
+"""The content of deploy/, compared with the code: commands, ports, paths, metrics, manifests."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def demo_program() -> typer.Typer:
 
 
 def command_of(service: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """What a service of ours runs."""
+    """Command of one of our services."""
     if "entrypoint" not in service:
         return parsed(app, service["command"])
     assert service["entrypoint"] == ["python", "/opt/thinrow/bin/demo.py"]
@@ -166,7 +166,7 @@ def test_dependencies_can_come_true(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in LONG_RUNNING if name in OURS])
-def test_health_is_asked_where_it_is_served(name: str) -> None:
+def test_health_is_requested_where_it_is_served(name: str) -> None:
     _, options = command_of(OURS[name])
     command, program, address = OURS[name]["healthcheck"]["test"]
     assert (command, program) == ("CMD", HEALTH.name)
@@ -180,7 +180,7 @@ def test_servers_drain_before_they_are_killed() -> None:
     assert int(OURS["server"]["stop_grace_period"].removesuffix("s")) * 1000 > drain_ms
 
 
-def test_trainer_asks_every_replica() -> None:
+def test_trainer_requests_every_replica() -> None:
     _, server = command_of(OURS["server"])
     _, trainer = command_of(OURS["trainer"])
     replicas = range(1, 1 + OURS["server"]["deploy"]["replicas"])
@@ -215,7 +215,7 @@ def test_dockerfile_copies_what_is_there_and_nothing_else_comes_along() -> None:
     assert "*" in ignored
 
 
-def test_image_runs_as_nobody_and_ends_on_sigterm() -> None:
+def test_image_runs_as_no_one_and_ends_on_sigterm() -> None:
     stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)
     runtime, server = (
         next(stage for stage in stages if stage.split("\n")[0].endswith(f"AS {name}"))
@@ -247,7 +247,7 @@ def locked(name: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "extras"), [("server", ["server"]), ("trainer", ["server", "torch"]), ("build", [])]
 )
-def test_locks_hold_what_the_project_asks_for(name: str, extras: list[str]) -> None:
+def test_locks_hold_what_the_project_requests(name: str, extras: list[str]) -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     if extras:
         wanted = list(pyproject["project"]["dependencies"])
@@ -277,7 +277,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     world = built_world(tmp_path_factory.mktemp("world"))
     registry = CollectorRegistry()
     with running_server(world.store) as server, connect(server.address) as client:
-        assert asked_for_health(server.address) == 0
+        assert health_of(server.address) == 0
         client.materialize(Pointers(user_ids=[1, 1], end_ts=[as_of(3), as_of(9)]), Projection(3))
         with pytest.raises(RequestError):
             client.materialize(Pointers(user_ids=[1], end_ts=[as_of(3)]), "nobody")
@@ -297,10 +297,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
             traits = {"item_id": [1], "brand": ["a"], "rating": [5], "price": [0.5]}
             writer.append([1], event_ts=[as_of(3)], event_ids=[-1], traits=traits)
             writer.snapshot(1, Projection(3))
-            assert asked_for_health(online.address) == 0
+            assert health_of(online.address) == 0
             series += online.scrape()
         server.stop()
-        assert asked_for_health(server.address) == 1
+        assert health_of(server.address) == 1
     lines = generate_latest(registry).decode().splitlines()
     series += [line.rsplit(" ", 1)[0] for line in lines if not line.startswith("#")]
     labels: dict[str, set[str]] = {}
@@ -323,15 +323,15 @@ def running_online(world: World) -> Iterator[Running]:
         process = subprocess.Popen([*map(str, command)], stderr=sink)
     try:
         running = Running(process, "", "", log)
-        told = running.wait_for("serving")
-        running.address, running.metrics = told["address"], told["metrics"]
+        result = running.wait_for("serving")
+        running.address, running.metrics = result["address"], result["metrics"]
         yield running
     finally:
         process.kill()
         process.wait()
 
 
-def asked_for_health(address: str) -> int:
+def health_of(address: str) -> int:
     command = [sys.executable, str(HEALTH), address]
     return subprocess.run(command, timeout=120, check=False, capture_output=True).returncode
 
@@ -375,7 +375,7 @@ def test_queries_name_what_is_exported(
     metrics = selected(query)
     assert metrics, where
     for name, labels in metrics:
-        assert name in exported, f"{where}: nobody exports {name}"
+        assert name in exported, f"{where}: no one exports {name}"
         assert labels <= exported[name], f"{where}: {name} has no label {labels - exported[name]}"
     known = set().union(*(exported[name] for name, _ in metrics))
     assert grouped(query) <= known, f"{where}: groups by {grouped(query) - known}"
@@ -412,18 +412,18 @@ def test_grafana_finds_its_dashboard_and_prometheus() -> None:
     assert SERVICES[host]["ports"] == [f"127.0.0.1:{listening}:{listening}"]
 
 
-def test_prometheus_scrapes_every_service_where_it_tells() -> None:
-    told = {}
+def test_prometheus_scrapes_every_service_where_it_shows() -> None:
+    result = {}
     for job in PROMETHEUS["scrape_configs"]:
         [found] = job["dns_sd_configs"]
         [name] = found["names"]
         assert job["job_name"] == f"thinrow-{name}"
-        told[name] = found["port"]
+        result[name] = found["port"]
     commands = {name: command_of(service)[1] for name, service in OURS.items()}
     wanted = {
         name: port(options["metrics"]) for name, options in commands.items() if "metrics" in options
     }
-    assert told == wanted
+    assert result == wanted
     [config] = [
         option.partition("=")[2]
         for option in SERVICES["prometheus"]["command"]
@@ -490,7 +490,7 @@ def test_pod_runs_what_the_command_takes() -> None:
 def test_composed_servers_have_what_their_limits_allow(
     name: str, kind: type[ServerConfig | OnlineConfig]
 ) -> None:
-    """Memory and threads: a container that lacks either ends the server, whoever's fault it is."""
+    """Memory and threads: a container that lacks either ends the server, whatever the cause."""
     limits = SERVICES[name]["deploy"]["resources"]["limits"]
     config = limited(kind, command_of(SERVICES[name])[1])
     assert int(limits["memory"].removesuffix("g")) << 30 >= config.memory_bound_bytes
@@ -528,7 +528,7 @@ def test_images_of_others_stand_in_one_place() -> None:
 
 
 def test_pin_images_adds_digests(tmp_path: Path) -> None:
-    """With a client of registries that knows one digest, and with one that knows none."""
+    """Pinning with a client of registries that knows one digest, and with one that knows none."""
     for name in (".env", "Dockerfile", "pin-images"):
         shutil.copy(DEPLOY / name, tmp_path)
     docker = tmp_path / "docker"

@@ -92,7 +92,7 @@ def fat_rows(events: pl.DataFrame, requests: pl.DataFrame) -> list[dict[str, Any
 
 
 def by_example(kjt: KeyedJaggedTensor) -> list[dict[str, list[int]]]:
-    """What each example has, by key."""
+    """Values of each example, by key."""
     columns = {key: tensor.to_dense() for key, tensor in kjt.to_dict().items()}
     return [{key: of[n].tolist() for key, of in columns.items()} for n in range(kjt.stride())]
 

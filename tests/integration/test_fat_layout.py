@@ -255,7 +255,7 @@ def test_padding_of_every_type(tmp_path: Path) -> None:
     pq.write_table(first, tmp_path / "fat.parquet")
     done = slimmed(tmp_path, [tmp_path / "fat.parquet"], schema, layout=FatLayout(padding="left"))
     assert done.report.facts.fat_events == sum(map(len, SEEN))
-    # With plausible times instead, the traits alone tell.
+    # With plausible times instead, the traits alone show.
     stamped = first.set_column(2, "event_ts", pa.array(padded(times(), hour_ts(0), "left"), TS))
     pq.write_table(stamped, tmp_path / "fat.parquet")
     with pytest.raises(InputError, match="without a value of any trait"):

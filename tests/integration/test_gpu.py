@@ -1,4 +1,4 @@
-"""On a CUDA device: batches arrive whole, in any case of timing, and the trainer never waits."""
+"""CUDA: batches arrive whole, in any case of timing, and the trainer never waits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [
     ),
 ]
 DELAY_CYCLES = 2_000_000
-"""Keeps a stream busy for about a millisecond, so that whoever should wait for it must."""
+"""Keeps a stream busy for about a millisecond, so that code that should wait for it must."""
 LONG_CYCLES = 1_000_000_000
 
 
@@ -53,7 +53,7 @@ def test_host_memory_is_pinned() -> None:
 
 @pytest.mark.parametrize("slow", ["trainer", "copies", "neither"])
 def test_no_batch_is_overwritten_while_it_is_copied_or_used(slow: str) -> None:
-    """Each batch is let go of at once, so its memory, here and there, is wanted for the next."""
+    """Each batch is released at once, so its memory, here and there, is wanted for the next."""
     copy = DeviceCopy("cuda", slots=2)
     rng = random.Random(0)
     found = []
@@ -95,7 +95,7 @@ def test_sending_waits_for_nothing() -> None:
 
 
 def test_the_trainer_waits_for_nothing() -> None:
-    """Nor do its views of the batch: any of them that asked the device would raise here."""
+    """Nor do its views of the batch: any of them that requested the device would raise here."""
     copy = DeviceCopy("cuda", slots=3)
     sent = copy.send(filled(5, 1000, copy.allocate))
     torch.cuda.set_sync_debug_mode("error")

@@ -106,6 +106,6 @@ def test_a_label_is_needed(tmp_path: Path) -> None:
 
 
 def test_rows_need_their_server(tmp_path: Path) -> None:
-    told = thinrow("ladder", "--rows", tmp_path / "rows.parquet", "--out", tmp_path)
-    assert told.returncode == 2
-    assert "give both or neither" in told.stderr
+    result = thinrow("ladder", "--rows", tmp_path / "rows.parquet", "--out", tmp_path)
+    assert result.returncode == 2
+    assert "give both or neither" in result.stderr

@@ -1,4 +1,4 @@
-"""What a server counts: documented, bounded, and right, with one process or several."""
+"""Counters of a server: documented, bounded, and right, with one process or several."""
 
 from __future__ import annotations
 
@@ -91,11 +91,13 @@ def test_every_series_is_documented_and_every_documented_one_is_there(
             client.materialize(pointers_to(days(3)), "ranker")
             with pytest.raises(RequestError):
                 client.materialize(pointers_to(days(3)), "nobody")
-        told = documented()
+        result = documented()
         if not options:
-            assert told.keys() >= ONLY_OF_SEVERAL
-            told = {name: labels for name, labels in told.items() if name not in ONLY_OF_SEVERAL}
-        assert exported(server) == told
+            assert result.keys() >= ONLY_OF_SEVERAL
+            result = {
+                name: labels for name, labels in result.items() if name not in ONLY_OF_SEVERAL
+            }
+        assert exported(server) == result
 
 
 def test_series_are_there_before_the_first_call(world: World) -> None:
@@ -117,7 +119,7 @@ def test_series_are_there_before_the_first_call(world: World) -> None:
 
 
 @pytest.mark.parametrize("options", [(), TWO], ids=["one", "two"])
-def test_tenants_are_told_apart(world: World, options: tuple[object, ...]) -> None:
+def test_tenants_are_distinguished(world: World, options: tuple[object, ...]) -> None:
     tenants = world.folder / "tenants.toml"
     with running_server(world.store, "--tenants", tenants, *options) as server:
         for _ in range(10):
@@ -257,8 +259,8 @@ def test_what_a_killed_process_counted_stays_and_what_it_held_goes(world: World)
         stack.callback(enough.set)
         for holder in holders:
             holder.start()
-        asked = 'thinrow_request_seconds_count{method="MaterializeStream",tenant=""}'
-        until(lambda: server.scrape()[asked] == 12)
+        requested = 'thinrow_request_seconds_count{method="MaterializeStream",tenant=""}'
+        until(lambda: server.scrape()[requested] == 12)
         before = server.scrape()
         os.kill(pids(server)[0], signal.SIGKILL)
         until(lambda: server.scrape()["thinrow_process_deaths_total"] == 1)

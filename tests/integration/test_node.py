@@ -130,8 +130,8 @@ def check_column(name: str, found: list[Any], wanted: list[Any]) -> None:
 
 def test_the_decoder_agrees_with_every_vector(modules: Path, tmp_path: Path) -> None:
     vectors = json.loads(VECTORS.read_text(encoding="utf-8"))
-    told = answered(node(modules, "vectors", VECTORS))
-    assert told == {kind: len(vectors[kind]) for kind in ("columns", "malformed")}
+    result = answered(node(modules, "vectors", VECTORS))
+    assert result == {kind: len(vectors[kind]) for kind in ("columns", "malformed")}
     # A decoder that compared nothing would pass, too.
     vectors["columns"][0]["values"][0] = "12345"
     spoilt = tmp_path / "spoilt.json"
@@ -177,15 +177,15 @@ def test_what_it_appends_is_what_this_client_sees(
         store=world.store, data=tmp_path / "online", listen="127.0.0.1:0", metrics=None
     )
     with OnlineServer(config) as server, connect_online(server.address) as client:
-        told = answered(node(modules, "append", server.address, file))
+        result = answered(node(modules, "append", server.address, file))
         now_ts = client.describe().now_ts + 500
         rows = [client.snapshot(user, Projection(), request_ts=now_ts).thin_row for user in (8, 9)]
         refused = tmp_path / "refused.json"
         refused.write_text('[{"user_id": 1, "event_ts": 1, "color": 3}]', encoding="utf-8")
         ran = node(modules, "append", server.address, refused)
     assert ran.returncode == 1 and "color" in ran.stderr
-    assert told["appended"] == 3
-    for found, thin_row in zip(told["seen"], rows, strict=True):
+    assert result["appended"] == 3
+    for found, thin_row in zip(result["seen"], rows, strict=True):
         for name in ("event_ts", "event_id", *VALUES):
             check_column(name, found[name], [event[name] for event in thin_row.mutable])
     ((first, second), (third,)) = (row.mutable for row in rows)

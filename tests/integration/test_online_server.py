@@ -1,4 +1,4 @@
-"""`thinrow online` as people run it: killed, full, asked by grpcurl, sent the same twice."""
+"""`thinrow online` as people run it: killed, full, requested by grpcurl, sent the same twice."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_what_was_acknowledged_survives_kills(tmp_path: Path) -> None:
             last_ts = client.describe().now_ts
             first, kill_id = next_id, next_id + size * rng.randrange(1, 100)
             with pytest.raises(ThinRowError):
-                # Begins with what was sent before: nobody can know what became of it.
+                # Begins with what was sent before: no one can know what became of it.
                 for answer in client.append_all(batches_from(client, next_id, size)):
                     assert answer.appended + answer.duplicates == size
                     assert answer.arrival_ts >= last_ts
@@ -78,8 +78,10 @@ def test_what_was_acknowledged_survives_kills(tmp_path: Path) -> None:
 def test_events_sent_again_count_once(tmp_path: Path) -> None:
     world = new_world(tmp_path)
     with running_online(world) as server, connect_online(server.address) as client:
-        told = [*client.append_all([batch(client, 0, 9), batch(client, 0, 9), batch(client, 5, 9)])]
-        assert [(each.appended, each.duplicates) for each in told] == [(9, 0), (0, 9), (5, 4)]
+        result = [
+            *client.append_all([batch(client, 0, 9), batch(client, 0, 9), batch(client, 5, 9)])
+        ]
+        assert [(each.appended, each.duplicates) for each in result] == [(9, 0), (0, 9), (5, 4)]
         assert ids_seen(client) == set(range(14))
         scraped = server.scrape()
         assert scraped["thinrow_online_events_appended_total"] == 14
@@ -102,11 +104,11 @@ def test_a_bad_batch_is_refused_alone(tmp_path: Path) -> None:
             online_pb2.AppendEventsRequest(cursor=number, events=events)
             for number, events in enumerate(batches)
         ]
-        told = list(client.stub.AppendEvents(iter(requests)))
-        assert [answer.cursor for answer in told] == [0, 1, 2, 3, 4, 5]
-        assert [bool(answer.refused) for answer in told] == [False, True, True, True, True, False]
+        result = list(client.stub.AppendEvents(iter(requests)))
+        assert [answer.cursor for answer in result] == [0, 1, 2, 3, 4, 5]
+        assert [bool(answer.refused) for answer in result] == [False, True, True, True, True, False]
         for answer, word in zip(
-            told[1:5], ("colour", "do not fit 4 events", "item_id", "20000"), strict=True
+            result[1:5], ("colour", "do not fit 4 events", "item_id", "20000"), strict=True
         ):
             assert word in answer.refused and answer.refused.endswith(".")
             assert "\n" not in answer.refused
@@ -133,7 +135,7 @@ def test_a_refused_batch_is_freed_at_once(tmp_path: Path) -> None:
         gc.collect()
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
-            [told] = client.stub.AppendEvents(
+            [result] = client.stub.AppendEvents(
                 iter([online_pb2.AppendEventsRequest(events=short)]), timeout=60
             )
             for thread in threading.enumerate():
@@ -144,7 +146,7 @@ def test_a_refused_batch_is_freed_at_once(tmp_path: Path) -> None:
         finally:
             gc.set_debug(0)
             gc.garbage.clear()
-    assert "do not fit 4 events" in told.refused
+    assert "do not fit 4 events" in result.refused
     assert not freed_late
 
 
@@ -236,8 +238,8 @@ def test_the_way_of_an_event_by_command_line(tmp_path: Path) -> None:
     world = new_world(tmp_path)
     exported = tmp_path / "exported.parquet"
     with running_online(world) as server, connect_online(server.address) as client:
-        [told] = client.append_all([batch(client, 0, 10)])
-        watermark_ts = told.arrival_ts + 1
+        [result] = client.append_all([batch(client, 0, 10)])
+        watermark_ts = result.arrival_ts + 1
         for _ in range(2):
             ran = thinrow(
                 *("export", "--online", server.address),

@@ -1,4 +1,4 @@
-"""Snapshots on a stream: as calls answer them, whoever asks at once, and whatever goes wrong."""
+"""Snapshots on a stream equal those of calls, with any callers and whatever goes wrong."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ ALL = Projection(traits=("event_id", "item_id", "brand", "rating"))
 USERS = range(1, 7)  # the last is not known
 
 
-def request(user_id: int, **told: Any) -> online_pb2.SnapshotRequest:  # noqa: ANN401
-    return online_pb2.SnapshotRequest(user_id=user_id, projection=to_wire_projection(ALL), **told)
+def request(user_id: int, **reported: Any) -> online_pb2.SnapshotRequest:  # noqa: ANN401
+    return online_pb2.SnapshotRequest(
+        user_id=user_id, projection=to_wire_projection(ALL), **reported
+    )
 
 
 def streamed(
     client: OnlineClient, *messages: list[online_pb2.SnapshotRequest]
 ) -> list[list[online_pb2.StreamedAnswer]]:
-    """What the generated stub gives for messages of requests, their cursors from 1."""
-    asked = [
+    """Answers of the generated stub to messages of requests, their cursors from 1."""
+    requested = [
         online_pb2.SnapshotStreamRequest(
             requests=[
                 online_pb2.StreamedRequest(cursor=number, request=each)
@@ -48,7 +50,7 @@ def streamed(
         )
         for requests in messages
     ]
-    return [list(answer.answers) for answer in client.stub.SnapshotStream(iter(asked))]
+    return [list(answer.answers) for answer in client.stub.SnapshotStream(iter(requested))]
 
 
 def timeless(response: online_pb2.SnapshotResponse) -> bytes:
@@ -61,23 +63,23 @@ def fill(client: OnlineClient, events: int) -> int:
     rows = some_events(events, seed=7).to_pydict()
     traits = {name: rows[name] for name in ("item_id", "brand", "rating", "price")}
     ids = [1 << 40 | number for number in range(events)]
-    told = client.append(rows["user_id"], rows["event_ts"], traits, ids)
-    return told.arrival_ts + 1
+    reported = client.append(rows["user_id"], rows["event_ts"], traits, ids)
+    return reported.arrival_ts + 1
 
 
 def test_a_stream_answers_as_calls_and_batches_do(tmp_path: Path) -> None:
-    """Whether a history is in memory or must be read, for every bound."""
+    """Answers are equal for cached histories and read ones, for every bound."""
     world = new_world(tmp_path)
     world.compact(some_events(3000), 3)
     with running_online(world) as server, connect_online(server.address) as client:
         moment_ts = fill(client, 60)
         for lookback_ms, max_length in ((0, 0), (0, 7), (1, 0), (400 * 86_400_000, 0)):
             bounds = {"lookback_ms": lookback_ms, "max_length": max_length}
-            asked = [request(user, request_ts=moment_ts, **bounds) for user in USERS]
+            requested = [request(user, request_ts=moment_ts, **bounds) for user in USERS]
             for _ in range(2):
-                (answers,) = streamed(client, asked)
-                assert [one.cursor for one in answers] == list(range(1, len(asked) + 1))
-                calls = [client.stub.Snapshot(one) for one in asked]
+                (answers,) = streamed(client, requested)
+                assert [one.cursor for one in answers] == list(range(1, len(requested) + 1))
+                calls = [client.stub.Snapshot(one) for one in requested]
                 assert [timeless(one.response) for one in answers] == [*map(timeless, calls)]
                 alone = [
                     client.snapshot(user, ALL, request_ts=moment_ts, **bounds) for user in USERS
@@ -91,7 +93,7 @@ def test_a_stream_answers_as_calls_and_batches_do(tmp_path: Path) -> None:
                 assert any(row.mutable for row in together.thin_rows)
 
 
-def test_what_is_wrong_with_a_request_is_told_in_its_own_answer(tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_request_is_reported_in_its_own_answer(tmp_path: Path) -> None:
     world = new_world(tmp_path)
     with running_online(world) as server, connect_online(server.address) as client:
         good = request(1)
@@ -167,7 +169,7 @@ def test_a_server_that_stands_still_and_one_that_dies(tmp_path: Path) -> None:
                     time.sleep(0.05)
 
 
-def test_a_stream_that_nobody_uses_holds_up_nothing(
+def test_a_stream_that_no_one_uses_holds_up_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = new_world(tmp_path)

@@ -1,4 +1,4 @@
-"""What a user installs and imports: nothing missing, nothing heavy, nothing the wrong way round."""
+"""Installation and imports: nothing missing, nothing heavy, nothing the wrong way round."""
 
 from __future__ import annotations
 

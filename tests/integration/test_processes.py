@@ -63,7 +63,7 @@ def is_alive(pid: int) -> bool:
 
 
 def processes_reached(address: str, calls: int = 40) -> set[str]:
-    """Who answers new connections."""
+    """Processes that answer new connections."""
     reached = set()
     for _ in range(calls):
         options = [("grpc.use_local_subchannel_pool", 1)]
@@ -71,9 +71,9 @@ def processes_reached(address: str, calls: int = 40) -> set[str]:
             stub = MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
             request = wire.MaterializeRequest(user_ids=[1], end_ts=days(3))
             call = stub.MaterializeStream(iter([wire.MaterializeStreamRequest(request=request)]))
-            told = dict(call.initial_metadata())
-            assert told["thinrow-processes"] == "2"
-            reached.add(told["thinrow-process"])
+            result = dict(call.initial_metadata())
+            assert result["thinrow-processes"] == "2"
+            reached.add(result["thinrow-process"])
             assert len(list(call)) == 1
     return reached
 
@@ -104,7 +104,7 @@ def test_both_serve_and_their_numbers_add_up(world: World) -> None:
 
 
 def test_a_stream_reaches_every_process(world: World) -> None:
-    """In this process, so that each server's own numbers can be seen."""
+    """Servers in this process, so that each one's own numbers can be seen."""
     with ExitStack() as stack:
         config = ServerConfig(store=world.store, listen="127.0.0.1:0", metrics=None, processes=3)
         servers = [stack.enter_context(Server(config))]
@@ -230,7 +230,7 @@ def test_a_worker_that_hangs_is_killed_and_started_again(
 def test_counts_outlive_their_process_and_gauges_do_not(world: World) -> None:
     name = 'thinrow_examples_total{status="OK",tenant=""}'
     with running_server(world.store, *TWO) as server:
-        asked = 0
+        requested = 0
         enough = threading.Event()
 
         def one_and_wait() -> Iterator[Pointers]:
@@ -244,29 +244,29 @@ def test_counts_outlive_their_process_and_gauges_do_not(world: World) -> None:
         holders = [threading.Thread(target=hold) for _ in range(12)]
         for holder in holders:
             holder.start()
-            asked += 6
+            requested += 6
         until(lambda: server.scrape()["thinrow_streams"] == 12)
-        until(lambda: server.scrape().get(name) == asked)
+        until(lambda: server.scrape().get(name) == requested)
         one, other = pids(server)
         freeze(one)
-        assert server.scrape()[name] == asked, "a process that does not answer"
+        assert server.scrape()[name] == requested, "a process that does not answer"
         os.kill(one, signal.SIGKILL)
         until(lambda: server.scrape()["thinrow_process_deaths_total"] == 1)
         series = server.scrape()
-        assert series[name] == asked
+        assert series[name] == requested
         assert series["thinrow_streams"] < 12
         until(lambda: server.scrape()["thinrow_processes"] == 2)
-        # Told to leave by somebody else, it tells its last numbers first.
+        # Reported to leave by somebody else, it shows its last numbers first.
         enough.set()
         for holder in holders:
             holder.join()
         before = server.scrape()[name]
         for _ in range(20):
             with connect(server.address, AT_ONCE) as client:
-                asked = len(client.materialize(pointers_to(days(3)), ALL))
+                requested = len(client.materialize(pointers_to(days(3)), ALL))
         os.kill(other, signal.SIGTERM)
         until(lambda: server.scrape()["thinrow_process_deaths_total"] == 2)
-        assert server.scrape()[name] == before + 20 * asked
+        assert server.scrape()[name] == before + 20 * requested
 
 
 def test_a_worker_that_cannot_start_again(tmp_path: Path) -> None:
@@ -276,8 +276,8 @@ def test_a_worker_that_cannot_start_again(tmp_path: Path) -> None:
     with running_server(world.store, *TWO) as server:
         current.rename(world.store / "AWAY")
         os.kill(pids(server)[0], signal.SIGKILL)
-        told = server.wait_for("worker cannot serve", worker=0)
-        assert str(world.store) in told["reason"]
+        result = server.wait_for("worker cannot serve", worker=0)
+        assert str(world.store) in result["reason"]
         assert server.scrape()["thinrow_processes"] == 1
         with connect(server.address, AT_ONCE) as client:
             assert len(client.materialize(pointers_to(days(3)), ALL)) == 6

@@ -78,11 +78,11 @@ def test_metrics(server: Running) -> None:
 def test_python(
     server: Running, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, ask = (here(block, server) for block in PYTHON)
+    train, call = (here(block, server) for block in PYTHON)
     monkeypatch.chdir(server.log.parents[2])
     exec(train, {})
     assert "the trainer waited" in capsys.readouterr().out
-    exec(ask, {})
+    exec(call, {})
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "[ 0  5 10]"
     assert len(printed[1].strip("[]").split()) == 10

@@ -52,13 +52,16 @@ def served(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Iter
 def test_every_service_can_be_read_and_built(served: list[str], version: str) -> None:
     """Performs the steps of a tool that knows only the address."""
     address, *services = served
-    asked = reflection_pb2.ServerReflectionRequest
+    requested = reflection_pb2.ServerReflectionRequest
     symbols = [*services, "google.rpc.ErrorInfo", "google.rpc.RetryInfo"]
-    requests = [asked(list_services=""), *(asked(file_containing_symbol=s) for s in symbols)]
+    requests = [
+        requested(list_services=""),
+        *(requested(file_containing_symbol=s) for s in symbols),
+    ]
     with grpc.insecure_channel(address) as channel:
         listed, *files = channel.stream_stream(
             f"/{version}/ServerReflectionInfo",
-            asked.SerializeToString,
+            requested.SerializeToString,
             reflection_pb2.ServerReflectionResponse.FromString,
         )(iter(requests))
     assert sorted(each.name for each in listed.list_services_response.service) == services

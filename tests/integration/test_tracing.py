@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[TracerProvider]:
-    """As if the program had set it; a real one could be set only once in a process."""
+    """Provider as if the program had set it; a real one could be set only once in a process."""
     provider = TracerProvider(shutdown_on_exit=False)
     monkeypatch.setattr("thinrow.core.tracing.find_provider", lambda _: provider)
     tracing.cache_clear()
@@ -107,18 +107,18 @@ def test_a_call_and_its_stages(
     with serving(world) as address, connect(address, AT_ONCE) as client, step:
         batch = client.materialize(pointers_to(days(3)), "ranker")
     spans = by_name(made)
-    [asked], [served], [outer] = (
+    [requested], [served], [outer] = (
         spans[name] for name in ("thinrow.request", f"{SERVED}/Materialize", "step")
     )
     assert parent(outer) is None
-    assert parent(asked) == identity(outer)
-    assert parent(served) == identity(asked)
-    assert asked.kind is trace.SpanKind.CLIENT
+    assert parent(requested) == identity(outer)
+    assert parent(served) == identity(requested)
+    assert requested.kind is trace.SpanKind.CLIENT
     assert served.kind is trace.SpanKind.SERVER
     assert served.attributes is not None
-    told = dict(served.attributes)
-    assert told.pop("thinrow.bytes") > 0  # type: ignore[operator]
-    assert told == {
+    reported = dict(served.attributes)
+    assert reported.pop("thinrow.bytes") > 0  # type: ignore[operator]
+    assert reported == {
         "thinrow.tenant": "ranker",
         "thinrow.examples": 6,
         "thinrow.events": int(batch.offsets[-1]),
@@ -145,13 +145,13 @@ def test_a_stream_and_its_requests(world: World, made: InMemorySpanExporter) -> 
         assert len(list(client.stream([pointers_to(days(3))] * 5, ALL))) == 5
     spans = by_name(made)
     [stream] = spans["thinrow.stream"]
-    asked, served = spans["thinrow.request"], spans[f"{SERVED}/MaterializeStream"]
-    assert {parent(span) for span in asked} == {identity(stream)}
+    requested, served = spans["thinrow.request"], spans[f"{SERVED}/MaterializeStream"]
+    assert {parent(span) for span in requested} == {identity(stream)}
     # Each request's work lies below that very request.
-    assert list(map(parent, served)) == list(map(identity, asked))
-    for each in (asked, served):
+    assert list(map(parent, served)) == list(map(identity, requested))
+    for each in (requested, served):
         assert [dict(span.attributes or {})["thinrow.cursor"] for span in each] == [1, 2, 3, 4, 5]
-    server_us = [dict(span.attributes or {})["thinrow.server_us"] for span in asked]
+    server_us = [dict(span.attributes or {})["thinrow.server_us"] for span in requested]
     assert all(isinstance(each, int) and 0 < each < 60_000_000 for each in server_us)
     stages = Counter(parent(span) for stage in STAGES for span in spans[f"thinrow.{stage}"])
     assert stages == {identity(span): len(STAGES) for span in served}
@@ -161,7 +161,7 @@ def test_a_stream_and_its_requests(world: World, made: InMemorySpanExporter) -> 
 def test_requests_of_one_stream_may_be_of_several_traces(
     world: World, made: InMemorySpanExporter
 ) -> None:
-    """By a client that says so; one that says nothing is in the trace of its call, or in none."""
+    """A client may decide; one that says nothing is in the trace of its call, or in none."""
     named = f"00-{7:032x}-{9:016x}-01"
     request = wire.MaterializeRequest(user_ids=[1], end_ts=days(3))
 
@@ -208,7 +208,7 @@ def test_the_online_service(
     assert dict(taken.attributes or {})["thinrow.users"] == 2
 
 
-def test_failures_are_told(world: World, made: InMemorySpanExporter) -> None:
+def test_failures_are_reported(world: World, made: InMemorySpanExporter) -> None:
     with serving(world) as address, connect(address, AT_ONCE) as client:
         with pytest.raises(RequestError):
             client.materialize(pointers_to(days(3)), "nobody")
@@ -258,16 +258,16 @@ def test_a_loader_says_what_the_trainer_waited_for(
     }
     assert len(apart["thinrow.batch"]) == 5
     for span in apart["thinrow.batch"]:
-        told = dict(span.attributes or {})
-        assert "thinrow.wait_us.copy" in told
+        reported = dict(span.attributes or {})
+        assert "thinrow.wait_us.copy" in reported
         assert span.end_time is not None
         assert span.start_time is not None
-        waited_us = sum(each for each in told.values() if isinstance(each, int))
+        waited_us = sum(each for each in reported.values() if isinstance(each, int))
         assert abs(waited_us - (span.end_time - span.start_time) / 1000) < 20_000
     within = by_name(made)
     [whole] = within["thinrow.pass"]
     steps = {identity(span) for span in within["step"]}
-    assert parent(whole) in steps, "it begins with the first batch asked for"
+    assert parent(whole) in steps, "it begins with the first batch requested"
     last = epoch.get_span_context().span_id
     assert {parent(span) for span in within["thinrow.batch"]} == steps | {last}
     assert len({span.context.trace_id for span in made.get_finished_spans() if span.context}) == 1
@@ -325,7 +325,7 @@ def test_a_server_sends_its_spans(
     monkeypatch: pytest.MonkeyPatch,
     options: tuple[object, ...],
 ) -> None:
-    """By the standard variables; they continue the client's trace. The last are sent at the end."""
+    """Spans go where the standard variables say, and continue the client's trace."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
     with running_server(world.store, *options) as server:
@@ -341,16 +341,16 @@ def test_a_server_sends_its_spans(
     own = {identity(span): span for span in made.get_finished_spans()}
     for span in sent:
         if span.name.startswith(SERVED):
-            asked = own[int.from_bytes(span.parent_span_id, "big")]
-            assert asked.context is not None
-            assert span.trace_id == asked.context.trace_id.to_bytes(16, "big")
-            assert asked.name == "thinrow.request"
+            requested = own[int.from_bytes(span.parent_span_id, "big")]
+            assert requested.context is not None
+            assert span.trace_id == requested.context.trace_id.to_bytes(16, "big")
+            assert requested.name == "thinrow.request"
     for stage in STAGES:
         assert sum(span.name == f"thinrow.{stage}" for span in sent) == 20
 
 
 @pytest.mark.usefixtures("made")
-def test_a_collector_that_is_away_stops_nobody(
+def test_a_collector_that_is_away_stops_no_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
@@ -393,13 +393,13 @@ print(*sorted(name for name in sys.modules if name.startswith("opentelemetry")))
 """
 
 
-def test_nothing_is_imported_unless_asked_for(world: World) -> None:
+def test_nothing_is_imported_unless_requested(world: World) -> None:
     assert run(USE, str(world.store)).stdout.strip() == ""
     assert "opentelemetry.sdk" in run(USE, str(world.store), OTEL_TRACES_EXPORTER="console").stdout
 
 
 def test_without_the_packages_work_goes_on(world: World) -> None:
-    """The environment of a whole cluster may ask for traces."""
+    """The environment of a whole cluster may request traces."""
     missing = "import sys; sys.modules['opentelemetry.sdk'] = None\n" + USE
     result = run(missing, str(world.store), OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
     assert "pip install 'thinrow[tracing]'" in result.stderr
@@ -428,7 +428,7 @@ def test_without_the_packages_work_goes_on(world: World) -> None:
         ),
     ],
 )
-def test_variables_that_ask_for_traces(
+def test_variables_that_request_traces(
     environment: dict[str, str], *, wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, setting in environment.items():

@@ -1,4 +1,4 @@
-"""The wall: the model's bytes are those of real files and answers, at lengths it was not told."""
+"""The wall: the model's bytes are those of real files and answers, at lengths it was not given."""
 
 from __future__ import annotations
 
@@ -93,21 +93,21 @@ def test_model_against_measured_bytes(
 ) -> None:
     projection, fat = Projection(length), built / "fat.parquet"
     rows = materialize(client, built / "rows.parquet", projection, fat).rows
-    asked = (rows for rows, _ in read_thin_rows(built / "rows.parquet", examples=512))
-    answered = sum(answer.answer_bytes for answer in client.answers(asked, projection))
+    requested = (rows for rows, _ in read_thin_rows(built / "rows.parquet", examples=512))
+    answered = sum(answer.answer_bytes for answer in client.answers(requested, projection))
     thin = (built / "rows.parquet").stat().st_size
     files = sum(path.stat().st_size for path in (built / "store").rglob("*") if path.is_file())
-    told_fat, told_thin = bytes_of(found, length, length)
-    print(  # with -s: what was told and what there was
-        f"{length}: fat {told_fat.stored:,.0f} {fat.stat().st_size:,}, "
-        f"thin {told_thin.stored:,.0f} {thin + files:,}, "
-        f"sent {told_thin.sent_per_example:,.0f} {(thin + answered) / rows:,.0f}"
+    model_fat, model_thin = bytes_of(found, length, length)
+    print(  # with -s: what was reported and what there was
+        f"{length}: fat {model_fat.stored:,.0f} {fat.stat().st_size:,}, "
+        f"thin {model_thin.stored:,.0f} {thin + files:,}, "
+        f"sent {model_thin.sent_per_example:,.0f} {(thin + answered) / rows:,.0f}"
     )
-    assert told_fat.stored == pytest.approx(fat.stat().st_size, rel=0.1)
-    assert told_thin.stored == pytest.approx(thin + files, rel=0.1)
-    assert told_fat.read_per_example == pytest.approx(fat.stat().st_size / rows, rel=0.1)
-    assert told_thin.sent_per_example == pytest.approx((thin + answered) / rows, rel=0.1)
-    assert told_fat.written_per_day == pytest.approx(fat.stat().st_size / REQUEST_DAYS, rel=0.1)
+    assert model_fat.stored == pytest.approx(fat.stat().st_size, rel=0.1)
+    assert model_thin.stored == pytest.approx(thin + files, rel=0.1)
+    assert model_fat.read_per_example == pytest.approx(fat.stat().st_size / rows, rel=0.1)
+    assert model_thin.sent_per_example == pytest.approx((thin + answered) / rows, rel=0.1)
+    assert model_fat.written_per_day == pytest.approx(fat.stat().st_size / REQUEST_DAYS, rel=0.1)
 
 
 def test_model_against_measured_increments(tmp_path: Path) -> None:
@@ -203,14 +203,14 @@ def test_rows_beyond_what_was_measured() -> None:
 def test_command(built: Path) -> None:
     picture = built / "plots" / "wall.png"
     with running_server(built / "store") as server:
-        told = thinrow(
+        result = thinrow(
             *("wall", "--rows", built / "rows.parquet", "--server", server.address),
             *("--tenant", "long=2000", "--tenant", "short=50", "--out", picture),
             timeout_s=120,
         )
-    assert told.returncode == 0, told.stderr
-    assert "long" in told.stdout
-    assert "The wall" in told.stdout
+    assert result.returncode == 0, result.stderr
+    assert "long" in result.stdout
+    assert "The wall" in result.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     assumed = thinrow("wall", "--out", picture, "--gpu-examples", 20_000)
     assert "fat rows: at" in assumed.stdout, assumed.stderr
@@ -223,6 +223,6 @@ def test_tenants_are_names_with_lengths(text: str) -> None:
 
 
 def test_rows_need_their_server(tmp_path: Path) -> None:
-    told = thinrow("wall", "--rows", tmp_path / "rows.parquet")
-    assert told.returncode == 2
-    assert "give both or neither" in told.stderr
+    result = thinrow("wall", "--rows", tmp_path / "rows.parquet")
+    assert result.returncode == 2
+    assert "give both or neither" in result.stderr

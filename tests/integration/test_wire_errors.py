@@ -224,7 +224,7 @@ def test_grpc_retries_a_refusal_by_itself(world: World, monkeypatch: pytest.Monk
 
 
 def test_grpc_does_not_retry_what_stays_refused(world: World) -> None:
-    """The code is that of a refusal for now; the pushback tells them apart."""
+    """The code is that of a refusal for now; the pushback shows them apart."""
     with (
         Server(config(world, response_bytes_max=100)) as server,
         grpc.insecure_channel(server.address, RETRYING) as channel,

@@ -118,7 +118,7 @@ def test_each_event_is_in_one_part_at_every_step_of_every_hand_over(
 
 
 def test_what_retention_dropped_and_erasure_removed(tmp_path: Path) -> None:
-    """Its status at the request and in training, never a short answer."""
+    """Same status at the request and in training, never a short answer."""
     online = hand_overs(new_world(tmp_path, schema_toml(SCHEMA)), 7)
     with ExitStack() as stack:
         stack.enter_context(online.running())
@@ -158,7 +158,7 @@ def test_killed_between_and_within_the_steps(tmp_path: Path, seed: int) -> None:
             client = stack.enter_context(connect_online(server.address))
             online.client = client
             online.resolve()
-            if number % 2:  # published while nobody was there to see it
+            if number % 2:  # published while no one was there to see it
                 online.accept_generation()
             for _ in range(40):
                 act = online.rng.random()
@@ -197,7 +197,7 @@ def test_killed_between_and_within_the_steps(tmp_path: Path, seed: int) -> None:
 
 @dataclass
 class Recorded:
-    """What threads did, to be judged afterwards."""
+    """Record of what threads did, judged afterwards."""
 
     appended: list[Event] = field(default_factory=list)
     snapshots: list[tuple[Snapshot, Wanted]] = field(default_factory=list)
@@ -213,7 +213,7 @@ def test_threads_append_and_look_while_hand_overs_run(tmp_path: Path) -> None:
     online = hand_overs(
         world, 2, wall=lambda: time.time_ns() // 1_000_000, retention_ms=RETENTION_MS
     )
-    told, stop = Recorded(), threading.Event()
+    result, stop = Recorded(), threading.Event()
 
     def appending(number: int) -> None:
         rng, sent = random.Random(number), list[Event]()
@@ -232,18 +232,18 @@ def test_threads_append_and_look_while_hand_overs_run(tmp_path: Path) -> None:
                 sent = [*sent[-30:], *events]
                 twin.append(rng.sample(sent, 2) if len(sent) > 2 else [])  # delivered again
                 time.sleep(rng.uniform(0, 0.03))
-            told.appended += twin.arrived
+            result.appended += twin.arrived
 
     def looking(number: int) -> None:
         rng = random.Random(number)
         with connect_online(online.server.address) as client:
-            asked: list[tuple[int, int, int, int]] = []
+            requested: list[tuple[int, int, int, int]] = []
             while not stop.is_set():
                 user_id, lookback_ms = rng.choice((*CROWD, STRANGER)), rng.choice((0, 0, 200))
                 request_ts = rng.choice((0, 0, time.time_ns() // 1_000_000 - rng.randrange(500)))
                 what = user_id, request_ts, lookback_ms, rng.choice((0, 0, 5))
-                if asked and rng.random() < 0.3:
-                    what = rng.choice(asked[-10:])
+                if requested and rng.random() < 0.3:
+                    what = rng.choice(requested[-10:])
                 wanted = rng.choice(WANTED)
                 user_id, request_ts, lookback_ms, max_length = what
                 try:
@@ -258,15 +258,15 @@ def test_threads_append_and_look_while_hand_overs_run(tmp_path: Path) -> None:
                     age_ms = time.time_ns() // 1_000_000 - (request_ts - lookback_ms)
                     assert request_ts and age_ms > RETENTION_MS and "kept" in str(error), error
                     continue
-                told.snapshots.append((seen, wanted))
-                asked.append((user_id, seen.thin_row.request_ts, lookback_ms, max_length))
+                result.snapshots.append((seen, wanted))
+                requested.append((user_id, seen.thin_row.request_ts, lookback_ms, max_length))
                 time.sleep(rng.uniform(0, 0.01))
 
     def guarded(work: Any, number: int) -> None:  # noqa: ANN401
         try:
             work(number)
         except BaseException as error:
-            told.failures.append(error)
+            result.failures.append(error)
             stop.set()
 
     with online.running():
@@ -287,13 +287,13 @@ def test_threads_append_and_look_while_hand_overs_run(tmp_path: Path) -> None:
         stop.set()
         for thread in threads:
             thread.join()
-    assert not told.failures, told.failures
-    online.arrived = sorted(told.appended, key=lambda event: event.arrival_ts)
+    assert not result.failures, result.failures
+    online.arrived = sorted(result.appended, key=lambda event: event.arrival_ts)
     for last, watermark_ts in zip([0, *watermarks], watermarks, strict=False):
         due = [event for event in online.arrived if last <= event.arrival_ts < watermark_ts]
         online.oracle.compact(Run(due, watermark_ts))
     same_moment = defaultdict[Any, set[str]](set)
-    for seen, wanted in told.snapshots:
+    for seen, wanted in result.snapshots:
         row = seen.thin_row
         generation = watermarks.index(row.end_ts) + 1 if row.end_ts in watermarks else 0
         assert generation or row.start_ts == row.end_ts
@@ -315,9 +315,9 @@ def test_threads_append_and_look_while_hand_overs_run(tmp_path: Path) -> None:
         online.put_all_back(client)
     print(
         f"{len(watermarks)} hand-overs, {len(online.arrived)} events, "
-        f"{len(told.snapshots)} snapshots, {len(same_moment)} of them different"
+        f"{len(result.snapshots)} snapshots, {len(same_moment)} of them different"
     )
-    assert len(same_moment) < len(told.snapshots)
+    assert len(same_moment) < len(result.snapshots)
 
 
 # What goes wrong
@@ -546,7 +546,7 @@ def test_the_same_event_in_two_schemas_at_once(tmp_path: Path) -> None:
 
 @mock.patch("thinrow.online.event_log.WRITE_PAIRS_MAX", 128)  # so that a commit is several writes
 def test_a_log_torn_anywhere_gives_no_moment_twice(tmp_path: Path) -> None:
-    """As after a loss of power, on a machine whose clock stands still: what is sent again counts
+    """State after a loss of power, on a machine whose clock stands still: what is sent again counts
     once, and nothing is written over."""
     now, world = [START_TS], new_world(tmp_path)
     config = tier_config(world, now, commit_lead_ms=5000)  # beyond the lease
@@ -564,14 +564,14 @@ def test_a_log_torn_anywhere_gives_no_moment_twice(tmp_path: Path) -> None:
         shutil.copytree(whole, config.folder)
         (config.folder / log.name).write_bytes(full[:size])
         again = MutableTier(config)
-        told = again.commit([a_batch(again, list(range(100, 300)))])[0]
-        kept.add(told.duplicates)
-        until_ts = told.arrival_ts + 1
+        result = again.commit([a_batch(again, list(range(100, 300)))])[0]
+        kept.add(result.duplicates)
+        until_ts = result.arrival_ts + 1
         now[0] += 60_000
         assert again.begin(until_ts) == until_ts
         _, records = again.read(1, START_TS, until_ts)
         assert len(records) == len(set(records))
-        assert len(records) == 300 or (not told.duplicates and len(records) >= 200)
+        assert len(records) == 300 or (not result.duplicates and len(records) >= 200)
         now[0] -= 60_000
         again.close()
     assert {0, 100} < kept  # torn before the first write, between two, and not at all
@@ -642,7 +642,7 @@ def test_a_full_disk_refuses_and_loses_nothing(disk: Disk, tmp_path: Path) -> No
                 ids = list(range(first, first + 500))
                 client.append([1] * 500, [START_TS] * 500, traits, ids)
                 acknowledged |= set(ids)
-        # Nobody knows which of those refused are on disk: a row that shows one could lose it.
+        # No one knows which of those refused are on disk: a row that shows one could lose it.
         with pytest.raises(StoreError):
             client.snapshot(1, Projection())
         with pytest.raises(StoreError):

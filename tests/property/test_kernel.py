@@ -50,7 +50,7 @@ def runs(draw: st.DrawFn, most: int = 200) -> Run:
 
 @st.composite
 def views_of(draw: st.DrawFn, *events: int) -> Views:
-    """Slices of runs that have so many events."""
+    """Slices of runs that have that many events."""
     runs = draw(st.lists(st.integers(0, len(events) - 1), max_size=8))
     slices = [sorted(draw(st.tuples(*2 * [st.integers(0, events[run])]))) for run in runs]
     starts = np.array([a for a, _ in slices], np.int64)
@@ -207,7 +207,7 @@ def test_threads_share_large_work(threads: int) -> None:
 
 
 def test_lookups_of_several_threads_do_not_wait_for_each_other() -> None:
-    """The loops let go of the interpreter's lock: another thread runs meanwhile."""
+    """The loops released the interpreter's lock: another thread runs meanwhile."""
     script = """
 import threading, time
 import numpy as np

@@ -116,7 +116,7 @@ def test_the_join_is_what_the_oracle_says(
 def test_the_files_are_what_the_oracle_says(
     drawn: list[tuple[int, int, dict[str, int] | None]], seed: int
 ) -> None:
-    """Through the whole logger, closed and opened anew at any place, its clock going back."""
+    """Through the whole logger, closed and opened again at any place, its clock going back."""
     rng = random.Random(seed)
     # Each request once: reuse within three windows is not promised across restarts.
     seen: set[int] = set()

@@ -33,10 +33,10 @@ from support.scenarios import (
     USERS,
     Example,
     World,
-    asked,
     bulk,
     examples,
     projections,
+    requested,
     rows_table,
     values,
     worlds,
@@ -60,7 +60,7 @@ EVERY_COLUMN = Wanted(traits=("event_ts", "event_id", "visible_ts"))
 @given(worlds(), st.data())
 @examples(18)
 def test_any_pointer(world: World, data: st.DataObject) -> None:
-    rows = data.draw(asked(world))
+    rows = data.draw(requested(world))
     wanted = [data.draw(projections(world.schema)) for _ in range(3)]
     with new_folder() as folder:
         built = Built(folder, world)
@@ -75,7 +75,7 @@ def test_any_pointer(world: World, data: st.DataObject) -> None:
 @examples(3)
 def test_long_histories(world: World, seed: int, data: st.DataObject) -> None:
     world = bulk(world, seed, 6000)
-    rows = data.draw(asked(world, 8))
+    rows = data.draw(requested(world, 8))
     wanted = replace(data.draw(projections(world.schema)), sequence_length=300)
     with new_folder() as folder:
         built = Built(folder, world)
@@ -89,7 +89,7 @@ def test_long_histories(world: World, seed: int, data: st.DataObject) -> None:
 # What a request saw, put back.
 
 
-class Asked(NamedTuple):
+class PastRequests(NamedTuple):
     """Requests of the past, to a store that one run built with a cadence."""
 
     world: World
@@ -107,7 +107,7 @@ class Asked(NamedTuple):
 
 
 @st.composite
-def asked_in_the_past(draw: st.DrawFn) -> Asked:
+def past_requests(draw: st.DrawFn) -> PastRequests:
     # Where nothing ever arrived, nothing says when the first generation was cut.
     world = draw(worlds(3, 2, forgetful=False).filter(lambda world: bool(world.events)))
     cadence_ms = draw(st.sampled_from(CADENCES))
@@ -131,7 +131,7 @@ def asked_in_the_past(draw: st.DrawFn) -> Asked:
         lookback_ms=draw(st.sampled_from((None, None, 40))),
         erase=draw(st.sampled_from((frozenset[int](), frozenset(USERS[:1])))),
     )
-    return Asked(
+    return PastRequests(
         replace(world, runs=[run]),
         requests,
         cadence_ms,
@@ -142,13 +142,13 @@ def asked_in_the_past(draw: st.DrawFn) -> Asked:
     )
 
 
-def backfilled(built: Built, asked: Asked) -> tuple[Path, list[dict[str, Any]]]:
+def backfilled(built: Built, requested: PastRequests) -> tuple[Path, list[dict[str, Any]]]:
     """Thin rows of past requests, and what is in them."""
     requests = pa.table(
         {
-            "user_id": [user for user, _ in asked.requests],
-            "request_ts": [ts for _, ts in asked.requests],
-            "label": [f"label {n}" for n in range(len(asked.requests))],
+            "user_id": [user for user, _ in requested.requests],
+            "request_ts": [ts for _, ts in requested.requests],
+            "label": [f"label {n}" for n in range(len(requested.requests))],
         }
     )
     rows = built.folder / "rows.parquet"
@@ -156,12 +156,12 @@ def backfilled(built: Built, asked: Asked) -> tuple[Path, list[dict[str, Any]]]:
         BackfillConfig(
             requests=built.write(requests),
             store=built.store,
-            events=[built.write_events(asked.world.events)],
+            events=[built.write_events(requested.world.events)],
             rows=rows,
             time_unit="ms",
-            publish_delay_ms=asked.publish_delay_ms,
-            lookback_ms=asked.lookback_ms,
-            max_length=asked.max_length,
+            publish_delay_ms=requested.publish_delay_ms,
+            lookback_ms=requested.lookback_ms,
+            max_length=requested.max_length,
         )
     )
     table = pq.read_table(rows)
@@ -181,16 +181,16 @@ def snapshot_bits(events: Sequence[dict[str, Any]], traits: Sequence[Trait]) -> 
     ]
 
 
-@given(asked_in_the_past(), st.data())
+@given(past_requests(), st.data())
 @examples(18)
-def test_what_a_request_saw(asked: Asked, data: st.DataObject) -> None:
-    world = asked.world
+def test_what_a_request_saw(requested: PastRequests, data: st.DataObject) -> None:
+    world = requested.world
     wanted = data.draw(projections(world.schema))
     with new_folder() as folder:
         built = Built(folder, world)
         built.compact(world.runs[0])
-        rows, shown = backfilled(built, asked)
-        seen = [asked.past.sees(user, ts) for user, ts in asked.requests]
+        rows, shown = backfilled(built, requested)
+        seen = [requested.past.sees(user, ts) for user, ts in requested.requests]
 
         def erased(event: Event) -> bool:
             return event.arrival_ts < built.oracle.erased_at.get(event.user_id, event.arrival_ts)
@@ -213,7 +213,7 @@ def test_what_a_request_saw(asked: Asked, data: st.DataObject) -> None:
 
         for projection in (wanted, ALL):
             answers = []
-            for (_, request_ts), right in zip(asked.requests, seen, strict=True):
+            for (_, request_ts), right in zip(requested.requests, seen, strict=True):
                 status, entries = built.oracle.answer(
                     right.pointer, projection, right.mutable, request_ts
                 )
@@ -227,7 +227,7 @@ def test_what_a_request_saw(asked: Asked, data: st.DataObject) -> None:
                 served.check(rows, projection, answers)
 
 
-# Older pointers, asked of every later generation.
+# Older pointers, requested of every later generation.
 
 
 @given(worlds(), st.data())
@@ -253,7 +253,7 @@ def test_later_generations_answer_alike(world: World, data: st.DataObject) -> No
                         digests.append(digest)
                 served.check_examples(rows, wanted, digests)
                 path = built.write(rows_table(rows, digests, world.schema))
-                answers = served.ask(path, wanted)
+                answers = served.look_up(path, wanted)
                 first_answers += answers[before:]
                 for first, answer in zip(first_answers, answers, strict=True):
                     if first.status == answer.status == "OK":
@@ -285,10 +285,10 @@ def altered(draw: st.DrawFn, events: list[Event], schema: Schema) -> list[Event]
     return [*events[:n], *rng.choice(others), *events[n + 1 :]]
 
 
-@given(asked_in_the_past(), st.data())
+@given(past_requests(), st.data())
 @examples(14)
-def test_store_of_other_events(asked: Asked, data: st.DataObject) -> None:
-    world = asked.world
+def test_store_of_other_events(requested: PastRequests, data: st.DataObject) -> None:
+    world = requested.world
     run = replace(world.runs[0], erase=frozenset(), lookback_ms=None)
     other_events = data.draw(altered(run.events, world.schema))
     other_run = replace(
@@ -299,10 +299,10 @@ def test_store_of_other_events(asked: Asked, data: st.DataObject) -> None:
         built, other = Built(folder / "one", world), Built(folder / "other", world)
         built.compact(run)
         other.compact(other_run)
-        rows, _ = backfilled(built, asked)
+        rows, _ = backfilled(built, requested)
         answers = []
-        for user, request_ts in asked.requests:
-            pointer, mutable, _ = asked.past.sees(user, request_ts)
+        for user, request_ts in requested.requests:
+            pointer, mutable, _ = requested.past.sees(user, request_ts)
             content = other.oracle.digest_content(user, pointer.end_ts)
             same = content in (None, built.oracle.digest_content(user, pointer.end_ts))
             answers.append(other.oracle.answer(pointer, wanted, mutable, request_ts, same))
@@ -328,7 +328,7 @@ def alike(one: Built, other: Built, rows: Sequence[Example]) -> None:
 @given(worlds(most_runs=2), st.data())
 @examples(10)
 def test_order_files_and_shards(world: World, data: st.DataObject) -> None:
-    rows = data.draw(asked(world))
+    rows = data.draw(requested(world))
     rng = random.Random(data.draw(st.integers(0, 2**32)))
     with new_folder() as folder:
         one, other = Built(folder / "one", world), Built(folder / "other", world, world.shards + 1)
@@ -347,7 +347,7 @@ def test_one_run_or_several(world: World, overlap: bool, data: st.DataObject) ->
     (run,) = world.runs
     run = replace(run, cadence_ms=data.draw(st.sampled_from(CADENCES[1:])), dedup_window_ms=10**15)
     assume(len(Oracle(world.schema).cuts(run)) < 8)
-    rows = data.draw(asked(world))
+    rows = data.draw(requested(world))
     with new_folder() as folder:
         one, other = Built(folder / "one", world), Built(folder / "other", world)
         one.compact(run)

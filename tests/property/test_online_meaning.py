@@ -51,7 +51,7 @@ POLL_S = 0.02
 
 
 def put_back(store: Path, rows: ThinRows, wanted: Wanted) -> Batch:
-    """What training gets, without a server."""
+    """Batch of training, without a server."""
     piece = BatchLookup(rows, projection(wanted)).whole()
     request = wire.MaterializeRequest.FromString(piece.request())
     with Generation.open_current(store) as generation:
@@ -88,7 +88,7 @@ def test_every_snapshot_is_exact_and_can_be_put_back(data: st.DataObject) -> Non
         )
         online = Online(world, schema, config, now)
         taken: list[Snapshot] = []
-        for _ in range(rng.choice((1, 2))):  # a second run starts anew on the same files
+        for _ in range(rng.choice((1, 2))):  # a second run starts again on the same files
             with online.running():
                 for _ in range(rng.choice((15, 30))):
                     act = rng.random()

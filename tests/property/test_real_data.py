@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def users_every(count: int) -> int:
-    """One user of so many; THINROW_EXAMPLES divides, so that long runs try more users."""
+    """One user of that many; THINROW_EXAMPLES divides, so that long runs try more users."""
     return max(1, count // REPEATS)
 
 
 CASES: list[tuple[str, Callable[[], SampleData], int, int]] = [
-    # name, events, one user of so many, every so many events a request
+    # name, events, one user of that many, every that many events a request
     ("movielens", datasets.movielens_100k, users_every(5), 10),
     ("mathoverflow", datasets.mathoverflow, users_every(16), 20),
     ("completejourney", datasets.complete_journey, users_every(320), 20),
@@ -84,7 +84,7 @@ def test_every_event_of_every_request(
 
     store = tmp_path / "store"
     watermark = (int(requests["request_ts"].to_numpy().max()) // DAY_MS + 1) * DAY_MS
-    told = [
+    result = [
         thinrow(
             *("compact", paths["events"], "--store", store, "--cadence", "1d"),
             *("--schema", tmp_path / "schema.toml", "--watermark", watermark),
@@ -98,13 +98,15 @@ def test_every_event_of_every_request(
     ]
     with running_server(store) as server:
         address = ("--server", server.address)
-        told.append(
+        result.append(
             thinrow("materialize", paths["rows"], *address, "--out", paths["fat"], timeout_s=240)
         )
         for fat in (tmp_path / "oracle.parquet", paths["fat"]):
-            told.append(thinrow("verify", paths["rows"], *address, "--against", fat, timeout_s=240))
-            assert "Every event is equal." in told[-1].stdout
-    for done in told:
+            result.append(
+                thinrow("verify", paths["rows"], *address, "--against", fat, timeout_s=240)
+            )
+            assert "Every event is equal." in result[-1].stdout
+    for done in result:
         assert done.returncode == 0, done.stderr
     ours, theirs = pl.read_parquet(paths["fat"]), pl.read_parquet(tmp_path / "oracle.parquet")
     assert ours.select(theirs.columns).equals(theirs), name

@@ -62,34 +62,34 @@ def fat_tables(
     schema, made, past, base = draw(pasts())
     rng = draw(st.randoms(use_true_random=True))
     users = [*sorted({event.user_id for event in made}), 99]
-    asked = [
+    requested = [
         (rng.choice(users), base + rng.randrange(0, 200))
         for _ in range(draw(st.sampled_from((1, 3, 30))))
     ]
     length = draw(st.sampled_from((0, 0, 1, 4, 10)))
-    sequences = [past.sees(user, request_ts).sequence for user, request_ts in asked]
-    return schema, past, asked, [sequence[-length:] for sequence in sequences]
+    sequences = [past.sees(user, request_ts).sequence for user, request_ts in requested]
+    return schema, past, requested, [sequence[-length:] for sequence in sequences]
 
 
 def write_fat(
     path: Path,
-    asked: Sequence[tuple[int, int]],
+    requested: Sequence[tuple[int, int]],
     sequences: Sequence[Sequence[Entry]],
     schema: oracle.Schema,
     ids: bool = False,
 ) -> Path:
-    users, times = zip(*asked, strict=True)
+    users, times = zip(*requested, strict=True)
     requests = pa.table(
         {
             "user_id": pa.array(users, pa.int64()),
             "request_ts": pa.array(times, pa.int64()),
-            "label": pa.array(range(len(asked)), pa.int16()),
+            "label": pa.array(range(len(requested)), pa.int16()),
         }
     )
     oracle.fat_rows(path, requests, sequences, schema)
     if ids:
-        told = [[entry.event.event_id for entry in sequence] for sequence in sequences]
-        column = pa.array(told, pa.list_(pa.int64()))
+        result = [[entry.event.event_id for entry in sequence] for sequence in sequences]
+        column = pa.array(result, pa.list_(pa.int64()))
         pq.write_table(pq.read_table(path).append_column("event_id", column), path)
     return path
 
@@ -125,7 +125,7 @@ def test_every_row_comes_out_as_it_was(
     ids: bool,
     rng: random.Random,
 ) -> None:
-    schema, past, asked, sequences = table
+    schema, past, requested, sequences = table
     spoil = rng.random() < 0.4
     if spoil:
         sequences = spoiled(sequences, schema, rng)
@@ -136,12 +136,16 @@ def test_every_row_comes_out_as_it_was(
         mock.patch("thinrow.jobs.fat.BATCH_EVENTS", 10),
     ):
         folder = Path(name)
-        cut = -(-len(asked) // parts)
+        cut = -(-len(requested) // parts)
         fat = [
             write_fat(
-                folder / f"fat-{n}.parquet", asked[n : n + cut], sequences[n : n + cut], schema, ids
+                folder / f"fat-{n}.parquet",
+                requested[n : n + cut],
+                sequences[n : n + cut],
+                schema,
+                ids,
             )
-            for n in range(0, len(asked), cut)
+            for n in range(0, len(requested), cut)
         ]
         grid = {"cadence_ms": past.cadence_ms, "cadence_offset_ms": past.cadence_offset_ms}
         done = slimmed(folder, fat, schema_toml(schema), time_unit="ms", **grid)
@@ -188,7 +192,7 @@ A, B, C, D, E = ((hour, 10 * hour) for hour in (1, 2, 3, 30, 40))
         ("elsewhere", [(1, 25, [A, B, C]), (1, 50, [A, C, B, D])]),
     ],
 )
-def test_disagreements_are_told(tmp_path: Path, kind: str, rows: list[Row]) -> None:
+def test_disagreements_are_reported(tmp_path: Path, kind: str, rows: list[Row]) -> None:
     peace = [(2, hour, seen) for hour, seen in [(25, [A, B]), (50, [A, B, C, D]), (60, [C, D, E])]]
     done = slimmed(tmp_path, [fat_file(tmp_path, [*peace, *rows])])
     assert done.report.facts.rows_disagreeing == 1
@@ -205,10 +209,10 @@ def test_the_wish_to_fail_on_disagreements(tmp_path: Path) -> None:
     (tmp_path / "schema.toml").write_text(SCHEMA)
     outputs = ("--out-events", tmp_path / "events.parquet", "--out-rows", tmp_path / "rows.parquet")
     options = ("--schema", tmp_path / "schema.toml", "--on-disagreement", "fail")
-    told = thinrow("slim", fat, *outputs, *options)
-    assert told.returncode == 1
-    assert "1 vanished" in told.stdout
-    assert "nothing was written" in told.stdout
+    result = thinrow("slim", fat, *outputs, *options)
+    assert result.returncode == 1
+    assert "1 vanished" in result.stdout
+    assert "nothing was written" in result.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fat.parquet", "schema.toml"]
 
 
@@ -411,10 +415,10 @@ def slim_command(folder: Path, fat: Path) -> list[str]:
 
 def test_real_fat_rows_through_the_commands(tmp_path: Path) -> None:
     fat = journey_fat_rows(tmp_path, 10)
-    told = thinrow(*slim_command(tmp_path, fat)[3:], timeout_s=120)
-    assert told.returncode == 0, told.stderr
-    assert re.search(r"disagree with others +│ +0 ", told.stdout), told.stdout
-    next_step = told.stdout[told.stdout.index("thinrow compact") :].strip()
+    result = thinrow(*slim_command(tmp_path, fat)[3:], timeout_s=120)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"disagree with others +│ +0 ", result.stdout), result.stdout
+    next_step = result.stdout[result.stdout.index("thinrow compact") :].strip()
     compacted = thinrow(*next_step.replace("STORE", str(tmp_path / "store")).split()[1:])
     assert compacted.returncode == 0, compacted.stderr
     with running_server(tmp_path / "store") as server:
@@ -426,7 +430,7 @@ def test_real_fat_rows_through_the_commands(tmp_path: Path) -> None:
 
 
 def test_killed_at_its_steps(tmp_path: Path) -> None:
-    """By its own hand, two runs of each round, the second on what the first left."""
+    """Kills by its own hand, two runs of each round, the second on what the first left."""
     rng = random.Random(5)
     fat = journey_fat_rows(tmp_path, max(20, 120 // REPEATS))
     script = (

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from support.built_worlds import Built, bits, new_folder
 from support.oracle import column
 from support.scenarios import World as Drawn
-from support.scenarios import asked, examples, projections, worlds
+from support.scenarios import examples, projections, requested, worlds
 from support.scenarios import rows_table as drawn_rows
 from support.thin_rows import rows_table, shown, write_rows
 from support.worlds import ALL, as_of, built_world, some_events
@@ -72,7 +72,7 @@ def ids(batches: list[TensorBatch]) -> list[int]:
 @given(worlds(), st.data())
 @examples(12)
 def test_tensors_are_what_the_oracle_says(drawn: Drawn, data: st.DataObject) -> None:
-    rows = data.draw(asked(drawn, 30))
+    rows = data.draw(requested(drawn, 30))
     wanted = data.draw(projections(drawn.schema))
     # Unsigned integers of 64 bits do not fit a tensor of int64.
     narrow = [trait.name for trait in drawn.schema.traits if trait.type != "uint64"]
@@ -100,11 +100,11 @@ def test_tensors_are_what_the_oracle_says(drawn: Drawn, data: st.DataObject) -> 
             ThinRowLoader(path, served.address, projection, config) as loader,
         ):
             batches = list(loader)
-        told = sorted(
+        result = sorted(
             (example for batch in batches for example in shown(batch)), key=lambda e: e[0]
         )
-        assert [example[0] for example in told] == list(range(len(rows)))
-        for row, (_, status, traits, _) in zip(rows, told, strict=True):
+        assert [example[0] for example in result] == list(range(len(rows)))
+        for row, (_, status, traits, _) in zip(rows, result, strict=True):
             right, entries = built.oracle.answer(row.pointer, wanted, row.mutable, row.request_ts)
             assert status_name(status) == right
             for name, values in traits.items():
@@ -159,7 +159,7 @@ def test_columns_become_tensors_or_lists(tmp_path: Path, server: str) -> None:
         list(loader)
 
 
-def test_integers_are_as_narrow_as_asked(tmp_path: Path, server: str) -> None:
+def test_integers_are_as_narrow_as_requested(tmp_path: Path, server: str) -> None:
     paths = write_rows(tmp_path, [20])
     narrow = LoaderConfig(integer_dtype=torch.int32)
     traits = ("event_ts", "rating", "brand", "price")
@@ -178,7 +178,7 @@ def test_integers_are_as_narrow_as_asked(tmp_path: Path, server: str) -> None:
         list(loader)
 
 
-# Batches end where they are told to.
+# Batches end where they are reported to.
 
 
 @pytest.mark.parametrize("lookup_examples", [1, 13, 500])
@@ -282,9 +282,9 @@ def test_examples_are_passed_on_or_skipped(
             assert loader.epoch == 1
         for batch in batches:
             assert (batch.offsets.diff()[batch.statuses != 1] == 0).all()
-        told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        assert len(told) == bool(left_out)
-        assert all("3 ERASED" in message and "1 INVALID" in message for message in told)
+        result = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(result) == bool(left_out)
+        assert all("3 ERASED" in message and "1 INVALID" in message for message in result)
 
 
 def test_a_pass_of_skipped_rows_alone_ends(troubled: tuple[Path, str]) -> None:
@@ -297,7 +297,7 @@ def test_a_pass_of_skipped_rows_alone_ends(troubled: tuple[Path, str]) -> None:
 
 
 @pytest.mark.parametrize("batch_examples", [1, 4, 100])
-def test_what_comes_before_a_failing_example_is_handed_out(
+def test_what_comes_before_a_failing_example_is_delivered(
     troubled: tuple[Path, str], batch_examples: int
 ) -> None:
     path, address = troubled
@@ -319,7 +319,7 @@ def test_what_comes_before_a_failing_example_is_handed_out(
     assert not [name for name in dir(caught.value) if "skip" in name.lower()]
 
 
-def test_examples_that_are_not_ready_are_asked_for_again(tmp_path: Path) -> None:
+def test_examples_that_are_not_ready_are_requested_again(tmp_path: Path) -> None:
     world = built_world(tmp_path / "late")
     table = rows_table(30, end_ts=as_of(3))
     later = rows_table(30, end_ts=as_of(4), seed=1)
@@ -442,7 +442,7 @@ class Recorder:
         self.calls.append("close")
 
 
-def test_a_source_is_told_what_was_taken_and_what_is_done(tmp_path: Path, server: str) -> None:
+def test_a_source_is_reported_what_was_taken_and_what_is_done(tmp_path: Path, server: str) -> None:
     paths = write_rows(tmp_path, [40])
     source = Recorder(paths)
     with ThinRowLoader(source, server, ALL, SMALL) as loader:
@@ -515,15 +515,15 @@ def test_waiting_is_measured_by_stage(
     with ThinRowLoader(Slow(paths), server, ALL, SMALL, registry=registry) as loader:
         with caplog.at_level(logging.INFO, "thinrow.loader"):
             list(loader)
-        told = loader.starvation
-        assert told.share > 0.9
-        assert told.shares["rows"] > 0.5
-        assert sum(told.waited_s.values()) <= told.elapsed_s
+        result = loader.starvation
+        assert result.share > 0.9
+        assert result.shares["rows"] > 0.5
+        assert sum(result.waited_s.values()) <= result.elapsed_s
         assert "the trainer waited" in caplog.text
         assert "60 OK" in caplog.text
         labels = {"stage": "rows"}
         waited = registry.get_sample_value("thinrow_trainer_wait_seconds_total", labels)
-        assert waited == pytest.approx(told.waited_s["rows"])
+        assert waited == pytest.approx(result.waited_s["rows"])
         assert registry.get_sample_value(
             "thinrow_trainer_examples_total", {"status": "OK"}
         ) == pytest.approx(60)
@@ -533,7 +533,7 @@ def test_waiting_is_measured_by_stage(
         assert loader.starvation.share < 0.3
 
 
-def test_a_clock_tells_how_long_each_stage_lasted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_shows_how_long_each_stage_lasted(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 10.0
     monkeypatch.setattr(time, "perf_counter", lambda: now_s)
     clock = StageClock("rows")
@@ -546,11 +546,11 @@ def test_a_clock_tells_how_long_each_stage_lasted(monkeypatch: pytest.MonkeyPatc
     now_s = 20.0
     clock.answered(12.0, 5.0)  # it worked on while rows were read
     clock.work("widen")
-    clock.enter("rows")  # nobody waits for that now
+    clock.enter("rows")  # no one waits for that now
     now_s = 24.0
     clock.work("copy")
-    told = clock.between(11.0, 22.0)
-    assert told == {"rows": 3.0, "lookup": 3.0, "wire": 3.0, "widen": 2.0}
+    result = clock.between(11.0, 22.0)
+    assert result == {"rows": 3.0, "lookup": 3.0, "wire": 3.0, "widen": 2.0}
     assert clock.between(22.0, 24.0) == {"widen": 2.0}
     assert clock.between(24.0, 25.0) == {"copy": 1.0}
     now_s = 26.0
@@ -600,7 +600,7 @@ def test_the_allocator_of_the_process_is_left_alone_by_default(
 
 
 def test_skipped_rows_cost_no_more_than_others(troubled: tuple[Path, str]) -> None:
-    """What stays of a lookup is widened in one piece, however the rows to skip are scattered."""
+    """The rest of a lookup is widened in one piece, however the rows to skip are scattered."""
     path, address = troubled
     table = pq.read_table(path)
     scattered = table.take([5, 0, 6, 1, 39, 2] * 40)

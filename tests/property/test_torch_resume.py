@@ -77,7 +77,7 @@ def test_a_run_in_parts_is_the_run(
         paths = write_rows(Path(folder), counts, row_group=11)
 
         def run(stops: list[int]) -> list[Any]:
-            """Two epochs; stopped and resumed after so many batches each time."""
+            """Two epochs; stopped and resumed after that many batches each time."""
             batches: list[Any] = []
             state: dict[str, Any] | None = None
             ended = 0
@@ -127,7 +127,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 paths, uneven, server = sys.argv[1:]
-told = {}
+results = {}
 
 
 def loader(kind, batch_events=None, files=paths, **options):
@@ -146,36 +146,36 @@ def ids(loader, stop=None):
 
 
 dataset, plain = loader(DataLoader)
-told["epochs"] = []
+results["epochs"] = []
 for epoch in (0, 1):
     dataset.set_epoch(epoch)
-    told["epochs"].append(ids(plain))
+    results["epochs"].append(ids(plain))
 _, persistent = loader(StatefulDataLoader, persistent_workers=True)
-told["persistent"] = [ids(persistent), ids(persistent)]
+results["persistent"] = [ids(persistent), ids(persistent)]
 _, left = loader(DataLoader, persistent_workers=True)
-told["left"] = [ids(left, 2), ids(left)]
+results["left"] = [ids(left, 2), ids(left)]
 
 # In parts, by events.
-told["whole"] = ids(loader(StatefulDataLoader, 90)[1])
-told["parts"], state = [], None
+results["whole"] = ids(loader(StatefulDataLoader, 90)[1])
+results["parts"], state = [], None
 for stop in (3, 2, 1, None):
     _, part = loader(StatefulDataLoader, 90)
     if state is not None:
         part.load_state_dict(state)
         # A second resume must not start from zero.
         assert part.state_dict() is not None
-    told["parts"] += ids(part, stop)
+    results["parts"] += ids(part, stop)
     state = json.loads(json.dumps(part.state_dict()))
-told["state_bytes"] = len(json.dumps(state))
+results["state_bytes"] = len(json.dumps(state))
 
 # One worker has ended its shard, the other has not: the first must not begin the next epoch.
 uneven = RowFiles(uneven, order="files")
-told["uneven"], state = [], None
+results["uneven"], state = [], None
 for stop in (15, 5, None):
     _, part = loader(StatefulDataLoader, 90, uneven)
     if state is not None:
         part.load_state_dict(state)
-    told["uneven"] += ids(part, stop)
+    results["uneven"] += ids(part, stop)
     state = json.loads(json.dumps(part.state_dict()))
 
 # From the end of an epoch, the next one.
@@ -183,15 +183,15 @@ _, first = loader(StatefulDataLoader, persistent_workers=True)
 ids(first)
 _, second = loader(StatefulDataLoader, persistent_workers=True)
 second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-told["ended"] = ids(second)
+results["ended"] = ids(second)
 
 dataset, plain = loader(DataLoader)
 dataset.load_state_dict(dataset.state_dict())
 try:
     ids(plain)
 except UsageError as error:
-    told["refused"] = str(error)
-print(json.dumps(told))
+    results["refused"] = str(error)
+print(json.dumps(results))
 """
 
 
@@ -209,19 +209,19 @@ def test_worker_processes_keep_to_their_epochs(tmp_path: Path, server: Running) 
         check=True,
         timeout=120,
     )
-    told = json.loads(run.stdout)
-    first, second = told["epochs"]
+    result = json.loads(run.stdout)
+    first, second = result["epochs"]
     assert sorted(first) == sorted(second) == list(range(70))
     assert first != second
-    assert told["persistent"] == [first, second]
-    assert told["left"] == [first[:16], first]
-    assert sorted(told["uneven"]) == list(range(70))
-    assert told["ended"] == second
-    assert sorted(told["whole"]) == list(range(70))
-    assert told["parts"] == told["whole"]
+    assert result["persistent"] == [first, second]
+    assert result["left"] == [first[:16], first]
+    assert sorted(result["uneven"]) == list(range(70))
+    assert result["ended"] == second
+    assert sorted(result["whole"]) == list(range(70))
+    assert result["parts"] == result["whole"]
     # All that is kept of a place: a handful of numbers and names per worker.
-    assert told["state_bytes"] < 2000
-    assert "load it into torchdata's StatefulDataLoader" in told["refused"]
+    assert result["state_bytes"] < 2000
+    assert "load it into torchdata's StatefulDataLoader" in result["refused"]
 
 
 def test_workers_may_be_spawned(tmp_path: Path, server: Running) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.built_worlds import Built, bits, new_folder
 from support.numpy_twin import NumpyPlan, assemble
-from support.scenarios import World, asked, bulk, examples, projections, worlds
+from support.scenarios import World, bulk, examples, projections, requested, worlds
 from thinrow.access.projection import resolve_projection
 from thinrow.core.pointers import Pointers, ThinRows
 from thinrow.core.wire.batch import Batch
@@ -46,14 +46,14 @@ def pointers_of(rows: Sequence[Example], digests: Sequence[int]) -> PointerBatch
         ),
         strict=True,
     )
-    users, starts, ends, most, asked_ts, mutable = (np.array(c, np.int64) for c in columns)
+    users, starts, ends, most, moment_ts, mutable = (np.array(c, np.int64) for c in columns)
     return PointerBatch(
         user_ids=users,
         start_ts=starts,
         end_ts=ends,
         max_lengths=most,
         digests=np.array(digests, np.uint64),
-        request_ts=asked_ts,
+        request_ts=moment_ts,
         mutable_lengths=mutable,
     )
 
@@ -86,8 +86,8 @@ def check_twins(built: Built, rows: Sequence[Example], wanted: Wanted, seed: int
         resolved = resolve_projection(projection, generation.schema)
         how = (resolved.truncation, resolved.groups)
         unchecked = pointers_of(rows, [0] * len(rows))
-        told = NumpyPlan(generation, unchecked, *how, record_digests=True)
-        right = told.resolve(told.read()).digests
+        result = NumpyPlan(generation, unchecked, *how, record_digests=True)
+        right = result.resolve(result.read()).digests
         digests = [rng.choice((0, 1, int(digest), int(digest))) for digest in right]
         for record_digests, pointers in ((True, unchecked), (False, pointers_of(rows, digests))):
             twin = NumpyPlan(generation, pointers, *how, record_digests=record_digests)
@@ -132,7 +132,7 @@ def check_twins(built: Built, rows: Sequence[Example], wanted: Wanted, seed: int
 @given(worlds(), st.integers(0, 2**32), st.data())
 @examples(12)
 def test_any_world(world: World, seed: int, data: st.DataObject) -> None:
-    rows = data.draw(asked(world))
+    rows = data.draw(requested(world))
     wanted = [data.draw(projections(world.schema)) for _ in range(3)]
     with new_folder() as folder:
         built = Built(folder, world)
@@ -146,7 +146,7 @@ def test_any_world(world: World, seed: int, data: st.DataObject) -> None:
 @examples(3)
 def test_long_histories(world: World, seed: int, data: st.DataObject) -> None:
     world = bulk(world, seed, 6000)
-    rows = data.draw(asked(world, 40))
+    rows = data.draw(requested(world, 40))
     wanted = [data.draw(projections(world.schema)) for _ in range(3)]
     with new_folder() as folder:
         built = Built(folder, world)

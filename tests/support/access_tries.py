@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from support.small_store import Outcomes, all_files, asked_of, small_world
+from support.small_store import Outcomes, all_files, lookups_of, small_world
 from thinrow.errors import StoreError, StoreUnavailableError
 
 OPENS, READS = 0, 1
@@ -34,13 +34,13 @@ REFUSALS = (
 
 def main() -> None:
     library, world = ctypes.CDLL(sys.argv[1]), small_world(Path(sys.argv[2]).resolve())
-    asked, outcomes = asked_of(world), Outcomes()
+    lookups, outcomes = lookups_of(world), Outcomes()
     met: Counter[str] = Counter()
     for path in all_files(world.store):
         for number, reads in REFUSALS:
             name = f"{errno.errorcode[number]} from {'reads' if reads else 'opens'}"
             library.failing_files(str(path).encode(), number, reads)
-            error = outcomes.look(world, asked, f"{path.name}: {name}")
+            error = outcomes.look(world, lookups, f"{path.name}: {name}")
             hits = library.failing_hits()
             library.failing_files(b"", 0, 0)
             met[name] += bool(hits)
@@ -48,7 +48,7 @@ def main() -> None:
                 outcomes.wrong.append(f"{path.name}: {name}: {error!r}")
             if error is None and hits:
                 met["harmless"] += 1
-    assert outcomes.look(world, asked, "nothing refused") is None
+    assert outcomes.look(world, lookups, "nothing refused") is None
     print(json.dumps({"met": met, "wrong": outcomes.wrong}))
 
 

@@ -103,15 +103,15 @@ class Built:
             keep=None,
         )
         with mock.patch("thinrow.compaction.rewrite.STRIPE_EVENTS_MAX", self.world.stripe_events):
-            told = compact(config)
+            result = compact(config)
         before = self.oracle.event_count
         expected = asdict(self.oracle.compact(run))
         if run.erase:
             # Nothing says whether an event added and erased in one run was added.
             del expected["events_added"]
         expected |= {"event_count": self.oracle.event_count, "user_count": self.oracle.user_count}
-        assert {name: getattr(told, name) for name in expected} == expected
-        assert told.events_added - told.events_dropped == self.oracle.event_count - before
+        assert {name: getattr(result, name) for name in expected} == expected
+        assert result.events_added - result.events_dropped == self.oracle.event_count - before
 
     @contextmanager
     def serve(self) -> Iterator[Served]:
@@ -129,7 +129,7 @@ class Served:
         self.address = address
         self.client = client
 
-    def ask(self, rows: Path, wanted: Wanted) -> list[Answer]:
+    def look_up(self, rows: Path, wanted: Wanted) -> list[Answer]:
         projection = Projection(
             sequence_length=wanted.sequence_length,
             truncation="head" if wanted.head else "newest",
@@ -153,7 +153,7 @@ class Served:
         self, rows: Path, wanted: Wanted, expected: Sequence[tuple[str, list[Entry]]]
     ) -> None:
         schema = self.built.world.schema
-        answers = self.ask(rows, wanted)
+        answers = self.look_up(rows, wanted)
         assert [answer.status for answer in answers] == [status for status, _ in expected]
         for answer, (_, entries) in zip(answers, expected, strict=True):
             for name, shown in answer.columns.items():
@@ -170,8 +170,8 @@ class Served:
         self, rows: Sequence[Example], wanted: Wanted, digests: Sequence[int] | None = None
     ) -> None:
         built = self.built
-        told = digests or [0] * len(rows)
-        path = built.write(rows_table(rows, told, built.world.schema, built.world.plain))
+        result = digests or [0] * len(rows)
+        path = built.write(rows_table(rows, result, built.world.schema, built.world.plain))
         expected = [
             built.oracle.answer(row.pointer, wanted, row.mutable, row.request_ts) for row in rows
         ]
@@ -186,7 +186,7 @@ class Served:
             ]
 
     def digests(self, watermarks: Sequence[int]) -> dict[tuple[int, int], int]:
-        """What pointers written at these watermarks would carry, by user and watermark."""
+        """Pointers as written at these watermarks, by user and watermark."""
         found = {}
         for end_ts in watermarks:
             users = (*USERS, STRANGER)

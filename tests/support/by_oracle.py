@@ -1,4 +1,4 @@
-"""What the oracle says of the worlds of worlds.py: it shares no code with the product."""
+"""The oracle's answers for the worlds of worlds.py; it shares no code with the product."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMA = Schema(
         "feedback": [Trait("rating", "int8", sparse=True), Trait("price", "float64")],
     }
 )
-"""That of worlds.py."""
+"""The world of worlds.py."""
 
 
 def oracle_of(*runs: tuple[pa.Table, int]) -> Oracle:
@@ -42,7 +42,7 @@ def oracle_of(*runs: tuple[pa.Table, int]) -> Oracle:
 def answers(oracle: Oracle, pointers: Pointers, wanted: Wanted | None = None) -> Answers:
     """The right answer to each pointer, as worlds.shown shows a batch."""
     wanted = wanted or Wanted()
-    told: Answers = []
+    result: Answers = []
     names = columns(wanted, SCHEMA)
     for user_id, start_ts, end_ts, max_length in zip(
         pointers.user_ids.tolist(),
@@ -54,5 +54,5 @@ def answers(oracle: Oracle, pointers: Pointers, wanted: Wanted | None = None) ->
         pointer = Pointer(user_id, start_ts, end_ts, max_length)
         status, entries = oracle.answer(pointer, wanted, [], START_TS + (1 << 40))
         assert status == "OK"
-        told.append((wire.STATUS_OK, {name: column(entries, name, SCHEMA) for name in names}))
-    return told
+        result.append((wire.STATUS_OK, {name: column(entries, name, SCHEMA) for name in names}))
+    return result

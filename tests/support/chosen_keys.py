@@ -59,7 +59,7 @@ def without_murmur2(hashed: Keys) -> Keys:
 
 
 def chosen_keys(count: int, zeros: int = 24) -> dict[str, Keys]:
-    """Different keys by how they are chosen: so many lowest bits of their hashes are zeros."""
+    """Different keys by their choice; the `zeros` lowest bits of their hashes are zero."""
     steps = np.arange(1, count + 1, dtype=np.uint64)
     hashed = steps << zeros
     return {

@@ -67,7 +67,7 @@ def batches() -> list[tuple[Pointers, Answers]]:
 
 
 class Delivered:
-    """How many batches came, for who wants to break something while they do."""
+    """The number of delivered batches, for tests that break something meanwhile."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -99,7 +99,7 @@ def streamed_through(
     def run() -> None:
         try:
             faults(delivered)
-        except BaseException as error:  # told by the test's own thread
+        except BaseException as error:  # reported by the test's own thread
             failures.append(error)
         finally:
             over.set()

@@ -44,7 +44,7 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 
 def mounts(service: dict[str, Any]) -> dict[str, tuple[str, bool]]:
-    """Where a service finds what: source and whether it may only read, by path inside."""
+    """Mounts of a service: source, and True if read-only, by path inside."""
     found = {}
     for volume in service.get("volumes", []):
         source, target, *mode = volume.split(":")

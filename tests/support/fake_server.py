@@ -24,10 +24,10 @@ PROJECTION = Projection(sequence_length=5)
 
 
 class Fake(materialization_pb2_grpc.MaterializationServiceServicer):
-    """Gives user u the one event u, unless told to misbehave."""
+    """Gives user u the one event u, unless reported to misbehave."""
 
     def __init__(self) -> None:
-        self.asked: list[list[int]] = []
+        self.received: list[list[int]] = []
         self.metadata: dict[str, str | bytes] = {}
         self.examples_max = 1_000
         self.pause_s = 0.0
@@ -40,14 +40,14 @@ class Fake(materialization_pb2_grpc.MaterializationServiceServicer):
     ) -> wire.MaterializeResponse:
         self.metadata = dict(context.invocation_metadata())
         users = list(request.user_ids)
-        self.asked.append(users)
+        self.received.append(users)
         if self.failures:
             code, name = self.failures.pop()
             context.set_trailing_metadata((("thinrow-error", name),))
             context.abort(code, f"because of {name}")
         if len(users) > self.examples_max:
             context.set_trailing_metadata((("thinrow-error", "ANSWER_TOO_LARGE"),))
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "ask for fewer examples")
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "request fewer examples")
         time.sleep(self.pause_s)
         column = wire.Column(
             trait="t",

@@ -34,7 +34,7 @@ AS_THEY_STAND = FatLayout(order="arrival", padding="none")
 
 @dataclass
 class Slimmed:
-    """What a run of slim made of some fat rows."""
+    """Output of a run of slim."""
 
     folder: Path
     report: SlimReport

@@ -26,7 +26,7 @@ KINDS = {
 
 
 def filled(number: int, events: int, allocate: Callable[[int], Tensor]) -> TensorBatch:
-    """A batch whose every value tells which one it is."""
+    """A batch whose every value shows which one it is."""
     batch = lay_out(
         KINDS,
         np.array([events, 0, 1]),

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 INPUT_S_MAX = 10.0
 """An input that takes longer hangs."""
 GROWTH_BYTES_MAX = 256 << 20
-"""What a fuzzer may grow by after its first inputs, unguided: atheris itself grows, by some KiB for
-each input that it guides."""
+"""Bound on the growth of an unguided fuzzer after its first inputs; atheris itself grows, by some
+KiB for each input that it guides."""
 WARM_INPUTS = 2000
 
 
@@ -45,11 +45,11 @@ def main() -> NoReturn:
     parser.add_argument("--guided", action="store_true")
     parser.add_argument("--native", type=Path)
     parser.add_argument("--input", type=bytes.fromhex)
-    told = parser.parse_args()
+    result = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    if told.native:
-        use_native(told.native)
-    if told.guided:
+    if result.native:
+        use_native(result.native)
+    if result.guided:
         import atheris
 
         instrumenting = atheris.instrument_imports(include=["thinrow"])
@@ -59,14 +59,14 @@ def main() -> NoReturn:
         from support.fuzz_targets import TARGETS
     folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
     watched = Watched(
-        TARGETS[told.target](Path(folder.name)), told.inputs, folder, guided=told.guided
+        TARGETS[result.target](Path(folder.name)), result.inputs, folder, guided=result.guided
     )
-    if told.input is not None:
-        watched.target(told.input)
+    if result.input is not None:
+        watched.target(result.input)
         watched.end(0)
-    if told.guided:
-        guided(watched, told.seed)
-    rng = random.Random(told.seed)
+    if result.guided:
+        guided(watched, result.seed)
+    rng = random.Random(result.seed)
     while True:
         watched(watched.target.altered(rng))
 
@@ -105,7 +105,7 @@ class Watched:
         self._began_s = time.monotonic()
         self._warm_bytes = 0
         signal.signal(signal.SIGALRM, self._hangs)
-        signal.signal(signal.SIGTERM, lambda *_: self.end(0))  # tells what was seen so far
+        signal.signal(signal.SIGTERM, lambda *_: self.end(0))  # shows what was seen so far
 
     def __call__(self, data: bytes) -> None:
         """One input."""
@@ -136,8 +136,8 @@ class Watched:
             print(f"It grew by {grown_bytes:,} bytes.", file=sys.stderr)
             status = status or 1
         seconds = round(time.monotonic() - self._began_s, 1)
-        told = {"inputs": self._done, "seconds": seconds, "grown_bytes": grown_bytes}
-        print(json.dumps({**told, "seen": dict(sorted(self.target.seen.items()))}), flush=True)
+        result = {"inputs": self._done, "seconds": seconds, "grown_bytes": grown_bytes}
+        print(json.dumps({**result, "seen": dict(sorted(self.target.seen.items()))}), flush=True)
         self._folder.cleanup()
         os._exit(status)
 

@@ -1,4 +1,4 @@
-"""What the fuzzers aim at. A target takes any bytes, and raises where a promise is broken.
+"""Targets of the fuzzers. A target takes any bytes, and raises where a promise is broken.
 
 Each also makes valid inputs and alters them with an understanding of what they are; a fuzzer that
 knows nothing of that may alter them further, or begin from nothing.
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 CODES = {row.code for row in ERRORS}
 WORK_BYTES_MAX = 1 << 24
-"""What a plan may hold of decoded events; a server's own limit is larger, and checked at the same
+"""Bound on the decoded events of a plan; a server's own limit is larger, and checked at the same
 place."""
 CACHE_BYTES_MAX = 1 << 24
 """Less than a server keeps, so that a leak shows beside what is kept on purpose."""
@@ -82,7 +82,7 @@ class Target(Protocol):
     """Something to aim at."""
 
     seen: Counter[str]
-    """What became of the inputs."""
+    """Outcomes of the inputs."""
 
     def __call__(self, data: bytes) -> None:
         """Takes an input. Raises what no input may lead to."""
@@ -91,7 +91,7 @@ class Target(Protocol):
         """A valid input, altered."""
 
     def close(self) -> None:
-        """Lets go of what it opened."""
+        """Releases what it opened."""
 
 
 def some_pointers(rng: random.Random, count: int) -> list[list[int]]:
@@ -101,9 +101,9 @@ def some_pointers(rng: random.Random, count: int) -> list[list[int]]:
         end_ts = rng.choice(WATERMARKS)
         start_ts = rng.choice((0, 0, end_ts - rng.randrange(3 * DAY_MS), end_ts))
         length = rng.choice((0, 0, 1, 5, 30))
-        asked_ts = end_ts + rng.choice((0, 5, DAY_MS))
-        rows.append([rng.choice(USER_IDS), start_ts, end_ts, length, asked_ts, 0, 0])
-        if asked_ts > end_ts:
+        at_ts = end_ts + rng.choice((0, 5, DAY_MS))
+        rows.append([rng.choice(USER_IDS), start_ts, end_ts, length, at_ts, 0, 0])
+        if at_ts > end_ts:
             rows[-1][5] = rng.choice((0, 0, 1, 4))
     return rows
 
@@ -139,7 +139,7 @@ def planned(
 
 
 def widened(pointers: PointerBatch, message: bytes) -> Batch:
-    """What a client makes of an answer."""
+    """The reading of an answer by a client."""
     rows = Pointers(
         user_ids=pointers.user_ids,
         start_ts=pointers.start_ts,
@@ -179,8 +179,8 @@ class PointerTarget:
         pointers = as_pointers(rows)
         statuses, message = planned(self._generation, pointers, projection)
         # What takes longest is done less often: the client's checks, and the events themselves.
-        ask = data[:1] < bytes([64]) and all(row[5] == 0 for row in rows)
-        batch = widened(pointers, message) if ask else None
+        send_request = data[:1] < bytes([64]) and all(row[5] == 0 for row in rows)
+        batch = widened(pointers, message) if send_request else None
         response = Response.read(message)
         assert response.statuses.tolist() == statuses and len(statuses) == len(rows)
         shown = batch.to_lists("visible_ts") if batch is not None else None
@@ -246,7 +246,7 @@ class StripeTarget:
 
     EDIT = struct.Struct("<HHBBQ")
     WIDENED_ONE_IN, IN_NUMPY_ONE_IN = 8, 3
-    """What takes longer than all else is done less often."""
+    """Slow steps, done less often."""
 
     def __init__(self, folder: Path) -> None:
         self.seen: Counter[str] = Counter()
@@ -258,7 +258,7 @@ class StripeTarget:
         self._traits = [*generation.schema.by_name.values()]
         self.close = generation.close
         rng = random.Random(7)
-        self._asked = [as_pointers(some_pointers(rng, 3)) for _ in range(64)]
+        self._requested = [as_pointers(some_pointers(rng, 3)) for _ in range(64)]
 
     def altered(self, rng: random.Random) -> bytes:
         edits = []
@@ -278,7 +278,7 @@ class StripeTarget:
             key = self._keys[place % len(self._keys)]
             values[key] = self._edited(values[key], offset, kind, other, number)
             touched.append(key)
-        pointers = self._asked[first % len(self._asked)]
+        pointers = self._requested[first % len(self._requested)]
         projection = PROJECTIONS[second % len(PROJECTIONS)]
         try:
             statuses, message = planned(Altered(self._generation, values), pointers, projection)
@@ -341,7 +341,7 @@ class StripeTarget:
             self.seen["refused by the client"] += 1
 
     def _read_in_numpy(self, value: bytes | None, number: int, *, is_directory: bool) -> None:
-        """As a compaction reads it."""
+        """Reading as a compaction does it."""
         if value is None:
             return
         try:
@@ -378,7 +378,7 @@ class NoTenants:
 
 
 def outcome(call: Callable[[CallContext], Any]) -> tuple[str, Any]:
-    """A call's code, and its answer where that is OK; INTERNAL is nobody's fault but ours."""
+    """A call's code, and its answer where that is OK; INTERNAL is no one's fault but ours."""
     rpc: Any = Call()
     tenants: Any = NoTenants()
     try:
@@ -392,7 +392,7 @@ def outcome(call: Callable[[CallContext], Any]) -> tuple[str, Any]:
 
 @contextmanager
 def methods_of(server: Any, module: str, service: str) -> Iterator[Any]:
-    """What a server registers with gRPC, asked by nobody else."""
+    """Handlers that a server registers with gRPC, without other callers."""
     kept: list[Any] = []
     kind = getattr(importlib.import_module(module), service)
 
@@ -434,7 +434,7 @@ class RequestTarget:
         rows = some_pointers(rng, rng.choice((1, 2, 8)))
         users, start_ts, end_ts, lengths, request_ts, mutable_lengths, _ = zip(*rows, strict=True)
         projection = rng.choice(PROJECTIONS)
-        asked = wire.MaterializeRequest(
+        requested = wire.MaterializeRequest(
             user_ids=users,
             start_ts=start_ts,
             end_ts=end_ts,
@@ -443,9 +443,9 @@ class RequestTarget:
             mutable_lengths=mutable_lengths,
             projection=projection,
         )
-        message: Any = asked
+        message: Any = requested
         if kind == 1:
-            message = wire.MaterializeStreamRequest(cursor=rng.getrandbits(64), request=asked)
+            message = wire.MaterializeStreamRequest(cursor=rng.getrandbits(64), request=requested)
         elif kind == 2:
             message = wire.InspectRequest(
                 user_id=users[0], as_of_ts=end_ts[0], projection=projection
@@ -468,8 +468,8 @@ class RequestTarget:
         if kind == 2:
             code, shown = outcome(lambda call: method(request, call))
         else:
-            asked = iter([request]) if kind == 1 else request
-            code, answers = outcome(lambda call: list(method(asked, call)))
+            requested = iter([request]) if kind == 1 else request
+            code, answers = outcome(lambda call: list(method(requested, call)))
         self.seen[f"{name} {code}"] += 1
         if code != "OK":
             return
@@ -492,20 +492,20 @@ class ResponseTarget:
         self.seen: Counter[str] = Counter()
         generation = Generation.open_current(fuzzed_world(folder).store)
         rng = random.Random(5)
-        self._asked = []
+        self._requested = []
         for number in range(16):
             pointers = as_pointers([[*row[:5], 0, 0] for row in some_pointers(rng, 4)])
             projection = PROJECTIONS[number % len(PROJECTIONS)]
             _, message = planned(generation, pointers, projection)
-            self._asked.append((pointers, projection, message))
+            self._requested.append((pointers, projection, message))
         generation.close()
 
     def close(self) -> None:
         """Nothing stays open."""
 
     def altered(self, rng: random.Random) -> bytes:
-        number, on_stream = rng.randrange(len(self._asked)), rng.randrange(2)
-        message = self._asked[number][2]
+        number, on_stream = rng.randrange(len(self._requested)), rng.randrange(2)
+        message = self._requested[number][2]
         answer: Any = wire.MaterializeResponse.FromString(message)
         if on_stream:
             answer = wire.MaterializeStreamResponse(cursor=3, response=answer)
@@ -518,7 +518,7 @@ class ResponseTarget:
 
     def __call__(self, data: bytes) -> None:
         number, on_stream = (data + b"\0\0")[:2]
-        pointers, projection, _ = self._asked[number % len(self._asked)]
+        pointers, projection, _ = self._requested[number % len(self._requested)]
         body = data[2:]
         rows = Pointers(
             user_ids=pointers.user_ids,
@@ -583,7 +583,7 @@ class OnlineTarget:
     )
     NAMES = ("append_events", "snapshot", "snapshot_batch", "export_events", "snapshot_stream")
     EVENTS_MAX = 20_000
-    """Of one tier; then a new one, for what grows makes every input slower."""
+    """Inputs of one tier before a new one, since a growing tier slows down every input."""
 
     def __init__(self, folder: Path) -> None:
         self.seen: Counter[str] = Counter()
@@ -609,28 +609,28 @@ class OnlineTarget:
     def altered(self, rng: random.Random) -> bytes:
         kind = rng.choice((0, 0, 0, 1, 1, 2, 2, 3, 4))
         projection = rng.choice(PROJECTIONS)
-        asked_ts = rng.choice((0, 0, WATERMARKS[-1], self._now_ts))
+        at_ts = rng.choice((0, 0, WATERMARKS[-1], self._now_ts))
         if kind == 0:
             message: Any = online_pb2.AppendEventsRequest(
                 cursor=rng.getrandbits(64), events=some_batch(rng)
             )
         elif kind == 1:
             message = online_pb2.SnapshotRequest(
-                user_id=rng.choice(USER_IDS), request_ts=asked_ts, projection=projection
+                user_id=rng.choice(USER_IDS), request_ts=at_ts, projection=projection
             )
         elif kind == 2:
             message = online_pb2.SnapshotBatchRequest(
                 user_ids=rng.choices((*USER_IDS, 1001, 1002), k=3),
-                request_ts=asked_ts,
+                request_ts=at_ts,
                 projection=projection,
             )
         elif kind == 3:
             message = online_pb2.ExportEventsRequest(watermark_ts=WATERMARKS[-1])
         else:
-            asked = online_pb2.SnapshotRequest(user_id=1, projection=projection)
+            requested = online_pb2.SnapshotRequest(user_id=1, projection=projection)
             message = online_pb2.SnapshotStreamRequest()
             for number in range(rng.choice((1, 3))):
-                message.requests.add(cursor=number, request=asked)
+                message.requests.add(cursor=number, request=requested)
         altered_message(message, rng, rng.choice((0, 1, 1, 3)))
         data: bytes = message.SerializeToString()
         if rng.random() < 0.3:
@@ -641,7 +641,7 @@ class OnlineTarget:
         kind, body = data[0] % len(self.KINDS) if data else 0, data[1:]
         try:
             request: Any = self.KINDS[kind].FromString(body)
-        except DecodeError:  # gRPC itself answers INTERNAL, before it asks us
+        except DecodeError:  # gRPC itself answers INTERNAL, before it requests us
             self.seen["no message"] += 1
             return
         name = self.NAMES[kind]
@@ -651,8 +651,8 @@ class OnlineTarget:
             if code == "OK":
                 [answer] = answers
                 assert answer.cursor == request.cursor
-                told = answer.appended + answer.duplicates
-                assert told == (0 if answer.refused else len(request.events.user_ids))
+                result = answer.appended + answer.duplicates
+                assert result == (0 if answer.refused else len(request.events.user_ids))
                 self._appended += answer.appended
                 code = "refused" if answer.refused else "OK"
         elif kind == 3:
@@ -660,11 +660,11 @@ class OnlineTarget:
         elif kind == 4:
             code, answers = outcome(lambda call: list(method(iter([request]), call)))
             if code == "OK":
-                [told] = map(online_pb2.SnapshotStreamResponse.FromString, answers)
-                cursors = sorted(each.cursor for each in told.answers)
+                [result] = map(online_pb2.SnapshotStreamResponse.FromString, answers)
+                cursors = sorted(each.cursor for each in result.answers)
                 assert cursors == sorted(each.cursor for each in request.requests)
                 internal = grpc.StatusCode.INTERNAL.value[0]
-                assert all(each.error.code != internal for each in told.answers)
+                assert all(each.error.code != internal for each in result.answers)
         else:
             code, message = outcome(lambda call: method(request, call))
             if code == "OK":
@@ -679,7 +679,7 @@ class OnlineTarget:
             self._restart()
 
     def _check_nothing_lost(self) -> None:
-        """As many events are there as were acknowledged."""
+        """Compares the stored with the acknowledged events."""
         tier = self._service._tier
         there = sum(
             len(part[2]) for part in tier.scan(tier.kept_from_ts, tier.now_ts + AHEAD_MS_MAX + 1)

@@ -42,7 +42,7 @@ class Running(NamedTuple):
     """A server, and a call that must be answered whatever its peers do."""
 
     address: str
-    ask: str
+    method: str
     request: bytes
     unary: str
     stream: str
@@ -92,16 +92,16 @@ def running(
 
 
 def check_answers(server: Running, metadata: tuple[tuple[str, str], ...] = ()) -> None:
-    """Asks health and the service; refused for a moment, asks again."""
+    """Requests health and the service; refused for a moment, retries."""
     with grpc.insecure_channel(server.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         checked = stub.Check(health_pb2.HealthCheckRequest(), timeout=DEADLINE_S)
         assert checked.status == health_pb2.HealthCheckResponse.SERVING
-        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(server.ask)
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(server.method)
         end_s = time.monotonic() + DEADLINE_S
         while True:
             try:
-                assert ask(server.request, timeout=DEADLINE_S, metadata=metadata)
+                assert method(server.request, timeout=DEADLINE_S, metadata=metadata)
             except grpc.RpcError as error:
                 call: grpc.Call = error  # type: ignore[assignment]
                 assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, call.details()

@@ -62,7 +62,7 @@ WANTED = (
 
 @dataclass
 class Logged:
-    """A thin row, what was asked for, and every column of what inference saw."""
+    """A thin row, what was requested, and every column of what inference saw."""
 
     row: ThinRow
     wanted: Wanted
@@ -96,7 +96,7 @@ class HandOvers(Online):
         return self.client.describe().now_ts
 
     def look(
-        self, user_id: int, asked_ts: int, lookback_ms: int, max_length: int, wanted: Wanted
+        self, user_id: int, moment_ts: int, lookback_ms: int, max_length: int, wanted: Wanted
     ) -> Snapshot | None:
         """A snapshot, which one of the generations there are explains in every column."""
         self.counts["snapshots"] += 1
@@ -105,16 +105,16 @@ class HandOvers(Online):
             seen = self.client.snapshot(
                 user_id,
                 projection(wanted),
-                request_ts=asked_ts,
+                request_ts=moment_ts,
                 lookback_ms=lookback_ms,
                 max_length=max_length,
             )
         except RequestError as error:
-            assert "kept" in str(error) and asked_ts < self.client.describe().kept_from_ts, error
+            assert "kept" in str(error) and moment_ts < self.client.describe().kept_from_ts, error
             self.counts["refused"] += 1
             return None
         row = seen.thin_row
-        assert row.request_ts == asked_ts or not asked_ts
+        assert row.request_ts == moment_ts or not moment_ts
         watermarks = self.oracle.watermarks
         for generation in range(self.opened, known):
             self.oracle.watermarks = watermarks[: self.generations[generation]]
@@ -143,15 +143,15 @@ class HandOvers(Online):
         return request_ts - lookback_ms if lookback_ms else 0
 
     def look_about(self) -> None:
-        """Some user, some moment, some projection; sometimes asked twice."""
+        """Some user, some moment, some projection; sometimes requested twice."""
         rng, clock = self.rng, self.now_ts()
-        asked_ts = rng.choice((0, 0, clock, clock - rng.randrange(300), clock + 9))
+        moment_ts = rng.choice((0, 0, clock, clock - rng.randrange(300), clock + 9))
         if self.rows and rng.random() < 0.2:
-            asked_ts = rng.choice(self.rows[-20:]).row.request_ts
+            moment_ts = rng.choice(self.rows[-20:]).row.request_ts
         user_id = rng.choice((*CROWD, STRANGER))
         lookback_ms, max_length = rng.choice((0, 0, 3, 150)), rng.choice((0, 0, 1, 5))
         wanted = rng.choice(WANTED)
-        seen = self.look(user_id, asked_ts, lookback_ms, max_length, wanted)
+        seen = self.look(user_id, moment_ts, lookback_ms, max_length, wanted)
         if seen is not None and rng.random() < 0.3:
             again = self.look(user_id, seen.thin_row.request_ts, lookback_ms, max_length, wanted)
             if again is not None and again.thin_row.end_ts == seen.thin_row.end_ts:
@@ -168,16 +168,16 @@ class HandOvers(Online):
         if len(self.oracle.watermarks) > 1 and rng.random() < 0.4:
             from_ts = rng.choice(self.oracle.watermarks[-3:])
         path = self.world.folder / f"export-{len(self.exported)}.parquet"
-        told = self.run_export(watermark_ts, path, from_ts)
-        if told is None:
+        result = self.run_export(watermark_ts, path, from_ts)
+        if result is None:
             return
         if rng.random() < 0.3:
             first = path.read_bytes()
-            if self.run_export(watermark_ts, path, from_ts) == told:
+            if self.run_export(watermark_ts, path, from_ts) == result:
                 assert path.read_bytes() == first
             else:  # another generation was taken up, or forgotten
                 path.write_bytes(first)
-        self.exported.append((watermark_ts, path, told[1]))
+        self.exported.append((watermark_ts, path, result[1]))
         self.counts["exports"] += 1
         if rng.random() < 0.3:  # one whose outcome was not heard of, perhaps published since
             self.run_export(rng.choice(self.exported[-5:])[0], path.with_name("again.parquet"))
@@ -218,7 +218,7 @@ class HandOvers(Online):
             lookback_ms=lookback_ms,
             erase_users=users if erase else None,
         )
-        told = compact(replace(config, watermark_ts=watermark_ts))
+        result = compact(replace(config, watermark_ts=watermark_ts))
         run = Run(
             events,
             watermark_ts,
@@ -228,9 +228,9 @@ class HandOvers(Online):
         )
         expected = self.oracle.compact(run)
         # Nothing says whether an event added and erased in one run was added.
-        assert erase or told.events_added == expected.events_added
+        assert erase or result.events_added == expected.events_added
         self.generations.append(len(self.oracle.watermarks))
-        assert told.generation == len(self.generations) - 1
+        assert result.generation == len(self.generations) - 1
         self.counts["hand-overs"] += 1
 
     @property
@@ -302,7 +302,7 @@ def serving(world: World) -> Iterator[str]:
 
 @dataclass
 class Killed(HandOvers):
-    """Of a process that is killed: what was under way is in doubt until it is back."""
+    """State of a process that is killed: what was under way is in doubt until it is back."""
 
     doubtful: list[Event] = field(default_factory=list)
     next_id: int = 1
@@ -316,7 +316,7 @@ class Killed(HandOvers):
         return events
 
     def resolve(self) -> None:
-        """What is there of the events that were never acknowledged; sends the others again."""
+        """Finds which of the unacknowledged events are stored; sends the others again."""
         seen = self.client.snapshot_batch(list(USERS), Projection(), request_ts=self.now_ts() + 20)
         there = {event["event_id"]: event for row in seen.thin_rows for event in row.mutable}
         known = {event.event_id for event in self.arrived}
@@ -348,7 +348,7 @@ class Killed(HandOvers):
 
 
 class Follower:
-    """Stands for the server in this process: the one of another process is only asked."""
+    """Stands for the server in this process: the one of another process is only requested."""
 
     def __init__(self, online: Killed) -> None:
         self._online = online

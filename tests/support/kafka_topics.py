@@ -105,7 +105,7 @@ class Topic:
             source.close()
 
     def request_ids(self, rows: int) -> list[str]:
-        """Reads from the start until the topic has so many different rows; returns their ids."""
+        """Reads from the start until the topic has that many different rows; returns their ids."""
         consumer = Consumer({"bootstrap.servers": self.servers, "group.id": "readers"})
         found: list[str] = []
         try:
@@ -123,8 +123,8 @@ class Topic:
         """The group's offsets, of partitions that have one."""
         consumer = Consumer({"bootstrap.servers": self.servers, "group.id": group})
         try:
-            asked = [TopicPartition(self.name, number) for number in range(PARTITIONS)]
-            found = consumer.committed(asked, timeout=TIMEOUT_S)
+            requested = [TopicPartition(self.name, number) for number in range(PARTITIONS)]
+            found = consumer.committed(requested, timeout=TIMEOUT_S)
             return {place.partition: place.offset for place in found if place.offset >= 0}
         finally:
             consumer.close()

@@ -1,4 +1,4 @@
-"""Clients that ask a server all the time, each in a thread, and check every example that comes."""
+"""Clients that call a server all the time, each in a thread, and check every example."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ METHOD = "/thinrow.v1.MaterializationService/"
 
 
 class Histories:
-    """What every pointer means: events that arrive as they happen, in plain Python."""
+    """Meaning of every pointer: events that arrive as they happen, in plain Python."""
 
     def __init__(self, events: pa.Table) -> None:
         self._by_user: defaultdict[int, list[tuple[Any, ...]]] = defaultdict(list)
@@ -58,14 +58,14 @@ class Load:
         self.published = 0
         """The newest day that the server has for certain."""
         self.digests: dict[tuple[int, int], int] = {}
-        """By user and day, what a thin row may carry."""
+        """Pointers that a thin row may carry, by user and day."""
         self._about = 0
         self._server, self._histories, self._seed = server, histories, seed
         self._stopping = threading.Event()
         self._failures: list[BaseException] = []
 
     def publishing(self, day: int) -> None:
-        """From now on the server may have this day."""
+        """Allows answers that include this day."""
         self._about = max(self._about, day)
 
     @contextmanager
@@ -101,7 +101,7 @@ class Load:
             self._failures.append(error)
             self._stopping.set()
 
-    def _asked(self, rng: random.Random) -> tuple[Pointers, list[int]]:
+    def _requested(self, rng: random.Random) -> tuple[Pointers, list[int]]:
         """Pointers as of any day that is or will be, and the days."""
         days = [rng.randint(1, max(1, self._about) + 1) for _ in range(PER_BATCH)]
         users = rng.choices(self._histories.users, k=PER_BATCH)
@@ -110,9 +110,9 @@ class Load:
         return Pointers(user_ids=users, end_ts=[as_of(d) for d in days], digests=digests), days
 
     def _check(
-        self, batch: Batch, asked: tuple[Pointers, list[int]], length: int, before: int
+        self, batch: Batch, requested: tuple[Pointers, list[int]], length: int, before: int
     ) -> None:
-        pointers, days = asked
+        pointers, days = requested
         after = max(self._about, self.published)
         lists = [batch.to_lists(name) for name in TRAITS]
         for place, (user_id, day) in enumerate(zip(pointers.user_ids.tolist(), days, strict=True)):
@@ -128,29 +128,29 @@ class Load:
             assert rows == right, (user_id, day, len(rows), len(right))
             self.seen["right"] += 1
 
-    # The kinds of clients: each method asks for a while.
+    # The kinds of clients: each method requests a while.
 
     def stream(self, rng: random.Random) -> None:
         """A trainer, that now and then leaves in the middle."""
         length = rng.choice((0, 5, 50))
-        asked: list[tuple[tuple[Pointers, list[int]], int]] = []
+        requested: list[tuple[tuple[Pointers, list[int]], int]] = []
 
         def pointers() -> Iterator[Pointers]:
             for _ in range(rng.choice((3, 40))):
                 if self._stopping.is_set():
                     return
-                asked.append((self._asked(rng), self.published))
-                yield asked[-1][0][0]
+                requested.append((self._requested(rng), self.published))
+                yield requested[-1][0][0]
 
         leaves = rng.random() < 0.2
         with connect(self._server.address, ClientConfig(requests_in_flight=4)) as client:
             batches = client.stream(pointers(), Projection(length, traits=TRAITS))
             for number, batch in enumerate(batches):
-                self._check(batch, asked[number][0], length, asked[number][1])
+                self._check(batch, requested[number][0], length, requested[number][1])
                 if leaves and number == 2:
                     break
             else:
-                assert number + 1 == len(asked), "not as many as were asked for"
+                assert number + 1 == len(requested), "not as many as were requested"
             batches.close()
         self.seen["streams left" if leaves else "streams"] += 1
 
@@ -159,19 +159,19 @@ class Load:
         length = rng.choice((0, 5))
         with connect(self._server.address) as client:
             for _ in range(20):
-                asked, before = self._asked(rng), self.published
-                batch = client.materialize(asked[0], Projection(length, traits=TRAITS))
-                self._check(batch, asked, length, before)
+                requested, before = self._requested(rng), self.published
+                batch = client.materialize(requested[0], Projection(length, traits=TRAITS))
+                self._check(batch, requested, length, before)
         self.seen["calls"] += 20
 
     def cancelling(self, rng: random.Random) -> None:
-        """Calls and streams that nobody waits for."""
+        """Calls and streams that no one waits for."""
         with grpc.insecure_channel(
             self._server.address, [("grpc.use_local_subchannel_pool", 1)]
         ) as channel:
             stub = MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
             for _ in range(5):
-                pointers = self._asked(rng)[0]
+                pointers = self._requested(rng)[0]
                 request = wire.MaterializeRequest(
                     user_ids=pointers.user_ids.tolist(), end_ts=pointers.end_ts.tolist()
                 )
@@ -190,7 +190,7 @@ class Load:
         with connect(self._server.address) as client:
             for projection in (Projection(traits=("colour",)), "nobody"):
                 try:
-                    client.materialize(self._asked(rng)[0], projection)
+                    client.materialize(self._requested(rng)[0], projection)
                 except RequestError:
                     self.seen["refused"] += 1
                 else:

@@ -1,7 +1,7 @@
-"""A trainer at the other end of the wire, as a process: checks every example, tells what it saw.
+"""A trainer at the other end of the wire, as a process: checks every example, shows what it saw.
 
 `python network_client.py QUESTIONS ADDRESS RUNS`. QUESTIONS is a pickled list of users, end_ts and
-the right answer, asked one after the other and from the first again. RUNS is JSON, a list: one
+the right answer, requested one after the other and from the first again. RUNS is JSON, a list: one
 client after the other. Prints a JSON line for each batch that came, and one at each run's end.
 """
 
@@ -31,10 +31,10 @@ def main() -> None:
     """Makes each run."""
     questions = pickle.loads(Path(sys.argv[1]).read_bytes())  # noqa: S301 - our own
     for number, run in enumerate(json.loads(sys.argv[3])):
-        ask(sys.argv[2], questions, number, **run)
+        call(sys.argv[2], questions, number, **run)
 
 
-def ask(
+def call(
     address: str,
     questions: list[Question],
     number: int,
@@ -43,36 +43,36 @@ def ask(
     config: dict[str, Any],
     pause_s: float = 0.0,
 ) -> None:
-    """Asks until all has come, or an error."""
+    """Requests until all has come, or an error."""
     came, wrong, error, began_s = 0, 0, None, time.monotonic()
 
-    def tell(**more: object) -> None:
+    def report(**more: object) -> None:
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        told = {"run": number, "came": came, "peak_bytes": peak_bytes, **more}
-        print(json.dumps(told), flush=True)
+        result = {"run": number, "came": came, "peak_bytes": peak_bytes, **more}
+        print(json.dumps(result), flush=True)
 
-    asked = (
+    requested = (
         Pointers(user_ids=users, end_ts=end_ts)
         for users, end_ts, _ in itertools.islice(itertools.cycle(questions), batches)
     )
     with connect(address, ClientConfig(**config)) as client:
         if kind == "stream":
-            answers = client.stream(asked, ALL)
+            answers = client.stream(requested, ALL)
         else:
-            answers = (client.materialize(pointers, ALL) for pointers in asked)
+            answers = (client.materialize(pointers, ALL) for pointers in requested)
         try:
             for batch in answers:
                 wrong += shown(batch) != questions[came % len(questions)][2]
                 came += 1
-                tell()
+                report()
                 time.sleep(pause_s)
         except ThinRowError as caught:
             error = f"{type(caught).__name__}: {caught}"
-    tell(wrong=wrong, error=error, seconds=time.monotonic() - began_s)
+    report(wrong=wrong, error=error, seconds=time.monotonic() - began_s)
 
 
 def shown(batch: Batch) -> list[tuple[int, dict[str, list[Any] | None]]]:
-    """As worlds.shown, which would bring the whole server along."""
+    """Same as worlds.shown, which would bring the whole server along."""
     lists = {trait: batch.to_lists(trait) for trait in batch.values}
     return [
         (status, {trait: column[n] for trait, column in lists.items()})

@@ -81,7 +81,7 @@ class NumpyPlan:
             pointers: what to read, of whom.
             truncation: how much of each.
             groups: numbers of the stored groups whose stripes are wanted.
-            record_digests: tells every example's digest, not only those to be checked.
+            record_digests: shows every example's digest, not only those to be checked.
 
         Raises:
             StoreCorruptError: a directory contradicts itself, or a file failed its checksum.
@@ -247,7 +247,7 @@ class NumpyPlan:
         )
 
     def _spread(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """From the examples looked at to all examples; 0 for the others."""
+        """Spreads values of some examples to all examples; 0 for the others."""
         spread = np.zeros(len(self.pointers), dtype=np.int64)
         spread[self.live] = values
         return spread
@@ -273,7 +273,7 @@ class NumpyPlan:
         stripes: NDArray[np.int64],
         targets: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """How many events of each stripe come before its target."""
+        """Number of events of each stripe before its target."""
         index = np.searchsorted(self.cuts, stripes)
         return bisect_left(visible, starts[index], starts[index + 1], targets) - starts[index]
 
@@ -304,7 +304,7 @@ class NumpyPlan:
         newest: NDArray[np.int64],
         counts: NDArray[np.int64],
     ) -> NDArray[np.uint64]:
-        """Digest sums after so many events of each of the stripes."""
+        """Digest sums after that many events of each of the stripes."""
         schema = self.generation.schema
         cut, place = np.unique(newest, return_inverse=True)
         longest = np.zeros(len(cut), dtype=np.int64)
@@ -345,7 +345,7 @@ class Run:
     stripes: NDArray[np.int64]
     """The plan's stripe that each block comes from, shape (blocks,)."""
     first: NDArray[np.int64]
-    """Where in its stripe each block starts, events."""
+    """First event of each block in its stripe."""
     counts: NDArray[np.int64]
     """Events of each block."""
 

@@ -54,7 +54,7 @@ def same(left: Any, right: Any) -> bool:
 
 @dataclass
 class Online:
-    """A server, what it was told, and what that means."""
+    """A server, what it was reported, and what that means."""
 
     world: World
     schema: Schema
@@ -77,14 +77,14 @@ class Online:
 
     def append(self, events: Sequence[Event]) -> None:
         """Appends, and holds the server to what it may take."""
-        told = {
+        result = {
             trait.name: [event.traits.get(trait.name) for event in events]
             for trait in self.schema.traits
         }
         answer = self.client.append(
             [event.user_id for event in events],
             [event.event_ts for event in events],
-            told,
+            result,
             [event.event_id for event in events],
         )
         seen = {(event.user_id, event.event_id) for event in self.arrived}
@@ -112,7 +112,7 @@ class Online:
     def pointer(
         self, user_id: int, request_ts: int, lookback_ms: int, max_length: int
     ) -> tuple[Pointer, list[Event]]:
-        """What the thin row must hold."""
+        """Expected content of the thin row."""
         watermarks = self.oracle.watermarks
         place = bisect_right(watermarks, request_ts)
         start_ts = request_ts - lookback_ms if lookback_ms else 0
@@ -131,7 +131,7 @@ class Online:
     def check(
         self,
         user_id: int,
-        asked_ts: int,
+        moment_ts: int,
         lookback_ms: int,
         max_length: int,
         wanted: Wanted,
@@ -142,17 +142,17 @@ class Online:
             seen = self.client.snapshot(
                 user_id,
                 projection(wanted),
-                request_ts=asked_ts,
+                request_ts=moment_ts,
                 lookback_ms=lookback_ms,
                 max_length=max_length,
             )
         except RequestError as error:
             kept_after = self.client.describe().kept_from_ts
-            assert "kept" in str(error) and asked_ts < kept_after, error
+            assert "kept" in str(error) and moment_ts < kept_after, error
             return None
         row = seen.thin_row
         assert row.request_ts >= kept_before
-        assert row.request_ts == asked_ts or not asked_ts
+        assert row.request_ts == moment_ts or not moment_ts
         pointer, mutable, sequence = self.expected(
             user_id, row.request_ts, lookback_ms, max_length, wanted
         )
@@ -173,12 +173,12 @@ class Online:
         for name in names:
             [shown] = batch.to_lists(name)
             assert shown is not None
-            told = column(sequence, name, self.schema)
+            result = column(sequence, name, self.schema)
             if name == "visible_ts":  # a mutable event has no place in a history yet
-                told = [
+                result = [
                     e.event.arrival_ts if e.visible_ts is None else e.visible_ts for e in sequence
                 ]
-            assert same([as_value(value) for value in shown], [as_value(value) for value in told])
+            assert same([as_value(value) for value in shown], [as_value(value) for value in result])
 
     def logged(self, event: Event) -> dict[str, Any]:
         traits = {trait.name: as_value(trait_value(event, trait)) for trait in self.schema.traits}
@@ -206,10 +206,10 @@ class Online:
             if event.arrival_ts < watermark_ts and (last is None or event.arrival_ts >= last)
         ]
         assert report.events == len(due)
-        told = compact(replace(self.world.compaction([path], 0), watermark_ts=watermark_ts))
+        result = compact(replace(self.world.compaction([path], 0), watermark_ts=watermark_ts))
         run = Run(due, watermark_ts)
-        assert told.events_added == self.oracle.compact(run).events_added == len(due)
-        self.wait_for(told.generation)
+        assert result.events_added == self.oracle.compact(run).events_added == len(due)
+        self.wait_for(result.generation)
 
     def wait_for(self, generation: int) -> None:
         end_s = time.monotonic() + 60

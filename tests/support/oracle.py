@@ -81,7 +81,7 @@ class Run:
 
 @dataclass
 class Report:
-    """What one compaction counted."""
+    """Counters of one compaction."""
 
     rows_read: int = 0
     duplicates: int = 0
@@ -261,7 +261,7 @@ class Oracle:
         return report
 
     def holds(self, event: Event, since_ts: int) -> bool:
-        """Whether the user's history since then has an event of the same id."""
+        """True if the user's history since then has an event of the same id."""
         return event.event_id is not None and any(
             visible_ts is not None and visible_ts >= since_ts and old.event_id == event.event_id
             for visible_ts, old in self.kept.get(event.user_id, ())
@@ -332,7 +332,7 @@ class Oracle:
         return "OK", truncate(immutable + snapshot, wanted)
 
     def digest_content(self, user_id: int, end_ts: int) -> Key | None:
-        """What the digest at end_ts is a digest of; None where the store cannot tell."""
+        """Content of the digest at end_ts; None where the store cannot show."""
         if not self.watermarks or end_ts > self.watermarks[-1]:
             return None
         if end_ts < self.erased_at.get(user_id, end_ts):
@@ -365,7 +365,7 @@ def clamped(event: Event, bounds: Sequence[int | None]) -> int:
 
 
 class Seen(NamedTuple):
-    """What one request saw."""
+    """Sequence of one request."""
 
     pointer: Pointer
     mutable: list[Event]
@@ -373,7 +373,7 @@ class Seen(NamedTuple):
 
 
 class Past:
-    """What requests saw, from the raw events and the definition alone: no store, no runs.
+    """Sequences of requests, from the raw events and the definition alone: no store, no runs.
 
     Generations are cut at every multiple of the cadence, moved by an offset, the first one after
     the earliest arrival; the very last may lie off this grid. Each is published a delay later.

@@ -30,7 +30,7 @@ class Peak(NamedTuple):
     """One call, after everything that it needs was imported and made."""
 
     grown_bytes: int
-    """By how much the call raised the most memory that the process has had."""
+    """Increase of the process's peak memory by the call."""
     outcome: str
     """The repr of its result, or the name and text of its exception."""
 

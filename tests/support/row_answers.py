@@ -1,4 +1,4 @@
-"""What a server answers for each row of a file."""
+"""Answers of a server for each row of a file."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ POOLS = {kind: _pool(kind) for kind in ARROW}
 
 
 def examples(count: int) -> settings:
-    """So many examples, times THINROW_EXAMPLES."""
+    """Number of examples, times THINROW_EXAMPLES."""
     times = float(os.environ.get("THINROW_EXAMPLES", "1"))
     return settings(max_examples=max(1, round(count * times)))
 
@@ -114,7 +114,7 @@ def values(trait: Trait, rng: random.Random) -> Value:
 
 @dataclass(frozen=True)
 class World:
-    """Compactions to run one after another, and the moments worth asking about."""
+    """Compactions to run one after another, and the moments worth requesting about."""
 
     schema: Schema
     runs: list[Run]
@@ -246,7 +246,7 @@ class Example:
 
 
 @st.composite
-def asked(draw: st.DrawFn, world: World, count: int = 12) -> list[Example]:
+def requested(draw: st.DrawFn, world: World, count: int = 12) -> list[Example]:
     """Any examples, most of them sensible."""
     rng = draw(st.randoms(use_true_random=True))
     watermarks = [run.watermark_ts for run in world.runs]
@@ -361,7 +361,7 @@ def rows_table(
         + [(trait.name, arrow_type(trait)) for trait in schema.traits]
     )
 
-    def told(event: Event, trait: Trait) -> Value:
+    def result(event: Event, trait: Trait) -> Value:
         return trait_value(event, trait) if defaults else event.traits.get(trait.name)
 
     return pa.table(
@@ -387,7 +387,7 @@ def rows_table(
                             "event_ts": event.event_ts,
                             "arrival_ts": event.arrival_ts,
                             "event_id": event.event_id,
-                            **{trait.name: told(event, trait) for trait in schema.traits},
+                            **{trait.name: result(event, trait) for trait in schema.traits},
                         }
                         for event in row.mutable
                     ]

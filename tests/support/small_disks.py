@@ -35,16 +35,16 @@ class Disk:
 
     def used(self) -> int:
         """Bytes of whole pages, as the file system counts."""
-        gc.collect()  # an error that was told may still hold on to files of its run
-        told = os.statvfs(self.path)
-        return (told.f_blocks - told.f_bfree) * told.f_frsize
+        gc.collect()  # an error that was reported may still hold on to files of its run
+        reported = os.statvfs(self.path)
+        return (reported.f_blocks - reported.f_bfree) * reported.f_frsize
 
     def resize(self, size: int) -> None:
         options = f"remount,size={size}"
         subprocess.run(["mount", "-o", options, str(self.path)], check=True)
 
     def leave(self, room: int) -> None:
-        """Leaves so many bytes free, also where somebody is writing meanwhile."""
+        """Leaves that many bytes free, also where somebody is writing meanwhile."""
         for attempts_left in reversed(range(10)):
             used = self.used()
             try:
@@ -64,7 +64,7 @@ def small_disk(folder: Path) -> Iterator[Disk]:
     try:
         yield Disk(folder)
     finally:
-        gc.collect()  # errors that were told still hold on to the files of their runs
+        gc.collect()  # errors that were reported still hold on to the files of their runs
         subprocess.run(["umount", str(folder)], check=True)
 
 
@@ -82,11 +82,11 @@ def check_full(result: Result | subprocess.CompletedProcess[str], disk: Disk) ->
     code = (
         result.returncode if isinstance(result, subprocess.CompletedProcess) else result.exit_code
     )
-    told = result.stderr.strip()
-    assert code == 1, told
-    assert told.startswith(f"Error: The disk that holds {disk.path}"), told
-    assert "is full; free some space and run again" in told
-    assert "\n" not in told
+    reported = result.stderr.strip()
+    assert code == 1, reported
+    assert reported.startswith(f"Error: The disk that holds {disk.path}"), reported
+    assert "is full; free some space and run again" in reported
+    assert "\n" not in reported
 
 
 def compacting(world: World, store: Path, name: str, day: int) -> list[str]:

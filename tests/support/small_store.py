@@ -37,14 +37,14 @@ def all_files(store: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Everything that there is to ask, and the answers of the store when it was whole."""
+class Lookups:
+    """Everything that there is to request, and the answers of the store when it was whole."""
 
     pointers: Pointers
     right: Answers
 
 
-def asked_of(world: World) -> Asked:
+def lookups_of(world: World) -> Lookups:
     """All histories as of all moments, once without digests, which could hide a wrong answer."""
     bare = pointers_to(days(3, 4), USERS)
     with Generation.open_current(world.store) as generation:
@@ -56,29 +56,29 @@ def asked_of(world: World) -> Asked:
     )
     right = read_store(world.store, pointers)
     assert {status for status, _ in right} == {wire.STATUS_OK} and digests.all()
-    return Asked(pointers, right)
+    return Lookups(pointers, right)
 
 
 @dataclass
 class Outcomes:
-    """What became of a store to which something was done, again and again."""
+    """Outcomes of changing a store again and again."""
 
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
-    def look(self, world: World, asked: Asked, done: str) -> StoreError | None:
-        """Opens and asks as a server does, with nothing in memory from before."""
+    def look(self, world: World, lookups: Lookups, done: str) -> StoreError | None:
+        """Opens and requests as a server does, with nothing in memory from before."""
         block_cache.cache_clear()
         try:
-            answers = read_store(world.store, asked.pointers)
+            answers = read_store(world.store, lookups.pointers)
         except StoreError as error:
             self.counts["found"] += 1
             return error
         except Exception as error:  # whatever else it says, no operator could act on it
             self.wrong.append(f"{done}: {error!r}")
             return None
-        self.counts["harmless"] += answers == asked.right
-        if answers != asked.right:
+        self.counts["harmless"] += answers == lookups.right
+        if answers != lookups.right:
             self.wrong.append(f"{done}: a wrong answer")
         return None
 

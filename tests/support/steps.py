@@ -1,8 +1,8 @@
-"""Runs a command that kills itself at the N-th thing it asks of the file system below a folder.
+"""Runs a command that kills itself at the N-th thing it requests of the file system below a folder.
 
     python steps.py N FOLDER COMMAND...
 
-Where there is no N-th it ends as the command does, and tells on stderr how many there were.
+Where there is no N-th it ends as the command does, and shows on stderr how many there were.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ lock = threading.Lock()
 
 
 def step() -> None:
-    """One more thing is asked; the last is not done any more."""
+    """One more thing is requested; the last is not done any more."""
     global count
     with lock:
         count += 1
@@ -32,7 +32,7 @@ def step() -> None:
 
 
 def watch_names(event: str, arguments: tuple[object, ...]) -> None:
-    """Files opened, renamed, linked, removed: what Python tells of by itself."""
+    """Files opened, renamed, linked, removed: what Python shows of by itself."""
     if event.startswith(("open", "os.", "shutil.")) and any(
         folder in str(given) for given in arguments
     ):

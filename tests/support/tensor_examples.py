@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def by_request(batches: Iterable[TensorBatch]) -> dict[str, Any]:
-    """Of each request its example: its own slices of the tensors, byte by byte, and its texts."""
+    """Example of each request: its own slices of the tensors, byte by byte, and its texts."""
     found: dict[str, Any] = {}
     for batch in batches:
         ends = batch.offsets.tolist()

@@ -79,7 +79,7 @@ def rows_table(
 
 
 def write_rows(folder: Path, counts: Iterable[int], *, row_group: int = 50, seed: int = 0) -> str:
-    """Writes files of so many rows each; the glob that finds them."""
+    """Writes files of that many rows each; the glob that finds them."""
     for number, count in enumerate(counts):
         pq.write_table(
             rows_table(count, seed=seed + number),
@@ -90,14 +90,14 @@ def write_rows(folder: Path, counts: Iterable[int], *, row_group: int = 50, seed
 
 
 def ids_of(source: FileSource, examples: int = 7) -> list[int]:
-    """What a source still gives."""
+    """Remaining rows of a source."""
     return [number for chunk in source.chunks(examples) for number in chunk.example_ids.tolist()]
 
 
 def shown(batch: TensorBatch) -> list[Any]:
     """A batch as Python values, one entry per example, so that two can be compared.
 
-    Text is shown as such: the codes of a batch depend on how its examples were asked for.
+    Text is shown as such: the codes of a batch depend on how its examples were requested.
     """
     ends = batch.offsets.tolist()
     traits = {}

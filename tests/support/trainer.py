@@ -28,13 +28,13 @@ class Trainer:
     server: list[str]
     log: str
     workers: int | None = None
-    """None: ThinRowLoader; otherwise StatefulDataLoader with so many."""
+    """None: ThinRowLoader; otherwise StatefulDataLoader with that many."""
     start: str = "fork"
     batch_examples: int = 8
     batch_events: int | None = None
     pause_s: float = 0.0
     batches_max: int | None = None
-    """Leaves after so many."""
+    """Leaves after that many."""
 
     def command(self) -> list[str]:
         return [sys.executable, __file__, json.dumps(asdict(self))]

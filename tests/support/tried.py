@@ -14,7 +14,7 @@ SEED = int(os.environ.get("THINROW_FAULTS_SEED", "20261124"))
 
 
 def times(short: int, full: int) -> int:
-    """How often to try, in this run."""
+    """Number of tries in this run."""
     return full if FULL else short
 
 

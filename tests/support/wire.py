@@ -43,7 +43,7 @@ RESET = 0x14
 
 @dataclass(frozen=True)
 class Weather:
-    """What the wire does to packets, either way."""
+    """Effects of the wire on packets, in both directions."""
 
     delay_ms: float = 0
     jitter_ms: float = 0
@@ -51,7 +51,7 @@ class Weather:
     bytes_per_s: float = 0
     """0 for no bound."""
     queue_bytes_max: int = 1 << 18
-    """What waits for a wire with a bound; more is dropped."""
+    """Bound on packets that wait for the wire; more are dropped."""
     lost: float = 0
     doubled: float = 0
     corrupted: float = 0
@@ -85,7 +85,7 @@ class Wire:
         self.weather = replace(Weather(), **changes)  # type: ignore[arg-type]
 
     def cut(self) -> None:
-        """From now on nothing arrives, also of what is on its way."""
+        """Stops all arrivals, also of packets on their way."""
         self.weather = Weather(is_cut=True)
         self._due = []
 

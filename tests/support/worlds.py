@@ -41,7 +41,7 @@ DAY_MS = 86_400_000
 START_TS = 19_675 * DAY_MS
 REPEATS = max(1, round(float(os.environ.get("THINROW_EXAMPLES", "1"))))
 OWN_HOST = "127.{}.{}.{}".format(*(os.getpid() >> bits & 255 for bits in (16, 8, 0)))
-"""A loopback address of this process: a port of it, once left, is taken by nobody else."""
+"""A loopback address of this process: a port of it, once left, is taken by no one else."""
 THINROW = (sys.executable, "-m", "thinrow.cli.entry")
 SCHEMA = """
 [item]
@@ -54,7 +54,7 @@ price = "float64"
 """
 ALL = Projection()
 Answers = list[tuple[int, dict[str, list[Any] | None]]]
-"""Of each example its status and its histories, by trait."""
+"""Status and histories of each example, by trait."""
 
 
 def some_events(
@@ -150,7 +150,7 @@ def shown(batch: Batch) -> Answers:
 
 
 def read_store(store: Path, pointers: Pointers, projection: Projection = ALL) -> Answers:
-    """What a server would answer, without one: opens, reads, assembles, widens."""
+    """Answer of a server, without one: opens, reads, assembles, widens."""
     piece = BatchLookup(ThinRows(pointers), projection).whole()
     request = wire.MaterializeRequest.FromString(piece.request())
     with Generation.open_current(store) as generation:
@@ -169,7 +169,7 @@ def read_store(store: Path, pointers: Pointers, projection: Projection = ALL) ->
 
 
 def leftovers(store: Path) -> list[str]:
-    """What lies in a store and is neither a generation nor belongs there for good."""
+    """Files in a store that are neither a generation nor permanent."""
     known = {"CURRENT", "HIGHEST", "LOCK"}
     return [
         path.name
@@ -209,7 +209,7 @@ class Running:
     log: Path
 
     def events(self) -> list[dict[str, Any]]:
-        """What it logged; the line being written is left out."""
+        """Lines that it logged; the line being written is left out."""
         lines = self.log.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in lines if line.startswith("{")]
 
@@ -288,8 +288,8 @@ def running_server(store: Path, *options: object, listen: str = "127.0.0.1:0") -
         process = subprocess.Popen([*map(str, command)], stderr=sink)
     try:
         running = Running(process, "", "", log)
-        told = running.wait_for("serving")
-        running.address, running.metrics = told["address"], told["metrics"]
+        result = running.wait_for("serving")
+        running.address, running.metrics = result["address"], result["metrics"]
         yield running
     finally:
         process.kill()
@@ -306,8 +306,8 @@ def running_online(world: World, *options: object) -> Iterator[Running]:
         process = subprocess.Popen([*map(str, command)], stderr=sink)
     try:
         running = Running(process, "", "", log)
-        told = running.wait_for("serving")
-        running.address, running.metrics = told["address"], told["metrics"]
+        result = running.wait_for("serving")
+        running.address, running.metrics = result["address"], result["metrics"]
         yield running
     finally:
         process.kill()

@@ -246,9 +246,9 @@ def test_online_events_are_stored_as_they_were_given(tmp_path: Path) -> None:
             "embedding": np.array([[1.0, 2.0], [3.0, 4.0]]),
         }
         times = np.array([1000, 2000], "datetime64[ms]")
-        told = client.append(np.array([7, 7], np.uint8), times, traits)
-        assert told.appended == 2
-        later_ts = told.arrival_ts + 1
+        result = client.append(np.array([7, 7], np.uint8), times, traits)
+        assert result.appended == 2
+        later_ts = result.arrival_ts + 1
         seen = client.snapshot_batch(np.array([7.0]), Projection(), request_ts=later_ts).batch
         assert seen.to_lists("event_ts") == [[1000, 2000]]
         assert seen.to_lists("item_id") == [[5, 6]]
@@ -264,12 +264,12 @@ def test_online_events_are_stored_as_they_were_given(tmp_path: Path) -> None:
             client.append([10.9, 1], times, traits)
         with pytest.raises(InputError, match="event_ts"):
             client.append([7, 7], np.array([0.5, 1.5]), traits)
-        for ask in (
+        for call in (
             lambda: client.snapshot(7.5, Projection()),  # type: ignore[arg-type]
             lambda: client.snapshot_batch([7.5], Projection()),
         ):
             with pytest.raises(InputError, match="user_id"):
-                ask()
+                call()
         foreign = client.events([7, 7], times, traits)
         [rating] = [column for column in foreign.columns if column.trait == "rating"]
         rating.data, rating.widths = np.array([4.5, 0.25]).tobytes(), bytes([8])
@@ -304,7 +304,7 @@ def test_logged_values_do_not_change(kind: pa.DataType, value: Any, expected: An
 MASKED = np.ma.array([1.5, 2.5], mask=[True, False])
 
 
-def test_masked_elements_in_a_list_are_absent() -> None:
+def test_mrequested_elements_in_a_list_are_absent() -> None:
     assert stored(FLOAT32, [MASKED[0], MASKED[1]]) == [None, 2.5]
     with pytest.raises(ValueError, match="None is no number"):
         stored(FLOAT32, [[MASKED[0], 1.0]], size=2)

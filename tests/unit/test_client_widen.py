@@ -107,7 +107,7 @@ def encoded_columns(draw: st.DrawFn) -> Encoded:
 
 
 def value(column: wire.Column, word: int) -> bytes | int | str:
-    """What a word means."""
+    """Meaning of a word."""
     if column.type == wire.TRAIT_TYPE_CATEGORICAL:
         return column.dictionary[word]
     if column.type == wire.TRAIT_TYPE_STRING:
@@ -201,7 +201,7 @@ def answer(
     ("kind", "base", "fits"),
     [
         (wire.TRAIT_TYPE_INT64, (1 << 31) - 256, True),
-        (wire.TRAIT_TYPE_INT64, (1 << 31) - 255, True),  # only the values tell
+        (wire.TRAIT_TYPE_INT64, (1 << 31) - 255, True),  # only the values show
         (wire.TRAIT_TYPE_INT64, (1 << 31) - 7, False),
         (wire.TRAIT_TYPE_INT64, -(1 << 31), True),
         (wire.TRAIT_TYPE_INT64, -(1 << 31) - 1, False),
@@ -359,7 +359,7 @@ def test_mutable_text_joins_the_texts() -> None:
 
 
 def overflow(answer: wire.MaterializeResponse) -> None:
-    """So many words that their bytes, counted in 64 bits, are none."""
+    """Number of words so large that their bytes, counted in 64 bits, are none."""
     answer.block_lengths[0] = 1 << 31
     column = answer.columns[0]
     column.vector_size, column.widths, column.data = 1 << 30, b"\x08", b""
@@ -374,7 +374,7 @@ def bomb(answer: wire.MaterializeResponse) -> None:
     answer.block_lengths.extend([(1 << 32) - 1] * 64)
 
 
-def test_an_answer_without_what_was_asked_for_is_refused() -> None:
+def test_an_answer_without_what_was_requested_is_refused() -> None:
     rows = ThinRows(Pointers(user_ids=[7], end_ts=[100]))
     response = answer([(0, 1)], [int64_column("t", [1])], 1)
     with pytest.raises(ThinRowError, match="lacks other"):

@@ -214,7 +214,7 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_text_comes_in_any_layout(tmp_path: Path, layout: pa.DataType) -> None:
-    """In columns beside, in mutable events, in files, in tables and in messages."""
+    """Unsigned values in columns beside, in mutable events, in files, in tables and in messages."""
     table = thin_rows(rows=3, session=pa.array(["a", None, "b"], layout))
     events = pa.struct([("event_ts", pa.int64()), ("brand", layout)])
     mutable = [[{"event_ts": 1, "brand": "x"}], [], [{"event_ts": 2, "brand": None}]]
@@ -287,7 +287,7 @@ def test_a_window_holds_any_amount_of_text(tmp_path: Path) -> None:
     assert len(rows) == len(others) == 5
 
 
-def test_files_may_differ_in_columns_nobody_asks_for(tmp_path: Path) -> None:
+def test_files_may_differ_in_columns_no_one_requests(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", 0, label=pa.array([1]))
     write(tmp_path / "b.parquet", 1, label=pa.array([2]), dwell=pa.array([3]))
     write(tmp_path / "c.parquet", 2, label=pa.array([2], pa.int8()), dwell=pa.array(["x"]))

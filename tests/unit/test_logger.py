@@ -1,4 +1,4 @@
-"""The logger's promises one by one: what comes out, what is refused, what is told, its bounds."""
+"""The logger's promises one by one: what comes out, what is refused, what is reported, its bounds."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_row_that_does_not_fit_is_refused_alone(
     assert request_ids(tmp_path).keys() == {f"r{n}" for n in range(20)} - {"r13"}
 
 
-def test_what_is_wrong_at_once_is_told_at_once(tmp_path: Path) -> None:
+def test_what_is_wrong_at_once_is_reported_at_once(tmp_path: Path) -> None:
     with ThinRowLogger(config_in(tmp_path, mutable_events_max=3)) as logger:
         with pytest.raises(InputError, match="features must be place, score, but are score"):
             logger.log("a", a_row(1), {"score": 1.0})
@@ -202,7 +202,7 @@ def test_what_is_wrong_at_once_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_draining_a_closed_logger_is_an_error(tmp_path: Path) -> None:
-    """Nobody publishes any more what a window still holds."""
+    """No one publishes any more what a window still holds."""
     with ThinRowLogger(config_in(tmp_path), clock=Clock()) as logger:
         logger.log("a", a_row(1), features_of(1))
     logger.flush()
@@ -225,7 +225,7 @@ def test_rows_without_labels(tmp_path: Path) -> None:
         assert len(published(folder)) == (10 if policy == "emit" else 1)
 
 
-def test_late_and_lost_labels_are_counted_and_told(
+def test_late_and_lost_labels_are_counted_and_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock()
@@ -275,7 +275,7 @@ def test_a_full_logger_says_so_and_goes_on_later(
         first = len(taken)
         assert first
         for _ in range(3):
-            # What is needless is let go of three windows later.
+            # What is needless is released three windows later.
             logger.flush()
             clock.now_ts += 1000
             logger.drain(10)
@@ -299,7 +299,7 @@ def test_labels_are_bounded_too(tmp_path: Path) -> None:
         logger.log("r0", a_row(0), features_of(0)).wait()
 
 
-def test_the_journal_is_let_go_of(tmp_path: Path) -> None:
+def test_the_journal_is_released(tmp_path: Path) -> None:
     clock = Clock()
     with ThinRowLogger(config_in(tmp_path, segment_bytes=10_000), clock=clock) as logger:
         sizes = []
@@ -445,10 +445,10 @@ def test_metrics(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     with ThinRowLogger(config_in(tmp_path), registry=registry) as logger:
         logger.log("a", a_row(1), features_of(1)).wait()
-        told = generate_latest(registry).decode()
-        assert "thinrow_logger_rows_total 1.0" in told
-        assert 'thinrow_logger_rows_published_total{output="files"} 0.0' in told
-        assert "thinrow_logger_rows_pending 1.0" in told
+        result = generate_latest(registry).decode()
+        assert "thinrow_logger_rows_total 1.0" in result
+        assert 'thinrow_logger_rows_published_total{output="files"} 0.0' in result
+        assert "thinrow_logger_rows_pending 1.0" in result
     assert "thinrow_logger" not in generate_latest(registry).decode()
 
 
@@ -487,7 +487,7 @@ def test_the_page_runs_as_written(
     monkeypatch.chdir(tmp_path)
     with running_server(world.store) as server:
         for block in blocks:
-            # The window alone is shortened: nobody waits ten minutes here.
+            # The window alone is shortened: no one waits ten minutes here.
             code = block.replace("127.0.0.1:7878", server.address).replace("600_000", "100")
             exec(code, {})
     assert re.fullmatch(r"tensor\(\[1\]\) tensor\(\[ *0, +\d\d\]\)\n", capsys.readouterr().out)

@@ -162,11 +162,13 @@ def test_ids_beyond_int64_are_refused_with_the_way_out(tmp_path: Path, column: s
         }
     ).with_columns(hashes.alias(column))
     path = world.write("events.parquet", frame.to_arrow())
-    with pytest.raises(InputError, match=f"{column} does not fit .* 9223372036854775809 ") as told:
+    with pytest.raises(
+        InputError, match=f"{column} does not fit .* 9223372036854775809 "
+    ) as reported:
         world.compact(frame.to_arrow(), 1)
     for library in ("Polars", "DuckDB", "pandas"):
-        assert library in str(told.value)
-    assert f"pl.col('{column}').reinterpret(signed=True)" in str(told.value)
+        assert library in str(reported.value)
+    assert f"pl.col('{column}').reinterpret(signed=True)" in str(reported.value)
     signed = frame.with_columns(pl.col(column).reinterpret(signed=True))
     world.compact(signed.to_arrow(), 1, cadence_ms=DAY_MS)
     users = signed["user_id"].to_list()

@@ -91,7 +91,7 @@ def test_damaged_and_foreign_records(schema: Schema) -> None:
 
 
 def test_order(schema: Schema) -> None:
-    """By time, whether there is an id, and id; nothing where that does not decide."""
+    """Order by time, presence of an id, and id; nothing where that does not decide."""
     rng = np.random.default_rng(0)
     _, columns = columns_of(schema, 200, rng)
     times, ids = rng.integers(-3, 3, 200), rng.permutation(200) - 100

@@ -218,13 +218,13 @@ def test_digest() -> None:
     assert one.digest_content(ANN, TUE) != other.digest_content(ANN, TUE)
     assert one.digest_content(BOB, TUE) == ()
     assert one.digest_content(ANN, TUE + 1) is None
-    told = one.digest_content(ANN, TUE)
+    result = one.digest_content(ANN, TUE)
     one.compact(Run([], TUE + 2, lookback_ms=DAY_MS))
-    assert one.digest_content(ANN, MON + 2) == told[:2]  # type: ignore[index]
+    assert one.digest_content(ANN, MON + 2) == result[:2]  # type: ignore[index]
     assert one.digest_content(ANN, MON + 1) is None
     # Not a key trait.
     starry = [replace(old, traits={"film": n, "stars": 1.0}) for n, old in enumerate(events)]
-    assert built(Run(starry, TUE)).digest_content(ANN, TUE) == told
+    assert built(Run(starry, TUE)).digest_content(ANN, TUE) == result
     assert one.answer(Pointer(ANN, MON + 2, TUE), ALL, [], TUE, False)[0] == "DIGEST_MISMATCH"
     assert one.answer(Pointer(ANN, TUE, TUE), ALL, [], TUE, False)[0] == "OK"
 

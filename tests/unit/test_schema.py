@@ -130,7 +130,7 @@ class Past:
     day: int = 0
 
     def grow(self, schema: str, counts: dict[int, int]) -> None:
-        """One more day under a schema, with so many events of each user."""
+        """One more day under a schema, with that many events of each user."""
         rng = random.Random(self.day)
         fresh = []
         for user, count in counts.items():

@@ -94,7 +94,7 @@ def of(registry: CollectorRegistry) -> Look:
 
 
 @pytest.mark.parametrize("options", [(), TWO], ids=["one", "two"])
-def test_it_tells_what_the_server_does(world: World, options: tuple[object, ...]) -> None:
+def test_it_shows_what_the_server_does(world: World, options: tuple[object, ...]) -> None:
     tenants = world.folder / "tenants.toml"
     with running_server(world.store, "--tenants", tenants, *options) as server:
         for _ in range(10):
@@ -123,7 +123,7 @@ def test_it_tells_what_the_server_does(world: World, options: tuple[object, ...]
         assert NASTY not in page
 
 
-def test_nothing_told_is_taken_for_html() -> None:
+def test_nothing_reported_is_taken_for_html() -> None:
     registry = CollectorRegistry()
     for name, labels in (
         ("thinrow_examples", ["tenant", "status"]),

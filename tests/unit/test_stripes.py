@@ -1,4 +1,4 @@
-"""How histories lie on disk: full stripes, then shorter ones, in layers, and nothing left over."""
+"""Histories on disk: full stripes, then shorter ones, in layers, and nothing left over."""
 
 from __future__ import annotations
 

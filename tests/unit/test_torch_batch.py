@@ -54,8 +54,8 @@ score = { type = "float32", sparse = true }
 embedding = { type = "float16", size = 3 }
 """
 SCALARS = ("item_id", "brand", "genre", "rating", "liked", "price", "score", "event_ts")
-NOBODY = 99
-ALL_USERS = (1, 2, NOBODY, 3, NOBODY, 4, 5)
+UNKNOWN_USER = 99
+ALL_USERS = (1, 2, UNKNOWN_USER, 3, UNKNOWN_USER, 4, 5)
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +81,11 @@ def answers_about(
 ) -> list[Answer]:
     """Several answers, so that a batch is put together of parts."""
     halves = [users[: len(users) // 2], users[len(users) // 2 :]]
-    asked = [
+    requested = [
         Pointers(user_ids=half, end_ts=[worlds.as_of(3)] * len(half)) for half in halves if half
     ]
     projection = Projection(sequence_length=length, traits=traits)
-    return list(client.answers(asked, projection))
+    return list(client.answers(requested, projection))
 
 
 def to_tensors(answers: Sequence[Answer], integer_dtype: torch.dtype = torch.int64) -> TensorBatch:
@@ -138,8 +138,8 @@ def assert_equal(batch: TensorBatch, expected: Batch) -> None:
 CASES = [
     pytest.param(ALL_USERS, 0, id="everything"),
     pytest.param(ALL_USERS, 5, id="truncated"),
-    pytest.param((NOBODY,), 0, id="one empty example"),
-    pytest.param((NOBODY, NOBODY), 0, id="no events at all"),
+    pytest.param((UNKNOWN_USER,), 0, id="one empty example"),
+    pytest.param((UNKNOWN_USER, UNKNOWN_USER), 0, id="no events at all"),
     pytest.param((1,), 1, id="one event"),
 ]
 
@@ -374,7 +374,7 @@ def test_a_keyed_jagged_tensor_holds_the_same(client: Client) -> None:
             assert keyed.keys() == traits
             assert keyed.lengths().dtype == dtype
             assert keyed.values().data_ptr() == batch.values[traits[0]].data_ptr()
-            # What torchrec would compute, had it not been told.
+            # What torchrec would compute, had it not been reported.
             plain = torchrec.KeyedJaggedTensor(traits, keyed.values(), lengths=keyed.lengths())
             assert keyed.stride() == plain.stride() == len(users)  # type: ignore[arg-type]
             assert keyed.length_per_key() == plain.length_per_key()

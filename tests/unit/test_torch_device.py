@@ -1,4 +1,4 @@
-"""Memory that batches borrow: never rewritten while someone looks at it, and not allocated anew."""
+"""Memory that batches borrow: never rewritten while someone looks at it, and not allocated again."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_more_is_lent_than_there_are_slots_rather_than_wait_forever() -> None:
     assert [int(batch.example_ids[0]) for batch in batches] == list(range(50))
     assert copy.allocations == 50
     batches.clear()
-    # What was lent beyond the slots is let go of.
+    # What was lent beyond the slots is released.
     filled(0, 100, copy.allocate)
     assert copy._ring.free == 2
 
@@ -130,11 +130,11 @@ def test_a_batch_of_next_to_nothing_is_lent_too(size_bytes: int) -> None:
 
 
 def test_memory_comes_back_from_any_thread() -> None:
-    """A trainer lets go of batches while the loader asks for memory: neither waits nor is lost."""
+    """A trainer releases batches while the loader requests memory: neither waits nor is lost."""
     copy = DeviceCopy("cpu", slots=4)
     wrong: list[int] = []
 
-    def let_go(batches: list[TensorBatch]) -> None:
+    def release(batches: list[TensorBatch]) -> None:
         for batch in batches:
             number = int(batch.example_ids[0])
             if not bool((batch.values["item_id"] == number).all()):
@@ -146,7 +146,7 @@ def test_memory_comes_back_from_any_thread() -> None:
             copy.receive(copy.send(filled(number, 200, copy.allocate)))
             for number in range(start, start + 4)
         ]
-        thread = threading.Thread(target=let_go, args=(batches,))
+        thread = threading.Thread(target=release, args=(batches,))
         thread.start()
         for number in range(10_000, 10_004):
             filled(number, 200, copy.allocate)
@@ -178,7 +178,7 @@ def test_the_benchmark_runs_without_a_gpu_and_says_what_that_is_worth(tmp_path: 
     command = [sys.executable, BENCH / "gpu.py", "--device", "cpu", "--quick", "--out", page]
     ended = subprocess.run([*map(str, command)], capture_output=True, timeout=240, check=False)
     assert ended.returncode == 0, ended.stderr.decode()
-    told = page.read_text(encoding="utf-8")
-    assert "they mean nothing" in told
+    result = page.read_text(encoding="utf-8")
+    assert "they mean nothing" in result
     # Of two lengths, three ways to copy and one training each.
-    assert [told.count(f"| {case} |") for case in ("64 x 4", "256 x 2")] == [3, 3]
+    assert [result.count(f"| {case} |") for case in ("64 x 4", "256 x 2")] == [3, 3]

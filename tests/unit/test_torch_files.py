@@ -89,7 +89,7 @@ def test_shards_neither_overlap_nor_lose(
             assert epochs[0] != epochs[1] != list(range(total))
 
 
-def test_the_order_is_the_same_for_good(tmp_path: Path) -> None:
+def test_the_order_is_the_same_permanently(tmp_path: Path) -> None:
     """Saved states name places in it: these numbers must not change with any release."""
     paths = write_rows(tmp_path, [8, 8], row_group=4)
     for order, right in {
@@ -120,7 +120,7 @@ def test_rows_come_with_all_that_is_theirs(tmp_path: Path) -> None:
         assert lengths == [len(events) for events in part["mutable"].to_pylist()]
 
 
-def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
+def test_only_the_columns_requested_are_read(tmp_path: Path) -> None:
     files = RowFiles(write_rows(tmp_path, [5]))
     (chunk,) = files.source(columns=("label",)).chunks(5)
     assert chunk.columns.column_names == ["user_id", "request_ts", "label"]

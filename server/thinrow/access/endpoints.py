@@ -39,7 +39,7 @@ def start_endpoints(
         and config.tls_client_ca is None
     ):
         log.warning(
-            "everybody who reaches this machine is served: make tokens (thinrow token), ask for "
+            "everyone who reaches this machine is served: make tokens (thinrow token), ask for "
             "client certificates, or listen on one address",
             extra={"listen": config.listen},
         )
