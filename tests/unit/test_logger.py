@@ -1,4 +1,4 @@
-"""The logger's promises one by one: what comes out, what is refused, what is reported, its bounds."""
+"""The logger's promises one by one: output, refusals, reports and bounds."""
 
 from __future__ import annotations
 

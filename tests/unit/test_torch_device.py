@@ -1,4 +1,4 @@
-"""Memory that batches borrow: never rewritten while someone looks at it, and not allocated again."""
+"""Memory that batches borrow: never rewritten while in use, and reused."""
 
 from __future__ import annotations
 
