@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from expected import column_bytes
 from limits import BareGets, BareStream, MemoryCopy
 from sides import Figures, check_equal, measure
-from thinrow.access.projection import resolve
+from thinrow.access.projection import ResolvedProjection, resolve
 from thinrow.client import Projection, read_thin_rows
 from thinrow.core.wire.batch_lookup import BatchLookup
-from thinrow.materialization.service import read_pointers
+from thinrow.materialization.request import MaterializeRequest
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan
 from thinrow.store.shard import Shard
@@ -183,17 +183,20 @@ def recorded(
     try:
         for request in requests:
             with Generation(generation.folder) as fresh:
-                plan_of(fresh, request).read()
+                plan_of(fresh, request)[0].read()
     finally:
         Shard.get = get  # type: ignore[method-assign]
     return seen
 
 
-def plan_of(generation: Generation, request: wire.MaterializeRequest) -> HistoryPlan:
-    """A request, planned as the server does."""
-    projection = resolve(request, generation.schema, {})
-    pointers = read_pointers(request, len(request.user_ids))
-    return HistoryPlan(generation, pointers, projection.truncation, projection.groups)
+def plan_of(
+    generation: Generation, request: wire.MaterializeRequest
+) -> tuple[HistoryPlan, ResolvedProjection]:
+    """Plans a request as the server does."""
+    decoded = MaterializeRequest(request.SerializeToString(), len(request.user_ids))
+    projection = resolve(decoded.tenant, decoded.projection, generation.schema, {})
+    plan = HistoryPlan(generation, decoded, projection.truncation, projection.groups)
+    return plan, projection
 
 
 def functions(
@@ -203,10 +206,10 @@ def functions(
     profiler = cProfile.Profile()
     profiler.enable()
     for request in requests:
-        plan = plan_of(generation, request)
+        plan, projection = plan_of(generation, request)
         plan.read()
         plan.resolve()
-        plan.answer(resolve(request, generation.schema, {}).traits, ANSWER_BYTES_MAX)
+        plan.answer(projection.traits, ANSWER_BYTES_MAX)
     profiler.disable()
     stats = pstats.Stats(profiler)
     rows = [

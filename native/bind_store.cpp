@@ -9,6 +9,7 @@
 #include "errors.h"
 #include "plan.h"
 #include "python.h"
+#include "request.h"
 #include "value_cache.h"
 
 namespace thinrow {
@@ -43,6 +44,11 @@ class BoundPlan {
             pointers(user_ids, start_ts, end_ts, max_lengths, digests, request_ts, mutable_lengths),
             {watermarks.data(), watermarks.data() + watermarks.size()}, sequence_length, head,
             record_digests) {}
+
+  BoundPlan(const MaterializeRequest &request, const In<int64_t> &watermarks,
+            int64_t sequence_length, bool head, bool record_digests)
+      : plan_(request.pointers(), {watermarks.data(), watermarks.data() + watermarks.size()},
+              sequence_length, head, record_digests) {}
 
   nb::bytes directory_keys() const { return bytes_of(plan_.directory_keys()); }
 
@@ -213,6 +219,12 @@ Args:
     sequence_length: Most events of immutable and mutable part; 0 for no limit.
     head: Keep the oldest events instead of the newest.
     record_digests: Compute the digest of every example, not only of those with a recorded one.)")
+      .def(nb::init<const MaterializeRequest &, const In<int64_t> &, int64_t, bool, bool>(),
+           "request"_a, "watermarks"_a, "sequence_length"_a, "head"_a, "record_digests"_a,
+           R"(Decide each example of a decoded request, with its columns filled in.
+
+Raises:
+    ValueError: Columns differ in length, or there are too many examples.)")
       .def("directory_keys", &BoundPlan::directory_keys,
            "Return the keys of the users' directories, concatenated.")
       .def("choose_stripes", &BoundPlan::choose_stripes, "directories"_a, "groups"_a,

@@ -29,6 +29,15 @@ enum class TraitType : int {
 
 namespace fields {
 
+namespace materialize_request {
+constexpr uint32_t tenant = 1, projection = 2, user_ids = 3, start_ts = 4, end_ts = 5,
+                   max_lengths = 6, digests = 7, request_ts = 8, mutable_lengths = 9;
+} // namespace materialize_request
+
+namespace materialize_stream_request {
+constexpr uint32_t cursor = 1, request = 2, traceparent = 3;
+} // namespace materialize_stream_request
+
 namespace materialize_response {
 constexpr uint32_t generation = 1, watermark_ts = 2, statuses = 3, view_starts = 4,
                    view_lengths = 5, block_lengths = 6, columns = 7, sequence_length = 8,

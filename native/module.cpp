@@ -13,6 +13,7 @@ NB_MODULE(_native, m) {
       "out of bounds.";
   thinrow::bind_loops(m);
   thinrow::bind_records(m);
+  thinrow::bind_request(m);
   thinrow::bind_response(m);
   thinrow::bind_store(m);
   thinrow::bind_snapshot(m);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -13,7 +14,14 @@
 
 namespace thinrow {
 
-enum class Wire : uint32_t { varint = 0, fixed64 = 1, length = 2, fixed32 = 5 };
+enum class Wire : uint32_t {
+  varint = 0,
+  fixed64 = 1,
+  length = 2,
+  group = 3,
+  group_end = 4,
+  fixed32 = 5
+};
 
 inline int64_t varint_bytes(uint64_t value) {
   return value ? (70 - __builtin_clzll(value)) / 7 : 1;
@@ -91,21 +99,19 @@ class Reader {
 
   // Advances to the next field; returns false at the end.
   bool next() {
-    if (at_ == end_) return false;
-    const uint64_t tag = varint();
-    field_ = static_cast<uint32_t>(tag >> 3);
-    type_ = static_cast<Wire>(tag & 7);
-    switch (type_) {
-      case Wire::varint: number_ = varint(); break;
-      case Wire::fixed64: content_ = take(8); break;
-      case Wire::fixed32: content_ = take(4); break;
-      case Wire::length: content_ = take(varint()); break;
-      default: throw std::invalid_argument("it is no protobuf message");
+    while (at_ != end_) {
+      read_tag();
+      if (type_ != Wire::group) {
+        read_content();
+        return true;
+      }
+      skip_group(1);
     }
-    return true;
+    return false;
   }
 
   uint32_t field() const { return field_; }
+  Wire type() const { return type_; }
 
   uint64_t number() const {
     require(Wire::varint);
@@ -127,12 +133,27 @@ class Reader {
       numbers.push_back(static_cast<Number>(number_));
       return;
     }
-    Reader packed(bytes());
+    const Reader packed(bytes());
     // The last byte of each number has its highest bit clear, so the count is known beforehand;
     // growing step by step would take twice the memory.
     numbers.reserve(numbers.size() + std::count_if(packed.at_, packed.end_,
                                                    [](uint8_t byte) { return byte < 0x80; }));
-    while (packed.at_ != packed.end_) numbers.push_back(static_cast<Number>(packed.varint()));
+    for_each_number([&](uint64_t number) { numbers.push_back(static_cast<Number>(number)); });
+  }
+  // Calls a function with each number of a repeated field: packed ones, or one element.
+  template <typename Take>
+  void for_each_number(Take &&take) const {
+    if (type_ == Wire::varint) {
+      take(number_);
+      return;
+    }
+    for (Reader packed(bytes()); packed.at_ != packed.end_;) take(packed.varint());
+  }
+  template <typename Number, typename Take>
+  void for_each_fixed64(Take &&take) const {
+    if (type_ != Wire::fixed64 && bytes().size % 8)
+      throw std::invalid_argument("a packed field is cut off");
+    for (int64_t at = 0; at < content_.size; at += 8) take(load<Number>(content_.data + at));
   }
   template <typename Number>
   void append_fixed64_to(std::vector<Number> &numbers) const {
@@ -152,6 +173,37 @@ class Reader {
     if (type_ != type) throw std::invalid_argument("a field has another type");
   }
 
+  void read_tag() {
+    const uint64_t tag = varint();
+    if (tag > std::numeric_limits<uint32_t>::max() || tag < 8)
+      throw std::invalid_argument("it is no protobuf message");
+    field_ = static_cast<uint32_t>(tag >> 3);
+    type_ = static_cast<Wire>(tag & 7);
+  }
+
+  void read_content() {
+    switch (type_) {
+      case Wire::varint: number_ = varint(); break;
+      case Wire::fixed64: content_ = take(8); break;
+      case Wire::fixed32: content_ = take(4); break;
+      case Wire::length: content_ = take(varint()); break;
+      default: throw std::invalid_argument("it is no protobuf message");
+    }
+  }
+
+  // Skips a group, which is an unknown field of every message here.
+  void skip_group(int depth) {
+    const uint32_t group = field_;
+    if (depth > groups_max) throw std::invalid_argument("groups are nested too deeply");
+    for (read_tag(); type_ != Wire::group_end; read_tag()) {
+      if (type_ == Wire::group)
+        skip_group(depth + 1);
+      else
+        read_content();
+    }
+    if (field_ != group) throw std::invalid_argument("it is no protobuf message");
+  }
+
   uint64_t varint() {
     uint64_t value = 0;
     for (int shift = 0; shift < 70; shift += 7) {
@@ -169,6 +221,8 @@ class Reader {
     at_ += size;
     return taken;
   }
+
+  static constexpr int groups_max = 100; // as in protobuf
 
   const uint8_t *at_, *end_;
   uint32_t field_ = 0;

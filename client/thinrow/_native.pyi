@@ -5,6 +5,7 @@ Functions raise ValueError for arrays that do not fit together, and IndexError f
 """
 
 from collections.abc import Callable, Sequence
+from typing import overload
 
 import numpy
 from numpy.typing import NDArray
@@ -120,6 +121,65 @@ def record_order(records: list[bytes]) -> list[int]:
     Raises:
         StoreCorruptError: A record is cut off.
     """
+
+class MaterializeRequest:
+    """A decoded MaterializeRequest."""
+
+    def __init__(self, message: bytes, examples_max: int) -> None:
+        """
+        Decode a message.
+
+        Args:
+            examples_max: Elements of each column that are kept; those beyond are counted.
+
+        Raises:
+            ValueError: The bytes are no such message.
+        """
+
+    @property
+    def tenant(self) -> str:
+        """Name of the tenant; empty for none."""
+
+    @property
+    def projection(self) -> bytes | None:
+        """The encoded Projection, not checked; None if the request has none."""
+
+    @property
+    def counts(self) -> list[int]:
+        """
+        Elements of user_ids, start_ts, end_ts, max_lengths, digests, request_ts and
+        mutable_lengths.
+        """
+
+class MaterializeStreamRequest:
+    """A decoded MaterializeStreamRequest."""
+
+    def __init__(self, message: bytes, examples_max: int) -> None:
+        """
+        Decode a message.
+
+        Args:
+            examples_max: Elements of each column that are kept; those beyond are counted.
+
+        Raises:
+            ValueError: The bytes are no such message.
+        """
+
+    @property
+    def cursor(self) -> int:
+        """Chosen by the client."""
+
+    @property
+    def has_request(self) -> bool:
+        """False without a batch."""
+
+    @property
+    def request(self) -> MaterializeRequest:
+        """The batch; empty without one."""
+
+    @property
+    def traceparent(self) -> str:
+        """The caller's span, as W3C Trace Context writes it."""
 
 def varints(numbers: NDArray[numpy.int64]) -> bytes:
     """Return the numbers as the content of a packed field."""
@@ -246,6 +306,7 @@ class Plan:
     Methods raise StoreCorruptError if directories and stripes contradict themselves or each other.
     """
 
+    @overload
     def __init__(
         self,
         user_ids: NDArray[numpy.int64],
@@ -269,6 +330,22 @@ class Plan:
             sequence_length: Most events of immutable and mutable part; 0 for no limit.
             head: Keep the oldest events instead of the newest.
             record_digests: Compute the digest of every example, not only of those with a recorded one.
+        """
+
+    @overload
+    def __init__(
+        self,
+        request: MaterializeRequest,
+        watermarks: NDArray[numpy.int64],
+        sequence_length: int,
+        head: bool,
+        record_digests: bool,
+    ) -> None:
+        """
+        Decide each example of a decoded request, with its columns filled in.
+
+        Raises:
+            ValueError: Columns differ in length, or there are too many examples.
         """
 
     def directory_keys(self) -> bytes:

@@ -29,17 +29,16 @@ from support.scenarios import (
     schemas,
 )
 from support.worlds import START_TS, new_world
-from thinrow.access.projection import resolve_projection
+from thinrow.access.projection import resolve
 from thinrow.client import Batch, Projection, read_thin_rows
 from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Response
 from thinrow.errors import RequestError
-from thinrow.materialization.service import read_pointers
+from thinrow.materialization.request import MaterializeRequest
 from thinrow.online.clock import AHEAD_MS_MAX
 from thinrow.online.config import OnlineConfig
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan
-from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from thinrow.client import ThinRows
@@ -53,11 +52,10 @@ POLL_S = 0.02
 def put_back(store: Path, rows: ThinRows, wanted: Wanted) -> Batch:
     """Batch of training, without a server."""
     piece = BatchLookup(rows, projection(wanted)).whole()
-    request = wire.MaterializeRequest.FromString(piece.request())
+    request = MaterializeRequest(piece.request(), 1 << 20)
     with Generation.open_current(store) as generation:
-        resolved = resolve_projection(request.projection, generation.schema)
-        pointers = read_pointers(request, 1 << 20)
-        plan = HistoryPlan(generation, pointers, resolved.truncation, resolved.groups)
+        resolved = resolve(request.tenant, request.projection, generation.schema, {})
+        plan = HistoryPlan(generation, request, resolved.truncation, resolved.groups)
         plan.read()
         plan.resolve()
         message, _ = plan.answer(resolved.traits, 1 << 30)

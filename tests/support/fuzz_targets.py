@@ -37,10 +37,16 @@ from thinrow.core.wire.columns import as_column, to_wire
 from thinrow.core.wire.response import Response
 from thinrow.errors import (
     AnswerTooLargeError,
+    RequestError,
     StoreCorruptError,
     ThinRowError,
 )
 from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.request import (
+    MaterializeRequest,
+    MaterializeStreamRequest,
+    request_decoder,
+)
 from thinrow.materialization.server import Server
 from thinrow.online.clock import AHEAD_MS_MAX
 from thinrow.online.config import OnlineConfig
@@ -422,6 +428,10 @@ class RequestTarget:
     """Arbitrary bytes as a request of Materialize, MaterializeStream or Inspect."""
 
     KINDS = (wire.MaterializeRequest, wire.MaterializeStreamRequest, wire.InspectRequest)
+    _DECODERS = (
+        request_decoder(MaterializeRequest, 8192),
+        request_decoder(MaterializeStreamRequest, 8192),
+    )
 
     def __init__(self, folder: Path) -> None:
         self.seen: Counter[str] = Counter()
@@ -462,17 +472,26 @@ class RequestTarget:
         method = getattr(self._service, name)
         try:
             request: Any = self.KINDS[kind].FromString(body)
-        except DecodeError:  # CallAdmission refuses it, before it calls the method
+        except DecodeError:
+            request = None
+        try:
+            decoded = (request or DecodeError) if kind == 2 else self._DECODERS[kind](body)
+        except RequestError:
+            # protobuf checks the projection as well, which the server does once it needs it.
+            assert request is None, "what protobuf reads, the server reads"
+            decoded = DecodeError
+        if decoded is DecodeError:  # CallAdmission refuses it, before it calls the method
             self.seen["no message"] += 1
             return
         if kind == 2:
             code, shown = outcome(lambda call: method(request, call))
         else:
-            requested = iter([request]) if kind == 1 else request
+            requested = iter([decoded]) if kind == 1 else decoded
             code, answers = outcome(lambda call: list(method(requested, call)))
         self.seen[f"{name} {code}"] += 1
         if code != "OK":
             return
+        assert request is not None, "what the server answers, protobuf reads"
         if kind == 2:
             assert len(shown.events) <= 10_000
             return

@@ -215,7 +215,7 @@ def plan(rng: random.Random) -> None:
     arrays[4] = arrays[4].view(np.uint64)
     watermarks = np.sort(numbers(rng, rng.randrange(4), 300))
     length = rng.choice((0, 5, max(-(2**63), min(any_number(rng), 2**63 - 1))))
-    made = _native.Plan(*arrays, watermarks, length, rng.random() < 0.5, rng.random() < 0.5)  # type: ignore[call-arg]
+    made = _native.Plan(*arrays, watermarks, length, rng.random() < 0.5, rng.random() < 0.5)  # type: ignore[call-overload]
     groups = [(1, True, True, 24)][: rng.choice((0, 1, 1, 1))]
     trait = _native.Trait("t", rng.choice((1, 2, 9)), 4, 1, rng.random() < 0.5, None, None, 1)
     memory = _native.DigestMemory(16)

@@ -20,17 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from thinrow.access.projection import resolve_projection
+from thinrow.access.projection import resolve
 from thinrow.client import Batch, Pointers, Projection
 from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig
 from thinrow.core.pointers import ThinRows
 from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Response
-from thinrow.materialization.service import read_pointers
+from thinrow.materialization.request import MaterializeRequest
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan
-from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -152,12 +151,12 @@ def shown(batch: Batch) -> Answers:
 def read_store(store: Path, pointers: Pointers, projection: Projection = ALL) -> Answers:
     """Answer of a server, without one: opens, reads, assembles, widens."""
     piece = BatchLookup(ThinRows(pointers), projection).whole()
-    request = wire.MaterializeRequest.FromString(piece.request())
+    request = MaterializeRequest(piece.request(), 1 << 20)
     with Generation.open_current(store) as generation:
-        resolved = resolve_projection(request.projection, generation.schema)
+        resolved = resolve(request.tenant, request.projection, generation.schema, {})
         plan = HistoryPlan(
             generation,
-            read_pointers(request, 1 << 20),
+            request,
             resolved.truncation,
             resolved.groups,
         )

@@ -216,17 +216,17 @@ def test_a_plan_checks_its_lengths_and_its_order(generation: Generation) -> None
         arrays[short] = arrays[short][:1]
         if short < 7:
             with pytest.raises(ValueError, match="differ in length"):
-                _native.Plan(*arrays, 0, False, False)  # type: ignore[call-arg]
+                _native.Plan(*arrays, 0, False, False)  # type: ignore[call-overload]
     given = [zeros(2, np.uint64 if place == 4 else np.int64) for place in range(7)]
     given[2] += days(2)[0]
     given[5] += days(2)[0]
     with pytest.raises(ValueError, match="must not be negative"):
-        _native.Plan(*given, generation.watermarks, -1, False, False)  # type: ignore[call-arg]
-    plan = _native.Plan(*given, generation.watermarks, 0, False, True)  # type: ignore[call-arg]
+        _native.Plan(*given, generation.watermarks, -1, False, False)  # type: ignore[call-overload]
+    plan = _native.Plan(*given, generation.watermarks, 0, False, True)  # type: ignore[call-overload]
     groups = [(EVENT_GROUP, True, True, 24)]
     for wrong in ([], [None, None]):
         with pytest.raises(ValueError, match="differ in number"):
-            plan.choose_stripes(wrong, groups)  # type: ignore[arg-type]
+            plan.choose_stripes(wrong, groups)
     [directory] = generation.values(
         np.array([1], ">i8").tobytes() + bytes([DIRECTORY_GROUP]) + bytes(4)
     )
@@ -240,7 +240,7 @@ def test_a_plan_checks_its_lengths_and_its_order(generation: Generation) -> None
     with pytest.raises(StoreCorruptError, match="missing"):
         plan.set_stripes([])
     with pytest.raises(TypeError, match="bytes"):
-        plan.set_stripes([3])  # type: ignore[list-item]
+        plan.set_stripes([3])
 
 
 def test_traits_have_a_size_that_products_can_hold() -> None:

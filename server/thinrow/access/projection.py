@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
+from google.protobuf.message import DecodeError
 from thinrow.errors import RequestError, UnknownTenantError
 from thinrow.schema import BUILT_IN, EVENT_TS, Schema, Trait
 from thinrow.store.history import Truncation
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from thinrow.access.tenants_file import Tenant
-    from thinrow.v1 import online_pb2
 
-    ProjectedRequest = (
-        wire.MaterializeRequest | online_pb2.SnapshotRequest | online_pb2.SnapshotBatchRequest
-    )
+__all__ = [
+    "ProjectionCache",
+    "ResolvedProjection",
+    "resolve",
+    "resolve_projection",
+    "resolve_tenant",
+    "wire_groups",
+    "wire_type",
+]
+
+T = TypeVar("T")
+PROJECTIONS_MAX = 1024
+"""Projections in a cache; clients send few."""
+PROJECTION_BYTES_MAX = 4096
+"""Larger projections are not cached, because clients choose their size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,26 +49,84 @@ class ResolvedProjection:
         return sum(8 * trait.size for trait in self.traits)
 
 
+class ProjectionCache(Generic[T]):
+    """What is made of each projection that recent requests carried or named. Thread-safe.
+
+    Values belong to one owner, such as a schema or a generation, and to one version of the tenants
+    file; the cache is emptied if either changes, and if it is full.
+    """
+
+    def __init__(self) -> None:
+        # Replaced as a whole, so that no thread sees the values of another owner.
+        self._cached: tuple[object, object, dict[tuple[str, bytes | None], T]] = (None, None, {})
+
+    def get(
+        self,
+        tenant: str,
+        projection: bytes | None,
+        owner: object,
+        schema: Schema,
+        tenants: Mapping[str, Tenant],
+        make: Callable[[ResolvedProjection], T],
+    ) -> T:
+        """Returns the value for a request's projection.
+
+        Args:
+            tenant: The tenant that the request names; "" for none.
+            projection: The encoded projection that the request carries; None for none.
+            owner: The object to which all values belong.
+            schema: The schema that the projection must fit.
+            tenants: The tenants file as it is now.
+            make: Makes the value if it is not cached.
+
+        Raises:
+            RequestError: The projection does not fit the schema, or is no message.
+            UnknownTenantError: There is no such tenant.
+        """
+        cached_owner, cached_tenants, values = self._cached
+        is_stale = cached_owner is not owner or cached_tenants is not tenants
+        if is_stale or len(values) >= PROJECTIONS_MAX:
+            values = {}
+            self._cached = (owner, tenants, values)
+        key = (tenant, projection)
+        value = values.get(key)
+        if value is None:
+            value = make(resolve(tenant, projection, schema, tenants))
+            if projection is None or len(projection) <= PROJECTION_BYTES_MAX:
+                values[key] = value
+        return value
+
+
 def resolve(
-    request: ProjectedRequest, schema: Schema, tenants: Mapping[str, Tenant]
+    tenant: str, projection: bytes | None, schema: Schema, tenants: Mapping[str, Tenant]
 ) -> ResolvedProjection:
-    """Returns the projection of a request of either service.
+    """Resolves the projection of a request; without a tenant and a projection, every trait.
+
+    Args:
+        tenant: The tenant that the request names; "" for none.
+        projection: The encoded projection that the request carries; None for none.
+        schema: The schema that the projection must fit.
+        tenants: The tenants by name.
 
     Raises:
-        RequestError: an unknown trait or group, a negative length, a tenant and a projection.
-        UnknownTenantError: no such tenant.
+        RequestError: An unknown trait or group, a negative length, bytes that are no message, or a
+            tenant beside a projection.
+        UnknownTenantError: There is no such tenant.
     """
-    if not request.tenant:
-        return resolve_projection(request.projection, schema)
-    if request.HasField("projection"):
+    if not tenant:
+        try:
+            return resolve_projection(wire.Projection.FromString(projection or b""), schema)
+        except DecodeError as error:
+            raise RequestError("The bytes of the projection are no Projection.") from error
+    if projection is not None:
         raise RequestError("A request names a tenant or carries a projection, not both.")
-    tenant = tenants.get(request.tenant)
-    if tenant is None:
+    configured = tenants.get(tenant)
+    if configured is None:
         known = ", ".join(sorted(tenants)) or "none"
         raise UnknownTenantError(
-            f"There is no tenant {request.tenant!r} at this server; it knows: {known}."
+            f"There is no tenant {tenant!r} at this server; it knows: {known}."
         )
-    return resolve_tenant(tenant, schema)
+    return resolve_tenant(configured, schema)
 
 
 def resolve_tenant(tenant: Tenant, schema: Schema) -> ResolvedProjection:

@@ -11,21 +11,26 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 from thinrow.access.limits import FairScheduler
-from thinrow.access.projection import resolve, wire_groups
+from thinrow.access.projection import ProjectionCache, wire_groups
 from thinrow.core.status import Status
 from thinrow.core.tracing import UNTRACED, span_attributes, tracing
 from thinrow.core.wire.response import Response
 from thinrow.errors import PermissionDeniedError, RequestError
 from thinrow.materialization.inspect import Question
+from thinrow.materialization.request import (
+    MaterializeRequest,
+    MaterializeStreamRequest,
+    check_examples,
+    request_decoder,
+)
 from thinrow.store.budgeted_read import read_within_budget
 from thinrow.store.history import HistoryPlan, PointerBatch
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator
     from contextlib import AbstractContextManager
 
-    from numpy.typing import NDArray
     from opentelemetry.trace import Span
     from thinrow.access.identity import CallContext
     from thinrow.access.projection import ResolvedProjection
@@ -56,6 +61,7 @@ class MaterializationService:
         self._tenants = tenants
         self._metrics = metrics
         self._tracing = tracing("thinrow-server")
+        self._projections: ProjectionCache[ResolvedProjection] = ProjectionCache()
         self._work = FairScheduler(config.work_max, spare=1)
         self._budget = FairScheduler(config.work_bytes_max)
         # By these a client spreads its connections, which the kernel deals out to processes at
@@ -67,15 +73,16 @@ class MaterializationService:
 
     def add_to(self, server: grpc.Server) -> None:
         """Registers the methods, which make the bytes of their responses themselves."""
+        config = self._config
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             # A generator, because its quota of work is held until the response is sent.
             "Materialize": grpc.unary_stream_rpc_method_handler(
                 self.materialize,
-                wire.MaterializeRequest.FromString,
+                request_decoder(MaterializeRequest, config.examples_max),
             ),
             "MaterializeStream": grpc.stream_stream_rpc_method_handler(
                 self.materialize_stream,
-                wire.MaterializeStreamRequest.FromString,
+                request_decoder(MaterializeStreamRequest, config.examples_max),
             ),
             "Inspect": grpc.unary_unary_rpc_method_handler(
                 self.inspect,
@@ -91,20 +98,20 @@ class MaterializationService:
         server.add_registered_method_handlers(SERVICE, handlers)
 
     def materialize(
-        self, request: wire.MaterializeRequest, context: CallContext
+        self, request: MaterializeRequest, context: CallContext
     ) -> Generator[bytes, None, None]:
         """Materializes one batch; yields its response."""
         with ExitStack() as sending:
             yield self._materialize(request, context, sending)
 
     def materialize_stream(
-        self, messages: Iterator[wire.MaterializeStreamRequest], context: CallContext
+        self, messages: Iterator[MaterializeStreamRequest], context: CallContext
     ) -> Generator[bytes, None, None]:
         """Materializes batch after batch; yields responses in order."""
         if self._config.processes > 1:
             context.send_initial_metadata(self._process)
         for message in messages:
-            if not message.HasField("request"):
+            if not message.has_request:
                 raise RequestError(
                     f"The message with cursor {message.cursor} has no request; set it, also "
                     f"for a batch without examples."
@@ -159,7 +166,7 @@ class MaterializationService:
 
     def _materialize(
         self,
-        request: wire.MaterializeRequest,
+        request: MaterializeRequest,
         context: CallContext,
         sending: ExitStack,
         cursor: int | None = None,
@@ -179,13 +186,13 @@ class MaterializationService:
             if span is not None:
                 span.set_attributes(
                     {
-                        **span_attributes(request.tenant, len(request.user_ids)),
+                        **span_attributes(request.tenant, request.counts[0]),
                         "thinrow.cursor": cursor or 0,
                     }
                 )
-            projection = resolve(request, generation.schema, self._tenants.by_name)
-            pointers = read_pointers(request, self._config.examples_max)
-            with self._selected(generation, pointers, projection, context) as (plan, selection):
+            projection = self._projection(request, generation)
+            check_examples(request, self._config.examples_max)
+            with self._selected(generation, request, projection, context) as (plan, selection):
                 message, events = plan.answer(
                     projection.traits,
                     self._config.response_bytes_max,
@@ -210,11 +217,24 @@ class MaterializationService:
         metrics.tenant_sent_bytes.labels(label).inc(len(message))
         return message
 
+    def _projection(
+        self, request: MaterializeRequest, generation: Generation
+    ) -> ResolvedProjection:
+        schema = generation.schema
+        return self._projections.get(
+            request.tenant,
+            request.projection,
+            schema,
+            schema,
+            self._tenants.by_name,
+            lambda resolved: resolved,
+        )
+
     @contextmanager
     def _selected(
         self,
         generation: Generation,
-        pointers: PointerBatch,
+        pointers: PointerBatch | MaterializeRequest,
         projection: ResolvedProjection,
         context: CallContext,
         *,
@@ -291,44 +311,3 @@ class MaterializationService:
             ),
             server_version=version("thinrow"),
         )
-
-
-def read_pointers(request: wire.MaterializeRequest, examples_max: int) -> PointerBatch:
-    """A request's arrays, those left out filled in.
-
-    Raises:
-        RequestError: lengths differ, or there are more than ``examples_max`` examples.
-    """
-    examples = len(request.user_ids)
-    if examples > examples_max:
-        raise RequestError(
-            f"{examples} examples in one request; this server takes {examples_max}, so ask in "
-            f"several."
-        )
-
-    def array(name: str, values: Sequence[int], default: NDArray[np.int64]) -> NDArray[np.int64]:
-        if not values and examples:
-            return default
-        if len(values) != examples:
-            raise RequestError(
-                f"{name} has {len(values)} elements and user_ids has {examples}; give each "
-                f"example one."
-            )
-        return np.array(values, dtype=default.dtype)
-
-    if len(request.end_ts) != examples:
-        raise RequestError(
-            f"end_ts has {len(request.end_ts)} elements and user_ids has {examples}; give each "
-            f"example one."
-        )
-    zeros = np.zeros(examples, dtype=np.int64)
-    end_ts = np.array(request.end_ts, dtype=np.int64)
-    return PointerBatch(
-        user_ids=np.array(request.user_ids, dtype=np.int64),
-        start_ts=array("start_ts", request.start_ts, zeros),
-        end_ts=end_ts,
-        max_lengths=array("max_lengths", request.max_lengths, zeros),
-        digests=array("digests", request.digests, zeros.view(np.uint64)),  # type: ignore[arg-type]
-        request_ts=array("request_ts", request.request_ts, end_ts),
-        mutable_lengths=array("mutable_lengths", request.mutable_lengths, zeros),
-    )

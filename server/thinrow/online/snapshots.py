@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from thinrow.access.limits import FairScheduler
-from thinrow.access.projection import resolve, wire_type
+from thinrow.access.projection import ProjectionCache, wire_type
 from thinrow.core.status import Status
 from thinrow.core.wire.request import field_head
 from thinrow.errors import AnswerTooLargeError, RequestError, UnavailableError
@@ -30,17 +30,11 @@ if TYPE_CHECKING:
     from thinrow.schema import Schema
     from thinrow.store.generation import Generation
 
-    _Known = tuple[Generation | Schema, Mapping[str, Tenant]]
-    _Resolved = dict[tuple[str, bool, bytes], tuple[ResolvedProjection, CachedSnapshotPath | None]]
     Asked = online_pb2.SnapshotRequest | online_pb2.SnapshotBatchRequest
 
 SMALL_SHARE = 16
 """The part of memory, one in so many, that is kept for snapshots too small to wait for room."""
 _NO_WAIT = nullcontext(lambda _: False)
-PROJECTIONS_MAX = 1024
-"""Projections kept as they were resolved; callers send few."""
-PROJECTION_BYTES_MAX = 4096
-"""Larger ones are not kept: callers choose their size."""
 _MUTABLE = online_pb2.SnapshotResponse.MUTABLE_FIELD_NUMBER
 _IMMUTABLE = online_pb2.SnapshotResponse.IMMUTABLE_FIELD_NUMBER
 assert (
@@ -80,7 +74,9 @@ class Snapshots:
         self._budget_bytes = work_bytes_max - self._small_bytes * calls_max
         self._budget = FairScheduler(self._budget_bytes)
         self._response_bytes_max = response_bytes_max
-        self._resolved: tuple[_Known | None, _Resolved] = (None, {})
+        self._projections: ProjectionCache[tuple[ResolvedProjection, CachedSnapshotPath | None]] = (
+            ProjectionCache()
+        )
 
     def take(self, user_ids: Sequence[int], asked: Asked, timeout_s: float | None) -> bytes:
         """The bytes of the answer that belongs to `asked`.
@@ -201,30 +197,20 @@ class Snapshots:
     def _projection(
         self, asked: Asked, generation: Generation | None
     ) -> tuple[ResolvedProjection, CachedSnapshotPath | None]:
-        of, resolved = self._resolved
-        schema, tenants = self._schema(generation), self._tenants()
-        known_to = (generation or schema, tenants)
-        is_stale = of is None or any(a is not b for a, b in zip(of, known_to, strict=True))
-        if is_stale or len(resolved) >= PROJECTIONS_MAX:
-            resolved = {}
-            self._resolved = (known_to, resolved)
-        key = (
-            asked.tenant,
-            asked.HasField("projection"),
-            asked.projection.SerializeToString(),
+        def make(
+            projection: ResolvedProjection,
+        ) -> tuple[ResolvedProjection, CachedSnapshotPath | None]:
+            if generation is None:
+                return projection, None
+            return projection, CachedSnapshotPath(
+                generation, projection, self._small_bytes // 2, self._response_bytes_max
+            )
+
+        schema = self._schema(generation)
+        projection = asked.projection.SerializeToString() if asked.HasField("projection") else None
+        return self._projections.get(
+            asked.tenant, projection, generation or schema, schema, self._tenants(), make
         )
-        known = resolved.get(key)
-        if known is None:
-            projection = resolve(asked, schema, tenants)
-            cached_path = None
-            if generation is not None:
-                cached_path = CachedSnapshotPath(
-                    generation, projection, self._small_bytes // 2, self._response_bytes_max
-                )
-            known = (projection, cached_path)
-            if len(key[-1]) <= PROJECTION_BYTES_MAX:
-                resolved[key] = known
-        return known
 
 
 def _head(asked: Asked, moment: _Moment, digests: Sequence[int], lengths: Sequence[int]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
@@ -53,6 +54,7 @@ class Generation:
         self.cache = _native.ValueCache(cache_bytes_max)
         self.digest_memory = _native.DigestMemory(DIGEST_SUMS_MAX)
         """Digests counted out lately; a generation never changes."""
+        self._counting = threading.Lock()
         self.values_asked = 0
         """How many values were asked for."""
         self.values_read = 0
@@ -105,9 +107,10 @@ class Generation:
             StoreCorruptError: a file failed its checksum.
         """
         values, missing = self.cache.look_up(keys)
-        self.values_asked += len(values)
-        if missing:
+        with self._counting:
+            self.values_asked += len(values)
             self.values_read += len(missing)
+        if missing:
             wanted = [keys[place * KEY_BYTES : (place + 1) * KEY_BYTES] for place in missing]
             found = self._read(wanted)
             self.cache.add(b"".join(wanted), found)

@@ -102,7 +102,7 @@ class HistoryPlan:
     def __init__(
         self,
         generation: Generation,
-        pointers: PointerBatch,
+        pointers: PointerBatch | _native.MaterializeRequest,
         truncation: Truncation,
         groups: Iterable[int],
         *,
@@ -111,29 +111,35 @@ class HistoryPlan:
         """Reads the directories and chooses the stripes that the batch needs.
 
         Args:
-            generation: where to read.
-            pointers: what to read, of whom.
-            truncation: how much of each.
-            groups: numbers of the stored groups whose stripes are wanted.
-            record_digests: tells every example's digest, not only those to be checked.
+            generation: The generation to read.
+            pointers: The histories to read; a request whose columns differ in length is an error.
+            truncation: The part of each history to return.
+            groups: Numbers of the stored groups whose stripes are wanted.
+            record_digests: Compute every example's digest, not only those to be checked.
 
         Raises:
-            StoreCorruptError: a directory contradicts itself, or a file failed its checksum.
+            StoreCorruptError: A directory contradicts itself, or a file failed its checksum.
         """
         self._generation = generation
-        self._plan = _native.Plan(
-            pointers.user_ids,
-            pointers.start_ts,
-            pointers.end_ts,
-            pointers.max_lengths,
-            pointers.digests,
-            pointers.request_ts,
-            pointers.mutable_lengths,
+        how = (
             generation.watermarks,
             truncation.sequence_length,
             truncation.head,
             record_digests,
         )
+        if isinstance(pointers, PointerBatch):
+            self._plan = _native.Plan(
+                pointers.user_ids,
+                pointers.start_ts,
+                pointers.end_ts,
+                pointers.max_lengths,
+                pointers.digests,
+                pointers.request_ts,
+                pointers.mutable_lengths,
+                *how,
+            )
+        else:
+            self._plan = _native.Plan(pointers, *how)
         chosen = _groups(generation.schema, frozenset(groups))
         self._has_text = any(generation.schema.has_text[number] for number, *_ in chosen)
         self.stripe_memory_bytes = 0

@@ -1,0 +1,65 @@
+// Binds the decoding of requests.
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/string.h>
+
+#include "bind.h"
+#include "python.h"
+#include "request.h"
+
+namespace thinrow {
+
+namespace {
+
+void make_request(MaterializeRequest *made, const nb::bytes &message, int64_t examples_max) {
+  MaterializeRequest request(examples_max);
+  request.merge(view_of(message));
+  new (made) MaterializeRequest(std::move(request));
+}
+
+void make_stream_request(MaterializeStreamRequest *made, const nb::bytes &message,
+                         int64_t examples_max) {
+  MaterializeStreamRequest request(view_of(message), examples_max);
+  new (made) MaterializeStreamRequest(std::move(request));
+}
+
+std::optional<nb::bytes> projection_of(const MaterializeRequest &request) {
+  if (!request.projection()) return std::nullopt;
+  return nb::bytes(request.projection()->data(), request.projection()->size());
+}
+
+} // namespace
+
+void bind_request(nb::module_ &m) {
+  nb::class_<MaterializeRequest>(m, "MaterializeRequest", "A decoded MaterializeRequest.")
+      .def("__init__", &make_request, "message"_a, "examples_max"_a,
+           R"(Decode a message.
+
+Args:
+    examples_max: Elements of each column that are kept; those beyond are counted.
+
+Raises:
+    ValueError: The bytes are no such message.)")
+      .def_prop_ro("tenant", &MaterializeRequest::tenant, "Name of the tenant; empty for none.")
+      .def_prop_ro("projection", &projection_of,
+                   "The encoded Projection, not checked; None if the request has none.")
+      .def_prop_ro("counts", &MaterializeRequest::counts,
+                   R"(Elements of user_ids, start_ts, end_ts, max_lengths, digests, request_ts and
+mutable_lengths.)");
+  nb::class_<MaterializeStreamRequest>(m, "MaterializeStreamRequest",
+                                       "A decoded MaterializeStreamRequest.")
+      .def("__init__", &make_stream_request, "message"_a, "examples_max"_a,
+           R"(Decode a message.
+
+Args:
+    examples_max: Elements of each column that are kept; those beyond are counted.
+
+Raises:
+    ValueError: The bytes are no such message.)")
+      .def_ro("cursor", &MaterializeStreamRequest::cursor, "Chosen by the client.")
+      .def_ro("has_request", &MaterializeStreamRequest::has_request, "False without a batch.")
+      .def_ro("request", &MaterializeStreamRequest::request, "The batch; empty without one.")
+      .def_ro("traceparent", &MaterializeStreamRequest::traceparent,
+              "The caller's span, as W3C Trace Context writes it.");
+}
+
+} // namespace thinrow

@@ -1,0 +1,60 @@
+// Requests of MaterializationService, decoded into the rows that planning needs.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "plan.h"
+#include "stripe.h"
+
+namespace thinrow {
+
+// A MaterializeRequest. On the wire its pointers are columns; here they are rows.
+class MaterializeRequest {
+ public:
+  // The columns, in the order of `counts`.
+  enum Column { user_ids, start_ts, end_ts, max_lengths, digests, request_ts, mutable_lengths };
+  static constexpr int columns = 7;
+
+  explicit MaterializeRequest(int64_t examples_max) : examples_max_(examples_max) {}
+
+  // Reads a message; a second one is merged into the first, as protobuf does. Throws
+  // std::invalid_argument if the bytes are no message.
+  void merge(Bytes message);
+
+  // Returns one row per example; a column without elements has its default. Throws
+  // std::invalid_argument if columns differ in length or have more than `examples_max` elements.
+  std::vector<Pointer> pointers() const;
+
+  const std::string &tenant() const { return tenant_; }
+  // The encoded projection; none if the request has none, which differs from an empty one.
+  const std::optional<std::string> &projection() const { return projection_; }
+  // Elements of each column. Those beyond `examples_max` are counted, but not kept.
+  const std::array<int64_t, columns> &counts() const { return counts_; }
+
+ private:
+  template <typename Number>
+  void add(Column column, Number Pointer::*member, Number value);
+
+  int64_t examples_max_;
+  std::string tenant_;
+  std::optional<std::string> projection_;
+  std::vector<Pointer> rows_;
+  std::array<int64_t, columns> counts_{};
+};
+
+// A MaterializeStreamRequest.
+struct MaterializeStreamRequest {
+  uint64_t cursor = 0;
+  bool has_request = false;
+  MaterializeRequest request;
+  std::string traceparent;
+
+  // Throws std::invalid_argument if the bytes are no such message.
+  MaterializeStreamRequest(Bytes message, int64_t examples_max);
+};
+
+} // namespace thinrow

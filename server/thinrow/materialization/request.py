@@ -1,0 +1,58 @@
+"""Requests of MaterializationService, decoded by native code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from thinrow._native import MaterializeRequest, MaterializeStreamRequest
+from thinrow.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["MaterializeRequest", "MaterializeStreamRequest", "check_examples", "request_decoder"]
+
+R = TypeVar("R", MaterializeRequest, MaterializeStreamRequest)
+COLUMNS = (
+    "user_ids",
+    "start_ts",
+    "end_ts",
+    "max_lengths",
+    "digests",
+    "request_ts",
+    "mutable_lengths",
+)
+"""Names of `MaterializeRequest.counts`."""
+
+
+def request_decoder(kind: type[R], examples_max: int) -> Callable[[bytes], R]:
+    """Makes the deserializer of a kind of request, which raises RequestError for other bytes."""
+
+    def decode(message: bytes) -> R:
+        try:
+            return kind(message, examples_max)
+        except ValueError as error:
+            raise RequestError(f"The bytes sent are no {kind.__name__}.") from error
+
+    return decode
+
+
+def check_examples(request: MaterializeRequest, examples_max: int) -> None:
+    """Checks that each example of a request has its pointer.
+
+    Raises:
+        RequestError: Columns differ in length, or there are more than `examples_max` examples.
+    """
+    counts = dict(zip(COLUMNS, request.counts, strict=True))
+    examples, end_count = counts.pop("user_ids"), counts.pop("end_ts")
+    if examples > examples_max:
+        raise RequestError(
+            f"{examples} examples in one request; this server takes {examples_max}, so ask in "
+            f"several."
+        )
+    optional = ((name, count) for name, count in counts.items() if count)
+    for name, count in (("end_ts", end_count), *optional):
+        if count != examples:
+            raise RequestError(
+                f"{name} has {count} elements and user_ids has {examples}; give each example one."
+            )
