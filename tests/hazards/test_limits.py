@@ -25,7 +25,7 @@ from support.worlds import (
     running_server,
     shown,
 )
-from thinrow.access.limits import FairScheduler
+from thinrow.access.fair_scheduler import FairScheduler
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.errors import AnswerTooLargeError, DeadlineError, RequestError, TooManyCallsError
 from thinrow.materialization.metrics import Metrics

@@ -11,8 +11,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.worlds import World, built_world, days
+from thinrow.access.concurrency_limit import RETRY_AFTER_MS
 from thinrow.access.delayed_rejections import HELD_MAX, PACE_MS, DelayedRejections
-from thinrow.access.limits import RETRY_AFTER_MS
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
 from thinrow.v1 import materialization_pb2 as wire

@@ -14,8 +14,9 @@ import grpc
 import pytest
 from support.tenants_files import File, hashed, soon
 from support.worlds import ALL, World, built_world, days, pointers_to, read_store, shown
-from thinrow.access import limits
-from thinrow.access.limits import RETRY_AFTER_MS, ConcurrencyLimit, FairScheduler
+from thinrow.access import fair_scheduler
+from thinrow.access.concurrency_limit import RETRY_AFTER_MS, ConcurrencyLimit
+from thinrow.access.fair_scheduler import FairScheduler
 from thinrow.access.tenants import Tenants
 from thinrow.cli.app import app
 from thinrow.client import ClientConfig, Projection, connect
@@ -364,7 +365,7 @@ def order_of(turns: FairScheduler, requested: list[tuple[str, int]]) -> list[str
         with turns.hold(amount, 10, tenant):
             entered.append(tenant)
 
-    with turns.hold(turns._limit, None, "holder"):
+    with turns.hold(turns._capacity, None, "holder"):
         for tenant, amount in requested:
             thread = threading.Thread(target=call, args=(tenant, amount))
             thread.start()
@@ -386,7 +387,7 @@ def test_tenants_take_turns() -> None:
 
 
 def test_the_last_place_is_left_to_others_while_they_request() -> None:
-    turns = FairScheduler(2, spare=1)
+    turns = FairScheduler(2, reserve=1)
     with turns.hold(1, 1, "flood"), turns.hold(1, 1, "flood"):  # no one else requests
         pass
     with turns.hold(1, 1, "a"):
@@ -414,8 +415,8 @@ def test_an_answer_on_its_way_counts_against_its_tenant_while_others_request(
         except DeadlineError:
             return False
 
-    monkeypatch.setattr(limits, "SENDING_S", 3600)
-    turns = FairScheduler(2, spare=1)
+    monkeypatch.setattr(fair_scheduler, "SEND_RESERVATION_S", 3600)
+    turns = FairScheduler(2, reserve=1)
     with answered("flood"), answered("flood"):  # no one else requests
         assert may_work("flood", 0)
     answered("a").close()
@@ -423,7 +424,7 @@ def test_an_answer_on_its_way_counts_against_its_tenant_while_others_request(
         assert not may_work("flood", 0.1)
         assert may_work("a", 0)
     assert may_work("flood", 0)
-    monkeypatch.setattr(limits, "SENDING_S", 0.2)
+    monkeypatch.setattr(fair_scheduler, "SEND_RESERVATION_S", 0.2)
     begin_s = time.monotonic()
     with answered("flood"):  # no one reads it, and no other thread notifies the waiting one
         assert may_work("flood", 3600)
@@ -467,7 +468,7 @@ def test_a_waiter_that_gives_up_frees_those_after_it() -> None:
 
 def test_turns_add_up_after_a_storm() -> None:
     """Many tenants, amounts and deadlines: never more than the limit, and all comes back."""
-    turns, most, lock = FairScheduler(10, spare=2), 0, threading.Lock()
+    turns, most, lock = FairScheduler(10, reserve=2), 0, threading.Lock()
     held = 0
 
     def call(seed: int) -> None:

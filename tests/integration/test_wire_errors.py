@@ -18,8 +18,8 @@ from support.paths import DOCS
 from support.worlds import World, built_world, days, pointers_to, shown
 from thinrow import errors
 from thinrow.access import grpc_server
+from thinrow.access.concurrency_limit import RETRY_AFTER_MS
 from thinrow.access.config import UTILITY_THREADS
-from thinrow.access.limits import RETRY_AFTER_MS
 from thinrow.access.wire_errors import ERRORS, wire_error
 from thinrow.client import ClientConfig, Projection, connect
 from thinrow.client.channel import ERRORS_OF_GRPC

@@ -6,7 +6,11 @@ from thinrow.errors import UsageError
 
 
 def split_address(listen: str) -> tuple[str, int]:
-    """HOST:PORT as a pair. Raises UsageError where it is none."""
+    """Splits HOST:PORT.
+
+    Raises:
+        UsageError: The address has another form.
+    """
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"{listen!r} is not HOST:PORT, such as 127.0.0.1:7878.")

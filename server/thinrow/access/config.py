@@ -8,6 +8,8 @@ from pathlib import Path
 from thinrow.core.settings import check, setting
 from thinrow.errors import UsageError
 
+__all__ = ["ServiceConfig"]
+
 MIB = 1 << 20
 BASE_BYTES = 256 * MIB
 """Interpreter, libraries, threads and opened files, before the first call."""

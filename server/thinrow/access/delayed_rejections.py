@@ -1,7 +1,7 @@
-"""Refusals that are told late, so that who asks again at once costs little.
+"""Delayed rejections, which make clients that retry at once cost little.
 
-A call that is held has no thread. All together are told at a bounded pace, however many callers
-there are; beyond HELD_MAX they are told at once.
+A held call has no thread. Held calls end at a bounded pace, however many clients there are; beyond
+HELD_MAX calls end at once.
 """
 
 from __future__ import annotations
@@ -11,33 +11,35 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from thinrow.access.limits import RETRY_AFTER_MS
+from thinrow.access.concurrency_limit import RETRY_AFTER_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["HELD_MAX", "PACE_MS", "DelayedRejections"]
+
 HELD_MAX = 512
-"""Refusals held at once."""
+"""Rejections held at once."""
 PACE_MS = 10
-"""Between two that are told: their work takes less than a tenth of a core."""
+"""Interval between two rejections, so that sending them takes less than a tenth of a core."""
 
 
 class DelayedRejections:
-    """Holds refusals until they are due; ended by `close`."""
+    """Holds rejections until they are due; ended by `close`. Thread-safe."""
 
     def __init__(self) -> None:
         self._held: deque[tuple[float, Callable[[], None]]] = deque()
         self._due_s = 0.0
         self._closed = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="thinrow-refusals", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="thinrow-rejections", daemon=True)
         self._thread.start()
 
     def __len__(self) -> int:
         return len(self._held)
 
     def hold(self, end: Callable[[], None]) -> None:
-        """Ends a call once it is due."""
+        """Calls `end` once the rejection is due."""
         with self._changed:
             if not self._closed and len(self._held) < HELD_MAX:
                 due_s = time.monotonic() + RETRY_AFTER_MS / 1000
@@ -48,7 +50,7 @@ class DelayedRejections:
         end()
 
     def close(self) -> None:
-        """Ends all that are held, and from now on at once."""
+        """Ends all held calls, and later ones at once."""
         with self._changed:
             self._closed = True
             self._changed.notify()

@@ -16,7 +16,7 @@ UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """Tells one status for the server and for each of its services."""
+    """Reports one status for the server and for each of its services."""
 
     def __init__(self, services: Iterable[str]) -> None:
         self._names = frozenset(("", *services))

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from thinrow.access.limits import full
+from thinrow.access.concurrency_limit import server_limit_error
 from thinrow.access.wire_errors import set_error_status
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class OverloadInterceptor(grpc.ServerInterceptor):
         def reject(
             _: Iterator[bytes], context: grpc.ServicerContext, send: Callable[[None], None]
         ) -> None:
-            error = full("calls_max and streams_max")
+            error = server_limit_error("calls_max and streams_max")
             metrics.failed(error.name, "")
             set_error_status(context, error)
             rejections.hold(lambda: send(None))

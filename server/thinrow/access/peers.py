@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from thinrow.access.limits import full, refusal
+from thinrow.access.concurrency_limit import limit_error, server_limit_error
 from thinrow.access.wire_errors import set_error_status
 from thinrow.errors import DeadlineError, ThinRowError, TooManyCallsError, UnavailableError
 
@@ -217,7 +217,7 @@ class PeerPlaces:
             if len(self._holders) >= self._limit:
                 evicted = self._evicted()
                 if evicted is None:
-                    raise full(self._name)
+                    raise server_limit_error(self._name)
                 del self._holders[evicted]
             self._holders[call] = None
         if evicted is not None:
@@ -283,7 +283,7 @@ def draining() -> UnavailableError:
 def gave_way(call: PeerCall) -> ThinRowError:
     """The error of a call that gives its place to another."""
     if call.is_opening:
-        return refusal(
+        return limit_error(
             TooManyCallsError,
             "Too many calls opened and this one's request had not arrived; send it again later.",
         )

@@ -1,4 +1,4 @@
-"""From what a request asks for to the traits and groups of the store's schema."""
+"""Resolution of projections: from the names in a request to the traits of the store's schema."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ResolvedProjection:
 
     truncation: Truncation
     traits: tuple[Trait, ...]
-    """In the order of the answer's columns."""
+    """The traits, in the order of the response's columns."""
     groups: frozenset[int]
     """Stored groups that hold them."""
 
@@ -50,7 +50,7 @@ class ResolvedProjection:
 
 
 class ProjectionCache(Generic[T]):
-    """What is made of each projection that recent requests carried or named. Thread-safe.
+    """Values made of the projections that recent requests carried or named. Thread-safe.
 
     Values belong to one owner, such as a schema or a generation, and to one version of the tenants
     file; the cache is emptied if either changes, and if it is full.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
-from thinrow.access.limits import FairScheduler
+from thinrow.access.fair_scheduler import FairScheduler
 from thinrow.access.projection import ProjectionCache, wire_groups
 from thinrow.core.status import Status
 from thinrow.core.tracing import UNTRACED, span_attributes, tracing
@@ -62,7 +62,7 @@ class MaterializationService:
         self._metrics = metrics
         self._tracing = tracing("thinrow-server")
         self._projections: ProjectionCache[ResolvedProjection] = ProjectionCache()
-        self._work = FairScheduler(config.work_max, spare=1)
+        self._work = FairScheduler(config.work_max, reserve=1)
         self._budget = FairScheduler(config.work_bytes_max)
         # By these a client spreads its connections, which the kernel deals out to processes at
         # random.

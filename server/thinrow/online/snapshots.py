@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from thinrow.access.limits import FairScheduler
+from thinrow.access.fair_scheduler import FairScheduler
 from thinrow.access.projection import ProjectionCache, wire_type
 from thinrow.core.status import Status
 from thinrow.core.wire.request import field_head
