@@ -100,8 +100,9 @@ def test_options_become_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--size", "0"), "Invalid value for '--size'"),
-        (("--pause", "0s"), "pause_s is 0.0; it must be above 0."),
+        (("--size", "0"), "Error: --size is 0; it must be above 0."),
+        (("--size", "12"), "Error: --size is 12; it must be at most 9."),
+        (("--pause", "0s"), "Error: --pause is 0.0; it must be above 0."),
         (("--delay", "soon"), "is no duration"),
         (("--hidden", "2"), "No such option"),
     ],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 from thinrow.cli.values import duration_text, parse_duration, parse_time
 from thinrow.core.settings import settings_of
+from thinrow.errors import UsageError
 from thinrow.jobs.console import one_sentence
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
                 for each, kind in configs.items():
                     names = [field for field in settings_of(kind) if field in given]
                     values = {field: _to_field(field, given.pop(field)) for field in names}
-                    given[each] = kind(**values)
+                    given[each] = _built(kind, values)
                 function(**given)
 
         parameters = []
@@ -68,6 +69,26 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
         return function
 
     return decorate
+
+
+def _built(config: Any, values: dict[str, Any]) -> Any:  # noqa: ANN401 - any dataclass
+    """Returns the configuration. Raises UsageError, which names the option instead of the field."""
+    try:
+        return config(**values)
+    except UsageError as error:
+        name, _, rest = str(error).partition(" ")
+        if name not in values:
+            raise
+        raise UsageError(f"{_flag(name, settings_of(config)[name])} {rest}") from error
+
+
+def _flag(name: str, found: Setting) -> str:
+    """Returns the option of a field, without its unit."""
+    if found.option:
+        return found.option
+    units = (*DURATION_UNITS_MS, "_ts")
+    stem = next((name.removesuffix(end) for end in units if name.endswith(end)), name)
+    return f"--{stem.replace('_', '-')}"
 
 
 def _options(config: type) -> list[inspect.Parameter]:
@@ -95,21 +116,17 @@ def _option(name: str, hint: Any, default: Any, found: Setting) -> inspect.Param
         kind = list[str] if found.argument.endswith("...") else str
         annotation: Any = Annotated[kind, typer.Argument(metavar=found.argument, help=found.help)]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
-    stem = name
     if unit_ms is not None:
-        kind, stem = int, name.rpartition("_")[0]
+        kind = int
         given |= {"parser": parse_duration, "metavar": "DURATION"}
         if isinstance(default, int | float):
             default = duration_text(round(default * unit_ms))
     elif name.endswith("_ts"):
-        kind, stem = int, name.removesuffix("_ts")
+        kind = int
         given |= {"parser": parse_time, "metavar": "TIME", "help": f"{found.help[:-1]}: {TIME}."}
-    elif kind is int:
-        given |= {"min": 1 if found.minimum is None else int(found.minimum)}
-        given |= {"max": None if found.maximum is None else int(found.maximum)}
     if default is None:
         given["show_default"] = found.default_text or False
-    flag = found.option or f"--{stem.replace('_', '-')}"
+    flag = _flag(name, found)
     if kind is bool and default is True:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     annotation = Annotated[kind | None if is_optional else kind, typer.Option(flag, **given)]
