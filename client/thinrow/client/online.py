@@ -18,7 +18,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 from thinrow.client.channel import open_channel, translate
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from thinrow.core.pointers import Projection
 
 __all__ = ["Appended", "OnlineClient", "Snapshot", "Snapshots", "connect_online"]
+
+Request = TypeVar("Request", online_pb2.SnapshotRequest, online_pb2.SnapshotBatchRequest)
 
 SERVICE = online_pb2.DESCRIPTOR.services_by_name["OnlineService"].full_name
 EVENT_TS = wire.Trait(name="event_ts", type=wire.TRAIT_TYPE_INT64, vector_size=1)
@@ -268,14 +270,14 @@ class OnlineClient:
             max_length: Most immutable events, the newest; 0 for no limit.
             deadline_s: Time for the response. Default: `config.request_deadline_s`.
         """
-        with _integers_only():
-            request = online_pb2.SnapshotRequest(
-                user_id=user_id,
-                request_ts=request_ts,
-                lookback_ms=lookback_ms,
-                max_length=max_length,
-            )
-        _set_projection(request, projection)
+        request = _request(
+            online_pb2.SnapshotRequest,
+            projection,
+            user_id=user_id,
+            request_ts=request_ts,
+            lookback_ms=lookback_ms,
+            max_length=max_length,
+        )
         answer = self._stream.request(request, self._timeout_s(deadline_s))
         lengths = [len(answer.mutable.arrival_ts)]
         batch, rows = read_snapshots(answer, [user_id], [answer.digest], lengths, projection)
@@ -293,14 +295,14 @@ class OnlineClient:
     ) -> Snapshots:
         """Returns the histories that these users' requests see at one moment, as `snapshot`."""
         users = integers("user_ids", user_ids).tolist()
-        with _integers_only():
-            request = online_pb2.SnapshotBatchRequest(
-                user_ids=users,
-                request_ts=request_ts,
-                lookback_ms=lookback_ms,
-                max_length=max_length,
-            )
-        _set_projection(request, projection)
+        request = _request(
+            online_pb2.SnapshotBatchRequest,
+            projection,
+            user_ids=users,
+            request_ts=request_ts,
+            lookback_ms=lookback_ms,
+            max_length=max_length,
+        )
         self._check_open()
         answer: online_pb2.SnapshotBatchResponse
         answer = self._call(self._snapshot_batch, request, deadline_s)
@@ -342,25 +344,19 @@ class OnlineClient:
         return failure
 
 
-@contextlib.contextmanager
-def _integers_only() -> Iterator[None]:
-    """Names the fields of a request that protobuf may reject."""
+def _request(kind: type[Request], projection: Projection | str, **fields: Any) -> Request:  # noqa: ANN401
+    """Returns a request of some kind; names the fields that protobuf rejects."""
     try:
-        yield
+        request = kind(**fields)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"user_id, request_ts, lookback_ms and max_length must be int64, but {error}."
         ) from error
-
-
-def _set_projection(
-    request: online_pb2.SnapshotRequest | online_pb2.SnapshotBatchRequest,
-    projection: Projection | str,
-) -> None:
     if isinstance(projection, str):
         request.tenant = projection
     else:
         request.projection.CopyFrom(to_wire_projection(projection))
+    return request
 
 
 def _column(trait: wire.Trait, values: Any, events: int) -> wire.Column:  # noqa: ANN401

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from thinrow.core.pointers import MutableColumn
 
@@ -46,11 +46,7 @@ class EventView(Sequence[Mapping[str, Any]]):
         values, present = self.events.columns[name].values, self.events.columns[name].present
         return MutableColumn(values[part], None if present is None else present[part])
 
-    @overload
-    def __getitem__(self, place: int) -> Mapping[str, Any]: ...
-    @overload
-    def __getitem__(self, place: slice) -> tuple[Mapping[str, Any], ...]: ...
-    def __getitem__(self, place: int | slice) -> Mapping[str, Any] | tuple[Mapping[str, Any], ...]:
+    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 - a mapping, or a tuple for a slice
         return self._mappings()[place]
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from contextlib import closing
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from thinrow.client.torch.batching import AnsweredRows, Batcher, chosen, to_tensors
@@ -24,7 +24,7 @@ from thinrow.core.tracing import UNTRACED, PassTrace, tracing
 from thinrow.errors import ThinRowError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from thinrow.client.client import Client
     from thinrow.client.torch.batch import TensorBatch
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from thinrow.core.wire.answer import Answer
 
 __all__ = ["BATCHES_IN_USE", "Pipeline"]
+
+Item = TypeVar("Item")
 
 log = logging.getLogger("thinrow.loader")
 
@@ -97,9 +99,9 @@ class Pipeline:
         if config.freed_bytes_kept:
             keep_freed_memory(config.freed_bytes_kept)
         self._threads = [
-            threading.Thread(target=self._read, name="thinrow-rows", daemon=True),
-            threading.Thread(target=self._look_up, name="thinrow-lookup", daemon=True),
-            threading.Thread(target=self._widen, name="thinrow-widen", daemon=True),
+            stage("rows", self._read, self._chunks),
+            stage("lookup", self._look_up, self._answers),
+            stage("widen", self._widen, self._batches),
         ]
 
     def batches(self) -> Generator[TensorBatch, None, None]:
@@ -168,46 +170,24 @@ class Pipeline:
             if waits and thread.ident is not None:
                 thread.join()
 
-    def _read(self) -> None:
-        try:
-            for chunk in self._source.chunks(self._config.lookup_examples):
-                self._chunks.put(chunk)
-        except ClosedError:
-            pass
-        except BaseException as error:
-            self._chunks.finish(error)
-        else:
-            self._chunks.finish()
+    def _read(self) -> Iterator[RowChunk]:
+        return self._source.chunks(self._config.lookup_examples)
 
-    def _look_up(self) -> None:
-        try:
-            with UNTRACED if self._trace is None else self._trace.current():
-                for part in self._parts():
-                    self._answers.put(part)
-        except ClosedError:
-            pass
-        except BaseException as error:
-            self._answers.finish(error)
-        else:
-            self._answers.finish()
+    def _look_up(self) -> Iterator[AnsweredRows]:
+        with UNTRACED if self._trace is None else self._trace.current():
+            yield from self._parts()
 
-    def _widen(self) -> None:
-        try:
-            batcher = Batcher(self._config)
-            for part in self._answers:
-                self._clock.work("widen")
-                for group in batcher.add(part):
-                    self._deliver(group)
-                self._clock.rest()
-            self._deliver(batcher.rest(), last=True)
-        except ClosedError:
-            pass
-        except BaseException as error:
-            self._batches.finish(error)
-        else:
-            self._batches.finish()
+    def _widen(self) -> Iterator[QueuedBatch]:
+        batcher = Batcher(self._config)
+        for part in self._answers:
+            self._clock.work("widen")
+            for group in batcher.add(part):
+                yield from self._queued(group)
+            self._clock.rest()
+        yield from self._queued(batcher.rest(), last=True)
 
-    def _deliver(self, group: Group, *, last: bool = False) -> None:
+    def _queued(self, group: Group, *, last: bool = False) -> Iterator[QueuedBatch]:
+        """Yields the batch of a group, or its skipped rows alone."""
         sent = None
         if last and self._config.drop_last and group.examples < self._config.batch_examples:
             if group.examples:
@@ -223,7 +203,7 @@ class Pipeline:
             self._clock.work("widen")
         if group.rows:
             statuses = {status_name(status): count for status, count in group.statuses.items()}
-            self._batches.put(QueuedBatch(sent, group.rows, statuses))
+            yield QueuedBatch(sent, group.rows, statuses)
 
     def _parts(self) -> Iterator[AnsweredRows]:
         """Yields the answer to each chunk, in order."""
@@ -278,6 +258,13 @@ class Pipeline:
             with closing(self._client.answers([answer.rows[waiting]], self._projection)) as again:
                 answer = answer.with_replacements(waiting, next(again))
         return answer
+
+
+def stage(
+    name: str, produce: Callable[[], Iterable[Item]], queue: BoundedQueue[Item]
+) -> threading.Thread:
+    """Returns a thread that puts all items into a queue, and then the error that ended them."""
+    return threading.Thread(target=lambda: queue.fill(produce), name=f"thinrow-{name}", daemon=True)
 
 
 def growing(chunks: Iterable[RowChunk], examples: int) -> Iterator[RowChunk]:

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["BoundedQueue", "ClosedError"]
 
@@ -57,6 +57,18 @@ class BoundedQueue(Generic[Item]):
                 raise ClosedError
             self._items.append(item)
             self._changed.notify_all()
+
+    def fill(self, produce: Callable[[], Iterable[Item]]) -> None:
+        """Puts all items that `produce` yields, then the error that ended them, if there is one."""
+        try:
+            for item in produce():
+                self.put(item)
+        except ClosedError:
+            pass
+        except BaseException as error:
+            self.finish(error)
+        else:
+            self.finish()
 
     def finish(self, error: BaseException | None = None) -> None:
         """Ends the items, because of an error or because there are no more."""
