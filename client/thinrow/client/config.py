@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from thinrow.errors import UsageError
+from thinrow.core.settings import require_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +72,8 @@ class ClientConfig:
     """Permits sending the token unencrypted to other machines, on a trusted network."""
 
     def __post_init__(self) -> None:
-        for name in (
+        require_bounds(
+            self,
             "examples_per_request",
             "answer_bytes_wanted",
             "requests_in_flight",
@@ -84,10 +85,5 @@ class ClientConfig:
             "connect_timeout_s",
             "request_bytes_max",
             "response_bytes_max",
-        ):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, but must be above 0.")
-        if self.retry_deadline_s < 0:
-            raise UsageError(
-                f"retry_deadline_s is {self.retry_deadline_s}, but must not be below 0."
-            )
+            retry_deadline_s=0,
+        )

@@ -21,7 +21,7 @@ from thinrow.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Setting", "check", "setting", "settings_of"]
+__all__ = ["Setting", "check", "require_bounds", "setting", "settings_of"]
 
 _KEY = "thinrow"
 
@@ -96,9 +96,28 @@ def check(config: Any) -> None:  # noqa: ANN401 - any dataclass
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        if found.minimum is None and not value > 0:
-            raise UsageError(f"{name} is {value}; it must be above 0.")
-        if found.minimum is not None and not value >= found.minimum:
-            raise UsageError(f"{name} is {value}; it must be at least {found.minimum:g}.")
+        if found.minimum is None:
+            require_bounds(config, name)
+        else:
+            require_bounds(config, **{name: found.minimum})
         if found.maximum is not None and not value <= found.maximum:
             raise UsageError(f"{name} is {value}; it must be at most {found.maximum:g}.")
+
+
+def require_bounds(config: Any, *positive: str, **least: float) -> None:  # noqa: ANN401
+    """Validates numbers of a configuration whose fields have no metadata; None is not one.
+
+    Args:
+        config: The configuration.
+        positive: Names of numbers that must be above 0.
+        least: Minimum of other numbers, by name.
+
+    Raises:
+        UsageError: A number lies outside its bounds; names the field, the value and the bound.
+    """
+    for name in positive:
+        if (value := getattr(config, name)) is not None and not value > 0:
+            raise UsageError(f"{name} is {value}; it must be above 0.")
+    for name, minimum in least.items():
+        if (value := getattr(config, name)) is not None and not value >= minimum:
+            raise UsageError(f"{name} is {value}; it must be at least {minimum:g}.")

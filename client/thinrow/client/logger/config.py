@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 from thinrow.client.logger.values import UNFIT, exact
+from thinrow.core.settings import require_bounds
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class FileOutput:
     """Longest time that a joined row waits for others to share its file."""
 
     def __post_init__(self) -> None:
-        at_least(self, part_rows=1, part_ms=0)
+        require_bounds(self, part_rows=1, part_ms=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,7 @@ class KafkaOutput:
     """Other settings of librdkafka's producer, such as security.protocol and compression.type."""
 
     def __post_init__(self) -> None:
-        at_least(
+        require_bounds(
             self, message_rows=1, message_bytes_max=1024, linger_ms=0, batch_rows=1, deadline_ms=1
         )
         if self.message_rows > 1024:
@@ -155,9 +156,9 @@ class LoggerConfig:
     """Most bytes of a request id in UTF-8."""
 
     def __post_init__(self) -> None:
-        at_least(self, join_window_ms=1, commit_ms=1, close_ms=0, retry_ms=1, segment_bytes=1)
+        require_bounds(self, join_window_ms=1, commit_ms=1, close_ms=0, retry_ms=1, segment_bytes=1)
         bounds = [name for name in self.__dataclass_fields__ if name.endswith("_max")]
-        at_least(self, **dict.fromkeys(bounds, 1))
+        require_bounds(self, **dict.fromkeys(bounds, 1))
         if self.files is None and self.kafka is None:
             raise UsageError("The logger has no output; give it files, kafka or both.")
         if self.unlabelled not in ("emit", "drop"):
@@ -209,10 +210,3 @@ def never_null(kind: pa.DataType) -> bool:
     """Returns True for types that a tensor cannot hold nulls of."""
     types = pa.types
     return bool(types.is_integer(kind) or types.is_boolean(kind) or types.is_timestamp(kind))
-
-
-def at_least(config: object, **least: int) -> None:
-    """Rejects numbers below their minimum."""
-    for name, value in least.items():
-        if getattr(config, name) < value:
-            raise UsageError(f"{name} is {getattr(config, name)}, but must be {value} or more.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from thinrow.client.config import ClientConfig
 from thinrow.core.memory import FREED_BYTES_MAX
+from thinrow.core.settings import require_bounds
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,32 +82,19 @@ class LoaderConfig:
     """Deadlines, retries and credentials of the client."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_examples",
-            "lookup_examples",
-            "chunks_ahead",
-            "widen_threads",
-            "batches_ahead",
-        ):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}, but must be 1 or more.")
+        counts = ("batch_examples", "batch_events", "lookup_examples", "chunks_ahead")
+        require_bounds(self, *counts, "widen_threads", "batches_ahead", not_ready_wait_s=0)
         if isinstance(self.columns, str):
             raise UsageError(
                 f"columns is the text {self.columns!r}, but must be a tuple of names, such as "
                 f"({self.columns!r},)."
             )
-        if self.batch_events is not None and self.batch_events < 1:
-            raise UsageError(f"batch_events is {self.batch_events}, but must be 1 or more.")
         if self.drop_last and self.batch_events is not None:
             raise UsageError("drop_last needs batches of one size, so leave out batch_events.")
         if not 0 <= self.freed_bytes_kept <= FREED_BYTES_MAX:
             raise UsageError(
                 f"freed_bytes_kept is {self.freed_bytes_kept}, but must be from 0 to "
                 f"{FREED_BYTES_MAX}."
-            )
-        if self.not_ready_wait_s < 0:
-            raise UsageError(
-                f"not_ready_wait_s is {self.not_ready_wait_s}, but must not be below 0."
             )
         if self.integer_dtype not in (torch.int64, torch.int32):
             raise UsageError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from thinrow.client.torch.files import ranks
+from thinrow.core.settings import require_bounds
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,16 +66,15 @@ class KafkaConfig:
     """Other settings of librdkafka, such as security.protocol and sasl.password."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("world_size", 1),
-            ("linger_ms", 0),
-            ("idle_timeout_s", 0),
-            ("commit_interval_s", 0),
-            ("connect_timeout_s", 0.001),
-            ("queued_bytes_max", 1 << 20),
-        ):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} is {getattr(self, name)}, but must be {least} or more.")
+        require_bounds(
+            self,
+            world_size=1,
+            linger_ms=0,
+            idle_timeout_s=0,
+            commit_interval_s=0,
+            connect_timeout_s=0.001,
+            queued_bytes_max=1 << 20,
+        )
         if not 0 <= self.rank < self.world_size:
             raise UsageError(f"rank is {self.rank}, but must be from 0 to {self.world_size - 1}.")
         if self.on_bad_message not in ("fail", "skip"):
