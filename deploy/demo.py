@@ -86,7 +86,7 @@ def train(
         split = Split.of(Demo(folder).rows, model_folder)
         study = ObservedStudy(split, server, RECIPE.target, repeats=RECIPE.repeats)
         model, losses = study.train(SEQUENCE_LENGTH, EPOCHS)
-        quality = study.ask(model, SEQUENCE_LENGTH)
+        quality = study.evaluate(model, SEQUENCE_LENGTH)
         torch.save(model.state_dict(), model_folder / "model.pt")
         out.print(
             f"Trained: loss {losses[0]:.2f} → {losses[-1]:.2f}; of later requests the label is "

@@ -33,6 +33,31 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+__all__ = [
+    "BUILT_IN",
+    "DIRECTORY_GROUP",
+    "EVENT_GROUP",
+    "EVENT_ID",
+    "EVENT_TS",
+    "FIRST_GROUP",
+    "FIRST_NUMBER",
+    "GROUPS_MAX",
+    "GROUP_NUMBERS",
+    "LABELS",
+    "NAME_BYTES_MAX",
+    "RESERVED",
+    "TRAITS_MAX",
+    "TRAIT_NUMBERS",
+    "VECTOR_SIZE_MAX",
+    "VISIBLE_TS",
+    "FeatureGroup",
+    "Schema",
+    "Trait",
+    "evolve",
+    "parse_schema",
+    "read_schema",
+]
+
 GROUPS_MAX = 200
 TRAITS_MAX = 4096
 VECTOR_SIZE_MAX = 4096

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from thinrow.errors import UsageError
 
+__all__ = ["split_address"]
+
 
 def split_address(listen: str) -> tuple[str, int]:
     """Splits HOST:PORT.

@@ -16,9 +16,9 @@ BASE_BYTES = 256 * MIB
 FREED_BYTES_KEPT = 1 << 30
 """Freed memory beyond this goes back to the system."""
 WINDOW_BYTES = MIB
-"""What a connection takes in before the server has looked at it."""
+"""Bytes that a connection receives before the server reads them."""
 REQUEST_COPIES = 10
-"""Of each call: a request under way, one in bytes, and up to eight times that decoded."""
+"""Bytes of each call: a request under way, one in bytes, and up to eight times that decoded."""
 OPENING_MAX = 64
 """Calls at once whose first request has not arrived. They hold none of the server's places."""
 UTILITY_CALLS_MAX = 32
@@ -37,7 +37,7 @@ OTHER_THREADS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceConfig:
-    """What every service may be told: where to listen, whom to trust, how much to take.
+    """Options of every service: address, trust, limits.
 
     Raises UsageError for a value out of its range.
     """

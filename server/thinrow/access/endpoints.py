@@ -1,4 +1,4 @@
-"""What a server opens beside gRPC: its certificates and its metrics port."""
+"""Endpoints of a server beside gRPC: its certificates and its metrics port."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from thinrow.access.config import ServiceConfig
     from thinrow.access.metrics import ServiceMetrics
     from thinrow.access.tenants import Tenants
+
+__all__ = ["EVERY_INTERFACE", "start_endpoints"]
 
 log = logging.getLogger("thinrow.serving")
 
@@ -39,7 +41,7 @@ def start_endpoints(
         and config.tls_client_ca is None
     ):
         log.warning(
-            "everyone who reaches this machine is served: make tokens (thinrow token), ask for "
+            "everyone who reaches this machine is served: make tokens (thinrow token), require "
             "client certificates, or listen on one address",
             extra={"listen": config.listen},
         )

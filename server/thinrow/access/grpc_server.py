@@ -32,6 +32,16 @@ if TYPE_CHECKING:
 
     Handler = grpc.RpcMethodHandler[Any, Any]
 
+__all__ = [
+    "CONNECTION_IDLE_MS",
+    "GOAWAY_DELAY_S",
+    "HANDSHAKE_TIMEOUT_MS",
+    "KEEPALIVE_INTERVAL_MS",
+    "KEEPALIVE_TIMEOUT_MS",
+    "PING_INTERVAL_MS_MIN",
+    "grpc_server",
+]
+
 log = logging.getLogger("thinrow.serving")
 
 HANDSHAKE_TIMEOUT_MS = 10_000

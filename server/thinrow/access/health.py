@@ -11,6 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+__all__ = ["HEALTH", "UNKNOWN", "Health"]
+
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 

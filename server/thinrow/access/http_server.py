@@ -13,6 +13,16 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from thinrow.access.config import HTTP_CONNECTIONS_MAX
 
+__all__ = [
+    "HTTP_ENDING_S",
+    "HTTP_GRACE_S",
+    "HTTP_HEAD_BYTES_MAX",
+    "HTTP_TIMEOUT_S",
+    "HttpHandler",
+    "HttpServer",
+    "end",
+]
+
 HTTP_TIMEOUT_S = 10.0
 """Limit on the time from a connection's start to its end."""
 HTTP_GRACE_S = 1.0

@@ -7,6 +7,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+__all__ = ["JsonFormatter", "log_to_stderr"]
+
 _STANDARD = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 

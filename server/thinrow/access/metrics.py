@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     from thinrow.access.tenants import Tenants
     from thinrow.access.tls import Certificates
 
+__all__ = ["TENANT_LABELS_MAX", "ServiceMetrics", "process_age_s"]
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 TENANT_LABELS_MAX = 100
 """Tenants of the file that have series of their own: the first by name."""
 
 
 class ServiceMetrics:
-    """What every service tells; docs/operations/operations.md says how to read it."""
+    """Series of every service; docs/operations/operations.md says how to read it."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -61,7 +63,7 @@ class ServiceMetrics:
             "The most memory that the limits allow: see docs/operations/operations.md.",
         )
         self.gauge(
-            "thinrow_build_info", "1; the labels tell what runs.", "version", "python"
+            "thinrow_build_info", "1; the labels describe the build.", "version", "python"
         ).labels(version("thinrow"), platform.python_version()).set(1)
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -79,12 +81,12 @@ class ServiceMetrics:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def bind_generation(self, number: Callable[[], int], watermark_ts: Callable[[], int]) -> None:
-        """Where to look up the serving generation at each scrape."""
+        """Sets the object that has the serving generation at each scrape."""
         self._generation.set_function(number)
         self._watermark_age.set_function(lambda: time.time() - watermark_ts() / 1000)
 
     def bind_tenants(self, tenants: Tenants, certificates: Certificates | None) -> None:
-        """Where to look up the tenants there are, and whether what lies on disk is in use."""
+        """Sets the objects that have the tenants and the state of the files in use."""
         ProcessCollector(registry=self.registry)
         self._known = lambda: tenants.by_name
         for name in sorted(tenants.by_name)[:TENANT_LABELS_MAX]:
@@ -106,7 +108,7 @@ class ServiceMetrics:
     def tenant(self, name: str) -> str:
         """The label of a tenant: its name, or '' for all that have no series of their own.
 
-        Those are projections sent along, names that nobody knows, and tenants beyond
+        Those are projections sent along, unknown names, and tenants beyond
         TENANT_LABELS_MAX.
         """
         if name in self._tenants:

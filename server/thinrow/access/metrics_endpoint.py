@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
+__all__ = ["MetricsEndpoint"]
+
 
 class MetricsEndpoint:
     """The HTTP port: /metrics for Prometheus, / and /status for people."""

@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 
     Send = Callable[[bytes | None], None]
 
+__all__ = [
+    "IDLE_S_MIN",
+    "OPENING_S_MIN",
+    "SENDING_S_MIN",
+    "PeerCall",
+    "PeerPlaces",
+    "draining",
+    "gave_way",
+    "overdue",
+]
+
 OPENING_S_MIN = 0.05
 """Time that a call has for its first request, however many others open."""
 IDLE_S_MIN = 10.0

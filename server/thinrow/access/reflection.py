@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from google.protobuf.descriptor import FileDescriptor
 
+__all__ = ["ALPHA", "STABLE", "add_reflection"]
+
 ALPHA = reflection.SERVICE_NAME
 STABLE = ALPHA.replace("v1alpha", "v1")
 """Both have the same messages; grpcio-reflection serves the first alone."""

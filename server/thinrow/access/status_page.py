@@ -15,6 +15,35 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
+__all__ = [
+    "FILES_IN_USE",
+    "LOOKS_MAX",
+    "LOOKS_PAUSE_S",
+    "NOTHING",
+    "REFRESH_S",
+    "ROWS_MAX",
+    "STYLE",
+    "WINDOW_S",
+    "Html",
+    "Look",
+    "StatusPage",
+    "bar",
+    "bytes_text",
+    "counts",
+    "duration",
+    "html",
+    "integer",
+    "mark",
+    "number",
+    "percent",
+    "rendered",
+    "statuses",
+    "table",
+    "tenants",
+    "tiles",
+    "times",
+]
+
 REFRESH_S = 5
 WINDOW_S = 60.0
 """Rates are those since the first look in this time; else since the start."""
@@ -23,7 +52,7 @@ LOOKS_MAX = 64
 LOOKS_PAUSE_S = 1.0
 """Between two looks that are remembered."""
 ROWS_MAX = 50
-"""Of a table; the rest is counted."""
+"""Rows of a table; further ones are only counted."""
 NOTHING = "—"
 FILES_IN_USE = {
     "tenants file": "thinrow_tenants_usable",
@@ -72,7 +101,7 @@ class Look(NamedTuple):
 
     @classmethod
     def of(cls, families: Iterable[Metric]) -> Look:
-        """Takes the families as a registry tells them."""
+        """Takes the families as a registry reports them."""
         return cls(
             time.time(),
             {
@@ -83,7 +112,7 @@ class Look(NamedTuple):
         )
 
     def since(self, earlier: Look | None) -> Look:
-        """How much each series grew; what an ended process took along counts as nothing."""
+        """Growth of each series; what an ended process took along counts as nothing."""
         if earlier is None:
             return self
         return Look(
@@ -109,7 +138,7 @@ class Look(NamedTuple):
         return sorted(value for value in found if value is not None)
 
     def at_most(self, share: float, name: str, /, **labels: str) -> str:
-        """The bound of a histogram that so many of its observations do not exceed."""
+        """The bound of a histogram that a number of its observations do not exceed."""
         bounds = sorted(self.labels(f"{name}_bucket", "le"), key=float)
         counts = [self.sum(f"{name}_bucket", le=bound, **labels) or 0.0 for bound in bounds]
         if not counts or not counts[-1]:
@@ -129,7 +158,7 @@ class StatusPage:
         self._lock = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:  # noqa: ANN401
-        """As the library wants it."""
+        """Collects the families, for the library."""
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             start_response("405 Method Not Allowed", [("Allow", "GET, HEAD")])
             return [b""]
@@ -146,7 +175,7 @@ class StatusPage:
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else page]
 
     def _earlier(self, now: Look) -> Look | None:
-        """What to compare with; remembers this look."""
+        """Returns the look to compare with; remembers this one."""
         with self._lock:
             looks = self._looks
             while looks and now.at_s - looks[0].at_s > WINDOW_S:
@@ -163,7 +192,7 @@ def rendered(now: Look, earlier: Look | None) -> str:
     started_s = now.sum("process_start_time_seconds")
     begin_s = started_s if earlier is None else earlier.at_s
     elapsed_s = None if begin_s is None else max(now.at_s - begin_s, 1e-3)
-    lately = (
+    period = (
         "since the start" if earlier is None else f"in the last {now.at_s - earlier.at_s:.0f} s"
     )
     ready = now.sum("thinrow_ready")
@@ -179,11 +208,11 @@ def rendered(now: Look, earlier: Look | None) -> str:
         f'device-width, initial-scale=1"><title>ThinRow</title><style>{STYLE}</style></head><body>'
         f"<header><h1>ThinRow {escape(version)}</h1>{state}<span class=faint>{up}</span></header>"
         f"{tiles(now, grown, elapsed_s)}"
-        f"{tenants(now, grown, elapsed_s, lately)}"
-        f"{statuses(now, grown, lately)}"
-        f"{times(grown, 'thinrow_stage_seconds', 'stage', f'Stages, slowest first, {lately}')}"
-        f"{times(grown, 'thinrow_online_seconds', 'call', f'Calls, slowest first, {lately}')}"
-        f"{counts(now, grown, lately)}"
+        f"{tenants(now, grown, elapsed_s, period)}"
+        f"{statuses(now, grown, period)}"
+        f"{times(grown, 'thinrow_stage_seconds', 'stage', f'Stages, slowest first, {period}')}"
+        f"{times(grown, 'thinrow_online_seconds', 'call', f'Calls, slowest first, {period}')}"
+        f"{counts(now, grown, period)}"
         f"<p class=faint>{clock} · numbers for machines: /metrics</p></body></html>"
     )
 
@@ -210,7 +239,7 @@ def tiles(now: Look, grown: Look, elapsed_s: float | None) -> str:
     if age_s is not None:
         # A store may have the watermark of any time that int64 can say.
         try:
-            # The age was told a moment later than the time.
+            # The age was reported a moment later than the time.
             minute = 60 * round((now.at_s - age_s) / 60)
             moment = datetime.fromtimestamp(minute, tz=UTC)
             watermark = moment.strftime("%Y-%m-%d %H:%M UTC")
@@ -255,7 +284,7 @@ def tiles(now: Look, grown: Look, elapsed_s: float | None) -> str:
     return f"<dl>{cells}</dl>"
 
 
-def tenants(now: Look, grown: Look, elapsed_s: float | None, lately: str) -> str:
+def tenants(now: Look, grown: Look, elapsed_s: float | None, period: str) -> str:
     """A line for each tenant, the busiest first."""
     names = now.labels("thinrow_examples_total", "tenant")
     names.sort(key=lambda name: -(grown.sum("thinrow_examples_total", tenant=name) or 0))
@@ -263,7 +292,7 @@ def tenants(now: Look, grown: Look, elapsed_s: float | None, lately: str) -> str
     for name in names:
         examples = grown.sum("thinrow_examples_total", tenant=name) or 0
         fine = grown.sum("thinrow_examples_total", tenant=name, status="OK") or 0
-        asked = grown.sum("thinrow_request_seconds_count", tenant=name) or 0
+        requests = grown.sum("thinrow_request_seconds_count", tenant=name) or 0
         took_s = grown.sum("thinrow_request_seconds_sum", tenant=name) or 0
         sent = grown.sum("thinrow_tenant_sent_bytes_total", tenant=name) or 0
         share = fine / examples if examples else None
@@ -272,18 +301,18 @@ def tenants(now: Look, grown: Look, elapsed_s: float | None, lately: str) -> str
                 name or Html("<span class=faint>all others</span>"),
                 NOTHING if elapsed_s is None else number(examples / elapsed_s),
                 NOTHING if share is None else mark(percent(share), good=share == 1),
-                NOTHING if not asked else duration(took_s / asked),
+                NOTHING if not requests else duration(took_s / requests),
                 grown.at_most(0.99, "thinrow_request_seconds", tenant=name),
                 NOTHING if elapsed_s is None else f"{bytes_text(sent / elapsed_s)}/s",
                 number(now.sum("thinrow_tenant_in_flight_requests", tenant=name) or 0),
             )
         )
     headings = ("tenant", "examples/s", "OK", "mean", "p99", "answered", "in flight")
-    return table(f"Tenants, {lately}", headings, rows)
+    return table(f"Tenants, {period}", headings, rows)
 
 
-def statuses(now: Look, grown: Look, lately: str) -> str:
-    """How examples fared."""
+def statuses(now: Look, grown: Look, period: str) -> str:
+    """Table of the statuses of examples."""
     name = "thinrow_examples_total"
     whole = grown.sum(name) or 0
     rows = []
@@ -297,11 +326,11 @@ def statuses(now: Look, grown: Look, lately: str) -> str:
                 number(now.sum(name, status=status) or 0),
             )
         )
-    return table("Examples by status", ("status", "", lately, "in all"), rows)
+    return table("Examples by status", ("status", "", period, "in all"), rows)
 
 
 def times(grown: Look, name: str, label: str, title: str) -> str:
-    """What takes how long, the slowest first."""
+    """Table of durations by stage, the slowest first."""
     spent = {
         each: grown.sum(f"{name}_sum", **{label: each}) or 0.0
         for each in grown.labels(f"{name}_count", label)
@@ -322,7 +351,7 @@ def times(grown: Look, name: str, label: str, title: str) -> str:
     return table(title, (label, "", "in all", "mean", "p99"), rows)
 
 
-def counts(now: Look, grown: Look, lately: str) -> str:
+def counts(now: Look, grown: Look, period: str) -> str:
     """Errors by name, and what the online service counts."""
     rows: list[tuple[str, str, str]] = []
     for name in now.labels("thinrow_errors_total", "name"):
@@ -330,7 +359,7 @@ def counts(now: Look, grown: Look, lately: str) -> str:
             look.sum("thinrow_errors_total", name=name) or 0 for look in (grown, now)
         )
         rows.append((mark(name, good=False) if count else name, number(count), number(all_of_it)))
-    errors = table("Calls that failed", ("error", lately, "in all"), rows)
+    errors = table("Calls that failed", ("error", period, "in all"), rows)
     online = sorted({name for name, _ in now.values if name.startswith("thinrow_online_")})
     rows = [
         (
@@ -341,7 +370,7 @@ def counts(now: Look, grown: Look, lately: str) -> str:
         for name in online
         if name.endswith("_total")
     ]
-    return errors + table("Taken and given", ("", lately, "in all"), rows)
+    return errors + table("Taken and given", ("", period, "in all"), rows)
 
 
 def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The tenants of a server: their file, followed as it changes, and tokens that prove who asks."""
+"""The tenants of a server: their file, followed as it changes, and the tokens of callers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from thinrow.access.config import ServiceConfig
     from thinrow.schema import Schema
 
+__all__ = ["BEARER", "TOKEN_BYTES", "Right", "Tenants", "new_token", "sha256", "version_of"]
+
 log = logging.getLogger("thinrow.materialization")
 
 TOKEN_BYTES = 32
-"""So many that nobody guesses one, and a plain hash of it tells nothing."""
+"""Enough bytes that no one can guess a token, and that a plain hash of it reveals nothing."""
 BEARER = "Bearer "
 Right = Literal["append", "export", "inspect"]
 """A right that methods need whose requests name no tenant."""
@@ -41,9 +43,9 @@ def sha256(token: str) -> str:
 
 
 class Tenants:
-    """Follows a tenants file; a context manager. What is wrong with a new one is told, once.
+    """Follows a tenants file; a context manager. An invalid new one is logged once.
 
-    As soon as one tenant has a token, every call must carry one, and asks as its tenant.
+    As soon as one tenant has a token, every call must carry one, and counts as its tenant.
     """
 
     def __init__(self, config: ServiceConfig, schema: Callable[[], Schema]) -> None:
@@ -53,7 +55,7 @@ class Tenants:
         self._version = version_of(config.tenants)
         self.by_name: Mapping[str, Tenant] = self._read()
         self.usable = True
-        """Whether what the file says now counts; else what it said before does."""
+        """True if the current content of the file is in use; otherwise its earlier content is."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="thinrow-tenants", daemon=True)
 
@@ -69,7 +71,7 @@ class Tenants:
 
     @property
     def guarded(self) -> bool:
-        """Whether calls must carry a token."""
+        """True if calls must carry a token."""
         return any(tenant.token_sha256 for tenant in self.by_name.values())
 
     def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
@@ -87,16 +89,16 @@ class Tenants:
                 "This server wants a token; send it as `authorization: Bearer …`, in ThinRow's "
                 "client with ClientConfig(token=…)."
             )
-        asked = sha256(carried.removeprefix(BEARER))
+        presented = sha256(carried.removeprefix(BEARER))
         found = None
-        # All are compared, so that the time taken tells nothing.
+        # All are compared, so that the time taken reveals nothing.
         for name, tenant in tenants.items():
             for known in tenant.token_sha256:
-                if hmac.compare_digest(known, asked):
+                if hmac.compare_digest(known, presented):
                     found = name
         if found is None:
             raise UnauthenticatedError(
-                "This server does not know the token; ask for a new one if yours was replaced."
+                "This server does not know the token; request a new one if yours was replaced."
             )
         return found
 
@@ -110,7 +112,7 @@ class Tenants:
             return tenant
         if tenant:
             raise PermissionDeniedError(
-                f"The token is of tenant {caller!r} and the request names another; ask as "
+                f"The token is of tenant {caller!r} and the request names another; call as "
                 f"{caller!r}."
             )
         self.require_any(caller)
@@ -123,8 +125,8 @@ class Tenants:
         tenant = self.by_name.get(caller)
         if tenant is None or tenant.projections != "any":
             raise PermissionDeniedError(
-                f"The tenant {caller!r} may use its own projection alone; ask by its name, or have "
-                f'projections = "any" put into the tenants file.'
+                f"The tenant {caller!r} may use its own projection alone; request it by name, or "
+                f'have projections = "any" put into the tenants file.'
             )
 
     def require(self, caller: str, right: Right) -> None:
@@ -161,7 +163,7 @@ class Tenants:
         own: int | None = getattr(tenants.get(tenant), limit, None)
         if own is not None:
             return min(own, whole)
-        # Without tenants there is nobody to leave anything to.
+        # Without tenants no share is reserved.
         return max(1, whole // 2) if tenants else whole
 
     def _read(self) -> Mapping[str, Tenant]:
@@ -182,7 +184,7 @@ class Tenants:
             try:
                 read = self._read()
                 if self.guarded and not any(tenant.token_sha256 for tenant in read.values()):
-                    # An empty or half-written file must not open the server to everybody.
+                    # An empty or half-written file must not open the server to every caller.
                     raise InputError(
                         f"{self._config.tenants} has no token any more; start the server again "
                         f"to serve without."
@@ -197,7 +199,7 @@ class Tenants:
 
 
 def version_of(path: Path | None) -> tuple[int, ...] | None:
-    """Tells one state of a file from another; None for no file."""
+    """Identifies one state of a file; None for no file."""
     try:
         state = path.stat() if path is not None else None
     except OSError:

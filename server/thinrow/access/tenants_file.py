@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+__all__ = ["TOKENS_MAX", "Sha256", "Tenant", "read_tenants"]
+
 TOKENS_MAX = 16
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -27,9 +29,9 @@ class Tenant(BaseModel):
     feature_groups: tuple[str, ...] = ()
     traits: tuple[str, ...] = ()
     projections: Literal["own", "any"] = "own"
-    """What a token of this tenant may ask for: this projection, or any sent along, and Inspect."""
+    """Projections that a token of this tenant may request: its own, or any, and Inspect."""
     online: tuple[Literal["append", "export"], ...] = ()
-    """What a token of this tenant may do at the online service, beside taking snapshots."""
+    """Rights of a token of this tenant at the online service, beside snapshots."""
     token_sha256: Annotated[tuple[Sha256, ...], Field(max_length=TOKENS_MAX)] = ()
     """SHA-256 of its tokens, in hexadecimal; several while one takes the place of another."""
     calls_max: Annotated[int, Field(ge=1)] | None = None

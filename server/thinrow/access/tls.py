@@ -16,6 +16,8 @@ from thinrow.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+__all__ = ["UTC_TIME_TAG", "VERSION_TAG", "Certificates", "elements", "expiry_s"]
+
 VERSION_TAG, UTC_TIME_TAG = 0xA0, 0x17
 
 log = logging.getLogger("thinrow.materialization")
@@ -41,7 +43,7 @@ class Certificates:
         self._usable = True
 
     def credentials(self) -> grpc.ServerCredentials:
-        """What a server listens with."""
+        """Credentials of a listening server."""
         return grpc.dynamic_ssl_server_credentials(
             self._first,
             self._changed,  # type: ignore[arg-type] # None says that nothing changed
@@ -49,17 +51,17 @@ class Certificates:
         )
 
     def expiry_s(self) -> float:
-        """When the certificate in use ends, in seconds since the epoch."""
+        """End of the certificate in use, in seconds since the epoch."""
         self._look()
         return self._expiry_s
 
     def usable(self) -> bool:
-        """Whether the files are those in use; else earlier ones are."""
+        """True if the current files are in use; otherwise earlier ones are."""
         self._look()
         return self._usable
 
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Asked at each new connection: what to use from now on, None for the same."""
+        """Returns the credentials to use from this connection on; None for the same."""
         self._look()
         with self._lock:
             fresh, self._fresh = self._fresh, None
@@ -83,7 +85,7 @@ class Certificates:
     def _read(self) -> grpc.ServerCertificateConfiguration:
         """The files as they are. Raises UsageError."""
         try:
-            # Alone it tells whether the key is the certificate's, and what is no certificate.
+            # Alone it checks that the key is the certificate's, and what is no certificate.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(self._cert, self._key)
             if self._client_ca is not None:
@@ -108,7 +110,7 @@ class Certificates:
 
 
 def expiry_s(pem: bytes) -> float:
-    """When the first certificate of a PEM file ends, in seconds since the epoch.
+    """End of the first certificate of a PEM file ends, in seconds since the epoch.
 
     Raises ValueError where there is none.
     """

@@ -33,6 +33,21 @@ from thinrow.errors import (
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+__all__ = [
+    "DOMAIN",
+    "ERRORS",
+    "ERROR_METADATA",
+    "MESSAGE_BYTES_MAX",
+    "NO_RETRY",
+    "PUSHBACK_METADATA",
+    "RETRY_METADATA",
+    "STATUS_METADATA",
+    "WireError",
+    "set_error_status",
+    "wire_error",
+    "wire_message",
+]
+
 DOMAIN = "thinrow.v1"
 """The domain of every `ErrorInfo`."""
 ERROR_METADATA = "thinrow-error"

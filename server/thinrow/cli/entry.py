@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+__all__ = ["EXIT_USAGE", "main"]
+
 EXIT_USAGE = 2
 
 

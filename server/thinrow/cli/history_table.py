@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from thinrow.v1 import materialization_pb2 as wire
 
+__all__ = ["history_table"]
+
 
 def history_table(
     user_id: int, answer: wire.InspectResponse, traits: list[str]
 ) -> list[RenderableType]:
-    """What Inspect answered: when, how much, and the events, oldest first; ``traits`` in order.
+    """Table of an Inspect answer: time, size, and the events, oldest first; ``traits`` in order.
 
     A time in history is shown where it differs from the event's own, and an id where it has one.
     """

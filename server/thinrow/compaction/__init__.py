@@ -1,1 +1,1 @@
-"""From raw events to the next generation of the store."""
+"""Compaction of raw events into the next generation of the store."""

@@ -63,10 +63,12 @@ if TYPE_CHECKING:
     from thinrow.events.order import Cuts
     from thinrow.store.shard import ShardWriter
 
+__all__ = ["CompactionReport", "compact"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactionReport:
-    """What a run did."""
+    """Report of a run."""
 
     generation: int
     watermark_ts: int
@@ -81,7 +83,7 @@ class CompactionReport:
     """Arrived at or after the watermark."""
     erased_users: int = 0
     events_dropped: int = 0
-    """By retention and erasure."""
+    """Events dropped by retention and erasure."""
     event_count: int = 0
     """Events in the generation."""
     user_count: int = 0
@@ -91,7 +93,7 @@ class CompactionReport:
     times: dict[str, TimeSpan] = field(default_factory=dict)
     """Range of the times read, by time column."""
     tied_events: int = 0
-    """Events added whose order only their traits decide, as the input does not tell it."""
+    """Events added whose order only their traits decide, as the input does not define it."""
     uncut_ms: int = 0
     """Span of this run's arrivals that has no watermark inside; 0 with a cadence."""
 

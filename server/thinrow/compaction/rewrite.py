@@ -1,6 +1,6 @@
 """Some users' histories, continued: their new events, their unfinished stripes, their directories.
 
-Full stripes are left alone. What is decoded and written anew are those short stripes behind a
+Full stripes are left alone. A run decodes and rewrites those short stripes behind a
 user's last full one that become longer ones, and the one stripe that a retention horizon cuts.
 """
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from thinrow.schema import Schema, Trait
     from thinrow.store.shard import Shard
 
+__all__ = ["FRONT", "TAIL", "RewritePlan", "Rewritten", "rewrite_users", "to_series", "to_values"]
+
 FRONT, TAIL = 0, 1
 """Runs of rows that are cut into stripes: one that retention cut, and a history's end."""
 _EVENT_TRAITS = (VISIBLE_TS, EVENT_TS, EVENT_ID)
@@ -43,7 +45,7 @@ _EVENT_TRAITS = (VISIBLE_TS, EVENT_TS, EVENT_ID)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewritePlan:
-    """What holds for every user of a run."""
+    """Values that hold for every user of a run."""
 
     schema: Schema
     new_groups: frozenset[int]
@@ -57,7 +59,7 @@ class RewritePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewritten:
-    """What becomes of some users."""
+    """Results of some users."""
 
     keys: list[bytes]
     """Ascending."""
@@ -177,7 +179,7 @@ def _old_directories(
 def _stripes_to_decode(
     old: Directories, horizon_ts: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each user's last short stripes begin, and the one the horizon cuts; -1 for none."""
+    """First of each user's last short stripes, and the one the horizon cuts; -1 for none."""
     low, high = old.starts[:-1], old.starts[1:]
     full = np.flatnonzero(old.stripe_ends - old.stripe_ordinals >= STRIPE_EVENTS_MAX)
     last_full = np.append(full, -1)[np.searchsorted(full, high) - 1]
@@ -195,7 +197,7 @@ def _decoded(
     previous: Shard | None,
     plan: RewritePlan,
 ) -> pl.DataFrame:
-    """Rows of the stripes to be written anew."""
+    """Rows of the stripes to be rewritten."""
     tail_counts = np.where(tail >= 0, old.starts[1:] - tail, 0)
     chosen = np.unique(np.concatenate([ranges(tail, tail_counts), cut[cut >= 0]]))
     user = np.searchsorted(old.starts, chosen, side="right") - 1
@@ -228,7 +230,7 @@ def _places(owners: NDArray[np.int64]) -> NDArray[np.int64]:
 def _unchanged(
     old: Directories, tail: NDArray[np.int64], fresh_counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Of the stripes from ``tail`` on, those that more events do not change.
+    """Those of the stripes from ``tail`` on that more events do not change.
 
     Returns:
         For each user their number, their events, and the first stripe behind them; -1 for none.

@@ -36,6 +36,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.schema import Schema
 
+__all__ = [
+    "CONTINUED_USERS_PER_CHUNK",
+    "EVENTS_PER_CHUNK",
+    "USERS_PER_CHUNK",
+    "PreviousShard",
+    "ShardCounts",
+    "ShardTask",
+    "write_shard",
+]
+
 USERS_PER_CHUNK = 8192
 EVENTS_PER_CHUNK = 1 << 19
 """Bounds on what is encoded at once; one user's events always stay together."""
@@ -45,7 +55,7 @@ CONTINUED_USERS_PER_CHUNK = EVENTS_PER_CHUNK // STRIPE_EVENTS_MAX
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardTask:
-    """What one run does to one shard."""
+    """Task of one run for one shard."""
 
     schema: Schema
     new_groups: frozenset[int]
@@ -57,7 +67,7 @@ class ShardTask:
     """Users of this shard to erase, int64, any order."""
     accept_late: bool
     whole: bool
-    """Writes every pair anew: groups came or went, or something must be gone from the disk."""
+    """Rewrites every pair: groups came or went, or something must be gone from the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +82,7 @@ class PreviousShard:
 
 @dataclass(slots=True, kw_only=True)
 class ShardCounts:
-    """What became of a shard and of its input."""
+    """Results of a shard and of its input."""
 
     keys: int = 0
     events: int = 0
@@ -157,7 +167,7 @@ def _admitted(
 
 
 def _without_erased(events: pl.DataFrame, shard: Shard) -> pl.DataFrame:
-    """Late events, less those of erased users from before their erasure: it is for good."""
+    """Late events, less those of erased users from before their erasure, which is permanent."""
     user_ids = events["user_id"].unique().sort().to_numpy()
     parts = []
     for start in range(0, len(user_ids), USERS_PER_CHUNK):

@@ -49,17 +49,17 @@ SERVER_STOP_S_MAX = 30.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """What to do with one of the data sets."""
+    """Recipe for one of the data sets."""
 
     load: Callable[[], SampleData]
     users_every: int
-    """Takes one user of so many, with all events."""
+    """Takes one user in N, with all events."""
     target: str
-    """Trait that the model learns to tell."""
+    """Trait that the model learns to predict."""
     repeats: bool
     """True where its value can come again."""
     remark: str
-    """What to know when reading the figures."""
+    """Remark on the figures."""
 
 
 RECIPES: dict[Dataset, Recipe] = {
@@ -77,8 +77,8 @@ RECIPES: dict[Dataset, Recipe] = {
         users_every=10,
         target="store_id",
         repeats=True,
-        remark="Every tenth household of data that their authors call simulated; the model tells "
-        "where a household shops next.",
+        remark="Every tenth household of data that their authors call simulated; the model "
+        "predicts where a household shops next.",
     ),
 }
 
@@ -290,11 +290,11 @@ class Demo:
             self.summary.add_row(name, f"{count / thin_s:,.0f}", f"{count / fat_s:,.0f}")
 
     def train(self, address: str, recipe: Recipe, epochs: int, sequence_length: int) -> None:
-        """Learns from the earlier requests and is asked about the later ones."""
+        """Trains on the earlier requests and evaluates on the later ones."""
         # PyTorch takes seconds to import, and only this step needs it.
         from thinrow.demo.training import Split, Study
 
-        self.say(f"Train a small HSTU from the stream to tell each request's {recipe.target}")
+        self.say(f"Train a small HSTU from the stream to predict each request's {recipe.target}")
         split = Split.of(self.rows, self.root)
         study = Study(split, address, recipe.target, repeats=recipe.repeats)
         with progress_bar() as progress:
@@ -304,7 +304,7 @@ class Demo:
                 progress=lambda step, steps: progress("Training", step, steps),
             )
         out.print(f"{epochs} passes over {row_count(split.train):,} examples, on {study.device}")
-        quality = study.ask(model, sequence_length)
+        quality = study.evaluate(model, sequence_length)
         out.print(
             f"Of {row_count(split.held_out):,} later requests the label is among ten guesses in "
             f"{quality.hit_rate:.1%}; among the ten most popular in "
@@ -333,11 +333,11 @@ def size(path: Path) -> int:
 
 
 def wait_until_serving(server: subprocess.Popen[bytes], log: Path) -> str:
-    """Waits for the server's line in the log that tells its address."""
+    """Waits for the server's line in the log that has its address."""
     deadline = time.monotonic() + SERVER_START_S_MAX
     while server.poll() is None and time.monotonic() < deadline:
         for line in log.read_text().splitlines(keepends=True):
             if '"serving"' in line and line.endswith("\n"):
                 return str(json.loads(line)["address"])
         time.sleep(0.05)
-    raise ThinRowError(f"The server did not start; {log} tells why.")
+    raise ThinRowError(f"The server did not start; {log} says why.")

@@ -36,7 +36,7 @@ EXAMPLES_MAX = 40_000
 REQUEST_EXAMPLES = 512
 VALUE_BYTES = 8
 ORDERS = {"by user": ["user_id", "request_ts"], "by time": ["request_ts", "user_id"]}
-"""How examples may stand in a file; the loader, too, puts one user's together, and trains so."""
+"""Orders of examples in a file; the loader, too, puts one user's together, and trains so."""
 RECIPE = Recipe(
     load=complete_journey,
     users_every=1,
@@ -58,11 +58,11 @@ class Rung:
     thin_bytes: float
     """The thin row in its Parquet file."""
     wire_bytes: dict[str, float]
-    """What the server sends, by the order of the examples."""
+    """Bytes that the server sends, by the order of the examples."""
     fat_bytes: dict[str, float]
     """The fat row in a Parquet file with zstd, by their order."""
     qualities: list[Quality]
-    """Of each seed."""
+    """Quality of each seed."""
 
     @property
     def name(self) -> str:
@@ -127,7 +127,7 @@ def climb(
         study = Study(split, server, target, order="users", client=access.config())
         out.print(
             f"{row_count(split.train):,} examples to learn from, {row_count(split.held_out):,} "
-            f"later ones to be asked about; {len(study.catalogue):,} items; on {study.device}"
+            f"later ones to be evaluated; {len(study.catalogue):,} items; on {study.device}"
         )
         upwards = sorted(set(lengths), key=lambda length: (length == FULL, length))
         return [rung(client, study, length, epochs, seeds) for length in upwards]
@@ -143,7 +143,7 @@ def parse_lengths(text: str) -> list[int]:
 
 def rung(client: Client, study: Study, length: int, epochs: int, seeds: int) -> Rung:
     """Measures one length."""
-    told = f"length {length}" if length else "full length"
+    label = f"length {length}" if length else "full length"
     examples = row_count(study.split.train)
     projection = Projection(length, traits=(study.target,))
     wire_bytes, fat_bytes, qualities = {}, {}, []
@@ -158,13 +158,15 @@ def rung(client: Client, study: Study, length: int, epochs: int, seeds: int) -> 
             fat.unlink()
         for seed in range(seeds):
 
-            def tell(step: int, steps: int, stage: str = f"Training, {told}, seed {seed}") -> None:
+            def report(
+                step: int, steps: int, stage: str = f"Training, {label}, seed {seed}"
+            ) -> None:
                 progress(stage, step, steps)
 
-            model, _ = study.train(length, epochs, seed, tell)
-            qualities.append(study.ask(model, length))
+            model, _ = study.train(length, epochs, seed, report)
+            qualities.append(study.evaluate(model, length))
     hit_rate = fmean(quality.hit_rate for quality in qualities)
-    out.print(f"At {told}, {hit_rate:.1%} are among ten guesses")
+    out.print(f"At {label}, {hit_rate:.1%} are among ten guesses")
     return Rung(
         sequence_length=length,
         longest=int(longest.max()),
@@ -251,7 +253,7 @@ def to_markdown(rungs: Sequence[Rung]) -> str:
 
 
 def baseline(rungs: Sequence[Rung]) -> str:
-    """What the figures are to be compared with."""
+    """Text on the comparison of the figures."""
     popular = rungs[0].qualities[0].popularity_hit_rate
     return (
         f"Events and bytes are those of an example. The ten most popular items hit {popular:.1%}. "

@@ -40,12 +40,12 @@ class ModelConfig:
     """Newest events that see one another."""
     layers: int = 1
     ages: int = 32
-    """Kinds of distance from the end that are told apart, two to each doubling."""
+    """Kinds of distance from the end that are distinguished, two to each doubling."""
     candidates: int = 1024
     """Items that stand for all in a training step, a random sample."""
     learning_rate: float = 3e-3
     gain: float = 10.0
-    """How much faster the few numbers learn that say how soon is forgotten and what comes again."""
+    """Factor on the learning rate of the parameters of decay and repetition."""
     seed: int = 0
 
 
@@ -60,7 +60,7 @@ class Block(nn.Module):
         self.place = nn.Parameter(torch.zeros(config.recent, config.recent))
 
     def forward(self, states: Tensor, seen: Tensor) -> Tensor:
-        """Of float (examples, recent, width), and bool (…, recent, recent), the former's shape."""
+        """Attention of float (examples, recent, width) with a bool mask (…, recent, recent)."""
         projected = functional.silu(self.project(self.norm_in(states)))
         gate, values, queries, keys = projected.chunk(4, -1)
         scores = queries @ keys.mT / states.shape[-1] ** 0.5 + self.place
@@ -69,7 +69,7 @@ class Block(nn.Module):
 
 
 class Look(NamedTuple):
-    """What the model makes of histories."""
+    """Encodings of histories."""
 
     states: Tensor
     """float, shape (examples, recent, width): after each of the newest events."""
@@ -107,7 +107,7 @@ class NextItemModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """Device of the model."""
         return self.item.weight.device
 
     def forward(self, items: Tensor, offsets: Tensor) -> Look:
@@ -161,7 +161,7 @@ class NextItemModel(nn.Module):
         return -(likely.clamp(min=PROBABILITY_MIN).log().mean() + new.mean()) / 2
 
     def log_likelihood(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Of each target after its state, estimated: a sample of items stands for all others."""
+        """Estimated loss of each target after its state, from a sample of the other items."""
         items = len(self.bias)
         sample = torch.randint(items, (min(self.config.candidates, items),), device=self.device)
         others = states @ self.item(sample).T + self.bias[sample] + math.log(items / len(sample))
@@ -172,7 +172,7 @@ class NextItemModel(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, items: Tensor, offsets: Tensor) -> Tensor:
-        """Of every item to come next, float, shape (examples, items)."""
+        """Score of every item to come next, float, shape (examples, items)."""
         look: Look = self(items, offsets)
         new = (look.states[:, -1] @ self.item.weight.T + self.bias).softmax(1)
         likely = new * (1 - look.again[:, None])

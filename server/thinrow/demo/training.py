@@ -1,4 +1,4 @@
-"""Trains the demo's model from thin rows and asks it about later ones, at any sequence length."""
+"""Trains the demo's model from thin rows and evaluates it on later ones, at any sequence length."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How well later requests were told."""
+    """Quality of the predictions of later requests."""
 
     hit_rate: float
     """Share whose label is among the model's ten best."""
@@ -86,7 +86,7 @@ class Quality:
 
 
 class Study:
-    """One question asked of thin rows: what is the next ``target``, an integer trait?
+    """One prediction task on thin rows: what is the next ``target``, an integer trait?
 
     Every row has the answer as ``label_<target>``. An item that first comes after the training rows
     is unknown, and a miss whatever the model says. Without ``repeats``, what is in a history is not
@@ -148,8 +148,8 @@ class Study:
                     progress(len(losses), steps)
         return model, losses
 
-    def ask(self, model: NextItemModel, sequence_length: int) -> Quality:
-        """Asks about the later requests. Popularity is told the same and masked the same."""
+    def evaluate(self, model: NextItemModel, sequence_length: int) -> Quality:
+        """Evaluates the later requests. Popularity gets the same inputs and the same mask."""
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         with self.loader(self.split.held_out, sequence_length) as loader:
             for batch in loader:
@@ -182,7 +182,7 @@ class Study:
         )
 
     def labels(self, batch: TensorBatch) -> Tensor:
-        """What came next, int64, shape (examples,)."""
+        """Items that came next, int64, shape (examples,)."""
         return cast("Tensor", batch.columns[self.label])
 
     def histories(self, batch: TensorBatch) -> Histories:

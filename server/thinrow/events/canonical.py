@@ -27,6 +27,21 @@ if TYPE_CHECKING:
     from thinrow.core.files.paths import AnyFile, DataFile
     from thinrow.events.time_columns import TimeReader
 
+__all__ = [
+    "BATCH_ROWS",
+    "FINER_NS",
+    "ID_COLUMNS",
+    "SAME_BITS",
+    "canonical_schema",
+    "canonical_table",
+    "canonical_type",
+    "check_output",
+    "from_canonical",
+    "ignored_columns",
+    "read_events",
+    "user_ids",
+]
+
 BATCH_ROWS = 1 << 18
 ID_COLUMNS = ("user_id", "event_ts", "arrival_ts", "event_id")
 SAME_BITS = (

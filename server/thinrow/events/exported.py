@@ -1,4 +1,4 @@
-"""The span of arrivals that an exported file of events holds in full, told in its footer."""
+"""The span of arrivals that an exported file of events holds in full, written in its footer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from thinrow.core.files.parquet import ParquetTable
     from thinrow.core.files.paths import AnyFile
 
+__all__ = ["EARLIEST_TS", "FROM_KEY", "UNTIL_KEY", "Span", "check_exports", "is_export"]
+
 FROM_KEY, UNTIL_KEY = b"thinrow.exported_from_ts", b"thinrow.exported_until_ts"
 EARLIEST_TS = int(np.iinfo(np.int64).min)
 
@@ -29,8 +31,8 @@ class Span(NamedTuple):
 
     def mark(self, writer: pq.ParquetWriter) -> None:
         """Writes it down; the file may not be closed yet."""
-        told = {FROM_KEY: str(self.from_ts), UNTIL_KEY: str(self.until_ts)}
-        writer.add_key_value_metadata({key.decode(): value for key, value in told.items()})
+        metadata = {FROM_KEY: str(self.from_ts), UNTIL_KEY: str(self.until_ts)}
+        writer.add_key_value_metadata({key.decode(): value for key, value in metadata.items()})
 
 
 def is_export(file: ParquetTable) -> bool:
@@ -41,11 +43,11 @@ def is_export(file: ParquetTable) -> bool:
 def check_exports(files: Sequence[AnyFile], previous_ts: int | None, watermark_ts: int) -> None:
     """Refuses exports that lack events between two watermarks, or have some of them twice.
 
-    Files that tell no span are taken as they are.
+    Files without a span are taken as they are.
 
     Raises:
         InputError: a file's span cannot be read.
-        UsageError: tells what to compact instead.
+        UsageError: Says what to compact instead.
     """
     spans = sorted(
         (span for file in files if (span := _span(file)) is not None), key=lambda span: span[:2]
@@ -74,12 +76,12 @@ def _span(path: AnyFile) -> Span | None:
     file = open_parquet(path)
     if not is_export(file):
         return None
-    told = file.metadata.metadata
+    footer = file.metadata.metadata
     try:
-        return Span(int(told[FROM_KEY]), int(told[UNTIL_KEY]), path)
+        return Span(int(footer[FROM_KEY]), int(footer[UNTIL_KEY]), path)
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"{path} does not tell which arrivals it was exported for; export it again."
+            f"{path} does not say which arrivals it was exported for; export it again."
         ) from error
 
 

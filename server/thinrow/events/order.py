@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from thinrow.schema import Schema, Trait
     from thinrow.store.times import Cadence
 
+__all__ = [
+    "CUTS_MAX",
+    "Cuts",
+    "order_by",
+    "ordered",
+    "placed",
+    "planned_cuts",
+    "tied_events",
+    "with_late_accepted",
+    "without_duplicates",
+]
+
 CUTS_MAX = 1_000_000
 """Generations that one run may cut."""
 
@@ -72,7 +84,7 @@ def with_late_accepted(events: pl.DataFrame, previous_ts: int) -> pl.DataFrame:
 
 
 def without_duplicates(events: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """Of events with the same user and id, the first arrival."""
+    """Keeps the first arrival of events with the same user and id."""
     with_id = events.select("user_id", "event_id").filter(pl.col("event_id").is_not_null())
     if with_id.n_unique() == len(with_id):
         return events
@@ -102,7 +114,7 @@ def placed(events: pl.DataFrame, cuts: Cuts) -> pl.DataFrame:
 
 
 def ordered(events: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """By user (as unsigned numbers, as keys sort), then in the order of a history."""
+    """Order by user (as unsigned numbers, as keys sort), then in the order of a history."""
     users = events["user_id"].to_numpy().view(np.uint64)
     visible_ts = events["visible_ts"].to_numpy()
     order = np.lexsort((visible_ts, users))

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from thinrow.events.time_columns import TimeReader
     from thinrow.schema import Schema
 
+__all__ = ["Progress", "SplitEvents", "split_events"]
+
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
+"""Receives the stage, the amount done, and the total."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

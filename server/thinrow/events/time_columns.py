@@ -108,7 +108,7 @@ class TimeSpan:
 
     @property
     def start_ts(self) -> int | None:
-        """When the data begin: the earliest plausible time, or the earliest where none is."""
+        """Start of the data: the earliest plausible time, or the earliest where none is."""
         if self.earliest_plausible_ts is not None or not self.count:
             return self.earliest_plausible_ts
         return self.earliest_ts
@@ -130,7 +130,7 @@ class TimeReader:
     def __init__(self, unit: TimeUnit | None = None) -> None:
         self.unit = unit
         self.spans: dict[str, TimeSpan] = {}
-        """By column, of all files finished."""
+        """Times by column, of all files finished."""
         self._file: dict[str, tuple[pa.DataType, TimeSpan, int]] = {}
 
     def of_exports(self) -> TimeReader:

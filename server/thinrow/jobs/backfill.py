@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from thinrow.core.files.paths import DataFile
     from thinrow.jobs.config import BackfillConfig
 
+__all__ = ["FAR_MS", "OUTPUT_ROWS", "BackfillReport", "backfill"]
+
 FAR_MS = 2 * DAY_MS
 """Rows that follow a watermark by more than this are reported: they carry many events inside."""
 OUTPUT_ROWS = 1 << 14
@@ -47,7 +49,7 @@ OUTPUT_ROWS = 1 << 14
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackfillReport:
-    """What a run did."""
+    """Report of a run."""
 
     rows: int
     mutable_events: int
@@ -55,7 +57,7 @@ class BackfillReport:
     before_first_generation: int
     """Rows that carry their whole history."""
     without_digest: int
-    """Rows whose digest the store cannot tell any more, for retention or erasure."""
+    """Rows whose digest the store can no longer compute, for retention or erasure."""
     far_rows: int = 0
     """Rows for which the store has no watermark in the FAR_MS before them, though events arrived
     earlier: they carry what arrived since inside."""
@@ -75,18 +77,20 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
     """
     with Generation.open_current(config.store) as generation:
         files = data_files(config.events)
-        asked = data_files(config.requests)
-        check_output(config.rows, [*asked, *files])
+        request_files = data_files(config.requests)
+        check_output(config.rows, [*request_files, *files])
         try:
             with scratch_beside(config.rows) as scratch:
                 shards = len(generation.shards)
                 times = TimeReader(config.time_unit)
-                requests = read_requests(config, asked, generation, times)
+                requests = read_requests(config, request_files, generation, times)
                 split = split_events(
                     files, generation.schema, shards, scratch / "events", times, progress
                 )
                 _check_belonging(generation, split)
-                report = _backfill(config, asked, generation, split, requests, scratch, progress)
+                report = _backfill(
+                    config, request_files, generation, split, requests, scratch, progress
+                )
                 report = replace(report, times=times.spans)
                 (scratch / "rows.parquet").replace(config.rows)
         except (OSError, pa.ArrowException) as error:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+__all__ = ["BOOLS", "blank_values", "equal_values"]
+
 BOOLS = {"false": False, "true": True, "0": False, "1": True}
 
 

@@ -186,5 +186,5 @@ class SlimConfig:
 
     @property
     def written_schema(self) -> Path:
-        """Where the schema is that fits the events."""
+        """Path of the schema that fits the events."""
         return self.schema or self.events.with_suffix(".toml")

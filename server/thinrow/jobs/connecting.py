@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from thinrow.client import Client, ClientConfig
 
+__all__ = ["FIRST_ANSWER_S", "Access", "connected"]
+
 FIRST_ANSWER_S = 5.0
 """Longest wait for a first answer, so that a mistyped address is reported soon."""
 

@@ -1,4 +1,4 @@
-"""What commands show: progress bars, tables, and errors in one sentence."""
+"""Output of commands: progress bars, tables, and errors in one sentence."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rich.progress import TaskID
+
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_USAGE",
+    "err",
+    "facts",
+    "one_sentence",
+    "out",
+    "progress_bar",
+    "readable_bytes",
+]
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -50,7 +61,7 @@ def _escaped(error: Exception) -> str:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on standard error; the function is told stage, done and total."""
+    """A progress bar on standard error; the function receives stage, done and total."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -63,12 +74,12 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     ) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def tell(stage: str, done: int, total: int) -> None:
+        def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
-        yield tell
+        yield show
 
 
 def facts(title: str, rows: dict[str, object]) -> Table:

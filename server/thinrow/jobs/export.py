@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
     from thinrow.client.online import OnlineClient
 
+__all__ = ["ExportReport", "export_events"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """What a run did."""
+    """Report of a run."""
 
     events: int
     from_ts: int | None

@@ -1,4 +1,4 @@
-"""Fat rows, read a piece at a time: whose they are, and their events, each told by a key.
+"""Fat rows, read a piece at a time: whose they are, and their events, each identified by a key.
 
 A key is a 64-bit hash of a user, an event's values, and of how many equal events follow it in its
 row. So the same event has one key in all rows of a user, and most work is done on keys alone.
@@ -35,9 +35,28 @@ if TYPE_CHECKING:
     from thinrow.jobs.layout import FatLayout, LayoutTally
     from thinrow.schema import Schema
 
+__all__ = [
+    "BATCH_EVENTS",
+    "PIECE_EVENTS",
+    "PIECE_ROWS",
+    "STATUS_COLUMN",
+    "WRITTEN",
+    "FatBatch",
+    "Piece",
+    "derived_schema",
+    "event_keys",
+    "event_schema",
+    "fat_batches",
+    "finest_unit",
+    "history_columns",
+    "is_list",
+    "passing_columns",
+    "pieces",
+]
+
 PIECE_EVENTS = 1 << 22
 PIECE_ROWS = 1 << 20
-"""A piece is so many fat events or rows; at least a row group: Parquet has nothing smaller."""
+"""Fat events or rows of a piece, which has at least one row group: Parquet has nothing smaller."""
 BATCH_EVENTS = 1 << 20
 """Fat events that are decoded at once, about; at least a row."""
 STATUS_COLUMN = "uih_status"
@@ -64,7 +83,7 @@ class FatBatch:
     lengths: NDArray[np.int64]
     """Events of each row; shape (rows,), as the others."""
     keys: NDArray[np.uint64]
-    """Of every event, row after row; shape (events,)."""
+    """Values of every event, row after row; shape (events,)."""
     events: pl.DataFrame
     """Each key once, as ``key``, with the event in canonical form."""
 
@@ -134,22 +153,24 @@ def _label(kind: pa.DataType) -> str | None:
 
 
 def _may_lack(path: AnyFile, name: str) -> bool:
-    """Whether some event may lack a trait: whether it has more nulls than there are empty lists."""
+    """True if some event may lack a trait: if it has more nulls than there are empty lists."""
     file = open_parquet(path)
     metadata = file.metadata
 
     def nulls(column: str) -> list[int | None]:
         leaves = file.leaves(column)
         groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
-        told = [group.column(leaf).statistics for group in groups for leaf in leaves]
-        return [None if one is None or not one.has_null_count else one.null_count for one in told]
+        statistics = [group.column(leaf).statistics for group in groups for leaf in leaves]
+        return [
+            None if one is None or not one.has_null_count else one.null_count for one in statistics
+        ]
 
     counted = nulls(name)
     return None in counted or counted != nulls("event_ts")
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds a list in each row."""
+    """True if a column of this type holds a list in each row."""
     kind = plain_type(kind)
     return bool(pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
@@ -266,7 +287,7 @@ def event_keys(events: pl.DataFrame, schema: Schema) -> NDArray[np.uint64]:
 
 
 def _numbered(keys: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Tells equal events of one row apart: by how many follow, for rows lose their oldest."""
+    """Distinguishes equal events of one row by how many follow, for rows lose their oldest."""
     rows = xxh3(np.arange(len(lengths)).view(np.uint64))
     in_row = pl.Series(np.repeat(rows, lengths) ^ keys)
     if in_row.n_unique() == len(keys):

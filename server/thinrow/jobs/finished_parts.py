@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+__all__ = ["IDENTITY", "Scratch", "locked_folder"]
+
 IDENTITY = "run.json"
 _NEW = ".new"
 
@@ -23,14 +25,14 @@ class Scratch:
 
     def __init__(self, folder: Path, identity: dict[str, object]) -> None:
         self.folder = folder
-        told = json.dumps(identity)
+        wanted = json.dumps(identity)
         path = folder / IDENTITY
-        if path.exists() and path.read_text(encoding="utf-8") == told:
+        if path.exists() and path.read_text(encoding="utf-8") == wanted:
             return
         for item in folder.iterdir():
             if item.is_dir():
                 shutil.rmtree(item)
-        path.write_text(told, encoding="utf-8")
+        path.write_text(wanted, encoding="utf-8")
 
     def part(self, name: str, write: Callable[[Path], None]) -> Path:
         """The folder of a part; ``write`` fills it, where a run before did not."""

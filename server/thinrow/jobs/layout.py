@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.core.files.paths import AnyFile
 
+__all__ = [
+    "EPOCH_DAY_MS",
+    "EVENT_TS",
+    "YEAR_1990_MS",
+    "YEAR_2100_MS",
+    "FatLayout",
+    "LayoutTally",
+    "Lists",
+]
+
 EVENT_TS = "event_ts"
 EPOCH_DAY_MS = 86_400_000
 YEAR_1990_MS = 631_152_000_000
@@ -37,7 +47,7 @@ class Lists:
     """The list columns of some fat rows, flat and of one length for each row."""
 
     columns: dict[str, pa.Array]
-    """By name; each of shape (events,), row after row."""
+    """Columns by name; each of shape (events,), row after row."""
     lengths: NDArray[np.int64]
     """Events of each row; shape (rows,)."""
 
@@ -171,10 +181,10 @@ class LayoutTally:
     example: tuple[int, int] | None = None
     """User and request_ts of the first row that descends."""
     padded: dict[str, tuple[int, int, int, str]] = field(default_factory=dict)
-    """By side, "" for rows of nothing else: rows with fillers for times, and of the first of them
-    its user, request_ts and value."""
+    """Rows with fillers for times by side ("" for rows of nothing else), with the user, request_ts
+    and value of the first of them."""
     empty_ended: dict[str, int] = field(default_factory=lambda: {"left": 0, "right": 0})
-    """By side: rows that begin or end with events of which no trait has a value."""
+    """Rows by side that begin or end with events of which no trait has a value."""
     empty_inside: int = 0
     """Such events between others."""
     empty_longest: int = 0

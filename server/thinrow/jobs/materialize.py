@@ -29,6 +29,21 @@ if TYPE_CHECKING:
     from thinrow.client import Client, Projection, ThinRows
     from thinrow.core.files.paths import Named
 
+__all__ = [
+    "BATCH_EXAMPLES",
+    "ROW_GROUP_BYTES",
+    "ROW_GROUP_ROWS",
+    "STATUS_COLUMN",
+    "TEXT_BYTES_MAX",
+    "MaterializeReport",
+    "materialize",
+    "stream_rows",
+    "text_bounds",
+    "to_arrow",
+    "to_fat",
+    "to_lists",
+]
+
 STATUS_COLUMN = "uih_status"
 BATCH_EXAMPLES = 512
 TEXT_BYTES_MAX = (1 << 31) - 1
@@ -40,7 +55,7 @@ ROW_GROUP_BYTES = 64 << 20
 
 @dataclass(slots=True)
 class MaterializeReport:
-    """What a run did."""
+    """Report of a run."""
 
     rows: int = 0
     events: int = 0
@@ -110,7 +125,7 @@ def materialize(
     except (OSError, pa.ArrowException) as error:
         raise storage_error(error, fat) from error
     finally:
-        # What failed has been told; a full disk fails here once more.
+        # The failure has been reported; a full disk fails here once more.
         with suppress(OSError, pa.ArrowException):
             if writer is not None:
                 writer.close()

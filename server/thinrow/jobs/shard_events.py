@@ -41,10 +41,12 @@ class ShardEvents:
         schema = generation.schema
         frame = pl.from_arrow(events)
         assert isinstance(frame, pl.DataFrame)
-        # The raw events may still hold what the store was told to erase.
-        asking = np.unique(user_ids)
-        erased_ts = generation.directories(asking).erased_ts
-        frame = frame.join(pl.DataFrame({"user_id": asking, "erased_ts": erased_ts}), on="user_id")
+        # The raw events may still hold what the store was to erase.
+        user_ids = np.unique(user_ids)
+        erased_ts = generation.directories(user_ids).erased_ts
+        frame = frame.join(
+            pl.DataFrame({"user_id": user_ids, "erased_ts": erased_ts}), on="user_id"
+        )
         frame = frame.filter(pl.col("arrival_ts") >= pl.col("erased_ts")).drop("erased_ts")
         frame = without_duplicates(frame, schema)
         # In a snapshot events stand by event_ts; a row's number in this order is its rank. Sorted

@@ -66,13 +66,25 @@ if TYPE_CHECKING:
     from thinrow.jobs.config import SlimConfig
     from thinrow.schema import Schema
 
+__all__ = [
+    "KEYS",
+    "NS_PER_MS",
+    "OUTPUT_ROWS",
+    "PARTITIONS_MAX",
+    "PARTITION_EVENTS",
+    "ROWS",
+    "VERSION",
+    "SlimReport",
+    "slim",
+]
+
 PARTITION_EVENTS = 1 << 23
 """Fat events that are stitched at once, about; one user's always stay together."""
 PARTITIONS_MAX = 512
 OUTPUT_ROWS = 1 << 14
 """Rows in a row group of thin rows."""
 VERSION = 3
-"""Of what lies in the scratch folder."""
+"""Format of the scratch folder."""
 
 NS_PER_MS = 1_000_000
 
@@ -82,15 +94,15 @@ KEYS = pa.schema([("key", pa.uint64())])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlimReport:
-    """What a run found and did."""
+    """Report of a run."""
 
     facts: Facts
     fat_bytes: int
     event_bytes: int
     row_bytes: int
-    """Of the files; 0 where nothing was written."""
+    """Bytes of the files; 0 if nothing was written."""
     watermark_ts: int
-    """What to compact the events to: the rows point at nothing later."""
+    """Watermark to compact the events to: the rows point at nothing later."""
     written: bool
     times: dict[str, TimeSpan]
     """Range of the times read, by time column."""
@@ -257,9 +269,9 @@ class _Run:
     def _stitched(self, number: int, first: int) -> Facts:
         name = self._partition(number, first)
         folder = self.scratch.part(name, partial(self._stitch_one, number, first))
-        told = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        told["examples"] = [Disagreement(**example) for example in told["examples"]]
-        return Facts(**told)
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        facts["examples"] = [Disagreement(**example) for example in facts["examples"]]
+        return Facts(**facts)
 
     def _stitch_one(self, number: int, first: int, folder: Path) -> None:
         parts = [self.scratch.folder / _piece(n) for n in range(len(self.pieces))]

@@ -1,6 +1,6 @@
 """Some users' fat rows, stitched: one history each, and what of it every row shows.
 
-A history is what the newest rows tell. An event stands where the last row that has it has it,
+A history is what the newest rows have. An event stands where the last row that has it has it,
 behind what only older rows have. What an earlier row had, and a later one lacks where it should
 stand, is no part of the history: a disagreement, carried by the rows that had it.
 
@@ -36,12 +36,23 @@ if TYPE_CHECKING:
     from thinrow.schema import Schema
     from thinrow.store.times import Cadence
 
+__all__ = [
+    "EXAMPLES_MAX",
+    "FIRST_ID",
+    "HIGHEST_TS",
+    "LOWEST_TS",
+    "Disagreement",
+    "Facts",
+    "FatRows",
+    "Stitched",
+]
+
 FIRST_ID = -(1 << 62)
 """Ids of events that have none begin here: far from those that people give."""
 LOWEST_TS = np.iinfo(np.int64).min
 HIGHEST_TS = np.iinfo(np.int64).max
 EXAMPLES_MAX = 5
-"""Disagreements told of each kind, of each partition."""
+"""Disagreements reported of each kind, of each partition."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +63,14 @@ class FatRows:
     request_ts: NDArray[np.int64]
     lengths: NDArray[np.int64]
     keys: NDArray[np.uint64]
-    """Of every event, row after row."""
+    """Keys of every event, row after row."""
     events: pl.DataFrame
     """Each key once, with the event in canonical form."""
     ids_given: bool
-    """Whether the rows tell each event's id, or that it has none."""
+    """True if the rows have each event's id, or that it has none."""
 
     def sorted(self) -> tuple[FatRows, NDArray[np.int64]]:
-        """By user and time, and where each row was before."""
+        """Rows by user and time, and the earlier position of each."""
         order = np.lexsort([self.request_ts, self.user_ids])
         lengths = self.lengths[order]
         starts = starts_of(self.lengths)[:-1]
@@ -82,21 +93,21 @@ class Disagreement:
     user_id: int
     event_ts: int
     request_ts: int
-    """Of the row that lacks the event, or has it elsewhere."""
+    """Row that lacks the event, or has it elsewhere."""
     seen_request_ts: int
-    """Of a row that has it."""
+    """Row that has it."""
     event: str
-    """Its traits."""
+    """Traits of the event."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Facts:
-    """What was found in some rows."""
+    """Findings in some rows."""
 
     rows: int = 0
     fat_events: int = 0
     events: int = 0
-    """Of the histories."""
+    """Events of the histories."""
     carried_events: int = 0
     rows_carried_whole: int = 0
     """Though a generation published before the request has some of their events."""
@@ -108,7 +119,7 @@ class Facts:
     """Events that rows show in their place though an earlier row lacks them; stored as in time."""
     rows_disagreeing: int = 0
     disagreements: dict[str, int] = field(default_factory=dict)
-    """By kind: how many events, or places in rows."""
+    """Number of events, or of places in rows, by kind."""
     examples: list[Disagreement] = field(default_factory=list)
     first_generation: int = np.iinfo(np.int64).max
     """The earliest one with a plausible arrival, by its number in the cadence's grid; int64's
@@ -120,7 +131,7 @@ class Facts:
 
 
 class Stitched:
-    """What comes out: histories, and of each row a pointer and what it carries."""
+    """Result: histories, and of each row a pointer and what it carries."""
 
     def __init__(
         self,
@@ -153,7 +164,7 @@ class Stitched:
         self._cut()
 
     def _find_first_and_last(self) -> None:
-        """Where each event is first and last; flat indexes, shape (events,)."""
+        """First and last place of each event; flat indexes, shape (events,)."""
         flat = np.arange(len(self.event))
         self.first = np.zeros(len(self.rows.events), dtype=np.int64)
         self.last = np.zeros_like(self.first)
@@ -175,22 +186,22 @@ class Stitched:
     def _order(self, first_generation: int) -> None:
         """The histories: their events in order, their generations, arrivals and ids."""
         rows = self.rows
-        told = np.flatnonzero(~self.vanished)
-        told = told[np.argsort(self.last[told])]
-        frame = rows.events[told].with_columns(code=pl.Series(told))
+        codes = np.flatnonzero(~self.vanished)
+        codes = codes[np.argsort(self.last[codes])]
+        frame = rows.events[codes].with_columns(code=pl.Series(codes))
         if rows.ids_given:  # an id counts once; the last word stays
             frame = frame.with_row_index("at")
             kept = frame.filter(
                 pl.col("event_id").is_null() | pl.struct("user_id", "event_id").is_last_distinct()
             )
             frame = kept.drop("at")
-            told = frame["code"].to_numpy()
+            codes = frame["code"].to_numpy()
             superseded = ~self.vanished
-            superseded[told] = False
+            superseded[codes] = False
             self.vanished |= superseded
         user, event_ts = frame["user_id"].to_numpy(), frame["event_ts"].to_numpy()
-        seen_ts = rows.request_ts[self.row_of[self.first[told]]]
-        lower_ts = np.maximum(event_ts, self._lacked_until(told))
+        seen_ts = rows.request_ts[self.row_of[self.first[codes]]]
+        lower_ts = np.maximum(event_ts, self._lacked_until(codes))
         newer = user[1:] == user[:-1]
         # A history's times descend only where one generation ends and the next begins.
         descents = np.cumsum(np.append(0, newer & (event_ts[1:] < event_ts[:-1])))[: len(user)]
@@ -244,8 +255,8 @@ class Stitched:
         self.place[self.history["code"].to_numpy()] = np.arange(len(self.history))
         self.flat_place = self.place[self.event]
 
-    def _lacked_until(self, told: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of events as histories have them: when a row last lacked them where they would stand."""
+    def _lacked_until(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Time at which a row last lacked each event of the histories at its place."""
         rows = self.rows
         count = len(rows.lengths)
         begins = np.ones(count, dtype=np.bool_)
@@ -253,20 +264,20 @@ class Stitched:
             rows.request_ts[1:] != rows.request_ts[:-1]
         )
         moment = np.maximum.accumulate(np.where(begins, np.arange(count), 0))
-        before = (moment - 1)[self.row_of[self.first[told]]]
+        before = (moment - 1)[self.row_of[self.first[codes]]]
         same = (before >= 0) & (
-            rows.user_ids[before] == rows.user_ids[self.row_of[self.first[told]]]
+            rows.user_ids[before] == rows.user_ids[self.row_of[self.first[codes]]]
         )
         place = np.full(len(rows.events), HIGHEST_TS)
-        place[told] = np.arange(len(told))
+        place[codes] = np.arange(len(codes))
         oldest = np.full(count, -1, dtype=np.int64)
         filled = rows.lengths > 0
         oldest[filled] = place[self.event[self.starts[:-1][filled]]]
-        lacked = same & (oldest[before] < np.arange(len(told)))
+        lacked = same & (oldest[before] < np.arange(len(codes)))
         return np.where(lacked, rows.request_ts[before], LOWEST_TS)
 
     def _cut(self) -> None:
-        """How much of each row a pointer names, from which generation; row arrays."""
+        """Part of each row that a pointer names, from which generation; row arrays."""
         rows, starts = self.rows, self.starts
         generation = self.history["generation"].to_numpy()
         self.low, self.high = self._bounds()
@@ -289,7 +300,7 @@ class Stitched:
         published = self.cadence.number(np.minimum(rows.request_ts, self.last_request_ts))
 
         def name() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-            """Where the pointers end that the generations published allow, and their watermark."""
+            """Possible ends of pointers into the published generations, and their watermarks."""
             self.known = bisect_left(generation, self.low, self.high, published)
             reached = np.minimum(np.where(run > 0, oldest + run, self.low), self.known)
             end = np.where(reached < self.high, begun[reached], reached)
@@ -311,7 +322,7 @@ class Stitched:
         self.end = np.where(pointing, end, self.low)
 
     def _bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where each row's user begins and ends in the histories."""
+        """Range of each row's user in the histories."""
         owners = self.history["user_id"].to_numpy().view(np.uint64)
         users = self.rows.user_ids.view(np.uint64)
         low = np.searchsorted(owners, users, side="left")
@@ -319,7 +330,7 @@ class Stitched:
 
     @cached_property
     def digests(self) -> NDArray[np.uint64]:
-        """Of each row's pointer; 0 where it names nothing."""
+        """Length of each row's pointer; 0 if it names nothing."""
         history = self.history
         owners = history["user_id"].to_numpy()
         first = np.searchsorted(owners.view(np.uint64), owners.view(np.uint64), side="left")
@@ -336,7 +347,7 @@ class Stitched:
         return np.where(self.named > 0, closed, np.uint64(0))
 
     def carried(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], pl.DataFrame]:
-        """What some rows carry: how many events each, and the events, with ``arrival_ts``."""
+        """Events that some rows carry: the number of each, and the events, with ``arrival_ts``."""
         counts = (self.rows.lengths - self.named)[chosen]
         flat = ranges((self.starts[:-1] + self.named)[chosen], counts)
         event, row = self.event[flat], np.repeat(chosen, counts)
@@ -359,7 +370,7 @@ class Stitched:
         return counts, frame
 
     def facts(self) -> Facts:
-        """What is told of these rows."""
+        """Report on these rows."""
         rows = self.rows
         whole = (self.named == 0) & (rows.lengths > 0)
         disagreeing, counts, examples = self._disagreements()
@@ -381,13 +392,13 @@ class Stitched:
         )
 
     def _disagreements(self) -> tuple[NDArray[np.bool_], dict[str, int], list[Disagreement]]:
-        """Which rows disagree with others, how often, and examples."""
+        """Rows that disagree with others: counts and examples."""
         rows, place, row_of = self.rows, self.flat_place, self.row_of
         disagreeing = np.zeros(len(rows.lengths), dtype=np.bool_)
         counts: dict[str, int] = {}
         examples: list[Disagreement] = []
 
-        def tell(
+        def report(
             kind: str, event: NDArray[np.int64], lacks: NDArray[np.int64], has: NDArray[np.int64]
         ) -> None:
             if len(event):
@@ -398,13 +409,13 @@ class Stitched:
                 has[:EXAMPLES_MAX].tolist(),
                 strict=True,
             ):
-                told = rows.events.row(code, named=True)
-                values = {trait.name: told[trait.name] for trait in self.schema.traits}
+                event_row = rows.events.row(code, named=True)
+                values = {trait.name: event_row[trait.name] for trait in self.schema.traits}
                 examples.append(
                     Disagreement(
                         kind=kind,
-                        user_id=told["user_id"],
-                        event_ts=told["event_ts"],
+                        user_id=event_row["user_id"],
+                        event_ts=event_row["event_ts"],
                         request_ts=int(rows.request_ts[row]),
                         seen_request_ts=int(rows.request_ts[seen]),
                         event=", ".join(f"{name}={value}" for name, value in values.items()),
@@ -417,14 +428,14 @@ class Stitched:
         older = np.where(self.older[gone] < len(self.event), self.older[gone], self.last[gone])
         later = row_of[self.last[self.event[older]]]
         changed = self._changed(gone)
-        tell("changed", gone[changed], later[changed], had[changed])
-        tell("vanished", gone[~changed], later[~changed], had[~changed])
+        report("changed", gone[changed], later[changed], had[changed])
+        report("vanished", gone[~changed], later[~changed], had[~changed])
 
         inner = np.flatnonzero((row_of[1:] == row_of[:-1]) & (place[1:] >= 0) & (place[:-1] >= 0))
         moved = inner[place[inner + 1] < place[inner]] + 1
         disagreeing[row_of[moved]] = True
         event = self.event[moved]
-        tell("elsewhere", event, row_of[moved], row_of[self.last[event]])
+        report("elsewhere", event, row_of[moved], row_of[self.last[event]])
 
         # Events that an earlier row had, and a later one has again: between two of a row, or
         # behind its newest.
@@ -450,11 +461,11 @@ class Stitched:
         for n in range(min(len(at), EXAMPLES_MAX)):
             at[n] += np.argmin(seen_ts[low[n] : high[n]])
         codes = self.history["code"].to_numpy()[at]
-        tell("missing", codes, row[missing], row_of[self.first[codes]])
+        report("missing", codes, row[missing], row_of[self.first[codes]])
         return disagreeing, counts, examples
 
     def _changed(self, gone: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of some vanished events have another of their time in the history since."""
+        """Mask of the vanished events that have another of their time in the history since."""
         events = self.rows.events
         since = self.rows.request_ts[self.row_of[self.last[gone]]]
         theirs = (

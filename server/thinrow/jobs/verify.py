@@ -31,6 +31,18 @@ if TYPE_CHECKING:
     from thinrow.core.files.paths import AnyFile, Named
     from thinrow.events.units import TimeUnit
 
+__all__ = [
+    "DIFFERENCES_SHOWN",
+    "KEYS",
+    "TIMES",
+    "Difference",
+    "VerifyReport",
+    "difference_fields",
+    "one_chunk",
+    "rounded",
+    "verify",
+]
+
 DIFFERENCES_SHOWN = 20
 KEYS = ("user_id", "request_ts")
 TIMES = ("event_ts", "visible_ts")
@@ -45,14 +57,14 @@ class Difference:
     request_ts: int
     where: str
     fat: str
-    """What the fat row says."""
+    """Value of the fat row."""
     thin: str
-    """What was materialized."""
+    """Materialized value."""
 
 
 @dataclass(slots=True, kw_only=True)
 class VerifyReport:
-    """What a comparison found."""
+    """Result of a comparison."""
 
     traits: list[str]
     """Compared."""
@@ -116,7 +128,7 @@ def verify(
         raise InputError(f"{fat} has no list column named as a trait of the store; check the file.")
     for key in KEYS:
         if key not in file.schema_arrow.names:
-            raise InputError(f"{fat} has no column {key}, which tells whose row is whose.")
+            raise InputError(f"{fat} has no column {key}, which identifies the rows.")
     projection = Projection(sequence_length, traits=tuple(report.traits))
     parts = _Reader(files, [*KEYS, *report.traits, *report.beside])
     shown = files[0] if len(files) == 1 else DataFile(str(fat))

@@ -15,6 +15,8 @@ from thinrow.access.config import (
 )
 from thinrow.core.settings import setting
 
+__all__ = ["PROCESSES_MAX", "ServerConfig"]
+
 PROCESSES_MAX = 256
 
 

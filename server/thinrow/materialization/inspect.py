@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from thinrow.store.generation import Generation
     from thinrow.store.history import Selection
 
+__all__ = ["EVENTS_DEFAULT", "SHOWN_ELEMENT_BYTES", "SHOWN_VALUE_BYTES", "Question"]
+
 EVENTS_DEFAULT = 20
 SHOWN_VALUE_BYTES, SHOWN_ELEMENT_BYTES = 128, 64
 """Sizes of a value as a person reads it, and of each element in it: in Python and as a message."""
@@ -30,20 +32,20 @@ _UNSIGNED = range(TraitType.UINT8, TraitType.UINT64 + 1)
 
 
 class Question:
-    """What Inspect is asked, as a batch of one pointer."""
+    """The request of Inspect, as a batch of one pointer."""
 
     def __init__(
         self, generation: Generation, request: wire.InspectRequest, events_max: int
     ) -> None:
         """Raises RequestError for a projection that does not fit, or more than ``events_max``."""
-        asked = wire.Projection()
-        asked.CopyFrom(request.projection)
-        asked.sequence_length = asked.sequence_length or EVENTS_DEFAULT
-        if asked.sequence_length > events_max:
+        projection = wire.Projection()
+        projection.CopyFrom(request.projection)
+        projection.sequence_length = projection.sequence_length or EVENTS_DEFAULT
+        if projection.sequence_length > events_max:
             raise RequestError(
-                f"Inspect shows at most {events_max} events; ask for a shorter sequence_length."
+                f"Inspect shows at most {events_max} events; request a shorter sequence_length."
             )
-        resolved = resolve_projection(asked, generation.schema)
+        resolved = resolve_projection(projection, generation.schema)
         self._traits = [trait for trait in resolved.traits if trait not in BUILT_IN]
         self.projection = replace(
             resolved, traits=(*BUILT_IN, *self._traits), groups=resolved.groups | {EVENT_GROUP}
@@ -90,7 +92,7 @@ class Question:
         if sum(len(text) for column in texts for text in column if text) > text_bytes_max:
             raise AnswerTooLargeError(
                 "The texts of these events would take more bytes than this server sends "
-                "(response_bytes_max); ask for a shorter sequence_length or fewer traits."
+                "(response_bytes_max); request a shorter sequence_length or fewer traits."
             )
         return wire.InspectResponse(
             generation=answer.generation,

@@ -9,6 +9,8 @@ from prometheus_client.metrics_core import Metric
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+__all__ = ["merged"]
+
 _MERGED: dict[str, Callable[[Iterable[float]], float]] = {
     "process_max_fds": min,
     "thinrow_certificate_expiry_timestamp_seconds": min,
@@ -22,7 +24,7 @@ _MERGED: dict[str, Callable[[Iterable[float]], float]] = {
     "thinrow_ready_seconds": max,
     "thinrow_watermark_age_seconds": max,
 }
-"""Series that do not add up over processes: told is the process that lags behind."""
+"""Series that do not add up over processes: the process that lags behind is reported."""
 
 
 def merged(parts: Iterable[Sequence[Metric]]) -> list[Metric]:

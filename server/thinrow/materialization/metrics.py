@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from prometheus_client import Gauge, Histogram
     from thinrow.store.follower import ReadCounts
 
+__all__ = ["METHODS", "STAGES", "Metrics", "Serving", "StoreReads"]
+
 STAGES = ("wait", "plan", "room", "read", "assemble")
 METHODS = ("Materialize", "MaterializeStream", "Inspect", "DescribeStore")
 
 
 class Serving(Protocol):
-    """What is looked up at each scrape: see GenerationFollower."""
+    """State read at each scrape: see GenerationFollower."""
 
     @property
     def opened_ts(self) -> int: ...
@@ -107,7 +109,7 @@ class Metrics(ServiceMetrics):
             seconds.observe(time.perf_counter() - started_s)
 
     def serve(self, serving: Serving) -> None:
-        """Where to look up what is known of the store."""
+        """Sets the object that has the state of the store."""
         self._opened.set_function(lambda: serving.opened_ts / 1000)
         self.registry.register(StoreReads(serving))
 
@@ -119,10 +121,10 @@ class StoreReads(Collector):
         self._serving = serving
 
     def collect(self) -> Iterable[Metric]:
-        """As the library wants it."""
+        """Collects the families, for the library."""
         family = CounterMetricFamily(
             "thinrow_store_values",
-            "Values of the store asked for, by where they were: memory, files.",
+            "Values of the store read, by source: memory, files.",
             labels=["source"],
         )
         counts = self._serving.read_counts()

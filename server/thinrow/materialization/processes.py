@@ -32,6 +32,21 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from thinrow.materialization.config import ServerConfig
 
+__all__ = [
+    "BEAT_S",
+    "HANG_S",
+    "RESTART_PAUSE_S_MAX",
+    "RESTART_PAUSE_S_MIN",
+    "SCRAPE_S",
+    "STEADY_S",
+    "STOP_S",
+    "Merged",
+    "Processes",
+    "Worker",
+    "held_port",
+    "hold",
+]
+
 log = logging.getLogger("thinrow.materialization")
 
 RESTART_PAUSE_S_MIN, RESTART_PAUSE_S_MAX = 0.1, 30.0
@@ -39,9 +54,9 @@ RESTART_PAUSE_S_MIN, RESTART_PAUSE_S_MAX = 0.1, 30.0
 STEADY_S = 60.0
 """A process that lived so long starts over with the shortest pause."""
 SCRAPE_S = 2.0
-"""How long a scrape waits for a process that does not answer."""
+"""Time that a scrape waits for a process that does not answer."""
 BEAT_S = 5.0
-"""Between two signs of life that a process is asked for; a scrape is one, too."""
+"""Interval of the heartbeats that the parent requests; a scrape is one, too."""
 HANG_S = 30.0
 """Without a sign of life for so long, a process is killed."""
 STOP_S = 4.0
@@ -86,7 +101,7 @@ class Processes:
         registry = CollectorRegistry()
         deaths = Counter(
             "thinrow_process_deaths",
-            "Processes that ended without having been told to.",
+            "Processes that ended unexpectedly.",
             registry=registry,
         )
         self.workers = [Worker(number, own, deaths) for number in range(config.processes)]
@@ -117,7 +132,7 @@ class Processes:
 
 
 class Worker:
-    """One process after the other, and the thread that starts them and hears what they tell."""
+    """One process after the other, and the thread that starts them and reads their messages."""
 
     def __init__(self, number: int, config: ServerConfig, deaths: Counter) -> None:
         self.ready: Future[None] = Future()
@@ -131,15 +146,15 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection[Any, Any] | None = None
         self._lock = threading.Lock()
-        self._told = threading.Event()
-        self._told.set()
+        self._answered = threading.Event()
+        self._answered.set()
         self._metrics: list[Metric] = []
         self._counted: list[Metric] = []
         self._thread = threading.Thread(target=self._run, name=f"thinrow-worker-{number}")
 
     @property
     def process_id(self) -> int:
-        """Of the newest process; 0 before the first."""
+        """Id of the newest process; 0 before the first."""
         return 0 if self._process is None else self._process.pid
 
     def start(self) -> None:
@@ -147,31 +162,31 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Tells the process to drain."""
+        """Makes the process drain."""
         self._stopping.set()
         self._end_s = time.monotonic() + self._config.drain_s + STOP_S
         self._send(False)
 
     def join(self) -> None:
-        """Waits until the process told to drain has ended; kills one that does not."""
+        """Waits until the draining process has ended; kills one that does not."""
         self._thread.join(max(0.0, self._end_s - time.monotonic()))
         if self._thread.is_alive() and self._process is not None:
             log.error("worker killed: it did not end", extra={"worker": self._number})
             self._process.kill()
         self._thread.join()
 
-    def ask(self) -> None:
-        """Asks for the metrics, unless it has not answered the last time."""
-        if self.serves and self._told.is_set():
-            self._told.clear()
+    def request_metrics(self) -> None:
+        """Requests the metrics, unless it has not answered the last time."""
+        if self.serves and self._answered.is_set():
+            self._answered.clear()
             self._send(True)
 
     def metrics(self, timeout_s: float) -> list[Metric]:
-        """What it was asked for, and what earlier processes had counted.
+        """Metrics of the process, with the counts of earlier processes.
 
-        What was asked last stands in for a process that does not answer in time.
+        The last metrics stand in for a process that does not answer in time.
         """
-        self._told.wait(timeout_s)
+        self._answered.wait(timeout_s)
         with self._lock:
             return merged([self._counted, self._metrics])
 
@@ -212,7 +227,7 @@ class Worker:
                 self._process = subprocess.Popen(  # noqa: S603 - ourselves
                     [sys.executable, "-m", "thinrow.materialization.worker", str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
-                    # Ctrl-C is for the parent, which then tells its workers.
+                    # Ctrl-C is for the parent, which then stops its workers.
                     process_group=0,
                 )
             with self._lock, suppress(OSError):
@@ -228,11 +243,11 @@ class Worker:
                 # A process ends with its gauges; what it counted stays.
                 counted = [family for family in self._metrics if family.type != "gauge"]
                 self._counted, self._metrics = merged([self._counted, counted]), []
-            self._told.set()
+            self._answered.set()
         return self._process.wait()
 
     def _listen(self, connection: Connection[Any, Any]) -> None:
-        """Hears what the process tells until it ends, and ends one that tells nothing any more."""
+        """Reads the worker's heartbeats; kills a worker that stops sending them."""
         heard_s = time.monotonic()
         while True:
             if connection.poll(BEAT_S):
@@ -245,13 +260,13 @@ class Worker:
                     self._process.kill()
                     # Its end is heard next.
                     heard_s = time.monotonic()
-                self.ask()
+                self.request_metrics()
 
     def _hear(self, message: object) -> None:
-        if message is False:  # it drains, and tells nothing until it ends
+        if message is False:  # it drains, and sends nothing until it ends
             self.serves = False
         elif message is None:
-            self._told.set()
+            self._answered.set()
             self.serves = True
             if not self.ready.done():
                 self.ready.set_result(None)
@@ -265,21 +280,21 @@ class Worker:
         else:
             assert isinstance(message, list)
             self._metrics = message
-            self._told.set()
+            self._answered.set()
 
 
 class Merged(Collector):
-    """The metrics of all workers, asked for at each scrape."""
+    """The metrics of all workers, requested at each scrape."""
 
     def __init__(self, workers: list[Worker]) -> None:
         self._workers = workers
         self._one_scrape = threading.Lock()
 
     def collect(self) -> Iterable[Metric]:
-        """As the library wants it."""
+        """Collects the families, for the library."""
         with self._one_scrape:
             for worker in self._workers:
-                worker.ask()
+                worker.request_metrics()
             end_s = time.monotonic() + SCRAPE_S
             return merged(
                 worker.metrics(max(0.0, end_s - time.monotonic())) for worker in self._workers
@@ -288,7 +303,7 @@ class Merged(Collector):
 
 @contextmanager
 def held_port(listen: str) -> Iterator[str]:
-    """Keeps a port for processes that share it, and from everybody else; yields HOST:PORT.
+    """Keeps a port for processes that share it, and from all others; yields HOST:PORT.
 
     Raises:
         UsageError: it cannot be had.

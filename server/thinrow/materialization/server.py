@@ -18,6 +18,8 @@ from thinrow.store.follower import GenerationFollower
 if TYPE_CHECKING:
     from thinrow.materialization.config import ServerConfig
 
+__all__ = ["Server"]
+
 log = logging.getLogger("thinrow.serving")
 
 

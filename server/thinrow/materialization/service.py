@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from thinrow.store.generation import Generation
     from thinrow.store.history import Selection
 
+__all__ = ["RIGHTS", "SERVICE", "MaterializationService", "read_pointers"]
+
 SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
 RIGHTS: dict[str, Right | None] = {"Inspect": "inspect", "DescribeStore": None}
 """Rights that methods need whose requests name no tenant."""

@@ -2,8 +2,8 @@
 
     python -m thinrow.materialization.worker FD
 
-It is told its number and configuration, says when it is ready or why it cannot be, and tells its
-metrics whenever it is asked. It drains when it is told to, or when its parent is gone.
+It receives its number and configuration, reports when it is ready or why it cannot be, and sends
+its metrics on request. It drains on request, or when its parent is gone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from thinrow.materialization.server import Server
 if TYPE_CHECKING:
     from thinrow.materialization.config import ServerConfig
 
+__all__ = ["leave", "main", "serve"]
+
 
 def main() -> None:
     """Runs the process."""
@@ -39,13 +41,13 @@ def main() -> None:
     for handler in logging.getLogger("thinrow").handlers:
         handler.addFilter(name)
     keep_freed_memory(FREED_BYTES_KEPT)
-    # Without a parent there is nobody to tell.
+    # Without a parent there is no one to report to.
     with suppress(OSError):
         serve(config, parent)
 
 
 def serve(config: ServerConfig, parent: Connection[Any, Any]) -> None:
-    """Serves until told to stop, one way or another."""
+    """Serves until it is stopped, one way or another."""
     server = Server(config)
     try:
         with suppress(SystemExit, EOFError, ConnectionResetError), server:

@@ -42,7 +42,7 @@ class SubmittedBatch:
     cursor: int
     """The client's name for the batch."""
     started_s: float
-    """When the server had received it; `time.perf_counter`."""
+    """Time at which the server had received it; `time.perf_counter`."""
     outcome: Future[CommittedBatch] | ThinRowError
     """The commit, or the error that refused the batch."""
 

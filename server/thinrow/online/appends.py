@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from thinrow.online.records import Batch
     from thinrow.online.tier import CommittedBatch, MutableTier
 
+__all__ = [
+    "GROUP_EVENTS_MAX",
+    "PENDING_BYTES_MAX",
+    "PENDING_EVENTS_MAX",
+    "SWITCH_INTERVAL_S",
+    "Appends",
+]
+
 log = logging.getLogger("thinrow.online")
 
 GROUP_EVENTS_MAX = 8192
@@ -25,7 +33,7 @@ PENDING_EVENTS_MAX = 65_536
 PENDING_BYTES_MAX = 32 << 20
 """Limit on the bytes of the records that wait; a batch is admitted while they are below it."""
 SWITCH_INTERVAL_S = 0.0002
-"""How long a thread waits for the interpreter before it asks for it. With Python's own, 5 ms,
+"""Time that a thread waits for the interpreter before it requests it. With Python's own, 5 ms,
 requests would wait so long for appends."""
 
 
@@ -77,7 +85,7 @@ class Appends:
     def _run(self) -> None:
         while True:
             with self._changed:
-                # A lease that nobody's events renew is renewed in time all the same.
+                # A lease that no events renew is renewed in time all the same.
                 self._changed.wait_for(
                     lambda: self._waiting or self._stopping, timeout=LEASE_MS / 4000
                 )
@@ -117,6 +125,6 @@ class Appends:
         try:
             self._tier.renew_lease()
         except StoreError:
-            return  # whoever needs the disk is told
+            return  # the caller that needs the disk gets the error
         except Exception:
             log.exception("renewing the lease failed")

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from thinrow.access.projection import ResolvedProjection
     from thinrow.store.generation import Generation
 
+__all__ = ["CachedSnapshotPath"]
+
 
 class CachedSnapshotPath:
     """One projection of one generation. Thread-safe."""
@@ -45,10 +47,10 @@ class CachedSnapshotPath:
     def answer(
         self, user_id: int, times: tuple[int, int, int, int], mutable_length: int, mutable: bytes
     ) -> bytes | None:
-        """The bytes of a SnapshotResponse. None: ask the plan of a batch, which tells why.
+        """Returns an encoded SnapshotResponse; None if the plan of a batch must answer instead.
 
         times: start_ts, end_ts, max_length and request_ts of the pointer.
-        mutable: the bytes of a MutableEvents of so many events.
+        mutable: the bytes of a MutableEvents of `mutable_length` events.
 
         Raises AnswerTooLargeError.
         """
@@ -69,5 +71,5 @@ class CachedSnapshotPath:
         if answered is None:
             return None
         message, values = answered
-        generation.values_asked += values
+        generation.values_requested += values
         return message

@@ -1,4 +1,4 @@
-"""What an online server may be told, and every limit."""
+"""Options of an online server, and every limit."""
 
 from __future__ import annotations
 
@@ -18,6 +18,15 @@ from thinrow.online.appends import PENDING_BYTES_MAX, PENDING_EVENTS_MAX
 from thinrow.online.clock import Wall, wall_ts
 from thinrow.online.database import BLOCK_CACHE_BYTES, MEMTABLE_BYTES, MEMTABLES_MAX
 from thinrow.store.times import DAY_MS
+
+__all__ = [
+    "ANSWER_COPIES",
+    "BATCH_BYTES_PER_REQUEST_BYTE",
+    "BATCH_COPIES",
+    "DECODING_MAX",
+    "RECORD_BYTES",
+    "OnlineConfig",
+]
 
 BATCH_BYTES_PER_REQUEST_BYTE = 4
 DECODING_MAX = 2
@@ -116,5 +125,5 @@ class OnlineConfig(ServiceConfig):
 
     @property
     def folder(self) -> Path:
-        """Where the mutable tier lies."""
+        """Folder of the mutable tier."""
         return self.data or self.store.with_name(f"{self.store.name}-online")

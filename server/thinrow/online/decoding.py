@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+__all__ = ["M", "request_decoder"]
+
 M = TypeVar("M", bound="Message")
 
 

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from thinrow.online.tier import MutableTier
     from thinrow.store.generation import Generation
 
+__all__ = ["TierFollower"]
+
 log = logging.getLogger("thinrow.online")
 
 _NONE_YET = nullcontext()
 
 
 class TierFollower:
-    """Follows a store, which may hold nothing yet, and tells the tier of what it finds."""
+    """Follows a store, which may hold nothing yet, and reports its generations to the tier."""
 
     def __init__(
         self,
@@ -68,12 +70,12 @@ class TierFollower:
 
     @property
     def number(self) -> int:
-        """Of the newest generation; 0 before the first."""
+        """Number of the newest generation; 0 before the first."""
         return 0 if self._current is None else self._current.number
 
     @property
     def watermark_ts(self) -> int:
-        """Of the newest generation; 0 before the first."""
+        """Watermark of the newest generation; 0 before the first."""
         return 0 if self._current is None else self._current.watermark_ts
 
     def newest_ts(self) -> int:

@@ -1,4 +1,4 @@
-"""What the online server tells Prometheus."""
+"""Metrics of the online server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from thinrow.access.metrics import ServiceMetrics
 
 if TYPE_CHECKING:
     from thinrow.online.tier import MutableTier
+
+__all__ = ["OnlineMetrics"]
 
 _SECONDS = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5, 2, 8)
 
@@ -35,7 +37,7 @@ class OnlineMetrics(ServiceMetrics):
         )
 
     def of_tier(self, tier: MutableTier) -> None:
-        """Where to look up what is known of the tier at each scrape."""
+        """Sets the object that has the state of the tier at each scrape."""
         self.gauge(
             "thinrow_online_clock_ahead_seconds",
             "Seconds that the tier's clock is ahead of the machine's.",

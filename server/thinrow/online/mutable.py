@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from thinrow.online.tier import MutableTier
 
+__all__ = ["COPIES", "EVENT_BYTES", "TEXT_BYTES", "MutableEvents"]
+
 COPIES = 4
 """Copies of a record's bytes: as it was read, as columns, as their message, and in the answer."""
 EVENT_BYTES = 256

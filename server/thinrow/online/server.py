@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from thinrow.online.config import OnlineConfig
     from thinrow.schema import Schema
 
+__all__ = ["OnlineServer"]
+
 log = logging.getLogger("thinrow.online")
 
 
@@ -77,7 +79,7 @@ class OnlineServer:
         if tier.format is None:
             if config.schema is None:
                 raise UsageError(
-                    f"{config.store} holds no generation yet, which would tell the schema; give "
+                    f"{config.store} holds no generation yet, which would have the schema; give "
                     f"--schema FILE."
                 )
             tier.use_schema(read_schema(config.schema))

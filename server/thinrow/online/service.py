@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from thinrow.online.snapshots import Snapshots
     from thinrow.online.tier import MutableTier
 
+__all__ = ["APPENDED_COLUMNS", "RIGHTS", "SERVICE", "STREAMED_REQUESTS", "OnlineService"]
+
 SERVICE = online_pb2.DESCRIPTOR.services_by_name["OnlineService"].full_name
 RIGHTS: dict[str, Right | None] = {
     "AppendEvents": "append",

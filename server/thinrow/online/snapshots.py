@@ -1,4 +1,4 @@
-"""What requests see: pointers, the mutable events beside them, and the sequences for inference."""
+"""Snapshots of requests: pointers, their mutable events, and the sequences for inference."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from thinrow.schema import Schema
     from thinrow.store.generation import Generation
 
-    Asked = online_pb2.SnapshotRequest | online_pb2.SnapshotBatchRequest
+    AnySnapshotRequest = online_pb2.SnapshotRequest | online_pb2.SnapshotBatchRequest
+
+__all__ = ["SMALL_SHARE", "Snapshots"]
 
 SMALL_SHARE = 16
-"""The part of memory, one in so many, that is kept for snapshots too small to wait for room."""
+"""Divisor of the memory that is kept for snapshots too small to wait for room."""
 _NO_WAIT = nullcontext(lambda _: False)
 _MUTABLE = online_pb2.SnapshotResponse.MUTABLE_FIELD_NUMBER
 _IMMUTABLE = online_pb2.SnapshotResponse.IMMUTABLE_FIELD_NUMBER
@@ -45,7 +47,7 @@ assert (
 
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """What all users of one call share."""
+    """State shared by all users of one call."""
 
     request_ts: int
     start_ts: int
@@ -78,21 +80,26 @@ class Snapshots:
             ProjectionCache()
         )
 
-    def take(self, user_ids: Sequence[int], asked: Asked, timeout_s: float | None) -> bytes:
-        """The bytes of the answer that belongs to `asked`.
+    def take(
+        self, user_ids: Sequence[int], request: AnySnapshotRequest, timeout_s: float | None
+    ) -> bytes:
+        """The bytes of the answer that belongs to `request`.
 
         Raises:
             RequestError: a moment that cannot be answered, a negative bound, an unknown name.
             AnswerTooLargeError: more events than this server sends, or decodes, at once.
             StoreError: the store or the tier cannot be read.
         """
-        for name, value in (("lookback_ms", asked.lookback_ms), ("max_length", asked.max_length)):
+        for name, value in (
+            ("lookback_ms", request.lookback_ms),
+            ("max_length", request.max_length),
+        ):
             if value < 0:
                 raise RequestError(f"{name} is {value}; use 0 for no limit, or more.")
-        request_ts = self._tier.begin(asked.request_ts)
+        request_ts = self._tier.begin(request.request_ts)
         with self._published.use() as generation, ExitStack() as room:
             # One choice of a watermark: events before it are immutable, all others mutable.
-            moment = self._moment(asked, request_ts, generation)
+            moment = self._moment(request, request_ts, generation)
             mutable = MutableEvents(
                 self._tier,
                 user_ids,
@@ -100,9 +107,9 @@ class Snapshots:
                 self._response_bytes_max,
                 self._small_bytes // 2,
             )
-            projection, cached_path = self._projection(asked, generation)
-            if cached_path is not None and isinstance(asked, online_pb2.SnapshotRequest):
-                answer = self._in_memory(cached_path, asked, user_ids[0], moment, mutable)
+            projection, cached_path = self._projection(request, generation)
+            if cached_path is not None and isinstance(request, online_pb2.SnapshotRequest):
+                answer = self._in_memory(cached_path, request, user_ids[0], moment, mutable)
                 if answer is not None:
                     return answer
             if generation is None:
@@ -113,7 +120,7 @@ class Snapshots:
             else:
                 plan = HistoryPlan(
                     generation,
-                    _pointers(user_ids, moment, asked.max_length, mutable.lengths),
+                    _pointers(user_ids, moment, request.max_length, mutable.lengths),
                     projection.truncation,
                     projection.groups,
                     record_digests=True,
@@ -135,7 +142,7 @@ class Snapshots:
                 if status != Status.OK:
                     events[place] = ([], [])
             lengths = [len(records) for _, records in events]
-            parts = [_head(asked, moment, digests, lengths)]
+            parts = [_head(request, moment, digests, lengths)]
             if any(lengths):
                 arrivals = [ts for some, _ in events for ts in some]
                 records = [record for _, some in events for record in some]
@@ -144,15 +151,15 @@ class Snapshots:
             parts += (field_head(_IMMUTABLE, len(immutable)), immutable)
             if sum(map(len, parts)) > self._response_bytes_max:
                 raise AnswerTooLargeError(
-                    "The answer would be larger than this server sends (response_bytes_max); ask "
-                    "for fewer users at once, shorter sequences or fewer traits."
+                    "The answer would be larger than this server sends (response_bytes_max); "
+                    "request fewer users at once, shorter sequences or fewer traits."
                 )
             return b"".join(parts)
 
     def _in_memory(
         self,
         cached_path: CachedSnapshotPath,
-        asked: online_pb2.SnapshotRequest,
+        request: online_pb2.SnapshotRequest,
         user_id: int,
         moment: _Moment,
         mutable: MutableEvents,
@@ -163,7 +170,7 @@ class Snapshots:
             return None
         arrivals, records = events
         shown = self._tier.to_wire(arrivals, records) if records else b""
-        times = (moment.start_ts, moment.end_ts, asked.max_length, moment.request_ts)
+        times = (moment.start_ts, moment.end_ts, request.max_length, moment.request_ts)
         return cached_path.answer(user_id, times, len(records), shown)
 
     def _hold(
@@ -173,8 +180,10 @@ class Snapshots:
             return _NO_WAIT  # all calls at once may hold so little
         return self._budget.hold(amount, timeout_s)
 
-    def _moment(self, asked: Asked, request_ts: int, generation: Generation | None) -> _Moment:
-        start_ts = request_ts - asked.lookback_ms if asked.lookback_ms else 0
+    def _moment(
+        self, request: AnySnapshotRequest, request_ts: int, generation: Generation | None
+    ) -> _Moment:
+        start_ts = request_ts - request.lookback_ms if request.lookback_ms else 0
         place = 0
         if generation is not None:
             # What was never sealed here may lack events that this tier holds.
@@ -195,7 +204,7 @@ class Snapshots:
         return record_format.schema
 
     def _projection(
-        self, asked: Asked, generation: Generation | None
+        self, request: AnySnapshotRequest, generation: Generation | None
     ) -> tuple[ResolvedProjection, CachedSnapshotPath | None]:
         def make(
             projection: ResolvedProjection,
@@ -207,23 +216,25 @@ class Snapshots:
             )
 
         schema = self._schema(generation)
-        projection = asked.projection.SerializeToString() if asked.HasField("projection") else None
+        projection = request.projection.SerializeToString() if request.HasField("projection") else None
         return self._projections.get(
-            asked.tenant, projection, generation or schema, schema, self._tenants(), make
+            request.tenant, projection, generation or schema, schema, self._tenants(), make
         )
 
 
-def _head(asked: Asked, moment: _Moment, digests: Sequence[int], lengths: Sequence[int]) -> bytes:
+def _head(
+    request: AnySnapshotRequest, moment: _Moment, digests: Sequence[int], lengths: Sequence[int]
+) -> bytes:
     """The answer, all but its events."""
     head: online_pb2.SnapshotResponse | online_pb2.SnapshotBatchResponse
-    if isinstance(asked, online_pb2.SnapshotRequest):
+    if isinstance(request, online_pb2.SnapshotRequest):
         head = online_pb2.SnapshotResponse(digest=digests[0])
     else:
         head = online_pb2.SnapshotBatchResponse(digests=digests, mutable_lengths=lengths)
     head.request_ts = moment.request_ts
     head.start_ts = moment.start_ts
     head.end_ts = moment.end_ts
-    head.max_length = asked.max_length
+    head.max_length = request.max_length
     return head.SerializeToString()
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from thinrow.online.metrics import OnlineMetrics
     from thinrow.online.snapshots import Snapshots
 
+__all__ = ["REQUESTS_MAX", "TOO_LARGE", "StreamedSnapshots"]
+
 log = logging.getLogger("thinrow.online")
 
 REQUESTS_MAX = 64
@@ -47,42 +49,42 @@ class StreamedSnapshots:
             )
         parts: list[bytes] = []
         left = self._response_bytes_max
-        for asked in message.requests:
+        for streamed in message.requests:
             started_s = time.perf_counter()
-            outcome = self._outcome(asked)
+            outcome = self._outcome(streamed)
             if len(outcome) > left:
-                outcome = self._refused(asked, AnswerTooLargeError(TOO_LARGE))
+                outcome = self._refused(streamed, AnswerTooLargeError(TOO_LARGE))
             left -= len(outcome)
             parts += (field_head(_ANSWERS, len(outcome)), outcome)
             self._seconds.observe(time.perf_counter() - started_s)
         return b"".join(parts)
 
-    def _outcome(self, asked: online_pb2.StreamedRequest) -> bytes:
+    def _outcome(self, streamed: online_pb2.StreamedRequest) -> bytes:
         """The bytes of a StreamedAnswer."""
-        request = asked.request
-        timeout_s = asked.deadline_ms / 1000 if asked.deadline_ms else None
+        request = streamed.request
+        timeout_s = streamed.deadline_ms / 1000 if streamed.deadline_ms else None
         try:
-            if not asked.HasField("request"):
+            if not streamed.HasField("request"):
                 raise RequestError(
-                    f"The StreamedRequest with cursor {asked.cursor} has no request; set it."
+                    f"The StreamedRequest with cursor {streamed.cursor} has no request; set it."
                 )
             response = self._snapshots.take([request.user_id], request, timeout_s)
         except ThinRowError as error:
-            return self._refused(asked, error)
+            return self._refused(streamed, error)
         except Exception as error:
             log.exception("request failed")
             failure = ThinRowError(f"The server failed ({type(error).__name__}).")
-            return self._refused(asked, failure)
+            return self._refused(streamed, failure)
         self._metrics.snapshots.inc()
-        cursor = online_pb2.StreamedAnswer(cursor=asked.cursor).SerializeToString()
+        cursor = online_pb2.StreamedAnswer(cursor=streamed.cursor).SerializeToString()
         return b"".join((cursor, field_head(_RESPONSE, len(response)), response))
 
-    def _refused(self, asked: online_pb2.StreamedRequest, error: ThinRowError) -> bytes:
-        self._metrics.failed(error.name, asked.request.tenant)
+    def _refused(self, streamed: online_pb2.StreamedRequest, error: ThinRowError) -> bytes:
+        self._metrics.failed(error.name, streamed.request.tenant)
         if isinstance(error, StoreError):
             log.error("store failed", extra={"reason": str(error)})
         return online_pb2.StreamedAnswer(
-            cursor=asked.cursor,
+            cursor=streamed.cursor,
             error=online_pb2.CallError(
                 code=wire_error(error).code.value[0], name=error.name, message=wire_message(error)
             ),

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from thinrow.core.tracing import Tracing
-    from thinrow.online.snapshots import Asked
+    from thinrow.online.snapshots import AnySnapshotRequest
     from thinrow.online.tier import MutableTier
+
+__all__ = ["TracedSnapshots", "TracedTier"]
 
 
 class TracedSnapshots(Snapshots):
@@ -24,13 +26,15 @@ class TracedSnapshots(Snapshots):
         super().__init__(cast("MutableTier", TracedTier(spans, tier)), *rest)
         self._spans = spans
 
-    def take(self, user_ids: Sequence[int], asked: Asked, timeout_s: float | None) -> bytes:
+    def take(
+        self, user_ids: Sequence[int], request: AnySnapshotRequest, timeout_s: float | None
+    ) -> bytes:
         attributes: dict[str, str | int] = {
-            "thinrow.tenant": asked.tenant,
+            "thinrow.tenant": request.tenant,
             "thinrow.users": len(user_ids),
         }
         with self._spans.span("thinrow.snapshot", attributes) as span:
-            answer = super().take(user_ids, asked, timeout_s)
+            answer = super().take(user_ids, request, timeout_s)
             span.set_attribute("thinrow.bytes", len(answer))
             return answer
 
@@ -45,12 +49,12 @@ class TracedTier:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the tier has
         return getattr(self._tier, name)
 
-    def read(self, *asked: Any) -> Any:  # noqa: ANN401
-        """As the tier does it."""
+    def read(self, *arguments: Any) -> Any:  # noqa: ANN401
+        """Reads as the tier does, in a span."""
         with self._spans.span("thinrow.read", {}):
-            return self._tier.read(*asked)
+            return self._tier.read(*arguments)
 
     def to_wire(self, *events: Any) -> Any:  # noqa: ANN401
-        """As the tier does it."""
+        """Reads as the tier does, in a span."""
         with self._spans.span("thinrow.encode", {}):
             return self._tier.to_wire(*events)

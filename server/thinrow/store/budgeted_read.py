@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     Extend = Callable[[int], bool]
 
+__all__ = ["read_within_budget"]
+
 
 def read_within_budget(
     plan: HistoryPlan,

@@ -1,4 +1,4 @@
-"""Which words of an event enter the digest of its history (docs/concepts/semantics.md, Pointer)."""
+"""Words of an event that enter the digest of its history (docs/concepts/semantics.md, Pointer)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from thinrow.store.stripe import TraitValues
+
+__all__ = ["digest_fields"]
 
 
 def digest_fields(

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+__all__ = [
+    "HEADER_ROWS",
+    "NEVER_TS",
+    "ROW_WORDS",
+    "UNKNOWN",
+    "Directories",
+    "encode_directories",
+    "parse_directories",
+]
+
 ROW_WORDS = 3
 HEADER_ROWS = 2
 NEVER_TS = np.iinfo(np.int64).min
@@ -44,7 +54,7 @@ class Directories:
     erased_ts: NDArray[np.int64]
     """Watermark at which the user was erased; NEVER_TS for never; shape (users,)."""
     starts: NDArray[np.int64]
-    """Where each user's stripes begin in the arrays below; shape (users + 1,)."""
+    """Offsets of each user's stripes in the arrays below; shape (users + 1,)."""
     stripe_ts: NDArray[np.int64]
     """visible_ts of each stripe's first event, shape (stripes,)."""
     stripe_ordinals: NDArray[np.int64]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from thinrow.schema import Schema
 
+__all__ = ["GenerationFollower", "ReadCounts", "reads_of"]
+
 log = logging.getLogger("thinrow.serving")
 
 
@@ -65,7 +67,7 @@ class GenerationFollower:
         self._readers: dict[Generation, int] = {self._generation: 0}
         self._closed_reads = ReadCounts()
         self.opened_ts = time.time_ns() // 1_000_000
-        """When the serving generation was opened."""
+        """Time at which the serving generation was opened."""
         self._stopping = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="thinrow-current", daemon=True)
@@ -173,5 +175,5 @@ class GenerationFollower:
 
 def reads_of(generation: Generation) -> ReadCounts:
     """Returns the reads of one generation."""
-    asked, read = generation.values_asked, generation.values_read
-    return ReadCounts(asked - read, read)
+    requested, read = generation.values_requested, generation.values_read
+    return ReadCounts(requested - read, read)

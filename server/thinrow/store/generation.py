@@ -1,4 +1,4 @@
-"""An open generation: batched reads across shards, and the values that were read lately."""
+"""An open generation: batched reads across shards, and the recently read values."""
 
 from __future__ import annotations
 
@@ -27,12 +27,20 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+__all__ = [
+    "CACHE_BYTES_MAX",
+    "DIGEST_SUMS_MAX",
+    "OPEN_ATTEMPTS_MAX",
+    "VALUE_BYTES_ASSUMED",
+    "Generation",
+]
+
 OPEN_ATTEMPTS_MAX = 5
 """A generation may be pruned between reading CURRENT and opening it."""
 DIGEST_SUMS_MAX = 1 << 20
 """Most digests that are remembered, some 32 bytes each."""
 CACHE_BYTES_MAX = 256 * 1024 * 1024
-"""Most memory of values that an open generation keeps, those asked for lately, unless told."""
+"""Default bound on the memory of recently read values of an open generation."""
 VALUE_BYTES_ASSUMED = 1024 * 1024
 """Bytes of the largest value of a store whose manifest does not record it."""
 
@@ -41,7 +49,7 @@ class Generation:
     """One generation of a store, open for reading. Thread-safe."""
 
     def __init__(self, folder: Path, cache_bytes_max: int = CACHE_BYTES_MAX) -> None:
-        """Opens the generation in ``folder``, to keep so many bytes of values in memory.
+        """Opens the generation in ``folder``, with a cache of `cache_bytes_max` bytes of values.
 
         Raises:
             StoreCorruptError: names the file.
@@ -53,12 +61,12 @@ class Generation:
         self.watermarks = np.array(self.manifest.watermarks, dtype=np.int64)
         self.cache = _native.ValueCache(cache_bytes_max)
         self.digest_memory = _native.DigestMemory(DIGEST_SUMS_MAX)
-        """Digests counted out lately; a generation never changes."""
+        """Recently computed digest sums; a generation never changes."""
         self._counting = threading.Lock()
-        self.values_asked = 0
-        """How many values were asked for."""
+        self.values_requested = 0
+        """Number of values requested."""
         self.values_read = 0
-        """How many of those were not in memory."""
+        """Number of those that were not in memory."""
         recorded = [shard.value_bytes_max for shard in self.manifest.shards if shard.keys]
         self.value_bytes_max = max(recorded, default=1) if all(recorded) else VALUE_BYTES_ASSUMED
         """Bytes of the largest stored value."""
@@ -101,14 +109,14 @@ class Generation:
         return parse_directories(self.values(b"".join(keys)))
 
     def values(self, keys: bytes) -> list[bytes | None]:
-        """Values of keys that lie one behind the other: from memory, else a batched get per shard.
+        """Values of concatenated keys: from memory, else a batched get per shard.
 
         Raises:
             StoreCorruptError: a file failed its checksum.
         """
         values, missing = self.cache.look_up(keys)
         with self._counting:
-            self.values_asked += len(values)
+            self.values_requested += len(values)
             self.values_read += len(missing)
         if missing:
             wanted = [keys[place * KEY_BYTES : (place + 1) * KEY_BYTES] for place in missing]

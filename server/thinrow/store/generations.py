@@ -87,7 +87,7 @@ class StoredGeneration:
     manifest: Manifest | None
     """None if the folder is not a complete generation."""
     problem: str | None
-    """Why it is not complete; None if it is."""
+    """Reason that it is not complete; None if it is."""
 
 
 def make_store(store: Path) -> None:

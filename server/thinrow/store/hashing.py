@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.core.files.paths import DataFile
 
+__all__ = [
+    "FINGERPRINT_BYTES",
+    "close_digest",
+    "event_digests",
+    "file_fingerprint",
+    "shard_of",
+    "xxh3",
+]
+
 FINGERPRINT_BYTES = 1 << 16
 """Bytes at the end of a file that its fingerprint covers."""
 
@@ -50,7 +59,7 @@ def shard_of(user_ids: NDArray[np.int64], shards: int) -> NDArray[np.int64]:
 def event_digests(
     ordinals: NDArray[np.int64], fields: Iterable[NDArray[np.uint64]]
 ) -> NDArray[np.uint64]:
-    """What each event adds to the digest of its history.
+    """Term of each event in the digest of its history.
 
     Args:
         ordinals: place of each event in its history, from 0; int64, shape (events,).

@@ -1,4 +1,4 @@
-"""From pointers to the events they name: which stripes to read, and where in them to cut.
+"""Resolution of pointers: the stripes to read, and the events in them that each pointer names.
 
 The work on a batch is two batched reads, with native code (native/plan.h) between them::
 
@@ -29,6 +29,18 @@ if TYPE_CHECKING:
     from thinrow.schema import Schema, Trait
     from thinrow.store.generation import Generation
 
+__all__ = [
+    "PORTION_BYTES_MAX",
+    "PORTION_KEYS_MAX",
+    "READ_COPIES",
+    "HistoryPlan",
+    "PointerBatch",
+    "Selection",
+    "Truncation",
+    "bisect_left",
+    "digests_at",
+]
+
 READ_COPIES = 3
 """Copies of a value while it is read: RocksDB's block, the value in it, and the one kept."""
 PORTION_KEYS_MAX = 64
@@ -55,7 +67,7 @@ class PointerBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truncation:
-    """How much of each history is wanted."""
+    """Limit on each history."""
 
     sequence_length: int
     """Most events of immutable ++ mutable; 0 for no limit."""
@@ -65,7 +77,7 @@ class Truncation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What a batch of pointers names, after truncation."""
+    """Events that a batch of pointers names, after truncation."""
 
     statuses: NDArray[np.uint8]
     """One Status per example."""
@@ -77,7 +89,7 @@ class Selection:
     """Events in each pointer's window that the store still has; where the window is longer than
     what is wanted of it, at least that many."""
     digests: NDArray[np.uint64]
-    """Digest of each history up to end_ts; 0 where it was not asked for or cannot be known."""
+    """Digest of each history up to end_ts; 0 if it was not requested or cannot be known."""
 
 
 def bisect_left(
@@ -244,7 +256,7 @@ class HistoryPlan:
         cursor: int | None = None,
         elapsed_us: int = 0,
     ) -> tuple[bytes, int]:
-        """What was selected, as the bytes of a MaterializeResponse.
+        """Returns the selected events as the bytes of a MaterializeResponse.
 
         Args:
             traits: of the groups that were read, in the order of the answer's columns.
@@ -276,7 +288,7 @@ def _text_hash(text: bytes) -> int:
 
 
 def _groups(schema: Schema, wanted: frozenset[int]) -> list[tuple[int, bool, bool, int]]:
-    """Of each stored group that may be read: number, wanted, in the digest, bytes of an event."""
+    """Number, is_wanted, is_key and event_bytes of each stored group that may be read."""
     keys = {schema.group_of[trait.name] for trait in schema.digest_traits}
     return [
         (number, number in wanted, number in keys, schema.event_bytes[number])
@@ -291,7 +303,7 @@ def _native_traits(schema: Schema, traits: Iterable[Trait]) -> list[_native.Trai
 def digests_at(
     generation: Generation, user_ids: NDArray[np.int64], end_ts: NDArray[np.int64]
 ) -> NDArray[np.uint64]:
-    """Digests of the histories up to ``end_ts``; 0 where the store cannot tell any more.
+    """Digests of the histories up to ``end_ts``; 0 if the store can no longer compute it.
 
     Args:
         user_ids, end_ts: int64, shape (examples,); no end may lie past the watermark.

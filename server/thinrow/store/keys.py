@@ -12,6 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+__all__ = ["KEY_BYTES", "USER_BYTES", "group_and_stripe", "pack_keys"]
+
 KEY_BYTES = 13
 USER_BYTES = 8
 

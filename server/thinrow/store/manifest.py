@@ -1,4 +1,4 @@
-"""What a generation says of itself, and which generation of a store is current.
+"""Manifest of a generation, and the name of the current generation of a store.
 
 ``manifest.json`` is written last: a folder without it is not a generation. ``CURRENT`` names the
 serving generation and is replaced atomically.
@@ -19,6 +19,32 @@ from thinrow.core.files.permissions import file_mode
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError, StoreUnavailableError
 from thinrow.schema import Schema
 from thinrow.store.shard import fsync
+
+__all__ = [
+    "CURRENT",
+    "CURRENT_BYTES_MAX",
+    "FORMAT",
+    "MANIFEST",
+    "MANIFEST_BYTES_MAX",
+    "NEW",
+    "Count",
+    "Manifest",
+    "RunInputs",
+    "ShardSummary",
+    "StoredFile",
+    "Time",
+    "check_files",
+    "current_folder",
+    "file_summary",
+    "generation_name",
+    "generation_number",
+    "read_manifest",
+    "read_small",
+    "require_current_folder",
+    "write_atomically",
+    "write_beside",
+    "write_manifest",
+]
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -60,7 +86,7 @@ class ShardSummary(_Record):
 
 
 class RunInputs(_Record):
-    """What one compaction was asked to do, to recognise the same run again."""
+    """Input of one compaction, to recognise the same run again."""
 
     events: list[str]
     """Name, size and XXH3 of the last bytes of each input file, sorted."""
@@ -79,7 +105,7 @@ class Manifest(_Record):
 
     format: int
     number: Count
-    """From 1."""
+    """Number of the generation, from 1."""
     watermarks: Annotated[list[Time], Field(min_length=1)]
     """Watermarks of all generations so far, ms, ascending; the last is this one's."""
     stored_schema: dict[str, Any]
@@ -191,7 +217,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> StoreError:
-    """Tells a damaged file from one that this process cannot read for now."""
+    """Distinguishes a damaged file from one that this process cannot read for now."""
     if (reason := access_failure(error)) is not None:
         kind = StoreUnavailableError if is_temporary(error) else StoreError
         return kind(f"Cannot read {path}: {reason}.")
@@ -231,7 +257,7 @@ def current_folder(store: Path) -> Path | None:
 
 
 def require_current_folder(store: Path) -> Path:
-    """As :func:`current_folder`.
+    """Same as :func:`current_folder`.
 
     Raises:
         StoreMissingError: nothing was published there.

@@ -17,6 +17,17 @@ from thinrow.errors import StoreCorruptError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+__all__ = [
+    "WIDTHS",
+    "NarrowBlocks",
+    "by_width",
+    "joined",
+    "narrow",
+    "ranges",
+    "starts_of",
+    "widened",
+]
+
 WIDTHS = (1, 2, 4, 8)
 """Bytes per offset of blocks that have offsets at all."""
 
@@ -32,7 +43,7 @@ class NarrowBlocks:
     counts: NDArray[np.int64]
     """Words, shape (blocks,)."""
     starts: NDArray[np.int64]
-    """Where each block's offsets begin in the buffer, bytes, shape (blocks,)."""
+    """Position of each block's offsets in the buffer, bytes, shape (blocks,)."""
 
     @property
     def byte_lengths(self) -> NDArray[np.int64]:
@@ -40,7 +51,7 @@ class NarrowBlocks:
 
 
 def starts_of(counts: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """Where each of several runs starts, and where the last ends: shape (runs + 1,)."""
+    """Start of each of several runs, and end of the last: shape (runs + 1,)."""
     starts = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=starts[1:])
     return starts

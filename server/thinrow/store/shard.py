@@ -33,6 +33,23 @@ from thinrow.errors import StoreCorruptError, StoreError, StoreFullError, StoreU
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+__all__ = [
+    "BLOCK_BYTES",
+    "BLOCK_CACHE_BYTES",
+    "BLOOM_BITS_PER_KEY",
+    "LAYERS_MAX",
+    "LAYERS_SHARE_MAX",
+    "LIBRARY_FILE",
+    "SST_BYTES_MAX",
+    "ZLIB_WINDOW_BITS",
+    "ZSTD_LEVEL",
+    "Shard",
+    "ShardWriter",
+    "block_cache",
+    "fsync",
+    "storage_error",
+]
+
 BLOCK_BYTES = 8 * 1024
 ZSTD_LEVEL = 3
 ZLIB_WINDOW_BITS = -14
@@ -44,12 +61,12 @@ LAYERS_MAX = 6
 LAYERS_SHARE_MAX = 0.25
 """Bounds on what lies over a shard's last whole writing: tables, and bytes in proportion to it."""
 BLOCK_CACHE_BYTES = 64 * 1024 * 1024
-"""Shared by all shards that one process has open; values read lately are kept beside it."""
+"""Shared by all shards that one process has open; recently read values are kept beside it."""
 
 
 @cache
 def block_cache() -> Cache:
-    """Blocks read lately by this process, whatever the shard."""
+    """Blocks that this process read recently, of all shards."""
     return Cache(BLOCK_CACHE_BYTES)
 
 
@@ -135,7 +152,7 @@ class ShardWriter:
         except StoreError:
             raise
         except Exception as error:
-            self._writer = None  # lets go of the file, so that removing it makes room
+            self._writer = None  # closes the file, so that removing it makes room
             raise storage_error(error, self.path) from error
 
     def _finish_file(self) -> None:
@@ -156,7 +173,7 @@ class ShardWriter:
             for file in self._files:
                 file.unlink(missing_ok=True)
             for file in self.path.iterdir():
-                # These tell of this machine and moment; the rest is the shard.
+                # These describe this machine and moment; the rest is the shard.
                 if file.name.startswith(("LOG", "OPTIONS")):
                     file.unlink()
                 else:
@@ -248,7 +265,7 @@ class Shard:
                 yield iterator.key(), iterator.value()
                 seen += 1
                 iterator.next()
-            # An iterator that hit a bad block just ends; only its status tells.
+            # An iterator that hit a bad block just ends; only its status shows it.
             iterator.status()
         except StoreError:
             raise
@@ -284,7 +301,7 @@ class Shard:
 
     @property
     def takes_layer(self) -> bool:
-        """Whether a layer may be written over this shard, or it should be written anew."""
+        """True if a layer may be written over this shard; otherwise it should be rewritten."""
         tables = self._database.live_files()
         bottom = max((table["level"] for table in tables), default=0)
         layers = [table["size"] for table in tables if table["level"] < bottom]

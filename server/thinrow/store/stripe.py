@@ -38,6 +38,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+__all__ = [
+    "CATEGORY_BYTES",
+    "COLUMN",
+    "EVENTS_MAX",
+    "HEADER",
+    "PRESENT_ALL",
+    "PRESENT_NONE",
+    "PRESENT_SOME",
+    "STRIPE_EVENTS_MAX",
+    "ColumnSlices",
+    "StripeSet",
+    "TraitValues",
+    "encode_stripes",
+]
+
 HEADER = np.dtype([("events", "<u4"), ("columns", "<u2"), ("zero", "<u2")])
 COLUMN = np.dtype(
     [
@@ -70,9 +85,9 @@ class TraitValues:
     words: NDArray[np.uint64]
     """Words of the events that have the trait, ``trait.size`` each."""
     present: NDArray[np.bool_] | None = None
-    """Which events have the trait, shape (events,); None: all of them."""
+    """Mask of the events that have the trait, shape (events,); None: all of them."""
     texts: pa.Array | None = None
-    """What the words of text index: Arrow large_string."""
+    """Texts that the words index: Arrow large_string."""
 
 
 def encode_stripes(columns: Sequence[TraitValues], counts: NDArray[np.int64]) -> list[bytes]:
@@ -236,7 +251,7 @@ class ColumnSlices:
     blocks: NarrowBlocks
     """One block a slice; ``counts`` are words of events that have the trait."""
     present: NDArray[np.bool_] | None
-    """Which events of the slices have the trait; None: all of them."""
+    """Mask of the events of the slices that have the trait; None: all of them."""
 
 
 class StripeSet:
@@ -268,7 +283,7 @@ class StripeSet:
 
     @cached_property
     def _columns(self) -> dict[int, tuple[NDArray[np.bool_], NDArray[np.void]]]:
-        """By trait number: which stripes have the column, and every stripe's record of it."""
+        """Stripes that have each column, by trait number, and every stripe's record of it."""
         columns: dict[int, tuple[NDArray[np.bool_], NDArray[np.void]]] = {}
         for count in np.unique(self._column_counts).tolist():
             rows = np.flatnonzero(self._column_counts == count)
@@ -332,7 +347,7 @@ class StripeSet:
         first: NDArray[np.int64],
         counts: NDArray[np.int64],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """Of each slice: values before it in its stripe, values in it; which events have one."""
+        """Counts of each slice: values before it in its stripe, values in it; mask of events."""
         present = np.repeat(record["presence"] == PRESENT_ALL, counts)
         value_first = np.where(record["presence"] == PRESENT_ALL, first, 0)
         value_counts = np.where(record["presence"] == PRESENT_ALL, counts, 0)

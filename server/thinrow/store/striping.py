@@ -14,6 +14,8 @@ from thinrow.store.stripe import STRIPE_EVENTS_MAX
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+__all__ = ["HALVINGS", "cut_stripes"]
+
 HALVINGS = 6
 """The shortest stripes have STRIPE_EVENTS_MAX events, halved this many times."""
 

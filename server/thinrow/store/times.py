@@ -12,6 +12,8 @@ from thinrow.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+__all__ = ["DAY_MS", "Cadence", "Times", "readable_time"]
+
 Times = TypeVar("Times", int, "NDArray[np.int64]")
 
 DAY_MS = 24 * 3600 * 1000
@@ -33,7 +35,7 @@ class Cadence:
 
     length_ms: int
     offset_ms: int = 0
-    """At least 0 and less than the length."""
+    """Position of at least 0 and less than the length."""
 
     def at_or_before(self, times: Times) -> Times:
         """Returns the last grid point at or before each time, ms."""

@@ -41,7 +41,7 @@ __all__ = ["ASSUMED", "measured_workload", "parse_tenants", "run_wall"]
 SAMPLE_ROWS = 4096
 """Thin rows that are measured, from the middle of their file."""
 LENGTH_STEP = 2
-"""From one length at which they are measured to the next."""
+"""Ratio of one measured length to the next."""
 REQUEST_EXAMPLES = 512
 SHORTEST_PLOTTED = 64
 ASSUMED_ROW_BYTES = 50
@@ -60,8 +60,8 @@ ASSUMED = Workload(
     answer=Curve.line(ASSUMED_ROW_BYTES, 28),
     sharing=8,
 )
-"""Where nothing is measured or given: a large platform, with what the made-up workload of
-bench/workload.py weighs when eight examples of a user stand near each other."""
+"""Defaults of values that are neither measured nor given: a large platform, with the bytes of the
+made-up workload of bench/workload.py when eight examples of a user stand near each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ def run_wall(
     picture: Path,
     access: Access | None = None,
 ) -> None:
-    """Tells and plots bytes and the wall. What is ``given`` counts before what is measured.
+    """Prints and plots bytes and the wall. What is ``given`` counts before what is measured.
 
     Raises UsageError for thin rows without a server, or where Matplotlib is missing.
     """
@@ -131,7 +131,7 @@ def with_given(workload: Workload, given: GivenFigures) -> Workload:
 def measured_workload(client: Client, rows: Path) -> Workload:
     """Takes every figure from thin rows and the store that they point at.
 
-    A sample of the rows is asked for at two lengths, written as fat rows, and weighed.
+    A sample of the rows is requested at two lengths, written as fat rows, and weighed.
     Raises InputError where there are no rows, or none of them has a history.
     """
     store = client.describe_store()
@@ -149,7 +149,7 @@ def measured_workload(client: Client, rows: Path) -> Workload:
         steps = int(np.ceil(np.log(whole.max()) / np.log(LENGTH_STEP)))
         lengths = np.unique([min(LENGTH_STEP**n, whole.max()) for n in range(steps + 1)]).tolist()
         sent, fat = zip(*(_weighed(client, part, length) for length in lengths), strict=True)
-    # A row's own bytes cannot be asked for: length 0 stands for all. Those of one event stand in.
+    # A row's own bytes cannot be requested: length 0 stands for all. Those of one event stand in.
     events = (0.0, *(float(np.minimum(whole, length).mean()) for length in lengths))
     sent, fat = (sent[0], *sent), (fat[0], *fat)
     retention_days = max((store.watermark_ts - oldest_ts) / DAY_MS, 1)
@@ -173,8 +173,8 @@ def measured_workload(client: Client, rows: Path) -> Workload:
 def _history_lengths(client: Client, rows: Path) -> tuple[np.ndarray[Any, Any], int]:
     """Events of each row's history, and the oldest one's ``event_ts``."""
     lengths, oldest = [], []
-    asked = (thin_rows for thin_rows, _ in read_thin_rows(rows, examples=REQUEST_EXAMPLES))
-    for batch in client.stream(asked, Projection(traits=("event_ts",))):
+    batches = (thin_rows for thin_rows, _ in read_thin_rows(rows, examples=REQUEST_EXAMPLES))
+    for batch in client.stream(batches, Projection(traits=("event_ts",))):
         lengths.append(np.diff(batch.offsets))
         oldest += [int(batch.values["event_ts"].min(initial=np.iinfo(np.int64).max))]
     found = np.concatenate(lengths)
@@ -187,8 +187,8 @@ def _weighed(client: Client, rows: Path, length: int) -> tuple[float, float]:
     """Bytes of an answer and of a fat row, for each row."""
     count = row_count(rows)
     projection = Projection(length)
-    asked = (thin_rows for thin_rows, _ in read_thin_rows(rows, examples=REQUEST_EXAMPLES))
-    sent = sum(answer.answer_bytes for answer in client.answers(asked, projection))
+    batches = (thin_rows for thin_rows, _ in read_thin_rows(rows, examples=REQUEST_EXAMPLES))
+    sent = sum(answer.answer_bytes for answer in client.answers(batches, projection))
     fat = rows.with_name("fat.parquet")
     materialize(client, rows, projection, fat)
     return sent / count, fat.stat().st_size / count
@@ -212,18 +212,18 @@ def to_tables(workload: Workload, tenants: Sequence[Tenant], power: Power) -> li
         for name, column in (("read", "read_per_example"), ("sent", "sent_per_example")):
             each.add_row(tenant.name, f"{tenant.length:,}", events, name, *_pair(both, column))
     found = find_wall(workload, power)
-    told = [
+    summary = [
         f"The wall, where data services draw more than {SHARE_MAX} of the GPUs' power:",
-        f"  fat rows: {_told(found.fat, workload)}",
-        f"  thin rows: {_told(found.thin, workload)}",
+        f"  fat rows: {_described(found.fat, workload)}",
+        f"  thin rows: {_described(found.thin, workload)}",
         f"Assumed, not measured: a GPU draws {power.gpu_watts:,.0f} W and trains on "
         f"{power.gpu_examples_per_second:,.0f} examples/s at any length; a data host draws "
         f"{power.service_watts:,.0f} W and moves {power.service_mb:,.0f} MB/s.",
     ]
-    return [totals, each, *told]
+    return [totals, each, *summary]
 
 
-def _told(length: int | None, workload: Workload) -> str:
+def _described(length: int | None, workload: Workload) -> str:
     if length is None:
         return f"not reached up to {workload.longest:,} events, the longest history"
     return f"at {length:,} events"

@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.wall.config import Power
 
+__all__ = [
+    "INCREMENTS_SAMPLED",
+    "SHARE_MAX",
+    "Bytes",
+    "Curve",
+    "FatRowWall",
+    "Workload",
+    "bytes_of",
+    "find_wall",
+    "increment_events",
+    "rewritten_events",
+    "share_at",
+    "store_written_per_day",
+]
+
 INCREMENTS_SAMPLED = 1024
 """Increments from which their average is computed, over users and successive days."""
 SHARE_MAX = 0.75
@@ -41,7 +56,7 @@ class Curve:
         return Curve((0.0, 1.0), (per_row, per_row + per_event))
 
     def at(self, events: float) -> float:
-        """Bytes of a row of so many events."""
+        """Bytes of a row of a given number of events."""
         if events <= self.events[-1]:
             return float(np.interp(events, self.events, self.bytes))
         slope = (self.bytes[-1] - self.bytes[-2]) / (self.events[-1] - self.events[-2])
@@ -50,17 +65,17 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What there is to store and to train on."""
+    """Data to store and to train on."""
 
     users: float
     requests_per_day: float
-    """Of each user: each becomes an example."""
+    """Requests of each user: each becomes an example."""
     histories: NDArray[np.float64]
     """Events of the history of an example, for a sample of examples; shape (sample,)."""
     stored_events: float
-    """Of each user, as far back as retention goes."""
+    """Events of each user, as far back as retention goes."""
     events_per_day: float
-    """Of each user."""
+    """Events per day of each user."""
     increment_events: float
     """Average events of a user that a daily increment writes; see :func:`increment_events`."""
     rows_kept_days: float
@@ -68,17 +83,17 @@ class Workload:
     row_age_days: float
     """Age of an example when it is trained on: by then, its events lie in longer stripes."""
     fat_row: Curve
-    """Of a fat row in its file."""
+    """Bytes of a fat row in its file."""
     thin_row: float
     """Bytes of a thin row in its file, its mutable events with it."""
     store_event: float
     """Bytes of an event in the store, its share of directories and indexes with it."""
     answer: Curve
-    """Of a server's answer for one example."""
+    """Bytes of a server's answer for one example."""
     sharing: float = 1.0
     """Examples that one copy of a history serves in a batch, beyond what ``answer`` has already."""
     epochs: float = 1.0
-    """How often an example is trained on."""
+    """Number of times an example is trained on."""
 
     def events(self, length: int) -> float:
         """Events of an example cut to a sequence length, on average."""
@@ -103,14 +118,14 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bytes:
-    """What one way of keeping examples costs."""
+    """Cost of one way of keeping examples."""
 
     stored: float
     written_per_day: float
     read_per_example: float
-    """From storage, each time that a tenant trains on it."""
+    """Bytes from storage, each time that a tenant trains on it."""
     sent_per_example: float
-    """To the trainer, each time."""
+    """Bytes to the trainer, each time."""
 
     def served_per_example(self, examples_per_day: float, epochs: float) -> float:
         """All that data services move for an example in an epoch, its share of writing too."""
@@ -120,7 +135,7 @@ class Bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FatRowWall:
-    """Where data services cost too much; None where no length does, up to the longest history."""
+    """Length at which data services cost too much; None if none does, up to the longest history."""
 
     fat: int | None
     thin: int | None
@@ -205,7 +220,7 @@ def find_wall(workload: Workload, power: Power) -> FatRowWall:
 def share_at(workload: Workload, power: Power, length: int) -> tuple[float, float]:
     """Power of data services as a share of the GPUs', for fat rows and thin, of one tenant.
 
-    The store is taken to keep no more of a user than the length asks for, as fat rows do.
+    The store is taken to keep no more of a user than the length needs, as fat rows do.
     """
     workload = replace(workload, stored_events=min(workload.stored_events, length))
     examples = workload.users * workload.requests_per_day
