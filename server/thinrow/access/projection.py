@@ -32,15 +32,6 @@ PROJECTIONS_MAX = 1024
 PROJECTION_BYTES_MAX = 4096
 """Larger projections are not cached, because clients choose their size."""
 
-__all__ = [
-    "ResolvedProjection",
-    "resolve",
-    "resolve_projection",
-    "resolve_tenant",
-    "wire_groups",
-    "wire_type",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedProjection:

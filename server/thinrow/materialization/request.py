@@ -47,7 +47,7 @@ def check_examples(request: MaterializeRequest, examples_max: int) -> None:
     examples, end_count = counts.pop("user_ids"), counts.pop("end_ts")
     if examples > examples_max:
         raise RequestError(
-            f"{examples} examples in one request; this server takes {examples_max}, so ask in "
+            f"{examples} examples in one request; this server takes {examples_max}, so send "
             f"several."
         )
     optional = ((name, count) for name, count in counts.items() if count)

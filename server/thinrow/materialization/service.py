@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from thinrow.store.generation import Generation
     from thinrow.store.history import Selection
 
-__all__ = ["RIGHTS", "SERVICE", "MaterializationService", "read_pointers"]
+__all__ = ["RIGHTS", "SERVICE", "MaterializationService"]
 
 SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
 RIGHTS: dict[str, Right | None] = {"Inspect": "inspect", "DescribeStore": None}

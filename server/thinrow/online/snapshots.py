@@ -216,7 +216,9 @@ class Snapshots:
             )
 
         schema = self._schema(generation)
-        projection = request.projection.SerializeToString() if request.HasField("projection") else None
+        projection = (
+            request.projection.SerializeToString() if request.HasField("projection") else None
+        )
         return self._projections.get(
             request.tenant, projection, generation or schema, schema, self._tenants(), make
         )
