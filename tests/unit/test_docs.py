@@ -40,3 +40,22 @@ def test_every_page_is_listed() -> None:
 def test_commands_and_defaults_are_those_of_the_code() -> None:
     written = (DOCS / "reference/commands.md").read_text(encoding="utf-8")
     assert written == commands_page(), "run `make reference` and commit what it writes"
+
+
+def test_files_that_pages_name_exist() -> None:
+    """`access/limits.py` in a page means a file of the package, `tests/...` one of the project."""
+    roots = [ROOT, *(ROOT / side / "thinrow" for side in ("client", "server", "protos"))]
+    roots += [ROOT / "client/thinrow/client"]
+    missing = []
+    for page in PAGES:
+        if page.name == "CHANGELOG.md":
+            continue
+        named = re.findall(
+            r"`([\w./-]+/[\w.-]+\.(?:py|cpp|h|c))[`:]", page.read_text(encoding="utf-8")
+        )
+        missing += [
+            f"{page.name}: {name}"
+            for name in named
+            if not any((each / name).exists() for each in roots)
+        ]
+    assert not missing

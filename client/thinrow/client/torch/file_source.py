@@ -1,6 +1,6 @@
 """The rows of one shard of files, in the order of an epoch.
 
-docs/training.md has the contract.
+docs/guides/training.md has the contract.
 """
 
 from __future__ import annotations
