@@ -8,7 +8,19 @@ from pathlib import Path
 from thinrow.core.settings import check, setting
 from thinrow.errors import UsageError
 
-__all__ = ["ServiceConfig"]
+__all__ = [
+    "BASE_BYTES",
+    "FREED_BYTES_KEPT",
+    "HTTP_CONNECTIONS_MAX",
+    "MIB",
+    "OPENING_MAX",
+    "REQUEST_COPIES",
+    "UTILITY_CALLS_MAX",
+    "UTILITY_THREADS",
+    "WAITING_CALLS_MAX",
+    "WINDOW_BYTES",
+    "ServiceConfig",
+]
 
 MIB = 1 << 20
 BASE_BYTES = 256 * MIB
@@ -16,30 +28,31 @@ BASE_BYTES = 256 * MIB
 FREED_BYTES_KEPT = 1 << 30
 """Freed memory beyond this goes back to the system."""
 WINDOW_BYTES = MIB
-"""Bytes that a connection receives before the server reads them."""
+"""Bytes that a connection buffers before the server reads them."""
 REQUEST_COPIES = 10
-"""Bytes of each call: a request under way, one in bytes, and up to eight times that decoded."""
+"""Size of a call's request in memory: under way, as bytes, and decoded to eight times that."""
 OPENING_MAX = 64
-"""Calls at once whose first request has not arrived. They hold none of the server's places."""
+"""Concurrent calls whose first request has not arrived; they count against no other limit."""
 UTILITY_CALLS_MAX = 32
-"""Calls of health and reflection at once; they share no place and no thread with the service."""
+"""Concurrent calls of health and reflection; they share no limit and no thread with the service."""
 WAITING_CALLS_MAX = OPENING_MAX + UTILITY_CALLS_MAX
-"""Calls beside those in their places that may each have a request on its way."""
+"""Calls beyond calls_max and streams_max that may each have a request under way."""
 UTILITY_THREADS = 2 * UTILITY_CALLS_MAX
-"""A call that gave way needs its thread for a moment longer."""
+"""An evicted call needs its thread for a moment longer."""
 SPARE_THREADS = 16
-"""Threads for the refusal of calls over a limit, and for calls that just gave way to others."""
+"""Threads for rejecting calls over a limit, and for calls that were just evicted."""
 HTTP_CONNECTIONS_MAX = 16
 """Connections to the metrics port at once, a thread each."""
 OTHER_THREADS = 256
-"""Threads that no caller has a part in: those of gRPC, RocksDB, numpy, and our own background."""
+"""Threads that belong to no call: those of gRPC, RocksDB and numpy, and background work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceConfig:
-    """Options of every service: address, trust, limits.
+    """Configuration of every service: addresses, credentials and limits.
 
-    Raises UsageError for a value out of its range.
+    Raises:
+        UsageError: A value is out of its range.
     """
 
     store: Path = field(metadata=setting("Folder of the store."))

@@ -1,4 +1,4 @@
-"""Endpoints of a server beside gRPC: its certificates and its metrics port."""
+"""Endpoints that a server opens beside gRPC: its certificates and its metrics port."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ EVERY_INTERFACE = ("", "0.0.0.0", "::", "*")  # noqa: S104 - to warn of them
 def start_endpoints(
     config: ServiceConfig, tenants: Tenants, metrics: ServiceMetrics, stack: ExitStack
 ) -> tuple[Certificates | None, str | None]:
-    """The certificates to serve with, and where metrics are shown until the stack is closed.
+    """Opens the certificates and the metrics port, until the stack is closed.
 
-    Raises UsageError for files of TLS that do not serve, and where the port cannot be had.
+    Returns:
+        The certificates, None without TLS; and HOST:PORT of the metrics, None without them.
+
+    Raises:
+        UsageError: The files of TLS are unusable, or the port is not available.
     """
     certificates = None
     if config.tls_cert is not None and config.tls_key is not None:

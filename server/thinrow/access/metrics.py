@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -28,11 +29,12 @@ TENANT_LABELS_MAX = 100
 
 
 class ServiceMetrics:
-    """Series of every service; docs/operations/operations.md says how to read it."""
+    """Series of every service; docs/operations/operations.md explains them. Thread-safe."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._tenants: set[str] = set()
+        self._adding = threading.Lock()
         self._known: Callable[[], Collection[str]] = tuple
         self.errors = self.counter(
             "thinrow_errors", "Calls that ended in an error, by the error's name.", "name"
@@ -46,12 +48,12 @@ class ServiceMetrics:
         )
         self.open_failures = self.counter(
             "thinrow_generation_open_failures",
-            "Failed tries to take up a newly published generation.",
+            "Failures to open a newly published generation.",
         )
-        self.ready = self.gauge("thinrow_ready", "1 while requests are taken, else 0.")
+        self.ready = self.gauge("thinrow_ready", "1 while requests are accepted, else 0.")
         self._ready_seconds = self.gauge(
             "thinrow_ready_seconds",
-            "Seconds from the start of the process until it took requests.",
+            "Seconds from the start of the process until it accepted requests.",
         )
         self._generation = self.gauge("thinrow_generation", "Number of the serving generation.")
         self._watermark_age = self.gauge(
@@ -63,30 +65,30 @@ class ServiceMetrics:
             "The most memory that the limits allow: see docs/operations/operations.md.",
         )
         self.gauge(
-            "thinrow_build_info", "1; the labels describe the build.", "version", "python"
+            "thinrow_build_info", "1; the labels show the versions in use.", "version", "python"
         ).labels(version("thinrow"), platform.python_version()).set(1)
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
-        """A new counter."""
+        """Returns a new counter."""
         return Counter(name, text, labels, registry=self.registry)
 
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        """A new gauge."""
+        """Returns a new gauge."""
         return Gauge(name, text, labels, registry=self.registry)
 
     def times(
         self, name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS
     ) -> Histogram:
-        """A new histogram of times."""
+        """Returns a new histogram of times."""
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def bind_generation(self, number: Callable[[], int], watermark_ts: Callable[[], int]) -> None:
-        """Sets the object that has the serving generation at each scrape."""
+        """Sets the functions that return the serving generation at each scrape."""
         self._generation.set_function(number)
         self._watermark_age.set_function(lambda: time.time() - watermark_ts() / 1000)
 
     def bind_tenants(self, tenants: Tenants, certificates: Certificates | None) -> None:
-        """Sets the objects that have the tenants and the state of the files in use."""
+        """Starts the series of tenants and certificates, which are looked up at each scrape."""
         ProcessCollector(registry=self.registry)
         self._known = lambda: tenants.by_name
         for name in sorted(tenants.by_name)[:TENANT_LABELS_MAX]:
@@ -94,33 +96,34 @@ class ServiceMetrics:
         self.init_series("")
         self.gauge(
             "thinrow_tenants_usable",
-            "1 while what the tenants file says counts, 0 while what it said earlier does.",
+            "1 while the tenants file on disk is in use, 0 while an earlier version is.",
         ).set_function(lambda: tenants.usable)
         self.gauge(
             "thinrow_certificates_usable",
-            "1 while the certificate files are those in use, 0 while earlier ones are.",
+            "1 while the certificate files on disk are in use, 0 while earlier ones are.",
         ).set_function(lambda: certificates is None or certificates.usable())
         self.gauge(
             "thinrow_certificate_expiry_timestamp_seconds",
-            "When the certificate in use ends, in seconds since the epoch; +Inf without TLS.",
+            "Time at which the certificate in use expires, in seconds since the epoch; +Inf "
+            "without TLS.",
         ).set_function(lambda: math.inf if certificates is None else certificates.expiry_s())
 
     def tenant(self, name: str) -> str:
-        """The label of a tenant: its name, or '' for all that have no series of their own.
+        """Returns the label of a tenant: its name, or '' without series of its own.
 
-        Those are projections sent along, unknown names, and tenants beyond
-        TENANT_LABELS_MAX.
+        These are requests with a projection, unknown names, and tenants beyond TENANT_LABELS_MAX.
         """
         if name in self._tenants:
             return name
-        if len(self._tenants) == TENANT_LABELS_MAX or name not in self._known():
-            return ""
-        self.init_series(name)
-        self._tenants.add(name)
+        with self._adding:
+            if len(self._tenants) == TENANT_LABELS_MAX or name not in self._known():
+                return ""
+            self.init_series(name)
+            self._tenants.add(name)
         return name
 
     def init_series(self, tenant: str) -> None:
-        """Lets a tenant's series begin at 0, so that their first step is seen."""
+        """Starts a tenant's series at 0, so that their first increment is visible."""
         self.tenant_streams.labels(tenant)
 
     def failed(self, error: str, tenant: str) -> None:
@@ -129,7 +132,7 @@ class ServiceMetrics:
         self.tenant_failed(error, tenant)
 
     def tenant_failed(self, error: str, tenant: str) -> None:
-        """Counts as a tenant's what was counted already as an error."""
+        """Counts an error that is counted already as one of a tenant."""
         self.tenant_errors.labels(self.tenant(tenant), error).inc()
 
     @contextmanager
@@ -139,7 +142,7 @@ class ServiceMetrics:
             yield
 
     def mark_ready(self) -> None:
-        """Says that requests are taken from now on."""
+        """Reports that the service accepts requests."""
         self._ready_seconds.set(process_age_s())
         self.ready.set(1)
 

@@ -1,4 +1,4 @@
-"""The tenants of a server: their file, followed as it changes, and the tokens of callers."""
+"""The tenants of a server: their file, followed as it changes, tokens, rights and quotas."""
 
 from __future__ import annotations
 
@@ -25,37 +25,44 @@ __all__ = ["BEARER", "TOKEN_BYTES", "Right", "Tenants", "new_token", "sha256", "
 log = logging.getLogger("thinrow.materialization")
 
 TOKEN_BYTES = 32
-"""Enough bytes that no one can guess a token, and that a plain hash of it reveals nothing."""
+"""Entropy of a token: enough that it cannot be guessed, even from its unsalted hash."""
 BEARER = "Bearer "
 Right = Literal["append", "export", "inspect"]
 """A right that methods need whose requests name no tenant."""
 
 
 def new_token() -> tuple[str, str]:
-    """A token for a caller to carry, and its hash for the tenants file."""
+    """Returns a token for a client, and its hash for the tenants file."""
     token = secrets.token_urlsafe(TOKEN_BYTES)
     return token, sha256(token)
 
 
 def sha256(token: str) -> str:
-    """A token as the tenants file has it."""
+    """Returns a token's hash as the tenants file has it."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 class Tenants:
-    """Follows a tenants file; a context manager. An invalid new one is logged once.
+    """Follows a tenants file; a context manager. Thread-safe.
 
-    As soon as one tenant has a token, every call must carry one, and counts as its tenant.
+    Once one tenant has a token, every call must carry a token, and is made by the token's tenant.
+    If a new version of the file is unusable, the earlier one stays in use, and the log says why.
+
+    Args:
+        config: Path of the file, and limits of the server.
+        schema: Returns the schema that projections must fit.
+
+    Raises:
+        InputError: The file is unusable.
     """
 
     def __init__(self, config: ServiceConfig, schema: Callable[[], Schema]) -> None:
-        """schema: finds the schema that projections must fit. Raises InputError."""
         self._config = config
         self._schema = schema
         self._version = version_of(config.tenants)
         self.by_name: Mapping[str, Tenant] = self._read()
         self.usable = True
-        """True if the current content of the file is in use; otherwise its earlier content is."""
+        """False while an earlier version of the file is in use."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="thinrow-tenants", daemon=True)
 
@@ -75,10 +82,10 @@ class Tenants:
         return any(tenant.token_sha256 for tenant in self.by_name.values())
 
     def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
-        """The tenant whose token a call carries; None where none is wanted.
+        """Returns the tenant whose token a call carries; None if no token is required.
 
         Raises:
-            UnauthenticatedError: there is no token, or not one of any tenant's.
+            UnauthenticatedError: The token is missing or unknown.
         """
         tenants = self.by_name
         if not any(tenant.token_sha256 for tenant in tenants.values()):
@@ -89,44 +96,47 @@ class Tenants:
                 "This server wants a token; send it as `authorization: Bearer …`, in ThinRow's "
                 "client with ClientConfig(token=…)."
             )
-        presented = sha256(carried.removeprefix(BEARER))
+        token_sha256 = sha256(carried.removeprefix(BEARER))
         found = None
         # All are compared, so that the time taken reveals nothing.
         for name, tenant in tenants.items():
             for known in tenant.token_sha256:
-                if hmac.compare_digest(known, presented):
+                if hmac.compare_digest(known, token_sha256):
                     found = name
         if found is None:
             raise UnauthenticatedError(
-                "This server does not know the token; request a new one if yours was replaced."
+                "This server does not know the token; get a new one if yours was replaced."
             )
         return found
 
     def authorize_tenant(self, caller: str | None, tenant: str) -> str:
-        """The tenant whose limits hold for a request that names one, or sends a projection ("").
+        """Returns the tenant whose limits hold for a request.
+
+        Args:
+            caller: The authenticated tenant; None if no token is required.
+            tenant: The tenant that the request names; "" if it carries a projection.
 
         Raises:
-            PermissionDeniedError: the caller's token does not allow it.
+            PermissionDeniedError: The caller's token does not allow the request.
         """
         if caller is None or caller == tenant:
             return tenant
         if tenant:
             raise PermissionDeniedError(
-                f"The token is of tenant {caller!r} and the request names another; call as "
-                f"{caller!r}."
+                f"The token is of tenant {caller!r} and the request names another; name {caller!r}."
             )
         self.require_any(caller)
         return caller
 
     def require_any(self, caller: str | None) -> None:
-        """Raises PermissionDeniedError where the caller may use its own projection alone."""
+        """Raises PermissionDeniedError if the caller may only use its own projection."""
         if caller is None:
             return
         tenant = self.by_name.get(caller)
         if tenant is None or tenant.projections != "any":
             raise PermissionDeniedError(
-                f"The tenant {caller!r} may use its own projection alone; request it by name, or "
-                f'have projections = "any" put into the tenants file.'
+                f"The tenant {caller!r} may only use its own projection; name the tenant, or have "
+                f'projections = "any" put into the tenants file.'
             )
 
     def require(self, caller: str, right: Right) -> None:
@@ -146,15 +156,15 @@ class Tenants:
             )
 
     def calls_max(self, tenant: str) -> int:
-        """Most single calls of a tenant at once."""
+        """Returns the quota of a tenant's concurrent single calls."""
         return self._most("calls_max", tenant)
 
     def streams_max(self, tenant: str) -> int:
-        """Most streams of a tenant at once."""
+        """Returns the quota of a tenant's concurrent streams."""
         return self._most("streams_max", tenant)
 
     def work_bytes_max(self, tenant: str) -> int:
-        """Most decoded bytes that a tenant's requests hold together."""
+        """Returns the quota of decoded bytes that a tenant's requests hold together."""
         return self._most("work_bytes_max", tenant)
 
     def _most(self, limit: str, tenant: str) -> int:
@@ -163,7 +173,7 @@ class Tenants:
         own: int | None = getattr(tenants.get(tenant), limit, None)
         if own is not None:
             return min(own, whole)
-        # Without tenants no share is reserved.
+        # Without tenants, no one else needs the rest.
         return max(1, whole // 2) if tenants else whole
 
     def _read(self) -> Mapping[str, Tenant]:
@@ -184,7 +194,7 @@ class Tenants:
             try:
                 read = self._read()
                 if self.guarded and not any(tenant.token_sha256 for tenant in read.values()):
-                    # An empty or half-written file must not open the server to every caller.
+                    # An empty or half-written file must not open the server to every client.
                     raise InputError(
                         f"{self._config.tenants} has no token any more; start the server again "
                         f"to serve without."
@@ -199,7 +209,7 @@ class Tenants:
 
 
 def version_of(path: Path | None) -> tuple[int, ...] | None:
-    """Identifies one state of a file; None for no file."""
+    """Returns a value that changes with a file's state; None without a file."""
     try:
         state = path.stat() if path is not None else None
     except OSError:

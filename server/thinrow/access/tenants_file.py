@@ -20,7 +20,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Tenant(BaseModel):
-    """A named projection, who may use it, and how much of the server at once."""
+    """A named projection, its tokens, and its quotas."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,9 +29,9 @@ class Tenant(BaseModel):
     feature_groups: tuple[str, ...] = ()
     traits: tuple[str, ...] = ()
     projections: Literal["own", "any"] = "own"
-    """Projections that a token of this tenant may request: its own, or any, and Inspect."""
+    """Projections that a token of this tenant may use; "any" also allows Inspect."""
     online: tuple[Literal["append", "export"], ...] = ()
-    """Rights of a token of this tenant at the online service, beside snapshots."""
+    """Rights of this tenant's tokens at the online service, beside snapshots."""
     token_sha256: Annotated[tuple[Sha256, ...], Field(max_length=TOKENS_MAX)] = ()
     """SHA-256 of its tokens, in hexadecimal; several while one takes the place of another."""
     calls_max: Annotated[int, Field(ge=1)] | None = None
@@ -46,7 +46,7 @@ def read_tenants(path: Path | None) -> Mapping[str, Tenant]:
     """Reads a file of tenants: a TOML table per tenant, with the fields of `Tenant`.
 
     Raises:
-        InputError: names the file, the key at fault and what would be right.
+        InputError: The file is unusable; the message names the key at fault and the remedy.
     """
     if path is None:
         return {}

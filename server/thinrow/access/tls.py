@@ -26,11 +26,13 @@ log = logging.getLogger("thinrow.materialization")
 class Certificates:
     """The PEM files of a server; a change counts for connections that are opened from then on.
 
-    cert: its certificate, and the chain.
-    key: the certificate's private key.
-    client_ca: whose certificates callers must show; None: they need none.
+    Args:
+        cert: The certificate, and its chain.
+        key: The certificate's private key.
+        client_ca: The authority whose certificates clients must present; None to require none.
 
-    Raises UsageError for files that do not go together.
+    Raises:
+        UsageError: The files do not belong together.
     """
 
     def __init__(self, cert: Path, key: Path, client_ca: Path | None = None) -> None:
@@ -43,7 +45,7 @@ class Certificates:
         self._usable = True
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Credentials of a listening server."""
+        """Returns the credentials of a server's port."""
         return grpc.dynamic_ssl_server_credentials(
             self._first,
             self._changed,  # type: ignore[arg-type] # None says that nothing changed
@@ -51,17 +53,17 @@ class Certificates:
         )
 
     def expiry_s(self) -> float:
-        """End of the certificate in use, in seconds since the epoch."""
+        """Returns the time at which the certificate in use expires, in seconds since the epoch."""
         self._look()
         return self._expiry_s
 
     def usable(self) -> bool:
-        """True if the current files are in use; otherwise earlier ones are."""
+        """Returns True if the files on disk are in use, False if earlier ones are."""
         self._look()
         return self._usable
 
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns the credentials to use from this connection on; None for the same."""
+        """Returns the files if they changed, None if not; gRPC calls it for each connection."""
         self._look()
         with self._lock:
             fresh, self._fresh = self._fresh, None
@@ -85,7 +87,7 @@ class Certificates:
     def _read(self) -> grpc.ServerCertificateConfiguration:
         """The files as they are. Raises UsageError."""
         try:
-            # Alone it checks that the key is the certificate's, and what is no certificate.
+            # It finds a key that is not the certificate's, and files that are no certificates.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(self._cert, self._key)
             if self._client_ca is not None:
@@ -110,9 +112,10 @@ class Certificates:
 
 
 def expiry_s(pem: bytes) -> float:
-    """End of the first certificate of a PEM file ends, in seconds since the epoch.
+    """Returns the time at which a PEM file's first certificate expires, in seconds since the epoch.
 
-    Raises ValueError where there is none.
+    Raises:
+        ValueError: The file has no certificate.
     """
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     text = pem.decode("ascii")[pem.index(begin.encode()) :]

@@ -24,11 +24,11 @@ _MERGED: dict[str, Callable[[Iterable[float]], float]] = {
     "thinrow_ready_seconds": max,
     "thinrow_watermark_age_seconds": max,
 }
-"""Series that do not add up over processes: the process that lags behind is reported."""
+"""Series that are not summed over processes: the value of the worst process is shown."""
 
 
 def merged(parts: Iterable[Sequence[Metric]]) -> list[Metric]:
-    """The series of several processes as those of one server."""
+    """Returns the series of several processes as those of one server."""
     families: dict[str, Metric] = {}
     values: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[float]] = {}
     for family in (family for part in parts for family in part):

@@ -23,7 +23,7 @@ METHODS = ("Materialize", "MaterializeStream", "Inspect", "DescribeStore")
 
 
 class Serving(Protocol):
-    """State read at each scrape: see GenerationFollower."""
+    """Values that are looked up at each scrape; GenerationFollower has them."""
 
     @property
     def opened_ts(self) -> int: ...
@@ -90,9 +90,11 @@ class Metrics(ServiceMetrics):
 
     @contextmanager
     def request(self, method: str, tenant: str = "") -> Iterator[None]:
-        """Measures one request until the block ends, whether it fails or not.
+        """Measures one request until the block ends, also if it fails.
 
-        tenant: as `tenant` labels it.
+        Args:
+            method: Name of the method.
+            tenant: Label of the tenant.
         """
         started_s = time.perf_counter()
         series = self._requests.get((method, tenant))
@@ -109,22 +111,22 @@ class Metrics(ServiceMetrics):
             seconds.observe(time.perf_counter() - started_s)
 
     def serve(self, serving: Serving) -> None:
-        """Sets the object that has the state of the store."""
+        """Sets the object that has the values of the store."""
         self._opened.set_function(lambda: serving.opened_ts / 1000)
         self.registry.register(StoreReads(serving))
 
 
 class StoreReads(Collector):
-    """Counts kept where the store is read."""
+    """Counts of the store's reads."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
     def collect(self) -> Iterable[Metric]:
-        """Collects the families, for the library."""
+        """Implements Collector."""
         family = CounterMetricFamily(
             "thinrow_store_values",
-            "Values of the store read, by source: memory, files.",
+            "Values of the store that requests read, by source: memory, files.",
             labels=["source"],
         )
         counts = self._serving.read_counts()

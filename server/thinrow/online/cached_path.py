@@ -71,5 +71,5 @@ class CachedSnapshotPath:
         if answered is None:
             return None
         message, values = answered
-        generation.values_requested += values
+        generation.count_reads(values)
         return message

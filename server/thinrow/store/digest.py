@@ -1,4 +1,4 @@
-"""Words of an event that enter the digest of its history (docs/concepts/semantics.md, Pointer)."""
+"""The words of an event that enter the digest of its history (semantics.md, Pointer)."""
 
 from __future__ import annotations
 

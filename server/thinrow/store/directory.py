@@ -54,7 +54,7 @@ class Directories:
     erased_ts: NDArray[np.int64]
     """Watermark at which the user was erased; NEVER_TS for never; shape (users,)."""
     starts: NDArray[np.int64]
-    """Offsets of each user's stripes in the arrays below; shape (users + 1,)."""
+    """Position of each user's first stripe in the arrays below; shape (users + 1,)."""
     stripe_ts: NDArray[np.int64]
     """visible_ts of each stripe's first event, shape (stripes,)."""
     stripe_ordinals: NDArray[np.int64]

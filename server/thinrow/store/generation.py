@@ -1,4 +1,4 @@
-"""An open generation: batched reads across shards, and the recently read values."""
+"""An open generation: batched reads across shards, and a cache of recently read values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OPEN_ATTEMPTS_MAX = 5
 DIGEST_SUMS_MAX = 1 << 20
 """Most digests that are remembered, some 32 bytes each."""
 CACHE_BYTES_MAX = 256 * 1024 * 1024
-"""Default bound on the memory of recently read values of an open generation."""
+"""Default limit on the memory of an open generation's cached values."""
 VALUE_BYTES_ASSUMED = 1024 * 1024
 """Bytes of the largest value of a store whose manifest does not record it."""
 
@@ -49,10 +49,14 @@ class Generation:
     """One generation of a store, open for reading. Thread-safe."""
 
     def __init__(self, folder: Path, cache_bytes_max: int = CACHE_BYTES_MAX) -> None:
-        """Opens the generation in ``folder``, with a cache of `cache_bytes_max` bytes of values.
+        """Opens the generation in `folder`.
+
+        Args:
+            folder: Folder of the generation.
+            cache_bytes_max: Limit on the memory of cached values.
 
         Raises:
-            StoreCorruptError: names the file.
+            StoreCorruptError: A file is missing or altered; the message names it.
         """
         self.folder = folder
         self.manifest = read_manifest(folder)
@@ -61,12 +65,12 @@ class Generation:
         self.watermarks = np.array(self.manifest.watermarks, dtype=np.int64)
         self.cache = _native.ValueCache(cache_bytes_max)
         self.digest_memory = _native.DigestMemory(DIGEST_SUMS_MAX)
-        """Recently computed digest sums; a generation never changes."""
+        """Recently computed digests; they stay valid, as a generation never changes."""
         self._counting = threading.Lock()
         self.values_requested = 0
-        """Number of values requested."""
+        """Number of values that requests read."""
         self.values_read = 0
-        """Number of those that were not in memory."""
+        """Number of those that were not cached."""
         recorded = [shard.value_bytes_max for shard in self.manifest.shards if shard.keys]
         self.value_bytes_max = max(recorded, default=1) if all(recorded) else VALUE_BYTES_ASSUMED
         """Bytes of the largest stored value."""
@@ -109,15 +113,13 @@ class Generation:
         return parse_directories(self.values(b"".join(keys)))
 
     def values(self, keys: bytes) -> list[bytes | None]:
-        """Values of concatenated keys: from memory, else a batched get per shard.
+        """Returns the values of concatenated keys: cached ones, else with a batched get per shard.
 
         Raises:
             StoreCorruptError: a file failed its checksum.
         """
         values, missing = self.cache.look_up(keys)
-        with self._counting:
-            self.values_requested += len(values)
-            self.values_read += len(missing)
+        self.count_reads(len(values), len(missing))
         if missing:
             wanted = [keys[place * KEY_BYTES : (place + 1) * KEY_BYTES] for place in missing]
             found = self._read(wanted)
@@ -125,6 +127,12 @@ class Generation:
             for place, value in zip(missing, found, strict=True):
                 values[place] = value
         return values
+
+    def count_reads(self, requested: int, read: int = 0) -> None:
+        """Counts values that a request read, and those of them that were not cached."""
+        with self._counting:
+            self.values_requested += requested
+            self.values_read += read
 
     def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         if len(self.shards) == 1:

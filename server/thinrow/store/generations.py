@@ -87,7 +87,7 @@ class StoredGeneration:
     manifest: Manifest | None
     """None if the folder is not a complete generation."""
     problem: str | None
-    """Reason that it is not complete; None if it is."""
+    """The reason why it is incomplete; None if it is complete."""
 
 
 def make_store(store: Path) -> None:

@@ -59,7 +59,7 @@ def shard_of(user_ids: NDArray[np.int64], shards: int) -> NDArray[np.int64]:
 def event_digests(
     ordinals: NDArray[np.int64], fields: Iterable[NDArray[np.uint64]]
 ) -> NDArray[np.uint64]:
-    """Term of each event in the digest of its history.
+    """Returns the term that each event adds to the digest of its history.
 
     Args:
         ordinals: place of each event in its history, from 0; int64, shape (events,).

@@ -1,4 +1,4 @@
-"""Resolution of pointers: the stripes to read, and the events in them that each pointer names.
+"""Resolution of pointers to events: the choice of stripes to read, and the cuts in them.
 
 The work on a batch is two batched reads, with native code (native/plan.h) between them::
 
@@ -67,7 +67,7 @@ class PointerBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truncation:
-    """Limit on each history."""
+    """The part of each history that is wanted."""
 
     sequence_length: int
     """Most events of immutable ++ mutable; 0 for no limit."""
@@ -89,7 +89,7 @@ class Selection:
     """Events in each pointer's window that the store still has; where the window is longer than
     what is wanted of it, at least that many."""
     digests: NDArray[np.uint64]
-    """Digest of each history up to end_ts; 0 if it was not requested or cannot be known."""
+    """Digest of each history up to end_ts; 0 where it was not requested or is unknown."""
 
 
 def bisect_left(
@@ -256,7 +256,7 @@ class HistoryPlan:
         cursor: int | None = None,
         elapsed_us: int = 0,
     ) -> tuple[bytes, int]:
-        """Returns the selected events as the bytes of a MaterializeResponse.
+        """Encodes the selected events as a MaterializeResponse.
 
         Args:
             traits: of the groups that were read, in the order of the answer's columns.
@@ -288,7 +288,7 @@ def _text_hash(text: bytes) -> int:
 
 
 def _groups(schema: Schema, wanted: frozenset[int]) -> list[tuple[int, bool, bool, int]]:
-    """Number, is_wanted, is_key and event_bytes of each stored group that may be read."""
+    """Returns for each group to read: number, wanted, in the digest, bytes of an event."""
     keys = {schema.group_of[trait.name] for trait in schema.digest_traits}
     return [
         (number, number in wanted, number in keys, schema.event_bytes[number])
@@ -303,7 +303,7 @@ def _native_traits(schema: Schema, traits: Iterable[Trait]) -> list[_native.Trai
 def digests_at(
     generation: Generation, user_ids: NDArray[np.int64], end_ts: NDArray[np.int64]
 ) -> NDArray[np.uint64]:
-    """Digests of the histories up to ``end_ts``; 0 if the store can no longer compute it.
+    """Returns the digests of the histories up to `end_ts`; 0 if events needed for one are dropped.
 
     Args:
         user_ids, end_ts: int64, shape (examples,); no end may lie past the watermark.

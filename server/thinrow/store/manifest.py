@@ -1,4 +1,4 @@
-"""Manifest of a generation, and the name of the current generation of a store.
+"""The manifest of a generation, and the pointer to a store's current generation.
 
 ``manifest.json`` is written last: a folder without it is not a generation. ``CURRENT`` names the
 serving generation and is replaced atomically.
@@ -86,7 +86,7 @@ class ShardSummary(_Record):
 
 
 class RunInputs(_Record):
-    """Input of one compaction, to recognise the same run again."""
+    """The inputs of one compaction, which identify a run that is repeated."""
 
     events: list[str]
     """Name, size and XXH3 of the last bytes of each input file, sorted."""
@@ -257,7 +257,7 @@ def current_folder(store: Path) -> Path | None:
 
 
 def require_current_folder(store: Path) -> Path:
-    """Same as :func:`current_folder`.
+    """Returns the folder of the current generation.
 
     Raises:
         StoreMissingError: nothing was published there.

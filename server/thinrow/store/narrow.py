@@ -51,7 +51,7 @@ class NarrowBlocks:
 
 
 def starts_of(counts: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """Start of each of several runs, and end of the last: shape (runs + 1,)."""
+    """Returns the start of each of several runs, and the end of the last: shape (runs + 1,)."""
     starts = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=starts[1:])
     return starts

@@ -61,12 +61,12 @@ LAYERS_MAX = 6
 LAYERS_SHARE_MAX = 0.25
 """Bounds on what lies over a shard's last whole writing: tables, and bytes in proportion to it."""
 BLOCK_CACHE_BYTES = 64 * 1024 * 1024
-"""Shared by all shards that one process has open; recently read values are kept beside it."""
+"""Shared by all shards that one process has open; recently read values are cached beside it."""
 
 
 @cache
 def block_cache() -> Cache:
-    """Blocks that this process read recently, of all shards."""
+    """Returns the cache of recently read blocks that all shards of this process share."""
     return Cache(BLOCK_CACHE_BYTES)
 
 
@@ -152,7 +152,7 @@ class ShardWriter:
         except StoreError:
             raise
         except Exception as error:
-            self._writer = None  # closes the file, so that removing it makes room
+            self._writer = None  # closes the file, so that removing it frees space
             raise storage_error(error, self.path) from error
 
     def _finish_file(self) -> None:
@@ -173,7 +173,7 @@ class ShardWriter:
             for file in self._files:
                 file.unlink(missing_ok=True)
             for file in self.path.iterdir():
-                # These describe this machine and moment; the rest is the shard.
+                # These files describe this machine and moment; the others are the shard.
                 if file.name.startswith(("LOG", "OPTIONS")):
                     file.unlink()
                 else:
@@ -301,7 +301,7 @@ class Shard:
 
     @property
     def takes_layer(self) -> bool:
-        """True if a layer may be written over this shard; otherwise it should be rewritten."""
+        """True if a layer may be written over this shard; else it should be written whole."""
         tables = self._database.live_files()
         bottom = max((table["level"] for table in tables), default=0)
         layers = [table["size"] for table in tables if table["level"] < bottom]

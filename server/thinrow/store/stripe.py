@@ -85,9 +85,9 @@ class TraitValues:
     words: NDArray[np.uint64]
     """Words of the events that have the trait, ``trait.size`` each."""
     present: NDArray[np.bool_] | None = None
-    """Mask of the events that have the trait, shape (events,); None: all of them."""
+    """True for events that have the trait, shape (events,); None if all have it."""
     texts: pa.Array | None = None
-    """Texts that the words index: Arrow large_string."""
+    """Strings that the words of a text index: Arrow large_string."""
 
 
 def encode_stripes(columns: Sequence[TraitValues], counts: NDArray[np.int64]) -> list[bytes]:
@@ -251,7 +251,7 @@ class ColumnSlices:
     blocks: NarrowBlocks
     """One block a slice; ``counts`` are words of events that have the trait."""
     present: NDArray[np.bool_] | None
-    """Mask of the events of the slices that have the trait; None: all of them."""
+    """True for events of the slices that have the trait; None if all have it."""
 
 
 class StripeSet:
@@ -283,7 +283,7 @@ class StripeSet:
 
     @cached_property
     def _columns(self) -> dict[int, tuple[NDArray[np.bool_], NDArray[np.void]]]:
-        """Stripes that have each column, by trait number, and every stripe's record of it."""
+        """The stripes that have each column, and every stripe's record of it, by trait number."""
         columns: dict[int, tuple[NDArray[np.bool_], NDArray[np.void]]] = {}
         for count in np.unique(self._column_counts).tolist():
             rows = np.flatnonzero(self._column_counts == count)
@@ -347,7 +347,7 @@ class StripeSet:
         first: NDArray[np.int64],
         counts: NDArray[np.int64],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """Counts of each slice: values before it in its stripe, values in it; mask of events."""
+        """Returns for each slice the values before it and in it, and the events that have one."""
         present = np.repeat(record["presence"] == PRESENT_ALL, counts)
         value_first = np.where(record["presence"] == PRESENT_ALL, first, 0)
         value_counts = np.where(record["presence"] == PRESENT_ALL, counts, 0)

@@ -35,7 +35,7 @@ class Cadence:
 
     length_ms: int
     offset_ms: int = 0
-    """Position of at least 0 and less than the length."""
+    """Offset: at least 0 and less than the length."""
 
     def at_or_before(self, times: Times) -> Times:
         """Returns the last grid point at or before each time, ms."""
