@@ -11,8 +11,9 @@ namespace thinrow {
 namespace {
 
 void make_request(MaterializeRequest *made, const nb::bytes &message, int64_t examples_max) {
-  MaterializeRequest request(examples_max);
-  request.merge(view_of(message));
+  const Bytes bytes = view_of(message);
+  MaterializeRequest request(examples_max, bytes.size);
+  request.merge(bytes);
   new (made) MaterializeRequest(std::move(request));
 }
 

@@ -94,7 +94,7 @@ std::vector<Pointer> MaterializeRequest::pointers() const {
 }
 
 MaterializeStreamRequest::MaterializeStreamRequest(Bytes message, int64_t examples_max)
-    : request(examples_max) {
+    : request(examples_max, message.size) {
   namespace field = fields::materialize_stream_request;
   for (Reader in(message); in.next();) {
     if (in.field() == field::cursor && in.type() == Wire::varint) cursor = in.number();

@@ -1,6 +1,7 @@
 // Requests of MaterializationService, decoded into the rows that planning needs.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -19,7 +20,13 @@ class MaterializeRequest {
   enum Column { user_ids, start_ts, end_ts, max_lengths, digests, request_ts, mutable_lengths };
   static constexpr int columns = 7;
 
-  explicit MaterializeRequest(int64_t examples_max) : examples_max_(examples_max) {}
+  // An example takes at least 8 bytes for its user and 1 for its end, so a message of few bytes
+  // cannot fill many rows.
+  static constexpr int64_t example_bytes_min = 9;
+
+  // `bytes` are those of all messages that will be merged.
+  MaterializeRequest(int64_t examples_max, int64_t bytes)
+      : examples_max_(std::min(examples_max, bytes / example_bytes_min)) {}
 
   // Reads a message; a second one is merged into the first, as protobuf does. Throws
   // std::invalid_argument if the bytes are no message.
