@@ -12,6 +12,7 @@ import pytest
 from support.fat_tables import slimmed
 from support.row_answers import answers
 from support.worlds import DAY_MS, World, as_of, new_world
+from thinrow.cli.app import app
 from thinrow.compaction.compact import compact
 from thinrow.errors import InputError, UsageError
 from thinrow.events.units import check_typed
@@ -19,6 +20,7 @@ from thinrow.jobs.backfill import backfill
 from thinrow.jobs.config import BackfillConfig
 from thinrow.store.generation import Generation
 from thinrow.store.manifest import MANIFEST
+from typer.testing import CliRunner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -302,3 +304,42 @@ def test_rows_far_from_any_watermark_are_counted(world: World) -> None:
     again = replace(world.compaction([path], 10, cadence_ms=DAY_MS), store=world.folder / "cut")
     assert compact(again).uncut_ms == 0
     assert backfill(replace(config, store=again.store)).far_rows == 0
+
+
+def test_rows_that_leave_out_events_of_their_millisecond_are_counted(world: World) -> None:
+    """Labels of one millisecond drop each other, as in logs of ratings given in one form."""
+    first, later = as_of(0) + HOUR_MS, as_of(0) + 2 * HOUR_MS
+    path = world.write("events.parquet", daily(pa.array([first, later, later, later], pa.int64())))
+    compact(world.compaction([path], 1))
+    rows = world.folder / "rows.parquet"
+
+    def counted(*times: int) -> tuple[int, int, str]:
+        requests = world.write("requests.parquet", requests_at(*times))
+        config = BackfillConfig(requests=requests, store=world.store, events=[path], rows=rows)
+        report = backfill(config)
+        options = [requests, "--store", world.store, "--events", path, "--out", rows]
+        shown = CliRunner().invoke(app, ["backfill", *map(str, options)])
+        assert shown.exit_code == 0, shown.output
+        return report.tied_rows, report.crowded_rows, " ".join(shown.output.split())
+
+    tied, crowded, shown = counted(first, later, later, later + 1)
+    assert (tied, crowded) == (3, 2)
+    assert "2 of 4 rows (50.0%) have the millisecond of several events" in shown
+    assert "times of their own, one millisecond apart" in shown
+    carried = pq.read_table(rows)["mutable"].to_pylist()
+    assert [len(events) for events in carried] == [0, 1, 1, 4]
+    tied, crowded, shown = counted(first, later + 1)
+    assert (tied, crowded) == (1, 0)
+    assert "1 of 2 rows (50.0%) have the millisecond of one event" in shown
+    tied, crowded, shown = counted(first + 1)
+    assert (tied, crowded) == (0, 0)
+    assert "have the millisecond" not in shown
+    # Events of other users are none of theirs.
+    requests = pa.table({"user_id": [2], "request_ts": [later]})
+    config = BackfillConfig(
+        requests=world.write("other.parquet", requests),
+        store=world.store,
+        events=[path],
+        rows=rows,
+    )
+    assert backfill(config).tied_rows == 0

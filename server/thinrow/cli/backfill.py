@@ -7,7 +7,12 @@ from typing import Annotated, cast
 
 import typer
 from thinrow.cli.command import command
-from thinrow.cli.time_reports import print_far_rows, print_outliers, time_facts
+from thinrow.cli.time_reports import (
+    print_far_rows,
+    print_outliers,
+    print_tied_rows,
+    time_facts,
+)
 from thinrow.jobs.config import BackfillConfig
 from thinrow.jobs.console import facts, out, progress_bar, readable_bytes
 
@@ -35,8 +40,10 @@ def backfill_command(
         "events carried inside": report.mutable_events,
         "rows before the first generation": report.before_first_generation,
         "rows without digest: history cut or erased": report.without_digest,
+        "rows that leave out events of their millisecond": report.tied_rows,
         "written": readable_bytes(config.rows.stat().st_size),
     }
     out.print(facts(str(config.rows), shown))
     print_outliers(report.times)
+    print_tied_rows(report)
     print_far_rows(report)

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from thinrow.events.time_columns import TimeSpan
     from thinrow.jobs.backfill import BackfillReport
 
-__all__ = ["print_far_rows", "print_outliers", "print_ties", "print_uncut", "time_facts"]
+__all__ = [
+    "print_far_rows",
+    "print_outliers",
+    "print_tied_rows",
+    "print_ties",
+    "print_uncut",
+    "time_facts",
+]
 
 UNCUT_MS = DAY_MS + DAY_MS // 2
 """Arrivals of a run that span more than this without a watermark inside are reported."""
@@ -57,6 +64,27 @@ def print_ties(report: CompactionReport) -> None:
             f"{report.tied_events:,} events share user and time with another, and no event_id "
             f"orders them, so their traits do: if the order of the log matters, give events an "
             f"event_id that grows with it, or times in microseconds.",
+            soft_wrap=True,
+        )
+
+
+def print_tied_rows(report: BackfillReport) -> None:
+    """Warns about rows that leave out history of their own millisecond."""
+    if report.crowded_rows:
+        out.print(
+            f"[bold yellow]Warning:[/] {report.crowded_rows:,} of {report.rows:,} rows "
+            f"({report.crowded_rows / report.rows:.1%}) have the millisecond of several events of "
+            f"their user. They leave out all of these, not the label's own alone, because only "
+            f"what arrived before the request is history. If the log says which came first, give "
+            f"the events of a user times of their own, one millisecond apart in the log's order, "
+            f"and each request the time of its label; then compact and backfill again.",
+            soft_wrap=True,
+        )
+    elif report.tied_rows:
+        out.print(
+            f"{report.tied_rows:,} of {report.rows:,} rows ({report.tied_rows / report.rows:.1%}) "
+            f"have the millisecond of one event of their user, and leave it out: right where it is "
+            f"the label's own; otherwise give these requests a later request_ts.",
             soft_wrap=True,
         )
 

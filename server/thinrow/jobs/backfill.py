@@ -58,6 +58,11 @@ class BackfillReport:
     """Rows that carry their whole history."""
     without_digest: int
     """Rows whose digest the store can no longer compute, for retention or erasure."""
+    tied_rows: int = 0
+    """Rows that leave out events of their user, as these arrived in the millisecond of the request
+    and only earlier ones are history."""
+    crowded_rows: int = 0
+    """Those among them that leave out several events: at most one of these is the label's own."""
     far_rows: int = 0
     """Rows for which the store has no watermark in the FAR_MS before them, though events arrived
     earlier: they carry what arrived since inside."""
@@ -122,7 +127,7 @@ def _backfill(
 ) -> BackfillReport:
     owners = shard_of(requests.user_ids, len(generation.shards))
     parts, places = [], [np.empty(0, dtype=np.int64)]
-    done = mutable_events = 0
+    done = mutable_events = tied_rows = crowded_rows = 0
     total = len(requests.user_ids)
     for shard in range(len(generation.shards)):
         chosen = np.flatnonzero(owners == shard)
@@ -137,6 +142,9 @@ def _backfill(
                 places.append(rows)
                 done += len(rows)
                 mutable_events += len(mutable.values)
+                ties = events.ties(requests, rows)
+                tied_rows += int((ties > 0).sum())
+                crowded_rows += int((ties > 1).sum())
                 progress("Writing thin rows", done, total)
         parts.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
     thin = pa.concat_tables(parts)
@@ -148,6 +156,8 @@ def _backfill(
         mutable_events=mutable_events,
         before_first_generation=int((~pointing).sum()),
         without_digest=int((pointing & (digests == 0)).sum()),
+        tied_rows=tied_rows,
+        crowded_rows=crowded_rows,
         far_rows=_far_rows(requests, split.arrivals.start_ts),
         first_watermark_ts=int(generation.watermarks[0]),
     )

@@ -61,15 +61,27 @@ class ShardEvents:
         self._users = users[self._by_arrival]
         self._arrival_ts = arrival[self._by_arrival]
 
-    def _bounds(
-        self, requests: ServedRequests, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _arrived(
+        self, requests: ServedRequests, rows: NDArray[np.int64], times: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Finds the first event of each request's user that arrived at its time or later."""
         user_ids = requests.user_ids[rows]
         low = np.searchsorted(self._users, user_ids, side="left")
         high = np.searchsorted(self._users, user_ids, side="right")
-        first = bisect_left(self._arrival_ts, low, high, requests.mutable_from_ts[rows])
-        last = bisect_left(self._arrival_ts, low, high, requests.request_ts[rows])
+        return bisect_left(self._arrival_ts, low, high, times)
+
+    def _bounds(
+        self, requests: ServedRequests, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        first = self._arrived(requests, rows, requests.mutable_from_ts[rows])
+        last = self._arrived(requests, rows, requests.request_ts[rows])
         return first, np.maximum(last - first, 0)
+
+    def ties(self, requests: ServedRequests, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Counts the events that arrived in the millisecond of each request."""
+        request_ts = requests.request_ts[rows]
+        first = self._arrived(requests, rows, request_ts)
+        return self._arrived(requests, rows, request_ts + 1) - first
 
     def chunks(
         self, requests: ServedRequests, rows: NDArray[np.int64]
