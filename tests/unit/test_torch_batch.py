@@ -235,6 +235,27 @@ def test_what_is_not_there_is_named(client: Client) -> None:
         batch.to_padded("item_id")
 
 
+def test_values_and_columns_have_names(client: Client) -> None:
+    batch = to_tensors(answers_about(client, traits=("rating", "item_id")))
+    assert batch.keys() == ["offsets", *batch.values, *batch.columns]
+    assert {**batch} == {"offsets": batch.offsets, **batch.values, **batch.columns}
+    assert batch["item_id"] is batch.values["item_id"]
+    assert "item_id" in batch
+    assert "genre" not in batch
+    with pytest.raises(KeyError, match="genre"):
+        batch["genre"]
+    # Neither of two is meant more than the other.
+    batch.columns["item_id"] = ["one"]
+    with pytest.raises(UsageError, match="'item_id' is a trait and a column"):
+        dict(**batch)
+
+
+def test_a_batch_is_not_cast_as_one(client: Client) -> None:
+    batch = to_tensors(answers_about(client))
+    with pytest.raises(UsageError, match=r"batch.values\[trait\].to\(torch.float16\)"):
+        batch.to(torch.float16)  # type: ignore[arg-type]
+
+
 def test_all_tensors_lie_in_one_piece_of_memory_and_move_as_one(client: Client) -> None:
     answers = answers_about(client)
     batch = to_tensors(answers)

@@ -32,6 +32,7 @@ from thinrow.client.torch.files import RowFiles
 from thinrow.client.torch.loader import ThinRowLoader
 from thinrow.client.torch.source import RowChunk, RowSource
 from thinrow.client.torch.starvation import Starvation
+from thinrow.client.torch.tracked import TrackedLoader
 
 __all__ = [
     "FileSource",
@@ -43,4 +44,5 @@ __all__ = [
     "TensorBatch",
     "ThinRowDataset",
     "ThinRowLoader",
+    "TrackedLoader",
 ]

@@ -92,8 +92,37 @@ class TensorBatch:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self._tensors())
 
+    def __getitem__(self, name: str) -> Tensor | list[Any]:
+        """Returns `offsets`, the values of a trait, or a column.
+
+        Raises KeyError where there is none, UsageError where trait and column share the name.
+        """
+        if name == "offsets":
+            return self.offsets
+        if name in self.values and name in self.columns:
+            raise UsageError(
+                f"{name!r} is a trait and a column; take batch.values or batch.columns, or leave "
+                f"one of them out of the projection or of `columns`."
+            )
+        return self.values[name] if name in self.values else self.columns[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def keys(self) -> list[str]:
+        """Names of `batch[name]` and of `**batch`: offsets, traits, columns."""
+        return list(dict.fromkeys(("offsets", *self.values, *self.columns)))
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TensorBatch:
-        """Copies the tensors to a device, those that share memory in one piece."""
+        """Copies the tensors to a device, those that share memory in one piece.
+
+        Raises UsageError for a dtype: ids, times and values of one batch have dtypes of their own.
+        """
+        if isinstance(device, torch.dtype):
+            raise UsageError(
+                f"A batch has tensors of several dtypes, so it is not cast to {device} as one; "
+                f"cast the tensor, as in batch.values[trait].to({device}), or set integer_dtype."
+            )
         return self._moved(lambda memory: memory.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TensorBatch:

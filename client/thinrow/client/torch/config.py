@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from thinrow.client.config import ClientConfig
@@ -12,7 +12,9 @@ from thinrow.core.settings import require_bounds
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from thinrow.client.torch.batch import TensorBatch
 
 __all__ = ["LoaderConfig", "Policy"]
 
@@ -61,6 +63,10 @@ class LoaderConfig:
     columns: tuple[str, ...] | None = None
     """The rows' other columns that a batch carries. None: all."""
 
+    transform: Callable[[TensorBatch], Any] | None = None
+    """Makes of each batch what is handed out instead, such as a dict. It runs where the batch is
+    handed out: in the trainer's thread, on the device; or in the worker process of a dataset."""
+
     lookup_examples: int = 4096
     """Rows looked up together, enough for several batches: among them a user's events travel once,
     in any order of the rows. Batches are cut from the answers."""
@@ -106,6 +112,23 @@ class LoaderConfig:
                     f"The policy {status}: {policy} is unknown; name one of {', '.join(POLICIES)} "
                     f"as 'fail', 'skip' or 'pass'."
                 )
+
+    def batches(self, rows: int) -> int:
+        """Returns how many batches an epoch of `rows` rows makes.
+
+        Raises:
+            TypeError: the examples decide where batches end, so that only a pass can count them.
+        """
+        if self.batch_events is not None:
+            raise TypeError("With batch_events the number of batches is not known in advance.")
+        skipped = [status for status in POLICIES if self.policy(status) == "skip"]
+        if skipped:
+            raise TypeError(
+                f"The number of batches is not known in advance, as examples that are "
+                f"{' or '.join(skipped)} are left out; to know it set their policy to 'fail' or "
+                f"'pass'."
+            )
+        return rows // self.batch_examples + (not self.drop_last and rows % self.batch_examples > 0)
 
     def policy(self, status: str) -> Policy:
         """Returns the treatment of examples with a status other than OK."""

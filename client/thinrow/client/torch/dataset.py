@@ -50,7 +50,7 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
         self._config = config or LoaderConfig()
         # A missing column is an error here, not in every worker.
         self._files.reads(self._config.columns, traits=None)
-        self._epoch = 0
+        self._epoch: int | None = None
         self._shard: FileSource | None = None
         self._resuming = False
 
@@ -59,7 +59,7 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
         if self._resuming:
             self._resuming = False
         elif source.done and source.done == len(source):
-            source.set_epoch(source.epoch + 1)
+            source.next_epoch()
         else:
             source.restart()
         return self._batches(source)
@@ -98,20 +98,35 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
                 "The state was loaded before the worker processes started, which have shards of "
                 "their own; load it into torchdata's StatefulDataLoader instead."
             )
-        source.set_epoch(self._epoch)
+        if self._epoch is not None:
+            source.set_epoch(self._epoch)
         self._shard = source
         return source
 
     def _batches(self, source: FileSource) -> Generator[TensorBatch, None, None]:
+        worker = get_worker_info()
+        is_rest = source.begin_pass()
+        batches = yield from self._rest_of_epoch(source)
+        # Where there are several workers the others may have batches left of this epoch.
+        if is_rest and not batches and (worker is None or worker.num_workers == 1):
+            source.next_epoch()
+            yield from self._rest_of_epoch(source)
+        # Other workers may not have ended: until all have, a state must show this one as ended.
+        if worker is None:
+            source.next_epoch()
+
+    def _rest_of_epoch(self, source: FileSource) -> Generator[TensorBatch, None, int]:
+        """Hands out the batches up to the end of the epoch; returns their number."""
         copies = DeviceCopy("cpu", slots=self._config.batches_ahead + BATCHES_IN_USE)
+        batches = 0
         with connect(self._server, self._config.client) as client:
             pipeline = Pipeline(
                 source, client, self._projection, self._config, copies, Starvation()
             )
             try:
-                yield from pipeline.batches()
+                for batch in pipeline.batches():
+                    batches += 1
+                    yield batch
             finally:
                 pipeline.close()
-        # Other workers may not have ended: until all have, a state must show this one as ended.
-        if get_worker_info() is None:
-            source.set_epoch(source.epoch + 1)
+        return batches

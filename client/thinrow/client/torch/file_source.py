@@ -44,10 +44,19 @@ class FileSource:
         self._stop = (shard + 1) * len(files) // shards
         self._epoch = 0
         self._done = 0
+        # Of the next pass: the epoch that `set_epoch` named, and whether a state was loaded.
+        self._named_epoch: int | None = None
+        self._is_resumed = False
 
     def __len__(self) -> int:
         """Returns the number of rows of this shard."""
         return self._stop - self._start
+
+    def __repr__(self) -> str:
+        return (
+            f"FileSource(shard {self.shard} of {self.shards} of {self._files!r}, epoch "
+            f"{self._epoch}, {self._done} of {len(self)} rows done)"
+        )
 
     @property
     def epoch(self) -> int:
@@ -60,9 +69,30 @@ class FileSource:
         return self._done
 
     def set_epoch(self, epoch: int) -> None:
-        """Moves to the start of an epoch, unless it is the current one."""
-        if epoch != self._epoch:
+        """Moves to the start of an epoch, unless it is the current one.
+
+        The current epoch starts again if its rows are all counted, unless a state was loaded: then
+        nothing is left of it.
+        """
+        is_over = self._done == len(self) and not self._is_resumed
+        if epoch != self._epoch or is_over:
             self._epoch, self._done = epoch, 0
+        self._named_epoch = epoch
+
+    def next_epoch(self) -> None:
+        """Moves to the start of the next epoch."""
+        self._epoch, self._done = self._epoch + 1, 0
+
+    def begin_pass(self) -> bool:
+        """Begins a pass at the current place.
+
+        Returns:
+            True if the pass goes on with the next epoch when the rest of this one has no batch. A
+            trainer that counts steps leaves a pass after its last batch and never sees its end.
+        """
+        is_rest = self._done > 0 and self._named_epoch != self._epoch
+        self._named_epoch, self._is_resumed = None, False
+        return is_rest
 
     def restart(self) -> None:
         """Moves back to the start of the epoch."""
@@ -122,6 +152,7 @@ class FileSource:
         if not (isinstance(epoch, int) and isinstance(done, int) and 0 <= done <= len(self)):
             raise UsageError("The state is damaged: it needs an epoch, and the rows done in it.")
         self._epoch, self._done = epoch, done
+        self._is_resumed = True
 
     def close(self) -> None:
         """Does nothing: files are closed with `chunks`."""

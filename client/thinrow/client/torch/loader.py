@@ -87,6 +87,23 @@ class ThinRowLoader:
     def __iter__(self) -> Iterator[TensorBatch]:
         return self._pass()
 
+    def __len__(self) -> int:
+        """Returns the batches of a whole epoch, of this rank.
+
+        Raises TypeError where they are not known in advance: with `batch_events`, with a policy
+        "skip" (the default for ERASED), and for a source other than files.
+        """
+        if not isinstance(self._source, FileSource):
+            raise TypeError("The rows of this source have no end, so the loader has no length.")
+        return self._config.batches(len(self._source))
+
+    def __repr__(self) -> str:
+        server = self._server if isinstance(self._server, str) else ", ".join(self._server)
+        return (
+            f"ThinRowLoader({self._source!r} at {server}, batches of "
+            f"{self._config.batch_examples} examples on {self._copies.device})"
+        )
+
     @property
     def starvation(self) -> Starvation:
         """Time that the trainer waited, by stage."""
@@ -99,7 +116,8 @@ class ThinRowLoader:
         Raises:
             UsageError: The source has no epochs.
         """
-        return self._files().epoch
+        files = self._files()
+        return files.epoch + (0 < files.done == len(files))
 
     def set_epoch(self, epoch: int) -> None:
         """Moves to the start of another epoch.
@@ -136,9 +154,16 @@ class ThinRowLoader:
         self._source.close()
 
     def _pass(self) -> Generator[TensorBatch, None, None]:
+        self._end_pass()
+        is_rest = isinstance(self._source, FileSource) and self._source.begin_pass()
+        batches = yield from self._rest_of_epoch()
+        if is_rest and not batches:
+            yield from self._rest_of_epoch()
+
+    def _rest_of_epoch(self) -> Generator[TensorBatch, None, int]:
+        """Hands out the batches up to the end of the epoch; returns their number."""
         if self._closed:
             raise UsageError("The loader is closed; make another one.")
-        self._end_pass()
         self._commit()
         client, self._client = self._client or connect(self._server, self._config.client), None
         pipeline = self._pipeline = Pipeline(
@@ -149,8 +174,10 @@ class ThinRowLoader:
             self._copies,
             self._starvation,
         )
+        batches = 0
         try:
             for batch in pipeline.batches():
+                batches += 1
                 self._uncommitted = True
                 yield batch
                 self._commit()
@@ -161,7 +188,8 @@ class ThinRowLoader:
         self._client = client  # connected, for the next pass
         self._source.commit()
         if isinstance(self._source, FileSource):
-            self._source.set_epoch(self._source.epoch + 1)
+            self._source.next_epoch()
+        return batches
 
     def _commit(self) -> None:
         if self._uncommitted:

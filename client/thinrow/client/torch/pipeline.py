@@ -145,7 +145,8 @@ class Pipeline:
                     logged_s = now_s
                     log.info("So far %s.", self._starvation)
                 if batch is not None:
-                    yield batch
+                    transform = self._config.transform
+                    yield batch if transform is None else transform(batch)
         finally:
             self.close()
             log.info("In all %s.", self._starvation)
