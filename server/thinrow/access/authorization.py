@@ -92,6 +92,11 @@ class MethodPolicy:
         if method.name not in rights and not self.paths:
             raise AssertionError(f"{method.full_name} names no tenant: give the right it needs")
 
+    @property
+    def has_tenants(self) -> bool:
+        """True if the server has tenants; without them every request is allowed."""
+        return bool(self._tenants.by_name)
+
     def check_right(self, context: CallContext) -> None:
         """Checks the right that the method needs.
 
@@ -109,8 +114,6 @@ class MethodPolicy:
             PermissionDeniedError: The caller's token does not allow the request.
         """
         self.check_right(context)
-        if not self._tenants.by_name:
-            return
         identity = context.identity
         named = {tenant for path in self.paths for tenant in tenants_named(request, path)}
         if identity.authenticated is None:
@@ -162,8 +165,9 @@ class AuthorizedRequests:
             TenantLimitError: The tenant that the request names is at its quota.
         """
         request = next(self._requests)
-        self._context.authenticate()
-        self._policy.authorize(self._context, request)
+        if self._policy.has_tenants:
+            self._context.authenticate()
+            self._policy.authorize(self._context, request)
         self._count()
         return request
 
