@@ -110,7 +110,7 @@ def build(folder: Path) -> None:
 def served(folder: Path) -> Iterator[tuple[str, int]]:
     """`thinrow online`: its address and process."""
     command = [sys.executable, "-m", "thinrow.cli.entry", "online", "--store", folder / "store"]
-    command += ["--listen", "127.0.0.1:17888", "--metrics", "off"]
+    command += ["--listen", "127.0.0.1:17888", "--metrics", "off", "--cache-bytes-max", 1 << 30]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*map(str, command)], stderr=log)
     try:

@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["world"]
 
+LARGE = ("--request-bytes-max", 16 * MIB)
+"""Messages of 16 MB, and batches that become 64 MiB."""
+
 
 @pytest.fixture(scope="module")
 def online(world: World) -> Iterator[Running]:
-    with running_online(world, "--data", world.folder / "data") as server:
+    with running_online(world, "--data", world.folder / "data", *LARGE) as server:
         yield server
 
 
@@ -90,7 +93,7 @@ def test_short_texts_of_an_answer(call: str) -> None:
 
 
 def test_parts_of_an_export_are_bounded_in_bytes(world: World) -> None:
-    with running_online(world, "--data", world.folder / "exported") as server:
+    with running_online(world, "--data", world.folder / "exported", *LARGE) as server:
         append(server.address, [online_pb2.AppendEventsRequest(events=batch(1500, VECTOR))])
         with grpc.insecure_channel(server.address, UNLIMITED) as channel:
             stub = online_pb2_grpc.OnlineServiceStub(channel)  # type: ignore[no-untyped-call]

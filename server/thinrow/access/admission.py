@@ -13,7 +13,7 @@ from google.protobuf.descriptor_pool import Default
 from google.protobuf.message import DecodeError
 from thinrow.access.config import OPENING_MAX, UTILITY_CALLS_MAX, UTILITY_THREADS
 from thinrow.access.identity import CallContext, CallIdentity
-from thinrow.access.peers import OPENING_S_MIN, PeerCall, PeerPlaces
+from thinrow.access.peers import OPENING_S_MIN, SENDING_S_MIN, PeerCall, PeerPlaces
 from thinrow.access.wire_errors import set_error_status
 from thinrow.errors import RequestError, StoreError, ThinRowError, TooManyCallsError
 
@@ -64,7 +64,9 @@ class CallAdmission(grpc.ServerInterceptor):
         quotas: TenantQuotas,
         rejections: DelayedRejections,
         metrics: ServiceMetrics,
+        is_room_short: Callable[[], bool],
     ) -> None:
+        self._is_room_short = is_room_short
         self._config = config
         self._tenants = tenants
         self._quotas = quotas
@@ -203,7 +205,8 @@ class CallAdmission(grpc.ServerInterceptor):
         interval_s = min(CHECK_INTERVAL_S, *limits_s.values())
         while not self._stopping.wait(interval_s):
             for places, limit_s in limits_s.items():
-                places.end_overdue(limit_s)
+                unread_s = min(limit_s, SENDING_S_MIN) if self._is_room_short() else limit_s
+                places.end_overdue(limit_s, unread_s)
 
 
 def respond(

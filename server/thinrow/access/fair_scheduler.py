@@ -8,15 +8,15 @@ import time
 from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from thinrow.errors import AnswerTooLargeError, DeadlineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
-__all__ = ["FairScheduler", "Ticket"]
+__all__ = ["FairScheduler", "Held", "Ticket"]
 
 ACTIVE_TENANT_WINDOW_S = 1.0
 """A tenant that sent a request within this window counts as active."""
@@ -37,6 +37,22 @@ class Ticket:
     changed: threading.Condition
     """Notified when the ticket is granted, and when it becomes its tenant's next."""
     granted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Units that a request holds."""
+
+    scheduler: FairScheduler
+    ticket: Ticket
+
+    def __call__(self, amount: int) -> bool:
+        """Adds units; returns False if that would have to wait."""
+        return self.scheduler.extend(self.ticket, amount)
+
+    def part(self, amount: int) -> AbstractContextManager[None]:
+        """Separates units, which are held until the block ends."""
+        return self.scheduler.part(self.ticket, amount)
 
 
 class FairScheduler:
@@ -72,7 +88,7 @@ class FairScheduler:
     @contextmanager
     def hold(
         self, amount: int, timeout_s: float | None, tenant: str = "", tenant_max: int | None = None
-    ) -> Iterator[Callable[[int], bool]]:
+    ) -> Iterator[Held]:
         """Waits for units of the capacity, and holds them until the block ends.
 
         Args:
@@ -82,7 +98,7 @@ class FairScheduler:
             tenant_max: Most units that the tenant's requests may hold together; None for no quota.
 
         Yields:
-            A function that adds units to those held; it returns False if that would have to wait.
+            The units held, to which more can be added.
 
         Raises:
             AnswerTooLargeError: The request needs more units than the tenant may ever hold.
@@ -103,13 +119,9 @@ class FairScheduler:
             self._waiting[tenant].append(ticket)
             self._wait_for_grant(ticket, timeout_s)
         try:
-            yield partial(self._extend, ticket)
+            yield Held(self, ticket)
         finally:
-            with self._lock:
-                self._free += ticket.amount
-                self._held[tenant] -= ticket.amount
-                self._served[tenant] = time.monotonic()
-                self._grant()
+            self._release(ticket)
 
     @contextmanager
     def sending(self, amount: int, tenant: str) -> Iterator[None]:
@@ -124,7 +136,7 @@ class FairScheduler:
                 self._sending[tenant].remove(sent)
                 self._grant()
 
-    def _extend(self, ticket: Ticket, amount: int) -> bool:
+    def extend(self, ticket: Ticket, amount: int) -> bool:
         """Adds units to a ticket; returns False if they are not free or another request waits."""
         with self._lock:
             if amount > self._free or any(self._waiting.values()):
@@ -135,6 +147,26 @@ class FairScheduler:
             self._free -= amount
             self._held[ticket.tenant] += amount
             return True
+
+    @contextmanager
+    def part(self, ticket: Ticket, amount: int) -> Iterator[None]:
+        """Separates units from a ticket, which are held until the block ends."""
+        with self._lock:
+            part = Ticket(
+                ticket.tenant, min(amount, ticket.amount), ticket.tenant_max, ticket.changed
+            )
+            ticket.amount -= part.amount
+        try:
+            yield
+        finally:
+            self._release(part)
+
+    def _release(self, ticket: Ticket) -> None:
+        with self._lock:
+            self._free += ticket.amount
+            self._held[ticket.tenant] -= ticket.amount
+            self._served[ticket.tenant] = time.monotonic()
+            self._grant()
 
     def _wait_for_grant(self, ticket: Ticket, timeout_s: float | None) -> None:
         """Blocks until the ticket is granted.

@@ -71,6 +71,7 @@ def grpc_server(
     tenants: Tenants,
     metrics: ServiceMetrics,
     *,
+    is_room_short: Callable[[], bool] = lambda: False,
     tracing: Tracing | None = None,
     certificates: Certificates | None = None,
     reuse_port: bool = False,
@@ -89,6 +90,8 @@ def grpc_server(
         rights: For each method whose requests name no tenant, the right that a token needs.
         tenants: The tenants and their tokens.
         metrics: Counts calls and errors.
+        is_room_short: Returns True while requests wait for memory that unread responses may hold;
+            calls then end sooner if nobody reads their response.
         tracing: Makes a span for each single call.
         certificates: Certificates of TLS; None to serve in the clear.
         reuse_port: True if several processes share the port.
@@ -107,7 +110,9 @@ def grpc_server(
     with (
         closing(rejections),
         CallPool(threads) as pool,
-        closing(CallAdmission(services, config, tenants, quotas, rejections, metrics)) as admission,
+        closing(
+            CallAdmission(services, config, tenants, quotas, rejections, metrics, is_room_short)
+        ) as admission,
     ):
         server = grpc.server(
             pool,

@@ -252,13 +252,19 @@ class PeerPlaces:
             self._is_closed = True
         self.drain()
 
-    def end_overdue(self, limit_s: float) -> None:
-        """Ends the calls that have waited for their peers for `limit_s` or longer."""
+    def end_overdue(self, limit_s: float, unread_s: float) -> None:
+        """Ends the calls that have waited for their peers too long.
+
+        Args:
+            limit_s: Limit on a wait for a request.
+            unread_s: Limit on a wait until an answer is taken.
+        """
         with self._lock:
             ended = [
                 call
                 for call in self._holders
-                if (call.waited_s() or -1.0) >= limit_s and call.claim_end(overdue(call))
+                if (call.waited_s() or -1.0) >= (unread_s if call.is_sending else limit_s)
+                and call.claim_end(overdue(call))
             ]
         for call in ended:
             call.end()

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 
 from thinrow.core.wire.columns import from_wire
 from thinrow.core.wire.malformed import MalformedError
+from thinrow.core.wire.sizes import COLUMNS_MAX
 from thinrow.errors import AnswerTooLargeError, RequestError, ThinRowError
 from thinrow.events.time_columns import check_milliseconds
 from thinrow.online.config import DECODING_MAX
+from thinrow.online.decoding import request_decoder
 from thinrow.online.records import batch_of
+from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,10 +28,17 @@ if TYPE_CHECKING:
     from thinrow.online.config import OnlineConfig
     from thinrow.online.records import Batch
     from thinrow.online.tier import CommittedBatch, MutableTier
-    from thinrow.v1 import online_pb2
 
 __all__ = ["AppendStreams", "SubmittedBatch"]
 
+decode_request = request_decoder(
+    online_pb2.AppendEventsRequest,
+    (
+        online_pb2.AppendEventsRequest.EVENTS_FIELD_NUMBER,
+        online_pb2.EventBatch.COLUMNS_FIELD_NUMBER,
+    ),
+    COLUMNS_MAX,
+)
 BATCHES_AHEAD_MAX = 16
 """Batches of one stream that wait to be durable."""
 PUT_POLL_S = 1.0
@@ -72,12 +82,14 @@ class AppendStreams:
         self._appends = appends
         self._decoders = ThreadPoolExecutor(DECODING_MAX, "thinrow-decode")
 
-    def submitted(
-        self, requests: Iterator[online_pb2.AppendEventsRequest]
-    ) -> Iterator[SubmittedBatch]:
+    def submitted(self, messages: Iterator[bytes]) -> Iterator[SubmittedBatch]:
         """Yields each batch of a stream, in order, once it is submitted or refused.
 
+        Args:
+            messages: An AppendEventsRequest each, which few threads decode.
+
         Raises:
+            RequestError: A message is malformed.
             ThinRowError: A batch was read and not submitted, so that a stream never ends well with
                 answers missing. The exception that ended the reading thread is raised as well.
         """
@@ -93,11 +105,11 @@ class AppendStreams:
         def read() -> None:
             received, failure = 0, None
             try:
-                for request in requests:
+                for message in messages:
                     if ended.is_set():
                         return
                     received += 1
-                    put(self._submit(request))
+                    put(self._decoders.submit(self._submit, message, time.perf_counter()).result())
             except BaseException as error:
                 failure = error
             finally:
@@ -119,21 +131,18 @@ class AppendStreams:
                 f"again."
             )
 
-    def _submit(self, request: online_pb2.AppendEventsRequest) -> SubmittedBatch:
-        started_s = time.perf_counter()
-        outcome: Future[CommittedBatch] | ThinRowError
+    def _submit(self, message: bytes, started_s: float) -> SubmittedBatch:
+        request = decode_request(message)
         try:
             if not request.HasField("events"):
                 raise RequestError("The message has no events; set them, also if none.")
-            outcome = self._decoders.submit(self._decode_and_submit, request.events).result()
+            outcome = self._appends.submit(self.decode(request.events))
         except ThinRowError as error:
-            # Its traceback would hold this frame, which holds it: a cycle with the whole batch,
-            # which only the garbage collector ends.
-            outcome = error.with_traceback(None)
+            # Tracebacks, its own and its cause's, hold frames that hold it: cycles with the whole
+            # batch, which only the garbage collector ends.
+            error.__cause__ = error.__context__ = None
+            return SubmittedBatch(request.cursor, started_s, error.with_traceback(None))
         return SubmittedBatch(request.cursor, started_s, outcome)
-
-    def _decode_and_submit(self, events: online_pb2.EventBatch) -> Future[CommittedBatch]:
-        return self._appends.submit(self.decode(events))
 
     def decode(self, events: online_pb2.EventBatch) -> Batch:
         """Decodes a batch.

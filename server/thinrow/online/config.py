@@ -8,7 +8,6 @@ from pathlib import Path
 from thinrow.access.config import (
     BASE_BYTES,
     MIB,
-    REQUEST_COPIES,
     WAITING_CALLS_MAX,
     WINDOW_BYTES,
     ServiceConfig,
@@ -20,7 +19,6 @@ from thinrow.online.database import BLOCK_CACHE_BYTES, MEMTABLE_BYTES, MEMTABLES
 from thinrow.store.times import DAY_MS
 
 __all__ = [
-    "ANSWER_COPIES",
     "BATCH_BYTES_PER_REQUEST_BYTE",
     "BATCH_COPIES",
     "DECODING_MAX",
@@ -39,8 +37,12 @@ RECORD_BYTES = 256
 """Memory of an event that is to be committed, beside its record: keys, and Python objects."""
 BATCH_COPIES = 5
 """Copies of a batch while it is decoded: columns, defaults filled in, joined records, records."""
-ANSWER_COPIES = 2
-"""Copies of an answer: in parts, and joined."""
+RECEIVED_COPIES = 2
+"""Of each call: a request that gRPC receives, and one in bytes."""
+DECODED_BYTES_PER_BYTE = 8
+"""Memory of a request's message, decoded."""
+SMALL_REQUEST_BYTES_MAX = MIB // 2
+"""Largest request of any method but AppendEvents, whose messages a few threads decode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +87,13 @@ class OnlineConfig(ServiceConfig):
         default=1024,
         metadata=setting("Maximum number of users in a SnapshotBatch.", option=None),
     )
-    request_bytes_max: int = 16 * MIB
+    request_bytes_max: int = 4 * MIB
+    work_bytes_max: int = 512 * MIB
     work_max: int = 2
-    calls_max: int = 256
+    cache_bytes_max: int = 448 * MIB
+    calls_max: int = 32
+    streams_max: int = 48
+    connections_max: int = 256
     wall: Wall = wall_ts
     """The wall clock."""
 
@@ -115,11 +121,15 @@ class OnlineConfig(ServiceConfig):
             + 2 * self.cache_bytes_max
             + self.work_bytes_max
             + calls
-            * (ANSWER_COPIES * self.response_bytes_max + REQUEST_COPIES * self.request_bytes_max)
+            * (
+                RECEIVED_COPIES * self.request_bytes_max
+                + DECODED_BYTES_PER_BYTE * SMALL_REQUEST_BYTES_MAX
+            )
             + WAITING_CALLS_MAX * self.request_bytes_max
             + self.connections_max * WINDOW_BYTES
             # Batches being decoded, batches that wait, and those being committed.
-            + DECODING_MAX * BATCH_COPIES * batch
+            + DECODING_MAX
+            * (DECODED_BYTES_PER_BYTE * self.request_bytes_max + BATCH_COPIES * batch)
             + 2 * (PENDING_BYTES_MAX + RECORD_BYTES * PENDING_EVENTS_MAX + batch)
         )
 

@@ -1,4 +1,4 @@
-"""Requests from bytes, with a limit on the messages within one.
+"""Requests from bytes, with limits on their size and on the messages within one.
 
 A message within a message takes two bytes on the wire and a hundred or more once it is decoded, so
 that the size of a request alone does not bound its memory.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from google.protobuf.message import DecodeError
 from thinrow import _native
 from thinrow.errors import RequestError
 
@@ -21,11 +22,18 @@ __all__ = ["M", "request_decoder"]
 M = TypeVar("M", bound="Message")
 
 
-def request_decoder(kind: type[M], path: Sequence[int], most: int) -> Callable[[bytes], M]:
-    """Makes a deserializer that counts the fields at `path`, field numbers, before it decodes.
+def request_decoder(
+    kind: type[M], path: Sequence[int] = (), most: int = 0, *, bytes_max: int | None = None
+) -> Callable[[bytes], M]:
+    """Makes a deserializer that checks a message before it decodes it, and raises RequestError.
 
-    The deserializer raises RequestError for more than `most`, and for bytes that are no message.
+    Args:
+        kind: The message.
+        path: Numbers of the fields that lead to those that are counted; none for no count.
+        most: Limit on their count.
+        bytes_max: Limit on the message's size; None for that of every request.
     """
+    name = kind.DESCRIPTOR.name
 
     descriptor: Any = kind.DESCRIPTOR
     for number in path:
@@ -33,15 +41,20 @@ def request_decoder(kind: type[M], path: Sequence[int], most: int) -> Callable[[
         descriptor = field.message_type
 
     def decode(message: bytes) -> M:
-        try:
-            count = _native.count_fields(message, list(path))
-        except ValueError as error:
-            raise RequestError(f"The bytes sent are no {kind.DESCRIPTOR.name}.") from error
-        if count > most:
+        if bytes_max is not None and len(message) > bytes_max:
             raise RequestError(
-                f"A {kind.DESCRIPTOR.name} has {count} {field.name}; this server takes {most}, so "
-                f"send several messages."
+                f"A {name} has {len(message):,} bytes; this server takes {bytes_max:,}, so send "
+                f"several."
             )
-        return kind.FromString(message)
+        try:
+            count = _native.count_fields(message, list(path)) if path else 0
+            if count > most:
+                raise RequestError(
+                    f"A {name} has {count} {field.name}; this server takes {most}, so send "
+                    f"several messages."
+                )
+            return kind.FromString(message)
+        except (ValueError, DecodeError) as error:
+            raise RequestError(f"The bytes sent are no {name}.") from error
 
     return decode

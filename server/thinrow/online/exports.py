@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ExportPart", "Exports"]
 
+PART_COPIES = 4
+"""Copies of a part of an export: columns, encoded, joined, and on its way."""
 _EVENTS = online_pb2.ExportEventsResponse.EVENTS_FIELD_NUMBER
 # A MutableEvents with users in place of arrivals is an EventBatch.
 assert (
@@ -40,6 +42,11 @@ class ExportPart:
     def events(self) -> int:
         """Number of events."""
         return len(self.records)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bound on the memory of the part until it is sent."""
+        return PART_COPIES * sum(map(len, self.records))
 
     def encode(self) -> bytes:
         """Encodes the part as an ExportEventsResponse."""

@@ -100,7 +100,8 @@ class OnlineServer:
             self.published,
             lambda: tenants.by_name,
             config.work_bytes_max,
-            config.calls_max + config.streams_max,
+            # A message of a stream may hold as much beside the answer that is made.
+            config.calls_max + 2 * config.streams_max,
             config.response_bytes_max,
         )
         service = OnlineService(config, tier, appends, self.published, snapshots, metrics)
@@ -113,6 +114,7 @@ class OnlineServer:
                 RIGHTS,
                 tenants,
                 metrics,
+                is_room_short=lambda: snapshots.is_room_short,
                 tracing=spans,
                 certificates=certificates,
             )

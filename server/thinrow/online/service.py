@@ -5,21 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from thinrow.access.projection import wire_groups
 from thinrow.access.wire_errors import wire_message
-from thinrow.core.wire.sizes import COLUMNS_MAX
 from thinrow.errors import (
     DeadlineError,
     RequestError,
     ThinRowError,
 )
 from thinrow.online.append_stream import AppendStreams
+from thinrow.online.config import SMALL_REQUEST_BYTES_MAX
 from thinrow.online.decoding import request_decoder
 from thinrow.online.exports import Exports
+from thinrow.online.snapshots import AnswerRoom
 from thinrow.online.streamed import REQUESTS_MAX, StreamedSnapshots
 from thinrow.store.directory import NEVER_TS
 from thinrow.v1 import materialization_pb2, online_pb2
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from thinrow.online.snapshots import Snapshots
     from thinrow.online.tier import MutableTier
 
-__all__ = ["APPENDED_COLUMNS", "RIGHTS", "SERVICE", "STREAMED_REQUESTS", "OnlineService"]
+__all__ = ["RIGHTS", "SERVICE", "STREAMED_REQUESTS", "OnlineService"]
 
 SERVICE = online_pb2.DESCRIPTOR.services_by_name["OnlineService"].full_name
 RIGHTS: dict[str, Right | None] = {
@@ -45,11 +47,8 @@ RIGHTS: dict[str, Right | None] = {
     "DescribeTier": None,
 }
 """Rights that methods need whose requests name no tenant."""
-APPENDED_COLUMNS = (
-    online_pb2.AppendEventsRequest.EVENTS_FIELD_NUMBER,
-    online_pb2.EventBatch.COLUMNS_FIELD_NUMBER,
-)
 STREAMED_REQUESTS = (online_pb2.SnapshotStreamRequest.REQUESTS_FIELD_NUMBER,)
+small_request = partial(request_decoder, bytes_max=SMALL_REQUEST_BYTES_MAX)
 
 
 class OnlineService:
@@ -82,26 +81,26 @@ class OnlineService:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "AppendEvents": grpc.stream_stream_rpc_method_handler(
                 self.append_events,
-                request_decoder(wire.AppendEventsRequest, APPENDED_COLUMNS, COLUMNS_MAX),
-                wire.AppendEventsResponse.SerializeToString,
+                response_serializer=wire.AppendEventsResponse.SerializeToString,
             ),
-            "Snapshot": grpc.unary_unary_rpc_method_handler(
-                self.snapshot, wire.SnapshotRequest.FromString
+            # Generators, because an answer's memory is held until it is sent.
+            "Snapshot": grpc.unary_stream_rpc_method_handler(
+                self.snapshot, small_request(wire.SnapshotRequest)
             ),
-            "SnapshotBatch": grpc.unary_unary_rpc_method_handler(
-                self.snapshot_batch, wire.SnapshotBatchRequest.FromString
+            "SnapshotBatch": grpc.unary_stream_rpc_method_handler(
+                self.snapshot_batch, small_request(wire.SnapshotBatchRequest)
             ),
             "SnapshotStream": grpc.stream_stream_rpc_method_handler(
                 self.snapshot_stream,
-                request_decoder(wire.SnapshotStreamRequest, STREAMED_REQUESTS, REQUESTS_MAX),
+                small_request(wire.SnapshotStreamRequest, STREAMED_REQUESTS, REQUESTS_MAX),
             ),
             "ExportEvents": grpc.unary_stream_rpc_method_handler(
                 self.export_events,
-                wire.ExportEventsRequest.FromString,
+                small_request(wire.ExportEventsRequest),
             ),
             "DescribeTier": grpc.unary_unary_rpc_method_handler(
                 self.describe_tier,
-                wire.DescribeTierRequest.FromString,
+                small_request(wire.DescribeTierRequest),
                 wire.DescribeTierResponse.SerializeToString,
             ),
         }
@@ -109,11 +108,11 @@ class OnlineService:
 
     def append_events(
         self,
-        requests: Iterator[online_pb2.AppendEventsRequest],
+        messages: Iterator[bytes],
         context: CallContext,  # noqa: ARG002 - every method has one
     ) -> Iterator[online_pb2.AppendEventsResponse]:
         """Answers each batch, in order, once it is durable."""
-        for batch in self._append_streams.submitted(requests):
+        for batch in self._append_streams.submitted(messages):
             outcome = batch.outcome
             if isinstance(outcome, RequestError):
                 self._metrics.refused.inc()
@@ -133,28 +132,33 @@ class OnlineService:
                 arrival_ts=committed.arrival_ts,
             )
 
-    def snapshot(self, request: online_pb2.SnapshotRequest, context: CallContext) -> bytes:
+    def snapshot(
+        self, request: online_pb2.SnapshotRequest, context: CallContext
+    ) -> Iterator[bytes]:
         """Answers the snapshot of one user."""
         started_s = time.perf_counter()
-        # One user's snapshot takes less time than a turn of threads.
-        answer = self._snapshots.take([request.user_id], request, context.remaining_s())
-        self._metrics.snapshots.inc()
-        self._snapshot_seconds.observe(time.perf_counter() - started_s)
-        return answer
+        with AnswerRoom() as room:
+            # One user's snapshot takes less time than a turn of threads.
+            answer = self._snapshots.take([request.user_id], request, context.remaining_s(), room)
+            self._metrics.snapshots.inc()
+            self._snapshot_seconds.observe(time.perf_counter() - started_s)
+            yield answer
 
     def snapshot_batch(
         self, request: online_pb2.SnapshotBatchRequest, context: CallContext
-    ) -> bytes:
+    ) -> Iterator[bytes]:
         """Answers the snapshot of several users at one moment."""
         users, most = len(request.user_ids), self._config.batch_users_max
         if users > most:
             raise RequestError(
                 f"{users} users in one request; this server accepts {most}, so send several."
             )
-        with self._working(context):
-            answer = self._snapshots.take(request.user_ids, request, context.remaining_s())
-        self._metrics.snapshots.inc(users)
-        return answer
+        with AnswerRoom() as room:
+            with self._working(context):
+                remaining_s = context.remaining_s()
+                answer = self._snapshots.take(request.user_ids, request, remaining_s, room)
+            self._metrics.snapshots.inc(users)
+            yield answer
 
     def snapshot_stream(
         self,
@@ -163,7 +167,8 @@ class OnlineService:
     ) -> Iterator[bytes]:
         """Answers each message of requests with one message."""
         for message in messages:
-            yield self._streamed.answer(message)
+            with AnswerRoom() as room:
+                yield self._streamed.answer(message, room)
 
     def export_events(
         self, request: online_pb2.ExportEventsRequest, context: CallContext
@@ -171,10 +176,11 @@ class OnlineService:
         """Seals a watermark, and sends the events that arrived before it."""
         for part in self._exports.parts(request):
             context.check_serving()
-            with self._working(context):
-                self._metrics.exported.inc(part.events)
-                message = part.encode()
-            yield message
+            with self._snapshots.hold(part.memory_bytes, context.remaining_s(), ""):
+                with self._working(context):
+                    self._metrics.exported.inc(part.events)
+                    message = part.encode()
+                yield message
 
     def describe_tier(
         self,

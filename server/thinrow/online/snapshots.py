@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,12 @@ from thinrow.access.fair_scheduler import FairScheduler
 from thinrow.access.projection import ProjectionCache, wire_type
 from thinrow.core.status import Status
 from thinrow.core.wire.request import field_head
-from thinrow.errors import AnswerTooLargeError, RequestError, UnavailableError
+from thinrow.errors import (
+    AnswerTooLargeError,
+    DeadlineError,
+    RequestError,
+    UnavailableError,
+)
 from thinrow.online.cached_path import CachedSnapshotPath
 from thinrow.online.mutable import MutableEvents
 from thinrow.store.budgeted_read import read_within_budget
@@ -20,9 +25,9 @@ from thinrow.store.history import HistoryPlan, PointerBatch
 from thinrow.v1 import materialization_pb2, online_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from thinrow.access.fair_scheduler import Held
     from thinrow.access.projection import ResolvedProjection
     from thinrow.access.tenants_file import Tenant
     from thinrow.online.follower import TierFollower
@@ -34,9 +39,19 @@ if TYPE_CHECKING:
 
 __all__ = ["SMALL_SHARE", "Snapshots"]
 
-SMALL_SHARE = 16
-"""Divisor of the memory that is kept for snapshots too small to wait for room."""
-_NO_WAIT = nullcontext(lambda _: False)
+SMALL_SHARE = 4
+"""The part of memory, one in N, that is kept for snapshots too small to wait for room."""
+SMALL_COPIES = 5
+"""The part of a small snapshot's memory, one in N, for decoded events, and for mutable ones.
+
+The rest is for two copies of their answer.
+"""
+ANSWER_COPIES = 2
+"""Copies of an answer: in parts and joined, and then joined and on its way."""
+BESIDE_OTHERS = (
+    "The answers of one message would take more memory than this server has free; send the request "
+    "again, with fewer beside it."
+)
 _MUTABLE = online_pb2.SnapshotResponse.MUTABLE_FIELD_NUMBER
 _IMMUTABLE = online_pb2.SnapshotResponse.IMMUTABLE_FIELD_NUMBER
 assert (
@@ -56,6 +71,15 @@ class _Moment:
     """Events that arrived since then are mutable."""
 
 
+class AnswerRoom(ExitStack):
+    """Memory that the answers of one call or message hold, to be closed once they are sent."""
+
+    is_held = False
+    """True once an answer that is not small is in it."""
+    small_bytes = 0
+    """Bytes of the others, which hold nothing."""
+
+
 class Snapshots:
     """Answers requests. Thread-safe."""
 
@@ -68,22 +92,32 @@ class Snapshots:
         calls_max: int,
         response_bytes_max: int,
     ) -> None:
-        """All calls at once, `calls_max`, hold `work_bytes_max` of decoded events at most."""
+        """All calls at once, `calls_max`, hold `work_bytes_max` of events and answers at most."""
         self._tier = tier
         self._published = published
         self._tenants = tenants
         self._small_bytes = work_bytes_max // SMALL_SHARE // calls_max
         self._budget_bytes = work_bytes_max - self._small_bytes * calls_max
-        self._budget = FairScheduler(self._budget_bytes)
+        # A tenant whose callers read slowly leaves half of it to others.
+        self._budget = FairScheduler(self._budget_bytes, reserve=self._budget_bytes // 2)
         self._response_bytes_max = response_bytes_max
         self._projections: ProjectionCache[tuple[ResolvedProjection, CachedSnapshotPath | None]] = (
             ProjectionCache()
         )
 
+    @property
+    def is_room_short(self) -> bool:
+        """True if a request waits for memory."""
+        return bool(self._budget.waiting)
+
     def take(
-        self, user_ids: Sequence[int], request: AnySnapshotRequest, timeout_s: float | None
+        self,
+        user_ids: Sequence[int],
+        request: AnySnapshotRequest,
+        timeout_s: float | None,
+        room: AnswerRoom,
     ) -> bytes:
-        """The bytes of the answer that belongs to `request`.
+        """The bytes of the answer that belongs to `request`, for which `room` holds memory.
 
         Raises:
             RequestError: a moment that cannot be answered, a negative bound, an unknown name.
@@ -97,7 +131,8 @@ class Snapshots:
             if value < 0:
                 raise RequestError(f"{name} is {value}; use 0 for no limit, or more.")
         request_ts = self._tier.begin(request.request_ts)
-        with self._published.use() as generation, ExitStack() as room:
+        held: Held | None
+        with self._published.use() as generation, ExitStack() as work:
             # One choice of a watermark: events before it are immutable, all others mutable.
             moment = self._moment(request, request_ts, generation)
             mutable = MutableEvents(
@@ -105,15 +140,17 @@ class Snapshots:
                 user_ids,
                 (moment.mutable_from_ts, moment.request_ts),
                 self._response_bytes_max,
-                self._small_bytes // 2,
+                self._small_bytes // SMALL_COPIES,
             )
             projection, cached_path = self._projection(request, generation)
             if cached_path is not None and isinstance(request, online_pb2.SnapshotRequest):
                 answer = self._in_memory(cached_path, request, user_ids[0], moment, mutable)
                 if answer is not None:
+                    self._keep_small(answer, room)
                     return answer
             if generation is None:
-                room.enter_context(self._hold(mutable.memory_bytes, timeout_s))
+                needed_bytes = mutable.memory_bytes
+                held = work.enter_context(self.hold(needed_bytes, timeout_s, request.tenant))
                 statuses = [Status.OK] * len(user_ids)
                 digests = [0] * len(user_ids)
                 immutable = _nothing(projection, len(user_ids))
@@ -125,15 +162,27 @@ class Snapshots:
                     projection.groups,
                     record_digests=True,
                 )
-                beside_bytes = mutable.memory_bytes + max(
-                    plan.events_at_most * projection.event_bytes, plan.portion_bytes
+                decoded_bytes = plan.events_at_most * projection.event_bytes
+                answer_bytes = min(
+                    decoded_bytes + plan.stripe_bytes_at_most, self._response_bytes_max
+                )
+                beside_bytes = (
+                    mutable.memory_bytes
+                    + max(decoded_bytes, plan.portion_bytes)
+                    + ANSWER_COPIES * answer_bytes
                 )
 
-                def hold(amount: int) -> AbstractContextManager[Callable[[int], bool]]:
-                    return self._hold(amount, timeout_s)
+                @contextmanager
+                def hold(amount: int) -> Iterator[Callable[[int], bool]]:
+                    nonlocal held
+                    # Texts, whose sizes are known once they are read, are in the answer as well.
+                    text_bytes = max(0, plan.stripe_memory_bytes - plan.stripe_bytes_at_most)
+                    amount += ANSWER_COPIES * text_bytes
+                    with self.hold(amount, timeout_s, request.tenant) as held:
+                        yield lambda more: held is not None and held((1 + ANSWER_COPIES) * more)
 
-                extend = room.enter_context(hold(plan.stripe_bytes_at_most + beside_bytes))
-                read_within_budget(plan, beside_bytes, self._budget_bytes, hold, room, extend)
+                extend = work.enter_context(hold(plan.stripe_bytes_at_most + beside_bytes))
+                read_within_budget(plan, beside_bytes, self._budget_bytes, hold, work, extend)
                 selection = plan.resolve()
                 immutable, _ = plan.answer(projection.traits, self._response_bytes_max)
                 statuses, digests = selection.statuses.tolist(), selection.digests.tolist()
@@ -154,7 +203,30 @@ class Snapshots:
                     "The answer would be larger than this server sends (response_bytes_max); "
                     "request fewer users at once, shorter sequences or fewer traits."
                 )
-            return b"".join(parts)
+            answer = b"".join(parts)
+            if held is None:
+                self._keep_small(answer, room)
+            else:
+                room.enter_context(held.part(ANSWER_COPIES * len(answer)))
+                room.is_held = True
+            return answer
+
+    def _keep_small(self, answer: bytes, room: AnswerRoom) -> None:
+        """Counts an answer that holds nothing; many of one message do.
+
+        Raises:
+            AnswerTooLargeError: There is no room for them.
+        """
+        room.small_bytes += ANSWER_COPIES * len(answer)
+        if room.small_bytes <= self._small_bytes:
+            return
+        try:
+            room.enter_context(self.hold(room.small_bytes, 0.0, ""))
+        except DeadlineError as error:
+            room.small_bytes -= ANSWER_COPIES * len(answer)
+            raise AnswerTooLargeError(BESIDE_OTHERS) from error
+        room.is_held = True
+        room.small_bytes = 0
 
     def _in_memory(
         self,
@@ -173,12 +245,19 @@ class Snapshots:
         times = (moment.start_ts, moment.end_ts, request.max_length, moment.request_ts)
         return cached_path.answer(user_id, times, len(records), shown)
 
-    def _hold(
-        self, amount: int, timeout_s: float | None
-    ) -> AbstractContextManager[Callable[[int], bool]]:
+    @contextmanager
+    def hold(self, amount: int, timeout_s: float | None, tenant: str) -> Iterator[Held | None]:
+        """Holds memory until the block ends; None for so little that all calls may have it.
+
+        Raises:
+            AnswerTooLargeError: There never will be so much.
+            DeadlineError: There was not in time.
+        """
         if amount <= self._small_bytes:
-            return _NO_WAIT  # all calls at once may hold so little
-        return self._budget.hold(amount, timeout_s)
+            yield None
+            return
+        with self._budget.hold(amount, timeout_s, tenant) as held:
+            yield held
 
     def _moment(
         self, request: AnySnapshotRequest, request_ts: int, generation: Generation | None
@@ -212,7 +291,10 @@ class Snapshots:
             if generation is None:
                 return projection, None
             return projection, CachedSnapshotPath(
-                generation, projection, self._small_bytes // 2, self._response_bytes_max
+                generation,
+                projection,
+                self._small_bytes // SMALL_COPIES,
+                self._response_bytes_max,
             )
 
         schema = self._schema(generation)

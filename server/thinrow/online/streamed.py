@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING
 
 from thinrow.access.wire_errors import wire_error, wire_message
 from thinrow.core.wire.request import field_head
-from thinrow.errors import AnswerTooLargeError, RequestError, StoreError, ThinRowError
+from thinrow.errors import (
+    AnswerTooLargeError,
+    DeadlineError,
+    RequestError,
+    StoreError,
+    ThinRowError,
+)
+from thinrow.online.snapshots import BESIDE_OTHERS
 from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
     from thinrow.online.metrics import OnlineMetrics
-    from thinrow.online.snapshots import Snapshots
+    from thinrow.online.snapshots import AnswerRoom, Snapshots
 
 __all__ = ["REQUESTS_MAX", "TOO_LARGE", "StreamedSnapshots"]
 
@@ -40,8 +47,12 @@ class StreamedSnapshots:
         self._metrics = metrics
         self._seconds = metrics.seconds.labels("snapshot")
 
-    def answer(self, message: online_pb2.SnapshotStreamRequest) -> bytes:
-        """The bytes of a SnapshotStreamResponse. Raises RequestError for too many requests."""
+    def answer(self, message: online_pb2.SnapshotStreamRequest, room: AnswerRoom) -> bytes:
+        """The bytes of a SnapshotStreamResponse, for which `room` holds memory.
+
+        Raises:
+            RequestError: The message has too many requests.
+        """
         if len(message.requests) > REQUESTS_MAX:
             raise RequestError(
                 f"{len(message.requests)} requests in one message; this server takes "
@@ -51,7 +62,7 @@ class StreamedSnapshots:
         left = self._response_bytes_max
         for streamed in message.requests:
             started_s = time.perf_counter()
-            outcome = self._outcome(streamed)
+            outcome = self._outcome(streamed, room)
             if len(outcome) > left:
                 outcome = self._refused(streamed, AnswerTooLargeError(TOO_LARGE))
             left -= len(outcome)
@@ -59,16 +70,22 @@ class StreamedSnapshots:
             self._seconds.observe(time.perf_counter() - started_s)
         return b"".join(parts)
 
-    def _outcome(self, streamed: online_pb2.StreamedRequest) -> bytes:
+    def _outcome(self, streamed: online_pb2.StreamedRequest, room: AnswerRoom) -> bytes:
         """The bytes of a StreamedAnswer."""
         request = streamed.request
         timeout_s = streamed.deadline_ms / 1000 if streamed.deadline_ms else None
+        if room.is_held:
+            # Messages that held memory while they waited for more would wait for each other.
+            timeout_s = 0.0
         try:
             if not streamed.HasField("request"):
                 raise RequestError(
                     f"The StreamedRequest with cursor {streamed.cursor} has no request; set it."
                 )
-            response = self._snapshots.take([request.user_id], request, timeout_s)
+            response = self._snapshots.take([request.user_id], request, timeout_s, room)
+        except DeadlineError as error:
+            reason = AnswerTooLargeError(BESIDE_OTHERS) if room.is_held else error
+            return self._refused(streamed, reason)
         except ThinRowError as error:
             return self._refused(streamed, error)
         except Exception as error:

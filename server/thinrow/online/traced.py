@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from thinrow.core.tracing import Tracing
-    from thinrow.online.snapshots import AnySnapshotRequest
+    from thinrow.online.snapshots import AnswerRoom, AnySnapshotRequest
     from thinrow.online.tier import MutableTier
 
 __all__ = ["TracedSnapshots", "TracedTier"]
@@ -27,14 +27,18 @@ class TracedSnapshots(Snapshots):
         self._spans = spans
 
     def take(
-        self, user_ids: Sequence[int], request: AnySnapshotRequest, timeout_s: float | None
+        self,
+        user_ids: Sequence[int],
+        request: AnySnapshotRequest,
+        timeout_s: float | None,
+        room: AnswerRoom,
     ) -> bytes:
         attributes: dict[str, str | int] = {
             "thinrow.tenant": request.tenant,
             "thinrow.users": len(user_ids),
         }
         with self._spans.span("thinrow.snapshot", attributes) as span:
-            answer = super().take(user_ids, request, timeout_s)
+            answer = super().take(user_ids, request, timeout_s, room)
             span.set_attribute("thinrow.bytes", len(answer))
             return answer
 
