@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 ROWS = 50
 CONFIG = LoaderConfig(batch_examples=8, lookup_examples=20)
 BATCHES = 7
-"""Of an epoch."""
+"""Batches of an epoch."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def copied(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def ahead(loader: Iterable[Any], batches: int) -> Iterator[Any]:
-    """Fetches so many batches ahead, as Lightning's _PrefetchDataFetcher does with one."""
+    """Fetches this number of batches ahead, as Lightning's _PrefetchDataFetcher does with one."""
     iterator = iter(loader)
     fetched = deque(itertools.islice(iterator, batches))
     while fetched:
@@ -213,7 +213,9 @@ def test_without_a_length_a_loader_says_why(make: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["loader", 0, 1])
-def test_a_transform_makes_what_is_handed_out(make: Callable[..., Any], kind: str | int) -> None:
+def test_a_transform_makes_what_the_loader_delivers(
+    make: Callable[..., Any], kind: str | int
+) -> None:
     config = LoaderConfig(batch_examples=8, transform=as_dict)
     expected = [{**batch, "examples": len(batch)} for batch in make(kind)]
     for batch, wanted in zip(make(kind, config), expected, strict=True):

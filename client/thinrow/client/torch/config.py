@@ -64,8 +64,8 @@ class LoaderConfig:
     """The rows' other columns that a batch carries. None: all."""
 
     transform: Callable[[TensorBatch], Any] | None = None
-    """Makes of each batch what is handed out instead, such as a dict. It runs where the batch is
-    handed out: in the trainer's thread, on the device; or in the worker process of a dataset."""
+    """Converts each batch into what the loader delivers, such as a dict. It runs in the trainer's
+    thread, on a batch that is on the device, or in the worker process of a dataset."""
 
     lookup_examples: int = 4096
     """Rows looked up together, enough for several batches: among them a user's events travel once,

@@ -116,7 +116,7 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
             source.next_epoch()
 
     def _rest_of_epoch(self, source: FileSource) -> Generator[TensorBatch, None, int]:
-        """Hands out the batches up to the end of the epoch; returns their number."""
+        """Yields the batches up to the end of the epoch; returns their number."""
         copies = DeviceCopy("cpu", slots=self._config.batches_ahead + BATCHES_IN_USE)
         batches = 0
         with connect(self._server, self._config.client) as client:

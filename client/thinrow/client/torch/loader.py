@@ -161,7 +161,7 @@ class ThinRowLoader:
             yield from self._rest_of_epoch()
 
     def _rest_of_epoch(self) -> Generator[TensorBatch, None, int]:
-        """Hands out the batches up to the end of the epoch; returns their number."""
+        """Yields the batches up to the end of the epoch; returns their number."""
         if self._closed:
             raise UsageError("The loader is closed; make another one.")
         self._commit()
