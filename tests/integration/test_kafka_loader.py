@@ -13,7 +13,7 @@ from support.kafka_topics import TIMEOUT_S, Topic, mock_cluster, wait_for
 from support.thin_rows import rows_table, shown
 from support.worlds import as_of, built_world, running_server, some_events
 from thinrow.client import Projection
-from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
+from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader, TrackedLoader
 from thinrow.core.files.message import (
     encode_thin_rows,
 )
@@ -109,6 +109,30 @@ def test_the_loader_goes_on_where_its_state_says(
                 seen += batch.columns["row"].tolist()  # type: ignore[union-attr]
             state = loader.state_dict()
     assert sorted(seen) == list(range(200))
+
+
+def test_a_tracked_loader_loses_no_row_that_was_fetched_ahead(
+    served: tuple[World, Running], topic: Topic
+) -> None:
+    topic.send_table(rows_table(100), (9,))
+    seen: list[int] = []
+    state: dict[str, Any] = {}
+    for batches in (2, 3, 100):
+        source = ending(topic, 100 - len(seen), group=f"tracked-{batches}")
+        config = LoaderConfig(batch_examples=16)
+        with ThinRowLoader(source, served[1].address, Projection(), config) as loader:
+            tracked = TrackedLoader(loader)
+            if state:
+                tracked.load_state_dict(json.loads(json.dumps(state)))
+            iterator = iter(tracked)
+            fetched = list(itertools.islice(iterator, 1))
+            while fetched and batches:
+                fetched += itertools.islice(iterator, 1)
+                seen += fetched.pop(0).columns["row"].tolist()  # type: ignore[union-attr]
+                tracked.mark_trained()
+                batches -= 1
+            state = tracked.state_dict()
+    assert sorted(seen) == list(range(100))
 
 
 def test_rows_of_a_generation_to_come_are_waited_for(
