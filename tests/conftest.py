@@ -16,6 +16,7 @@ from unittest import mock
 import grpc
 import pytest
 from hypothesis import HealthCheck, settings
+from support.fake_server import ignore_threads_of_others
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,6 +93,12 @@ def no_pause_before_goaway() -> Iterator[None]:
     """Closes servers of this process at once, where no client is left that could cross a GOAWAY."""
     with mock.patch("thinrow.access.grpc_server.GOAWAY_DELAY_S", 0):
         yield
+
+
+@pytest.fixture(autouse=True)
+def threads_of_others() -> None:
+    """Lets tests that look for threads see their own only."""
+    ignore_threads_of_others()
 
 
 @pytest.fixture(autouse=True)

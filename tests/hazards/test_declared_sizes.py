@@ -141,7 +141,7 @@ def test_answers_that_widen_too_far_are_requested_in_smaller_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limited = functools.partial(require_affordable, constant_bytes_max=24_000)
-    monkeypatch.setattr("thinrow.core.wire.answer.require_affordable", limited)
+    monkeypatch.setattr("thinrow.core.wire.checked_response.require_affordable", limited)
     pointers = Pointers(user_ids=range(10), end_ts=[9] * 10)
     seen: list[int] = []
 
@@ -160,7 +160,7 @@ def test_answers_that_widen_too_far_are_requested_in_smaller_parts(
 
 def test_one_example_that_widens_too_far_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     limited = functools.partial(require_affordable, constant_bytes_max=1000)
-    monkeypatch.setattr("thinrow.core.wire.answer.require_affordable", limited)
+    monkeypatch.setattr("thinrow.core.wire.checked_response.require_affordable", limited)
     pointers = Pointers(user_ids=range(3), end_ts=[9] * 3)
     with answering(constant_answer) as address, connect(address) as client:
         with pytest.raises(AnswerTooLargeError, match="shorter sequences"):
@@ -192,7 +192,8 @@ def test_mutable_events_of_a_snapshot() -> None:
 
 @pytest.fixture(scope="module")
 def online(world: World) -> Iterator[Running]:
-    with running_online(world, "--data", world.folder / "data") as server:
+    options = ("--data", world.folder / "data", "--request-bytes-max", 16 * MIB)
+    with running_online(world, *options) as server:
         yield server
 
 
@@ -263,7 +264,7 @@ def test_a_request_of_a_million_empty_messages(online: Running) -> None:
     with grpc.insecure_channel(online.address, UNLIMITED) as channel:
         for method, data, most in (
             ("AppendEvents", events, COLUMNS_MAX),
-            ("SnapshotStream", b"\x0a\x00" * 4_000_000, 64),
+            ("SnapshotStream", b"\x0a\x00" * 200_000, 64),
         ):
             call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
                 f"/thinrow.v1.OnlineService/{method}"

@@ -119,11 +119,22 @@ def users(batches: list[Batch]) -> list[int]:
     return [user for batch in batches for [user] in batch.to_lists("t")]  # type: ignore[misc]
 
 
+_older_threads: frozenset[threading.Thread] = frozenset()
+
+
+def ignore_threads_of_others() -> None:
+    """Leaves out of `own_threads` those that run now: servers of other modules in this process."""
+    global _older_threads
+    _older_threads = frozenset(threading.enumerate())
+
+
 def own_threads() -> list[threading.Thread]:
+    """Returns the threads of ThinRow and gRPC that started with this test."""
     return [
         thread
         for thread in threading.enumerate()
-        if "thinrow" in thread.name or "consume_request_iterator" in thread.name
+        if ("thinrow" in thread.name or "consume_request_iterator" in thread.name)
+        and thread not in _older_threads
     ]
 
 

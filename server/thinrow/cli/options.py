@@ -17,6 +17,5 @@ Traits = Annotated[
     typer.Option(help="Only these traits, by name with commas between. [default: all]"),
 ]
 SequenceLength = Annotated[
-    int,
-    typer.Option(min=0, help="Maximum number of events of each history, the newest; 0 for all."),
+    int, typer.Option(help="Maximum number of events of each history, the newest; 0 for all.")
 ]
