@@ -61,10 +61,11 @@ faults: setup ## try every fault as often as docs/reports/reliability.md says, a
 	THINROW_FAULTS=full THINROW_FAULTS_FILE=$(CURDIR)/.cache/faults.jsonl $(BIN)/python -m pytest tests/faults
 	PYTHONPATH=tests $(BIN)/python tests/tools/report.py .cache/faults.jsonl docs/reports/reliability.md
 
-check: setup verify-protos proto-lint check-native ## lint, formatting, types, stubs, protos and native code
+check: setup verify-protos proto-lint check-native ## lint, formatting, types, English, stubs, protos and native code
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python .ci/prose.py
 
 check-native: setup ## format, lint and compile native/ with warnings as errors
 	$(BIN)/clang-format --dry-run --Werror native/*.cpp native/*.h

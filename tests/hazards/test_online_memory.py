@@ -167,8 +167,8 @@ def test_unread_answers_hold_the_room_of_large_ones_only(tmp_path: Path) -> None
                 outcome = error.code().name
         assert outcome == "DEADLINE_EXCEEDED"
         single: grpc.UnaryUnaryMultiCallable[bytes, bytes] = calls.unary_unary(SNAPSHOT)
-        asked = online_pb2.SnapshotRequest(user_id=999).SerializeToString()
-        small = online_pb2.SnapshotResponse.FromString(single(asked, timeout=60))
+        requested = online_pb2.SnapshotRequest(user_id=999).SerializeToString()
+        small = online_pb2.SnapshotResponse.FromString(single(requested, timeout=60))
         assert len(small.mutable.arrival_ts) == 1
         for call in unread:
             call.cancel()
@@ -178,7 +178,7 @@ def test_unread_answers_hold_the_room_of_large_ones_only(tmp_path: Path) -> None
 
 
 def test_the_default_configuration_holds_hostile_load(tmp_path: Path) -> None:
-    """Requests of the largest size on every stream and call at once, and answers nobody reads."""
+    """Requests of the largest size on every stream and call at once, and unread answers."""
     world = new_world(tmp_path, SCHEMA)
     config = OnlineConfig(store=world.store)
     assert config.memory_bound_bytes < 4096 * MIB
@@ -192,7 +192,7 @@ def test_the_default_configuration_holds_hostile_load(tmp_path: Path) -> None:
             users = [user for user in range(first, first + 6) for _ in range(80)]
             traits = {"item_id": [1] * 480, "brand": texts(first, 5000)}
             client.append(users, [START_TS] * len(users), traits, [None] * len(users))
-        asked = online_pb2.SnapshotBatchRequest(user_ids=[*range(60)] * 2).SerializeToString()
+        requested = online_pb2.SnapshotBatchRequest(user_ids=[*range(60)] * 2).SerializeToString()
         message = online_pb2.SnapshotStreamRequest()
         for user in range(60):
             message.requests.add(cursor=user).request.user_id = user
@@ -225,7 +225,7 @@ def test_the_default_configuration_holds_hostile_load(tmp_path: Path) -> None:
         kinds: list[Callable[[grpc.Channel], None]] = [
             unread,
             appends,
-            lambda channel: calls(channel, asked, BATCH),
+            lambda channel: calls(channel, requested, BATCH),
             lambda channel: calls(channel, empty, BATCH),
         ]
         threads = [

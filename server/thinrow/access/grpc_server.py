@@ -91,7 +91,7 @@ def grpc_server(
         tenants: The tenants and their tokens.
         metrics: Counts calls and errors.
         is_room_short: Returns True while requests wait for memory that unread responses may hold;
-            calls then end sooner if nobody reads their response.
+            calls then end sooner if their response is not read.
         tracing: Makes a span for each single call.
         certificates: Certificates of TLS; None to serve in the clear.
         reuse_port: True if several processes share the port.

@@ -16,6 +16,7 @@ class JsonFormatter(logging.Formatter):
     """Formats a record as JSON: time, level, event, and whatever was given as ``extra``."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Returns the record as one line of JSON."""
         line = {
             "time": datetime.fromtimestamp(record.created, tz=UTC).isoformat(),
             "level": record.levelname.lower(),

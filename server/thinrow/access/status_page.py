@@ -402,6 +402,7 @@ def bar(share: float) -> Html:
 
 
 def integer(value: float) -> str:
+    """Formats a value without decimals."""
     return f"{value:,.0f}"
 
 

@@ -49,6 +49,7 @@ class Cuts:
 
     @property
     def watermark_ts(self) -> int:
+        """Last watermark of the generations to be built."""
         return int(self.watermarks[-1])
 
 

@@ -26,9 +26,13 @@ class Serving(Protocol):
     """Values that are looked up at each scrape; GenerationFollower has them."""
 
     @property
-    def opened_ts(self) -> int: ...
+    def opened_ts(self) -> int:
+        """Time at which the serving generation was opened, ms."""
+        ...
 
-    def read_counts(self) -> ReadCounts: ...
+    def read_counts(self) -> ReadCounts:
+        """Returns the reads of all generations so far."""
+        ...
 
 
 class Metrics(ServiceMetrics):
@@ -81,6 +85,7 @@ class Metrics(ServiceMetrics):
             self.request_seconds.labels(method, "")
 
     def init_series(self, tenant: str) -> None:
+        """Makes the series of a tenant appear before its first request."""
         super().init_series(tenant)
         for method in METHODS[:2]:
             self.request_seconds.labels(method, tenant)

@@ -38,7 +38,7 @@ RECORD_BYTES = 256
 BATCH_COPIES = 5
 """Copies of a batch while it is decoded: columns, defaults filled in, joined records, records."""
 RECEIVED_COPIES = 2
-"""Of each call: a request that gRPC receives, and one in bytes."""
+"""Copies of the request of each call: one that gRPC receives, and one in bytes."""
 DECODED_BYTES_PER_BYTE = 8
 """Memory of a request's message, decoded."""
 SMALL_REQUEST_BYTES_MAX = MIB // 2

@@ -87,10 +87,12 @@ class GenerationFollower:
 
     @property
     def watermark_ts(self) -> int:
+        """Watermark of the serving generation."""
         return self._generation.watermark_ts
 
     @property
     def number(self) -> int:
+        """Number of the serving generation."""
         return self._generation.number
 
     @property

@@ -101,10 +101,12 @@ class Generation:
 
     @property
     def number(self) -> int:
+        """Number of the generation, from 1."""
         return self.manifest.number
 
     @property
     def watermark_ts(self) -> int:
+        """Watermark up to which the generation has events."""
         return self.manifest.watermark_ts
 
     def directories(self, user_ids: NDArray[np.int64]) -> Directories:

@@ -306,7 +306,9 @@ def digests_at(
     """Returns the digests of the histories up to `end_ts`; 0 if events needed for one are dropped.
 
     Args:
-        user_ids, end_ts: int64, shape (examples,); no end may lie past the watermark.
+        generation: The generation to read.
+        user_ids: Users of the histories; int64, shape (examples,).
+        end_ts: End of each history, exclusive, ms; none may lie past the watermark.
     """
     zeros = np.zeros(len(user_ids), dtype=np.int64)
     pointers = PointerBatch(

@@ -124,14 +124,17 @@ class Manifest(_Record):
 
     @property
     def event_count(self) -> int:
+        """Events of all shards."""
         return sum(shard.events for shard in self.shards)
 
     @property
     def user_count(self) -> int:
+        """Users of all shards."""
         return sum(shard.users for shard in self.shards)
 
     @property
     def stored_bytes(self) -> int:
+        """Bytes of the files of all shards."""
         return sum(file.bytes for shard in self.shards for file in shard.files)
 
 

@@ -47,6 +47,7 @@ class NarrowBlocks:
 
     @property
     def byte_lengths(self) -> NDArray[np.int64]:
+        """Bytes of each block's offsets; shape (blocks,)."""
         return self.counts * self.widths
 
 
