@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.paths import DOCS
-from thinrow.client.torch.kafka import OFFSET_BITS, ROW_BITS
+from thinrow.client.torch.kafka_messages import OFFSET_BITS, ROW_BITS
 from thinrow.core.wire.response import Column
 from thinrow.core.wire.widen import NarrowColumn
 from thinrow.errors import ThinRowError

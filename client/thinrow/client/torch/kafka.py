@@ -12,26 +12,29 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow.client.torch.kafka_config import KafkaConfig, librdkafka_settings
+from thinrow.client.torch.kafka_messages import (
+    OFFSET_BITS,
+    PARTITION_BITS,
+    InFlightMessage,
+    MessageRows,
+    empty_chunk,
+)
 from thinrow.client.torch.kafka_offsets import OffsetCommitter, Place, rows_taken, to_offset
 from thinrow.client.torch.source import RowChunk
 from thinrow.core.files.arrow import load_pyarrow
 from thinrow.core.files.arrow_sizes import table_bytes
-from thinrow.core.files.message import MESSAGE_ROWS_MAX, decode_thin_rows, split_thin_rows
+from thinrow.core.files.message import decode_thin_rows, split_thin_rows
 from thinrow.core.kafka import load_kafka
-from thinrow.core.pointers import Pointers, ThinRows
 from thinrow.errors import InputError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import pyarrow as pa
     from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
-    from numpy.typing import NDArray
 
 __all__ = ["KafkaConfig", "KafkaSource"]
 
@@ -39,36 +42,8 @@ log = logging.getLogger("thinrow.kafka")
 
 STATE_VERSION = 1
 
-# An example id is partition, offset and row in the message, from the highest bits to the lowest.
-ROW_BITS = (MESSAGE_ROWS_MAX - 1).bit_length()
-OFFSET_BITS = 41
-PARTITION_BITS = 63 - OFFSET_BITS - ROW_BITS
-
 POLL_S = 0.1
 """Longest time that chunks() waits for one message."""
-
-
-@dataclass(slots=True, eq=False)
-class InFlightMessage:
-    """A message that is delivered in part, or whose rows are not all counted yet."""
-
-    partition: int
-    offset: int
-    rows: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MessageRows:
-    """The rows of a message to deliver, from `row` on."""
-
-    in_flight: InFlightMessage
-    row: int
-    table: pa.Table
-
-    def example_ids(self) -> NDArray[np.int64]:
-        """Returns numbers of the rows, unique in the topic; shape (rows,)."""
-        message = self.in_flight.partition << OFFSET_BITS | self.in_flight.offset
-        return (message << ROW_BITS) + self.row + np.arange(len(self.table))
 
 
 class KafkaSource:
@@ -149,7 +124,7 @@ class KafkaSource:
             elif time.monotonic() - heard_s >= idle_s:
                 return
             else:
-                yield nothing()
+                yield empty_chunk()
 
     def took(self, rows: int) -> None:
         """Counts the next `rows` rows, in order: they are in the next batch, or skipped."""
@@ -403,9 +378,3 @@ class KafkaSource:
             f"Kafka at {self._config.bootstrap_servers} cannot serve topic {self._config.topic}: "
             f"{error.str()}; check the brokers and the settings."
         )
-
-
-def nothing() -> RowChunk:
-    """Returns the empty chunk, which means that no rows are there for now."""
-    rows = ThinRows(Pointers(user_ids=[], end_ts=[]))
-    return RowChunk(rows, load_pyarrow().table({}), np.zeros(0, np.int64))
