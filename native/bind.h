@@ -11,5 +11,6 @@ void bind_request(nanobind::module_ &m);
 void bind_response(nanobind::module_ &m);
 void bind_snapshot(nanobind::module_ &m);
 void bind_store(nanobind::module_ &m);
+void bind_stripes(nanobind::module_ &m);
 
 } // namespace thinrow

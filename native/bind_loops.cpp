@@ -124,28 +124,6 @@ size_t write_jobs(const std::vector<JobArguments> &arguments, int threads) {
   return write(jobs, threads);
 }
 
-nb::bytes gather(const In<uint8_t> &buffer, const In<int64_t> &starts, const In<int64_t> &lengths) {
-  const size_t count = lengths.size();
-  if (starts.size() != count) throw std::invalid_argument("starts and lengths differ in number");
-  const auto size = static_cast<int64_t>(buffer.size());
-  int64_t total = 0;
-  for (size_t i = 0; i < count; ++i) {
-    const int64_t start = starts.data()[i], length = lengths.data()[i];
-    if (start < 0 || length < 0 || start > size - length)
-      throw std::out_of_range("a slice reaches past the buffer");
-    if (length > words_max - total) throw std::out_of_range("the slices are larger than memory");
-    total += length;
-  }
-  nb::bytes joined = new_bytes(total);
-  uint8_t *target = begin_of(joined);
-  const nb::gil_scoped_release release;
-  for (size_t i = 0; i < count; ++i) {
-    std::memcpy(target, buffer.data() + starts.data()[i], lengths.data()[i]);
-    target += lengths.data()[i];
-  }
-  return joined;
-}
-
 Out<int64_t> present_counts(const In<uint8_t> &bits, const In<int64_t> &lengths) {
   const uint8_t *bytes = bits.data();
   const std::vector<int64_t> events(lengths.data(), lengths.data() + lengths.size());
@@ -191,8 +169,6 @@ Args:
 
 Returns:
     Number of the first job with a word that exceeds its dictionary, or the number of jobs.)");
-  m.def("gather", &gather, "buffer"_a, "starts"_a, "lengths"_a,
-        "Return the slices [start, start + length) of a buffer, concatenated.");
   m.def("present_counts", &present_counts, "bits"_a, "lengths"_a,
         R"(Count the events of each block that have a trait.
 

@@ -16,5 +16,6 @@ NB_MODULE(_native, m) {
   thinrow::bind_request(m);
   thinrow::bind_response(m);
   thinrow::bind_store(m);
+  thinrow::bind_stripes(m);
   thinrow::bind_snapshot(m);
 }

@@ -61,11 +61,6 @@ def write(
         Number of the first job with a word that exceeds its dictionary, or the number of jobs.
     """
 
-def gather(
-    buffer: NDArray[numpy.uint8], starts: NDArray[numpy.int64], lengths: NDArray[numpy.int64]
-) -> bytes:
-    """Return the slices [start, start + length) of a buffer, concatenated."""
-
 def present_counts(
     bits: NDArray[numpy.uint8], lengths: NDArray[numpy.int64]
 ) -> NDArray[numpy.int64]:
@@ -465,6 +460,25 @@ class ValueCache:
 
     def add(self, keys: bytes, values: list[bytes | None]) -> None:
         """Add the values of concatenated keys; None for a key without a value."""
+
+def decode_stripes(
+    stripes: list[bytes | None], counts: NDArray[numpy.int64], trait: Trait
+) -> tuple[NDArray[numpy.uint64], NDArray[numpy.uint8], bytes, NDArray[numpy.int64]]:
+    """
+    Decode one trait of whole stripes.
+
+    Args:
+        stripes: Stripes of the trait's group.
+        counts: Events of each stripe, as its directory names them.
+
+    Returns:
+        The words of the events that have the trait (numbers of texts for a string); for each event
+        whether it has the trait, empty if the trait is not nullable; the texts, one after the other;
+        their ends, after a 0.
+
+    Raises:
+        StoreCorruptError: A stripe contradicts itself or its count.
+    """
 
 class CachedSnapshotPath:
     """Snapshots of cached users, of one projection and generation."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
-import thinrow._native as native
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support.numpy_stripes import joined, widened
 from thinrow.core.wire import kernel
 from thinrow.core.wire.kernel import Views
 from thinrow.core.wire.malformed import MalformedError
-from thinrow.store.narrow import NarrowBlocks, joined, narrow, widened
+from thinrow.store.narrow import NarrowBlocks, narrow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,20 +105,6 @@ def test_copying(data: st.DataObject, cut: int, values: NDArray[Any]) -> None:
     items = [kernel.run_of_items(run) for run in runs]
     kernel.run_jobs([kernel.Job("t", items, values.dtype, views, got)])
     np.testing.assert_array_equal(got, picked(runs, views, want))
-
-
-@given(st.binary(max_size=50), st.lists(st.tuples(st.integers(-5, 60), st.integers(-5, 60))))
-def test_gathering(buffer: bytes, slices: list[tuple[int, int]]) -> None:
-    starts = np.array([a for a, _ in slices], np.int64)
-    lengths = np.array([b for _, b in slices], np.int64)
-    array = np.frombuffer(buffer, np.uint8)
-    if any(a < 0 or b < 0 or a + b > len(buffer) for a, b in slices):
-        with pytest.raises(IndexError):
-            native.gather(array, starts, lengths)
-    else:
-        assert native.gather(array, starts, lengths) == b"".join(
-            buffer[a : a + b] for a, b in slices
-        )
 
 
 @given(runs())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from support.numpy_stripes import StripeSet, by_width
 from thinrow.access.projection import wire_type
 from thinrow.core.status import Status
 from thinrow.errors import StoreCorruptError
@@ -19,8 +20,7 @@ from thinrow.store.directory import NEVER_TS
 from thinrow.store.hashing import close_digest, event_digests
 from thinrow.store.history import PointerBatch, Selection, Truncation, bisect_left
 from thinrow.store.keys import pack_keys
-from thinrow.store.narrow import by_width, narrow, ranges, starts_of
-from thinrow.store.stripe import StripeSet
+from thinrow.store.narrow import narrow, ranges, starts_of
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:

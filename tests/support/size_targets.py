@@ -120,7 +120,7 @@ class NativeTarget:
     def __call__(self, data: bytes) -> None:
         rng = random.Random(data)
         call: Callable[[random.Random], Any] = rng.choice(
-            (write, gather, present_counts, count_fields, records, order, plan, values)
+            (write, decode_stripes, present_counts, count_fields, records, order, plan, values)
         )
         try:
             call(rng)
@@ -161,10 +161,18 @@ def write(rng: random.Random) -> None:
     _native.write([(*job, rng.randrange(-1, 8), rng.randrange(-1, 4), out)], 1)
 
 
-def gather(rng: random.Random) -> None:
-    """Joins slices."""
-    count = rng.randrange(5)
-    _native.gather(np.zeros(9, np.uint8), numbers(rng, count), numbers(rng, count))
+def decode_stripes(rng: random.Random) -> None:
+    """Decodes a trait of any type of stripes, mostly with the counts that their headers state."""
+    trait = _native.Trait(
+        "t", rng.choice((1, 2, 9)), rng.choice((4, 13, 14)), 1, rng.random() < 0.5, None, None, 1
+    )
+    values: list[bytes | None] = [stripe(rng) for _ in range(rng.randrange(4))]
+    heads = [int.from_bytes((value or b"")[:4], "little") for value in values]
+    counts = np.array(heads, np.int64) if rng.random() < 0.9 else numbers(rng, len(values))
+    words, presence, _, ends = _native.decode_stripes(values, counts, trait)
+    assert len(words) <= counts.sum()
+    assert len(presence) in (0, counts.sum())
+    assert (np.diff(ends) >= 0).all()
 
 
 def present_counts(rng: random.Random) -> None:

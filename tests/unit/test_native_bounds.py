@@ -22,7 +22,7 @@ from thinrow.schema import EVENT_GROUP, EVENT_TS, VISIBLE_TS
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan, PointerBatch, Truncation
 from thinrow.store.keys import KEY_BYTES
-from thinrow.store.stripe import COLUMN, EVENTS_MAX, HEADER, StripeSet
+from thinrow.store.stripe import COLUMN, EVENTS_MAX, HEADER, decode_stripes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -115,9 +115,10 @@ def test_the_same_where_compaction_reads_it(generation: Generation, presence: in
     key = np.array([1], ">i8").tobytes() + bytes([EVENT_GROUP]) + bytes(4)
     [stripe] = generation.values(key)
     assert stripe is not None
-    stripes, zero = StripeSet([stripe]), np.zeros(1, np.int64)
+    events = np.frombuffer(stripe, HEADER, 1)["events"].astype(np.int64)
+    native = generation.schema.native_traits["event_ts"]
     with pytest.raises(StoreCorruptError, match=r"lacks values"):
-        stripes.words(EVENT_TS, zero, zero, stripes.event_counts)
+        decode_stripes([stripe], events, EVENT_TS, native)
 
 
 @pytest.mark.parametrize("word", [0, 1, 2, 3, 4, 5])

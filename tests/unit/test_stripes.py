@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.numpy_stripes import StripeSet
 from support.worlds import DAY_MS, as_of, new_world, running_server, some_events
 from thinrow.client import Pointers, Projection, connect
 from thinrow.compaction.compact import compact
-from thinrow.schema import DIRECTORY_GROUP, FIRST_NUMBER, Trait, TraitType
+from thinrow.compaction.trait_values import to_series
+from thinrow.errors import StoreCorruptError
+from thinrow.schema import DIRECTORY_GROUP, FIRST_NUMBER, Trait, TraitType, parse_schema
 from thinrow.store.generation import Generation
 from thinrow.store.keys import USER_BYTES, group_and_stripe
 from thinrow.store.shard import LAYERS_MAX
@@ -21,8 +24,8 @@ from thinrow.store.stripe import (
     COLUMN,
     HEADER,
     STRIPE_EVENTS_MAX,
-    StripeSet,
     TraitValues,
+    decode_stripes,
     encode_stripes,
 )
 from thinrow.store.striping import HALVINGS
@@ -142,6 +145,47 @@ def test_categories_are_stored_in_the_fewest_bytes_and_read_the_same() -> None:
     read = stripes.words(trait, which, first, count).words.view(np.int64)
     wanted = [words[1000 * w + f :][:c] for w, f, c in zip(which, first, count, strict=True)]
     np.testing.assert_array_equal(read, np.concatenate(wanted))
+    native = parse_schema('[a]\nshelf = "categorical"\n').native_traits["shelf"]
+    whole = decode_stripes(encoded, counts, trait, native)
+    np.testing.assert_array_equal(whole.words.view(np.int64), words)
+
+
+KINDS = {
+    "number": 'number = "int16"',
+    "shelf": 'shelf = "categorical"',
+    "text": 'text = { type = "string", sparse = true }',
+    "rating": 'rating = { type = "float32", sparse = true }',
+    "vector": 'vector = { type = "float16", size = 3, sparse = true }',
+    "kind": 'kind = { type = "string", sparse = true, default = "a" }',
+    "liked": 'liked = { type = "bool", sparse = true, default = true }',
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_stripes_are_decoded_natively_as_with_numpy(name: str, seed: int) -> None:
+    """Among them stripes from before the trait was added."""
+    schema = parse_schema(f"[a]\n{KINDS[name]}\n")
+    trait, rng = schema.by_name[name], np.random.default_rng(seed)
+    counts = rng.integers(1, 300, 9)
+    events = int(counts.sum())
+    texts = None
+    if trait.type is TraitType.STRING:
+        texts = pa.array([f"é{n}" for n in range(20)], pa.large_string())
+    present = rng.random(events) < 0.7 if trait.nullable else None
+    there = events if present is None else int(present.sum())
+    most = 20 if texts is not None else int(rng.choice([1, 2, 200, 1 << 40]))
+    words = rng.integers(0, most, there * trait.size).astype(np.uint64)
+    stripes = encode_stripes([TraitValues(trait, words, present, texts)], counts)
+    stripes += encode_stripes([], counts)
+    counts = np.concatenate([counts, counts])
+    every = np.arange(len(counts))
+    wanted = StripeSet(stripes).words(trait, every, np.zeros_like(every), counts)
+    decoded = decode_stripes(stripes, counts, trait, schema.native_traits[name])
+    events = int(counts.sum())
+    assert to_series(decoded, events).to_list() == to_series(wanted, events).to_list()
+    with pytest.raises(StoreCorruptError, match="another number of events"):
+        decode_stripes(stripes, counts + 1, trait, schema.native_traits[name])
 
 
 def test_an_answer_may_hold_categories_as_they_are_and_by_dictionary(tmp_path: Path) -> None:

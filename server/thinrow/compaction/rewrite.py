@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
-from thinrow.events.canonical import canonical_type
-from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS, TraitType
-from thinrow.store.digest import digest_fields
+from thinrow.compaction.trait_values import digest_fields_of, to_series, to_values
+from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS
 from thinrow.store.directory import (
     NEVER_TS,
     Directories,
@@ -26,7 +23,7 @@ from thinrow.store.hashing import event_digests
 from thinrow.store.history import bisect_left
 from thinrow.store.keys import pack_keys
 from thinrow.store.narrow import ranges, starts_of
-from thinrow.store.stripe import STRIPE_EVENTS_MAX, StripeSet, TraitValues, encode_stripes
+from thinrow.store.stripe import STRIPE_EVENTS_MAX, decode_stripes, encode_stripes
 from thinrow.store.striping import cut_stripes
 
 if TYPE_CHECKING:
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
     from thinrow.schema import Schema, Trait
     from thinrow.store.shard import Shard
 
-__all__ = ["FRONT", "TAIL", "RewritePlan", "Rewritten", "rewrite_users", "to_series", "to_values"]
+__all__ = ["FRONT", "TAIL", "RewritePlan", "Rewritten", "rewrite_users"]
 
 FRONT, TAIL = 0, 1
 """Runs of rows that are cut into stripes: one that retention cut, and a history's end."""
@@ -213,11 +210,10 @@ def _decoded(
             values = encode_stripes([], counts)
         else:
             values = previous.get_all(pack_keys(user_ids[user], number, numbers))
-        stripes = StripeSet(values)
-        every = np.arange(len(chosen))
         for trait in traits:
+            native = plan.schema.native_traits[trait.name]
             columns[trait.name] = to_series(
-                stripes.words(trait, every, np.zeros_like(every), counts), int(counts.sum())
+                decode_stripes(values, counts, trait, native), int(counts.sum())
             )
     return pl.DataFrame(columns)
 
@@ -269,12 +265,7 @@ def _running_sums(
     rows: pl.DataFrame, run_sums: NDArray[np.uint64], schema: Schema
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Digest sum before each row, and after each run."""
-    fields = digest_fields(
-        to_values(rows["visible_ts"], VISIBLE_TS),
-        to_values(rows["event_ts"], EVENT_TS),
-        to_values(rows["event_id"], EVENT_ID),
-        [to_values(rows[trait.name], trait) for trait in schema.key_traits],
-    )
+    fields = digest_fields_of(rows, schema.key_traits)
     total = np.zeros(len(rows) + 1, dtype=np.uint64)
     np.cumsum(event_digests(rows["ordinal"].to_numpy(), fields), out=total[1:])
     run = rows["run"].to_numpy()
@@ -368,38 +359,3 @@ def _encoded(
             values += encode_stripes([], left_alone.counts)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return [keys[place] for place in order], [values[place] for place in order]
-
-
-def to_values(column: pl.Series, trait: Trait) -> TraitValues:
-    """A canonical column as words."""
-    present = column.is_not_null().to_numpy() if trait.nullable else None
-    if trait.nullable:
-        column = column.drop_nulls()
-    if trait.type is TraitType.STRING:
-        encoded = column.to_arrow().cast(pa.large_string()).dictionary_encode()
-        # Sorted, so that a stripe's bytes do not depend on its neighbours.
-        order = pc.sort_indices(encoded.dictionary)
-        rank = np.empty(len(order), dtype=np.uint64)
-        rank[order.to_numpy()] = np.arange(len(order), dtype=np.uint64)
-        words = rank[encoded.indices.to_numpy()]
-        return TraitValues(trait, words, present, encoded.dictionary.take(order))
-    numbers = column.to_numpy().reshape(-1)
-    wide = numbers.astype(np.int64 if numbers.dtype.kind == "i" else np.uint64)
-    return TraitValues(trait, wide.view(np.uint64), present)
-
-
-def to_series(values: TraitValues, events: int) -> pl.Series:
-    """The inverse of :func:`to_values`, for ``events`` events."""
-    trait, kind = values.trait, canonical_type(values.trait)
-    if values.texts is None:
-        flat = pa.array(values.words.astype(trait.type.word_dtype))
-    else:
-        flat = values.texts.take(pa.array(values.words))
-    items = pa.FixedSizeListArray.from_arrays(flat, trait.size) if trait.size > 1 else flat
-    if values.present is not None:
-        place = np.cumsum(values.present) - 1
-        items = items.take(pa.array(place, mask=~values.present))
-    assert len(items) == events
-    series = pl.from_arrow(items.cast(kind))
-    assert isinstance(series, pl.Series)
-    return series

@@ -26,7 +26,7 @@ from thinrow.store.history import bisect_left
 from thinrow.store.keys import USER_BYTES, group_and_stripe, pack_keys
 from thinrow.store.narrow import ranges
 from thinrow.store.shard import Shard, ShardWriter
-from thinrow.store.stripe import STRIPE_EVENTS_MAX, StripeSet
+from thinrow.store.stripe import STRIPE_EVENTS_MAX, decode_stripes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,7 +156,8 @@ def _admitted(
         assert cuts.previous_ts is not None
         in_time = events.filter(pl.col("arrival_ts") >= cuts.previous_ts)
         counts.late += len(events) - len(in_time)
-        known = _recent_ids(in_time, previous.shard, cuts.previous_ts - task.dedup_window_ms)
+        since_ts = cuts.previous_ts - task.dedup_window_ms
+        known = _recent_ids(in_time, previous.shard, since_ts, task.schema)
         events = in_time.join(known, on=["user_id", "event_id"], how="anti")
         counts.duplicates += len(in_time) - len(events)
     arrived = events.filter(pl.col("arrival_ts") < cuts.watermark_ts)
@@ -180,9 +181,11 @@ def _without_erased(events: pl.DataFrame, shard: Shard) -> pl.DataFrame:
     return events.filter(pl.col("arrival_ts") >= pl.col("erased_ts")).drop("erased_ts")
 
 
-def _recent_ids(events: pl.DataFrame, shard: Shard, since_ts: int) -> pl.DataFrame:
-    """(user, id) of stored events at or after ``since_ts``, of the users in ``events``."""
-    with_id = events.filter(pl.col("event_id").is_not_null())
+def _recent_ids(
+    new_events: pl.DataFrame, shard: Shard, since_ts: int, schema: Schema
+) -> pl.DataFrame:
+    """Returns (user, id) of stored events since ``since_ts``, of the users in ``new_events``."""
+    with_id = new_events.filter(pl.col("event_id").is_not_null())
     user_ids = with_id["user_id"].unique().sort().to_numpy()
     parts = [pl.DataFrame(schema={"user_id": pl.Int64, "event_id": pl.Int64})]
     for start in range(0, len(user_ids), USERS_PER_CHUNK):
@@ -194,12 +197,14 @@ def _recent_ids(events: pl.DataFrame, shard: Shard, since_ts: int) -> pl.DataFra
         counts = high - first
         user = np.repeat(np.arange(len(chunk)), counts)
         numbers = directories.first_stripe[user] + ranges(first - low, counts)
-        stripes = StripeSet(shard.get_all(pack_keys(chunk[user], EVENT_GROUP, numbers)))
-        every = np.arange(len(stripes.event_counts))
-        whole = (every, np.zeros_like(every), stripes.event_counts)
-        ids = stripes.words(EVENT_ID, *whole)
-        visible = stripes.words(VISIBLE_TS, *whole).words.view(np.int64)
-        owner = np.repeat(chunk[user], stripes.event_counts)
+        stripes = shard.get_all(pack_keys(chunk[user], EVENT_GROUP, numbers))
+        events = (directories.stripe_ends - directories.stripe_ordinals)[ranges(first, counts)]
+        ids, times = (
+            decode_stripes(stripes, events, trait, schema.native_traits[trait.name])
+            for trait in (EVENT_ID, VISIBLE_TS)
+        )
+        visible = times.words.view(np.int64)
+        owner = np.repeat(chunk[user], events)
         if ids.present is not None:
             visible, owner = visible[ids.present], owner[ids.present]
         recent = visible >= since_ts

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from thinrow.compaction.rewrite import to_values
+from thinrow.compaction.trait_values import digest_fields_of
 from thinrow.core.files.arrow import plain, plain_type
 from thinrow.core.files.parquet import open_parquet
 from thinrow.errors import InputError
@@ -21,8 +21,7 @@ from thinrow.events.canonical import (
     canonical_table,
     user_ids,
 )
-from thinrow.schema import EVENT_ID, EVENT_TS, RESERVED
-from thinrow.store.digest import digest_fields
+from thinrow.schema import RESERVED
 from thinrow.store.hashing import event_digests, xxh3
 
 if TYPE_CHECKING:
@@ -277,12 +276,8 @@ def _fat_batch(
 
 def event_keys(events: pl.DataFrame, schema: Schema) -> NDArray[np.uint64]:
     """A hash of each event's user and values; uint64, shape (events,)."""
-    fields = digest_fields(
-        to_values(events["event_ts"], EVENT_TS),
-        to_values(events["event_ts"], EVENT_TS),
-        to_values(events["event_id"], EVENT_ID),
-        [to_values(events[trait.name], trait) for trait in schema.traits],
-    )
+    events = events.with_columns(visible_ts="event_ts")
+    fields = digest_fields_of(events, schema.traits)
     return event_digests(events["user_id"].to_numpy(), fields[1:])
 
 

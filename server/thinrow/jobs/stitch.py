@@ -21,12 +21,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-from thinrow.compaction.rewrite import to_values
+from thinrow.compaction.trait_values import digest_fields_of
 from thinrow.events.canonical import FINER_NS
 from thinrow.events.order import ordered
 from thinrow.events.time_columns import TimeSpan
-from thinrow.schema import EVENT_ID, EVENT_TS, VISIBLE_TS
-from thinrow.store.digest import digest_fields
 from thinrow.store.hashing import close_digest, event_digests
 from thinrow.store.history import bisect_left
 from thinrow.store.narrow import ranges, starts_of
@@ -334,12 +332,7 @@ class Stitched:
         history = self.history
         owners = history["user_id"].to_numpy()
         first = np.searchsorted(owners.view(np.uint64), owners.view(np.uint64), side="left")
-        fields = digest_fields(
-            to_values(history["visible_ts"], VISIBLE_TS),
-            to_values(history["event_ts"], EVENT_TS),
-            to_values(history["event_id"], EVENT_ID),
-            [to_values(history[trait.name], trait) for trait in self.schema.key_traits],
-        )
+        fields = digest_fields_of(history, self.schema.key_traits)
         terms = event_digests(np.arange(len(history)) - first, fields)
         sums = np.zeros(len(history) + 1, dtype=np.uint64)
         np.cumsum(terms, out=sums[1:])

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow._native import gather
-from thinrow.errors import StoreCorruptError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,12 +18,9 @@ if TYPE_CHECKING:
 __all__ = [
     "WIDTHS",
     "NarrowBlocks",
-    "by_width",
-    "joined",
     "narrow",
     "ranges",
     "starts_of",
-    "widened",
 ]
 
 WIDTHS = (1, 2, 4, 8)
@@ -90,35 +85,3 @@ def narrow(
             chosen = offsets if of_width.all() else offsets[np.repeat(of_width, counts)]
             data[np.repeat(of_width, lengths)] = chosen.astype(f"<u{width}").view(np.uint8)
     return blocks, data
-
-
-def joined(
-    buffer: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]
-) -> bytes:
-    """Slices of ``buffer``, one after the other.
-
-    Raises:
-        StoreCorruptError: where a slice would reach past the buffer's end.
-    """
-    try:
-        return gather(buffer, starts, lengths)
-    except IndexError as error:
-        raise StoreCorruptError("A stripe is shorter than its header says.") from error
-
-
-def by_width(buffer: NDArray[np.uint8], blocks: NarrowBlocks) -> bytes:
-    """Offsets of all blocks of width 1 in block order, then of width 2, 4 and 8."""
-    order = np.argsort(blocks.widths, kind="stable")
-    return joined(buffer, blocks.starts[order], blocks.byte_lengths[order])
-
-
-def widened(buffer: NDArray[np.uint8], blocks: NarrowBlocks) -> NDArray[np.uint64]:
-    """The words of all blocks, one block after the other."""
-    words = np.repeat(blocks.bases.view(np.uint64), blocks.counts)
-    lengths = blocks.byte_lengths
-    for width in WIDTHS:
-        of_width = blocks.widths == width
-        if of_width.any():
-            data = joined(buffer, blocks.starts[of_width], lengths[of_width])
-            words[np.repeat(of_width, blocks.counts)] += np.frombuffer(data, dtype=f"<u{width}")
-    return words
