@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from thinrow.core.files.arrow import conformed_batch, joint_schema, uih_type
 from thinrow.core.files.parquet import open_parquet
@@ -30,6 +29,7 @@ from thinrow.events.canonical import (
 )
 from thinrow.events.time_columns import TimeReader, TimeSpan
 from thinrow.jobs.batch_files import LZ4, open_batches, read_batch, write_batches
+from thinrow.jobs.facts import Disagreement, Facts, first_generation, total
 from thinrow.jobs.fat import (
     Piece,
     derived_schema,
@@ -42,13 +42,14 @@ from thinrow.jobs.fat import (
 )
 from thinrow.jobs.finished_parts import Scratch, locked_folder
 from thinrow.jobs.layout import FatLayout, LayoutTally
-from thinrow.jobs.stitch import HIGHEST_TS, Disagreement, Facts, FatRows, Stitched
+from thinrow.jobs.stitch import FatRows, Stitched
 from thinrow.jobs.thin_rows import (
     ThinRowsFile,
     event_table,
     mutable_column,
     mutable_type_of,
     uih_column,
+    with_finer_times,
     with_int64_keys,
 )
 from thinrow.schema import parse_schema
@@ -62,13 +63,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.core.files.paths import DataFile
     from thinrow.events.split import Progress
-    from thinrow.events.units import TimeUnit
     from thinrow.jobs.config import SlimConfig
     from thinrow.schema import Schema
 
 __all__ = [
     "KEYS",
-    "NS_PER_MS",
     "OUTPUT_ROWS",
     "PARTITIONS_MAX",
     "PARTITION_EVENTS",
@@ -85,8 +84,6 @@ OUTPUT_ROWS = 1 << 14
 """Rows in a row group of thin rows."""
 VERSION = 3
 """Format of the scratch folder."""
-
-NS_PER_MS = 1_000_000
 
 ROWS = pa.schema([(name, pa.int64()) for name in ("row", "user_id", "request_ts", "length")])
 KEYS = pa.schema([("key", pa.uint64())])
@@ -187,7 +184,7 @@ class _Run:
         cadence = self.config.cadence
         last = max(int(cadence.number(self.last_request_ts)), 1)
         if facts.events:
-            last = max(last, _first_generation([facts]) + 1)
+            last = max(last, first_generation([facts]) + 1)
         return SlimReport(
             facts=facts,
             fat_bytes=sum(file.end(0)[0] for file in self.files),
@@ -256,12 +253,12 @@ class _Run:
         for number in range(self.partitions):
             self.progress("Stitching histories", number, self.partitions)
             found.append(self._stitched(number, -1))
-        first = _first_generation(found)
+        first = first_generation(found)
         for number, facts in enumerate(found):
             if facts.earliest_below == first or facts.lowest_generation < first:
                 found[number] = self._stitched(number, first)
         self.progress("Stitching histories", self.partitions, self.partitions)
-        return _sum(found)
+        return total(found)
 
     def _partition(self, number: int, first: int) -> str:
         return f"partition-{number:04d}" + ("" if first < 0 else "-first")
@@ -295,7 +292,7 @@ class _Run:
             written = event_table(history, self.schema)
             if self.ids_given:
                 unit = finest_unit(self.files, self.config.time_unit)
-                written = _with_finer(written, history[FINER_NS].to_arrow(), unit)
+                written = with_finer_times(written, history[FINER_NS].to_arrow(), unit)
             with pa.ipc.new_file(sink, written.schema, options=LZ4) as writer:
                 writer.write_table(written)
         place = np.empty_like(order)
@@ -383,41 +380,6 @@ class _Run:
             conformed = [conformed_batch(path, batch, joint) for batch in batches]
             table = pa.Table.from_batches(conformed, joint)
         return with_int64_keys(path, table, self.config.time_unit)
-
-
-def _sum(found: list[Facts]) -> Facts:
-    """The facts of all partitions."""
-    total = Facts()
-    for facts in found:
-        for item in fields(Facts):
-            ours, theirs = getattr(total, item.name), getattr(facts, item.name)
-            if item.name in ("first_generation", "lowest_generation", "earliest_below"):
-                setattr(total, item.name, min(ours, theirs))
-            elif item.name == "disagreements":
-                total.disagreements = {
-                    kind: ours.get(kind, 0) + theirs.get(kind, 0) for kind in {**ours, **theirs}
-                }
-            else:
-                setattr(total, item.name, ours + theirs)
-    return total
-
-
-def _first_generation(found: list[Facts]) -> int:
-    """The earliest generation of all users: compaction starts where the times are plausible."""
-    first = min(facts.first_generation for facts in found)
-    lowest = min(facts.lowest_generation for facts in found)
-    return lowest if first == HIGHEST_TS else first
-
-
-def _with_finer(events: pa.Table, finer_ns: pa.Array, unit: TimeUnit) -> pa.Table:
-    """Puts back what event times had finer than a millisecond: it orders events before ids do."""
-    ns_per_tick = {"us": 1000, "ns": 1}.get(unit)
-    if ns_per_tick is None:
-        return events
-    ms = pc.multiply_checked(events.column("event_ts"), NS_PER_MS // ns_per_tick)
-    ticks = pc.add_checked(ms, pc.divide(finer_ns, ns_per_tick))
-    times = ticks.cast(pa.timestamp(unit, "UTC"))
-    return events.set_column(events.column_names.index("event_ts"), "event_ts", times)
 
 
 def _piece(number: int) -> str:

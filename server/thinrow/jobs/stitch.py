@@ -15,7 +15,7 @@ user and time; *event* ones for each key, *place* ones for each event of the his
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,8 @@ from thinrow.compaction.trait_values import digest_fields_of
 from thinrow.events.canonical import FINER_NS
 from thinrow.events.order import ordered
 from thinrow.events.time_columns import TimeSpan
+from thinrow.jobs.disagreements import find_disagreements
+from thinrow.jobs.facts import HIGHEST_TS, Facts
 from thinrow.store.hashing import close_digest, event_digests
 from thinrow.store.history import bisect_left
 from thinrow.store.narrow import ranges, starts_of
@@ -35,12 +37,8 @@ if TYPE_CHECKING:
     from thinrow.store.times import Cadence
 
 __all__ = [
-    "EXAMPLES_MAX",
     "FIRST_ID",
-    "HIGHEST_TS",
     "LOWEST_TS",
-    "Disagreement",
-    "Facts",
     "FatRows",
     "Stitched",
 ]
@@ -48,9 +46,6 @@ __all__ = [
 FIRST_ID = -(1 << 62)
 """Ids of events that have none begin here: far from those that people give."""
 LOWEST_TS = np.iinfo(np.int64).min
-HIGHEST_TS = np.iinfo(np.int64).max
-EXAMPLES_MAX = 5
-"""Disagreements reported of each kind, of each partition."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,51 +76,6 @@ class FatRows:
             ids_given=self.ids_given,
         )
         return rows, order
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disagreement:
-    """One place where rows of a user contradict each other."""
-
-    kind: str
-    user_id: int
-    event_ts: int
-    request_ts: int
-    """Row that lacks the event, or has it elsewhere."""
-    seen_request_ts: int
-    """Row that has it."""
-    event: str
-    """Traits of the event."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Facts:
-    """Findings in some rows."""
-
-    rows: int = 0
-    fat_events: int = 0
-    events: int = 0
-    """Events of the histories."""
-    carried_events: int = 0
-    rows_carried_whole: int = 0
-    """Though a generation published before the request has some of their events."""
-    rows_all_newer: int = 0
-    """Rows with nothing to point at yet: all their events are newer than the last generation."""
-    late: int = 0
-    """Events stored as having arrived later than they happened."""
-    late_in_place: int = 0
-    """Events that rows show in their place though an earlier row lacks them; stored as in time."""
-    rows_disagreeing: int = 0
-    disagreements: dict[str, int] = field(default_factory=dict)
-    """Number of events, or of places in rows, by kind."""
-    examples: list[Disagreement] = field(default_factory=list)
-    first_generation: int = np.iinfo(np.int64).max
-    """The earliest one with a plausible arrival, by its number in the cadence's grid; int64's
-    maximum where there are none."""
-    lowest_generation: int = np.iinfo(np.int64).max
-    """The earliest one with any event."""
-    earliest_below: int = np.iinfo(np.int64).max
-    """The earliest one with an event that happened before it."""
 
 
 class Stitched:
@@ -366,7 +316,7 @@ class Stitched:
         """Report on these rows."""
         rows = self.rows
         whole = (self.named == 0) & (rows.lengths > 0)
-        disagreeing, counts, examples = self._disagreements()
+        disagreeing, counts, examples = find_disagreements(self)
         return Facts(
             rows=len(rows.lengths),
             fat_events=len(self.event),
@@ -383,92 +333,3 @@ class Stitched:
             lowest_generation=self.lowest_generation,
             earliest_below=self.lowest_below,
         )
-
-    def _disagreements(self) -> tuple[NDArray[np.bool_], dict[str, int], list[Disagreement]]:
-        """Rows that disagree with others: counts and examples."""
-        rows, place, row_of = self.rows, self.flat_place, self.row_of
-        disagreeing = np.zeros(len(rows.lengths), dtype=np.bool_)
-        counts: dict[str, int] = {}
-        examples: list[Disagreement] = []
-
-        def report(
-            kind: str, event: NDArray[np.int64], lacks: NDArray[np.int64], has: NDArray[np.int64]
-        ) -> None:
-            if len(event):
-                counts[kind] = len(event)
-            for code, row, seen in zip(
-                event[:EXAMPLES_MAX].tolist(),
-                lacks[:EXAMPLES_MAX].tolist(),
-                has[:EXAMPLES_MAX].tolist(),
-                strict=True,
-            ):
-                event_row = rows.events.row(code, named=True)
-                values = {trait.name: event_row[trait.name] for trait in self.schema.traits}
-                examples.append(
-                    Disagreement(
-                        kind=kind,
-                        user_id=event_row["user_id"],
-                        event_ts=event_row["event_ts"],
-                        request_ts=int(rows.request_ts[row]),
-                        seen_request_ts=int(rows.request_ts[seen]),
-                        event=", ".join(f"{name}={value}" for name, value in values.items()),
-                    )
-                )
-
-        gone = np.flatnonzero(self.vanished)
-        disagreeing[row_of[place < 0]] = True
-        had = row_of[self.last[gone]]
-        older = np.where(self.older[gone] < len(self.event), self.older[gone], self.last[gone])
-        later = row_of[self.last[self.event[older]]]
-        changed = self._changed(gone)
-        report("changed", gone[changed], later[changed], had[changed])
-        report("vanished", gone[~changed], later[~changed], had[~changed])
-
-        inner = np.flatnonzero((row_of[1:] == row_of[:-1]) & (place[1:] >= 0) & (place[:-1] >= 0))
-        moved = inner[place[inner + 1] < place[inner]] + 1
-        disagreeing[row_of[moved]] = True
-        event = self.event[moved]
-        report("elsewhere", event, row_of[moved], row_of[self.last[event]])
-
-        # Events that an earlier row had, and a later one has again: between two of a row, or
-        # behind its newest.
-        gap = inner[place[inner + 1] > place[inner] + 1]
-        filled = np.flatnonzero(rows.lengths > 0)
-        newest = self.low.copy()
-        ending = place[self.starts[1:][filled] - 1]
-        newest[filled] = np.where(ending >= 0, ending + 1, self.high[filled])
-        tail = np.flatnonzero(newest < self.high)
-        seen_ts = self.history["seen_ts"].to_numpy()
-        since = self.history.select(
-            pl.col("seen_ts").cum_min(reverse=True).over("user_id")
-        ).to_series()
-        between = np.ravel(np.column_stack([place[gap] + 1, place[gap + 1]]))
-        earliest = np.minimum.reduceat(seen_ts, between)[::2] if len(gap) else seen_ts[:0]
-        earliest = np.append(earliest, since.to_numpy()[newest[tail]])
-        row = np.append(row_of[gap], tail)
-        missing = np.flatnonzero(earliest < rows.request_ts[row])
-        disagreeing[row[missing]] = True
-        low = np.append(place[gap] + 1, newest[tail])[missing]
-        high = np.append(place[gap + 1], self.high[tail])[missing]
-        at = low.copy()
-        for n in range(min(len(at), EXAMPLES_MAX)):
-            at[n] += np.argmin(seen_ts[low[n] : high[n]])
-        codes = self.history["code"].to_numpy()[at]
-        report("missing", codes, row[missing], row_of[self.first[codes]])
-        return disagreeing, counts, examples
-
-    def _changed(self, gone: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Mask of the vanished events that have another of their time in the history since."""
-        events = self.rows.events
-        since = self.rows.request_ts[self.row_of[self.last[gone]]]
-        theirs = (
-            events[gone]
-            .select("user_id", "event_ts")
-            .with_columns(since=pl.Series(since), at=pl.int_range(pl.len()))
-        )
-        newer = theirs.join(
-            self.history.select("user_id", "event_ts", "seen_ts"), on=["user_id", "event_ts"]
-        ).filter(pl.col("seen_ts") > pl.col("since"))
-        changed = np.zeros(len(gone), dtype=np.bool_)
-        changed[newer["at"].to_numpy()] = True
-        return changed

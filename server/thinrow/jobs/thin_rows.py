@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from thinrow.core.files.arrow import mutable_type, uih_type
 from thinrow.events.canonical import canonical_type, from_canonical, user_ids
@@ -28,9 +29,11 @@ __all__ = [
     "mutable_type_of",
     "thin_rows_writer",
     "uih_column",
+    "with_finer_times",
     "with_int64_keys",
 ]
 
+NS_PER_MS = 1_000_000
 ZSTD_LEVEL = 9
 _IDS = ("user_id", "event_ts", "arrival_ts", "event_id")
 
@@ -47,6 +50,17 @@ def event_table(events: pl.DataFrame, schema: Schema) -> pa.Table:
         canonical = events[trait.name].to_arrow().cast(canonical_type(trait))
         columns[trait.name] = from_canonical(canonical, trait)
     return pa.table(columns)
+
+
+def with_finer_times(events: pa.Table, finer_ns: pa.Array, unit: TimeUnit) -> pa.Table:
+    """Restores the part of event times finer than a millisecond, which orders events before ids."""
+    ns_per_tick = {"us": 1000, "ns": 1}.get(unit)
+    if ns_per_tick is None:
+        return events
+    ms = pc.multiply_checked(events.column("event_ts"), NS_PER_MS // ns_per_tick)
+    ticks = pc.add_checked(ms, pc.divide(finer_ns, ns_per_tick))
+    times = ticks.cast(pa.timestamp(unit, "UTC"))
+    return events.set_column(events.column_names.index("event_ts"), "event_ts", times)
 
 
 def mutable_column(events: pl.DataFrame, counts: NDArray[np.int64], schema: Schema) -> pa.ListArray:
