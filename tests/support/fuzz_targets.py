@@ -665,7 +665,8 @@ class OnlineTarget:
         name = self.NAMES[kind]
         method = getattr(self._service, name)
         if kind == 0:
-            code, answers = outcome(lambda call: list(method(iter([request]), call)))
+            # Messages of appends are decoded by the service itself, in its own threads.
+            code, answers = outcome(lambda call: list(method(iter([body]), call)))
             if code == "OK":
                 [answer] = answers
                 assert answer.cursor == request.cursor
@@ -684,8 +685,9 @@ class OnlineTarget:
                 internal = grpc.StatusCode.INTERNAL.value[0]
                 assert all(each.error.code != internal for each in result.answers)
         else:
-            code, message = outcome(lambda call: method(request, call))
+            code, answers = outcome(lambda call: list(method(request, call)))
             if code == "OK":
+                [message] = answers
                 shown = (online_pb2.SnapshotResponse, online_pb2.SnapshotBatchResponse)[kind - 1]
                 users = len(request.user_ids) if kind == 2 else 1
                 parsed = shown.FromString(message)
