@@ -222,7 +222,9 @@ class State:
 
     def because(self) -> str:
         """Returns the cause of a delay as a part of a sentence; "" if there is no trouble."""
-        causes = [f"{name}: {trouble}" for name, trouble in dict(self.troubles).items()]
+        # The journal comes first: no call is durable without it.
+        troubles = sorted(dict(self.troubles).items(), key=lambda item: item[0] != "the journal")
+        causes = [f"{name}: {trouble}" for name, trouble in troubles]
         return f" because of trouble with {'; '.join(causes)}" if causes else ""
 
     @property
