@@ -13,7 +13,7 @@ from limits import BareGets, BareStream, MemoryCopy
 from sides import Figures, check_equal, measure
 from thinrow.access.projection import ResolvedProjection, resolve
 from thinrow.client import Projection, read_thin_rows
-from thinrow.core.wire.batch_lookup import BatchLookup
+from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.materialization.request import MaterializeRequest
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan

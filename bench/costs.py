@@ -15,7 +15,7 @@ from expected import Examples
 from thinrow.client import Projection, read_thin_rows
 from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig
-from thinrow.core.wire.batch_lookup import BatchLookup
+from thinrow.core.lookup.batch_lookup import BatchLookup
 from workload import SCHEMA, TRAITS, workload
 from world import CLUSTERED, DAY_MS, IN_TIME_ORDER, Tenant, built, size
 

@@ -30,8 +30,8 @@ from rich.table import Table
 from thinrow.client import Pointers, Projection, connect
 from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig
+from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.pointers import ThinRows
-from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.request import on_stream
 from workload import SCHEMA, workload
 

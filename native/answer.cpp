@@ -30,9 +30,9 @@ struct Number {
 
 } // namespace
 
-Run lay_out(const Plan &plan) {
+RunLayout lay_out(const Plan &plan) {
   const std::vector<Example> &examples = plan.examples;
-  Run run;
+  RunLayout run;
   run.view_starts.assign(examples.size(), 0);
   std::vector<std::tuple<int64_t, int64_t, size_t>> order; // user, first event, example
   for (size_t i = 0; i < examples.size(); ++i)
@@ -80,12 +80,12 @@ Run lay_out(const Plan &plan) {
   return run;
 }
 
-AnswerColumn::AnswerColumn(const Plan &plan, const Run &run, const Trait &trait) : trait_(trait) {
+AnswerColumn::AnswerColumn(const Plan &plan, const RunLayout &run, const Trait &trait) : trait_(trait) {
   std::vector<Column> columns; // one per stripe, even if several blocks read the stripe
   std::vector<size_t> column_of;
   std::vector<Slice> slices;
   int64_t bits = 0, last_stripe = -1;
-  for (const Run::Block &block : run.blocks) {
+  for (const RunLayout::Block &block : run.blocks) {
     if (block.stripe != last_stripe) {
       columns.emplace_back(plan.value(trait.slot, block.stripe), trait);
       last_stripe = block.stripe;
@@ -223,14 +223,14 @@ Answer::Answer(const Plan &plan, const std::vector<Trait> &traits, int64_t gener
       watermark_ts_(watermark_ts),
       sequence_length_(plan.sequence_length()),
       truncation_(plan.is_head() ? Truncation::head : Truncation::newest) {
-  const Run run = lay_out(plan);
+  const RunLayout run = lay_out(plan);
   std::vector<int64_t> statuses, lengths, block_lengths;
   for (const Example &example : plan.examples) {
     statuses.push_back(static_cast<int64_t>(example.status));
     lengths.push_back(example.count);
     events_ += example.count;
   }
-  for (const Run::Block &block : run.blocks) block_lengths.push_back(block.count);
+  for (const RunLayout::Block &block : run.blocks) block_lengths.push_back(block.count);
   statuses_ = packed(statuses);
   view_starts_ = packed(run.view_starts);
   view_lengths_ = packed(lengths);

@@ -14,7 +14,7 @@
 namespace thinrow {
 
 // The events of an answer, divided into blocks of consecutive events of one stripe.
-struct Run {
+struct RunLayout {
   struct Block {
     int64_t stripe, first, count; // the events [first, first + count) of a stripe
   };
@@ -24,13 +24,13 @@ struct Run {
 };
 
 // Lays out the run. Overlapping slices of one history become one segment of it.
-Run lay_out(const Plan &plan);
+RunLayout lay_out(const Plan &plan);
 
 // One column of an answer. It refers to the bytes of the stripes and copies them only in `write`.
 class AnswerColumn {
  public:
   // Throws Corrupt if a stripe contradicts itself.
-  AnswerColumn(const Plan &plan, const Run &run, const Trait &trait);
+  AnswerColumn(const Plan &plan, const RunLayout &run, const Trait &trait);
 
   int64_t bytes() const { return bytes_; }
   void write(Writer &out) const;

@@ -5,7 +5,7 @@
 
 namespace thinrow {
 
-void bind_loops(nanobind::module_ &m);
+void bind_widen(nanobind::module_ &m);
 void bind_records(nanobind::module_ &m);
 void bind_request(nanobind::module_ &m);
 void bind_response(nanobind::module_ &m);

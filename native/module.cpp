@@ -11,7 +11,7 @@ NB_MODULE(_native, m) {
       "Functions raise ValueError for arrays that do not fit together, and IndexError for "
       "positions "
       "out of bounds.";
-  thinrow::bind_loops(m);
+  thinrow::bind_widen(m);
   thinrow::bind_records(m);
   thinrow::bind_request(m);
   thinrow::bind_response(m);

@@ -16,7 +16,7 @@ from collections import Counter
 import numpy as np, pyarrow as pa
 from thinrow.client import Batch, Pointers
 from thinrow.core.wire.columns import from_wire
-from thinrow.core.wire.batch_lookup import BatchLookup
+from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.files.message import decode_thin_rows, split_thin_rows
 from thinrow.core.wire.response import Response
 from thinrow.errors import InputError, ThinRowError

@@ -42,7 +42,7 @@ __all__ = ["world"]
 ANSWERS = """
 import numpy as np
 from thinrow.client import Batch, Pointers
-from thinrow.core.wire.batch_lookup import BatchLookup
+from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Response
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -141,7 +141,7 @@ def test_answers_that_widen_too_far_are_requested_in_smaller_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limited = functools.partial(require_affordable, constant_bytes_max=24_000)
-    monkeypatch.setattr("thinrow.core.wire.checked_response.require_affordable", limited)
+    monkeypatch.setattr("thinrow.core.lookup.checked_response.require_affordable", limited)
     pointers = Pointers(user_ids=range(10), end_ts=[9] * 10)
     seen: list[int] = []
 
@@ -160,7 +160,7 @@ def test_answers_that_widen_too_far_are_requested_in_smaller_parts(
 
 def test_one_example_that_widens_too_far_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     limited = functools.partial(require_affordable, constant_bytes_max=1000)
-    monkeypatch.setattr("thinrow.core.wire.checked_response.require_affordable", limited)
+    monkeypatch.setattr("thinrow.core.lookup.checked_response.require_affordable", limited)
     pointers = Pointers(user_ids=range(3), end_ts=[9] * 3)
     with answering(constant_answer) as address, connect(address) as client:
         with pytest.raises(AnswerTooLargeError, match="shorter sequences"):

@@ -31,7 +31,7 @@ from support.scenarios import (
 from support.worlds import START_TS, new_world
 from thinrow.access.projection import resolve
 from thinrow.client import Batch, Projection, read_thin_rows
-from thinrow.core.wire.batch_lookup import BatchLookup
+from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Response
 from thinrow.errors import RequestError
 from thinrow.materialization.request import MaterializeRequest

@@ -13,9 +13,9 @@ from support.built_worlds import Built, bits, new_folder
 from support.numpy_twin import NumpyPlan, assemble
 from support.scenarios import World, bulk, examples, projections, requested, worlds
 from thinrow.access.projection import resolve_projection
+from thinrow.core.lookup.batch import Batch
+from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.pointers import Pointers, ThinRows
-from thinrow.core.wire.batch import Batch
-from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Response
 from thinrow.errors import AnswerTooLargeError
 from thinrow.store.generation import Generation

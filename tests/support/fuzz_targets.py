@@ -30,9 +30,9 @@ from thinrow.access.identity import CallContext, CallIdentity
 from thinrow.access.projection import resolve_projection
 from thinrow.access.wire_errors import ERRORS, wire_error, wire_message
 from thinrow.client import Batch, Projection
+from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.pointers import Pointers, ThinRows
 from thinrow.core.status import Status
-from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.columns import as_column, to_wire
 from thinrow.core.wire.response import Response
 from thinrow.errors import (

@@ -24,8 +24,8 @@ from thinrow.access.projection import resolve
 from thinrow.client import Batch, Pointers, Projection
 from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig
+from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.pointers import ThinRows
-from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Response
 from thinrow.materialization.request import MaterializeRequest
 from thinrow.store.generation import Generation

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from thinrow.core.lookup.batch import Batch
+from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.pointers import MutableColumn, MutableEvents, Pointers, Projection, ThinRows
-from thinrow.core.wire.batch import Batch
-from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Column, Response
 from thinrow.core.wire.widen import NarrowColumn
 from thinrow.errors import InputError, ThinRowError, UsageError
@@ -20,7 +20,7 @@ from thinrow.v1 import materialization_pb2 as wire
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from thinrow.core.wire.answer import Answer
+    from thinrow.core.lookup.answer import Answer
 
 # struct's code of each type's values; what a word is comes from the comments of the proto alone.
 CODES = {

@@ -24,11 +24,11 @@ from thinrow.client import (
     connect,
 )
 from thinrow.client.torch.layout import lay_out
+from thinrow.core.lookup.batch import write_traits
 from thinrow.core.traits import VALUE_DTYPES
-from thinrow.core.wire.batch import write_traits
-from thinrow.core.wire.kernel import Job, Views, run_jobs
 from thinrow.core.wire.response import Column
 from thinrow.core.wire.widen import NarrowColumn
+from thinrow.core.wire.widen_jobs import Job, Views, run_jobs
 from thinrow.errors import InputError, UsageError
 from thinrow.v1 import materialization_pb2 as wire
 

@@ -15,9 +15,9 @@ from thinrow.client.client import Client, connect
 from thinrow.client.config import ClientConfig
 from thinrow.client.credentials import tls_credentials
 from thinrow.core.files.rows import read_thin_rows, row_count
+from thinrow.core.lookup.answer import Answer
+from thinrow.core.lookup.batch import Batch
 from thinrow.core.pointers import MutableColumn, MutableEvents, Pointers, Projection, ThinRows
-from thinrow.core.wire.answer import Answer
-from thinrow.core.wire.batch import Batch
 from thinrow.core.wire.widen import ColumnKind
 
 __all__ = [

@@ -10,9 +10,9 @@ from thinrow.client.channel import Channels
 from thinrow.client.config import ClientConfig
 from thinrow.client.request_size import RequestSize
 from thinrow.client.stream import answers
+from thinrow.core.lookup.batch import Batch
+from thinrow.core.lookup.batch_lookup import BatchLookup, RequestSlice
 from thinrow.core.tracing import traced_call
-from thinrow.core.wire.batch import Batch
-from thinrow.core.wire.batch_lookup import BatchLookup, RequestSlice
 from thinrow.core.wire.request import to_wire_projection
 from thinrow.core.wire.response import Response
 from thinrow.errors import AnswerTooLargeError
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
 
     from google.protobuf.message import Message
+    from thinrow.core.lookup.answer import Answer
     from thinrow.core.pointers import Pointers, Projection, ThinRows
-    from thinrow.core.wire.answer import Answer
     from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 
 __all__ = ["Client", "connect"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from thinrow.client.config import ClientConfig
-    from thinrow.core.wire.checked_response import CheckedResponse
+    from thinrow.core.lookup.checked_response import CheckedResponse
 
 __all__ = ["RequestSize"]
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from thinrow.core.lookup.batch import Batch
+from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.pointers import MutableEvents, Pointers, ThinRows
 from thinrow.core.thin_row import EventView, ThinRow
-from thinrow.core.wire.batch import Batch
-from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.core.wire.columns import from_wire
 from thinrow.core.wire.response import Response
 from thinrow.v1 import materialization_pb2, online_pb2

@@ -19,8 +19,8 @@ import grpc
 from thinrow.client.calls import materialize_stream
 from thinrow.client.channel import Channels, Patience, Retries, translate
 from thinrow.client.request_size import RequestSize
+from thinrow.core.lookup.batch_lookup import BatchLookup, RequestSlice
 from thinrow.core.tracing import StreamTrace, tracing
-from thinrow.core.wire.batch_lookup import BatchLookup, RequestSlice
 from thinrow.core.wire.malformed import require
 from thinrow.core.wire.request import on_stream
 from thinrow.core.wire.response import Response
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
     from thinrow.client.closable import ClosableChannel
+    from thinrow.core.lookup.answer import Answer
     from thinrow.core.pointers import Pointers, Projection, ThinRows
-    from thinrow.core.wire.answer import Answer
 
 __all__ = ["answers"]
 
 # Used until the first response shows how large responses are.
-FIRST_REQUEST_EXAMPLES = 64
-FIRST_REQUESTS = 2
+UNKNOWN_SIZE_EXAMPLES = 64
+UNKNOWN_SIZE_REQUESTS_MAX = 2
 # With fewer in flight the server may run out of work; with more, responses are consumed first.
-REQUESTS_FIRST = 4
+REQUESTS_BEFORE_RESPONSES = 4
 # Grace period for a stream to end by itself once all responses have come.
 CLOSE_GRACE_S = 1.0
 # Pause before the next connection, after one that led to a process that already had one. It grows
@@ -65,7 +65,7 @@ def answers(
     inputs: Iterator[ThinRows | Pointers] = iter(batches)
     cursors = itertools.count(1)
     retries, patience = Retries(config), Patience(channels, deadline_s)
-    size = RequestSize(config, FIRST_REQUEST_EXAMPLES)
+    size = RequestSize(config, UNKNOWN_SIZE_EXAMPLES)
     planned: deque[RequestSlice] = deque()  # of the input pulled last, not yet sent
     in_flight: deque[tuple[int, RequestSlice, Connection]] = deque()  # by cursor
     draining = False  # after an empty batch, until all before it is delivered
@@ -73,11 +73,11 @@ def answers(
     connections: Connections | None = None
     try:
         while True:
-            most = config.requests_in_flight if size.is_known else FIRST_REQUESTS
+            most = config.requests_in_flight if size.is_known else UNKNOWN_SIZE_REQUESTS_MAX
             while len(in_flight) < min(most, config.requests_in_flight) and (
                 planned or not draining
             ):
-                if len(in_flight) >= REQUESTS_FIRST and in_flight[0][2].has_answered():
+                if len(in_flight) >= REQUESTS_BEFORE_RESPONSES and in_flight[0][2].has_answered():
                     break
                 if not planned:
                     rows = next(inputs, None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from thinrow.core.convert import exact, mask, times_ms
-from thinrow.core.wire.kernel import ranges
+from thinrow.core.wire.widen_jobs import ranges
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:

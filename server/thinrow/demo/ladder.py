@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thinrow.client import Client, ThinRows
-    from thinrow.core.wire.answer import Answer
+    from thinrow.core.lookup.answer import Answer
     from thinrow.demo.training import Quality, Study
 
     Progress = Callable[[str, int, int], None]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow.access.projection import resolve_projection
+from thinrow.core.lookup.batch import Batch
+from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.pointers import Pointers, Projection, ThinRows
-from thinrow.core.wire.batch import Batch
-from thinrow.core.wire.batch_lookup import BatchLookup
 from thinrow.errors import AnswerTooLargeError, RequestError
 from thinrow.schema import BUILT_IN, EVENT_GROUP, TraitType
 from thinrow.store.history import PointerBatch

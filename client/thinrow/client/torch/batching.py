@@ -9,9 +9,9 @@ import numpy as np
 from thinrow.client.torch.layout import lay_out
 from thinrow.client.torch.tensor_memory import plain_memory
 from thinrow.core.files.arrow import load_pyarrow, plain
+from thinrow.core.lookup.answer import Answer
+from thinrow.core.lookup.batch import write_traits
 from thinrow.core.status import Status, status_name
-from thinrow.core.wire.answer import Answer
-from thinrow.core.wire.batch import write_traits
 from thinrow.errors import InputError, StatusError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from thinrow.client.torch.config import LoaderConfig
     from thinrow.core.wire.widen import ColumnKind
 
-__all__ = ["AnsweredRows", "Batcher", "Group", "chosen", "to_tensors"]
+__all__ = ["AnsweredRows", "BatchParts", "Batcher", "chosen", "to_tensors"]
 
 ADVICE = {
     "NOT_READY": "wait for compaction with not_ready_wait_s",
@@ -58,7 +58,7 @@ class AnsweredRows(NamedTuple):
 
 
 @dataclass(slots=True)
-class Group:
+class BatchParts:
     """The examples of one batch."""
 
     parts: list[AnsweredRows] = field(default_factory=list)
@@ -84,9 +84,9 @@ class Batcher:
 
     def __init__(self, config: LoaderConfig) -> None:
         self._config = config
-        self._group = Group()
+        self._group = BatchParts()
 
-    def add(self, part: AnsweredRows) -> Iterator[Group]:
+    def add(self, part: AnsweredRows) -> Iterator[BatchParts]:
         """Adds the next examples, and yields the groups that they complete.
 
         Raises:
@@ -110,9 +110,9 @@ class Batcher:
         if fails < len(keeps):
             raise failure(part, fails)
 
-    def rest(self) -> Group:
+    def rest(self) -> BatchParts:
         """Ends the group, complete or not."""
-        group, self._group = self._group, Group()
+        group, self._group = self._group, BatchParts()
         return group
 
     def _judge(self, statuses: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int]:

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
     from thinrow.client.client import Client
     from thinrow.client.torch.batch import TensorBatch
-    from thinrow.client.torch.batching import Group
+    from thinrow.client.torch.batching import BatchParts
     from thinrow.client.torch.config import LoaderConfig
     from thinrow.client.torch.device import DeviceCopy, PendingCopy
     from thinrow.client.torch.source import RowChunk, RowSource
     from thinrow.client.torch.starvation import Starvation
+    from thinrow.core.lookup.answer import Answer
     from thinrow.core.pointers import Projection, ThinRows
-    from thinrow.core.wire.answer import Answer
 
 __all__ = ["BATCHES_IN_USE", "Pipeline"]
 
@@ -42,7 +42,7 @@ Item = TypeVar("Item")
 
 log = logging.getLogger("thinrow.loader")
 
-# Besides those that are ready: the trainer's, and the one being written.
+# Batches besides the queued ones: one that the trainer holds, and one that is being written.
 BATCHES_IN_USE = 2
 # Pauses between two requests for examples that are not queued.
 NOT_READY_PAUSE_S_INITIAL = 0.1
@@ -187,7 +187,7 @@ class Pipeline:
             self._clock.rest()
         yield from self._queued(batcher.rest(), last=True)
 
-    def _queued(self, group: Group, *, last: bool = False) -> Iterator[QueuedBatch]:
+    def _queued(self, group: BatchParts, *, last: bool = False) -> Iterator[QueuedBatch]:
         """Yields the batch of a group, or its skipped rows alone."""
         sent = None
         if last and self._config.drop_last and group.examples < self._config.batch_examples:

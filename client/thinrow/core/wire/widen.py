@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from thinrow.core.traits import VALUE_DTYPES, TraitType
-from thinrow.core.wire import kernel
-from thinrow.core.wire.kernel import Job, Views, run_jobs
+from thinrow.core.wire import widen_jobs
 from thinrow.core.wire.malformed import MalformedError, require
+from thinrow.core.wire.widen_jobs import Job, Views, run_jobs
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from thinrow.core.wire.kernel import Run
     from thinrow.core.wire.response import Column
+    from thinrow.core.wire.widen_jobs import Run
 
 __all__ = ["ColumnKind", "NarrowColumn", "cast_integers"]
 
@@ -75,11 +75,13 @@ class NarrowColumn:
                 len(column.present) == (self._events + 7) // 8,
                 f"{name} has too few or many present bits",
             )
-            counts = kernel.present_counts(column.present, block_lengths)
+            counts = widen_jobs.present_counts(column.present, block_lengths)
         self._words = int(counts.sum()) * size
         entries = column.dictionary if self._indexes else None
         try:
-            self._run = kernel.Run(column.data, column.widths, column.bases, counts * size, entries)
+            self._run = widen_jobs.Run(
+                column.data, column.widths, column.bases, counts * size, entries
+            )
         except ValueError as error:
             raise MalformedError(f"{name}: {error}") from error
 
@@ -136,12 +138,12 @@ class NarrowColumn:
         """
         if not self.message.nullable and self.message.type not in CHECKED_AT_ONCE:
             return self._run
-        return kernel.run_of_items(self._every_event)
+        return widen_jobs.run_of_items(self._every_event)
 
     @cached_property
     def presence_run(self) -> Run:
         """A bool for every event: False where it lacks the trait."""
-        return kernel.run_of_items(self._present)
+        return widen_jobs.run_of_items(self._present)
 
     def fits(self, dtype: np.dtype[Any]) -> bool:
         """Returns True if bases and widths, or the dictionary, show that every value fits."""

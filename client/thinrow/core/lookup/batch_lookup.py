@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from thinrow.core.lookup.answer import Answer
+from thinrow.core.lookup.checked_response import CheckedResponse
 from thinrow.core.pointers import Pointers, ThinRows
-from thinrow.core.wire.answer import Answer
-from thinrow.core.wire.checked_response import CheckedResponse
 from thinrow.core.wire.request import to_request
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from thinrow.core.lookup.answer import Answer
 from thinrow.core.status import Status
-from thinrow.core.wire.answer import Answer
-from thinrow.core.wire.kernel import run_jobs
+from thinrow.core.wire.widen_jobs import run_jobs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

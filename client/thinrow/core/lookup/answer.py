@@ -12,18 +12,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from thinrow.core.lookup.joined_responses import JoinedResponses, joint_kinds
 from thinrow.core.pointers import bounds
-from thinrow.core.wire.joined_responses import JoinedResponses, joint_kinds
-from thinrow.core.wire.kernel import Job, Views, run_jobs, run_of_items
 from thinrow.core.wire.widen import cast_integers
+from thinrow.core.wire.widen_jobs import Job, Views, run_jobs, run_of_items
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+    from thinrow.core.lookup.checked_response import CheckedResponse
     from thinrow.core.pointers import MutableEvents, ThinRows
-    from thinrow.core.wire.checked_response import CheckedResponse
     from thinrow.core.wire.widen import ColumnKind
 
 __all__ = ["Answer"]

@@ -1,4 +1,4 @@
-#include "loops.h"
+#include "widen.h"
 
 #include <algorithm>
 #include <atomic>

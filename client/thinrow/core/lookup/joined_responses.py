@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from thinrow.core.lookup.mutable import MutableTail
 from thinrow.core.pointers import MutableEvents
 from thinrow.core.status import Status
-from thinrow.core.wire.kernel import ranges, run_of_items
-from thinrow.core.wire.mutable import MutableTail
 from thinrow.core.wire.request import TRUNCATIONS
+from thinrow.core.wire.widen_jobs import ranges, run_of_items
 from thinrow.errors import ThinRowError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+    from thinrow.core.lookup.checked_response import CheckedResponse
     from thinrow.core.pointers import Pointers, ThinRows
-    from thinrow.core.wire.checked_response import CheckedResponse
-    from thinrow.core.wire.kernel import Run
     from thinrow.core.wire.widen import ColumnKind, NarrowColumn
+    from thinrow.core.wire.widen_jobs import Run
 
 __all__ = ["JoinedResponses", "joint_kinds"]
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support.numpy_stripes import joined, widened
-from thinrow.core.wire import kernel
-from thinrow.core.wire.kernel import Views
+from thinrow.core.wire import widen_jobs
 from thinrow.core.wire.malformed import MalformedError
+from thinrow.core.wire.widen_jobs import Views
 from thinrow.store.narrow import NarrowBlocks, narrow
 
 if TYPE_CHECKING:
@@ -78,13 +78,13 @@ def test_widening(data: st.DataObject, drawn: list[Run], name: str) -> None:
     targets = [dtype, np.dtype(np.int64)] if name != "u8" else [dtype]
     words = [run.words.astype(f"u{dtype.itemsize}").view(dtype) for run in drawn]
     narrow = [
-        kernel.Run(run.data, run.blocks.widths, run.blocks.bases, run.blocks.counts)
+        widen_jobs.Run(run.data, run.blocks.widths, run.blocks.bases, run.blocks.counts)
         for run in drawn
     ]
     for target in targets:
         want = picked(words, views, np.full(room_for(views), 77, target))
         got = np.full(room_for(views), 77, target)
-        kernel.run_jobs([kernel.Job("t", narrow, dtype, views, got)])
+        widen_jobs.run_jobs([widen_jobs.Job("t", narrow, dtype, views, got)])
         np.testing.assert_array_equal(got, want)
 
 
@@ -102,8 +102,8 @@ def test_copying(data: st.DataObject, cut: int, values: NDArray[Any]) -> None:
     views = data.draw(views_of(*map(len, runs)))
     shape = (room_for(views), *values.shape[1:])
     got, want = np.zeros(shape, values.dtype), np.zeros(shape, values.dtype)
-    items = [kernel.run_of_items(run) for run in runs]
-    kernel.run_jobs([kernel.Job("t", items, values.dtype, views, got)])
+    items = [widen_jobs.run_of_items(run) for run in runs]
+    widen_jobs.run_jobs([widen_jobs.Job("t", items, values.dtype, views, got)])
     np.testing.assert_array_equal(got, picked(runs, views, want))
 
 
@@ -140,31 +140,33 @@ def test_what_reaches_out_of_bounds_is_refused(
     error: type[Exception], narrow: tuple[Any, ...], views: tuple[Any, ...]
 ) -> None:
     with pytest.raises(error):
-        job = kernel.Job("t", [kernel.Run(*narrow)], INT64, Views(*views), np.zeros(4, np.int64))
-        kernel.run_jobs([job])
+        job = widen_jobs.Job(
+            "t", [widen_jobs.Run(*narrow)], INT64, Views(*views), np.zeros(4, np.int64)
+        )
+        widen_jobs.run_jobs([job])
 
 
 def test_looked_up_values_are_those_of_each_runs_own_dictionary() -> None:
-    def run(words: list[int], *entries: int) -> kernel.Run:
+    def run(words: list[int], *entries: int) -> widen_jobs.Run:
         narrow = np.array(words, np.uint8), np.ones(1, np.uint8), np.zeros(1, np.int64)
-        return kernel.Run(*narrow, np.array([len(words)]), np.array(entries, np.int64))
+        return widen_jobs.Run(*narrow, np.array([len(words)]), np.array(entries, np.int64))
 
     views = Views(*np.array([[1, 0, 1], [0, 1, 2], [3, 2, 1], [0, 3, 5]], np.int64))
     one, other = [1, 0, 1], [0, 2, 1]
     right = [run(one, 7, -8), run(other, 5, 6, 1 << 30)]
     for dtype in ("i4", "i8"):
         out = np.zeros(6, dtype)
-        kernel.run_jobs([kernel.Job("t", right, INT64, views, out)])
+        widen_jobs.run_jobs([widen_jobs.Job("t", right, INT64, views, out)])
         assert out.tolist() == [5, 1 << 30, 6, 7, -8, 6]
     for wrong in ([right[0], run(other, 5, 6)], [run(one), right[1]]):
         jobs = [
-            kernel.Job(trait, runs, INT64, views, np.zeros(6, np.int64))
+            widen_jobs.Job(trait, runs, INT64, views, np.zeros(6, np.int64))
             for trait, runs in (("right", right), ("wrong", wrong), ("later", wrong))
         ]
         with pytest.raises(MalformedError, match="wrong has a value"):
-            kernel.run_jobs(jobs)
+            widen_jobs.run_jobs(jobs)
     with pytest.raises(IndexError):
-        kernel.run_jobs([kernel.Job("t", right, INT64, views, np.zeros(5, np.int64))])
+        widen_jobs.run_jobs([widen_jobs.Job("t", right, INT64, views, np.zeros(5, np.int64))])
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -177,14 +179,14 @@ def test_threads_share_large_work(threads: int) -> None:
     views = Views(np.zeros(700, np.int64), starts, lengths, ends - lengths)
     outs = [np.zeros(ends[-1], np.int64) for _ in range(3)]
     narrow = words, np.ones(1, np.uint8), ONE, np.array([5000])
-    plain = kernel.Run(*narrow)
-    short = kernel.Run(*narrow, dictionary=np.arange(100))
+    plain = widen_jobs.Run(*narrow)
+    short = widen_jobs.Run(*narrow, dictionary=np.arange(100))
     jobs = [
-        kernel.Job(trait, [run], INT64, views, out)
+        widen_jobs.Job(trait, [run], INT64, views, out)
         for trait, run, out in zip("abc", (plain, plain, short), outs, strict=True)
     ]
     with pytest.raises(MalformedError, match="c has a value"):
-        kernel.run_jobs(jobs, threads)
+        widen_jobs.run_jobs(jobs, threads)
     want = np.concatenate(
         [words[a : a + n] for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
     )
@@ -197,15 +199,15 @@ def test_lookups_of_several_threads_do_not_wait_for_each_other() -> None:
     script = """
 import threading, time
 import numpy as np
-from thinrow.core.wire import kernel
+from thinrow.core.wire import widen_jobs
 n = 30_000_000
 one, zero = np.array([n]), np.zeros(1, np.int64)
 out = np.zeros(n, np.int64)
 done = threading.Event()
 def work():
-    run = kernel.Run(np.zeros(n, np.uint8), np.ones(1, np.uint8), zero, one)
-    views = kernel.Views(zero, zero, one, zero)
-    kernel.run_jobs([kernel.Job("t", [run], out.dtype, views, out)])
+    run = widen_jobs.Run(np.zeros(n, np.uint8), np.ones(1, np.uint8), zero, one)
+    views = widen_jobs.Views(zero, zero, one, zero)
+    widen_jobs.run_jobs([widen_jobs.Job("t", [run], out.dtype, views, out)])
     done.set()
 thread = threading.Thread(target=work)
 switch = 1000.0

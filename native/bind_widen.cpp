@@ -4,7 +4,7 @@
 #include <tuple>
 
 #include "bind.h"
-#include "loops.h"
+#include "widen.h"
 #include "python.h"
 
 namespace thinrow {
@@ -145,7 +145,7 @@ Out<int64_t> present_counts(const In<uint8_t> &bits, const In<int64_t> &lengths)
 
 } // namespace
 
-void bind_loops(nb::module_ &m) {
+void bind_widen(nb::module_ &m) {
   nb::class_<Run>(m, "Run", "One column of an answer, in narrow blocks.")
       .def(nb::init<In<uint8_t>, In<uint8_t>, In<int64_t>, const In<int64_t> &,
                     std::optional<In<int64_t>>>(),
