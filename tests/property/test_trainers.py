@@ -114,6 +114,25 @@ def test_a_loader_names_the_epoch_of_the_next_batch(make: Callable[..., Any]) ->
         assert sorted(itertools.chain(*second)) == list(range(ROWS))
 
 
+@pytest.mark.parametrize("kind", ["loader", 0, 1])
+def test_a_loader_follows_a_rank_that_is_known_later(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kind: str | int
+) -> None:
+    """Lightning makes its processes, and their ranks, after the loader."""
+    loaders = [make(kind) for _ in range(2)]
+    seen: list[int] = []
+    for rank, loader in enumerate(loaders):
+        (loader if kind == "loader" else loader.dataset).set_epoch(1)
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        seen += itertools.chain(*ids(loader))
+        if kind == "loader":
+            assert loader.state_dict()["epoch"] == 2
+        monkeypatch.undo()
+    assert sorted(seen) == list(range(ROWS))
+    assert seen != list(itertools.chain(*ids(make(kind))))
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -212,16 +212,26 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
             RowFiles(paths, **arguments)
 
 
-def test_rank_and_world_size_are_those_of_torch_distributed(tmp_path: Path) -> None:
+def test_rank_and_world_size_are_those_of_torch_distributed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainers initialize it after the files are named, and worker processes lack it."""
     paths = write_rows(tmp_path, [5])
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
-    )
-    try:
-        files = RowFiles(paths)
-        assert (files.rank, files.world_size) == (0, 1)
-    finally:
-        torch.distributed.destroy_process_group()
+    files = RowFiles(paths)
+    assert (files.rank, files.world_size) == (0, 1)
+    monkeypatch.setenv("RANK", "2")
+    assert (files.rank, files.world_size) == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    assert (files.rank, files.world_size) == (2, 5)
+    for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 3)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    assert (files.rank, files.world_size) == (1, 3)
+    given = RowFiles(paths, rank=0, world_size=2)
+    assert (given.rank, given.world_size) == (0, 2)
+    copies = [pickle.dumps(files), pickle.dumps(given)]
+    monkeypatch.undo()
+    copied = [pickle.loads(copy) for copy in copies]  # noqa: S301
+    assert [(copy.rank, copy.world_size) for copy in copied] == [(1, 3), (0, 2)]
 
 
 def test_copies_take_the_footers_along(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ docs/guides/training.md has the contract.
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch.distributed
@@ -63,8 +64,9 @@ class RowFiles:
             window's rows; both shuffle row groups, too. "files" keeps the order of the files.
         seed: Seed of the shuffle; each epoch has another order.
         window_rows: Rows shuffled with each other, and held in memory.
-        rank: Rank of this trainer. Default: that of torch.distributed, if initialized, or 0.
-        world_size: Number of trainers. Default: as for `rank`, or 1.
+        rank: Rank of this trainer. Default: that of torch.distributed if it is initialized when a
+            pass begins, otherwise the environment's RANK, as torchrun sets it, otherwise 0.
+        world_size: Number of trainers. Default: as for `rank`, with WORLD_SIZE, otherwise 1.
 
     Raises:
         InputError: There is no file, or one holds no thin rows.
@@ -87,12 +89,13 @@ class RowFiles:
             raise UsageError(f"window_rows is {window_rows}, but must be 1 or more.")
         if (rank is None) != (world_size is None):
             raise UsageError("Give both rank and world_size, or neither.")
-        if rank is None or world_size is None:
-            rank, world_size = ranks()
-        if not 0 <= rank < world_size:
-            raise UsageError(f"rank is {rank}, but must be in 0..{world_size - 1}.")
+        self._given_ranks: tuple[int, int] | None = None
+        if rank is not None and world_size is not None:
+            if not 0 <= rank < world_size:
+                raise UsageError(f"rank is {rank}, but must be in 0..{world_size - 1}.")
+            self._given_ranks = rank, world_size
+        self._ranks_of_origin = 0, 1
         self.order, self.seed, self.window_rows = order, seed, window_rows
-        self.rank, self.world_size = rank, world_size
         self.files = data_files(paths)
         self.paths = [file.name for file in self.files]
         threads = min(FOOTER_THREADS_MAX, len(self.paths))
@@ -107,6 +110,20 @@ class RowFiles:
             [rows for footer in footers for rows in footer.group_rows], np.int64
         )
         self._group_ids = np.cumsum(self._group_rows) - self._group_rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process has no process group, so its copy keeps the rank of its trainer.
+        return {**vars(self), "_ranks_of_origin": (self.rank, self.world_size)}
+
+    @property
+    def rank(self) -> int:
+        """Rank of this trainer, as of now."""
+        return (self._given_ranks or ranks(self._ranks_of_origin))[0]
+
+    @property
+    def world_size(self) -> int:
+        """Number of trainers, as of now."""
+        return (self._given_ranks or ranks(self._ranks_of_origin))[1]
 
     def __len__(self) -> int:
         """Returns the number of rows in all files."""
@@ -199,12 +216,15 @@ def traits_named(projection: Projection | str) -> tuple[str, ...] | None:
     return projection.traits or None
 
 
-def ranks() -> tuple[int, int]:
-    """Returns this process's rank and the world size."""
+def ranks(default: tuple[int, int] = (0, 1)) -> tuple[int, int]:
+    """Returns this process's rank and the world size, as known at this moment."""
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
+    # torchrun and `accelerate launch` set both before torch.distributed is initialized.
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return default
 
 
 def read_footer(file: DataFile) -> Footer:

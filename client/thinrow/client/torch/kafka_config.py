@@ -36,11 +36,12 @@ class KafkaConfig:
     """Group of the committed offsets, for one training run; no other consumer may use it."""
 
     rank: int = field(default_factory=lambda: ranks()[0])
-    """Rank of this trainer. Default: torch.distributed's if it is initialized, otherwise 0."""
+    """Rank of this trainer. Default: torch.distributed's if it is initialized by now, otherwise
+    the environment's RANK, as torchrun sets it, otherwise 0."""
 
     world_size: int = field(default_factory=lambda: ranks()[1])
     """Trainers that share the topic: partition p belongs to rank p % world_size. Default: as for
-    `rank`, otherwise 1."""
+    `rank`, with WORLD_SIZE, otherwise 1."""
 
     linger_ms: int = 100
     """Longest time that rows wait for more to come."""

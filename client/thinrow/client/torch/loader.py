@@ -66,9 +66,11 @@ class ThinRowLoader:
         registry: CollectorRegistry | None = None,
     ) -> None:
         self._config = config or LoaderConfig()
-        self._source = to_source(rows, self._config.columns, projection)
-        self._server = server
+        self._rows = to_rows(rows)
         self._projection = projection
+        # A missing column is an error here, not in the first pass.
+        self._source = self._open()
+        self._server = server
         self._copies = DeviceCopy(device, slots=self._config.batches_ahead + BATCHES_IN_USE)
         self._starvation = Starvation(registry)
         self._pipeline: Pipeline | None = None
@@ -93,6 +95,7 @@ class ThinRowLoader:
         Raises TypeError where they are not known in advance: with `batch_events`, with a policy
         "skip" (the default for ERASED), and for a source other than files.
         """
+        self._follow_rank()
         if not isinstance(self._source, FileSource):
             raise TypeError("The rows of this source have no end, so the loader has no length.")
         return self._config.batches(len(self._source))
@@ -155,6 +158,7 @@ class ThinRowLoader:
 
     def _pass(self) -> Generator[TensorBatch, None, None]:
         self._end_pass()
+        self._follow_rank()
         is_rest = isinstance(self._source, FileSource) and self._source.begin_pass()
         batches = yield from self._rest_of_epoch()
         if is_rest and not batches:
@@ -205,6 +209,34 @@ class ThinRowLoader:
         """Rejects a change during a pass, whose rows are already read ahead."""
         if self._pipeline is not None:
             raise UsageError(f"Leave the loop over the loader before you {what}.")
+        self._follow_rank()
+
+    def _open(self) -> RowSource:
+        if not isinstance(self._rows, RowFiles):
+            return self._rows
+        return self._rows.source(
+            columns=self._config.columns, traits=traits_named(self._projection)
+        )
+
+    def _follow_rank(self) -> None:
+        """Goes on as the rank that this process has now.
+
+        Lightning and others initialize torch.distributed after the loader is made.
+
+        Raises:
+            UsageError: Rows were read, or a state was loaded, as another rank.
+        """
+        rows, source = self._rows, self._source
+        if self._pipeline is not None or not isinstance(rows, RowFiles):
+            return
+        assert isinstance(source, FileSource)
+        if (source.shard, source.shards) != (rows.rank, rows.world_size):
+            followed = self._open()
+            assert isinstance(followed, FileSource)
+            followed.set_epoch(source.epoch)
+            if source.done:
+                followed.load_state_dict(source.state_dict())
+            self._source = followed
 
     def _files(self) -> FileSource:
         if not isinstance(self._source, FileSource):
@@ -212,19 +244,15 @@ class ThinRowLoader:
         return self._source
 
 
-def to_source(
+def to_rows(
     rows: str | Path | Sequence[str | Path] | RowFiles | RowSource,
-    columns: Sequence[str] | None,
-    projection: Projection | str,
-) -> RowSource:
-    """Opens files; returns a RowSource as it is."""
+) -> RowFiles | RowSource:
+    """Names files as RowFiles; returns RowFiles or a RowSource as they are."""
     if isinstance(rows, str | Path | list | tuple):
-        rows = RowFiles(rows)
-    if isinstance(rows, RowFiles):
-        return rows.source(columns=columns, traits=traits_named(projection))
-    if not hasattr(rows, "chunks"):
+        return RowFiles(rows)
+    if not isinstance(rows, RowFiles) and not hasattr(rows, "chunks"):
         raise UsageError(
             f"The rows are a {type(rows).__name__}, but must be a path, a list of paths, RowFiles "
             f"or another RowSource."
         )
-    return cast("RowSource", rows)
+    return cast("RowFiles | RowSource", rows)
