@@ -19,7 +19,7 @@ from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan
 from thinrow.store.shard import Shard
 from thinrow.v1 import materialization_pb2 as wire
-from world import Tenant, ThinRows
+from world import InProcess, Tenant, ThinRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -94,9 +94,10 @@ def compare(
 ) -> Compared:
     """Measure all sides; `fat` is the table whose bytes are reported as well."""
     examples = world.examples(order, tenant)
-    thin = ThinRows(world, order, tenant)
+    thin, in_process = ThinRows(world, order, tenant), InProcess(world, order, tenant)
     with ExitStack() as stack:
         stack.callback(thin.loader.close)
+        stack.callback(in_process.loader.close)
         # The first pass also shows how large answers are.
         before = world.metrics()
         check_equal(thin, examples.batches())
@@ -112,7 +113,7 @@ def compare(
             BareGets(generation, recorded(generation, pieces)),
         ]
         before, waited = world.metrics(), thin.loader.starvation.waited_s
-        sides = [thin, *peers]
+        sides = [thin, in_process, *peers]
         figures, others = measure(sides, examples.batches, rounds, report, limits)
         passes = rounds + 2
         stage_s = {

@@ -18,6 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from in_process import EVENTS_MEDIAN, USERS, compared
 from rich.console import Console
 from starvation import CASES, copy_bytes_per_s, measure
 from thinrow.client import Pointers, Projection
@@ -296,6 +297,7 @@ def report(
     lengths: tuple[list[float], list[float]],
     starvation: list[str],
     copied: float,
+    in_process: list[str],
 ) -> str:
     """The page docs/reports/benchmarks.md."""
     speed = [
@@ -339,6 +341,9 @@ def report(
         made_request_days=MADE_REQUEST_DAYS,
         starvation="\n".join(starvation),
         copy_gb_per_s=f"{copied / 1e9:.1f}",
+        in_process="\n".join(in_process),
+        in_process_users=USERS,
+        in_process_events=f"{EVENTS_MEDIAN:,}",
         length_users=LENGTH_USERS,
         length_runs=LENGTH_RUNS,
         newest_events=NEWEST_EVENTS,
@@ -405,7 +410,8 @@ def main() -> None:
             "| " + " | ".join(measure(case, Path(scratch) / str(case.events), copied)) + " |"
             for case in CASES
         ]
-    page = report(comparisons, lengths, starvation, copied)
+        in_process = ["| " + " | ".join(row) + " |" for row in compared(Path(scratch) / "local")]
+    page = report(comparisons, lengths, starvation, copied, in_process)
     console.print(page, soft_wrap=True)
     (ROOT / "docs/reports/benchmarks.md").write_text(page)
     plot(comparisons, ROOT / "docs/reports/benchmarks.png")

@@ -92,9 +92,13 @@ class ThinRows:
     def __init__(self, world: World, order: str, tenant: Tenant) -> None:
         self.pids: Sequence[int] = (world.server_pid,)
         self.traits = tenant.traits
-        self.loader = ThinRowLoader(
+        self.loader = self._loader(world, order, tenant, world.served.address)
+
+    @staticmethod
+    def _loader(world: World, order: str, tenant: Tenant, server: str | Path) -> ThinRowLoader:
+        return ThinRowLoader(
             RowFiles(world.rows(order), order="files"),
-            world.served.address,
+            server,
             Projection(tenant.sequence_length, traits=tenant.traits),
             LoaderConfig(batch_examples=tenant.batch_examples, columns=()),
         )
@@ -103,6 +107,17 @@ class ThinRows:
         """One epoch."""
         for batch in self.loader:
             yield [batch.offsets, *(batch.values[trait] for trait in self.traits)]
+
+
+class InProcess(ThinRows):
+    """The same loader on the store itself, without a server."""
+
+    name = "thin rows, in the trainer's process"
+
+    def __init__(self, world: World, order: str, tenant: Tenant) -> None:
+        self.pids = ()
+        self.traits = tenant.traits
+        self.loader = self._loader(world, order, tenant, world.folder / "store")
 
 
 @contextmanager

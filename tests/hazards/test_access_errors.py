@@ -184,9 +184,9 @@ def test_clients_leave_a_replica_that_cannot_read_for_now(
         connect([one.address, other.address], ClientConfig(backoff_max_s=0.1)) as client,
     ):
         called = client.materialize(of(1, 2), Projection()).to_lists("item_id")
-        assert (refused, client._channels.current) == ([number], 1)
+        assert (refused, client._transport.current) == ([number], 1)
         refused.clear()
         [streamed] = client.stream([of(3, 4, 5)], Projection())
-        assert (refused, client._channels.current) == ([number], 0)
+        assert (refused, client._transport.current) == ([number], 0)
         everything = client.materialize(of(1, 2, 3, 4, 5), Projection()).to_lists("item_id")
         assert called + streamed.to_lists("item_id") == everything

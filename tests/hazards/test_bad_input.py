@@ -499,7 +499,7 @@ def test_backfill_out_of_range(cut: World, options: tuple[str, str], says: str) 
 def test_backfill_without_a_store(cut: World, tmp_path: Path) -> None:
     command = backfill(cut, requests_of(cut))
     command[command.index(cut.store)] = tmp_path / "none"
-    refused(*command, says=("holds no published generation", "thinrow compact"))
+    refused(*command, says=("There is no folder", "thinrow compact"))
 
 
 def test_a_place_that_cannot_be_written(cut: World) -> None:
@@ -889,7 +889,7 @@ def test_ports_in_use(built: World) -> None:
 
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     options = ("--store", tmp_path / "none", "--metrics", "off")
-    serve_refused(*options, says=("holds no published generation", "compact"))
+    serve_refused(*options, says=("There is no folder", "thinrow compact"))
 
 
 def test_a_server_that_is_not_there() -> None:

@@ -78,11 +78,11 @@ def test_a_server_that_stands_still_is_left(tmp_path: Path) -> None:
             seen += [batch.to_lists("item_id") for batch in batches]
             assert seen == [expected] * 40
             # Calls have each to find out, as long as the client has not.
-            client._channels.current = 0
+            client._transport.current = 0
             assert client.materialize(pointers, Projection()).to_lists("item_id") == expected
-            client._channels.current = 0
+            client._transport.current = 0
             assert client.inspect(1).event_count > 0
-            client._channels.current = 0
+            client._transport.current = 0
             assert client.describe_store().user_count == 5
         finally:
             first.process.send_signal(signal.SIGCONT)

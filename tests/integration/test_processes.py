@@ -34,6 +34,7 @@ from support.worlds import (
     thinrow,
 )
 from thinrow.client import ClientConfig, Pointers, connect
+from thinrow.client.channel import Channels
 from thinrow.errors import StoreError, UsageError
 from thinrow.materialization import processes
 from thinrow.materialization.config import ServerConfig
@@ -138,7 +139,8 @@ def test_a_stream_reaches_every_process(world: World) -> None:
                 for batch in client.stream(rows, ALL):
                     assert shown(batch) == right
                     delivered += len(batch)
-                assert not client._channels._extra_channels, "a connection is left"
+                assert isinstance(client._transport, Channels)
+                assert not client._transport._extra_channels, "a connection is left"
             gained = [now - then for now, then in zip(answered(), before, strict=True)]
             assert sum(map(bool, gained)) == reached
         assert sum(answered()) == delivered

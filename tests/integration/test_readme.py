@@ -79,9 +79,12 @@ def test_python(
     server: Running, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, call = (here(block, server) for block in PYTHON)
+    store = ".demo/movielens/store"
     monkeypatch.chdir(server.log.parents[2])
-    exec(train, {})
-    assert "the trainer waited" in capsys.readouterr().out
+    for target in (store, server.address):
+        assert store in train
+        exec(train.replace(store, target), {})
+        assert "the trainer waited" in capsys.readouterr().out
     exec(call, {})
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "[ 0  5 10]"

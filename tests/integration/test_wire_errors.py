@@ -22,7 +22,7 @@ from thinrow.access.concurrency_limit import RETRY_AFTER_MS
 from thinrow.access.config import UTILITY_THREADS
 from thinrow.access.wire_errors import ERRORS, wire_error
 from thinrow.client import ClientConfig, Projection, connect
-from thinrow.client.channel import ERRORS_OF_GRPC
+from thinrow.client.grpc_errors import ERRORS_OF_GRPC
 from thinrow.errors import (
     AnswerTooLargeError,
     StoreLockedError,

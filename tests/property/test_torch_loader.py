@@ -55,8 +55,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return built_world(tmp_path_factory.mktemp("world"))
 
 
-@pytest.fixture(scope="module")
-def server(world: World) -> Iterator[str]:
+@pytest.fixture(scope="module", params=["server", "store"])
+def server(world: World, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server's address, or the store that the trainer reads itself."""
+    if request.param == "store":
+        yield str(world.store)
+        return
     config = ServerConfig(store=world.store, listen="127.0.0.1:0", metrics=None)
     with Server(config) as running:
         yield running.address
@@ -97,7 +101,12 @@ def test_tensors_are_what_the_oracle_says(drawn: Drawn, data: st.DataObject) -> 
         )
         with (
             built.serve() as served,
-            ThinRowLoader(path, served.address, projection, config) as loader,
+            ThinRowLoader(
+                path,
+                data.draw(st.sampled_from((served.address, str(built.store)))),
+                projection,
+                config,
+            ) as loader,
         ):
             batches = list(loader)
         result = sorted(
@@ -225,9 +234,9 @@ def test_no_rows_are_no_batches(tmp_path: Path, server: str) -> None:
 # Each status has its policy.
 
 
-@pytest.fixture
-def troubled(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """Rows of each status, 40 in all, and a server."""
+@pytest.fixture(params=["server", "store"])
+def troubled(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Path, str]]:
+    """Rows of each status, 40 in all, and a server or its store."""
     world = built_world(tmp_path / "troubled")
     erased = tmp_path / "erased.txt"
     erased.write_text("2\n")
@@ -255,6 +264,9 @@ def troubled(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         place = table.column_names.index(name)
         table = table.set_column(place, name, pa.array(values, table.schema.field(name).type))
     pq.write_table(table, tmp_path / "rows.parquet")
+    if request.param == "store":
+        yield tmp_path / "rows.parquet", str(world.store)
+        return
     config = ServerConfig(store=world.store, listen="127.0.0.1:0", metrics=None)
     with Server(config) as running:
         yield tmp_path / "rows.parquet", running.address

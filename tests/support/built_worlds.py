@@ -117,19 +117,29 @@ class Built:
     def serve(self) -> Iterator[Served]:
         config = ServerConfig(store=self.store, listen="127.0.0.1:0", metrics=None)
         limits = ClientConfig(examples_per_request=5)
-        with Server(config) as server, connect(server.address, limits) as client:
-            yield Served(self, server.address, client)
+        with (
+            Server(config) as server,
+            connect(server.address, limits) as client,
+            connect(self.store, limits) as local,
+        ):
+            yield Served(self, server.address, (client, local))
 
 
 class Served:
-    """A store behind a server."""
+    """A store behind a server, and opened in this process."""
 
-    def __init__(self, built: Built, address: str, client: Client) -> None:
+    def __init__(self, built: Built, address: str, clients: tuple[Client, Client]) -> None:
         self.built = built
         self.address = address
-        self.client = client
+        self.clients = clients
 
     def look_up(self, rows: Path, wanted: Wanted) -> list[Answer]:
+        """Returns the answers; both ways to the store have the same."""
+        answers, local = (self._look_up(client, rows, wanted) for client in self.clients)
+        assert local == answers
+        return answers
+
+    def _look_up(self, client: Client, rows: Path, wanted: Wanted) -> list[Answer]:
         projection = Projection(
             sequence_length=wanted.sequence_length,
             truncation="head" if wanted.head else "newest",
@@ -138,7 +148,7 @@ class Served:
         )
         answers = []
         for piece, _ in read_thin_rows(rows, examples=8):
-            batch = self.client.materialize(piece, projection)
+            batch = client.materialize(piece, projection)
             assert list(batch.values) == columns(wanted, self.built.world.schema)
             lists = {name: batch.to_lists(name) for name in batch.values}
             lengths = batch.offsets[1:] - batch.offsets[:-1]

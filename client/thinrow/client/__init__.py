@@ -12,7 +12,7 @@
 """
 
 from thinrow.client.client import Client, connect
-from thinrow.client.config import ClientConfig
+from thinrow.client.config import ClientConfig, StoreConfig
 from thinrow.client.credentials import tls_credentials
 from thinrow.core.files.rows import read_thin_rows, row_count
 from thinrow.core.lookup.answer import Answer
@@ -30,6 +30,7 @@ __all__ = [
     "MutableEvents",
     "Pointers",
     "Projection",
+    "StoreConfig",
     "ThinRows",
     "connect",
     "read_thin_rows",

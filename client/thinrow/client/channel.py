@@ -1,34 +1,25 @@
-"""Connections to the replicas of one store: options, credentials, errors and retries."""
+"""Channels to the replicas of one store: options, credentials and calls."""
 
 from __future__ import annotations
 
-import logging
-import random
 import re
 import threading
 import time
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
+from thinrow.client.calls import materialize
 from thinrow.client.closable import CLOSED, ClosableChannel
+from thinrow.client.connections import Connections
 from thinrow.client.counting_channel import CountingChannel
 from thinrow.client.credentials import bearer_metadata
-from thinrow.errors import (
-    AnswerTooLargeError,
-    DeadlineError,
-    PermissionDeniedError,
-    RequestError,
-    StoreCorruptError,
-    StoreError,
-    TenantLimitError,
-    ThinRowError,
-    TooManyCallsError,
-    UnauthenticatedError,
-    UnavailableError,
-    UnknownTenantError,
-    UsageError,
-)
+from thinrow.client.grpc_errors import translate
+from thinrow.client.retries import Patience, Retries
+from thinrow.core.tracing import traced_call
+from thinrow.core.wire.response import Response
+from thinrow.errors import DeadlineError, UnavailableError, UsageError
+from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import materialization_pb2_grpc
 
 if TYPE_CHECKING:
@@ -36,8 +27,9 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
     from thinrow.client.config import ClientConfig
+    from thinrow.core.lookup.batch_lookup import RequestSlice
 
-__all__ = ["Channels", "Patience", "Retries", "open_channel", "translate"]
+__all__ = ["Channels", "is_local", "open_channel"]
 
 T = TypeVar("T")
 
@@ -47,64 +39,15 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 # Pause before a failed channel reconnects. Our own retries set the pace, so it is short.
 RECONNECT_BACKOFF_MS_INITIAL = 100
 RECONNECT_BACKOFF_MS_MAX = 1_000
-# Upper bound on a server's retry hint.
-RETRY_AFTER_MS_MAX = 60_000
-
-# Addresses that gRPC accepts, except URLs meant for a browser.
-TARGET = re.compile(r"(?!https?:)(unix(-abstract)?:.+|(dns|ipv4|ipv6):.+|[^/]+:\d{1,5})")
-
-# Details of calls that this side cancelled.
-CANCELLED_HERE = ("Locally cancelled", "Channel closed")
-
-log = logging.getLogger("thinrow.client")
-
-ERRORS_BY_NAME: dict[str, type[ThinRowError]] = {
-    error.name: error
-    for error in (
-        AnswerTooLargeError,
-        PermissionDeniedError,
-        TenantLimitError,
-        TooManyCallsError,
-        UnauthenticatedError,
-        UnknownTenantError,
-        StoreError,
-        StoreCorruptError,
-    )
-}
-ERRORS_BY_CODE: dict[grpc.StatusCode, type[ThinRowError]] = {
-    grpc.StatusCode.DATA_LOSS: StoreCorruptError,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
-    grpc.StatusCode.FAILED_PRECONDITION: RequestError,
-    grpc.StatusCode.INVALID_ARGUMENT: RequestError,
-    grpc.StatusCode.NOT_FOUND: RequestError,
-    grpc.StatusCode.OUT_OF_RANGE: RequestError,
-    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: RequestError,
-    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
-    grpc.StatusCode.UNAVAILABLE: UnavailableError,
-    grpc.StatusCode.UNIMPLEMENTED: RequestError,
-}
-ERRORS_OF_GRPC: dict[str, type[ThinRowError]] = {
-    "Concurrent RPC limit exceeded": TooManyCallsError,
-    "CLIENT: Received message larger than max": AnswerTooLargeError,
-}
-"""Errors of gRPC itself, by text. All have the code RESOURCE_EXHAUSTED and no name."""
 
 
 class Channels:
     """One channel per replica; calls go to the current one until it is unavailable."""
 
     def __init__(self, targets: tuple[str, ...], config: ClientConfig) -> None:
-        if not targets:
-            raise UsageError("Name at least one server to connect to, as HOST:PORT.")
         self.targets = targets
         self.config = config
         self.current = 0
-        for target in targets:
-            if not TARGET.fullmatch(target):
-                raise UsageError(
-                    f"{target!r} is no address of a server; give HOST:PORT, such as localhost:7878."
-                )
         self._channels = [open_channel(target, config) for target in targets]
         self._stubs = [
             materialization_pb2_grpc.MaterializationServiceStub(CountingChannel(channel))  # type: ignore[no-untyped-call]
@@ -145,6 +88,32 @@ class Channels:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Metadata of every call."""
         return bearer_metadata(self.config)
+
+    def materialize(self, piece: RequestSlice, deadline_s: float) -> Response:
+        """Returns the response about some examples."""
+
+        def method(channels: Channels) -> Callable[..., bytes]:
+            call = materialize(channels.channel)
+            return traced_call(call, piece.lookup.tenant, len(piece.examples))
+
+        return Response.read(self.call(method, piece.request(), deadline_s))
+
+    def open_stream(self) -> Connections:
+        """Opens a stream to the current replica."""
+        return Connections(self)
+
+    def inspect(self, request: wire.InspectRequest, deadline_s: float) -> wire.InspectResponse:
+        """Returns one history, readable."""
+        answer: wire.InspectResponse
+        answer = self.call(lambda channels: channels.stub.Inspect, request, deadline_s)
+        return answer
+
+    def describe_store(self, deadline_s: float) -> wire.DescribeStoreResponse:
+        """Returns a description of the store."""
+        request = wire.DescribeStoreRequest()
+        answer: wire.DescribeStoreResponse
+        answer = self.call(lambda channels: channels.stub.DescribeStore, request, deadline_s)
+        return answer
 
     def fail_over(self, failed: int) -> None:
         """Switches to the replica after `failed`, unless another caller already has."""
@@ -201,80 +170,6 @@ class Channels:
             channel.close()
 
 
-class Patience:
-    """Divides the deadline of one request among the replicas."""
-
-    def __init__(self, channels: Channels, deadline_s: float) -> None:
-        self._channels = channels
-        self._deadline_s = deadline_s
-        self.reset()
-
-    def reset(self) -> None:
-        """Starts over after a response."""
-        self._silent: set[int] = set()
-        self._waited_s = 0.0
-
-    def timeout_s(self, replica: int) -> float:
-        """Returns the time to wait for this replica's response."""
-        left_s = max(self._deadline_s - self._waited_s, 0.0)
-        others = set(range(len(self._channels.targets))) - self._silent - {replica}
-        if not others:
-            return left_s
-        return min(self._channels.config.silence_timeout_s, left_s / (len(others) + 1))
-
-    def is_silent(self, replica: int, waited_s: float) -> bool:
-        """Records that a replica exceeded its time; returns True if another one may try."""
-        self._silent.add(replica)
-        self._waited_s += waited_s
-        targets = self._channels.targets
-        more = len(self._silent) < len(targets) and self._waited_s < self._deadline_s
-        if more:
-            log.warning(
-                "No answer came from %s in %.3g s; trying the next replica.",
-                targets[replica],
-                waited_s,
-            )
-        return more
-
-
-class Retries:
-    """Paces and bounds the retries since the last response: exponential backoff, full jitter."""
-
-    def __init__(self, config: ClientConfig) -> None:
-        self._config = config
-        self.reset()
-
-    def reset(self) -> None:
-        """Starts over after a response."""
-        self._pause_s_max = self._config.backoff_initial_s
-        self._give_up_s: float | None = None
-
-    def pause(self, failure: ThinRowError) -> bool:
-        """Waits before the next attempt.
-
-        A request may be repeated if no server answered, or if one at a limit rejected it with a
-        hint; the pause is then at least as long as the hint.
-
-        Returns:
-            False, without waiting, if no time is left or a retry cannot help.
-        """
-        at_least_s = 0.0
-        if isinstance(failure, TooManyCallsError) and failure.retry_after_ms is not None:
-            at_least_s = failure.retry_after_ms / 1000
-        elif not isinstance(failure, UnavailableError):
-            return False
-        now_s = time.monotonic()
-        if self._give_up_s is None:
-            self._give_up_s = now_s + self._config.retry_deadline_s
-            log.warning("%s Retrying for %g s.", failure, self._config.retry_deadline_s)
-        pause_s = at_least_s + random.uniform(0, self._pause_s_max)
-        if now_s + pause_s >= self._give_up_s:
-            return False
-        self._pause_s_max = min(2 * self._pause_s_max, self._config.backoff_max_s)
-        time.sleep(pause_s)
-        return True
-
-
 def open_channel(target: str, config: ClientConfig) -> ClosableChannel:
     """Returns a channel, which connects when it is first used.
 
@@ -321,37 +216,3 @@ def is_local(target: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:  # a name, whose address may be anywhere
         return False
-
-
-def translate(error: grpc.RpcError, targets: tuple[str, ...]) -> ThinRowError:
-    """Converts a gRPC error to one of `thinrow.errors`."""
-    call = cast("grpc.Call", error)  # every RpcError of a call is that call
-    code = call.code()
-    details = call.details() or "no details given"
-    where = ", ".join(targets)
-    if code is grpc.StatusCode.CANCELLED and not details.startswith(CANCELLED_HERE):
-        # The call crossed a GOAWAY of a stopping server, which then never saw it.
-        code = grpc.StatusCode.UNAVAILABLE
-    metadata = dict(call.trailing_metadata() or ())
-    kind = ERRORS_BY_NAME.get(
-        str(metadata.get("thinrow-error")), ERRORS_BY_CODE.get(code, ThinRowError)
-    )
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "thinrow-error" not in metadata:
-        kind = next((ERRORS_OF_GRPC[text] for text in ERRORS_OF_GRPC if text in details), kind)
-    if kind is UnavailableError:
-        return UnavailableError(
-            f"No server answered at {where} ({details}); check the address, and that "
-            f"`thinrow serve` runs there."
-        )
-    if kind is DeadlineError:
-        return DeadlineError(
-            f"No answer came from {where} before the deadline; allow more time, or request less."
-        )
-    if kind is ThinRowError:
-        return ThinRowError(f"The call to {where} failed with {code.name}: {details}")
-    failure = kind(details)
-    if isinstance(failure, TooManyCallsError):
-        # Without a name the rejection is gRPC's own, which has no hint.
-        hint = str(metadata.get("retry-after-ms", "" if "thinrow-error" in metadata else "0"))
-        failure.retry_after_ms = min(int(hint), RETRY_AFTER_MS_MAX) if hint.isdecimal() else None
-    return failure

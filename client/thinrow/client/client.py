@@ -3,62 +3,72 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING, Self, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
-from thinrow.client.calls import materialize
 from thinrow.client.channel import Channels
 from thinrow.client.config import ClientConfig
+from thinrow.client.local_store import LocalStore
 from thinrow.client.request_size import RequestSize
 from thinrow.client.stream import answers
+from thinrow.client.target import parse_targets
 from thinrow.core.lookup.batch import Batch
 from thinrow.core.lookup.batch_lookup import BatchLookup, RequestSlice
-from thinrow.core.tracing import traced_call
 from thinrow.core.wire.request import to_wire_projection
-from thinrow.core.wire.response import Response
-from thinrow.errors import AnswerTooLargeError
+from thinrow.errors import AnswerTooLargeError, UsageError
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Generator, Iterable
 
-    from google.protobuf.message import Message
+    from thinrow.client.target import Target
+    from thinrow.client.transport import Transport
     from thinrow.core.lookup.answer import Answer
     from thinrow.core.pointers import Pointers, Projection, ThinRows
     from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 
 __all__ = ["Client", "connect"]
 
-T = TypeVar("T")
 
+def connect(target: Target, config: ClientConfig | None = None) -> Client:
+    """Returns a client of a server, of several replicas of one store, or of a store in a folder.
 
-def connect(target: str | Sequence[str], config: ClientConfig | None = None) -> Client:
-    """Returns a client of the server at `target`, HOST:PORT, or of several replicas of one store.
+    A server is connected at the first call, so one that is not there yet is no error; the first
+    replica is used until it is unavailable, then the next. A store is opened at once, and read in
+    this process without any server; this needs the extra `[server]`.
 
-    It connects at the first call, so a server that is not there yet is no error. It uses the first
-    replica until that one is unavailable, then the next.
+    Args:
+        target: HOST:PORT, several of them, or the path of a store.
+        config: Limits, deadlines and credentials.
 
     Raises:
-        UsageError: There is no target, or one is no address.
+        UsageError: The target is unclear, or libraries to read a store are missing.
+        StoreError: The store cannot be opened.
     """
-    targets = (target,) if isinstance(target, str) else tuple(target)
-    return Client(Channels(targets, config or ClientConfig()))
+    config = config or ClientConfig()
+    targets = parse_targets(target)
+    if isinstance(targets, Path):
+        return Client(LocalStore(targets, config))
+    return Client(Channels(targets, config))
 
 
 class Client:
     """Looks up histories. Made by `connect`; a context manager, closed at its end.
 
-    Threads may share it. A process that forks must do so before its first client.
+    Threads may share it. A process that forks must do so before its first client of a server; a
+    client of a store works only in the process that made it.
 
     Every call raises:
         UnavailableError: No replica answers in `config.retry_deadline_s`.
         DeadlineError: No response came in time.
         RequestError: The server rejects the call (also UnknownTenantError, AnswerTooLargeError).
         StoreCorruptError: The store is damaged.
+        StoreUnavailableError: The store, read in this process, cannot be read for now.
         ThinRowError: The response contradicts itself.
     """
 
-    def __init__(self, channels: Channels) -> None:
-        self._channels = channels
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
 
     def __enter__(self) -> Self:
         return self
@@ -67,21 +77,27 @@ class Client:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Client({', '.join(self._channels.targets)})"
+        return f"Client({', '.join(self._transport.targets)})"
 
     @property
     def config(self) -> ClientConfig:
         """The settings of this client."""
-        return self._channels.config
+        return self._transport.config
 
     @property
     def stub(self) -> MaterializationServiceStub:
-        """The generated stub of the current replica, for calls that this class does not have."""
-        return self._channels.stub
+        """The generated stub of the current replica, for calls that this class does not have.
+
+        Raises:
+            UsageError: The store is read in this process.
+        """
+        if not isinstance(self._transport, Channels):
+            raise UsageError("A store in this process has no stub; connect to a server for one.")
+        return self._transport.stub
 
     def close(self) -> None:
-        """Closes the connections; calls and streams in flight fail."""
-        self._channels.close()
+        """Closes connections, or the store; calls and streams in flight fail."""
+        self._transport.close()
 
     def materialize(
         self,
@@ -109,18 +125,13 @@ class Client:
         rest: RequestSlice | None = lookup.whole()
         while rest is not None:
             piece, later = rest.cut(size.examples)
-            examples = len(piece.examples)
-
-            def method(channels: Channels, examples: int = examples) -> Callable[..., bytes]:
-                return traced_call(materialize(channels.channel), lookup.tenant, examples)
-
             try:
-                answer = self._call(method, piece.request(), deadline_s)
-                response = piece.answered(Response.read(answer))
+                answer = self._transport.materialize(piece, self._deadline_s(deadline_s))
+                response = piece.answered(answer)
             except AnswerTooLargeError:
-                if examples <= 1:
+                if len(piece.examples) <= 1:
                     raise
-                size.rejected(examples)
+                size.rejected(len(piece.examples))
             else:
                 size.answered(response)
                 rest = later
@@ -157,7 +168,7 @@ class Client:
         deadline_s: float | None = None,
     ) -> Generator[Answer, None, None]:
         """Yields the same as `stream`, not yet widened."""
-        return answers(self._channels, batches, projection, self._deadline_s(deadline_s))
+        return answers(self._transport, batches, projection, self._deadline_s(deadline_s))
 
     def inspect(
         self, user_id: int, as_of_ts: int = 0, projection: Projection | None = None
@@ -169,25 +180,11 @@ class Client:
         request = wire.InspectRequest(user_id=user_id, as_of_ts=as_of_ts)
         if projection is not None:
             request.projection.CopyFrom(to_wire_projection(projection))
-        answer: wire.InspectResponse = self._call(
-            lambda channels: channels.stub.Inspect, request, None
-        )
-        return answer
+        return self._transport.inspect(request, self.config.request_deadline_s)
 
     def describe_store(self) -> wire.DescribeStoreResponse:
         """Describes the store: schema, watermarks, shards, limits, versions."""
-        request = wire.DescribeStoreRequest()
-        answer: wire.DescribeStoreResponse
-        answer = self._call(lambda channels: channels.stub.DescribeStore, request, None)
-        return answer
-
-    def _call(
-        self,
-        method: Callable[[Channels], Callable[..., T]],
-        request: Message | bytes,
-        deadline_s: float | None,
-    ) -> T:
-        return self._channels.call(method, request, self._deadline_s(deadline_s))
+        return self._transport.describe_store(self.config.request_deadline_s)
 
     def _deadline_s(self, deadline_s: float | None) -> float:
         return self.config.request_deadline_s if deadline_s is None else deadline_s

@@ -9,12 +9,40 @@ from thinrow.core.settings import require_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import grpc
 
-__all__ = ["ClientConfig"]
+__all__ = ["ClientConfig", "StoreConfig"]
 
 MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """Settings of a store that is read in this process; a server has its own.
+
+    Memory is at most twice `cache_bytes_max`, since the old generation is read until the new one is
+    open, `work_bytes_max`, 64 MiB of blocks, and the responses in flight.
+
+    Raises:
+        UsageError: A value is out of its range.
+    """
+
+    cache_bytes_max: int = 256 * MIB
+    """Memory of recently read values of a generation; best as large as what a pass reads."""
+
+    work_bytes_max: int = 1024 * MIB
+    """Decoded bytes that all lookups in work may hold together; further ones wait."""
+
+    lookup_threads: int = 2
+    """Lookups in work at once, a thread each."""
+
+    tenants: Path | None = None
+    """TOML file of named projections, as `thinrow serve --tenants` reads it."""
+
+    def __post_init__(self) -> None:
+        require_bounds(self, "cache_bytes_max", "work_bytes_max", "lookup_threads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +98,10 @@ class ClientConfig:
 
     allow_clear_token: bool = False
     """Permits sending the token unencrypted to other machines, on a trusted network."""
+
+    store: StoreConfig = field(default_factory=StoreConfig)
+    """Limits of a store that is read in this process. For a store, settings of connections, retries
+    and credentials do not apply."""
 
     def __post_init__(self) -> None:
         require_bounds(

@@ -21,11 +21,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
-from thinrow.client.channel import open_channel, translate
+from thinrow.client.channel import open_channel
 from thinrow.client.closable import CLOSED
 from thinrow.client.config import ClientConfig
 from thinrow.client.counting_channel import CountingChannel
 from thinrow.client.credentials import bearer_metadata
+from thinrow.client.grpc_errors import translate
 from thinrow.client.online_stream import SnapshotStream
 from thinrow.client.received import received
 from thinrow.client.snapshots import (

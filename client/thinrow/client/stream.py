@@ -1,29 +1,18 @@
 """Pipelined batches, each delivered exactly once, also when servers fail.
 
-The consumer's own thread pulls the input and tracks which requests are in flight. A connection adds
-two threads, gRPC's to send and ours to receive; both end with the connection, which the generator's
-`finally` closes. A server of several processes gets several connections, and their responses are
-consumed in the order of the requests.
+The consumer's own thread pulls the input and tracks which requests are in flight. Responses are
+consumed in the order of the requests, from servers or from a store in this process.
 """
 
 from __future__ import annotations
 
-import itertools
-import queue
-import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import grpc
-from thinrow.client.calls import materialize_stream
-from thinrow.client.channel import Channels, Patience, Retries, translate
 from thinrow.client.request_size import RequestSize
+from thinrow.client.retries import Patience, Retries
 from thinrow.core.lookup.batch_lookup import BatchLookup, RequestSlice
-from thinrow.core.tracing import StreamTrace, tracing
-from thinrow.core.wire.malformed import require
-from thinrow.core.wire.request import on_stream
-from thinrow.core.wire.response import Response
 from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,
@@ -35,7 +24,7 @@ from thinrow.errors import (
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
-    from thinrow.client.closable import ClosableChannel
+    from thinrow.client.transport import PendingResponse, RequestStream, Transport
     from thinrow.core.lookup.answer import Answer
     from thinrow.core.pointers import Pointers, Projection, ThinRows
 
@@ -46,38 +35,31 @@ UNKNOWN_SIZE_EXAMPLES = 64
 UNKNOWN_SIZE_REQUESTS_MAX = 2
 # With fewer in flight the server may run out of work; with more, responses are consumed first.
 REQUESTS_BEFORE_RESPONSES = 4
-# Grace period for a stream to end by itself once all responses have come.
-CLOSE_GRACE_S = 1.0
-# Pause before the next connection, after one that led to a process that already had one. It grows
-# slowly, so that some thirty are tried in as many seconds: the kernel chooses processes at random.
-EXTRA_PAUSE_S_MIN, EXTRA_PAUSE_S_MAX = 0.01, 10.0
-EXTRA_PAUSE_GROWTH = 1.25
 
 
 def answers(
-    channels: Channels,
+    transport: Transport,
     batches: Iterable[ThinRows | Pointers],
     projection: Projection | str,
     deadline_s: float,
 ) -> Generator[Answer, None, None]:
     """Yields the answers to `batches`; see `Client.answers`."""
-    config = channels.config
+    config = transport.config
     inputs: Iterator[ThinRows | Pointers] = iter(batches)
-    cursors = itertools.count(1)
-    retries, patience = Retries(config), Patience(channels, deadline_s)
+    retries, patience = Retries(config), Patience(transport, deadline_s)
     size = RequestSize(config, UNKNOWN_SIZE_EXAMPLES)
     planned: deque[RequestSlice] = deque()  # of the input pulled last, not yet sent
-    in_flight: deque[tuple[int, RequestSlice, Connection]] = deque()  # by cursor
+    in_flight: deque[tuple[RequestSlice, PendingResponse]] = deque()
     draining = False  # after an empty batch, until all before it is delivered
     answered = False  # since the last connection was opened for a new token
-    connections: Connections | None = None
+    stream: RequestStream | None = None
     try:
         while True:
             most = config.requests_in_flight if size.is_known else UNKNOWN_SIZE_REQUESTS_MAX
             while len(in_flight) < min(most, config.requests_in_flight) and (
                 planned or not draining
             ):
-                if len(in_flight) >= REQUESTS_BEFORE_RESPONSES and in_flight[0][2].has_answered():
+                if len(in_flight) >= REQUESTS_BEFORE_RESPONSES and in_flight[0][1].has_answered():
                     break
                 if not planned:
                     rows = next(inputs, None)
@@ -86,26 +68,21 @@ def answers(
                         break
                     planned.append(BatchLookup(rows, projection).whole())
                     draining = not len(rows)
-                if connections is None:
-                    connections = Connections(channels)
+                if stream is None:
+                    stream = transport.open_stream()
                 piece, rest = planned.popleft().cut(size.examples)
                 if rest is not None:
                     planned.appendleft(rest)
-                in_flight.append((next(cursors), piece, connections.least_busy()))
-                in_flight[-1][2].send(in_flight[-1][0], piece)
+                in_flight.append((piece, stream.send(piece)))
             if not in_flight:
-                if connections is not None:
-                    connections.finish()
+                if stream is not None:
+                    stream.finish()
                 return
-            assert connections is not None
+            assert stream is not None
             waiting_s = time.monotonic()
             try:
-                cursor, piece, connection = in_flight[0]
-                timeout_s = patience.timeout_s(connections.replica)
-                answer = connection.receive(timeout_s, deadline_s)
-                require(
-                    answer.cursor == cursor, f"it has cursor {answer.cursor} instead of {cursor}"
-                )
+                piece, pending = in_flight[0]
+                answer = pending.receive(patience.timeout_s(stream.replica), deadline_s)
                 response = piece.answered(answer)
             except (
                 AnswerTooLargeError,
@@ -114,10 +91,10 @@ def answers(
                 UnauthenticatedError,
                 UnavailableError,
             ) as error:
-                connections.close()
-                failed, connections = connections.replica, None
-                channels.check_open()
-                planned.extendleft(piece for _, piece, _ in reversed(in_flight))
+                stream.close()
+                failed, stream = stream.replica, None
+                transport.check_open()
+                planned.extendleft(piece for piece, _ in reversed(in_flight))
                 in_flight.clear()
                 if isinstance(error, AnswerTooLargeError):
                     # Responses come in order, so the first request without one was rejected.
@@ -132,11 +109,11 @@ def answers(
                     answered = False
                 elif isinstance(error, DeadlineError):
                     # Also on the last attempt, so that the next stream starts at another replica.
-                    channels.fail_over(failed)
+                    transport.fail_over(failed)
                     if not patience.is_silent(failed, time.monotonic() - waiting_s):
                         raise
                 elif retries.pause(error):
-                    channels.fail_over(failed)
+                    transport.fail_over(failed)
                 else:
                     raise
                 continue
@@ -149,181 +126,5 @@ def answers(
             if piece.last:
                 yield piece.lookup.answer()
     finally:
-        if connections is not None:
-            connections.close()
-
-
-class Connections:
-    """The connections of one stream to one replica, one to each of its processes.
-
-    The kernel chooses the process of a connection, and its first response names it. A connection to
-    a process that already has one is abandoned, and another one is tried after a growing pause, so
-    that a process that was away is found again.
-    """
-
-    def __init__(self, channels: Channels) -> None:
-        self.replica = channels.current
-        self._channels = channels
-        self._open = [Connection(channels, channels.channel)]
-        self._abandoned: list[Connection] = []
-        self._reached = 0
-        self._pause_s = EXTRA_PAUSE_S_MIN
-        self._next_s = 0.0
-
-    def least_busy(self) -> Connection:
-        """Returns the connection for the next request."""
-        processes: set[str] = set()
-        for connection in list(self._open):
-            if connection.process is None:
-                continue
-            if connection.process in processes:
-                self._open.remove(connection)
-                self._abandoned.append(connection)
-            processes.add(connection.process)
-        for connection in list(self._abandoned):
-            if not connection.awaited:
-                self._abandoned.remove(connection)
-                connection.close()
-        wanted = min(self._channels.config.connections, self._open[0].processes)
-        if len(processes) > self._reached:
-            self._reached, self._pause_s = len(processes), EXTRA_PAUSE_S_MIN
-        if len(self._open) < wanted and time.monotonic() >= self._next_s:
-            self._next_s = time.monotonic() + self._pause_s
-            self._pause_s = min(EXTRA_PAUSE_GROWTH * self._pause_s, EXTRA_PAUSE_S_MAX)
-            channel = self._channels.open_extra(self.replica)
-            self._open.append(Connection(self._channels, channel, is_own=True))
-        return min(self._open, key=Connection.unanswered)
-
-    def finish(self) -> None:
-        """Lets the server end the calls in an orderly way."""
-        for connection in (*self._open, *self._abandoned):
-            connection.end()
-        for connection in (*self._open, *self._abandoned):
-            connection.finish()
-
-    def close(self) -> None:
-        """Ends all calls."""
-        for connection in (*self._open, *self._abandoned):
-            connection.close()
-
-
-class Connection:
-    """One open call of MaterializeStream. Queues stay short: no more responses than requests."""
-
-    def __init__(
-        self,
-        channels: Channels,
-        channel: ClosableChannel,
-        *,
-        is_own: bool = False,
-    ) -> None:
-        self.process: str | None = None
-        """The process that answers, once it has; "" if it has no name."""
-        self.processes = 1
-        """Processes that share the address, once one has answered."""
-        self.awaited = 0
-        """Responses not yet received."""
-        self._sent = 0
-        self._channels = channels
-        self._own = channel if is_own else None
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        spans = tracing("thinrow-client")
-        self._trace = None if spans is None else StreamTrace(spans)
-        metadata = channels.metadata
-        if self._trace is not None:
-            metadata += self._trace.metadata
-        self._call = materialize_stream(channel)(
-            iter(self._requests.get, None), metadata=metadata, wait_for_ready=False
-        )
-        self._reader = threading.Thread(target=self._read, name="thinrow-stream", daemon=True)
-        self._reader.start()
-
-    def send(self, cursor: int, piece: RequestSlice) -> None:
-        """Queues a request for sending; returns at once."""
-        self.awaited += 1
-        self._sent += 1
-        traceparent = ""
-        if self._trace is not None:
-            traceparent = self._trace.sent(cursor, piece.lookup.tenant, len(piece.examples))
-        self._requests.put(on_stream(cursor, piece.request(), traceparent))
-
-    def unanswered(self) -> int:
-        """Returns the number of requests without a response so far."""
-        return self.awaited - self._answers.qsize()
-
-    def has_answered(self) -> bool:
-        """Returns True if `receive` would return, or raise, at once."""
-        return not self._answers.empty()
-
-    def receive(self, timeout_s: float, deadline_s: float) -> Response:
-        """Waits for the next response, or raises the error that ended the stream.
-
-        Args:
-            timeout_s: Time to wait.
-            deadline_s: Time for the response over all replicas, for the error's text.
-        """
-        targets = self._channels.targets
-        try:
-            answer = self._answers.get(timeout=timeout_s)
-        except queue.Empty:
-            raise DeadlineError(
-                f"No answer came from {', '.join(targets)} in {deadline_s:g} s; allow more "
-                f"time, or request less."
-            ) from None
-        if answer is None or isinstance(answer, grpc.RpcError):
-            self._channels.check_open()
-        if isinstance(answer, grpc.RpcError):
-            raise translate(answer, targets) from answer
-        if isinstance(answer, BaseException):
-            raise answer
-        if answer is None:
-            raise UnavailableError(
-                f"The server at {', '.join(targets)} ended the stream before it had "
-                f"answered; check its log."
-            )
-        assert isinstance(answer, Response)
-        self.awaited -= 1
-        if self._trace is not None:
-            self._trace.answered(answer)
-        if self.process is None:
-            metadata = dict(self._call.initial_metadata() or ())
-            self.process = str(metadata.get("thinrow-process", ""))
-            self.processes = int(metadata.get("thinrow-processes", 1))
-        return answer
-
-    def end(self) -> None:
-        """Signals that no more requests come; returns at once."""
-        self._requests.put(None)
-
-    def finish(self) -> None:
-        """Lets the server end the call in an orderly way, then closes it."""
-        self.end()
-        self._reader.join(CLOSE_GRACE_S)
-        self.close()
-
-    def close(self) -> None:
-        """Ends the call and its threads."""
-        if self._trace is not None:
-            self._trace.end()
-        self.end()
-        self._call.cancel()
-        # The garbage collector may call this within the reader.
-        if self._reader is not threading.current_thread():
-            self._reader.join()
-        if self._own is not None:
-            self._channels.release(self._own)
-
-    def _read(self) -> None:
-        """Queues responses, no more than requests, then the error that ended them, or None."""
-        answered = 0
-        try:
-            for answer in self._call:
-                # Otherwise a server could fill the memory with responses to no request.
-                require(answered < self._sent, f"{self._sent} requests have more answers")
-                answered += 1
-                self._answers.put(Response.read_from_stream(answer))
-        except BaseException as error:  # the caller must not wait for more, whatever the error
-            self._answers.put(error)
-        else:
-            self._answers.put(None)
+        if stream is not None:
+            stream.close()

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from thinrow.errors import DeadlineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    import grpc
     from opentelemetry.trace import Span
     from thinrow.access.tenants import Tenants
 
-__all__ = ["CallContext", "CallIdentity"]
+__all__ = ["CallContext", "CallIdentity", "Metadata"]
 
 Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+class Rpc(Protocol):
+    """The part of grpc.ServicerContext that a call needs."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
+        """Returns the metadata that the caller sent."""
+
+    def send_initial_metadata(self, metadata: Metadata, /) -> None:
+        """Sends metadata before the first response."""
+
+    def is_active(self) -> bool:
+        """Returns False once the call was cancelled or its deadline passed."""
+
+    def time_remaining(self) -> float | None:
+        """Returns the time until the deadline; None without one."""
 
 
 class CallIdentity:
@@ -45,14 +60,14 @@ class CallContext:
     Methods end a call with an error by raising a ThinRowError.
 
     Args:
-        rpc: The call's gRPC context.
+        rpc: The call's gRPC context, or what stands in for it.
         identity: The caller.
         check_serving: Raises UnavailableError once the server drains.
     """
 
     def __init__(
         self,
-        rpc: grpc.ServicerContext,
+        rpc: Rpc,
         identity: CallIdentity,
         check_serving: Callable[[], None],
     ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from thinrow.cli.command import command
+from thinrow.cli.options import TARGET
 from thinrow.jobs.connecting import Access
 
 __all__ = ["app"]
@@ -26,7 +27,7 @@ def ladder_command(
     ] = None,
     server: Annotated[
         list[str] | None,
-        typer.Option(metavar="HOST:PORT", help="The server of their histories."),
+        typer.Option(metavar=TARGET, help="The server, or the store, of their histories."),
     ] = None,
     target: Annotated[
         str, typer.Option(help="Trait that the model predicts; integer or categorical.")

@@ -6,11 +6,17 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["SequenceLength", "Target", "Traits"]
+__all__ = ["TARGET", "SequenceLength", "Target", "Traits"]
 
+TARGET = "HOST:PORT|STORE"
+"""Value of `--server`: the address of a server, or the path of a store."""
 Target = Annotated[
     list[str],
-    typer.Option("--server", metavar="HOST:PORT", help="The server; repeat to name replicas."),
+    typer.Option(
+        "--server",
+        metavar=TARGET,
+        help="The server, repeat to name replicas; or the folder of a store, read without one.",
+    ),
 ]
 Traits = Annotated[
     str,

@@ -1,4 +1,7 @@
-"""Connections of commands: a first call fails soon, later ones are retried for longer."""
+"""Connections of commands to servers and stores.
+
+A first call to a server fails soon, later ones are retried for longer.
+"""
 
 from __future__ import annotations
 
@@ -80,11 +83,24 @@ class Access:
 
 @contextmanager
 def connected(targets: Sequence[str], access: Access | None = None) -> Iterator[Client]:
-    """Yields a client of servers. Raises UnavailableError soon if none of them answers."""
+    """Yields a client of servers, or of a store that is read in this process.
+
+    Raises:
+        UsageError: A target is unclear, or credentials are given for a store.
+        UnavailableError: No server answers soon.
+        StoreError: The store cannot be opened.
+    """
     from thinrow.client import connect
+    from thinrow.client.target import parse_targets
 
     access = access or Access()
-    with connect(targets, access.config(FIRST_ANSWER_S)) as probe:
-        probe.describe_store()
+    if isinstance(parse_targets(targets), Path):
+        if access != Access():
+            raise UsageError(
+                f"Credentials are for servers; leave them out with the store {targets[0]}."
+            )
+    else:
+        with connect(targets, access.config(FIRST_ANSWER_S)) as probe:
+            probe.describe_store()
     with connect(targets, access.config()) as client:
         yield client

@@ -1,16 +1,24 @@
-"""Requests of MaterializationService, decoded by native code."""
+"""Requests of MaterializationService: decoded by native code, or made in this process."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from thinrow._native import MaterializeRequest, MaterializeStreamRequest
 from thinrow.errors import RequestError
+from thinrow.store.history import PointerBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MaterializeRequest", "MaterializeStreamRequest", "check_examples", "request_decoder"]
+__all__ = [
+    "LocalRequest",
+    "MaterializeRequest",
+    "MaterializeStreamRequest",
+    "check_examples",
+    "request_decoder",
+]
 
 R = TypeVar("R", MaterializeRequest, MaterializeStreamRequest)
 COLUMNS = (
@@ -25,6 +33,21 @@ COLUMNS = (
 """Names of `MaterializeRequest.counts`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRequest(PointerBatch):
+    """A request of this process, with the fields that a decoded one has."""
+
+    tenant: str
+    """The tenant whose projection applies; "" for none."""
+    projection: bytes | None
+    """The encoded projection; None for a tenant's."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Elements of each of `COLUMNS`."""
+        return (len(self),) * len(COLUMNS)
+
+
 def request_decoder(kind: type[R], examples_max: int) -> Callable[[bytes], R]:
     """Makes the deserializer of a kind of request, which raises RequestError for other bytes."""
 
@@ -37,7 +60,7 @@ def request_decoder(kind: type[R], examples_max: int) -> Callable[[bytes], R]:
     return decode
 
 
-def check_examples(request: MaterializeRequest, examples_max: int) -> None:
+def check_examples(request: MaterializeRequest | LocalRequest, examples_max: int) -> None:
     """Checks that each example of a request has its pointer.
 
     Raises:

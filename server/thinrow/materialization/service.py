@@ -18,6 +18,7 @@ from thinrow.core.wire.response import Response
 from thinrow.errors import PermissionDeniedError, RequestError
 from thinrow.materialization.inspect import Question
 from thinrow.materialization.request import (
+    LocalRequest,
     MaterializeRequest,
     MaterializeStreamRequest,
     check_examples,
@@ -100,7 +101,7 @@ class MaterializationService:
         server.add_registered_method_handlers(SERVICE, handlers)
 
     def materialize(
-        self, request: MaterializeRequest, context: CallContext
+        self, request: MaterializeRequest | LocalRequest, context: CallContext
     ) -> Generator[bytes, None, None]:
         """Materializes one batch; yields its response."""
         with ExitStack() as sending:
@@ -168,7 +169,7 @@ class MaterializationService:
 
     def _materialize(
         self,
-        request: MaterializeRequest,
+        request: MaterializeRequest | LocalRequest,
         context: CallContext,
         sending: ExitStack,
         cursor: int | None = None,
@@ -220,7 +221,7 @@ class MaterializationService:
         return message
 
     def _projection(
-        self, request: MaterializeRequest, generation: Generation
+        self, request: MaterializeRequest | LocalRequest, generation: Generation
     ) -> ResolvedProjection:
         schema = generation.schema
         return self._projections.get(

@@ -18,6 +18,8 @@ from thinrow.errors import StoreCorruptError, StoreError, UsageError
 from thinrow.store.manifest import (
     CURRENT,
     CURRENT_BYTES_MAX,
+    HIGHEST,
+    LOCK,
     MANIFEST,
     NEW,
     Manifest,
@@ -48,8 +50,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
-    "HIGHEST",
-    "LOCK",
     "StoredGeneration",
     "check_nothing_newer",
     "check_removable",
@@ -67,10 +67,6 @@ __all__ = [
     "withdrawn_name",
 ]
 
-LOCK = "LOCK"
-"""Locked while a command changes the store."""
-HIGHEST = "HIGHEST"
-"""Names the newest generation that was ever published; numbers continue after it."""
 _FOREIGN_ALLOWED = ("lost+found",)
 """Folders that file systems make by themselves; so do names that begin with a dot."""
 _WITHDRAWN = r"withdrawn-(\d{6,})"

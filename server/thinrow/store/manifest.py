@@ -24,6 +24,8 @@ __all__ = [
     "CURRENT",
     "CURRENT_BYTES_MAX",
     "FORMAT",
+    "HIGHEST",
+    "LOCK",
     "MANIFEST",
     "MANIFEST_BYTES_MAX",
     "NEW",
@@ -49,6 +51,10 @@ __all__ = [
 FORMAT = 2
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
+HIGHEST = "HIGHEST"
+"""Names the newest generation that was ever published; numbers continue after it."""
+LOCK = "LOCK"
+"""Locked while a command changes the store."""
 MANIFEST_BYTES_MAX = 64 << 20
 """Limit on a manifest, about a kilobyte a shard: reading one takes many times its size."""
 CURRENT_BYTES_MAX = 1 << 10
@@ -263,15 +269,36 @@ def require_current_folder(store: Path) -> Path:
     """Returns the folder of the current generation.
 
     Raises:
-        StoreMissingError: nothing was published there.
+        StoreMissingError: There is no store, or nothing was published in it.
+        StoreCorruptError: The folder of the current generation is gone.
     """
     folder = current_folder(store)
     if folder is None:
-        raise StoreMissingError(
-            f"{store} holds no published generation; build one with thinrow compact … --store "
-            f"{store}."
-        )
+        raise StoreMissingError(_missing(store))
+    if not folder.is_dir():
+        raise StoreCorruptError(_damaged_current(store, f"{folder.name} is gone"))
     return folder
+
+
+def _missing(store: Path) -> str:
+    """Returns why a folder has no current generation, and what to do."""
+    if not store.is_dir():
+        return (
+            f"There is no folder {store}; check the path, or build a store there with thinrow "
+            f"compact … --store {store}."
+        )
+    if (store / MANIFEST).is_file():
+        return f"{store} is one generation of a store; name the store's folder, {store.parent}."
+    names = {path.name for path in store.iterdir()}
+    if names and not names & {LOCK, HIGHEST}:
+        return (
+            f"{store} is a folder without a store; name the folder that was built with thinrow "
+            f"compact … --store."
+        )
+    return (
+        f"{store} holds no published generation; wait for the compaction that may be building it, "
+        f"or build one with thinrow compact … --store {store}."
+    )
 
 
 def write_atomically(path: Path, text: str) -> None:

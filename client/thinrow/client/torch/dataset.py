@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
+    from thinrow.client.target import Target
     from thinrow.client.torch.batch import TensorBatch
     from thinrow.client.torch.file_source import FileSource
     from thinrow.core.pointers import Projection
@@ -27,8 +28,9 @@ __all__ = ["ThinRowDataset"]
 class ThinRowDataset(IterableDataset["TensorBatch"]):
     """Histories of thin rows, for `DataLoader(dataset, batch_size=None)`.
 
-    Each worker process has its own shard and connection. torchdata's StatefulDataLoader saves and
-    resumes it: state_dict and load_state_dict apply to the shard of the calling process.
+    Each worker process has its own shard, and its own connection; a store is opened in each.
+    torchdata's StatefulDataLoader saves and resumes it: state_dict and load_state_dict apply to the
+    shard of the calling process.
 
     An iteration is one epoch, from its start, or from the state just loaded. If a process iterates
     again after an epoch that ended, the next epoch follows. New worker processes begin with the
@@ -39,7 +41,7 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
     def __init__(
         self,
         rows: str | Path | Sequence[str | Path] | RowFiles,
-        server: str | Sequence[str],
+        server: Target,
         projection: Projection | str,
         config: LoaderConfig | None = None,
     ) -> None:

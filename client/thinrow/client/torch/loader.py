@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from prometheus_client import CollectorRegistry
     from thinrow.client.client import Client
+    from thinrow.client.target import Target
     from thinrow.client.torch.batch import TensorBatch
     from thinrow.client.torch.source import RowSource
     from thinrow.core.pointers import Projection
@@ -43,7 +44,8 @@ class ThinRowLoader:
 
     Args:
         rows: Files (see RowFiles), or any RowSource.
-        server: HOST:PORT, or several replicas of one store.
+        server: HOST:PORT, or several replicas of one store; or the path of a store, which is then
+            read in this process (see `connect`).
         projection: The wanted part of each history, or the name of a tenant.
         config: Batches, statuses and bounds.
         device: Device of the batches.
@@ -58,7 +60,7 @@ class ThinRowLoader:
     def __init__(
         self,
         rows: str | Path | Sequence[str | Path] | RowFiles | RowSource,
-        server: str | Sequence[str],
+        server: Target,
         projection: Projection | str,
         config: LoaderConfig | None = None,
         *,
@@ -101,9 +103,10 @@ class ThinRowLoader:
         return self._config.batches(len(self._source))
 
     def __repr__(self) -> str:
-        server = self._server if isinstance(self._server, str) else ", ".join(self._server)
+        server = self._server
+        names = str(server) if isinstance(server, str | Path) else ", ".join(map(str, server))
         return (
-            f"ThinRowLoader({self._source!r} at {server}, batches of "
+            f"ThinRowLoader({self._source!r} at {names}, batches of "
             f"{self._config.batch_examples} examples on {self._copies.device})"
         )
 

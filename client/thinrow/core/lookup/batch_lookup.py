@@ -23,9 +23,9 @@ class BatchLookup:
 
     def __init__(self, rows: ThinRows | Pointers, projection: Projection | str) -> None:
         self.rows = ThinRows(rows) if isinstance(rows, Pointers) else rows
-        self._projection = projection
+        self.projection = projection
         mutable = self.rows.mutable
-        self._mutable_lengths = (
+        self.mutable_lengths = (
             np.zeros(len(self.rows), np.int64) if mutable is None else np.diff(mutable.offsets)
         )
         self._responses: list[CheckedResponse] = []
@@ -41,12 +41,7 @@ class BatchLookup:
     @property
     def tenant(self) -> str:
         """The tenant whose projection applies; "" if the lookup has its own."""
-        return self._projection if isinstance(self._projection, str) else ""
-
-    def request(self, examples: NDArray[np.int64]) -> bytes:
-        """Encodes a MaterializeRequest for some of the examples."""
-        pointers = self.rows.pointers[examples]
-        return to_request(pointers, self._mutable_lengths[examples], self._projection)
+        return self.projection if isinstance(self.projection, str) else ""
 
     def add(self, examples: NDArray[np.int64], response: Response) -> CheckedResponse:
         """Checks and keeps the response about some of the examples.
@@ -55,9 +50,9 @@ class BatchLookup:
             MalformedError: The response contradicts the request or itself.
         """
         pointers = self.rows.pointers[examples]
-        mutable_lengths = self._mutable_lengths[examples]
+        mutable_lengths = self.mutable_lengths[examples]
         checked = CheckedResponse.read(
-            response, examples, pointers, mutable_lengths, self._projection
+            response, examples, pointers, mutable_lengths, self.projection
         )
         self._responses.append(checked)
         return checked
@@ -86,9 +81,19 @@ class RequestSlice(NamedTuple):
             RequestSlice(self.lookup, rest, self.last),
         )
 
+    @property
+    def pointers(self) -> Pointers:
+        """Pointers of its examples."""
+        return self.lookup.rows.pointers[self.examples]
+
+    @property
+    def mutable_lengths(self) -> NDArray[np.int64]:
+        """Mutable events of each example."""
+        return self.lookup.mutable_lengths[self.examples]
+
     def request(self) -> bytes:
         """Encodes its MaterializeRequest."""
-        return self.lookup.request(self.examples)
+        return to_request(self.pointers, self.mutable_lengths, self.lookup.projection)
 
     def answered(self, response: Response) -> CheckedResponse:
         """Checks and keeps its response; raises as `BatchLookup.add`."""

@@ -1,0 +1,238 @@
+"""The connections of one stream to the processes of one replica.
+
+A connection has two threads, gRPC's to send and ours to receive; both end with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import grpc
+from thinrow.client.calls import materialize_stream
+from thinrow.client.grpc_errors import translate
+from thinrow.core.tracing import StreamTrace, tracing
+from thinrow.core.wire.malformed import require
+from thinrow.core.wire.request import on_stream
+from thinrow.core.wire.response import Response
+from thinrow.errors import DeadlineError, UnavailableError
+
+if TYPE_CHECKING:
+    from thinrow.client.channel import Channels
+    from thinrow.client.closable import ClosableChannel
+    from thinrow.core.lookup.batch_lookup import RequestSlice
+
+__all__ = ["Connections"]
+
+# Grace period for a stream to end by itself once all responses have come.
+CLOSE_GRACE_S = 1.0
+# Pause before the next connection, after one that led to a process that already had one. It grows
+# slowly, so that some thirty are tried in as many seconds: the kernel chooses processes at random.
+EXTRA_PAUSE_S_MIN, EXTRA_PAUSE_S_MAX = 0.01, 10.0
+EXTRA_PAUSE_GROWTH = 1.25
+
+
+class Connections:
+    """The connections of one stream to one replica, one to each of its processes.
+
+    The kernel chooses the process of a connection, and its first response names it. A connection to
+    a process that already has one is abandoned, and another one is tried after a growing pause, so
+    that a process that was away is found again.
+    """
+
+    def __init__(self, channels: Channels) -> None:
+        self.replica = channels.current
+        self._channels = channels
+        self._open = [Connection(channels, channels.channel)]
+        self._abandoned: list[Connection] = []
+        self._reached = 0
+        self._pause_s = EXTRA_PAUSE_S_MIN
+        self._next_s = 0.0
+        self._cursors = itertools.count(1)
+
+    def send(self, piece: RequestSlice) -> SentRequest:
+        """Sends a request over the connection with the fewest in flight; returns at once."""
+        sent = SentRequest(next(self._cursors), self.least_busy())
+        sent.connection.send(sent.cursor, piece)
+        return sent
+
+    def least_busy(self) -> Connection:
+        """Returns the connection for the next request."""
+        processes: set[str] = set()
+        for connection in list(self._open):
+            if connection.process is None:
+                continue
+            if connection.process in processes:
+                self._open.remove(connection)
+                self._abandoned.append(connection)
+            processes.add(connection.process)
+        for connection in list(self._abandoned):
+            if not connection.awaited:
+                self._abandoned.remove(connection)
+                connection.close()
+        wanted = min(self._channels.config.connections, self._open[0].processes)
+        if len(processes) > self._reached:
+            self._reached, self._pause_s = len(processes), EXTRA_PAUSE_S_MIN
+        if len(self._open) < wanted and time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + self._pause_s
+            self._pause_s = min(EXTRA_PAUSE_GROWTH * self._pause_s, EXTRA_PAUSE_S_MAX)
+            channel = self._channels.open_extra(self.replica)
+            self._open.append(Connection(self._channels, channel, is_own=True))
+        return min(self._open, key=Connection.unanswered)
+
+    def finish(self) -> None:
+        """Lets the server end the calls in an orderly way."""
+        for connection in (*self._open, *self._abandoned):
+            connection.end()
+        for connection in (*self._open, *self._abandoned):
+            connection.finish()
+
+    def close(self) -> None:
+        """Ends all calls."""
+        for connection in (*self._open, *self._abandoned):
+            connection.close()
+
+
+class SentRequest(NamedTuple):
+    """One request in flight."""
+
+    cursor: int
+    connection: Connection
+
+    def has_answered(self) -> bool:
+        """Returns True if `receive` would return, or raise, at once."""
+        return self.connection.has_answered()
+
+    def receive(self, timeout_s: float, deadline_s: float) -> Response:
+        """Waits for the response, or raises the error that ended its connection."""
+        response = self.connection.receive(timeout_s, deadline_s)
+        require(
+            response.cursor == self.cursor,
+            f"it has cursor {response.cursor} instead of {self.cursor}",
+        )
+        return response
+
+
+class Connection:
+    """One open call of MaterializeStream. Queues stay short: no more responses than requests."""
+
+    def __init__(
+        self,
+        channels: Channels,
+        channel: ClosableChannel,
+        *,
+        is_own: bool = False,
+    ) -> None:
+        self.process: str | None = None
+        """The process that answers, once it has; "" if it has no name."""
+        self.processes = 1
+        """Processes that share the address, once one has answered."""
+        self.awaited = 0
+        """Responses not yet received."""
+        self._sent = 0
+        self._channels = channels
+        self._own = channel if is_own else None
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        spans = tracing("thinrow-client")
+        self._trace = None if spans is None else StreamTrace(spans)
+        metadata = channels.metadata
+        if self._trace is not None:
+            metadata += self._trace.metadata
+        self._call = materialize_stream(channel)(
+            iter(self._requests.get, None), metadata=metadata, wait_for_ready=False
+        )
+        self._reader = threading.Thread(target=self._read, name="thinrow-stream", daemon=True)
+        self._reader.start()
+
+    def send(self, cursor: int, piece: RequestSlice) -> None:
+        """Queues a request for sending; returns at once."""
+        self.awaited += 1
+        self._sent += 1
+        traceparent = ""
+        if self._trace is not None:
+            traceparent = self._trace.sent(cursor, piece.lookup.tenant, len(piece.examples))
+        self._requests.put(on_stream(cursor, piece.request(), traceparent))
+
+    def unanswered(self) -> int:
+        """Returns the number of requests without a response so far."""
+        return self.awaited - self._answers.qsize()
+
+    def has_answered(self) -> bool:
+        """Returns True if `receive` would return, or raise, at once."""
+        return not self._answers.empty()
+
+    def receive(self, timeout_s: float, deadline_s: float) -> Response:
+        """Waits for the next response, or raises the error that ended the stream.
+
+        Args:
+            timeout_s: Time to wait.
+            deadline_s: Time for the response over all replicas, for the error's text.
+        """
+        targets = self._channels.targets
+        try:
+            answer = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            raise DeadlineError(
+                f"No answer came from {', '.join(targets)} in {deadline_s:g} s; allow more "
+                f"time, or request less."
+            ) from None
+        if answer is None or isinstance(answer, grpc.RpcError):
+            self._channels.check_open()
+        if isinstance(answer, grpc.RpcError):
+            raise translate(answer, targets) from answer
+        if isinstance(answer, BaseException):
+            raise answer
+        if answer is None:
+            raise UnavailableError(
+                f"The server at {', '.join(targets)} ended the stream before it had "
+                f"answered; check its log."
+            )
+        assert isinstance(answer, Response)
+        self.awaited -= 1
+        if self._trace is not None:
+            self._trace.answered(answer)
+        if self.process is None:
+            metadata = dict(self._call.initial_metadata() or ())
+            self.process = str(metadata.get("thinrow-process", ""))
+            self.processes = int(metadata.get("thinrow-processes", 1))
+        return answer
+
+    def end(self) -> None:
+        """Signals that no more requests come; returns at once."""
+        self._requests.put(None)
+
+    def finish(self) -> None:
+        """Lets the server end the call in an orderly way, then closes it."""
+        self.end()
+        self._reader.join(CLOSE_GRACE_S)
+        self.close()
+
+    def close(self) -> None:
+        """Ends the call and its threads."""
+        if self._trace is not None:
+            self._trace.end()
+        self.end()
+        self._call.cancel()
+        # The garbage collector may call this within the reader.
+        if self._reader is not threading.current_thread():
+            self._reader.join()
+        if self._own is not None:
+            self._channels.release(self._own)
+
+    def _read(self) -> None:
+        """Queues responses, no more than requests, then the error that ended them, or None."""
+        answered = 0
+        try:
+            for answer in self._call:
+                # Otherwise a server could fill the memory with responses to no request.
+                require(answered < self._sent, f"{self._sent} requests have more answers")
+                answered += 1
+                self._answers.put(Response.read_from_stream(answer))
+        except BaseException as error:  # the caller must not wait for more, whatever the error
+            self._answers.put(error)
+        else:
+            self._answers.put(None)

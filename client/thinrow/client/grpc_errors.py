@@ -1,0 +1,95 @@
+"""The errors of gRPC calls as those of `thinrow.errors`."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import grpc
+from thinrow.errors import (
+    AnswerTooLargeError,
+    DeadlineError,
+    PermissionDeniedError,
+    RequestError,
+    StoreCorruptError,
+    StoreError,
+    TenantLimitError,
+    ThinRowError,
+    TooManyCallsError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnknownTenantError,
+)
+
+__all__ = ["ERRORS_OF_GRPC", "translate"]
+
+# Upper bound on a server's retry hint.
+RETRY_AFTER_MS_MAX = 60_000
+
+# Details of calls that this side cancelled.
+CANCELLED_HERE = ("Locally cancelled", "Channel closed")
+
+ERRORS_BY_NAME: dict[str, type[ThinRowError]] = {
+    error.name: error
+    for error in (
+        AnswerTooLargeError,
+        PermissionDeniedError,
+        TenantLimitError,
+        TooManyCallsError,
+        UnauthenticatedError,
+        UnknownTenantError,
+        StoreError,
+        StoreCorruptError,
+    )
+}
+ERRORS_BY_CODE: dict[grpc.StatusCode, type[ThinRowError]] = {
+    grpc.StatusCode.DATA_LOSS: StoreCorruptError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.FAILED_PRECONDITION: RequestError,
+    grpc.StatusCode.INVALID_ARGUMENT: RequestError,
+    grpc.StatusCode.NOT_FOUND: RequestError,
+    grpc.StatusCode.OUT_OF_RANGE: RequestError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: RequestError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.UNIMPLEMENTED: RequestError,
+}
+ERRORS_OF_GRPC: dict[str, type[ThinRowError]] = {
+    "Concurrent RPC limit exceeded": TooManyCallsError,
+    "CLIENT: Received message larger than max": AnswerTooLargeError,
+}
+"""Errors of gRPC itself, by text. All have the code RESOURCE_EXHAUSTED and no name."""
+
+
+def translate(error: grpc.RpcError, targets: tuple[str, ...]) -> ThinRowError:
+    """Converts a gRPC error to one of `thinrow.errors`."""
+    call = cast("grpc.Call", error)  # every RpcError of a call is that call
+    code = call.code()
+    details = call.details() or "no details given"
+    where = ", ".join(targets)
+    if code is grpc.StatusCode.CANCELLED and not details.startswith(CANCELLED_HERE):
+        # The call crossed a GOAWAY of a stopping server, which then never saw it.
+        code = grpc.StatusCode.UNAVAILABLE
+    metadata = dict(call.trailing_metadata() or ())
+    kind = ERRORS_BY_NAME.get(
+        str(metadata.get("thinrow-error")), ERRORS_BY_CODE.get(code, ThinRowError)
+    )
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "thinrow-error" not in metadata:
+        kind = next((ERRORS_OF_GRPC[text] for text in ERRORS_OF_GRPC if text in details), kind)
+    if kind is UnavailableError:
+        return UnavailableError(
+            f"No server answered at {where} ({details}); check the address, and that "
+            f"`thinrow serve` runs there."
+        )
+    if kind is DeadlineError:
+        return DeadlineError(
+            f"No answer came from {where} before the deadline; allow more time, or request less."
+        )
+    if kind is ThinRowError:
+        return ThinRowError(f"The call to {where} failed with {code.name}: {details}")
+    failure = kind(details)
+    if isinstance(failure, TooManyCallsError):
+        # Without a name the rejection is gRPC's own, which has no hint.
+        hint = str(metadata.get("retry-after-ms", "" if "thinrow-error" in metadata else "0"))
+        failure.retry_after_ms = min(int(hint), RETRY_AFTER_MS_MAX) if hint.isdecimal() else None
+    return failure
