@@ -21,7 +21,7 @@ TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict
 	tqdm==4.70.1 pyre-extensions==0.0.32 typing-inspect==0.9.0 mypy-extensions==1.2.0 iopath==0.1.10 \
 	portalocker==4.4.2 lightning-utilities==0.15.3 cloudpickle==3.1.2 psutil==7.2.2 pandas==3.1.1
 
-TRAINERS := lightning==2.6.6 transformers==5.24.0 accelerate==1.15.0
+TRAINERS := lightning==2.6.6 transformers==5.24.0 accelerate==1.15.0 datasets==5.2.0
 
 .PHONY: help setup demo test test-fast test-long torchrec trainers check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors bench bench-peers gpu lock pin-images image-test faults
 
@@ -52,7 +52,7 @@ test-long: setup ## run all tests on whole data sets, with eight times the examp
 torchrec: setup ## install torchrec, so that its tests run rather than skip
 	$(BIN)/python -m pip install --quiet --no-deps $(TORCHREC)
 
-trainers: setup ## install Lightning and transformers, so that their tests run rather than skip
+trainers: setup ## install Lightning, transformers and datasets, so that their tests run rather than skip
 	$(BIN)/python -m pip install --quiet $(TRAINERS)
 
 faults: setup ## try every fault as often as docs/reports/reliability.md says, and write its table; as root

@@ -14,12 +14,12 @@ from thinrow.errors import UsageError
 from torch.utils.data import IterableDataset, get_worker_info
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Generator, Iterator
 
     from thinrow.client.target import Target
     from thinrow.client.torch.batch import TensorBatch
     from thinrow.client.torch.file_source import FileSource
+    from thinrow.client.torch.files import Rows
     from thinrow.core.pointers import Projection
 
 __all__ = ["ThinRowDataset"]
@@ -40,7 +40,7 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
 
     def __init__(
         self,
-        rows: str | Path | Sequence[str | Path] | RowFiles,
+        rows: Rows | RowFiles,
         server: Target,
         projection: Projection | str,
         config: LoaderConfig | None = None,

@@ -134,8 +134,8 @@ class FileSource:
         differing = [name for name in mine if state.get(name) != mine[name]]
         if {"files", "rows"} & set(differing):
             raise UsageError(
-                "The state belongs to other files of thin rows; resume with the same files, or "
-                "restart the epoch."
+                "The state belongs to other files of thin rows; resume with the same files and "
+                "filters, or restart the epoch."
             )
         if {"shard", "shards"} & set(differing):
             raise UsageError(
@@ -175,16 +175,16 @@ class FileSource:
         """Yields the shard's windows, from number `number` on."""
         files = self._files
         start = self._start + number * self._window_rows
-        held: list[tuple[pa.RecordBatch, int, str]] = []
+        held: list[tuple[pa.RecordBatch, NDArray[np.int64], str]] = []
         room = self._window_rows
-        for batch, first, path in files.read(epoch, start, self._stop, self._schema):
+        for batch, numbers, path in files.read(epoch, start, self._stop, self._schema):
             while len(batch) >= room:
-                held.append((batch.slice(0, room), first, path))
+                held.append((batch.slice(0, room), numbers[:room], path))
                 yield Window(held, files, (epoch, number))
-                batch, first = batch.slice(room), first + room
+                batch, numbers = batch.slice(room), numbers[room:]
                 held, room, number = [], self._window_rows, number + 1
             if len(batch):
-                held.append((batch, first, path))
+                held.append((batch, numbers, path))
                 room -= len(batch)
         if held:
             yield Window(held, files, (epoch, number))
@@ -195,15 +195,13 @@ class Window:
 
     def __init__(
         self,
-        parts: Sequence[tuple[pa.RecordBatch, int, str]],
+        parts: Sequence[tuple[pa.RecordBatch, NDArray[np.int64], str]],
         files: RowFiles,
         salts: tuple[int, int],
     ) -> None:
         table = load_pyarrow().Table.from_batches([batch for batch, _, _ in parts])
         self._rows = one_batch(table)
-        self._ids = np.concatenate(
-            [np.arange(first, first + len(batch)) for batch, first, _ in parts]
-        )
+        self._ids = np.concatenate([numbers for _, numbers, _ in parts])
         self._paths = ", ".join(dict.fromkeys(path for _, _, path in parts))
         order = np.arange(len(self._ids))
         self._is_shuffled = files.order != "files"

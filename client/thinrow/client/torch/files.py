@@ -5,61 +5,57 @@ docs/guides/training.md has the contract.
 
 from __future__ import annotations
 
-import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Iterator
+from copy import copy
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch.distributed
+from thinrow.client.torch.choosers import KeptRows
 from thinrow.client.torch.file_source import READ_ROWS, FileSource
+from thinrow.client.torch.row_groups import FileGroups, TableGroups, all_columns, joint_columns
 from thinrow.client.torch.row_order import shuffled
-from thinrow.core.files.arrow import (
-    conformed_batch,
-    joint_schema,
-    leaf_count,
-    load_pyarrow,
-    plain_type,
-)
-from thinrow.core.files.parquet import open_parquet
-from thinrow.core.files.paths import data_files
-from thinrow.core.files.rows import check, snapshots_type
+from thinrow.client.torch.selection import Selection, selections
+from thinrow.core.files.arrow import conformed_batch, load_pyarrow
+from thinrow.core.files.paths import Named
+from thinrow.core.files.rows import other_columns
+from thinrow.core.files.tables import Table, is_table
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import pyarrow as pa
-    from thinrow.core.files.parquet import ParquetTable
-    from thinrow.core.files.paths import DataFile, Named
+    from numpy.typing import NDArray
+    from thinrow.client.torch.row_groups import RowGroups
+    from thinrow.client.torch.selection import Chooser
+    from thinrow.core.files.row_filter import Condition
     from thinrow.core.pointers import Projection
 
 __all__ = ["RowFiles"]
 
-FOOTER_THREADS_MAX = 16
-"""Footers read at once; most of the time goes to waiting for a remote store."""
-
+Rows = Named | Table
+"""Names of files, or rows in memory."""
 Order = Literal["users", "rows", "files"]
 EVENT_TIMES = ("event_ts", "arrival_ts")
 """Fields of mutable events that are read for every projection."""
 
 
-class Footer(NamedTuple):
-    """The part of a file's footer that planning needs."""
-
-    schema: pa.Schema
-    group_rows: list[int]
-    group_bytes: list[int]
-
-
 class RowFiles:
-    """Parquet files of thin rows, the order of their rows, and this trainer's rank among others.
+    """Thin rows of Parquet files or of a table in memory, their order, and this trainer's rank.
 
-    The constructor reads all footers once; copies for other processes include them.
+    The constructor reads all footers once, and the columns of the filter; copies for other
+    processes include what it found, and a table's rows.
 
     Args:
-        paths: Files, folders, globs, or URLs of either that fsspec knows, one or several. They are
-            sorted, and a file named twice counts once. Keys of Hive folders are columns.
+        rows: Files, folders, globs, or URLs of either that fsspec knows, one or several. They are
+            sorted, and a file named twice counts once. Keys of Hive folders are columns. Or rows in
+            memory: any table that has Arrow's PyCapsule stream, as those of pyarrow and Polars, a
+            DataFrame of pandas, or a `datasets.Dataset`.
+        filter: Rows to keep, as for `filter`. Default: all.
         order: "users" groups a window's rows by user, users in seeded order; "rows" shuffles a
             window's rows; both shuffle row groups, too. "files" keeps the order of the files.
         seed: Seed of the shuffle; each epoch has another order.
@@ -75,8 +71,9 @@ class RowFiles:
 
     def __init__(
         self,
-        paths: Named,
+        rows: Rows,
         *,
+        filter: Condition = None,  # noqa: A002 - the name that pyarrow has
         order: Order = "users",
         seed: int = 0,
         window_rows: int = 65_536,
@@ -96,20 +93,14 @@ class RowFiles:
             self._given_ranks = rank, world_size
         self._ranks_of_origin = 0, 1
         self.order, self.seed, self.window_rows = order, seed, window_rows
-        self.files = data_files(paths)
-        self.paths = [file.name for file in self.files]
-        threads = min(FOOTER_THREADS_MAX, len(self.paths))
-        with ThreadPoolExecutor(threads, thread_name_prefix="thinrow-footers") as pool:
-            footers = list(pool.map(read_footer, self.files))
-        self._schemas = [footer.schema for footer in footers]
-        self.fingerprint = fingerprint(self.paths, footers)
-        counts = [len(footer.group_rows) for footer in footers]
-        self._group_files = np.repeat(np.arange(len(footers)), counts)
-        self._group_places = np.concatenate([np.arange(count) for count in counts])
-        self._group_rows = np.array(
-            [rows for footer in footers for rows in footer.group_rows], np.int64
+        self._groups: RowGroups = (
+            FileGroups(cast("Named", rows)) if is_named(rows) else TableGroups(rows)
         )
-        self._group_ids = np.cumsum(self._group_rows) - self._group_rows
+        self.paths = self._groups.names
+        self._group_ids = np.cumsum(self._groups.rows) - self._groups.rows
+        self._select(Selection(self._groups.rows))
+        if filter is not None:
+            self._select(self._kept(filter))
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process has no process group, so its copy keeps the rank of its trainer.
@@ -126,11 +117,34 @@ class RowFiles:
         return (self._given_ranks or ranks(self._ranks_of_origin))[1]
 
     def __len__(self) -> int:
-        """Returns the number of rows in all files."""
-        return int(self._group_rows.sum())
+        """Returns the number of rows."""
+        return int(self._selection.counts.sum())
 
     def __repr__(self) -> str:
-        return f"RowFiles({len(self.paths)} files, {len(self)} rows, order {self.order!r})"
+        is_table = isinstance(self._groups, TableGroups)
+        parts = "a table" if is_table else f"{len(self.paths)} files"
+        return f"RowFiles({parts}, {len(self)} rows, order {self.order!r})"
+
+    def filter(self, condition: Condition) -> RowFiles:
+        """Returns the rows for which a condition is true; the others and their numbers stay.
+
+        The columns of the condition are read once, except in row groups whose statistics, or whose
+        files' Hive keys, rule it out.
+
+        Args:
+            condition: An expression such as `pyarrow.compute.field("country") == "de"`, or a list
+                of tuples such as `[("country", "==", "de")]`, as pyarrow's `filters` takes.
+
+        Raises:
+            InputError: A file lacks a column of the condition.
+            UsageError: It is no condition on the columns that there are.
+        """
+        return self._with(self._kept(condition))
+
+    def divide(self, chooser: Chooser, count: int) -> list[RowFiles]:
+        """Returns the rows of each of `count` selections of a choice, which is made once."""
+        parts = selections(self._groups, self._selection, chooser, count)
+        return [self._with(part) for part in parts]
 
     def source(
         self,
@@ -159,8 +173,7 @@ class RowFiles:
         Raises:
             InputError: A file lacks a column, or holds it in another type than the first.
         """
-        names = list(dict.fromkeys(name for schema in self._schemas for name in schema.names))
-        others = [name for name in names if name not in ("uih", "mutable")]
+        others = other_columns(all_columns(self._groups))
         if columns is not None:
             missing = [name for name in columns if name not in others]
             if missing:
@@ -168,45 +181,99 @@ class RowFiles:
                     f"The thin rows have no column {missing[0]!r}; there are {', '.join(others)}."
                 )
             others = [name for name in others if name in {*columns, "user_id", "request_ts"}]
-        schema = joint_schema(self.paths, self._schemas, [*others, "uih", "mutable"])
+        schema = joint_columns(self._groups, [*others, "uih", "mutable"])
+        if traits is None:
+            return schema
         arrow = load_pyarrow()
-        mutable = snapshots_type(schema.field("mutable").type)
-        if traits is not None:
-            events = mutable.value_type
-            kept = [field for field in events if field.name in {*EVENT_TIMES, *traits}]
-            mutable = arrow.large_list(arrow.struct(kept))
+        events = schema.field("mutable").type.value_type
+        kept = [field for field in events if field.name in {*EVENT_TIMES, *traits}]
+        mutable = arrow.large_list(arrow.struct(kept))
         return schema.set(len(schema) - 1, arrow.field("mutable", mutable))
 
     def read(
         self, epoch: int, start: int, stop: int, schema: pa.Schema
-    ) -> Iterator[tuple[pa.RecordBatch, int, str]]:
-        """Yields the places [start, stop) of an epoch's sequence: rows, first number, file."""
-        groups = np.arange(len(self._group_rows))
+    ) -> Iterator[tuple[pa.RecordBatch, NDArray[np.int64], str]]:
+        """Yields the places [start, stop) of an epoch's sequence: rows, their numbers, their file.
+
+        Rows have numbers of their own among all rows, whether a filter leaves out some or not.
+        """
+        counts = self._selection.counts
+        groups = np.arange(len(counts))
         if self.order != "files":
             groups = shuffled(groups, self.seed, epoch)
-        ends = np.cumsum(self._group_rows[groups])
+        ends = np.cumsum(counts[groups])
         for place in range(int(np.searchsorted(ends, start, side="right")), len(groups)):
-            group = groups[place]
-            begin = int(ends[place] - self._group_rows[group])
+            group = int(groups[place])
+            begin = int(ends[place] - counts[group])
             if begin >= stop:
                 return
-            origin = self.files[self._group_files[group]]
-            first, last = max(start - begin, 0), min(stop, int(ends[place])) - begin
-            seen = 0
-            with open_parquet(origin) as file:
-                for batch in file.iter_batches(
-                    READ_ROWS,
-                    row_groups=[int(self._group_places[group])],
-                    columns=schema.names,
-                    leaves=leaves_of(file, schema),
-                ):
-                    low, high = max(first - seen, 0), min(last - seen, len(batch))
-                    if low < high:
-                        part = conformed_batch(origin, batch.slice(low, high - low), schema)
-                        yield part, int(self._group_ids[group]) + seen + low, origin.name
-                    seen += len(batch)
-                    if seen >= last:
-                        break
+            wanted = self._selection.places(
+                group, max(start - begin, 0), min(stop, int(ends[place])) - begin
+            )
+            if len(wanted):
+                yield from self._read_places(group, wanted, schema)
+
+    def _read_places(
+        self, group: int, wanted: NDArray[np.int64], schema: pa.Schema
+    ) -> Iterator[tuple[pa.RecordBatch, NDArray[np.int64], str]]:
+        """Yields rows of a group, by their places in it."""
+        path = self.paths[self._groups.parts[group]]
+        seen = 0
+        for _, batch in self._groups.batches([group], schema, READ_ROWS):
+            low, high = np.searchsorted(wanted, [seen, seen + len(batch)])
+            if low < high:
+                places = wanted[low:high] - seen
+                yield (
+                    conformed_rows(path, batch, places, schema),
+                    self._group_ids[group] + wanted[low:high],
+                    path,
+                )
+            seen += len(batch)
+            if seen > wanted[-1]:
+                return
+
+    def _kept(self, condition: Condition) -> Selection:
+        """Returns the rows for which a condition is true."""
+        [kept] = selections(self._groups, self._selection, KeptRows(self._groups, condition), 1)
+        return kept
+
+    def _with(self, selection: Selection) -> RowFiles:
+        """Returns these rows without those that a selection leaves out."""
+        other = copy(self)
+        other._select(selection)
+        return other
+
+    def _select(self, selection: Selection) -> None:
+        self._selection = selection
+        whole, kept = self._groups.fingerprint, selection.digest()
+        self.fingerprint = sha256(f"{whole} {kept}".encode()).hexdigest()[:16] if kept else whole
+
+
+def conformed_rows(
+    path: str, batch: pa.RecordBatch, places: NDArray[np.int64], schema: pa.Schema
+) -> pa.RecordBatch:
+    """Returns the rows at ascending places of a batch, in the types of a schema."""
+    first, count = int(places[0]), len(places)
+    if int(places[-1]) - first + 1 == count:
+        return conformed_batch(path, batch.slice(first, count), schema)
+    # Arrow selects no rows of every layout, so they come into the one layout first.
+    return conformed_batch(path, batch, schema).take(load_pyarrow().array(places))
+
+
+def is_named(rows: object) -> bool:
+    """Returns True for names of files, False for rows in memory.
+
+    Raises:
+        UsageError: The rows are neither.
+    """
+    if is_table(rows):
+        return False
+    if isinstance(rows, str | Path | list | tuple | set | frozenset | Iterator):
+        return True
+    raise UsageError(
+        f"The rows are a {type(rows).__name__}, but must be a path, a list of paths, or a table in "
+        f"memory."
+    )
 
 
 def traits_named(projection: Projection | str) -> tuple[str, ...] | None:
@@ -225,50 +292,3 @@ def ranks(default: tuple[int, int] = (0, 1)) -> tuple[int, int]:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     return default
-
-
-def read_footer(file: DataFile) -> Footer:
-    """Reads a file's footer.
-
-    Raises:
-        InputError: The file holds no thin rows.
-    """
-    with open_parquet(file) as table:
-        check(file, table.schema_arrow)
-        metadata = table.metadata
-        groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
-        return Footer(
-            table.schema_arrow.remove_metadata(),
-            [group.num_rows for group in groups],
-            [group.total_byte_size for group in groups],
-        )
-
-
-def leaves_of(table: ParquetTable, schema: pa.Schema) -> list[int]:
-    """Returns the numbers of Parquet's columns that a schema needs."""
-    traits = set(schema.field("mutable").type.value_type.names)
-    leaves: list[int] = []
-    for name in schema.names:
-        if name != "mutable":
-            leaves += table.leaves(name)
-            continue
-        kind = plain_type(table.schema_arrow.field(name).type)
-        if snapshots_type(kind) != kind:  # no events, and one leaf of nulls
-            leaves += table.leaves(name)
-            continue
-        first = table.leaves(name).start
-        for field in kind.value_type:
-            count = leaf_count(field.type)
-            if field.name in traits:
-                leaves += range(first, first + count)
-            first += count
-    return leaves
-
-
-def fingerprint(paths: Sequence[str], footers: Sequence[Footer]) -> str:
-    """Returns a fingerprint of a list of files, independent of their folders."""
-    digest = hashlib.sha256()
-    for path, footer in zip(paths, footers, strict=True):
-        summary = (path.rsplit("/", 1)[-1], footer.group_rows, footer.group_bytes)
-        digest.update(repr(summary).encode())
-    return digest.hexdigest()[:16]

@@ -12,16 +12,18 @@ from thinrow.client.torch.file_source import FileSource
 from thinrow.client.torch.files import RowFiles, traits_named
 from thinrow.client.torch.pipeline import BATCHES_IN_USE, Pipeline
 from thinrow.client.torch.starvation import Starvation
+from thinrow.core.files.tables import is_table
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator
 
     import torch
     from prometheus_client import CollectorRegistry
     from thinrow.client.client import Client
     from thinrow.client.target import Target
     from thinrow.client.torch.batch import TensorBatch
+    from thinrow.client.torch.files import Rows
     from thinrow.client.torch.source import RowSource
     from thinrow.core.pointers import Projection
 
@@ -43,7 +45,7 @@ class ThinRowLoader:
     called between batches.
 
     Args:
-        rows: Files (see RowFiles), or any RowSource.
+        rows: Files or a table in memory (see RowFiles), or any RowSource.
         server: HOST:PORT, or several replicas of one store; or the path of a store, which is then
             read in this process (see `connect`).
         projection: The wanted part of each history, or the name of a tenant.
@@ -59,7 +61,7 @@ class ThinRowLoader:
 
     def __init__(
         self,
-        rows: str | Path | Sequence[str | Path] | RowFiles | RowSource,
+        rows: Rows | RowFiles | RowSource,
         server: Target,
         projection: Projection | str,
         config: LoaderConfig | None = None,
@@ -247,15 +249,10 @@ class ThinRowLoader:
         return self._source
 
 
-def to_rows(
-    rows: str | Path | Sequence[str | Path] | RowFiles | RowSource,
-) -> RowFiles | RowSource:
-    """Names files as RowFiles; returns RowFiles or a RowSource as they are."""
-    if isinstance(rows, str | Path | list | tuple):
-        return RowFiles(rows)
-    if not isinstance(rows, RowFiles) and not hasattr(rows, "chunks"):
-        raise UsageError(
-            f"The rows are a {type(rows).__name__}, but must be a path, a list of paths, RowFiles "
-            f"or another RowSource."
-        )
-    return cast("RowFiles | RowSource", rows)
+def to_rows(rows: Rows | RowFiles | RowSource) -> RowFiles | RowSource:
+    """Names files and tables as RowFiles; returns RowFiles or a RowSource as they are."""
+    # A DataFrame has its columns as attributes.
+    is_source = hasattr(rows, "chunks") and not is_table(rows)
+    if isinstance(rows, RowFiles) or is_source:
+        return cast("RowFiles | RowSource", rows)
+    return RowFiles(cast("Rows", rows))

@@ -1,0 +1,255 @@
+"""Thin rows as groups that are read one at a time: row groups of files, or parts of a table."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from thinrow.core.files.arrow import joint_schema, leaf_count, load_pyarrow, one_batch, plain_type
+from thinrow.core.files.parquet import open_parquet
+from thinrow.core.files.paths import data_files
+from thinrow.core.files.row_filter import known_of_key, known_of_range
+from thinrow.core.files.rows import check, fields, snapshots_type
+from thinrow.core.files.tables import table_name, to_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from numpy.typing import NDArray
+    from thinrow.core.files.parquet import ParquetTable
+    from thinrow.core.files.paths import DataFile, Named
+
+__all__ = ["FileGroups", "RowGroups", "TableGroups", "all_columns", "joint_columns"]
+
+FOOTER_THREADS_MAX = 16
+"""Footers read at once; most of the time goes to waiting for a remote store."""
+TABLE_GROUP_ROWS = 4096
+"""Rows of a group of a table. An order of groups mixes a table the better the smaller they are."""
+POINTER = ("start_ts", "end_ts", "max_length", "digest")
+
+
+class RowGroups(Protocol):
+    """Groups of thin rows: those of one part (a file, a table) are numbered consecutively."""
+
+    names: list[str]
+    """Names of the parts in errors."""
+    schemas: list[pa.Schema]
+    """Columns of each part."""
+    parts: NDArray[np.int64]
+    """Shape (groups,): the part of each group."""
+    rows: NDArray[np.int64]
+    """Shape (groups,): rows of each group."""
+    fingerprint: str
+    """Names the rows, wherever they lie."""
+
+    def batches(
+        self, groups: Sequence[int], schema: pa.Schema, rows: int
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yields rows of groups of one part in order, at most `rows` at a time, and their group.
+
+        The batches have the schema's columns, in the part's own types.
+        """
+
+    def known(self, part: int, schema: pa.Schema) -> list[pc.Expression]:
+        """Returns what statistics say of all rows of each group of a part."""
+
+
+class Footer(NamedTuple):
+    """The part of a file's footer that planning needs."""
+
+    schema: pa.Schema
+    group_rows: list[int]
+    group_bytes: list[int]
+
+
+class FileGroups:
+    """The row groups of Parquet files: RowGroups.
+
+    The constructor reads all footers once; copies for other processes include them.
+
+    Raises:
+        InputError: There is no file, or one holds no thin rows.
+    """
+
+    def __init__(self, paths: Named) -> None:
+        self._files = data_files(paths)
+        self.names = [file.name for file in self._files]
+        threads = min(FOOTER_THREADS_MAX, len(self.names))
+        with ThreadPoolExecutor(threads, thread_name_prefix="thinrow-footers") as pool:
+            footers = list(pool.map(read_footer, self._files))
+        self.schemas = [footer.schema for footer in footers]
+        self.fingerprint = fingerprint(self.names, footers)
+        counts = [len(footer.group_rows) for footer in footers]
+        self.parts = np.repeat(np.arange(len(footers)), counts)
+        self._places = np.concatenate([np.arange(count) for count in counts])
+        self.rows = np.array([rows for footer in footers for rows in footer.group_rows], np.int64)
+
+    def batches(
+        self, groups: Sequence[int], schema: pa.Schema, rows: int
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yields rows of one file, which is opened once; see RowGroups."""
+        with open_parquet(self._files[self.parts[groups[0]]]) as file:
+            leaves = leaves_of(file, schema)
+            for group in groups:
+                place = [int(self._places[group])]
+                for batch in file.iter_batches(
+                    rows, row_groups=place, columns=schema.names, leaves=leaves
+                ):
+                    yield group, batch
+
+    def known(self, part: int, schema: pa.Schema) -> list[pc.Expression]:
+        """Returns what statistics and keys of folders say; see RowGroups."""
+        arrow = load_pyarrow()
+        file, groups = self._files[part], int(np.sum(self.parts == part))
+        keys = dict(file.keys) | {key: None for key in file.other_keys if key in schema.names}
+        always = arrow.compute.scalar(True)
+        for name, value in keys.items():
+            if name in schema.names:
+                always &= known_of_key(schema.field(name), value)
+        if set(schema.names) <= set(keys):
+            return [always] * groups
+        with open_parquet(file) as table:
+            return [always & known_of_group(table, group, schema) for group in range(groups)]
+
+
+class TableGroups:
+    """A table in memory, cut into groups: RowGroups.
+
+    Args:
+        rows: See `to_table`.
+
+    Raises:
+        InputError: The table holds no thin rows.
+    """
+
+    def __init__(self, rows: object) -> None:
+        self.names = [table_name(rows)]
+        self._table: pa.Table = to_table(rows).replace_schema_metadata(None)
+        check(self.names[0], self._table.schema)
+        self.schemas = [self._table.schema]
+        starts = range(0, len(self._table), TABLE_GROUP_ROWS)
+        self.rows = np.array(
+            [min(TABLE_GROUP_ROWS, len(self._table) - start) for start in starts], np.int64
+        )
+        self.parts = np.zeros(len(self.rows), np.int64)
+        self.fingerprint = self._fingerprint()
+
+    def batches(
+        self, groups: Sequence[int], schema: pa.Schema, rows: int
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yields rows of the table; see RowGroups."""
+        table = self._table.select(schema.names)
+        for group in groups:
+            batch = one_batch(table.slice(group * TABLE_GROUP_ROWS, TABLE_GROUP_ROWS))
+            for first in range(0, len(batch), rows):
+                yield group, batch.slice(first, rows)
+
+    def known(self, part: int, schema: pa.Schema) -> list[pc.Expression]:
+        """Returns that nothing is known: a table has no statistics."""
+        del part, schema
+        return [load_pyarrow().compute.scalar(True)] * len(self.rows)
+
+    def _fingerprint(self) -> str:
+        """Returns a hash of all users, request times and pointers, whatever their layout."""
+        arrow = load_pyarrow()
+        schema = arrow.schema(
+            [self._table.schema.field(name) for name in ("user_id", "request_ts", "uih")]
+        )
+        digest = hashlib.sha256(repr(sorted(self._table.schema.names)).encode())
+        for _, batch in self.batches(range(len(self.rows)), schema, TABLE_GROUP_ROWS):
+            pointers = fields(batch["uih"])
+            for column in (batch["user_id"], batch["request_ts"], *(pointers[n] for n in POINTER)):
+                numbers = column.fill_null(0).to_numpy()
+                digest.update(numbers.astype(np.int64).view(np.uint8))
+        return digest.hexdigest()[:16]
+
+
+def all_columns(groups: RowGroups) -> pa.Schema:
+    """Returns the columns of all parts, as the first part with each has it."""
+    fields: dict[str, pa.Field] = {}
+    for schema in groups.schemas:
+        for field in schema:
+            fields.setdefault(field.name, field)
+    return load_pyarrow().schema(list(fields.values()))
+
+
+def joint_columns(groups: RowGroups, names: Sequence[str]) -> pa.Schema:
+    """Returns the types of columns, in the one layout, that all parts have in common.
+
+    Raises:
+        InputError: A part lacks a column, or holds it in another type than the first.
+    """
+    schema = joint_schema(groups.names, groups.schemas, names)
+    place = schema.get_field_index("mutable")
+    if place < 0:
+        return schema
+    mutable = snapshots_type(schema.field(place).type)
+    return schema.set(place, load_pyarrow().field("mutable", mutable))
+
+
+def read_footer(file: DataFile) -> Footer:
+    """Reads a file's footer.
+
+    Raises:
+        InputError: The file holds no thin rows.
+    """
+    with open_parquet(file) as table:
+        check(file, table.schema_arrow)
+        metadata = table.metadata
+        groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
+        return Footer(
+            table.schema_arrow.remove_metadata(),
+            [group.num_rows for group in groups],
+            [group.total_byte_size for group in groups],
+        )
+
+
+def known_of_group(table: ParquetTable, group: int, schema: pa.Schema) -> pc.Expression:
+    """Returns what the statistics of a row group say of its rows."""
+    known = load_pyarrow().compute.scalar(True)
+    row_group = table.metadata.row_group(group)
+    for field in schema:
+        leaves = table.leaves(field.name)
+        if len(leaves) != 1 or table.metadata.schema.column(leaves[0]).max_repetition_level:
+            continue
+        statistics = row_group.column(leaves[0]).statistics
+        if statistics is None or not statistics.has_min_max:
+            continue
+        has_nulls = not statistics.has_null_count or statistics.null_count > 0
+        of_field = known_of_range(field, statistics.min, statistics.max, has_nulls=has_nulls)
+        known = known if of_field is None else known & of_field
+    return known
+
+
+def leaves_of(table: ParquetTable, schema: pa.Schema) -> list[int]:
+    """Returns the numbers of Parquet's columns that a schema needs."""
+    leaves: list[int] = []
+    for name in schema.names:
+        if name != "mutable":
+            leaves += table.leaves(name)
+            continue
+        kind = plain_type(table.schema_arrow.field(name).type)
+        if snapshots_type(kind) != kind:  # no events, and one leaf of nulls
+            leaves += table.leaves(name)
+            continue
+        traits = set(schema.field(name).type.value_type.names)
+        first = table.leaves(name).start
+        for field in kind.value_type:
+            count = leaf_count(field.type)
+            if field.name in traits:
+                leaves += range(first, first + count)
+            first += count
+    return leaves
+
+
+def fingerprint(paths: Sequence[str], footers: Sequence[Footer]) -> str:
+    """Returns a fingerprint of a list of files, independent of their folders."""
+    digest = hashlib.sha256()
+    for path, footer in zip(paths, footers, strict=True):
+        summary = (path.rsplit("/", 1)[-1], footer.group_rows, footer.group_bytes)
+        digest.update(repr(summary).encode())
+    return digest.hexdigest()[:16]

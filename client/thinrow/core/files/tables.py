@@ -1,0 +1,68 @@
+"""Tables in memory, of any library that shares Arrow data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from thinrow.core.files.arrow import load_pyarrow
+from thinrow.core.files.io_errors import first_line
+from thinrow.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Table", "is_table", "table_name", "to_table"]
+
+
+class Table(Protocol):
+    """A table of any library that shares Arrow data by Arrow's PyCapsule interface."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Returns a capsule of the stream of the table's record batches."""
+
+
+def is_table(rows: object) -> bool:
+    """Returns True for what `to_table` takes."""
+    return hasattr(rows, "__arrow_c_stream__") or _is_pandas(rows) or _is_hugging_face(rows)
+
+
+def table_name(rows: object) -> str:
+    """Returns the name of a table in memory in errors."""
+    return f"The {type(rows).__name__} in memory"
+
+
+def to_table(rows: Any) -> pa.Table:  # noqa: ANN401 - any class with Arrow's protocol
+    """Takes the data of a table in memory, without a copy where its library holds Arrow data.
+
+    Args:
+        rows: Any object with Arrow's PyCapsule stream (`__arrow_c_stream__`), such as a Table, a
+            RecordBatch, a RecordBatchReader (which is read to its end) or a DataFrame of Polars; a
+            DataFrame of pandas, whose index is left out; or a `datasets.Dataset`.
+
+    Raises:
+        InputError: The data is no table, or Arrow cannot hold it.
+    """
+    pa = load_pyarrow()
+    try:
+        if _is_pandas(rows):
+            return pa.Table.from_pandas(rows, preserve_index=False)
+        if _is_hugging_face(rows):
+            return rows.with_format("arrow")[:]  # in the order of `select`, `shuffle` and `filter`
+        return pa.table(rows)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise InputError(
+            f"{table_name(rows)} cannot be read as an Arrow table: {first_line(error)}."
+        ) from error
+
+
+def _is_pandas(rows: object) -> bool:
+    return "pandas.DataFrame" in _class_names(rows)
+
+
+def _is_hugging_face(rows: object) -> bool:
+    return "datasets.Dataset" in _class_names(rows)
+
+
+def _class_names(rows: object) -> set[str]:
+    """Returns the classes of an object as PACKAGE.CLASS, so that no package is imported."""
+    return {f"{each.__module__.partition('.')[0]}.{each.__name__}" for each in type(rows).__mro__}
