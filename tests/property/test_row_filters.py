@@ -15,11 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.scenarios import examples
 from support.thin_rows import ids_of, rows_table
-from thinrow.client.torch import RowFiles
+from thinrow.client.torch import RowFiles, splits
+from thinrow.client.torch.choosers import DOWNSAMPLING
 from thinrow.core.files.row_filter import as_expression
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from thinrow.client.torch.files import Order
 
 DAY = 86_400_000
 HUGE = 2**63 + 5
@@ -146,3 +149,81 @@ def test_filters_compose_and_take_any_expression(data: st.DataObject, rows: int)
         assert ids_of(kept.source()) == [n for n, one in enumerate(right) if one]
         even = kept.filter(pc.bit_wise_and(pc.field("row"), 1) == 0)
         assert ids_of(even.source()) == [n for n, one in enumerate(right) if one and n % 2 == 0]
+
+
+# Splits.
+
+
+@given(st.data(), st.integers(0, 60), st.integers(1, 25), st.sampled_from(("users", "rows")))
+@examples(6)
+def test_splits_are_what_plain_python_makes(
+    data: st.DataObject, rows: int, row_group: int, order: Order
+) -> None:
+    times = data.draw(st.lists(st.integers(0, 9), min_size=rows, max_size=rows))
+    table = rows_table(rows).set_column(1, "request_ts", pa.array(times, pa.int64()))
+    users = table["user_id"].to_pylist()
+    first, second = sorted(data.draw(st.sets(st.integers(-1, 11), min_size=2, max_size=2)))
+    of_time = [0 if time < first else 1 if time < second else 2 for time in times]
+    of_user = [0 if hashed(user, 5) < 0.25 else 1 for user in users]
+    newest = {
+        user: sorted({t for u, t in zip(users, times, strict=True) if u == user}, reverse=True)
+        for user in users
+    }
+    of_place = [2 - min(newest[u].index(t), 2) for u, t in zip(users, times, strict=True)]
+    with TemporaryDirectory() as folder:
+        pq.write_table(table, Path(folder) / "rows.parquet", row_group_size=row_group)
+        for given_as in (folder, table):
+            files = RowFiles(given_as, order=order, window_rows=13)
+            for parts, right in (
+                (splits.by_time(files, first, second), of_time),
+                (splits.by_user(files, 0.25, 0.75, seed=5), of_user),
+                (splits.leave_one_out(files), of_place),
+            ):
+                for number, part in enumerate(parts):
+                    wanted = [row for row, each in enumerate(right) if each == number]
+                    assert len(part) == len(wanted)
+                    for world in (1, 3):
+                        ranks = [part.source(worker, world) for worker in range(world)]
+                        assert sorted(row for rank in ranks for row in ids_of(rank)) == wanted
+            # Only kept rows count as a user's newest.
+            even = splits.leave_one_out(files.filter(pc.bit_wise_and(pc.field("row"), 1) == 0))
+            assert sum(map(len, even)) == (rows + 1) // 2
+            if rows:
+                assert len(even[2]) >= len(set(users[::2]))
+
+
+@given(st.integers(0, 90), st.floats(0.01, 1), st.integers(-3, 2**64), st.integers(1, 70))
+@examples(6)
+def test_downsampling_keeps_rows_by_their_hash(
+    rows: int, keep: float, seed: int, row_group: int
+) -> None:
+    table = rows_table(rows)
+    is_positive = [label < 0.3 for label in table["label"].to_pylist()]
+    right = [
+        row for row in range(rows) if is_positive[row] or hashed(row, seed, DOWNSAMPLING) < keep
+    ]
+    condition = pc.field("label") >= pa.scalar(0.3)
+    with TemporaryDirectory() as folder:
+        pq.write_table(table, Path(folder) / "rows.parquet", row_group_size=row_group)
+        for given_as in (folder, table):
+            files = RowFiles(given_as)
+            kept = splits.downsample(files, condition, keep=keep, seed=seed)
+            assert sorted(ids_of(kept.source())) == right
+            # A row is kept for its number, so filters and downsampling may come in either order.
+            few = pc.field("user_id") <= 3
+            after = splits.downsample(files.filter(few), condition, keep=keep, seed=seed)
+            assert after.fingerprint == kept.filter(few).fingerprint
+
+
+def hashed(value: int, *salts: int) -> float:
+    """The rule of docs/guides/rows.md, in plain Python."""
+    for salt in salts:
+        value = splitmix64(value ^ splitmix64(salt))
+    return (value >> 11) / 2**53
+
+
+def splitmix64(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) % 2**64
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
+    return value ^ value >> 31

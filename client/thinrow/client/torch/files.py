@@ -26,7 +26,7 @@ from thinrow.core.files.tables import Table, is_table
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -100,7 +100,7 @@ class RowFiles:
         self._group_ids = np.cumsum(self._groups.rows) - self._groups.rows
         self._select(Selection(self._groups.rows))
         if filter is not None:
-            self._select(self._kept(filter))
+            self._select(self.filter(filter)._selection)
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process has no process group, so its copy keeps the rank of its trainer.
@@ -139,12 +139,27 @@ class RowFiles:
             InputError: A file lacks a column of the condition.
             UsageError: It is no condition on the columns that there are.
         """
-        return self._with(self._kept(condition))
+        [kept] = self.divide(lambda groups: KeptRows(groups, condition), 1)
+        return kept
 
-    def divide(self, chooser: Chooser, count: int) -> list[RowFiles]:
-        """Returns the rows of each of `count` selections of a choice, which is made once."""
-        parts = selections(self._groups, self._selection, chooser, count)
+    def divide(self, chooser: Callable[[RowGroups], Chooser], count: int) -> list[RowFiles]:
+        """Returns the rows of each of `count` selections, reading the columns of the choice once.
+
+        Args:
+            chooser: Makes the choice, given the rows.
+            count: Number of selections.
+        """
+        parts = selections(self._groups, self._selection, chooser(self._groups), count)
         return [self._with(part) for part in parts]
+
+    def users_and_times(self) -> Iterator[tuple[pa.RecordBatch, str]]:
+        """Yields the columns user_id and request_ts in the order of the files, and their file."""
+        schema = joint_columns(self._groups, ["user_id", "request_ts"])
+        for group in range(len(self._groups.rows)):
+            wanted = self._selection.places(group, 0, int(self._selection.counts[group]))
+            if len(wanted):
+                for batch, _, path in self._read_places(group, wanted, schema):
+                    yield batch, path
 
     def source(
         self,
@@ -231,11 +246,6 @@ class RowFiles:
             seen += len(batch)
             if seen > wanted[-1]:
                 return
-
-    def _kept(self, condition: Condition) -> Selection:
-        """Returns the rows for which a condition is true."""
-        [kept] = selections(self._groups, self._selection, KeptRows(self._groups, condition), 1)
-        return kept
 
     def _with(self, selection: Selection) -> RowFiles:
         """Returns these rows without those that a selection leaves out."""

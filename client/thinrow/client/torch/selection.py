@@ -46,7 +46,7 @@ class Selection:
 
     Args:
         rows: Shape (groups,): rows of each group.
-        bits: Packed bits of each group's rows; None keeps all rows of a group.
+        bits: Packed bits of each group's rows; None keeps all rows of a group, no bytes no row.
     """
 
     def __init__(self, rows: NDArray[np.int64], bits: Sequence[bytes | None] | None = None) -> None:
@@ -71,8 +71,8 @@ class Selection:
     def mask(self, group: int) -> NDArray[np.bool_]:
         """Returns which rows of a group are kept."""
         rows, bits = int(self._rows[group]), self._bits[group]
-        if bits is None:
-            return np.ones(rows, np.bool_)
+        if not bits:
+            return np.full(rows, bits is None)
         return np.unpackbits(packed(bits), count=rows).view(np.bool_)
 
     def digest(self) -> str:
