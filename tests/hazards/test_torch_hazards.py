@@ -188,8 +188,10 @@ def test_a_worker_that_is_killed_ends_the_trainer_and_costs_nothing(
     os.kill(children_of(process.pid)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    # Where the trainer was just taking a tensor from the worker, its connection breaks.
-    assert "is killed by signal" in errors or "Connection" in errors, errors
+    # torch notices by a signal or by a look at its workers. Where the trainer was just taking a
+    # tensor from the worker, its connection breaks.
+    endings = ("is killed by signal", "exited unexpectedly", "Connection")
+    assert any(ending in errors for ending in endings), errors
     assert not in_session(process.pid)
     assert 0 < len(seen_in(log)) < 231
     subprocess.run(trainer.command(), check=True, timeout=60)
