@@ -13,8 +13,9 @@ BIN := .venv/bin
 BUF := .cache/buf-$(BUF_VERSION)/node_modules/.bin/buf
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos protos/thinrow/v1/*.proto \
 	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1)
-# A worker that has run its tests takes over some of the other's; module fixtures are built again there.
-TWO_AT_A_TIME := --numprocesses 2 --dist worksteal
+# Many tests wait for processes and timers, so a third worker has something to do on two cores. A worker that
+# has run its tests takes over some of another's; module fixtures are built again there.
+SHARED := --numprocesses 3 --dist worksteal
 
 # torchrec, and what importing it needs; without their dependencies, which bring another PyTorch.
 TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict==0.15.3 pyvers==0.2.3 \
@@ -40,14 +41,14 @@ setup: .venv/.installed ## create .venv with everything the other targets need
 demo: setup ## run the whole loop on real events and train a model from the stream
 	$(BIN)/thinrow demo
 
-test: setup ## run all tests, two at a time
-	$(BIN)/python -m pytest $(TWO_AT_A_TIME)
+test: setup ## run all tests, three at a time
+	$(BIN)/python -m pytest $(SHARED)
 
 test-fast: setup ## run the tests that start no server and no process, in a minute
-	THINROW_EXAMPLES=0.2 $(BIN)/python -m pytest $(TWO_AT_A_TIME) -m 'not server and not slow and not gpu'
+	THINROW_EXAMPLES=0.2 $(BIN)/python -m pytest $(SHARED) -m 'not server and not slow and not gpu'
 
 test-long: setup ## run all tests on whole data sets, with eight times the examples
-	THINROW_EXAMPLES=8 $(BIN)/python -m pytest $(TWO_AT_A_TIME) --timeout 1800
+	THINROW_EXAMPLES=8 $(BIN)/python -m pytest $(SHARED) --timeout 1800
 
 torchrec: setup ## install torchrec, so that its tests run rather than skip
 	$(BIN)/python -m pip install --quiet --no-deps $(TORCHREC)

@@ -37,7 +37,7 @@ def write(path, columns, **options):
 )
 READ = """
 from thinrow.core.files import parquet_sizes
-parquet_sizes.GROUP_BYTES_MAX = 256 << 20  # so that the files of this test need not be larger
+parquet_sizes.GROUP_BYTES_MAX = 64 << 20  # so that the files of this test need not be larger
 from thinrow.client import read_thin_rows
 from thinrow.client.torch import RowFiles
 def by_client(path):
@@ -48,15 +48,15 @@ def by_loader(path, **chosen):
 """
 BOMBS = {
     "a list of runs": """
-write(path, rows() | {"mutable": mutable({"event_ts": times(60_000_000)}, [60_000_000])})
+write(path, rows() | {"mutable": mutable({"event_ts": times(15_000_000)}, [15_000_000])})
 """,
     "pages of zeros": """
-write(path, rows() | {"mutable": mutable({"event_ts": times(40_000_000)}, [40_000_000])},
+write(path, rows() | {"mutable": mutable({"event_ts": times(10_000_000)}, [10_000_000])},
       use_dictionary=False)
 """,
     "a text of zeros": """
 write(path, rows() | {"mutable": mutable({"event_ts": times(1)}, [1]),
-    "label": pa.array([bytes(300_000_000)])}, use_dictionary=False)
+    "label": pa.array([bytes(80_000_000)])}, use_dictionary=False)
 """,
 }
 

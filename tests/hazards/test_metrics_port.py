@@ -75,7 +75,10 @@ def test_a_peer_that_drips_is_ended(
         check_all_ended()
 
 
-def test_a_head_without_an_end_is_read_to_a_limit(endpoint: MetricsEndpoint) -> None:
+def test_a_head_without_an_end_is_read_to_a_limit(
+    endpoint: MetricsEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "HTTP_TIMEOUT_S", 3.0)
     with ExitStack() as stack:
         send_endless_head(endpoint, stack)
         check_scrapes(endpoint)

@@ -32,7 +32,7 @@ def test_figures_come_from_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ladder, "RECIPE", EVERY_TENTH)
     lengths = [64, FULL, 4]
     rungs = run_ladder(
-        tmp_path, None, [], target="store_id", lengths=lengths, epochs=1, seeds=1, examples_max=1500
+        tmp_path, None, [], target="store_id", lengths=lengths, epochs=1, seeds=1, examples_max=700
     )
     assert [rung.name for rung in rungs] == ["4", "64", "full"]
     events = pl.read_parquet(tmp_path / "events.parquet")
