@@ -263,10 +263,14 @@ def test_a_tracked_state_is_after_the_last_batch_trained_on(
         if state is not None:
             tracked.load_state_dict(copied(state))
         seen, states = [], [copied(tracked.state_dict())]
+        begun = states[0]
         for batch in ahead(tracked, fetched):
             seen.append(batch.example_ids.tolist())
             tracked.mark_trained()
             states.append(copied(tracked.state_dict()))
+            if kind == "loader":
+                done = begun["epoch"] * ROWS + begun["done"] + sum(map(len, seen))
+                assert tracked.epoch == done // ROWS
         return seen, states
 
     whole, states = run(None)

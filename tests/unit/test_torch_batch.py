@@ -248,6 +248,14 @@ def test_values_and_columns_have_names(client: Client) -> None:
     batch.columns["item_id"] = ["one"]
     with pytest.raises(UsageError, match="'item_id' is a trait and a column"):
         dict(**batch)
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(batch)  # type: ignore[call-overload]
+
+
+def test_batches_are_not_collated(client: Client) -> None:
+    batches = [to_tensors(answers_about(client))]
+    with pytest.raises(UsageError, match="batch_size=None"):
+        next(iter(torch.utils.data.DataLoader(batches, batch_size=1)))  # type: ignore[arg-type]
 
 
 def test_a_batch_is_not_cast_as_one(client: Client) -> None:
@@ -392,7 +400,7 @@ def test_a_keyed_jagged_tensor_holds_the_same(client: Client) -> None:
         traits = [trait for trait, values in batch.values.items() if values.dtype == torch.int64]
         for dtype in (torch.int32, torch.int64):
             keyed = batch.to_kjt(lengths_dtype=dtype)
-            assert keyed.keys() == traits
+            assert keyed.keys() == batch.kjt.keys() == traits
             assert keyed.lengths().dtype == dtype
             assert keyed.values().data_ptr() == batch.values[traits[0]].data_ptr()
             # What torchrec would compute, had it not been reported.
@@ -411,7 +419,8 @@ def test_torchrec_takes_it_for_pipelineable(client: Client) -> None:
     batch = to_tensors(answers)
     assert isinstance(batch, torchrec.streamable.Pipelineable)
     pipelined = importlib.import_module("torchrec.distributed.train_pipeline.utils")
-    moved = pipelined._to_device(batch, torch.device("cpu"), non_blocking=True)
+    moved = pipelined._to_device(batch.pin_memory(), torch.device("cpu"), non_blocking=True)
+    moved.record_stream(torch.Stream(device="cpu"))
     assert_equal(moved, Batch.from_answers(answers))
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from thinrow.client.torch.tensor_memory import joined, move_together
@@ -106,6 +106,9 @@ class TensorBatch:
             )
         return self.values[name] if name in self.values else self.columns[name]
 
+    __iter__: ClassVar[None] = None
+    """A batch is no sequence: `batch[0]` and iteration over examples do not exist."""
+
     def __contains__(self, name: object) -> bool:
         return name in self.keys()
 
@@ -185,6 +188,23 @@ class TensorBatch:
             length_per_key=per_key,
             offset_per_key=[0, *itertools.accumulate(per_key)],
         )
+
+    @property
+    def kjt(self) -> KeyedJaggedTensor:
+        """The integer traits, as `to_kjt()` views them.
+
+        torchrec's pipelines distribute the input of a sharded module ahead of its step only if the
+        model takes it by attributes and keys, as in `self.embeddings(batch.kjt)`, without a call.
+        """
+        return self.to_kjt()
+
+    def mark_dynamic(self) -> None:
+        """Lets torch.compile treat the numbers of examples and events as varying.
+
+        Called before each step, the first compilation serves batches of any size.
+        """
+        for tensor in self._tensors():
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
     def to_njt(self, trait: str) -> Tensor:
         """Views a trait as a nested tensor of jagged layout, shape (examples, *, …).

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 from thinrow.client.client import connect
+from thinrow.client.torch.batch import TensorBatch
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
 from thinrow.client.torch.files import RowFiles, traits_named
@@ -12,12 +13,12 @@ from thinrow.client.torch.pipeline import BATCHES_IN_USE, Pipeline
 from thinrow.client.torch.starvation import Starvation
 from thinrow.errors import UsageError
 from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from thinrow.client.target import Target
-    from thinrow.client.torch.batch import TensorBatch
     from thinrow.client.torch.file_source import FileSource
     from thinrow.client.torch.files import Rows
     from thinrow.core.pointers import Projection
@@ -132,3 +133,11 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
             finally:
                 pipeline.close()
         return batches
+
+
+def refuse_to_collate(*_: object, **__: object) -> Never:
+    """Raises UsageError: a DataLoader with a batch_size joins what its dataset yields."""
+    raise UsageError("ThinRowDataset yields whole batches; give the DataLoader batch_size=None.")
+
+
+default_collate_fn_map[TensorBatch] = refuse_to_collate

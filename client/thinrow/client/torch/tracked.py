@@ -64,6 +64,14 @@ class TrackedLoader(Generic[Batch]):
         """Returns the loader's length; raises TypeError where it has none."""
         return len(self._loader)  # type: ignore[arg-type]
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next batch to train on; of a ThinRowLoader."""
+        if self._unmarked and self._marked is not None:
+            return int(self._marked["epoch"])
+        epoch: int = self._loader.epoch  # type: ignore[attr-defined]
+        return epoch
+
     def mark_trained(self) -> None:
         """Counts the next batch as trained on. Raises UsageError where none was fetched."""
         if not self._unmarked:
