@@ -18,6 +18,7 @@ enum class Status : uint8_t {
 
 enum class Truncation : uint8_t { newest = 1, head = 2 };
 
+// Only the types that native code treats specially; it handles all others by their width.
 enum class TraitType : int {
   int8 = 1,
   int16 = 2,

@@ -27,7 +27,7 @@ import numpy as np
 from thinrow import _native
 from thinrow.core.files.io_errors import failure_reason
 from thinrow.core.traits import TraitType as TraitType
-from thinrow.errors import SchemaError
+from thinrow.errors import SchemaError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -236,7 +236,7 @@ class Schema:
                     Trait(
                         **{
                             **trait,
-                            "type": LABELS[trait["type"]],
+                            "type": _stored_type(trait),
                             "default": _default_from_json(trait["default"]),
                         }
                     )
@@ -246,6 +246,20 @@ class Schema:
             for group in data["groups"]
         )
         return Schema(groups=groups, next_group=data["next_group"], next_trait=data["next_trait"])
+
+
+def _stored_type(trait: Mapping[str, Any]) -> TraitType:
+    """Returns the type of a stored trait.
+
+    Raises:
+        StoreError: This release does not know the type.
+    """
+    if (known := LABELS.get(trait["type"])) is None:
+        raise StoreError(
+            f"The store has the trait {trait['name']} of type {trait['type']}, which this release "
+            f"does not know; open the store with the release that wrote it."
+        )
+    return known
 
 
 def read_schema(path: Path) -> Schema:

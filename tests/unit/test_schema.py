@@ -15,8 +15,10 @@ from support.worlds import ALL, DAY_MS, World, as_of, leftovers, new_world
 from thinrow.client import Client, Pointers, Projection, connect
 from thinrow.compaction.compact import compact
 from thinrow.core.pointers import MutableColumn, MutableEvents, ThinRows
-from thinrow.errors import InputError, RequestError, SchemaError
+from thinrow.core.traits import TraitType
+from thinrow.errors import InputError, RequestError, SchemaError, StoreError
 from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.inspect import SHOWN_IN
 from thinrow.materialization.server import Server
 from thinrow.schema import Schema, evolve, parse_schema
 from thinrow.v1 import materialization_pb2 as wire
@@ -367,3 +369,17 @@ def test_numbers_are_not_given_out_twice_and_run_out_in_a_sentence() -> None:
 
     with pytest.raises(SchemaError, match="given out every number"):
         evolve(groups("a"), groups("b"))
+
+
+def test_trait_types_are_those_of_the_protos_and_can_be_shown() -> None:
+    numbers = {f"TRAIT_TYPE_{kind.name}": kind.value for kind in TraitType}
+    assert dict(wire.TraitType.items()) == {"TRAIT_TYPE_UNSPECIFIED": 0, **numbers}
+    assert {kind.value_dtype.kind for kind in TraitType} == set(SHOWN_IN)
+    assert set(SHOWN_IN.values()) < set(wire.InspectedTrait.DESCRIPTOR.fields_by_name)
+
+
+def test_a_stored_type_of_a_later_release() -> None:
+    stored = parse_schema(FIRST).to_json()
+    stored["groups"][1]["traits"][0]["type"] = "date"
+    with pytest.raises(StoreError, match=r"the trait rating of type date.* with the release that"):
+        Schema.from_json(stored)

@@ -25,7 +25,7 @@ from thinrow.client import (
 )
 from thinrow.client.torch.layout import lay_out
 from thinrow.core.lookup.batch import write_traits
-from thinrow.core.traits import VALUE_DTYPES
+from thinrow.core.traits import BATCH_DTYPES
 from thinrow.core.wire.response import Column
 from thinrow.core.wire.widen import NarrowColumn
 from thinrow.core.wire.widen_jobs import Job, Views, run_jobs
@@ -363,7 +363,7 @@ def test_every_dtype_and_width_widens_bit_by_bit(
     }
     column = wire.Column(
         trait="t",
-        type=next(kind for kind, of in VALUE_DTYPES.items() if of == dtype),  # type: ignore[arg-type]
+        type=next(kind for kind, of in BATCH_DTYPES.items() if of == dtype),  # type: ignore[arg-type]
         vector_size=size,
         bases=bases.tolist(),
         widths=widths.tobytes(),

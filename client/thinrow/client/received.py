@@ -1,4 +1,4 @@
-"""Messages of a stream, received with a limit on the server's silence."""
+"""Messages of a stream of the online service, received with a limit on the server's silence."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["VALUE_DTYPES", "TraitType"]
+__all__ = ["BATCH_DTYPES", "TraitType"]
 
 
 class TraitType(IntEnum):
@@ -39,6 +39,11 @@ class TraitType(IntEnum):
         return self in (TraitType.FLOAT16, TraitType.FLOAT32, TraitType.FLOAT64)
 
     @property
+    def is_indexed(self) -> bool:
+        """True for types whose words are indices of a dictionary."""
+        return self in (TraitType.CATEGORICAL, TraitType.STRING)
+
+    @property
     def value_dtype(self) -> np.dtype[Any]:
         """The dtype of one value: int64 for categorical traits, object for text."""
         if self is TraitType.STRING:
@@ -55,7 +60,7 @@ class TraitType(IntEnum):
         return np.dtype("uint8") if self is TraitType.BOOL else self.value_dtype
 
 
-VALUE_DTYPES: dict[int, np.dtype[Any]] = {
+BATCH_DTYPES: dict[int, np.dtype[Any]] = {
     kind: np.dtype(np.int32) if kind is TraitType.STRING else kind.value_dtype for kind in TraitType
 }
 """The dtype of a trait's values in a batch, by type: text as codes, anything else as it is."""

@@ -27,8 +27,16 @@ __all__ = ["EVENTS_DEFAULT", "SHOWN_ELEMENT_BYTES", "SHOWN_VALUE_BYTES", "Questi
 EVENTS_DEFAULT = 20
 SHOWN_VALUE_BYTES, SHOWN_ELEMENT_BYTES = 128, 64
 """Sizes of a value as a person reads it, and of each element in it: in Python and as a message."""
-_SIGNED = range(TraitType.INT8, TraitType.INT64 + 1)
-_UNSIGNED = range(TraitType.UINT8, TraitType.UINT64 + 1)
+
+
+SHOWN_IN = {
+    "i": "int_value",
+    "u": "uint_value",
+    "f": "float_value",
+    "b": "bool_value",
+    "O": "string_value",
+}
+"""The field of InspectedTrait that shows a value, by the kind of its NumPy dtype."""
 
 
 class Question:
@@ -133,12 +141,5 @@ def _event(values: dict[str, Any], traits: list[Trait]) -> wire.InspectedEvent:
 def _trait(trait: Trait, value: Any) -> wire.InspectedTrait:  # noqa: ANN401 - by type of trait
     if trait.size > 1:
         return wire.InspectedTrait(name=trait.name, vector_value=wire.FloatVector(values=value))
-    if trait.type in _SIGNED or trait.type is TraitType.CATEGORICAL:
-        return wire.InspectedTrait(name=trait.name, int_value=value)
-    if trait.type in _UNSIGNED:
-        return wire.InspectedTrait(name=trait.name, uint_value=value)
-    if trait.type is TraitType.BOOL:
-        return wire.InspectedTrait(name=trait.name, bool_value=value)
-    if trait.type is TraitType.STRING:
-        return wire.InspectedTrait(name=trait.name, string_value=value)
-    return wire.InspectedTrait(name=trait.name, float_value=value)
+    field = SHOWN_IN[trait.type.value_dtype.kind]
+    return wire.InspectedTrait(name=trait.name, **{field: value})

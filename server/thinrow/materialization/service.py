@@ -1,4 +1,4 @@
-"""The gRPC methods: take a request in, keep the limits, and answer through store and assembler."""
+"""The gRPC methods: decode a request, keep the limits, and answer from the serving generation."""
 
 from __future__ import annotations
 

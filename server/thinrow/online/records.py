@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from thinrow import _native
 from thinrow.core.pointers import MutableColumn
-from thinrow.core.traits import VALUE_DTYPES
+from thinrow.core.traits import BATCH_DTYPES
 from thinrow.errors import RequestError
 from thinrow.schema import EVENT_ID, EVENT_TS, Schema, Trait, TraitType
 from thinrow.v1 import materialization_pb2 as wire
@@ -295,7 +295,7 @@ def _order(trait: Trait, column: MutableColumn) -> tuple[object, ...]:
         return (1, value.encode())
     if not trait.type.is_float:
         return (1, int(value))
-    bits = 8 * VALUE_DTYPES[trait.type.value].itemsize
+    bits = 8 * BATCH_DTYPES[trait.type.value].itemsize
     words = np.atleast_1d(value).view(trait.type.word_dtype).tolist()
     # IEEE 754 totalOrder: negative numbers invert all bits, others the sign bit.
     return (

@@ -101,7 +101,7 @@ def encode_stripes(columns: Sequence[TraitValues], counts: NDArray[np.int64]) ->
             record["bitmap"], offset = offset, offset + _lengths(bitmaps)
             parts.append(bitmaps)
         words = column.words
-        if column.trait.type in (TraitType.STRING, TraitType.CATEGORICAL):
+        if column.trait.type.is_indexed:
             encode = _texts if column.texts is not None else _categories
             dictionaries, words = encode(column, present_counts, record)
             record["dictionary_bytes"] = _lengths(dictionaries)

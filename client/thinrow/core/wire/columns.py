@@ -1,4 +1,4 @@
-"""Events as columns, to and from the wire's messages, as one block without narrowing."""
+"""Events of appends and snapshots as columns of messages, as one block without narrowing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from thinrow.core.convert import exact, exact_rows, mask, split_absent
 from thinrow.core.pointers import MutableColumn
-from thinrow.core.traits import VALUE_DTYPES, TraitType
+from thinrow.core.traits import BATCH_DTYPES, TraitType
 from thinrow.core.wire.malformed import require
 from thinrow.core.wire.response import Column
 from thinrow.core.wire.sizes import CONSTANT_BYTES_MAX, TEXT_BYTES, require_affordable
@@ -107,7 +107,7 @@ def require_own_width(message: wire.Column) -> None:
         MalformedError: The column has such words.
     """
     kind = TraitType(message.type)
-    dtype = VALUE_DTYPES[kind]
+    dtype = BATCH_DTYPES[kind]
     size = dtype.itemsize
     for base, width in zip(message.bases, message.widths, strict=True):
         wrong = width > size or (dtype.kind == "f" and width not in (0, size))
@@ -151,9 +151,9 @@ def as_column(kind: int, size: int, given: Any) -> MutableColumn:  # noqa: ANN40
     if kind == TraitType.STRING:
         array = texts(values)
     elif size > 1:
-        array = exact_rows(values, VALUE_DTYPES[kind], size)
+        array = exact_rows(values, BATCH_DTYPES[kind], size)
     else:
-        array = exact(values, VALUE_DTYPES[kind])
+        array = exact(values, BATCH_DTYPES[kind])
         if array.ndim != 1:
             raise ValueError(f"it has the shape {array.shape}, but must have (events,)")
     if present is None:

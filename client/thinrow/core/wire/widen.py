@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from thinrow.core.traits import VALUE_DTYPES, TraitType
+from thinrow.core.traits import BATCH_DTYPES, TraitType
 from thinrow.core.wire import widen_jobs
 from thinrow.core.wire.malformed import MalformedError, require
 from thinrow.core.wire.widen_jobs import Job, Views, run_jobs
@@ -23,7 +23,6 @@ VECTOR_SIZE_MAX = 1 << 12
 WORD_BYTES = 8
 RUN_EVENTS_MAX = 1 << 31
 """Limit on the events of one response; no honest one comes close."""
-INDEX_TYPES = (TraitType.CATEGORICAL, TraitType.STRING)
 CHECKED_AT_ONCE = (TraitType.STRING, TraitType.BOOL)
 """Types whose words are checked before any is written; the native loop checks other indices."""
 
@@ -53,8 +52,8 @@ class NarrowColumn:
 
     def __init__(self, column: Column, block_lengths: NDArray[np.int64]) -> None:
         name, size = column.trait, column.vector_size
-        require(column.type in VALUE_DTYPES, f"{name} has the unknown type {column.type}")
-        size_max = 1 if column.type in INDEX_TYPES else VECTOR_SIZE_MAX
+        require(column.type in BATCH_DTYPES, f"{name} has the unknown type {column.type}")
+        size_max = 1 if TraitType(column.type).is_indexed else VECTOR_SIZE_MAX
         require(1 <= size <= size_max, f"{name} has the vector size {size}")
         self._size, self._events = size, int(block_lengths.sum())
         require(self._events <= RUN_EVENTS_MAX, f"{name} has more events than any answer")
@@ -64,7 +63,7 @@ class NarrowColumn:
         )
         self.message = column
         self.kind = ColumnKind(
-            VALUE_DTYPES[column.type],
+            BATCH_DTYPES[column.type],
             () if size == 1 else (size,),
             column.type == TraitType.STRING,
             column.nullable,
