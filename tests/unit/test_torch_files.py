@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import json
 import pickle
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -13,80 +13,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from support.scenarios import examples
 from support.thin_rows import ids_of, rows_table, write_rows
-from thinrow.client.torch import RowFiles
+from thinrow.client.torch import FileSource, RowFiles
+from thinrow.client.torch.epoch_place import Dealing
+from thinrow.client.torch.files import ORDERS
+from thinrow.client.torch.row_groups import FileGroups
 from thinrow.errors import InputError, UsageError
 
 
-@given(
-    st.lists(st.integers(0, 60), min_size=1, max_size=4),
-    st.integers(1, 40),
-    st.sampled_from(("users", "rows", "files")),
-    st.integers(1, 50),
-    st.integers(-3, 2**64),
-    st.integers(1, 4),
-    st.integers(1, 3),
-)
-@examples(20)
-def test_shards_neither_overlap_nor_lose(
-    counts: list[int],
-    row_group: int,
-    order: str,
-    window_rows: int,
-    seed: int,
-    world_size: int,
-    workers: int,
-) -> None:
-    with TemporaryDirectory() as folder:
-        paths = write_rows(Path(folder), counts, row_group=row_group)
-        total = sum(counts)
-        ranks = [
-            RowFiles(
-                paths,
-                order=order,  # type: ignore[arg-type]
-                seed=seed,
-                window_rows=window_rows,
-                rank=rank,
-                world_size=world_size,
-            )
-            for rank in range(world_size)
-        ]
+def test_each_epoch_has_an_order_of_its_own(tmp_path: Path) -> None:
+    paths = write_rows(tmp_path, [60, 0, 50], row_group=20)
+    for order in ORDERS:
+        source = RowFiles(paths, order=order, window_rows=30).source()
         epochs = []
         for epoch in (0, 1, 0):
-            shards = []
-            for files, worker in itertools.product(ranks, range(workers)):
-                source = files.source(worker, workers)
-                source.set_epoch(epoch)
-                shards.append(ids_of(source))
-                assert len(source) == len(shards[-1])
-            epochs.append([number for shard in shards for number in shard])
-            assert sorted(epochs[-1]) == list(range(total))
-            sizes = [len(shard) for shard in shards]
-            assert max(sizes) - min(sizes) <= 1
-            if order == "users":
-                users = np.concatenate(
-                    [
-                        rows_table(count, seed=n)["user_id"].to_numpy()
-                        for n, count in enumerate(counts)
-                    ]
-                )
-                for shard in shards:
-                    for first in range(0, len(shard), window_rows):
-                        runs = [
-                            user
-                            for user, _ in itertools.groupby(
-                                users[shard[first : first + window_rows]]
-                            )
-                        ]
-                        assert len(runs) == len(set(runs))
+            source.set_epoch(epoch)
+            epochs.append(ids_of(source))
+            assert sorted(epochs[-1]) == list(range(110))
         assert epochs[0] == epochs[2]
-        if order == "files":
-            assert epochs[0] == epochs[1] == list(range(total))
-        elif total > 40 and window_rows > 10:
-            assert epochs[0] != epochs[1] != list(range(total))
+        assert (epochs[0] == epochs[1]) == (order == "files")
 
 
 def test_the_order_is_the_same_permanently(tmp_path: Path) -> None:
@@ -95,6 +40,7 @@ def test_the_order_is_the_same_permanently(tmp_path: Path) -> None:
     for order, right in {
         "users": USERS_ORDER,
         "rows": ROWS_ORDER,
+        "lengths": LENGTHS_ORDER,
         "files": list(range(16)),
     }.items():
         source = RowFiles(paths, order=order, seed=5, window_rows=10).source()  # type: ignore[arg-type]
@@ -102,8 +48,9 @@ def test_the_order_is_the_same_permanently(tmp_path: Path) -> None:
         assert ids_of(source) == right
 
 
-USERS_ORDER = [13, 14, 15, 0, 1, 9, 11, 8, 10, 12, 4, 5, 6, 3, 7, 2]
-ROWS_ORDER = [12, 15, 13, 11, 0, 8, 10, 1, 14, 9, 7, 6, 4, 2, 5, 3]
+USERS_ORDER = [13, 14, 15, 0, 1, 9, 11, 8, 10, 12, 2, 4, 3, 7, 5, 6]
+LENGTHS_ORDER = [7, 4, 12, 1, 9, 8, 5, 15, 2, 14, 11, 6, 3, 13, 0, 10]
+ROWS_ORDER = [12, 15, 13, 11, 0, 8, 10, 1, 14, 9, 3, 7, 5, 6, 2, 4]
 
 
 def test_rows_come_with_all_that_is_theirs(tmp_path: Path) -> None:
@@ -203,7 +150,7 @@ def test_a_row_that_is_wrong_names_its_file(tmp_path: Path) -> None:
 def test_arguments_are_checked(tmp_path: Path) -> None:
     paths = write_rows(tmp_path, [3])
     for arguments, message in (
-        ({"order": "random"}, "'users', 'rows' or 'files'"),
+        ({"order": "random"}, "'users', 'rows', 'files' or 'lengths'"),
         ({"window_rows": 0}, "window_rows is 0"),
         ({"rank": 1}, "both rank and world_size"),
         ({"rank": 2, "world_size": 2}, r"rank is 2, but must be in 0\.\.1"),
@@ -241,35 +188,74 @@ def test_copies_take_the_footers_along(tmp_path: Path) -> None:
     assert ids_of(pickle.loads(pickle.dumps(files)).source()) == right  # noqa: S301
 
 
-def test_a_state_belongs_to_its_files_shard_and_order(tmp_path: Path) -> None:
+def test_a_state_belongs_to_its_files_and_order(tmp_path: Path) -> None:
     paths = write_rows(tmp_path, [20])
 
     def files(**options: object) -> RowFiles:
         return RowFiles(paths, **{"rank": 0, "world_size": 2, **options})  # type: ignore[arg-type]
 
-    source = files().source()
-    source.took(4)
-    state = source.state_dict()
-    assert all(isinstance(value, int | str) for value in state.values())
+    def source(**options: object) -> FileSource:
+        return files(**options).source(dealing=Dealing(batch_examples=4))
+
+    mine = source()
+    mine.took(4)
+    state = mine.state_dict()
+    assert json.loads(json.dumps(state)) == state
     for other, message in (
-        (files(world_size=4).source(), "shard 0 of 2, but this is shard 0 of 4"),
-        (files(rank=1).source(), "shard 0 of 2, but this is shard 1 of 2"),
-        (files().source(0, 2), "as many ranks and workers"),
-        (files(order="rows").source(), "order 'users', but this has 'rows'"),
-        (files(seed=1).source(), "seed 0, but this has 1"),
-        (files(window_rows=7).source(), "window_rows 65536, but this has 7"),
+        (source(order="rows"), "order 'users', but this has 'rows'"),
+        (source(seed=1), "seed 0, but this has 1"),
+        (source(window_rows=7), "window_rows 65536, but this has 7"),
     ):
         with pytest.raises(UsageError, match=message):
             other.load_state_dict(state)
-    for wrong, message in (
-        ({**state, "version": 2}, "version 2, but this release reads 1"),
+    uncounted = {**state, "done": 3}
+    for states, message in (
+        ({**state, "version": 1}, "version 1, but this release reads 2"),
         ({}, "version None"),
-        ({**state, "done": 11}, "damaged"),
+        ([], "version None"),
+        ({**state, "done": 13}, "damaged"),
         ({**state, "done": None}, "damaged"),
+        ({**state, "ahead": [[5, 3]]}, "damaged"),
+        ({**state, "shards": 3}, "damaged"),
+        ([state, uncounted], "Two states of shard 0 differ"),
+        ([state, {**state, "shard": 1, "epoch": 3}], "not saved at the same step"),
+        ([state, {**state, "shard": 1, "start": 4}], "not saved at the same step"),
+        ({"_snapshot": [state], "_steps_since_snapshot": 2}, "snapshot_every_n_steps=1"),
     ):
         with pytest.raises(UsageError, match=message):
-            source.load_state_dict(wrong)
-    assert source.state_dict() == state
+            mine.load_state_dict(states)
+    assert mine.state_dict() == state
+    with pytest.raises(UsageError, match="state of rank 0 of 2 does not say where the other"):
+        source(world_size=3).load_state_dict(uncounted)
     write_rows(tmp_path, [20], seed=3)
     with pytest.raises(UsageError, match="other files"):
-        files().source().load_state_dict(state)
+        source().load_state_dict(state)
+
+
+def test_lanes_are_read_by_their_own_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard reads no row group of other lanes, nor one whose rows other shards have."""
+    opened: list[int] = []
+    batches = FileGroups.batches
+
+    def recorded(self: FileGroups, groups: list[int], *rest: Any) -> Any:  # noqa: ANN401
+        opened.extend(groups)
+        return batches(self, groups, *rest)
+
+    monkeypatch.setattr(FileGroups, "batches", recorded)
+    paths = write_rows(tmp_path, [160], row_group=10)
+    dealing = Dealing(batch_examples=5)
+    for order, window_rows, groups_of_each in (("users", 10, 4), ("files", 10, 16)):
+        for rank in range(4):
+            files = RowFiles(
+                paths,
+                order=order,  # type: ignore[arg-type]
+                window_rows=window_rows,
+                rank=rank,
+                world_size=4,
+            )
+            opened.clear()
+            assert len(ids_of(files.source(dealing=dealing))) == 40
+            assert len(opened) == len(set(opened))
+            assert len(opened) <= groups_of_each

@@ -94,6 +94,11 @@ class Batcher:
         """
         statuses = part.answer.statuses
         keeps, fails = self._judge(statuses)
+        if self._config.even_ends is not None:
+            yield from self._by_rows(part, keeps[:fails])
+            if fails < len(keeps):
+                raise failure(part, fails)
+            return
         kept = np.flatnonzero(keeps[:fails])
         staying = part if len(kept) == len(statuses) else part.pick(kept)
         place = counted = 0
@@ -109,6 +114,21 @@ class Batcher:
         self._group.count(statuses[counted:fails])
         if fails < len(keeps):
             raise failure(part, fails)
+
+    def _by_rows(self, part: AnsweredRows, keeps: NDArray[np.bool_]) -> Iterator[BatchParts]:
+        """Adds the first examples of a part; a group ends at a number of rows, kept or not."""
+        start = 0
+        while start < len(keeps):
+            stop = min(start + self._config.batch_examples - self._group.rows, len(keeps))
+            kept = start + np.flatnonzero(keeps[start:stop])
+            self._group.count(part.answer.statuses[start:stop])
+            # A group without examples has a part, too, to be an empty batch.
+            if len(kept) or not self._group.parts:
+                whole = len(kept) == stop - start
+                self._append(part.cut(start, stop) if whole else part.pick(kept))
+            if self._group.rows == self._config.batch_examples:
+                yield self.rest()
+            start = stop
 
     def rest(self) -> BatchParts:
         """Ends the group, complete or not."""

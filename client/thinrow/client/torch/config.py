@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from thinrow.client.config import ClientConfig
+from thinrow.client.torch.epoch_place import Dealing
 from thinrow.core.memory import FREED_BYTES_MAX
 from thinrow.core.settings import require_bounds
 from thinrow.errors import UsageError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from thinrow.client.torch.batch import TensorBatch
+    from thinrow.client.torch.epoch_place import EvenEnds
 
 __all__ = ["LoaderConfig", "Policy"]
 
@@ -46,6 +48,11 @@ class LoaderConfig:
 
     drop_last: bool = False
     """Leaves out a last batch of fewer than `batch_examples`. Not with `batch_events`."""
+
+    even_ends: EvenEnds | None = None
+    """Gives all ranks equal numbers of batches of `batch_examples` rows: "drop" leaves out the last
+    rows of the epoch, "pad" repeats its first ones. Skipped examples then make their batch smaller,
+    or empty. None: ranks may differ by a batch. Not with `batch_events`."""
 
     policies: Mapping[str, Policy] = field(default_factory=dict)
     """Treatment of examples by status, other than OK: "fail" raises StatusError, "skip" leaves the
@@ -97,6 +104,10 @@ class LoaderConfig:
             )
         if self.drop_last and self.batch_events is not None:
             raise UsageError("drop_last needs batches of one size, so leave out batch_events.")
+        if self.even_ends not in (None, "drop", "pad"):
+            raise UsageError(f"even_ends is {self.even_ends!r}, but must be 'drop', 'pad' or None.")
+        if self.even_ends is not None and self.batch_events is not None:
+            raise UsageError("even_ends needs batches of one size, so leave out batch_events.")
         if not 0 <= self.freed_bytes_kept <= FREED_BYTES_MAX:
             raise UsageError(
                 f"freed_bytes_kept is {self.freed_bytes_kept}, but must be from 0 to "
@@ -121,14 +132,27 @@ class LoaderConfig:
         """
         if self.batch_events is not None:
             raise TypeError("With batch_events the number of batches is not known in advance.")
-        skipped = [status for status in POLICIES if self.policy(status) == "skip"]
-        if skipped:
+        if not self.dealing.in_step:
             raise TypeError(
                 f"The number of batches is not known in advance, as examples that are "
-                f"{' or '.join(skipped)} are left out; to know it set their policy to 'fail' or "
-                f"'pass'."
+                f"{' or '.join(self._skipped)} are left out; to know it set their policy to 'fail' "
+                f"or 'pass', or set even_ends."
             )
         return rows // self.batch_examples + (not self.drop_last and rows % self.batch_examples > 0)
+
+    @property
+    def dealing(self) -> Dealing:
+        """The deal of files' rows to ranks and their workers."""
+        is_fixed = self.batch_events is None and not self._skipped
+        return Dealing(
+            batch_examples=self.batch_examples,
+            even_ends=self.even_ends,
+            in_step=self.even_ends is not None or is_fixed,
+        )
+
+    @property
+    def _skipped(self) -> list[str]:
+        return [status for status in POLICIES if self.policy(status) == "skip"]
 
     def policy(self, status: str) -> Policy:
         """Returns the treatment of examples with a status other than OK."""

@@ -56,12 +56,21 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
         self._epoch: int | None = None
         self._shard: FileSource | None = None
         self._resuming = False
+        self._loaded: Any = None
+        """The states to resume from, until another epoch is set: workers start with them."""
+
+    def __len__(self) -> int:
+        """Returns the batches of a whole epoch, of this rank: of all its workers together.
+
+        Raises TypeError where they are not known in advance; see ThinRowLoader.
+        """
+        return self._config.batches(len(self._source_of(0, 1)))
 
     def __iter__(self) -> Iterator[TensorBatch]:
         source = self._source()
         if self._resuming:
             self._resuming = False
-        elif source.done and source.done == len(source):
+        elif source.is_over:
             source.next_epoch()
         else:
             source.restart()
@@ -72,39 +81,45 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
         self._epoch = epoch
         if self._shard is not None:
             self._shard.set_epoch(epoch)
+            if not self._shard.is_resumed:
+                self._loaded, self._resuming = None, False
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the place after the last batch delivered: a handful of JSON fields."""
         return self._source().state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resumes at a place.
+    def load_state_dict(self, state: Any) -> None:  # noqa: ANN401
+        """Resumes at a place, in this process or in the worker processes that it starts.
+
+        Args:
+            state: A state of this dataset, of a ThinRowLoader or of a StatefulDataLoader, or a list
+                of those of all ranks; the numbers of ranks and workers may have been other ones.
 
         Raises:
-            UsageError: The state belongs to another shard or other files.
+            UsageError: The state belongs to other files, or some states are missing.
         """
         self._source().load_state_dict(state)
-        self._resuming = True
+        self._loaded, self._resuming, self._epoch = state, True, None
 
     def _source(self) -> FileSource:
         """Returns the shard of this process."""
         worker = get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        source = self._files.source(
-            number, workers, self._config.columns, traits_named(self._projection)
-        )
         mine = self._shard
+        source = self._source_of(number, workers)
         if mine is not None and (mine.shard, mine.shards) == (source.shard, source.shards):
             return mine
-        if self._resuming:
-            raise UsageError(
-                "The state was loaded before the worker processes started, which have shards of "
-                "their own; load it into torchdata's StatefulDataLoader instead."
-            )
+        if self._loaded is not None:
+            source.load_state_dict(self._loaded)
         if self._epoch is not None:
             source.set_epoch(self._epoch)
         self._shard = source
         return source
+
+    def _source_of(self, worker: int, workers: int) -> FileSource:
+        traits = traits_named(self._projection)
+        config = self._config
+        return self._files.source(worker, workers, config.columns, traits, config.dealing)
 
     def _batches(self, source: FileSource) -> Generator[TensorBatch, None, None]:
         worker = get_worker_info()

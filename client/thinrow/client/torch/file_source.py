@@ -5,25 +5,36 @@ docs/guides/training.md has the contract.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.client.torch.row_order import mixed, shuffled
+from thinrow.client.torch.epoch_place import Deal, Place
+from thinrow.client.torch.file_states import (
+    STATE_VERSION,
+    ShardState,
+    joint_progress,
+    saved_states,
+)
+from thinrow.client.torch.row_windows import LaneReader
 from thinrow.client.torch.source import RowChunk
 from thinrow.core.files.arrow import load_pyarrow, one_batch
-from thinrow.core.files.rows import complete, other_columns, to_thin_rows
+from thinrow.core.files.rows import other_columns, to_thin_rows
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import pyarrow as pa
     from numpy.typing import NDArray
+    from thinrow.client.torch.epoch_place import Dealing
     from thinrow.client.torch.files import RowFiles
+    from thinrow.client.torch.row_order import EpochOrder
+    from thinrow.client.torch.row_windows import Window
 
 __all__ = ["READ_ROWS", "FileSource"]
 
-STATE_VERSION = 1
 READ_ROWS = 4096
 """Rows decoded at once. Earlier rows of a row group are decoded and dropped."""
 
@@ -31,31 +42,34 @@ READ_ROWS = 4096
 class FileSource:
     """The rows of one shard: a RowSource.
 
-    State: version, files (a fingerprint), rows, order, window_rows, seed, shard, shards, epoch,
-    done (rows of this shard counted in this epoch).
+    Batch t of worker w of rank r is number (t * workers + w) * ranks + r of the epoch's batches.
+
+    State: version, files (a fingerprint), rows, order, window_rows, seed, and a ShardState.
     """
 
-    def __init__(self, files: RowFiles, shard: int, shards: int, schema: pa.Schema) -> None:
-        self._files, self._schema = files, schema
-        self.shard, self.shards = shard, shards
-        # Without a shuffle, rows need not wait for a full window.
-        self._window_rows = READ_ROWS if files.order == "files" else files.window_rows
-        self._start = shard * len(files) // shards
-        self._stop = (shard + 1) * len(files) // shards
-        self._epoch = 0
-        self._done = 0
+    def __init__(
+        self, files: RowFiles, worker: int, workers: int, schema: pa.Schema, dealing: Dealing
+    ) -> None:
+        self._files, self._schema, self._dealing = files, schema, dealing
+        self._world_size = files.world_size
+        self.shard = worker * self._world_size + files.rank
+        self.shards = workers * self._world_size
+        self._begin(0)
         # Of the next pass: the epoch that `set_epoch` named, and whether a state was loaded.
         self._named_epoch: int | None = None
-        self._is_resumed = False
+        self.is_resumed = False
+        """A state was loaded, and the current place is still the one that it named."""
+        self._waits = False
+        """The shard has no row left of the epoch, but others do."""
 
     def __len__(self) -> int:
-        """Returns the number of rows of this shard."""
-        return self._stop - self._start
+        """Returns the number of rows of this shard in a whole epoch."""
+        return self._deal_from(Place()).count(self.shard)
 
     def __repr__(self) -> str:
         return (
             f"FileSource(shard {self.shard} of {self.shards} of {self._files!r}, epoch "
-            f"{self._epoch}, {self._done} of {len(self)} rows done)"
+            f"{self._epoch}, {self._done} of {self._count} rows done)"
         )
 
     @property
@@ -64,9 +78,14 @@ class FileSource:
         return self._epoch
 
     @property
-    def done(self) -> int:
-        """Rows of the shard counted in this epoch."""
-        return self._done
+    def is_begun(self) -> bool:
+        """Returns True if rows of this epoch are done, by this shard or by others."""
+        return self._done > 0 or self._deal.place != Place()
+
+    @property
+    def is_over(self) -> bool:
+        """Returns True if rows of this epoch are done, and the shard has no more."""
+        return self.is_begun and self._done == self._count
 
     def set_epoch(self, epoch: int) -> None:
         """Moves to the start of an epoch, unless it is the current one.
@@ -74,14 +93,14 @@ class FileSource:
         The current epoch starts again if its rows are all counted, unless a state was loaded: then
         nothing is left of it.
         """
-        is_over = self._done == len(self) and not self._is_resumed
-        if epoch != self._epoch or is_over:
-            self._epoch, self._done = epoch, 0
+        if epoch != self._epoch or (self.is_over and not self.is_resumed):
+            self._begin(epoch)
+            self.is_resumed = False
         self._named_epoch = epoch
 
     def next_epoch(self) -> None:
         """Moves to the start of the next epoch."""
-        self._epoch, self._done = self._epoch + 1, 0
+        self._begin(self._epoch + 1)
 
     def begin_pass(self) -> bool:
         """Begins a pass at the current place.
@@ -90,41 +109,151 @@ class FileSource:
             True if the pass goes on with the next epoch when the rest of this one has no batch. A
             trainer that counts steps leaves a pass after its last batch and never sees its end.
         """
-        is_rest = self._done > 0 and self._named_epoch != self._epoch
-        self._named_epoch, self._is_resumed = None, False
+        is_rest = self.is_begun and not self._waits and self._named_epoch != self._epoch
+        self._named_epoch, self.is_resumed, self._waits = None, False, False
         return is_rest
 
     def restart(self) -> None:
         """Moves back to the start of the epoch."""
-        self._done = 0
+        self._begin(self._epoch)
 
     def chunks(self, examples: int) -> Iterator[RowChunk]:
         """Yields rows in the order of the epoch; see RowSource."""
-        number, skip = divmod(self._done, self._window_rows)
-        for window in self._windows(self._epoch, number):
-            order = window.order[skip:]
-            skip = 0
-            for first in range(0, len(order), examples):
-                yield window.chunk(order[first : first + examples])
+        order, epoch = self._files.epoch_order(self._interleave_rows), self._epoch
+        pieces: list[tuple[Window, list[tuple[int, int]]]] = []
+        rows = 0
+        with ExitStack() as stack:
+            readers: dict[int, LaneReader] = {}
+            for lane, first, last in self._segments(order):
+                reader = readers.get(lane)
+                if reader is None:
+                    reader = LaneReader(self._files, self._schema, epoch, order, lane)
+                    readers[lane] = reader
+                    stack.callback(reader.close)
+                while first < last:
+                    if rows and not reader.holds(first):
+                        # Decoding a window takes time, and the trainer may wait for these rows.
+                        yield joined(pieces)
+                        pieces, rows = [], 0
+                    window, start, stop = reader.window(first)
+                    taken = min(last, stop, first + examples - rows) - first
+                    if not pieces or pieces[-1][0] is not window:
+                        pieces.append((window, []))
+                    pieces[-1][1].append((first - start, first - start + taken))
+                    first, rows = first + taken, rows + taken
+                    if rows == examples:
+                        yield joined(pieces)
+                        pieces, rows = [], 0
+            if rows:
+                yield joined(pieces)
 
     def took(self, rows: int) -> None:
-        """Counts rows; see RowSource."""
+        """Counts rows of a batch; see RowSource."""
         self._done += rows
+        self._batches += rows > 0
 
     def commit(self) -> None:
         """Does nothing: files have nothing to release."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the place after the counted rows; see RowSource."""
-        return {**self._identity(), "epoch": self._epoch, "done": self._done}
+        state = asdict(self._state())
+        return {**self._identity(), **state, "ahead": [list(part) for part in state["ahead"]]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:  # noqa: ANN401
         """Moves to a place; see RowSource.
 
+        Args:
+            state: A state; or those of several ranks and workers as a list, or in the state of a
+                StatefulDataLoader.
+
         Raises:
-            UsageError: The state is damaged, or of other files, shards or order.
+            UsageError: A state is damaged, or of other files or another order; or the states do not
+                say where all shards are.
         """
-        version = state.get("version")
+        found = [self._checked(one) for one in list(saved_states(state)) or [state]]
+        mine = self._state()
+        try:
+            saved, done = joint_progress(found, len(self._files))
+        except UsageError:
+            # It may be enough for this shard, if each rank loads its own.
+            saved, done = found[0], {found[0].shard: found[0].done}
+            if len(found) > 1 or (saved.run, saved.shard) != (mine.run, mine.shard):
+                raise
+        self._epoch, self._interleave_rows = saved.epoch, saved.interleave_rows
+        deal = saved.deal(len(self._files))
+        # Several workers begin with the first of them, so the rows are dealt again.
+        if saved.run == mine.run and (len(found) == 1 or self.shards == self._world_size):
+            self._deal_at(deal.place, done[self.shard])
+            known = [one.batches for one in found if one.shard == self.shard]
+            self._batches = (known or [-(-self._done // saved.batch_examples)])[0]
+        else:
+            self._deal_at(deal.after(done))
+        is_last = len(done) < self.shards or all(
+            rows == deal.count(shard) for shard, rows in done.items()
+        )
+        self._waits = self._done == self._count and not is_last
+        self.is_resumed = True
+
+    def close(self) -> None:
+        """Does nothing: files are closed with `chunks`."""
+
+    def _begin(self, epoch: int) -> None:
+        self._epoch, self._interleave_rows = epoch, self._dealing.batch_examples
+        self._deal_at(Place())
+
+    def _deal_from(self, place: Place) -> Deal:
+        dealing, rows = self._dealing, len(self._files)
+        batch, ends = dealing.batch_examples, dealing.even_ends
+        return Deal(place, rows, batch, self._world_size, self.shards, ends)
+
+    def _deal_at(self, place: Place, done: int = 0) -> None:
+        """Deals the rows that remain after a place; some of the shard's own are done."""
+        self._deal = self._deal_from(place)
+        self._count = self._deal.count(self.shard)
+        self._done, self._batches = done, 0
+        self._waits = False
+
+    def _segments(self, order: EpochOrder) -> Iterator[tuple[int, int, int]]:
+        """Yields the shard's rows that are not counted, as places of lanes."""
+        for start, stop in self._deal.positions(self.shard, self._done):
+            yield from order.segments(start, stop)
+
+    def _state(self) -> ShardState:
+        return ShardState(
+            epoch=self._epoch,
+            interleave_rows=self._interleave_rows,
+            start=self._deal.place.start,
+            ahead=self._deal.place.ahead,
+            batch_examples=self._dealing.batch_examples,
+            even_ends=self._dealing.even_ends,
+            world_size=self._world_size,
+            shard=self.shard,
+            shards=self.shards,
+            done=self._done,
+            batches=self._batches,
+            in_step=self._dealing.in_step,
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """Returns the fields in which a state must equal this source."""
+        files = self._files
+        return {
+            "version": STATE_VERSION,
+            "files": files.fingerprint,
+            "rows": len(files),
+            "order": files.order,
+            "window_rows": files.window_rows,
+            "seed": files.seed,
+        }
+
+    def _checked(self, state: dict[str, Any]) -> ShardState:
+        """Returns a state's place.
+
+        Raises:
+            UsageError: The state is damaged, or of other files or another order.
+        """
+        version = state.get("version") if isinstance(state, dict) else None
         if version != STATE_VERSION:
             raise UsageError(
                 f"The state has version {version}, but this release reads {STATE_VERSION}; resume "
@@ -137,89 +266,23 @@ class FileSource:
                 "The state belongs to other files of thin rows; resume with the same files and "
                 "filters, or restart the epoch."
             )
-        if {"shard", "shards"} & set(differing):
-            raise UsageError(
-                f"The state belongs to shard {state.get('shard')} of {state.get('shards')}, but "
-                f"this is shard {self.shard} of {self.shards} (world size x workers); resume with "
-                f"as many ranks and workers, each with its own state, or restart the epoch."
-            )
         for name in differing:
             raise UsageError(
                 f"The state was saved with {name} {state.get(name)!r}, but this has "
                 f"{mine[name]!r}; give the same, or restart the epoch."
             )
-        epoch, done = state.get("epoch"), state.get("done")
-        if not (isinstance(epoch, int) and isinstance(done, int) and 0 <= done <= len(self)):
-            raise UsageError("The state is damaged: it needs an epoch, and the rows done in it.")
-        self._epoch, self._done = epoch, done
-        self._is_resumed = True
-
-    def close(self) -> None:
-        """Does nothing: files are closed with `chunks`."""
-
-    def _identity(self) -> dict[str, Any]:
-        """Returns the fields in which a state must equal this source."""
-        files = self._files
-        return {
-            "version": STATE_VERSION,
-            "files": files.fingerprint,
-            "rows": len(files),
-            "order": files.order,
-            "window_rows": files.window_rows,
-            "seed": files.seed,
-            "shard": self.shard,
-            "shards": self.shards,
-        }
-
-    def _windows(self, epoch: int, number: int) -> Iterator[Window]:
-        """Yields the shard's windows, from number `number` on."""
-        files = self._files
-        start = self._start + number * self._window_rows
-        held: list[tuple[pa.RecordBatch, NDArray[np.int64], str]] = []
-        room = self._window_rows
-        for batch, numbers, path in files.read(epoch, start, self._stop, self._schema):
-            while len(batch) >= room:
-                held.append((batch.slice(0, room), numbers[:room], path))
-                yield Window(held, files, (epoch, number))
-                batch, numbers = batch.slice(room), numbers[room:]
-                held, room, number = [], self._window_rows, number + 1
-            if len(batch):
-                held.append((batch, numbers, path))
-                room -= len(batch)
-        if held:
-            yield Window(held, files, (epoch, number))
+        return ShardState.from_fields(state, len(self._files))
 
 
-class Window:
-    """Rows that are ordered together."""
-
-    def __init__(
-        self,
-        parts: Sequence[tuple[pa.RecordBatch, NDArray[np.int64], str]],
-        files: RowFiles,
-        salts: tuple[int, int],
-    ) -> None:
-        table = load_pyarrow().Table.from_batches([batch for batch, _, _ in parts])
-        self._rows = one_batch(table)
-        self._ids = np.concatenate([numbers for _, numbers, _ in parts])
-        self._paths = ", ".join(dict.fromkeys(path for _, _, path in parts))
-        order = np.arange(len(self._ids))
-        self._is_shuffled = files.order != "files"
-        if files.order == "users":
-            users = np.concatenate(
-                [complete(path, "user_id", batch["user_id"]) for batch, _, path in parts]
-            )
-            order = order[np.argsort(mixed(users, files.seed, *salts), kind="stable")]
-        elif files.order == "rows":
-            order = shuffled(order, files.seed, *salts)
-        self.order: NDArray[np.int64] = order
-
-    def chunk(self, places: NDArray[np.int64]) -> RowChunk:
-        """Returns the rows at some places of the window, in that order."""
-        pa = load_pyarrow()
-        if self._is_shuffled:
-            batch = self._rows.take(pa.array(places))
-        else:
-            batch = self._rows.slice(int(places[0]), len(places))
-        others = pa.Table.from_batches([batch.select(other_columns(batch.schema))])
-        return RowChunk(to_thin_rows(self._paths, batch), others, self._ids[places])
+def joined(pieces: list[tuple[Window, list[tuple[int, int]]]]) -> RowChunk:
+    """Joins rows of some windows."""
+    parts: list[tuple[pa.RecordBatch, NDArray[np.int64]]] = [
+        window.take(ranges) for window, ranges in pieces
+    ]
+    pa = load_pyarrow()
+    batch = parts[0][0]
+    if len(parts) > 1:
+        batch = one_batch(pa.Table.from_batches([rows for rows, _ in parts]))
+    others = pa.Table.from_batches([batch.select(other_columns(batch.schema))])
+    paths = ", ".join(dict.fromkeys(window.paths for window, _ in pieces))
+    return RowChunk(to_thin_rows(paths, batch), others, np.concatenate([ids for _, ids in parts]))

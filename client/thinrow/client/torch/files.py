@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from copy import copy
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import torch.distributed
 from thinrow.client.torch.choosers import KeptRows
+from thinrow.client.torch.epoch_place import Dealing
 from thinrow.client.torch.file_source import READ_ROWS, FileSource
 from thinrow.client.torch.row_groups import FileGroups, TableGroups, all_columns, joint_columns
-from thinrow.client.torch.row_order import shuffled
+from thinrow.client.torch.row_order import EpochOrder, lane_count, shuffled
 from thinrow.client.torch.selection import Selection, selections
 from thinrow.core.files.arrow import conformed_batch, load_pyarrow
 from thinrow.core.files.paths import Named
@@ -26,7 +27,7 @@ from thinrow.core.files.tables import Table, is_table
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -39,7 +40,8 @@ __all__ = ["RowFiles"]
 
 Rows = Named | Table
 """Names of files, or rows in memory."""
-Order = Literal["users", "rows", "files"]
+Order = Literal["users", "rows", "files", "lengths"]
+ORDERS = get_args(Order)
 EVENT_TIMES = ("event_ts", "arrival_ts")
 """Fields of mutable events that are read for every projection."""
 
@@ -57,12 +59,16 @@ class RowFiles:
             DataFrame of pandas, or a `datasets.Dataset`.
         filter: Rows to keep, as for `filter`. Default: all.
         order: "users" groups a window's rows by user, users in seeded order; "rows" shuffles a
-            window's rows; both shuffle row groups, too. "files" keeps the order of the files.
+            window's rows; "lengths" gives each batch rows of similar length. All of these shuffle
+            row groups, too. "files" keeps the order of the files.
         seed: Seed of the shuffle; each epoch has another order.
-        window_rows: Rows shuffled with each other, and held in memory.
+        window_rows: Rows shuffled with each other. Memory holds one window of each lane; see
+            docs/guides/training.md.
         rank: Rank of this trainer. Default: that of torch.distributed if it is initialized when a
             pass begins, otherwise the environment's RANK, as torchrun sets it, otherwise 0.
         world_size: Number of trainers. Default: as for `rank`, with WORLD_SIZE, otherwise 1.
+        length_column: Column of integers by which "lengths" sorts, such as the number of events
+            when the row was written. Default: the row's mutable events and its `max_length`.
 
     Raises:
         InputError: There is no file, or one holds no thin rows.
@@ -79,9 +85,13 @@ class RowFiles:
         window_rows: int = 65_536,
         rank: int | None = None,
         world_size: int | None = None,
+        length_column: str | None = None,
     ) -> None:
-        if order not in ("users", "rows", "files"):
-            raise UsageError(f"order is {order!r}, but must be 'users', 'rows' or 'files'.")
+        if order not in ORDERS:
+            names = ", ".join(map(repr, ORDERS[:-1]))
+            raise UsageError(f"order is {order!r}, but must be {names} or {ORDERS[-1]!r}.")
+        if length_column is not None and order != "lengths":
+            raise UsageError("length_column needs order='lengths'; give both, or neither.")
         if window_rows < 1:
             raise UsageError(f"window_rows is {window_rows}, but must be 1 or more.")
         if (rank is None) != (world_size is None):
@@ -93,6 +103,7 @@ class RowFiles:
             self._given_ranks = rank, world_size
         self._ranks_of_origin = 0, 1
         self.order, self.seed, self.window_rows = order, seed, window_rows
+        self.length_column = length_column
         self._groups: RowGroups = (
             FileGroups(cast("Named", rows)) if is_named(rows) else TableGroups(rows)
         )
@@ -167,6 +178,7 @@ class RowFiles:
         workers: int = 1,
         columns: Sequence[str] | None = None,
         traits: Sequence[str] | None = None,
+        dealing: Dealing | None = None,
     ) -> FileSource:
         """Returns the source of one worker of this rank.
 
@@ -175,12 +187,27 @@ class RowFiles:
             workers: Workers of each rank.
             columns: Other columns to read. None: all.
             traits: Traits of mutable events to read. None: all.
+            dealing: The way in which ranks and workers share the rows.
 
         Raises:
             InputError: There is no such column.
         """
         schema = self.reads(columns, traits)
-        return FileSource(self, self.rank * workers + worker, self.world_size * workers, schema)
+        return FileSource(self, worker, workers, schema, dealing or Dealing())
+
+    def epoch_order(self, interleave_rows: int) -> EpochOrder:
+        """Returns the order in which the rows of an epoch's sequence are trained on."""
+        rows = len(self)
+        if self.order == "files":  # Rows need not wait for a full window.
+            return EpochOrder(rows, 1, interleave_rows, READ_ROWS)
+        lanes = lane_count(rows, self._groups.size, self.window_rows)
+        by_length = self.order == "lengths"
+        return EpochOrder(rows, lanes, interleave_rows, self.window_rows, by_length)
+
+    def group_end(self, epoch: int, place: int) -> int:
+        """Returns the place after the row group that holds a place of an epoch's sequence."""
+        _, ends = self._epoch_groups(epoch)
+        return int(ends[np.searchsorted(ends, place, side="right")])
 
     def reads(self, columns: Sequence[str] | None, traits: Sequence[str] | None) -> pa.Schema:
         """Returns the schema of the columns to read, including those of the pointers.
@@ -189,13 +216,13 @@ class RowFiles:
             InputError: A file lacks a column, or holds it in another type than the first.
         """
         others = other_columns(all_columns(self._groups))
+        wanted = [*(columns or ()), *filter(None, [self.length_column])]
+        if missing := [name for name in wanted if name not in others]:
+            raise InputError(
+                f"The thin rows have no column {missing[0]!r}; there are {', '.join(others)}."
+            )
         if columns is not None:
-            missing = [name for name in columns if name not in others]
-            if missing:
-                raise InputError(
-                    f"The thin rows have no column {missing[0]!r}; there are {', '.join(others)}."
-                )
-            others = [name for name in others if name in {*columns, "user_id", "request_ts"}]
+            others = [name for name in others if name in {*wanted, "user_id", "request_ts"}]
         schema = joint_columns(self._groups, [*others, "uih", "mutable"])
         if traits is None:
             return schema
@@ -207,16 +234,13 @@ class RowFiles:
 
     def read(
         self, epoch: int, start: int, stop: int, schema: pa.Schema
-    ) -> Iterator[tuple[pa.RecordBatch, NDArray[np.int64], str]]:
+    ) -> Generator[tuple[pa.RecordBatch, NDArray[np.int64], str]]:
         """Yields the places [start, stop) of an epoch's sequence: rows, their numbers, their file.
 
         Rows have numbers of their own among all rows, whether a filter leaves out some or not.
         """
         counts = self._selection.counts
-        groups = np.arange(len(counts))
-        if self.order != "files":
-            groups = shuffled(groups, self.seed, epoch)
-        ends = np.cumsum(counts[groups])
+        groups, ends = self._epoch_groups(epoch)
         for place in range(int(np.searchsorted(ends, start, side="right")), len(groups)):
             group = int(groups[place])
             begin = int(ends[place] - counts[group])
@@ -227,6 +251,14 @@ class RowFiles:
             )
             if len(wanted):
                 yield from self._read_places(group, wanted, schema)
+
+    def _epoch_groups(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns an epoch's row groups in order, and the place after each of them."""
+        counts = self._selection.counts
+        groups = np.arange(len(counts))
+        if self.order != "files":
+            groups = shuffled(groups, self.seed, epoch)
+        return groups, np.cumsum(counts[groups])
 
     def _read_places(
         self, group: int, wanted: NDArray[np.int64], schema: pa.Schema

@@ -80,6 +80,7 @@ class ThinRowLoader:
         self._pipeline: Pipeline | None = None
         self._client: Client | None = None
         self._uncommitted = False
+        self._loaded: Any = None
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -97,7 +98,7 @@ class ThinRowLoader:
         """Returns the batches of a whole epoch, of this rank.
 
         Raises TypeError where they are not known in advance: with `batch_events`, with a policy
-        "skip" (the default for ERASED), and for a source other than files.
+        "skip" (the default for ERASED) and no `even_ends`, and for a source other than files.
         """
         self._follow_rank()
         if not isinstance(self._source, FileSource):
@@ -125,7 +126,7 @@ class ThinRowLoader:
             UsageError: The source has no epochs.
         """
         files = self._files()
-        return files.epoch + (0 < files.done == len(files))
+        return files.epoch + files.is_over
 
     def set_epoch(self, epoch: int) -> None:
         """Moves to the start of another epoch.
@@ -140,14 +141,20 @@ class ThinRowLoader:
         """Returns the place after the last batch delivered: a handful of JSON fields."""
         return self._source.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any] | list[Any]) -> None:
         """Resumes at a place.
 
+        Args:
+            state: This rank's state, or a list of the states of all ranks, whose number may have
+                been another one. The state of one rank stands for all that are in step with it.
+
         Raises:
-            UsageError: The state belongs to another source, or a pass is in progress.
+            UsageError: The state belongs to another source, the states do not say where all ranks
+                are, or a pass is in progress.
         """
         self._between_passes("load a state")
         self._source.load_state_dict(state)
+        self._loaded = state
 
     def close(self) -> None:
         """Ends threads, connections and files. Delivered batches count as trained."""
@@ -219,8 +226,9 @@ class ThinRowLoader:
     def _open(self) -> RowSource:
         if not isinstance(self._rows, RowFiles):
             return self._rows
+        config = self._config
         return self._rows.source(
-            columns=self._config.columns, traits=traits_named(self._projection)
+            columns=config.columns, traits=traits_named(self._projection), dealing=config.dealing
         )
 
     def _follow_rank(self) -> None:
@@ -229,7 +237,7 @@ class ThinRowLoader:
         Lightning and others initialize torch.distributed after the loader is made.
 
         Raises:
-            UsageError: Rows were read, or a state was loaded, as another rank.
+            UsageError: The states loaded as another rank do not say where this one is.
         """
         rows, source = self._rows, self._source
         if self._pipeline is not None or not isinstance(rows, RowFiles):
@@ -239,8 +247,9 @@ class ThinRowLoader:
             followed = self._open()
             assert isinstance(followed, FileSource)
             followed.set_epoch(source.epoch)
-            if source.done:
-                followed.load_state_dict(source.state_dict())
+            if source.is_begun:
+                loaded = self._loaded if source.is_resumed else source.state_dict()
+                followed.load_state_dict(loaded)
             self._source = followed
 
     def _files(self) -> FileSource:

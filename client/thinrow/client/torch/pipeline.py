@@ -193,7 +193,7 @@ class Pipeline:
         if last and self._config.drop_last and group.examples < self._config.batch_examples:
             if group.examples:
                 log.info("Left out the last %d examples, too few for a batch.", group.examples)
-        elif group.examples:
+        elif group.parts:
             self._clock.work("widen")
             config = self._config
             batch = to_tensors(

@@ -43,6 +43,8 @@ class RowGroups(Protocol):
     """Shape (groups,): the part of each group."""
     rows: NDArray[np.int64]
     """Shape (groups,): rows of each group."""
+    size: int
+    """Bytes of all rows, as they are stored."""
     fingerprint: str
     """Names the rows, wherever they lie."""
 
@@ -82,6 +84,7 @@ class FileGroups:
         with ThreadPoolExecutor(threads, thread_name_prefix="thinrow-footers") as pool:
             footers = list(pool.map(read_footer, self._files))
         self.schemas = [footer.schema for footer in footers]
+        self.size = sum(sum(footer.group_bytes) for footer in footers)
         self.fingerprint = fingerprint(self.names, footers)
         counts = [len(footer.group_rows) for footer in footers]
         self.parts = np.repeat(np.arange(len(footers)), counts)
@@ -136,6 +139,7 @@ class TableGroups:
             [min(TABLE_GROUP_ROWS, len(self._table) - start) for start in starts], np.int64
         )
         self.parts = np.zeros(len(self.rows), np.int64)
+        self.size = self._table.nbytes
         self.fingerprint = self._fingerprint()
 
     def batches(

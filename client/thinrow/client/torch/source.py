@@ -60,8 +60,8 @@ class RowSource(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """Returns the place after the counted rows, in a handful of JSON fields."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Moves to a place.
+    def load_state_dict(self, state: Any) -> None:  # noqa: ANN401
+        """Moves to a place: that of a state, or of the states of several ranks in a list.
 
         Raises:
             UsageError: The state belongs to another source.
