@@ -37,7 +37,8 @@ TENANTS = (
     ),
     Tenant(name="long", sequence_length=8192, traits=TRAITS, batch_examples=64),
 )
-EXAMPLES = {"short": 32_768, "mid": 16_384, "long": 2_048}
+EXAMPLES = {"short": 131_072, "mid": 32_768, "long": 4_096}
+REQUESTS_PER_DAY = 80
 USERS, EVENTS_MEDIAN, DAYS, ROUNDS = 600, 8_000, 365, 7
 QUICK_USERS, QUICK_EVENTS_MEDIAN, QUICK_ROUNDS = 60, 1_000, 1
 
@@ -51,6 +52,7 @@ def compared(folder: Path, *, quick: bool = False) -> Iterator[list[str]]:
         events_median=QUICK_EVENTS_MEDIAN if quick else EVENTS_MEDIAN,
         days=DAYS,
         request_days=3,
+        requests_per_day=REQUESTS_PER_DAY,
     )
     orders = {
         f"{order}, {tenant.name}": requests

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -28,6 +29,7 @@ from support.worlds import (
 )
 from thinrow.cli.app import app
 from thinrow.client import Client, ClientConfig, Projection, StoreConfig, connect
+from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.core.pointers import Pointers
 from thinrow.errors import (
     AnswerTooLargeError,
@@ -71,7 +73,7 @@ def test_every_call_has_the_answer_of_a_server(world: World) -> None:
     with (
         Server(config) as server,
         connect(server.address) as remote,
-        connect(world.store, ClientConfig(examples_per_request=4)) as local,
+        connect(world.store, ClientConfig(store=StoreConfig(examples_per_lookup=4))) as local,
     ):
         for projection in (ALL, wanted):
             assert shown(local.materialize(rows, projection)) == shown(
@@ -180,7 +182,8 @@ def test_threads_share_a_client_while_generations_change(tmp_path: Path) -> None
             answers.append(shown(client.materialize(rows, ALL)))
             failed.extend(answer for answer in answers if answer != right)
 
-    with connect(world.store, ClientConfig(examples_per_request=2)) as client:
+    config = ClientConfig(store=StoreConfig(examples_per_lookup=2))
+    with connect(world.store, config) as client:
         threads = [threading.Thread(target=look_up) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -192,6 +195,22 @@ def test_threads_share_a_client_while_generations_change(tmp_path: Path) -> None
             thread.join()
         assert client.describe_store().generation == 3
     assert not failed
+
+
+def test_a_loader_keeps_its_store_open_from_pass_to_pass(world: World, tmp_path: Path) -> None:
+    before = own_threads()
+    rows = write_rows(tmp_path, [60])
+    config = LoaderConfig(batch_examples=8)
+    with (
+        mock.patch.object(Generation, "open_current", wraps=Generation.open_current) as opened,
+        ThinRowLoader(rows, world.store, ALL, config) as loader,
+    ):
+        assert str(world.store) in repr(loader)
+        # Each pass is left after two of the epoch's eight batches.
+        seen = [n for _ in range(4) for b in islice(loader, 2) for n in b.example_ids.tolist()]
+        assert sorted(seen) == list(range(60))
+        assert opened.call_count == 1
+    assert own_threads() == before
 
 
 FORKED = """
@@ -258,7 +277,7 @@ def test_lookups_are_split_to_fit_the_memory(world: World) -> None:
         assert shown(tight.materialize(rows, ALL)) == right
     with client(work_bytes_max=1000) as none, pytest.raises(AnswerTooLargeError):
         none.materialize(rows, ALL)
-    for field in ("work_bytes_max", "cache_bytes_max", "lookup_threads"):
+    for field in ("work_bytes_max", "cache_bytes_max", "examples_per_lookup", "lookup_threads"):
         with pytest.raises(UsageError, match=f"{field} is 0"):
             client(**{field: 0})
 

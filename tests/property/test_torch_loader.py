@@ -24,7 +24,7 @@ from support.scenarios import examples, projections, requested, worlds
 from support.scenarios import rows_table as drawn_rows
 from support.thin_rows import rows_table, shown, write_rows
 from support.worlds import ALL, as_of, built_world, some_events
-from thinrow.client import Answer, ClientConfig, Projection
+from thinrow.client import Answer, ClientConfig, Projection, StoreConfig
 from thinrow.client.torch import (
     FileSource,
     LoaderConfig,
@@ -92,7 +92,7 @@ def test_tensors_are_what_the_oracle_says(drawn: Drawn, data: st.DataObject) -> 
             batch_events=batch_events,
             lookup_examples=data.draw(st.sampled_from((1, 8, 100))),
             policies=PASS,  # type: ignore[arg-type]
-            client=ClientConfig(examples_per_request=5),
+            client=ClientConfig(examples_per_request=5, store=StoreConfig(examples_per_lookup=5)),
         )
         projection = Projection(
             sequence_length=wanted.sequence_length,
@@ -201,7 +201,11 @@ def test_batches_by_examples(
             batch_examples=30,
             lookup_examples=lookup_examples,
             drop_last=drop_last,
-            client=ClientConfig(requests_in_flight=requests_in_flight, examples_per_request=20),
+            client=ClientConfig(
+                requests_in_flight=requests_in_flight,
+                examples_per_request=20,
+                store=StoreConfig(examples_per_lookup=20),
+            ),
         )
         with ThinRowLoader(paths, server, ALL, config) as loader:
             for _ in range(2):

@@ -32,7 +32,7 @@ from support.scenarios import (
     rows_table,
     schema_toml,
 )
-from thinrow.client import ClientConfig, Projection, connect, read_thin_rows
+from thinrow.client import ClientConfig, Projection, StoreConfig, connect, read_thin_rows
 from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig
 from thinrow.materialization.config import ServerConfig
@@ -116,7 +116,7 @@ class Built:
     @contextmanager
     def serve(self) -> Iterator[Served]:
         config = ServerConfig(store=self.store, listen="127.0.0.1:0", metrics=None)
-        limits = ClientConfig(examples_per_request=5)
+        limits = ClientConfig(examples_per_request=5, store=StoreConfig(examples_per_lookup=5))
         with (
             Server(config) as server,
             connect(server.address, limits) as client,

@@ -156,10 +156,19 @@ class Channels:
                     raise failure from error
                 self.fail_over(replica)
 
+    @property
+    def closed(self) -> bool:
+        """True once it was closed."""
+        return self._closed
+
     def check_open(self) -> None:
         """Raises UnavailableError if the client was closed."""
         if self._closed:
             raise UnavailableError(CLOSED)
+
+    def interrupt(self) -> None:
+        """Closes every channel: only that wakes a thread that waits for a server."""
+        self.close()
 
     def close(self) -> None:
         """Closes every channel; calls in flight are cancelled."""

@@ -95,6 +95,18 @@ class Client:
             raise UsageError("A store in this process has no stub; connect to a server for one.")
         return self._transport.stub
 
+    @property
+    def closed(self) -> bool:
+        """True once the client was closed, or if it cannot be used in this process."""
+        return self._transport.closed
+
+    def interrupt(self) -> None:
+        """Ends calls and streams in flight, also those of other threads.
+
+        This closes a client of servers; one of a store stays open.
+        """
+        self._transport.interrupt()
+
     def close(self) -> None:
         """Closes connections, or the store; calls and streams in flight fail."""
         self._transport.close()

@@ -35,6 +35,10 @@ class StoreConfig:
     work_bytes_max: int = 1024 * MIB
     """Decoded bytes that all lookups in work may hold together; further ones wait."""
 
+    examples_per_lookup: int = 8192
+    """Most examples looked up at once, in place of `examples_per_request`; few if they are long, as
+    `answer_bytes_wanted` holds here, too."""
+
     lookup_threads: int = 2
     """Lookups in work at once, a thread each."""
 
@@ -42,7 +46,9 @@ class StoreConfig:
     """TOML file of named projections, as `thinrow serve --tenants` reads it."""
 
     def __post_init__(self) -> None:
-        require_bounds(self, "cache_bytes_max", "work_bytes_max", "lookup_threads")
+        require_bounds(
+            self, "cache_bytes_max", "work_bytes_max", "examples_per_lookup", "lookup_threads"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from thinrow.client.closable import CLOSED
@@ -46,9 +47,10 @@ class LocalStore:
 
     def __init__(self, path: Path, config: ClientConfig) -> None:
         self.targets: tuple[str, ...] = (str(path),)
-        self.config = config
-        self._reader = open_reader(path, config)
-        self._pool = ThreadPoolExecutor(config.store.lookup_threads, thread_name_prefix=THREADS)
+        limits = config.store
+        self.config = replace(config, examples_per_request=limits.examples_per_lookup)
+        self._reader = open_reader(path, self.config)
+        self._pool = ThreadPoolExecutor(limits.lookup_threads, thread_name_prefix=THREADS)
         self._process = os.getpid()
         # Also runs if the client is dropped, and at the end of the interpreter.
         self._close = weakref.finalize(self, close, self._reader, self._pool, self._process)
@@ -76,10 +78,18 @@ class LocalStore:
     def fail_over(self, failed: int) -> None:
         """Does nothing: a store in this process has no replica."""
 
+    @property
+    def closed(self) -> bool:
+        """True once it was closed, and in a process forked since it was opened."""
+        return not self._close.alive or os.getpid() != self._process
+
     def check_open(self) -> None:
         """Raises UnavailableError if the client was closed."""
         if not self._close.alive:
             raise UnavailableError(CLOSED)
+
+    def interrupt(self) -> None:
+        """Does nothing: what is in flight ends soon, and the store stays open for what comes."""
 
     def close(self) -> None:
         """Ends the lookups, and closes the store."""

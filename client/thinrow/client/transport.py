@@ -72,8 +72,18 @@ class Transport(Protocol):
     def fail_over(self, failed: int) -> None:
         """Switches to the replica after `failed`, unless another caller already has."""
 
+    @property
+    def closed(self) -> bool:
+        """True once it was closed, in this process."""
+
     def check_open(self) -> None:
         """Raises UnavailableError if the client was closed."""
+
+    def interrupt(self) -> None:
+        """Ends calls and streams in flight, also of other threads that wait for a response.
+
+        May close the transport.
+        """
 
     def close(self) -> None:
         """Ends calls and streams in flight, and releases what they use."""

@@ -181,10 +181,12 @@ class ThinRowLoader:
         if self._closed:
             raise UsageError("The loader is closed; make another one.")
         self._commit()
-        client, self._client = self._client or connect(self._server, self._config.client), None
+        # Connected, or opened, for all passes; one that was left may have closed the connection.
+        if self._client is None or self._client.closed:
+            self._client = connect(self._server, self._config.client)
         pipeline = self._pipeline = Pipeline(
             self._source,
-            client,
+            self._client,
             self._projection,
             self._config,
             self._copies,
@@ -201,7 +203,6 @@ class ThinRowLoader:
             pipeline.close()
             if self._pipeline is pipeline:
                 self._pipeline = None
-        self._client = client  # connected, for the next pass
         self._source.commit()
         if isinstance(self._source, FileSource):
             self._source.next_epoch()

@@ -68,7 +68,7 @@ class QueuedBatch(NamedTuple):
 class Pipeline:
     """Starts with the first request for a batch; the owner closes it in any case.
 
-    Closes the client as well, unless the pass came to its end.
+    Interrupts the client as well, unless the pass came to its end.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Pipeline:
         self._answers.close()
         self._batches.close()
         if not self._ended:
-            self._client.close()
+            self._client.interrupt()
         # The garbage collector may call this in one of our threads, which must not wait then.
         waits = not threading.current_thread().name.startswith("thinrow-")
         for thread in self._threads:
