@@ -39,8 +39,8 @@ class StoreConfig:
     """Most examples looked up at once, in place of `examples_per_request`; few if they are long, as
     `answer_bytes_wanted` holds here, too."""
 
-    lookup_threads: int = 2
-    """Lookups in work at once, a thread each."""
+    lookup_threads: int = 1
+    """Lookups in work at once, a thread each; more help if the disk is slow and cores are free."""
 
     tenants: Path | None = None
     """TOML file of named projections, as `thinrow serve --tenants` reads it."""
