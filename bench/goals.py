@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from world import AT_RANDOM, CLUSTERED, IN_TIME_ORDER
+from world import AT_RANDOM, CLUSTERED, IN_TIME_ORDER, InProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,6 +99,15 @@ def goals(
                 one.ratio(*names),
                 "x",
                 note=one.fastest(*names) if len(names) > 1 else "",
+            )
+    for key, wanted in ((("mid", "C"), 1.2), (("union", "A, 16K"), 1)):
+        for order in (IN_TIME_ORDER, CLUSTERED):
+            one = found[*key, order]
+            yield Goal(
+                f"{key[1]} {order} from the store in the trainer's process, against a server",
+                wanted,
+                one.thin.round_s / one.figures[InProcess.name].round_s,
+                "x",
             )
     one = found["union", "A, 16K", CLUSTERED]
     yield Goal(

@@ -231,6 +231,23 @@ def test_a_stream_that_is_left_ends_its_spans(world: World, made: InMemorySpanEx
     assert all(span.end_time for span in made.get_finished_spans())
 
 
+def test_a_store_in_the_process_has_the_stages_below_the_request(
+    world: World, made: InMemorySpanExporter, provider: TracerProvider
+) -> None:
+    step = provider.get_tracer("mine").start_as_current_span("step")
+    with connect(world.store) as client, step:
+        list(client.stream([pointers_to(days(3))] * 2, Projection(3)))
+    spans = by_name(made)
+    [outer] = spans["step"]
+    requests = spans["thinrow.request"]
+    assert {parent(request) for request in requests} == {identity(outer)}
+    assert [dict(request.attributes or {}) for request in requests] == [
+        {"thinrow.tenant": "", "thinrow.examples": 6}
+    ] * 2
+    for stage in STAGES:
+        assert [parent(span) for span in spans[f"thinrow.{stage}"]] == list(map(identity, requests))
+
+
 def test_a_loader_says_what_the_trainer_waited_for(
     world: World, made: InMemorySpanExporter, provider: TracerProvider
 ) -> None:

@@ -214,8 +214,8 @@ def close(reader: StoreReader, pool: ThreadPoolExecutor, process: int) -> None:
     """Ends the lookups, and closes the store, in the process that opened it."""
     if os.getpid() != process:
         return
-    if threading.current_thread().name.startswith(THREADS):
-        # The garbage collector dropped a client within a lookup, which must not wait for itself.
+    if threading.current_thread().name.startswith("thinrow-"):
+        # The garbage collector dropped a client within one of the threads that end here.
         threading.Thread(target=close, args=(reader, pool, process), name="thinrow-close").start()
         return
     pool.shutdown(cancel_futures=True)
