@@ -101,6 +101,17 @@ def test_counted_steps_make_whole_epochs(make: Callable[..., Any], kind: str | i
     assert [ids(itertools.islice(counted, BATCHES)) for _ in range(3)] == epochs
 
 
+@pytest.mark.parametrize("kind", ["loader", "dataset", 0, 1])
+def test_whole_passes_are_the_same_after_one_that_was_left(
+    make: Callable[..., Any], kind: str | int
+) -> None:
+    """Lightning tries two batches of a validation before the first epoch."""
+    [expected] = [ids(loader) for loader in [make(kind)]]
+    loader = make(kind, LoaderConfig(batch_examples=8, lookup_examples=20, whole_passes=True))
+    assert ids(itertools.islice(loader, 2)) == expected[:2]
+    assert [ids(loader), ids(itertools.islice(loader, BATCHES)), ids(loader)] == 3 * [expected]
+
+
 def test_a_loader_names_the_epoch_of_the_next_batch(make: Callable[..., Any]) -> None:
     with make() as loader:
         first = ids(itertools.islice(loader, BATCHES))

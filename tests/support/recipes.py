@@ -144,8 +144,9 @@ def observe(program: str, record: Callable[[Any], None]) -> None:
         forward = Ranker.forward
 
         @functools.wraps(forward)
-        def forward_and_record(*arguments: Any, **batch: Any) -> Any:  # noqa: ANN401
-            record(batch["label_item_id"])
-            return forward(*arguments, **batch)
+        def forward_and_record(model: Any, **batch: Any) -> Any:  # noqa: ANN401
+            if model.training:
+                record(batch["label_item_id"])
+            return forward(model, **batch)
 
         Ranker.forward = forward_and_record

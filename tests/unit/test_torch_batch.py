@@ -241,7 +241,9 @@ def test_values_and_columns_have_names(client: Client) -> None:
     assert {**batch} == {"offsets": batch.offsets, **batch.values, **batch.columns}
     assert batch["item_id"] is batch.values["item_id"]
     assert "item_id" in batch
+    assert batch.get("item_id") is batch.values["item_id"]
     assert "genre" not in batch
+    assert batch.get("genre") is None
     with pytest.raises(KeyError, match="genre"):
         batch["genre"]
     # Neither of two is meant more than the other.

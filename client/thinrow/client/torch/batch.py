@@ -112,6 +112,10 @@ class TensorBatch:
     def __contains__(self, name: object) -> bool:
         return name in self.keys()
 
+    def get(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - as of a mapping
+        """Returns `batch[name]`, or the default where there is none."""
+        return self[name] if name in self else default  # noqa: SIM401
+
     def keys(self) -> list[str]:
         """Names of `batch[name]` and of `**batch`: offsets, traits, columns."""
         return list(dict.fromkeys(("offsets", *self.values, *self.columns)))

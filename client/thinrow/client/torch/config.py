@@ -54,6 +54,11 @@ class LoaderConfig:
     rows of the epoch, "pad" repeats its first ones. Skipped examples then make their batch smaller,
     or empty. None: ranks may differ by a batch. Not with `batch_events`."""
 
+    whole_passes: bool = False
+    """Starts each pass over files at the beginning of the same epoch, as evaluation needs, even if
+    the last pass was left. Otherwise a pass continues a pass that was left, and the next one is the
+    next epoch."""
+
     policies: Mapping[str, Policy] = field(default_factory=dict)
     """Treatment of examples by status, other than OK: "fail" raises StatusError, "skip" leaves the
     example out, "pass" delivers it without events. Default: "skip" for ERASED, which is normal and

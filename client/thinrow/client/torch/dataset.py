@@ -70,7 +70,7 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
         source = self._source()
         if self._resuming:
             self._resuming = False
-        elif source.is_over:
+        elif source.is_over and not self._config.whole_passes:
             source.next_epoch()
         else:
             source.restart()
@@ -130,7 +130,7 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
             source.next_epoch()
             yield from self._rest_of_epoch(source)
         # Other workers may not have ended: until all have, a state must show this one as ended.
-        if worker is None:
+        if worker is None and not self._config.whole_passes:
             source.next_epoch()
 
     def _rest_of_epoch(self, source: FileSource) -> Generator[TensorBatch, None, int]:

@@ -171,6 +171,7 @@ class ThinRowLoader:
     def _pass(self) -> Generator[TensorBatch, None, None]:
         self._end_pass()
         self._follow_rank()
+        self._restart_whole()
         is_rest = isinstance(self._source, FileSource) and self._source.begin_pass()
         batches = yield from self._rest_of_epoch()
         if is_rest and not batches:
@@ -204,9 +205,15 @@ class ThinRowLoader:
             if self._pipeline is pipeline:
                 self._pipeline = None
         self._source.commit()
-        if isinstance(self._source, FileSource):
+        if isinstance(self._source, FileSource) and not self._config.whole_passes:
             self._source.next_epoch()
+        self._restart_whole()
         return batches
+
+    def _restart_whole(self) -> None:
+        """Returns to the start of the epoch where passes are whole."""
+        if self._config.whole_passes:
+            self._files().restart()
 
     def _commit(self) -> None:
         if self._uncommitted:
