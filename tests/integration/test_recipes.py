@@ -72,7 +72,7 @@ def folder(tmp_path: Path, server: Running) -> Path:
 
 
 def whole_run(folder: Path, program: str, ranks: int) -> Run:
-    """Runs a program to its end, which trains on each row once in each epoch, but for uneven ends."""
+    """Runs a program to its end: in each epoch it trains on each row once, but for uneven ends."""
     missing = [name for name in NEEDED.get(program, ()) if find_spec(name) is None]
     if missing:
         pytest.skip(f"{program} needs {', '.join(missing)}: make trainers torchrec")
@@ -81,7 +81,9 @@ def whole_run(folder: Path, program: str, ranks: int) -> Run:
     steps = ROWS // (BATCH_EXAMPLES * ranks)
     assert [len(of) for of in whole.steps] == [steps * EPOCHS] * ranks
     for first in range(0, steps * EPOCHS, steps):
-        labels = [label for of in whole.steps for step in of[first : first + steps] for label in step]
+        labels = [
+            label for of in whole.steps for step in of[first : first + steps] for label in step
+        ]
         assert len(set(labels)) == len(labels) == steps * ranks * BATCH_EXAMPLES
     return whole
 
