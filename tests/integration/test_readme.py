@@ -1,4 +1,4 @@
-"""README and docs/start.md run as written: their commands and their Python."""
+"""README, docs/start.md and docs/guides/rows.md run as written: their commands and their Python."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.paths import ROOT
 from support.worlds import running_server
+from thinrow.client import row_count
 from thinrow.demo.demo import run_demo
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ README = "".join(
 )
 COMMANDS = re.findall(r"^\.venv/bin/(?!thinrow serve).*$", README, re.MULTILINE)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROWS_PAGE = (ROOT / "docs/guides/rows.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,26 @@ def test_python(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "[ 0  5 10]"
     assert len(printed[1].strip("[]").split()) == 10
+
+
+def test_rows_guide(
+    server: Running, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(server.log.parents[2])
+    trained: list[tuple[Any, ...]] = []
+    names = {"train": lambda *given: trained.append(given)}
+    for block in re.findall(r"```python\n(.*?)```", ROWS_PAGE, re.DOTALL):
+        exec(here(block, server), names)
+    rows = row_count(".demo/movielens/rows.parquet")
+    [(whole,), (kept, weights)] = trained
+    assert len(whole) == rows > len(kept) > 0
+    negative = kept["label_rating"] < 4
+    assert weights[negative].tolist() == [10.0] * int(negative.sum())
+    assert weights[~negative].tolist() == [1.0] * int((~negative).sum())
+    filtered, parts, users = capsys.readouterr().out.splitlines()
+    assert all(0 <= int(count) < rows for count in filtered.split())
+    assert sum(int(count) for count in parts.split()) == rows
+    assert users == f"[{len(set(whole['user_id'].tolist()))}]"
 
 
 def test_demo_ends_in_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-ORDERS = ("users", "rows", "files", "lengths")
+ORDERS = ("users", "mixed", "rows", "files", "lengths")
 
 
 class Epoch:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from support.thin_rows import EVENT, UIH
 from thinrow.client.torch import RowFiles
 from thinrow.client.torch import row_order as orders
+from thinrow.client.torch.row_windows import MIXED_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -78,12 +79,17 @@ def model_order(
             start = first + len(lane)
             window = rows[start : min(start + most, last)]
             salts = (files.seed, epoch, start)
-            if files.order == "users":
+            if files.order in ("users", "mixed"):
                 keys = orders.mixed(np.array([users[row] for row in window]), *salts)
             else:
                 keys = orders.mixed(np.arange(len(window)), *salts)
             pairs = sorted(zip(keys.tolist(), range(len(window)), strict=True))
             window = [window[place] for _, place in pairs]
+            if files.order == "mixed":
+                keys = orders.mixed(np.arange(len(window)), *salts)
+                keyed = list(zip(keys.tolist(), window, strict=True))
+                blocks = range(0, len(window), MIXED_ROWS)
+                window = [row for n in blocks for _, row in sorted(keyed[n : n + MIXED_ROWS])]
             if files.order == "lengths":
                 window.sort(key=lambda row: lengths[row])
                 runs = [window[n : n + batch] for n in range(0, len(window), batch)]

@@ -18,6 +18,7 @@ from thinrow.client.torch import FileSource, RowFiles
 from thinrow.client.torch.epoch_place import Dealing
 from thinrow.client.torch.files import ORDERS
 from thinrow.client.torch.row_groups import FileGroups
+from thinrow.client.torch.row_windows import MIXED_ROWS
 from thinrow.errors import InputError, UsageError
 
 
@@ -39,6 +40,7 @@ def test_the_order_is_the_same_permanently(tmp_path: Path) -> None:
     paths = write_rows(tmp_path, [8, 8], row_group=4)
     for order, right in {
         "users": USERS_ORDER,
+        "mixed": MIXED_ORDER,
         "rows": ROWS_ORDER,
         "lengths": LENGTHS_ORDER,
         "files": list(range(16)),
@@ -50,7 +52,23 @@ def test_the_order_is_the_same_permanently(tmp_path: Path) -> None:
 
 USERS_ORDER = [13, 14, 15, 0, 1, 9, 11, 8, 10, 12, 2, 4, 3, 7, 5, 6]
 LENGTHS_ORDER = [7, 4, 12, 1, 9, 8, 5, 15, 2, 14, 11, 6, 3, 13, 0, 10]
+MIXED_ORDER = [1, 8, 9, 0, 10, 13, 15, 12, 11, 14, 4, 6, 7, 5, 2, 3]
 ROWS_ORDER = [12, 15, 13, 11, 0, 8, 10, 1, 14, 9, 3, 7, 5, 6, 2, 4]
+
+
+def test_mixed_order_shuffles_the_rows_of_a_lookup(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(rows_table(12_000, users=range(1000)), path)
+    users, mixed = (ids_of(RowFiles(path, order=order).source()) for order in ("users", "mixed"))
+    assert mixed != users
+    for window in ((0, 1024), (1024, 9216), (9216, 12_000)):
+        for first in range(*window, MIXED_ROWS):
+            block = slice(first, min(first + MIXED_ROWS, window[1]))
+            assert sorted(mixed[block]) == sorted(users[block])
+    ids = pq.read_table(path)["user_id"].to_numpy()
+    batch = slice(1024, 1024 + 256)
+    assert len(set(ids[users[batch]])) < 50
+    assert len(set(ids[mixed[batch]])) > 150
 
 
 def test_rows_come_with_all_that_is_theirs(tmp_path: Path) -> None:
@@ -150,7 +168,7 @@ def test_a_row_that_is_wrong_names_its_file(tmp_path: Path) -> None:
 def test_arguments_are_checked(tmp_path: Path) -> None:
     paths = write_rows(tmp_path, [3])
     for arguments, message in (
-        ({"order": "random"}, "'users', 'rows', 'files' or 'lengths'"),
+        ({"order": "random"}, "'users', 'mixed', 'rows', 'files' or 'lengths'"),
         ({"window_rows": 0}, "window_rows is 0"),
         ({"rank": 1}, "both rank and world_size"),
         ({"rank": 2, "world_size": 2}, r"rank is 2, but must be in 0\.\.1"),

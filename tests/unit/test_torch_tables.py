@@ -60,7 +60,8 @@ def hugging_face(table: pa.Table) -> Any:  # noqa: ANN401 - an optional package
 
 
 def chunks(rows: Any) -> list[RowChunk]:  # noqa: ANN401 - of any library
-    return list(RowFiles(rows, seed=3, window_rows=2500).source().chunks(2000))
+    # Two lanes, whose number depends on the size of the rows.
+    return list(RowFiles(rows, seed=3, window_rows=2200).source().chunks(2000))
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ __all__ = ["RowFiles"]
 
 Rows = Named | Table
 """Names of files, or rows in memory."""
-Order = Literal["users", "rows", "files", "lengths"]
+Order = Literal["users", "mixed", "rows", "files", "lengths"]
 ORDERS = get_args(Order)
 EVENT_TIMES = ("event_ts", "arrival_ts")
 """Fields of mutable events that are read for every projection."""
@@ -58,9 +58,10 @@ class RowFiles:
             memory: any table that has Arrow's PyCapsule stream, as those of pyarrow and Polars, a
             DataFrame of pandas, or a `datasets.Dataset`.
         filter: Rows to keep, as for `filter`. Default: all.
-        order: "users" groups a window's rows by user, users in seeded order; "rows" shuffles a
-            window's rows; "lengths" gives each batch rows of similar length. All of these shuffle
-            row groups, too. "files" keeps the order of the files.
+        order: "users" groups a window's rows by user, users in seeded order; "mixed" then shuffles
+            each 4,096 of them; "rows" shuffles a window's rows; "lengths" gives each batch rows of
+            similar length. All of these shuffle row groups, too. "files" keeps the order of the
+            files.
         seed: Seed of the shuffle; each epoch has another order.
         window_rows: Rows shuffled with each other. Memory holds one window of each lane; see
             docs/guides/training.md.
@@ -200,7 +201,8 @@ class RowFiles:
         rows = len(self)
         if self.order == "files":  # Rows need not wait for a full window.
             return EpochOrder(rows, 1, interleave_rows, READ_ROWS)
-        lanes = lane_count(rows, self._groups.size, self.window_rows)
+        size = self._groups.size * rows // max(int(self._groups.rows.sum()), 1)
+        lanes = lane_count(rows, size, self.window_rows)
         by_length = self.order == "lengths"
         return EpochOrder(rows, lanes, interleave_rows, self.window_rows, by_length)
 

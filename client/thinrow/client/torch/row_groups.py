@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
-from thinrow.core.files.arrow import joint_schema, leaf_count, load_pyarrow, one_batch, plain_type
+from thinrow.core.files.arrow import (
+    is_list_of_any_length,
+    joint_schema,
+    leaf_count,
+    load_pyarrow,
+    one_batch,
+    plain,
+    plain_type,
+)
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.paths import data_files
 from thinrow.core.files.row_filter import known_of_key, known_of_range
@@ -29,6 +38,7 @@ FOOTER_THREADS_MAX = 16
 """Footers read at once; most of the time goes to waiting for a remote store."""
 TABLE_GROUP_ROWS = 4096
 """Rows of a group of a table. An order of groups mixes a table the better the smaller they are."""
+VALUE_BYTES = 8
 POINTER = ("start_ts", "end_ts", "max_length", "digest")
 
 
@@ -139,7 +149,7 @@ class TableGroups:
             [min(TABLE_GROUP_ROWS, len(self._table) - start) for start in starts], np.int64
         )
         self.parts = np.zeros(len(self.rows), np.int64)
-        self.size = self._table.nbytes
+        self.size = table_size(self._table)
         self.fingerprint = self._fingerprint()
 
     def batches(
@@ -159,17 +169,32 @@ class TableGroups:
 
     def _fingerprint(self) -> str:
         """Returns a hash of all users, request times and pointers, whatever their layout."""
-        arrow = load_pyarrow()
-        schema = arrow.schema(
-            [self._table.schema.field(name) for name in ("user_id", "request_ts", "uih")]
-        )
         digest = hashlib.sha256(repr(sorted(self._table.schema.names)).encode())
-        for _, batch in self.batches(range(len(self.rows)), schema, TABLE_GROUP_ROWS):
-            pointers = fields(batch["uih"])
-            for column in (batch["user_id"], batch["request_ts"], *(pointers[n] for n in POINTER)):
-                numbers = column.fill_null(0).to_numpy()
-                digest.update(numbers.astype(np.int64).view(np.uint8))
+        pointers = [fields(plain(chunk)) for chunk in self._table["uih"].chunks]
+        columns = [plain(self._table[name]).chunks for name in ("user_id", "request_ts")]
+        columns += [[chunk[name] for chunk in pointers] for name in POINTER]
+        for chunk in itertools.chain.from_iterable(columns):
+            numbers = chunk.fill_null(0).to_numpy().astype(np.int64, copy=False)
+            digest.update(np.ascontiguousarray(numbers).data)
         return digest.hexdigest()[:16]
+
+
+def table_size(table: pa.Table) -> int:
+    """Returns the bytes of a table's numbers, whatever their layout: an order depends on it."""
+    compute = load_pyarrow().compute
+    counts = {field.name: leaf_count(plain_type(field.type)) for field in table.schema}
+    of_events = counts.pop("mutable")
+    # A dictionary of lists has no lengths; lists of texts take long to convert.
+    lists = (
+        chunk if is_list_of_any_length(chunk.type) else plain(chunk)
+        for chunk in table["mutable"].chunks
+    )
+    events = sum(
+        compute.sum(compute.list_value_length(each)).as_py() or 0
+        for each in lists
+        if is_list_of_any_length(each.type)
+    )
+    return VALUE_BYTES * (len(table) * sum(counts.values()) + events * of_events)
 
 
 def all_columns(groups: RowGroups) -> pa.Schema:

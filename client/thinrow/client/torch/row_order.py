@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["EpochOrder", "lane_count", "mixed", "shuffled", "sorted_runs"]
+__all__ = ["EpochOrder", "lane_count", "mixed", "shuffled", "shuffled_blocks", "sorted_runs"]
 
 FIRST_WINDOW_ROWS = 1024
 """Rows of a lane's first window: the first lookup waits until they are decoded."""
@@ -132,6 +132,12 @@ def sorted_runs(lengths: NDArray[np.int64], run: int, *salts: int) -> NDArray[np
     whole = len(order) // run * run
     runs = shuffled(np.arange(whole // run), *salts)
     return np.concatenate([order[:whole].reshape(-1, run)[runs].ravel(), order[whole:]])
+
+
+def shuffled_blocks(count: int, block: int, *salts: int) -> NDArray[np.int64]:
+    """Returns the places 0 to count, shuffled within each block of consecutive ones."""
+    places = np.arange(count)
+    return places[np.lexsort((mixed(places, *salts), places // block))]
 
 
 def mixed(values: NDArray[np.int64], *salts: int) -> NDArray[np.uint64]:

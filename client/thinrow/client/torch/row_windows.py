@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from thinrow.client.torch.row_order import mixed, shuffled, sorted_runs
+from thinrow.client.torch.row_order import mixed, shuffled, shuffled_blocks, sorted_runs
 from thinrow.core.files.arrow import load_pyarrow, one_batch
 from thinrow.core.files.rows import complete
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
     Part = tuple[pa.RecordBatch, NDArray[np.int64], str]
 
-__all__ = ["LaneReader", "Window"]
+__all__ = ["MIXED_ROWS", "LaneReader", "Window"]
 
+MIXED_ROWS = 4096
+"""Rows that order "mixed" shuffles with each other: as many as a lookup has by default."""
 NO_LIMIT = 1 << 40
 """Longer than any history: its pointer has no `max_length`."""
 
@@ -48,11 +50,13 @@ class Window:
         """The files of the rows, to name in errors."""
         order = np.arange(len(self._ids))
         self._is_shuffled = files.order != "files"
-        if files.order == "users":
+        if files.order in ("users", "mixed"):
             users = np.concatenate(
                 [complete(path, "user_id", batch["user_id"]) for batch, _, path in parts]
             )
             order = order[np.argsort(mixed(users, *salts), kind="stable")]
+            if files.order == "mixed":
+                order = order[shuffled_blocks(len(order), MIXED_ROWS, *salts)]
         elif files.order == "rows":
             order = shuffled(order, *salts)
         elif files.order == "lengths":
