@@ -24,7 +24,7 @@ TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict
 
 TRAINERS := lightning==2.6.6 transformers==5.24.0 accelerate==1.15.0 datasets==5.2.0
 
-.PHONY: help setup demo test test-fast test-long torchrec trainers check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors bench bench-peers gpu lock pin-images image-test faults
+.PHONY: help setup demo test test-fast test-long torchrec trainers check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors bench bench-peers bench-short gpu lock pin-images image-test faults
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -110,6 +110,9 @@ bench-peers: setup ## measure against other systems, into docs/reports/benchmark
 	@command -v redis-server > /dev/null || { echo 'Install a Redis server: apt-get install redis-server' >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python bench/tenants.py $(OPTIONS)
+
+bench-short: setup ## measure short, shuffled and fresh histories, into docs/reports/benchmarks-short.md
+	$(BIN)/python bench/short.py $(OPTIONS)
 
 gpu: setup ## on a machine with CUDA: its tests, and figures into docs/reports/gpu.md
 	$(BIN)/python -m pytest -m gpu tests/integration/test_gpu.py

@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny run, to try it out")
     parser.add_argument("--out", type=Path, help="folder of the page and its plots")
     arguments = parser.parse_args()
-    out = arguments.out or (None if arguments.quick else ROOT / "docs")
+    out = arguments.out or (None if arguments.quick else ROOT / "docs/reports")
     sizes = QUICK if arguments.quick else FULL
     start_s = time.perf_counter()
     load = os.getloadavg()[0]

@@ -7,6 +7,7 @@ import re
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,11 +28,13 @@ from server import Served, serving
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
     from sides import Tensors
-
 
 DAY_MS = 24 * 3600 * 1000
 IN_TIME_ORDER, CLUSTERED, AT_RANDOM = "in time order", "clustered by user", "at random"
+SHUFFLED = "shuffled"
+"""Files in time order, of which a loader shuffles all rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +63,26 @@ class World:
 
     def rows(self, order: str) -> Path:
         """The thin rows in one order."""
-        return self.folder / f"rows {order}.parquet"
+        return self.folder / f"rows {in_files(order)}.parquet"
+
+    def row_files(self, order: str) -> RowFiles:
+        """The rows as a loader reads them."""
+        return RowFiles(self.rows(order), order="rows" if order == SHUFFLED else "files")
+
+    @cached_property
+    def shuffle(self) -> NDArray[np.int64]:
+        """Numbers of the rows in the order that a loader shuffles them in."""
+        chunks = self.row_files(SHUFFLED).source(columns=(), traits=()).chunks(1 << 16)
+        numbers = np.concatenate([chunk.example_ids for chunk in chunks])
+        assert np.array_equal(np.sort(numbers), np.arange(len(self.orders[IN_TIME_ORDER])))
+        return numbers
 
     def examples(self, order: str, tenant: Tenant) -> Examples:
         """Values that a tenant must get."""
+        requests = self.orders[in_files(order)]
         return Examples.of(
             self.histories,
-            self.orders[order],
+            requests[self.shuffle] if order == SHUFFLED else requests,
             tenant.sequence_length,
             tenant.traits,
             tenant.batch_examples,
@@ -85,7 +101,7 @@ class World:
 
 
 class ThinRows:
-    """Our side: a loader of default configuration, in the file's order."""
+    """Our side: a loader of default configuration, in the file's order or its first shuffle."""
 
     name = "thin rows"
 
@@ -97,14 +113,15 @@ class ThinRows:
     @staticmethod
     def _loader(world: World, order: str, tenant: Tenant, server: str | Path) -> ThinRowLoader:
         return ThinRowLoader(
-            RowFiles(world.rows(order), order="files"),
+            world.row_files(order),
             server,
             Projection(tenant.sequence_length, traits=tenant.traits),
             LoaderConfig(batch_examples=tenant.batch_examples, columns=()),
         )
 
     def batches(self) -> Iterator[Tensors]:
-        """One epoch."""
+        """The first epoch."""
+        self.loader.set_epoch(0)
         for batch in self.loader:
             yield [batch.offsets, *(batch.values[trait] for trait in self.traits)]
 
@@ -192,6 +209,11 @@ def slices(requests: pl.DataFrame, examples: int, seed: int = 0) -> dict[str, pl
         CLUSTERED: requests.sort("user_id", "request_ts", maintain_order=True).head(examples),
         AT_RANDOM: requests[order],
     }
+
+
+def in_files(order: str) -> str:
+    """The order in which files have the rows of an order."""
+    return IN_TIME_ORDER if order == SHUFFLED else order
 
 
 def children() -> set[int]:

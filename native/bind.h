@@ -6,6 +6,7 @@
 namespace thinrow {
 
 void bind_widen(nanobind::module_ &m);
+void bind_mutable(nanobind::module_ &m);
 void bind_records(nanobind::module_ &m);
 void bind_request(nanobind::module_ &m);
 void bind_response(nanobind::module_ &m);

@@ -12,6 +12,7 @@ NB_MODULE(_native, m) {
       "positions "
       "out of bounds.";
   thinrow::bind_widen(m);
+  thinrow::bind_mutable(m);
   thinrow::bind_records(m);
   thinrow::bind_request(m);
   thinrow::bind_response(m);

@@ -72,6 +72,24 @@ def present_counts(
         lengths: Events of each block.
     """
 
+def arrived_outside(
+    arrival_ts: NDArray[numpy.int64],
+    starts: NDArray[numpy.int64],
+    lengths: NDArray[numpy.int64],
+    first_ts: NDArray[numpy.int64],
+    end_ts: NDArray[numpy.int64],
+) -> NDArray[numpy.bool_]:
+    """
+    Find the examples with an event that arrived outside [first_ts, end_ts).
+
+    Args:
+        arrival_ts: Arrival of every event.
+        starts: Place of each example's first event.
+        lengths: Events of each example.
+        first_ts: First arrival that each example may have, inclusive.
+        end_ts: Last one, exclusive.
+    """
+
 class RecordFormat:
     """The layout of the records of one schema."""
 

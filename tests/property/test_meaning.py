@@ -170,12 +170,13 @@ def backfilled(built: Built, requested: PastRequests) -> tuple[Path, list[dict[s
 
 
 def snapshot_bits(events: Sequence[dict[str, Any]], traits: Sequence[Trait]) -> list[Key]:
+    """Return the bits of events; a file without ids or late arrivals has no column for them."""
     return [
         (
             event["event_ts"],
-            event["event_id"],
+            event.get("event_id"),
             *bits([trait_value(Event(0, 0, 0, 0, event), trait) for trait in traits]),
-            event["arrival_ts"],
+            event.get("arrival_ts", event["event_ts"]),
         )
         for event in events
     ]

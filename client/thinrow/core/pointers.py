@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -105,7 +105,10 @@ class Pointers:
         return len(self.user_ids)
 
     def __getitem__(self, examples: slice | NDArray[np.int64]) -> Pointers:
-        return Pointers(**{name: getattr(self, name)[examples] for name in self.__slots__})
+        selected = object.__new__(Pointers)
+        for name in self.__slots__:  # checked once, when they were made
+            setattr(selected, name, np.ascontiguousarray(getattr(self, name)[examples]))
+        return selected
 
     def __repr__(self) -> str:
         return f"Pointers({len(self)} examples)"
@@ -149,6 +152,7 @@ class MutableEvents:
     offsets: NDArray[np.int64]
     arrival_ts: NDArray[np.int64]
     columns: dict[str, MutableColumn]
+    _extremes: dict[str, tuple[int, int]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         offsets = integers("offsets", self.offsets)
@@ -188,25 +192,85 @@ class MutableEvents:
         return len(self.offsets) - 1
 
     def __getitem__(self, examples: slice | NDArray[np.int64]) -> MutableEvents:
-        if isinstance(examples, np.ndarray):
-            lengths = np.diff(self.offsets)[examples]
-            offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-            return self.select(ranges(self.offsets[examples], lengths), offsets)
-        start, stop = bounds(examples, len(self))
-        offsets = self.offsets[start : stop + 1]
-        return self.select(slice(offsets[0], offsets[-1]), offsets - offsets[0])
+        if isinstance(examples, slice):
+            examples = slice(*bounds(examples, len(self)))
+        return self.select(self.starts[examples], self.lengths[examples])
 
-    def select(
-        self, events: slice | NDArray[np.int64], offsets: NDArray[np.int64]
-    ) -> MutableEvents:
-        """Selects events, which `offsets` assigns to examples."""
+    @property
+    def pool(self) -> MutableEvents:
+        """The events of which these are some; themselves unless they were selected."""
+        return self
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Shape (examples,): place of each example's first event in the pool."""
+        return self.offsets[:-1]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Shape (examples,): events of each example."""
+        return np.diff(self.offsets)
+
+    def compact(self) -> MutableEvents:
+        """Returns the same events without others in the pool."""
+        return self
+
+    def extremes(self, name: str) -> tuple[int, int]:
+        """Returns the least and the greatest integer of a column that has some; found once."""
+        if name not in self._extremes:
+            values = self.arrival_ts if name == "visible_ts" else self.columns[name].values
+            self._extremes[name] = int(values.min()), int(values.max())
+        return self._extremes[name]
+
+    def select(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> MutableEvents:
+        """Selects a run of the pool's events for each of some examples; copies none yet."""
+        return SelectedEvents(self.pool, starts, lengths)
+
+
+class SelectedEvents(MutableEvents):
+    """Mutable events that lie among others, and are copied from these once they are read.
+
+    A row's events so stay where they were decoded, however rows are shuffled, cut and truncated.
+    """
+
+    __slots__ = ("lengths", "pool", "starts")
+
+    pool: MutableEvents
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def __init__(
+        self, pool: MutableEvents, starts: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> None:
+        for name, value in (("pool", pool), ("starts", starts), ("lengths", lengths)):
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __repr__(self) -> str:
+        return f"MutableEvents({len(self)} examples, {self.lengths.sum()} events)"
+
+    def compact(self) -> MutableEvents:
+        """Returns the same events without others in the pool."""
+        return MutableEvents(self.offsets, self.arrival_ts, self.columns)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        """Fills the fields of MutableEvents, of which the first is read."""
+        if name not in ("offsets", "arrival_ts", "columns"):
+            raise AttributeError(name)
+        events = ranges(self.starts, self.lengths)
         columns = {
             name: MutableColumn(
                 column.values[events], None if column.present is None else column.present[events]
             )
-            for name, column in self.columns.items()
+            for name, column in self.pool.columns.items()
         }
-        return MutableEvents(offsets, self.arrival_ts[events], columns)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
+        object.__setattr__(self, "offsets", offsets)
+        object.__setattr__(self, "arrival_ts", self.pool.arrival_ts[events])
+        object.__setattr__(self, "columns", columns)
+        return object.__getattribute__(self, name)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

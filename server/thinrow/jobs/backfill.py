@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.core.files.arrow import uih_type
+from thinrow.core.files.lean import LeanRows
 from thinrow.core.files.parquet import joined_batches
 from thinrow.core.files.paths import data_files
 from thinrow.errors import UsageError
@@ -24,7 +25,13 @@ from thinrow.events.split import Progress, SplitEvents, split_events
 from thinrow.events.time_columns import TimeReader, TimeSpan
 from thinrow.jobs.served_requests import ServedRequests, read_requests
 from thinrow.jobs.shard_events import ShardEvents, cut_by_events
-from thinrow.jobs.thin_rows import ThinRowsFile, mutable_type_of, uih_column, with_int64_keys
+from thinrow.jobs.thin_rows import (
+    ThinRowsFile,
+    mutable_type_of,
+    nullable_traits,
+    uih_column,
+    with_int64_keys,
+)
 from thinrow.store.generation import Generation
 from thinrow.store.hashing import shard_of
 from thinrow.store.history import digests_at
@@ -148,6 +155,9 @@ def _backfill(
                 progress("Writing thin rows", done, total)
         parts.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
     thin = pa.concat_tables(parts)
+    lean = LeanRows(nullable_traits(generation.schema))
+    lean.add(thin)
+    thin = lean.convert(thin)
     order = np.argsort(np.concatenate(places), kind="stable")
     digests = _write_rows(config, files, thin, order, scratch / "rows.parquet")
     pointing = requests.pointing

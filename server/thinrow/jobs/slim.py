@@ -20,6 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from thinrow.core.files.arrow import conformed_batch, joint_schema, uih_type
+from thinrow.core.files.lean import LeanRows
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.paths import data_files
 from thinrow.errors import InputError
@@ -48,6 +49,7 @@ from thinrow.jobs.thin_rows import (
     event_table,
     mutable_column,
     mutable_type_of,
+    nullable_traits,
     uih_column,
     with_finer_times,
     with_int64_keys,
@@ -350,6 +352,10 @@ class _Run:
                     writer.write_batch(file.get_batch(place))
         self.progress("Writing events", len(parts), len(parts))
         thin = [open_batches(part / "rows.arrow") for part in parts]
+        lean = LeanRows(nullable_traits(self.schema))
+        for file in thin:
+            for number in range(file.num_record_batches):
+                lean.add(pa.table(file.get_batch(number)))
         total, done = sum(piece.rows for piece in self.pieces), 0
         with ThinRowsFile(new_rows) as out:
             for number, piece in enumerate(self.pieces):
@@ -357,6 +363,7 @@ class _Run:
                 table = self._passing(piece)
                 added = pa.concat_tables(pa.table(file.get_batch(number)) for file in thin)
                 order = np.argsort(added.column("row").to_numpy())
+                added = lean.convert(added)
                 for low in range(0, table.num_rows, OUTPUT_ROWS):
                     chosen = pa.array(order[low : low + OUTPUT_ROWS])
                     out.write(table.slice(low, OUTPUT_ROWS), added.take(chosen))

@@ -27,6 +27,7 @@ __all__ = [
     "event_table",
     "mutable_column",
     "mutable_type_of",
+    "nullable_traits",
     "thin_rows_writer",
     "uih_column",
     "with_finer_times",
@@ -41,6 +42,11 @@ _IDS = ("user_id", "event_ts", "arrival_ts", "event_id")
 def mutable_type_of(schema: Schema) -> pa.ListType:
     """Returns the Arrow type of the column ``mutable`` for a schema."""
     return mutable_type((trait.name, trait.type, trait.size) for trait in schema.traits)
+
+
+def nullable_traits(schema: Schema) -> list[str]:
+    """Names the traits that events may lack."""
+    return [trait.name for trait in schema.traits if trait.nullable]
 
 
 def event_table(events: pl.DataFrame, schema: Schema) -> pa.Table:
@@ -125,7 +131,7 @@ class ThinRowsFile:
     def write(self, rows: pa.Table, thin: pa.Table) -> None:
         """Writes rows, and ``uih`` and ``mutable`` from ``thin`` beside them."""
         for name in ("uih", "mutable"):
-            rows = rows.append_column(name, thin.column(name))
+            rows = rows.append_column(thin.field(name), thin.column(name))
         self.open(rows.schema).write_table(rows)
 
 

@@ -75,8 +75,9 @@ class BatchParts:
     def count(self, statuses: NDArray[np.uint8]) -> None:
         """Counts rows, both those that stay and those that do not."""
         self.rows += len(statuses)
-        for status, count in zip(*np.unique(statuses, return_counts=True), strict=True):
-            self.statuses[int(status)] = self.statuses.get(int(status), 0) + int(count)
+        counts = np.bincount(statuses)
+        for status in np.flatnonzero(counts).tolist():
+            self.statuses[status] = self.statuses.get(status, 0) + int(counts[status])
 
 
 class Batcher:
@@ -139,6 +140,8 @@ class Batcher:
         """Returns which examples stay, and the place of the first that fails."""
         keeps = np.ones(len(statuses), np.bool_)
         fails = len(statuses)
+        if (statuses == Status.OK).all():
+            return keeps, fails
         for status in np.unique(statuses[statuses != Status.OK]).tolist():
             concerned = statuses == status
             policy = self._config.policy(status_name(status))

@@ -276,6 +276,9 @@ class FileSource:
 
 def joined(pieces: list[tuple[Window, list[tuple[int, int]]]]) -> RowChunk:
     """Joins rows of some windows."""
+    if len(pieces) == 1:
+        window, ranges = pieces[0]
+        return window.chunk(ranges)
     parts: list[tuple[pa.RecordBatch, NDArray[np.int64]]] = [
         window.take(ranges) for window, ranges in pieces
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,6 +96,7 @@ def lay_out(
     )
 
 
+@cache
 def to_torch(dtype: np.dtype[Any]) -> torch.dtype:
     """Returns the torch dtype of a numpy dtype."""
     return torch.from_numpy(np.empty(0, dtype)).dtype

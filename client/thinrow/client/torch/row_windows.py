@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from thinrow.client.torch.row_order import mixed, shuffled, shuffled_blocks, sorted_runs
+from thinrow.client.torch.source import RowChunk
 from thinrow.core.files.arrow import load_pyarrow, one_batch
-from thinrow.core.files.rows import complete
+from thinrow.core.files.rows import complete, other_columns, to_thin_rows
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.client.torch.files import RowFiles
     from thinrow.client.torch.row_order import EpochOrder
+    from thinrow.core.pointers import ThinRows
 
     Part = tuple[pa.RecordBatch, NDArray[np.int64], str]
 
@@ -69,6 +72,21 @@ class Window:
         if self._is_shuffled or len(ranges) > 1:
             return self._rows.take(load_pyarrow().array(places)), self._ids[places]
         return self._rows.slice(int(places[0]), len(places)), self._ids[places]
+
+    def chunk(self, ranges: Sequence[tuple[int, int]]) -> RowChunk:
+        """Returns the same rows to look up; their mutable events stay where they are."""
+        places = np.concatenate([self._order[first:last] for first, last in ranges])
+        others = self._rows.select(other_columns(self._rows.schema))
+        if self._is_shuffled or len(ranges) > 1:
+            others = others.take(load_pyarrow().array(places))
+        else:
+            others = others.slice(int(places[0]), len(places))
+        columns = load_pyarrow().Table.from_batches([others])
+        return RowChunk(self._thin_rows[places], columns, self._ids[places])
+
+    @cached_property
+    def _thin_rows(self) -> ThinRows:
+        return to_thin_rows(self.paths, self._rows)
 
     def _lengths(self, column: str | None) -> NDArray[np.int64]:
         """Returns how long the rows' histories are, or may be at most; shape (rows,)."""

@@ -36,11 +36,14 @@ def carve(
         starts.append(end)
         end += math.prod(shape) * dtype.itemsize
         before = dtype
-    memory = allocate(end)
-    return [
-        memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
-        for start, (dtype, shape) in zip(starts, parts, strict=True)
-    ]
+    memory = allocate(-(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
+    # Calls into torch cost more than the rest of a small batch: one per tensor, one per dtype.
+    typed = {dtype: memory.view(dtype) for dtype in {dtype for dtype, _ in parts}}
+    tensors = []
+    for start, (dtype, shape) in zip(starts, parts, strict=True):
+        tensor = typed[dtype].narrow(0, start // dtype.itemsize, math.prod(shape))
+        tensors.append(tensor if len(shape) == 1 else tensor.view(shape))
+    return tensors
 
 
 def move_together(tensors: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> list[Tensor]:

@@ -85,6 +85,8 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     """Returns the one layout of a type's values."""
     pa = load_pyarrow()
     types = pa.types
+    if types.is_primitive(kind):
+        return kind
     if types.is_string(kind) or types.is_string_view(kind):
         return pa.large_string()
     if types.is_binary(kind) or types.is_binary_view(kind):
@@ -171,6 +173,8 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
     """Joins all chunks of a column, in the one layout."""
     pa = load_pyarrow()
     column = plain(column)
+    if column.num_chunks == 1:  # concatenating would copy it
+        return column.chunk(0)
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
@@ -182,9 +186,9 @@ def one_batch(table: pa.Table) -> pa.RecordBatch:
 
 def is_list_of_any_length(kind: pa.DataType) -> bool:
     """Returns True for lists of any layout but a fixed size."""
-    types = load_pyarrow().types
-    tests = (types.is_list, types.is_large_list, types.is_list_view, types.is_large_list_view)
-    return any(test(kind) for test in tests)
+    pa = load_pyarrow()
+    lists = (pa.ListType, pa.LargeListType, pa.ListViewType, pa.LargeListViewType)
+    return isinstance(kind, lists)
 
 
 def leaf_count(kind: pa.DataType) -> int:

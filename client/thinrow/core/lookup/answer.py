@@ -136,6 +136,9 @@ class Answer:
         Raises:
             ThinRowError: They differ, because the schema changed between two answers.
         """
+        first = answers[0]._joined
+        if all(answer._joined is first for answer in answers):
+            return first.kinds
         return joint_kinds(columns for answer in answers for columns in answer._joined.columns)
 
     def write(
@@ -210,7 +213,7 @@ class Answer:
         ends = np.cumsum(self.lengths)
         return Views(
             np.concatenate([joined.response[examples], np.full(len(self), len(joined.responses))]),
-            np.concatenate([joined.starts[examples], joined.mutable.offsets[examples]]),
+            np.concatenate([joined.starts[examples], joined.mutable_starts[examples]]),
             np.concatenate([lengths, mutable_lengths]),
             np.concatenate([ends - self.lengths, ends - mutable_lengths]),
         )
@@ -238,7 +241,7 @@ class Answer:
         compact = self._compact
         tail = compact._joined.tail(trait, first_code)
         dtype, views = self.kinds[trait].dtype, compact._views
-        runs.append(run_of_items(tail.values(dtype)))
+        runs.append(run_of_items(tail.values))
         there = np.empty(len(values), np.bool_) if present is None else present
         presence.append(run_of_items(np.ascontiguousarray(tail.present)))
         run_jobs(

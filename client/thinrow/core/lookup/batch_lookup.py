@@ -26,7 +26,7 @@ class BatchLookup:
         self.projection = projection
         mutable = self.rows.mutable
         self.mutable_lengths = (
-            np.zeros(len(self.rows), np.int64) if mutable is None else np.diff(mutable.offsets)
+            np.zeros(len(self.rows), np.int64) if mutable is None else mutable.lengths
         )
         self._responses: list[CheckedResponse] = []
 

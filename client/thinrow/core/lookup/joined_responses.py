@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.core.lookup.mutable import MutableTail
+from thinrow import _native as native
+from thinrow.core.lookup.mutable import MutableTail, is_plain
 from thinrow.core.pointers import MutableEvents
 from thinrow.core.status import Status
 from thinrow.core.wire.request import TRUNCATIONS
-from thinrow.core.wire.widen_jobs import ranges, run_of_items
+from thinrow.core.wire.widen_jobs import run_of_items
 from thinrow.errors import ThinRowError
 
 if TYPE_CHECKING:
@@ -49,9 +50,14 @@ class JoinedResponses:
         """Immutable events."""
         self.mutable = mutable
         """The mutable events that truncation kept."""
-        self.mutable_lengths = np.diff(mutable.offsets)
         self.columns = tuple(part.columns for part in responses)
         self.kinds = joint_kinds(self.columns)
+        # Traits that need no conversion are read where they lie, among events of other rows.
+        plain = all(is_plain(mutable.pool, trait, kind) for trait, kind in self.kinds.items())
+        self._events = mutable.pool if plain else mutable.compact()
+        self.mutable_starts = mutable.starts if plain else self._events.starts
+        """Place of each example's first mutable event in the run of these."""
+        self.mutable_lengths = mutable.lengths
         self._runs: dict[tuple[str, np.dtype[Any]], list[Run] | None] = {}
         self._presence_runs: dict[str, list[Run]] = {}
 
@@ -112,9 +118,9 @@ class JoinedResponses:
         key = trait, dtype
         if key not in self._runs:
             columns = [response[trait] for response in self.columns]
-            values = self.tail(trait).values(self.kinds[trait].dtype)
+            values = self.tail(trait).values
             runs = None
-            if all(column.fits(dtype) for column in columns) and _fit(values, dtype):
+            if all(column.fits(dtype) for column in columns) and self._fit(trait, values, dtype):
                 runs = [column.run for column in columns]
                 runs.append(run_of_items(np.ascontiguousarray(values)))
             self._runs[key] = runs
@@ -131,7 +137,16 @@ class JoinedResponses:
     def tail(self, trait: str, first_code: int = 0) -> MutableTail:
         """Returns a trait of the mutable events; codes of texts start at `first_code`."""
         message = self.columns[0][trait].message
-        return MutableTail(message, self.kinds[trait], self.mutable, first_code)
+        return MutableTail(message, self.kinds[trait], self._events, first_code)
+
+    def _fit(self, trait: str, values: NDArray[Any], dtype: np.dtype[Any]) -> bool:
+        """Returns True if every value of a trait of the mutable events fits another dtype."""
+        if np.can_cast(values.dtype, dtype) or not values.size:
+            return True
+        plain = is_plain(self._events, trait, self.kinds[trait])
+        extremes = self._events.extremes(trait) if plain else (values.min(), values.max())
+        bounds = np.iinfo(dtype)
+        return bool(extremes[0] >= bounds.min and extremes[1] <= bounds.max)
 
 
 def joint_kinds(responses: Iterable[Mapping[str, NarrowColumn]]) -> dict[str, ColumnKind]:
@@ -160,14 +175,6 @@ def joint_kinds(responses: Iterable[Mapping[str, NarrowColumn]]) -> dict[str, Co
     return joint
 
 
-def _fit(values: NDArray[Any], dtype: np.dtype[Any]) -> bool:
-    """Returns True if every value fits another dtype."""
-    if np.can_cast(values.dtype, dtype) or not values.size:
-        return True
-    bounds = np.iinfo(dtype)
-    return bool(values.min() >= bounds.min and values.max() <= bounds.max)
-
-
 def _truncated(
     sequence_length: int,
     truncation: int,
@@ -175,32 +182,27 @@ def _truncated(
     lengths: NDArray[np.int64],
 ) -> MutableEvents:
     """Keeps the mutable events that fit after `lengths` immutable ones; -1 keeps none."""
-    mutable_lengths = np.where(lengths >= 0, np.diff(mutable.offsets), 0)
+    kept = np.where(lengths >= 0, mutable.lengths, 0)
     # The server has already made room: only the mutable part is left to cut.
-    starts = mutable.offsets[:-1]
+    starts = mutable.starts
     if sequence_length:
         if truncation == TRUNCATIONS["head"]:
-            kept = np.minimum(mutable_lengths, sequence_length - np.maximum(lengths, 0))
+            kept = np.minimum(kept, sequence_length - np.maximum(lengths, 0))
         else:
-            kept = np.minimum(mutable_lengths, sequence_length)
-            starts = starts + mutable_lengths - kept
-        mutable_lengths = kept
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(mutable_lengths)])
-    if offsets[-1] == len(mutable.arrival_ts):
+            newest = np.minimum(kept, sequence_length)
+            starts, kept = starts + kept - newest, newest
+    if mutable.pool is mutable and kept.sum() == len(mutable.arrival_ts):
         return mutable
-    return mutable.select(ranges(starts, mutable_lengths), offsets)
+    return mutable.select(starts, kept)
 
 
 def _leaks(pointers: Pointers, mutable: MutableEvents) -> NDArray[np.bool_]:
     """Returns True for examples that have mutable events from outside [end_ts, request_ts)."""
-    examples = np.repeat(np.arange(len(pointers)), np.diff(mutable.offsets))
     # An empty window names no generation, so the mutable part holds everything.
     first_ts = np.where(
         pointers.start_ts == pointers.end_ts, np.iinfo(np.int64).min, pointers.end_ts
     )
-    outside = (mutable.arrival_ts < first_ts[examples]) | (
-        mutable.arrival_ts >= pointers.request_ts[examples]
+    events = mutable.pool.arrival_ts
+    return native.arrived_outside(
+        events, mutable.starts, mutable.lengths, first_ts, pointers.request_ts
     )
-    leaking = np.zeros(len(pointers), np.bool_)
-    leaking[examples[outside]] = True
-    return leaking

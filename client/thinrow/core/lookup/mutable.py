@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from thinrow.core.convert import exact
 from thinrow.core.pointers import MutableColumn
-from thinrow.core.wire.widen import cast_integers
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,7 +16,27 @@ if TYPE_CHECKING:
     from thinrow.core.wire.response import Column
     from thinrow.core.wire.widen import ColumnKind
 
-__all__ = ["MutableTail"]
+__all__ = ["MutableTail", "is_plain"]
+
+
+def is_plain(events: MutableEvents, trait: str, kind: ColumnKind) -> bool:
+    """Returns True if a trait of events is of an answer's kind as it is."""
+    column = column_of(events, trait)
+    return (
+        column is not None
+        and column.present is None
+        and column.values.dtype == kind.dtype
+        and column.values.shape[1:] == kind.shape
+        and column.values.flags.c_contiguous
+        and not (kind.text or kind.nullable)
+    )
+
+
+def column_of(events: MutableEvents, trait: str) -> MutableColumn | None:
+    """Returns a trait of events; None if they lack it."""
+    if trait == "visible_ts":
+        return MutableColumn(events.arrival_ts)
+    return events.columns.get(trait)
 
 
 class MutableTail:
@@ -31,38 +50,54 @@ class MutableTail:
         self, column: Column, kind: ColumnKind, events: MutableEvents, first_code: int
     ) -> None:
         """Reads the trait; codes of texts start at `first_code`."""
-        count = len(events.arrival_ts)
         self._column = column
         self._kind = kind
         self._trait = column.trait
         self._first_code = first_code
-        if self._trait == "visible_ts":
-            mine = MutableColumn(events.arrival_ts)
-        else:
-            # A column that is missing is absent everywhere.
-            absent = MutableColumn(np.zeros(0), np.zeros(count, np.bool_))
-            mine = events.columns.get(self._trait, absent)
-        self.present = np.ones(count, np.bool_) if mine.present is None else mine.present
-        """Shape (events,): False where the event lacks the trait."""
-        self._given = mine.values[self.present] if self.present.any() else None
+        self._count = len(events.arrival_ts)
+        mine = column_of(events, self._trait)
+        if mine is None:  # then it is absent everywhere
+            mine = MutableColumn(np.zeros(self._count), np.zeros(self._count, np.bool_))
+        self._present = mine.present
+        self._given: NDArray[Any] | None = mine.values
+        if self._present is not None:
+            self._given = mine.values[self._present]
+        if not len(self._given):  # then its type does not matter
+            self._given = None
 
-    def values(self, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Returns values, shape (events, *shape): 0 or the trait's default where absent."""
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Shape (events,): False where the event lacks the trait."""
+        return np.ones(self._count, np.bool_) if self._present is None else self._present
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """Shape (events, *shape): 0 or the trait's default where absent. Not to be written to."""
         kind = self._kind
-        tail = np.zeros((len(self.present), *kind.shape), kind.dtype)
-        if self._given is not None:
-            tail[self.present] = self._codes if kind.text else self._cast(self._given)
-        if not kind.nullable and not self.present.all():
-            tail[~self.present] = (
+        if self._given is None:
+            given = np.zeros((0, *kind.shape), kind.dtype)
+        else:
+            given = self._codes if kind.text else self._cast(self._given)
+        if self._present is None:
+            return given
+        tail = np.zeros((self._count, *kind.shape), kind.dtype)
+        tail[self._present] = given
+        if self._has_defaults:
+            tail[~self._present] = (
                 self._first_code + len(self.strings) - 1 if kind.text else self._default
             )
-        return tail if tail.dtype == dtype else cast_integers(self._trait, tail, dtype)
+        return tail
+
+    @property
+    def _has_defaults(self) -> bool:
+        """True if events lack the trait, and have its default."""
+        return not (self._kind.nullable or self._present is None or self._present.all())
 
     @cached_property
     def strings(self) -> list[str]:
         """Distinct texts of these events, and the default if it is needed."""
         texts = list(self._own_texts)
-        if not self._kind.nullable and not self.present.all():
+        if self._has_defaults:
             if self._column.default_string is None:
                 raise self._lacking()
             texts.append(self._column.default_string)
