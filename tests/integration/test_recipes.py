@@ -24,7 +24,7 @@ RANKS = {
     "plain.py": 1,
     "ddp.py": 2,
     "train_lightning.py": 2,
-    "hugging_face.py": 1,
+    "hugging_face.py": 2,
     "with_accelerate.py": 2,
     "with_torchrec.py": 2,
     "stateful.py": 1,
