@@ -226,6 +226,9 @@ def test_a_state_belongs_to_its_files_and_order(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             other.load_state_dict(state)
+    sorted_by_row = source(order="lengths", length_column="row")
+    with pytest.raises(UsageError, match="length_column None, but this has 'row'"):
+        sorted_by_row.load_state_dict(source(order="lengths").state_dict())
     uncounted = {**state, "done": 3}
     for states, message in (
         ({**state, "version": 1}, "version 1, but this release reads 2"),

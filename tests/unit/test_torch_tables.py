@@ -168,6 +168,17 @@ def test_tables_that_hold_no_thin_rows_are_named() -> None:
         ):
             with pytest.raises(UsageError, match=r"must be a path, a list of paths, or a table"):
                 maker(wrong)  # type: ignore[arg-type]
+    for several in ([TABLE, TABLE], [{"user_id": 1}], iter([pl.LazyFrame()])):
+        with pytest.raises(UsageError, match="is among the names of files, but each must be a"):
+            RowFiles(several)  # type: ignore[arg-type]
+
+
+def test_a_frame_of_pandas_may_change_afterwards() -> None:
+    frame = TABLE.to_pandas()
+    files = RowFiles(frame, order="files")
+    frame.loc[:, "user_id"] = 7
+    chunk = next(files.source().chunks(ROWS))
+    assert chunk.rows.pointers.user_ids.tolist() == TABLE["user_id"].to_pylist()[: len(chunk.rows)]
 
 
 def test_a_frame_with_a_column_named_chunks_is_a_frame() -> None:

@@ -44,7 +44,8 @@ class FileSource:
 
     Batch t of worker w of rank r is number (t * workers + w) * ranks + r of the epoch's batches.
 
-    State: version, files (a fingerprint), rows, order, window_rows, seed, and a ShardState.
+    State: version, files (a fingerprint), rows, order, window_rows, seed, length_column, and a
+    ShardState.
     """
 
     def __init__(
@@ -245,6 +246,7 @@ class FileSource:
             "order": files.order,
             "window_rows": files.window_rows,
             "seed": files.seed,
+            "length_column": files.length_column,
         }
 
     def _checked(self, state: dict[str, Any]) -> ShardState:

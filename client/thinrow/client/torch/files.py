@@ -316,7 +316,7 @@ def is_named(rows: object) -> bool:
         return True
     raise UsageError(
         f"The rows are a {type(rows).__name__}, but must be a path, a list of paths, or a table in "
-        f"memory."
+        f"memory; collect a lazy frame first."
     )
 
 

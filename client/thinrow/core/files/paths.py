@@ -83,10 +83,15 @@ def data_files(named: Named) -> list[DataFile]:
 
     Raises:
         InputError: A path stands for nothing, or a folder has files that may be forgotten data.
-        UsageError: A URL needs a library that is not installed.
+        UsageError: A URL needs a library that is not installed, or a name is no path.
     """
     found: dict[str, DataFile] = {}
     for one in [named] if isinstance(named, str | Path) else named:
+        if not isinstance(one, str | os.PathLike):
+            raise UsageError(
+                f"A {type(one).__name__} is among the names of files, but each must be a path; to "
+                f"read tables in memory, join them into one."
+            )
         if not str(one):
             raise InputError("A file's name is empty; check the names.")
         for file in sorted(_expand(str(one)), key=lambda file: file.name):

@@ -45,7 +45,8 @@ def to_table(rows: Any) -> pa.Table:  # noqa: ANN401 - any class with Arrow's pr
     pa = load_pyarrow()
     try:
         if _is_pandas(rows):
-            return pa.Table.from_pandas(rows, preserve_index=False)
+            # A frame may change later, and Arrow would have its numbers where they lie.
+            return pa.Table.from_pandas(rows.copy(), preserve_index=False)
         if _is_hugging_face(rows):
             return rows.with_format("arrow")[:]  # in the order of `select`, `shuffle` and `filter`
         return pa.table(rows)
