@@ -222,6 +222,29 @@ def test_ranks_share_the_partitions(topic: Topic) -> None:
         topic.source(rank=4, world_size=5)
 
 
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 4), (4, 1), (3, 3)])
+def test_any_ranks_resume_the_places_of_any_others(topic: Topic, before: int, after: int) -> None:
+    topic.send_table(table(100), (7,))
+    seen: list[int] = []
+    states = []
+    for rank in range(before):
+        source = topic.source(rank=rank, world_size=before, group=f"before-{before}")
+        seen += topic.read(source, rows=6 + rank)
+        states.append(json.loads(json.dumps(source.state_dict())))
+        source.close()
+    assert len(seen) == len(set(seen)) > 0
+    for rank in range(after):
+        # The states alone decide, whatever the group has committed.
+        source = topic.source(rank=rank, world_size=after, group=f"after-{before}-{after}")
+        if before != after:
+            with pytest.raises(UsageError, match="give load_state_dict the states of all ranks"):
+                source.load_state_dict(states[1:])
+        source.load_state_dict(states[::-1])
+        seen += topic.read(source)
+        source.close()
+    assert sorted(seen) == list(range(100))
+
+
 def test_ranks_are_those_of_torch_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("is_initialized", True), ("get_rank", 2), ("get_world_size", 3)):
         monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
@@ -314,7 +337,7 @@ def test_offsets_that_the_topic_no_longer_has_are_an_error(topic: Topic) -> None
     [
         ({"version": 9}, "version 9"),
         ({"topic": "other"}, "topic 'other'"),
-        ({"world_size": 2}, "world_size 2"),
+        ({"world_size": 2}, r"states of ranks \[0\] of 2, and this is rank 0 of 1"),
         ({"places": {"7": [0, 0]}}, r"partitions \[7\]"),
     ],
 )

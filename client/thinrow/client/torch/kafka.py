@@ -23,7 +23,14 @@ from thinrow.client.torch.kafka_messages import (
     MessageRows,
     empty_chunk,
 )
-from thinrow.client.torch.kafka_offsets import OffsetCommitter, Place, rows_taken, to_offset
+from thinrow.client.torch.kafka_offsets import (
+    STATE_VERSION,
+    OffsetCommitter,
+    Place,
+    joint_places,
+    rows_taken,
+    to_offset,
+)
 from thinrow.client.torch.source import RowChunk
 from thinrow.core.files.arrow import load_pyarrow
 from thinrow.core.files.arrow_sizes import table_bytes
@@ -39,8 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["KafkaConfig", "KafkaSource"]
 
 log = logging.getLogger("thinrow.kafka")
-
-STATE_VERSION = 1
 
 POLL_S = 0.1
 """Longest time that chunks() waits for one message."""
@@ -163,25 +168,18 @@ class KafkaSource:
             "places": places,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:  # noqa: ANN401
         """Moves to a place, before `chunks`.
 
+        Args:
+            state: This rank's state, or a list of the states of all ranks, whose number may have
+                been another one.
+
         Raises:
-            UsageError: The state belongs to another topic or rank.
+            UsageError: A state belongs to another topic, or some are missing.
         """
-        mine = self.state_dict()
-        for name in ("version", "topic", "rank", "world_size"):
-            if state.get(name) != mine[name]:
-                raise UsageError(
-                    f"The state has {name} {state.get(name)!r}, but this source {mine[name]!r}; "
-                    f"load it there, or go on from the group's committed offsets without it."
-                )
-        places = {int(name): Place(*place) for name, place in state["places"].items()}
-        if gone := places.keys() - self._taken.keys():
-            raise UsageError(
-                f"The state has partitions {sorted(gone)}, which topic {self._config.topic} lacks; "
-                f"load it where the topic is the one it was taken from."
-            )
+        states = state if isinstance(state, list | tuple) else [state]
+        places = joint_places(states, self._config, self._taken.keys())
         with self._lock:
             self._taken.update(places)
 

@@ -1,4 +1,4 @@
-"""Committed offsets of a Kafka consumer group."""
+"""Places in a topic: committed offsets of a consumer group, and those in saved states."""
 
 from __future__ import annotations
 
@@ -6,16 +6,28 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from thinrow.errors import UsageError
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from concurrent.futures import Future
     from types import ModuleType
 
     from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+    from thinrow.client.torch.kafka_config import KafkaConfig
 
-__all__ = ["OffsetCommitter", "Place", "rows_taken", "to_offset"]
+__all__ = [
+    "STATE_VERSION",
+    "OffsetCommitter",
+    "Place",
+    "joint_places",
+    "rows_taken",
+    "to_offset",
+]
 
 log = logging.getLogger("thinrow.kafka")
+
+STATE_VERSION = 1
 
 ROWS_TAKEN = "thinrow rows taken: "
 """Begins the metadata of a committed offset whose message is taken in part."""
@@ -149,6 +161,57 @@ class OffsetCommitter:
             if not failed and not self._closed:
                 self._send()
             self._changed.notify_all()
+
+
+def joint_places(
+    states: Sequence[Any], config: KafkaConfig, partitions: Collection[int]
+) -> dict[int, Place]:
+    """Returns the places of a rank's partitions in states saved together.
+
+    Args:
+        states: The states of all ranks of a run; or of one rank, for the same rank.
+        config: The rank, and its topic.
+        partitions: The rank's partitions.
+
+    Raises:
+        UsageError: A state belongs to another topic, or some are missing.
+    """
+    first = states[0] if states else {}
+    wanted = {
+        "version": STATE_VERSION,
+        "topic": config.topic,
+        "world_size": first.get("world_size"),
+    }
+    for state in states or [first]:
+        for name, value in wanted.items():
+            if state.get(name) != value:
+                raise UsageError(
+                    f"The state has {name} {state.get(name)!r}, but must have {value!r}; load the "
+                    f"states that one run saved of this topic, or go on from the group's committed "
+                    f"offsets without them."
+                )
+    ranks = sorted({state["rank"] for state in states})
+    is_own = ranks == [config.rank] and first["world_size"] == config.world_size
+    if not is_own and ranks != list(range(first["world_size"])):
+        raise UsageError(
+            f"These are the states of ranks {ranks} of {first['world_size']}, and this is rank "
+            f"{config.rank} of {config.world_size}; give load_state_dict the states of all ranks, "
+            f"as a list, or go on from the group's committed offsets without them."
+        )
+    places: dict[int, Place] = {}
+    for state in states:
+        for name, place in state["places"].items():
+            if places.setdefault(int(name), Place(*place)) != Place(*place):
+                raise UsageError(
+                    f"Two states differ in partition {name}; give load_state_dict one of each rank."
+                )
+    mine = {number for number in places if number % config.world_size == config.rank}
+    if gone := mine - set(partitions):
+        raise UsageError(
+            f"The state has partitions {sorted(gone)}, which topic {config.topic} lacks; load it "
+            f"where the topic is the one it was taken from."
+        )
+    return {number: places[number] for number in mine}
 
 
 def to_offset(kafka: ModuleType, topic: str, partition: int, place: Place) -> TopicPartition:

@@ -27,7 +27,7 @@ class StatefulLoader(Protocol[Batch]):
     def state_dict(self) -> dict[str, Any]:
         """Returns the place after the last batch fetched."""
 
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
+    def load_state_dict(self, state: Any, /) -> None:  # noqa: ANN401
         """Goes to a place."""
 
 
@@ -88,11 +88,12 @@ class TrackedLoader(Generic[Batch]):
         """Returns the place after the last batch marked, as the loader's own state."""
         return self._loader.state_dict() if self._marked is None else self._marked
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a place, between passes; raises what the loader raises."""
+    def load_state_dict(self, state: Any) -> None:  # noqa: ANN401
+        """Goes to a place, between passes; takes and raises what the loader does."""
         self._loader.load_state_dict(state)
         self._unmarked.clear()
-        self._marked = state
+        # The states of several ranks are not this one's.
+        self._marked = state if isinstance(state, dict) else None
 
     def _pass(self) -> Generator[Batch, None, None]:
         self._end_pass()
