@@ -25,6 +25,7 @@ from thinrow.client.torch import (
 )
 from thinrow.client.torch.tracked import UNMARKED_MAX
 from thinrow.errors import UsageError
+from torch.utils.data import DataLoader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -173,18 +174,28 @@ def test_rows_left_out_at_the_end_make_no_epoch(
         assert counted.state_dict()["epoch"] == number
 
 
-@pytest.mark.parametrize("kind", ["loader", "dataset", 0])
+@pytest.mark.parametrize("kind", ["loader", "dataset", 0, 2])
 def test_a_state_of_the_last_batch_goes_on_with_the_next_epoch(
     make: Callable[..., Any], kind: str | int
 ) -> None:
-    expected = make(kind)
+    expected = make()
     epochs = [ids(expected) for _ in range(3)]
     first = make(kind)
-    for _ in zip(range(BATCHES), first, strict=False):
-        state = copied(first.state_dict())
+    states = [copied(first.state_dict()) for _ in zip(range(BATCHES), first, strict=False)]
     second = make(kind)
-    second.load_state_dict(state)
-    assert [ids(second), ids(second)] == epochs[1:]
+    second.load_state_dict(states[-1])
+    assert ids(second) == epochs[1]
+    if kind != 2:  # New worker processes begin with the epoch of the dataset.
+        assert ids(second) == epochs[2]
+    # Before the last batch, workers that have none left wait for the one that has it.
+    last = make(kind)
+    last.load_state_dict(states[-2])
+    assert ids(last) == epochs[0][-1:]
+    if isinstance(kind, int):
+        # The dataset alone has the place for other workers.
+        dataset = make("dataset")
+        dataset.load_state_dict(states[-1])
+        assert ids(DataLoader(dataset, batch_size=None, num_workers=2)) == epochs[1]
 
 
 @pytest.mark.parametrize("kind", ["loader", 0, 2])

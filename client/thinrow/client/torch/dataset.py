@@ -11,6 +11,7 @@ from thinrow.client.torch.device import DeviceCopy
 from thinrow.client.torch.files import RowFiles, traits_named
 from thinrow.client.torch.pipeline import BATCHES_IN_USE, Pipeline
 from thinrow.client.torch.starvation import Starvation
+from thinrow.client.torch.worker_progress import WorkerProgress
 from thinrow.errors import UsageError
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
@@ -58,6 +59,7 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
         self._resuming = False
         self._loaded: Any = None
         """The states to resume from, until another epoch is set: workers start with them."""
+        self._progress = WorkerProgress()
 
     def __len__(self) -> int:
         """Returns the batches of a whole epoch, of this rank: of all its workers together.
@@ -74,6 +76,8 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
             source.next_epoch()
         else:
             source.restart()
+        if (worker := get_worker_info()) is not None:
+            self._progress.publish(worker, source.epoch, is_over=source.is_over)
         return self._batches(source)
 
     def set_epoch(self, epoch: int) -> None:
@@ -107,7 +111,7 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         mine = self._shard
         source = self._source_of(number, workers)
-        if mine is not None and (mine.shard, mine.shards) == (source.shard, source.shards):
+        if mine is not None and (mine.home, mine.shards) == (source.home, source.shards):
             return mine
         if self._loaded is not None:
             source.load_state_dict(self._loaded)
@@ -124,10 +128,12 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
     def _batches(self, source: FileSource) -> Generator[TensorBatch, None, None]:
         worker = get_worker_info()
         is_rest = source.begin_pass()
+        if is_rest and worker is not None and worker.num_workers > 1:
+            # Other workers may have batches left of this epoch.
+            is_rest = source.is_all_over or self._progress.all_over(worker, source.epoch)
         batches = yield from self._rest_of_epoch(source)
-        # Where there are several workers the others may have batches left of this epoch.
-        if is_rest and not batches and (worker is None or worker.num_workers == 1):
-            source.next_epoch()
+        if is_rest and not batches:
+            source.next_epoch_in_turn()
             yield from self._rest_of_epoch(source)
         # Other workers may not have ended: until all have, a state must show this one as ended.
         if worker is None and not self._config.whole_passes:

@@ -53,8 +53,10 @@ class FileSource:
     ) -> None:
         self._files, self._schema, self._dealing = files, schema, dealing
         self._world_size = files.world_size
-        self.shard = worker * self._world_size + files.rank
         self.shards = workers * self._world_size
+        self.home = worker * self._world_size + files.rank
+        """The shard of this worker, if the first worker has the first batch of a pass."""
+        self.shard = self.home
         self._begin(0)
         # Of the next pass: the epoch that `set_epoch` named, and whether a state was loaded.
         self._named_epoch: int | None = None
@@ -88,6 +90,11 @@ class FileSource:
         """Returns True if rows of this epoch are done, and the shard has no more."""
         return self.is_begun and self._done == self._count
 
+    @property
+    def is_all_over(self) -> bool:
+        """Returns True if no shard had rows left where the rows of the epoch were dealt."""
+        return self.is_begun and not self._deal.dealt
+
     def set_epoch(self, epoch: int) -> None:
         """Moves to the start of an epoch, unless it is the current one.
 
@@ -102,6 +109,17 @@ class FileSource:
     def next_epoch(self) -> None:
         """Moves to the start of the next epoch."""
         self._begin(self._epoch + 1)
+
+    def next_epoch_in_turn(self) -> None:
+        """Moves to the start of the next epoch, within a pass that several workers go on with.
+
+        A DataLoader requests the next batch from the worker whose turn it is.
+        """
+        ranks, size = self._world_size, self._dealing.batch_examples
+        of_rank = range(self.shard % ranks, self.shards, ranks)
+        batches = sum(-(-self._deal.count(shard) // size) for shard in of_rank)
+        shard = (self.shard - batches * ranks) % self.shards
+        self._begin(self._epoch + 1, shard)
 
     def begin_pass(self) -> bool:
         """Begins a pass at the current place.
@@ -174,14 +192,18 @@ class FileSource:
         """
         found = [self._checked(one) for one in list(saved_states(state)) or [state]]
         mine = self._state()
+        shard = self.home
         try:
             saved, done = joint_progress(found, len(self._files))
         except UsageError:
             # It may be enough for this shard, if each rank loads its own.
             saved, done = found[0], {found[0].shard: found[0].done}
-            if len(found) > 1 or (saved.run, saved.shard) != (mine.run, mine.shard):
+            of_rank = (saved.run, saved.shard % saved.world_size)
+            if len(found) > 1 or of_rank != (mine.run, self.home % self._world_size):
                 raise
+            shard = saved.shard
         self._epoch, self._interleave_rows = saved.epoch, saved.interleave_rows
+        self.shard = shard
         deal = saved.deal(len(self._files))
         # Several workers begin with the first of them, so the rows are dealt again.
         if saved.run == mine.run and (len(found) == 1 or self.shards == self._world_size):
@@ -199,8 +221,9 @@ class FileSource:
     def close(self) -> None:
         """Does nothing: files are closed with `chunks`."""
 
-    def _begin(self, epoch: int) -> None:
+    def _begin(self, epoch: int, shard: int | None = None) -> None:
         self._epoch, self._interleave_rows = epoch, self._dealing.batch_examples
+        self.shard = self.home if shard is None else shard
         self._deal_at(Place())
 
     def _deal_from(self, place: Place) -> Deal:

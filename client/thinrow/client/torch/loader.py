@@ -251,7 +251,7 @@ class ThinRowLoader:
         if self._pipeline is not None or not isinstance(rows, RowFiles):
             return
         assert isinstance(source, FileSource)
-        if (source.shard, source.shards) != (rows.rank, rows.world_size):
+        if (source.home, source.shards) != (rows.rank, rows.world_size):
             followed = self._open()
             assert isinstance(followed, FileSource)
             followed.set_epoch(source.epoch)
