@@ -74,7 +74,7 @@ SHAPES = st.tuples(st.sampled_from((1, 2, 3, 5, 8)), st.integers(1, 4))
 
 
 @given(st.data(), st.lists(st.tuples(SHAPES, st.integers(0, 9), st.booleans()), max_size=3), SHAPES)
-@examples(40)
+@examples(25)
 def test_any_ranks_and_workers_resume_what_any_others_saved(
     epoch_of: Callable[[st.DataObject], Epoch],
     data: st.DataObject,
@@ -94,7 +94,7 @@ def test_any_ranks_and_workers_resume_what_any_others_saved(
 
 
 @given(st.data(), SHAPES, SHAPES)
-@examples(40)
+@examples(12)
 def test_ranks_at_any_positions_are_merged(
     epoch_of: Callable[[st.DataObject], Epoch],
     data: st.DataObject,
@@ -118,14 +118,14 @@ def test_ranks_at_any_positions_are_merged(
     fleet = epoch.fleet(*after, saved)
     rest = [row for _ in range(len(epoch.order) + 1) for batch in fleet.step() for row in batch]
     left = [row for row in epoch.order if row not in seen]
-    # As many shards go on as if nothing had happened, each from its own position.
-    assert (sorted(rest) if before == after else rest) == (
-        sorted(left) if before == after else left
-    )
+    if before == after and before[1] == 1:
+        # As many ranks go on as if nothing had happened, each from its own position.
+        rest, left = sorted(rest), sorted(left)
+    assert rest == left
 
 
 @given(st.data(), SHAPES, st.integers(0, 12), st.booleans())
-@examples(30)
+@examples(15)
 def test_some_of_the_states_are_enough_or_refused(
     epoch_of: Callable[[st.DataObject], Epoch],
     data: st.DataObject,
@@ -150,7 +150,7 @@ def test_some_of_the_states_are_enough_or_refused(
 
 
 @given(st.data(), SHAPES, SHAPES, st.integers(0, 5), st.sampled_from(("drop", "pad")))
-@examples(30)
+@examples(15)
 def test_even_ends_give_ranks_equal_numbers_of_batches(
     epoch_of: Callable[[st.DataObject], Epoch],
     data: st.DataObject,

@@ -19,7 +19,7 @@ from thinrow.client.torch.file_states import (
 )
 from thinrow.client.torch.row_windows import LaneReader
 from thinrow.client.torch.source import RowChunk
-from thinrow.core.files.arrow import load_pyarrow, one_batch
+from thinrow.core.files.arrow import load_pyarrow
 from thinrow.core.files.rows import other_columns, to_thin_rows
 from thinrow.errors import UsageError
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pyarrow as pa
-    from numpy.typing import NDArray
     from thinrow.client.torch.epoch_place import Dealing
     from thinrow.client.torch.files import RowFiles
     from thinrow.client.torch.row_order import EpochOrder
@@ -139,6 +138,8 @@ class FileSource:
     def chunks(self, examples: int) -> Iterator[RowChunk]:
         """Yields rows in the order of the epoch; see RowSource."""
         order, epoch = self._files.epoch_order(self._interleave_rows), self._epoch
+        # Rows of several lanes are joined, which is cheaper where they stand in their order.
+        sorts = self.shards <= order.lanes > 1
         pieces: list[tuple[Window, list[tuple[int, int]]]] = []
         rows = 0
         with ExitStack() as stack:
@@ -146,7 +147,7 @@ class FileSource:
             for lane, first, last in self._segments(order):
                 reader = readers.get(lane)
                 if reader is None:
-                    reader = LaneReader(self._files, self._schema, epoch, order, lane)
+                    reader = LaneReader(self._files, self._schema, epoch, order, lane, sorts=sorts)
                     readers[lane] = reader
                     stack.callback(reader.close)
                 while first < last:
@@ -304,13 +305,9 @@ def joined(pieces: list[tuple[Window, list[tuple[int, int]]]]) -> RowChunk:
     if len(pieces) == 1:
         window, ranges = pieces[0]
         return window.chunk(ranges)
-    parts: list[tuple[pa.RecordBatch, NDArray[np.int64]]] = [
-        window.take(ranges) for window, ranges in pieces
-    ]
     pa = load_pyarrow()
-    batch = parts[0][0]
-    if len(parts) > 1:
-        batch = one_batch(pa.Table.from_batches([rows for rows, _ in parts]))
+    parts = [window.take(ranges) for window, ranges in pieces]
+    batch = pa.concat_batches([rows for rows, _ in parts])
     others = pa.Table.from_batches([batch.select(other_columns(batch.schema))])
     paths = ", ".join(dict.fromkeys(window.paths for window, _ in pieces))
     return RowChunk(to_thin_rows(paths, batch), others, np.concatenate([ids for _, ids in parts]))

@@ -38,6 +38,7 @@ class Window:
         order: The order of files: see RowFiles.
         run: Rows of similar length that "lengths" puts together.
         salts: Seed, epoch, and the window's first row in the order of row groups.
+        sorts: Puts all rows into their order at once.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class Window:
         files: RowFiles,
         run: int,
         salts: tuple[int, ...],
+        *,
+        sorts: bool,
     ) -> None:
         self._rows = one_batch(load_pyarrow().Table.from_batches([batch for batch, _, _ in parts]))
         self._ids = np.concatenate([numbers for _, numbers, _ in parts])
@@ -65,6 +68,9 @@ class Window:
         elif files.order == "lengths":
             order = sorted_runs(self._lengths(files.length_column), run, *salts)
         self._order = order
+        if sorts and self._is_shuffled:
+            self._rows, self._ids = self.take([(0, len(order))])
+            self._order, self._is_shuffled = np.arange(len(order)), False
 
     def take(self, ranges: Sequence[tuple[int, int]]) -> tuple[pa.RecordBatch, NDArray[np.int64]]:
         """Returns the rows at some ranges of the window's order, and their numbers."""
@@ -106,8 +112,16 @@ class LaneReader:
     """Reads windows of one lane; only the row groups that they need."""
 
     def __init__(
-        self, files: RowFiles, schema: pa.Schema, epoch: int, order: EpochOrder, lane: int
+        self,
+        files: RowFiles,
+        schema: pa.Schema,
+        epoch: int,
+        order: EpochOrder,
+        lane: int,
+        *,
+        sorts: bool,
     ) -> None:
+        self._sorts = sorts
         self._files, self._schema, self._epoch = files, schema, epoch
         self._order, self._lane = order, lane
         self._first, self._last = order.bounds(lane)
@@ -130,7 +144,8 @@ class LaneReader:
             start, stop = self._first + self._start, self._first + self._stop
             salts = (self._files.seed, self._epoch, start)
             parts = list(self._read(start, stop))
-            self._window = Window(parts, self._files, self._order.interleave_rows, salts)
+            run = self._order.interleave_rows
+            self._window = Window(parts, self._files, run, salts, sorts=self._sorts)
         assert self._window is not None
         return self._window, self._start, self._stop
 
