@@ -24,7 +24,7 @@ TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict
 
 TRAINERS := lightning==2.6.6 transformers==5.24.0 accelerate==1.15.0 datasets==5.2.0
 
-.PHONY: help setup demo test test-fast test-long torchrec trainers check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors bench bench-peers bench-short gpu lock pin-images image-test faults
+.PHONY: help setup demo test test-recipes test-fast test-long torchrec trainers check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors bench bench-peers bench-short gpu lock pin-images image-test faults
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -41,11 +41,14 @@ setup: .venv/.installed ## create .venv with everything the other targets need
 demo: setup ## run the whole loop on real events and train a model from the stream
 	$(BIN)/thinrow demo
 
-test: setup ## run all tests, three at a time
-	$(BIN)/python -m pytest $(SHARED)
+test: setup ## run all tests but those of the trainers' recipes, three at a time
+	$(BIN)/python -m pytest $(SHARED) -m 'not recipes'
+
+test-recipes: torchrec trainers ## run the programs of docs/guides/trainers.md, each to its end, and killed and resumed
+	$(BIN)/python -m pytest $(SHARED) -m recipes
 
 test-fast: setup ## run the tests that start no server and no process, in a minute
-	THINROW_EXAMPLES=0.2 $(BIN)/python -m pytest $(SHARED) -m 'not server and not slow and not gpu'
+	THINROW_EXAMPLES=0.2 $(BIN)/python -m pytest $(SHARED) -m 'not server and not slow and not gpu and not recipes'
 
 test-long: setup ## run all tests on whole data sets, with eight times the examples
 	THINROW_EXAMPLES=8 $(BIN)/python -m pytest $(SHARED) --timeout 1800

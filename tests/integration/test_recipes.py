@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from support.worlds import Running
 
+pytestmark = pytest.mark.recipes
+
 ROWS = 101
 BATCH_EXAMPLES, SAVE_STEPS, EPOCHS = 8, 3, 2
 RANKS = {
