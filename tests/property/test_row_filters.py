@@ -45,7 +45,8 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "!=": lambda a, b: bool(a != b),
     "<": lambda a, b: bool(a < b),
     ">=": lambda a, b: bool(a >= b),
-    "in": lambda a, b: a in b or (a != a and any(each != each for each in b)),
+    # Arrow's sets have NaN, and 0.0 apart from -0.0.
+    "in": lambda a, b: str(a) in map(str, b),
 }
 
 
@@ -104,7 +105,7 @@ def _part(rows: int, parts: int, number: int) -> tuple[int, int]:
 
 
 @given(st.data(), st.integers(0, 60), st.integers(1, 25), tuples())
-@examples(25)
+@examples(20)
 def test_a_filter_keeps_what_plain_python_keeps(
     data: st.DataObject, rows: int, row_group: int, condition: list[list[tuple[str, str, Any]]]
 ) -> None:
@@ -115,7 +116,7 @@ def test_a_filter_keeps_what_plain_python_keeps(
         whole = RowFiles(str(path), order="files")
         for files in (
             RowFiles(str(path), filter=condition, order="files"),
-            whole.filter(as_expression(condition)),
+            whole.filter(as_expression(condition, table.schema)),
             RowFiles(table, filter=condition, order="files"),
         ):
             assert ids_of(files.source()) == right

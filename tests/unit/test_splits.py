@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -61,7 +64,7 @@ def test_splits_stay_equal_with_ids_and_times_of_other_types() -> None:
     for split in (
         splits.leave_one_out,
         lambda files: splits.by_user(files, 0.5, 0.5),
-        lambda files: splits.by_time(files, TABLE["request_ts"][0].as_py()),
+        lambda files: splits.by_time(files, np.int64(TABLE["request_ts"][0].as_py())),
     ):
         shown = [[part.fingerprint for part in split(RowFiles(each))] for each in (odd, same)]
         assert shown[0] == shown[1]
@@ -69,8 +72,14 @@ def test_splits_stay_equal_with_ids_and_times_of_other_types() -> None:
 
 def test_arguments_are_checked() -> None:
     files = RowFiles(TABLE)
+    moment: Any = datetime(2024, 1, 1, tzinfo=UTC)
     for split, message in (
         (lambda: splits.by_time(files), "must have one or more ascending times"),
+        (
+            lambda: splits.by_time(files, moment),
+            "as integers of milliseconds",
+        ),
+        (lambda: splits.by_time(files, 2**63), "as integers of milliseconds"),
         (lambda: splits.by_time(files, 2, 2), "must have one or more ascending times"),
         (lambda: splits.by_user(files), "must be positive and have the sum 1"),
         (lambda: splits.by_user(files, 0.9, 0.2), "must be positive and have the sum 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -251,4 +252,30 @@ def test_conditions_that_are_none_are_refused() -> None:
         (pc.field("row").cast("int8") == 3, r"fails: Integer value \d+ not in range"),
     ):
         with pytest.raises(UsageError, match=message):
+            files.filter(condition)
+
+
+def test_a_filter_sees_only_rows_that_earlier_ones_kept() -> None:
+    files = RowFiles(TABLE)
+    first = pc.list_element(pc.field("mutable"), 0)
+    newest = first.is_valid() & (pc.struct_field(first, 0) > 0)
+    with pytest.raises(UsageError, match="fails: Index 0 is out of bounds"):
+        files.filter(newest)
+    filled = files.filter(pc.list_value_length(pc.field("mutable")) > 0)
+    assert len(filled.filter(newest)) == len(filled) > 0
+
+
+def test_statistics_that_cannot_be_compared_rule_nothing_out(tmp_path: Path) -> None:
+    hashed = pa.array([2**64 - 1 - number for number in range(ROWS)], pa.uint64())
+    moments = pa.array([datetime(2024, 1, 1, tzinfo=UTC)] * ROWS, pa.timestamp("us", "UTC"))
+    table = TABLE.append_column("hashed", hashed).append_column("moment", moments)
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=1000)
+    files = RowFiles(tmp_path)
+    assert len(files.filter([("hashed", ">", 2**64 - 11)])) == 10
+    assert len(files.filter([("hashed", ">", 5)])) == ROWS
+    for condition, message in (
+        (pc.field("hashed") > 5, "not in range"),
+        (pc.field("moment") > pc.scalar(0).cast("timestamp[us]"), "timestamp with timezone"),
+    ):
+        with pytest.raises(UsageError, match=rf"The filter .* fails: .*{message}"):
             files.filter(condition)

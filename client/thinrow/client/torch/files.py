@@ -17,10 +17,16 @@ import torch.distributed
 from thinrow.client.torch.choosers import KeptRows
 from thinrow.client.torch.epoch_place import Dealing
 from thinrow.client.torch.file_source import READ_ROWS, FileSource
-from thinrow.client.torch.row_groups import FileGroups, TableGroups, all_columns, joint_columns
+from thinrow.client.torch.row_groups import (
+    FileGroups,
+    TableGroups,
+    all_columns,
+    conformed_rows,
+    joint_columns,
+)
 from thinrow.client.torch.row_order import EpochOrder, lane_count, shuffled
 from thinrow.client.torch.selection import Selection, selections
-from thinrow.core.files.arrow import conformed_batch, load_pyarrow
+from thinrow.core.files.arrow import load_pyarrow
 from thinrow.core.files.paths import Named
 from thinrow.core.files.rows import other_columns
 from thinrow.core.files.tables import Table, is_table
@@ -291,17 +297,6 @@ class RowFiles:
         self._selection = selection
         whole, kept = self._groups.fingerprint, selection.digest()
         self.fingerprint = sha256(f"{whole} {kept}".encode()).hexdigest()[:16] if kept else whole
-
-
-def conformed_rows(
-    path: str, batch: pa.RecordBatch, places: NDArray[np.int64], schema: pa.Schema
-) -> pa.RecordBatch:
-    """Returns the rows at ascending places of a batch, in the types of a schema."""
-    first, count = int(places[0]), len(places)
-    if int(places[-1]) - first + 1 == count:
-        return conformed_batch(path, batch.slice(first, count), schema)
-    # Arrow selects no rows of every layout, so they come into the one layout first.
-    return conformed_batch(path, batch, schema).take(load_pyarrow().array(places))
 
 
 def is_named(rows: object) -> bool:

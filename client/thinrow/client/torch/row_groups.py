@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from thinrow.core.files.arrow import (
+    conformed_batch,
     is_list_of_any_length,
     joint_schema,
     leaf_count,
@@ -32,7 +33,14 @@ if TYPE_CHECKING:
     from thinrow.core.files.parquet import ParquetTable
     from thinrow.core.files.paths import DataFile, Named
 
-__all__ = ["FileGroups", "RowGroups", "TableGroups", "all_columns", "joint_columns"]
+__all__ = [
+    "FileGroups",
+    "RowGroups",
+    "TableGroups",
+    "all_columns",
+    "conformed_rows",
+    "joint_columns",
+]
 
 FOOTER_THREADS_MAX = 16
 """Footers read at once; most of the time goes to waiting for a remote store."""
@@ -218,6 +226,17 @@ def joint_columns(groups: RowGroups, names: Sequence[str]) -> pa.Schema:
         return schema
     mutable = snapshots_type(schema.field(place).type)
     return schema.set(place, load_pyarrow().field("mutable", mutable))
+
+
+def conformed_rows(
+    path: str, batch: pa.RecordBatch, places: NDArray[np.int64], schema: pa.Schema
+) -> pa.RecordBatch:
+    """Returns the rows at ascending places of a batch, in the types of a schema."""
+    first, count = int(places[0]), len(places)
+    if int(places[-1]) - first + 1 == count:
+        return conformed_batch(path, batch.slice(first, count), schema)
+    # Arrow selects no rows of every layout, so they come into the one layout first.
+    return conformed_batch(path, batch, schema).take(load_pyarrow().array(places))
 
 
 def read_footer(file: DataFile) -> Footer:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from thinrow.client.torch.row_groups import FOOTER_THREADS_MAX
-from thinrow.core.files.arrow import conformed_batch
+from thinrow.client.torch.row_groups import FOOTER_THREADS_MAX, conformed_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,20 +104,28 @@ def selections(
 
     def scan(part: int) -> None:
         of_part = np.flatnonzero(groups.parts == part)
-        kept = [int(group) for group in of_part if within.counts[group]]
-        if kept:
-            possible = chooser.possible(groups, part)
-            kept = [group for group in kept if group - int(of_part[0]) in possible]
-        pieces: dict[int, list[NDArray[np.int64]]] = {group: [] for group in kept}
-        firsts = dict.fromkeys(kept, 0)
-        for group, batch in groups.batches(kept, chooser.schema, SCAN_ROWS) if kept else ():
-            first = firsts[group]
-            firsts[group] += len(batch)
-            numbers = ids[group] + first + np.arange(len(batch))
-            batch = conformed_batch(groups.names[part], batch, chooser.schema)
-            pieces[group].append(chooser.choose(batch, numbers))
-        for group, of_group in pieces.items():
-            choice = np.where(within.mask(group), np.concatenate(of_group), -1)
+        if not within.counts[of_part].any():
+            return
+        possible = chooser.possible(groups, part)
+        scanned = [
+            int(group)
+            for place, group in enumerate(of_part)
+            if place in possible and within.counts[group]
+        ]
+        if not scanned:
+            return
+        batches = groups.batches(scanned, chooser.schema, SCAN_ROWS)
+        for group, of_group in itertools.groupby(batches, itemgetter(0)):
+            mask = within.mask(group)
+            choice = np.full(len(mask), -1)
+            first = 0
+            for _, batch in of_group:
+                # Rows that are left out already may be those that the choice fails on.
+                kept = np.flatnonzero(mask[first : first + len(batch)])
+                if len(kept):
+                    rows = conformed_rows(groups.names[part], batch, kept, chooser.schema)
+                    choice[first + kept] = chooser.choose(rows, ids[group] + first + kept)
+                first += len(batch)
             for place in range(count):
                 chosen[place][group] = bits_of(choice == place)
 

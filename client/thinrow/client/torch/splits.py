@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from thinrow.client.torch.choosers import Downsampled, NewestRequests, TimeRanges, UserShares
 from thinrow.errors import UsageError
 
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["by_time", "by_user", "downsample", "leave_one_out"]
 
 SUM_ERROR_MAX = 1e-9
+TIME_MAX = 1 << 63
 
 
-def by_time(files: RowFiles, *times_ts: int) -> list[RowFiles]:
+def by_time(files: RowFiles, *times_ts: int | np.integer[Any]) -> list[RowFiles]:
     """Splits rows by `request_ts`.
 
     Args:
@@ -34,11 +36,21 @@ def by_time(files: RowFiles, *times_ts: int) -> list[RowFiles]:
         from the last on.
 
     Raises:
-        UsageError: There is no time, or they do not ascend.
+        UsageError: There is no time, they do not ascend, or one is no int64.
     """
-    if not times_ts or any(a >= b for a, b in itertools.pairwise(times_ts)):
-        raise UsageError(f"times_ts is {times_ts}, but must have one or more ascending times.")
-    return files.divide(lambda groups: TimeRanges(groups, times_ts), len(times_ts) + 1)
+    if (
+        not times_ts
+        or not all(
+            isinstance(each, int | np.integer) and -TIME_MAX <= each < TIME_MAX for each in times_ts
+        )
+        or any(a >= b for a, b in itertools.pairwise(times_ts))
+    ):
+        raise UsageError(
+            f"times_ts is {times_ts}, but must have one or more ascending times, as integers of "
+            f"milliseconds since the epoch."
+        )
+    times = [int(each) for each in times_ts]
+    return files.divide(lambda groups: TimeRanges(groups, times), len(times_ts) + 1)
 
 
 def by_user(files: RowFiles, *fractions: float, seed: int = 0) -> list[RowFiles]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from thinrow.core.files.arrow import load_pyarrow
@@ -21,7 +22,8 @@ __all__ = ["Condition", "RowFilter", "as_expression", "known_of_key", "known_of_
 Condition = Any
 """An expression of pyarrow, or tuples (COLUMN, OPERATOR, VALUE) as pyarrow's `filters` takes."""
 RESULT = "kept"
-INT64_MAX = (1 << 63) - 1
+NUMBERED_COLUMN = re.compile(r"(?<!field_ref=FieldRef\.)FieldPath\(")
+"""A column's number, as pyarrow shows it; a field's number within a struct is no hazard."""
 
 
 class RowFilter:
@@ -37,7 +39,7 @@ class RowFilter:
     """
 
     def __init__(self, condition: Condition, schema: pa.Schema) -> None:
-        self._expression = as_expression(condition)
+        self._expression = as_expression(condition, schema)
         empty = schema.empty_table()
         try:
             kind = self._evaluated(empty).type
@@ -93,7 +95,10 @@ class RowFilter:
         if not groups:
             return set()
         whole = dataset.FileSystemDataset(groups, schema, parquet, system)
-        return {int(group.path) for group in whole.get_fragments(filter=self._expression)}
+        try:
+            return {int(group.path) for group in whole.get_fragments(filter=self._expression)}
+        except _failures():  # Arrow compares the statistics in a type that does not hold them.
+            return set(range(len(groups)))
 
     def _evaluated(self, table: pa.Table) -> pa.ChunkedArray:
         import pyarrow.acero as acero
@@ -114,8 +119,8 @@ class RowFilter:
         return False
 
 
-def as_expression(condition: Condition) -> pc.Expression:
-    """Returns a condition as an expression.
+def as_expression(condition: Condition, schema: pa.Schema) -> pc.Expression:
+    """Returns a condition on columns of a schema as an expression.
 
     Raises:
         UsageError: The condition is neither an expression nor pyarrow's tuples, or has no names.
@@ -127,14 +132,14 @@ def as_expression(condition: Condition) -> pc.Expression:
         try:
             if not isinstance(condition, list):
                 raise TypeError(f"it is a {type(condition).__name__}")
-            expression = pa.parquet.filters_to_expression(_typed(condition))
+            expression = pa.parquet.filters_to_expression(_typed(condition, schema))
         except _failures() as error:
             raise UsageError(
                 f"The filter {condition!r} is not an expression such as "
                 f"pyarrow.compute.field('country') == 'de', nor a list such as "
                 f"[('country', '==', 'de')]: {first_line(error)}."
             ) from error
-    if "FieldPath(" in str(expression):
+    if NUMBERED_COLUMN.search(str(expression)):
         raise UsageError(f"The filter {expression} numbers a column; name it instead.")
     return expression
 
@@ -173,23 +178,22 @@ def known_of_key(field: pa.Field, value: object) -> pc.Expression:
     return column.is_null() if value is None else column == pa.scalar(value, field.type)
 
 
-def _typed(condition: list[Any]) -> list[Any]:
-    """Gives integers beyond int64 the type uint64, as of hashed ids, which pyarrow does not."""
-    pa = load_pyarrow()
+def _typed(condition: list[Any], schema: pa.Schema) -> list[Any]:
+    """Gives integers that are compared with uint64, as of hashed ids, that type.
 
-    def typed(value: Any) -> Any:  # noqa: ANN401 - any value of a column
-        if isinstance(value, list | tuple | set | frozenset):
-            values = list(value)
-            is_wide = any(isinstance(each, int) and each > INT64_MAX for each in values)
-            return pa.array(values, pa.uint64()) if is_wide else values
-        is_wide = isinstance(value, int) and value > INT64_MAX
-        return pa.scalar(value, pa.uint64()) if is_wide else value
+    Arrow compares them as int64 otherwise, which does not hold the larger half.
+    """
+    pa = load_pyarrow()
 
     def walked(each: Any) -> Any:  # noqa: ANN401 - lists of lists of tuples
         if isinstance(each, list):
             return [walked(inner) for inner in each]
         column, operator, value = each
-        return column, operator, typed(value)
+        place = schema.get_field_index(column)
+        if place >= 0 and schema.field(place).type == pa.uint64():
+            is_many = isinstance(value, list | tuple | set | frozenset)
+            value = pa.array(list(value), pa.uint64()) if is_many else pa.scalar(value, pa.uint64())
+        return column, operator, value
 
     return list(walked(condition))
 
