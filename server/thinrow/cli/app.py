@@ -15,6 +15,7 @@ from thinrow.cli import (
     ladder,
     materialize,
     online,
+    research,
     serve,
     slim,
     store,
@@ -28,7 +29,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     help="Store user histories once, and put them back at training time exactly as serving saw "
-    "them. Start with: thinrow demo",
+    "them. Start with: thinrow demo, or with your own log: thinrow research",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -53,6 +54,7 @@ def thinrow(
 
 
 for module in (
+    research,
     *(compact, backfill, serve, materialize, verify, inspect, token, demo, ladder, slim, wall),
     *(online, export),
 ):

@@ -57,6 +57,7 @@ from thinrow.store.marks import build_folder
 from thinrow.store.shard import storage_error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
@@ -143,6 +144,7 @@ def _compact(
         accept_late=config.accept_late,
         cadence_offset_ms=config.cadence_offset_ms,
         time_unit=config.time_unit,
+        cuts_xxh3=None if config.cuts_ts is None else _cuts_xxh3(config.cuts_ts),
     )
     if previous is not None and config.watermark_ts <= previous.watermark_ts:
         return _already_there(config, previous, schema, run)
@@ -157,6 +159,7 @@ def _compact(
             split.arrivals.start_ts,
             config.watermark_ts,
             config.cadence,
+            config.cuts_ts or (),
         )
         totals, summaries = _write_shards(config, previous, schema, cuts, split, erased, progress)
         shutil.rmtree(building / "events")
@@ -195,8 +198,12 @@ def _compact(
     )
 
 
+def _cuts_xxh3(cuts_ts: Sequence[int]) -> str:
+    return xxhash.xxh3_64_hexdigest(np.array(cuts_ts, dtype="<i8").tobytes())
+
+
 def _uncut_ms(config: CompactionConfig, previous: Generation | None, arrivals: TimeSpan) -> int:
-    if config.cadence is not None or arrivals.start_ts is None:
+    if config.cadence is not None or config.cuts_ts is not None or arrivals.start_ts is None:
         return 0
     start_ts = arrivals.start_ts
     if previous is not None:

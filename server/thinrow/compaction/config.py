@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from thinrow.core.files.paths import Named
@@ -56,6 +58,9 @@ class CompactionConfig:
             "Move the cuts of the cadence from midnight UTC: 5h for 05:00.", minimum=0
         ),
     )
+    cuts_ts: Sequence[int] | None = None
+    """Moments before the watermark at which to cut a generation, too, instead of a cadence's; ms,
+    ascending, after 1970."""
     time_unit: TimeUnit | None = field(
         default=None,
         metadata=setting(
@@ -100,6 +105,13 @@ class CompactionConfig:
     def __post_init__(self) -> None:
         check(self)
         check_watermark(self.watermark_ts)
+        if self.cuts_ts is not None:
+            every = [0, *self.cuts_ts, self.watermark_ts]
+            if self.cadence_ms is not None or any(a >= b for a, b in pairwise(every)):
+                raise UsageError(
+                    "cuts_ts stands instead of a cadence, and ascends from after 1970 to before "
+                    "the watermark."
+                )
         if self.cadence is not None:
             self.cadence.check("Compaction")
         elif self.cadence_offset_ms:

@@ -54,9 +54,14 @@ class Cuts:
 
 
 def planned_cuts(
-    previous_ts: int | None, start_ts: int | None, watermark_ts: int, cadence: Cadence | None
+    previous_ts: int | None,
+    start_ts: int | None,
+    watermark_ts: int,
+    cadence: Cadence | None,
+    cuts_ts: Sequence[int] = (),
 ) -> Cuts:
-    """Cuts at every point of the cadence's grid, and at ``watermark_ts`` at the end.
+    """Cuts at every point of the cadence's grid or at ``cuts_ts``, and at ``watermark_ts`` at the
+    end.
 
     A first build starts with the first point after ``start_ts``, where its arrivals begin (and
     after 1970, since 0 stands for no lookback in pointers).
@@ -64,7 +69,10 @@ def planned_cuts(
     Raises:
         UsageError: There would be more than CUTS_MAX.
     """
-    watermarks = [watermark_ts]
+    floor_cut = -1 if previous_ts is None else previous_ts
+    watermarks = [*(cut_ts for cut_ts in cuts_ts if cut_ts > floor_cut), watermark_ts]
+    if len(watermarks) > CUTS_MAX:
+        raise UsageError(f"cuts_ts has {len(cuts_ts)} moments; at most {CUTS_MAX} are supported.")
     floor_ts = start_ts if previous_ts is None else previous_ts
     if cadence is not None and floor_ts is not None and floor_ts < watermark_ts:
         first = cadence.at_or_before(max(floor_ts, 0)) + cadence.length_ms

@@ -51,6 +51,7 @@ __all__ = [
     "is_list",
     "passing_columns",
     "pieces",
+    "trait_line",
 ]
 
 PIECE_EVENTS = 1 << 22
@@ -122,23 +123,37 @@ def derived_schema(files: Sequence[AnyFile]) -> str:
     for field in file.schema_arrow:
         if not is_list(field.type) or field.name in RESERVED:
             continue
-        kind = field.type.value_type
-        size = 1
-        if pa.types.is_fixed_size_list(kind):
-            kind, size = kind.value_type, kind.list_size
-        label = _label(kind)
-        if label is None or (size > 1 and not label.startswith("float")):
+        sparse = any(_may_lack(path, field.name) for path in files)
+        line = trait_line(field.name, field.type.value_type, sparse=sparse)
+        if line is None:
             raise InputError(
                 f"{files[0]}: {field.name} is {field.type}, which is no trait's; say with --schema "
                 f"which lists are traits."
             )
-        options = [f'type = "{label}"']
-        options += [f"size = {size}"] if size > 1 else []
-        options += ["sparse = true"] if any(_may_lack(path, field.name) for path in files) else []
-        lines.append(f"{field.name} = {{ {', '.join(options)} }}")
+        lines.append(line)
     if len(lines) == 1:
         raise InputError(f"{files[0]} has no list column beside event_ts; it holds no fat rows.")
     return "\n".join(lines) + "\n"
+
+
+def trait_line(name: str, kind: pa.DataType, *, sparse: bool = False) -> str | None:
+    """Returns the line of a schema file for a column; None if its type is no trait's.
+
+    Args:
+        name: Name of the column.
+        kind: Type of its values.
+        sparse: True if events may lack the trait.
+    """
+    size = 1
+    if pa.types.is_fixed_size_list(kind):
+        kind, size = kind.value_type, kind.list_size
+    label = _label(kind)
+    if label is None or (size > 1 and not label.startswith("float")):
+        return None
+    options = [f'type = "{label}"']
+    options += [f"size = {size}"] if size > 1 else []
+    options += ["sparse = true"] if sparse else []
+    return f"{name} = {{ {', '.join(options)} }}"
 
 
 def _label(kind: pa.DataType) -> str | None:

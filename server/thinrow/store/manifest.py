@@ -104,6 +104,8 @@ class RunInputs(_Record):
     accept_late: bool
     cadence_offset_ms: int = 0
     time_unit: str | None = None
+    cuts_xxh3: str | None = None
+    """XXH3 (64 bits) over the watermarks that were given one by one, hexadecimal."""
 
 
 class Manifest(_Record):

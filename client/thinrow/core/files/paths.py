@@ -19,7 +19,7 @@ from thinrow.core.files.io_errors import failure_reason
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["SUFFIXES", "AnyFile", "DataFile", "Named", "data_files", "located"]
 
@@ -76,10 +76,14 @@ AnyFile = DataFile | Path
 """A file that was found, or one that is known to be there."""
 
 
-def data_files(named: Named) -> list[DataFile]:
+def data_files(named: Named, suffixes: Sequence[str] = SUFFIXES) -> list[DataFile]:
     """Lists the files that paths stand for, each once, sorted by name.
 
     A file with several names, by links or relative paths, counts once.
+
+    Args:
+        named: Files, folders, globs and URLs.
+        suffixes: Extensions of the files that a folder stands for, in lower case.
 
     Raises:
         InputError: A path stands for nothing, or a folder has files that may be forgotten data.
@@ -94,7 +98,7 @@ def data_files(named: Named) -> list[DataFile]:
             )
         if not str(one):
             raise InputError("A file's name is empty; check the names.")
-        for file in sorted(_expand(str(one)), key=lambda file: file.name):
+        for file in sorted(_expand(str(one), suffixes), key=lambda file: file.name):
             local = file.local
             identity = file.name if local is None else os.path.realpath(local)
             known = found.get(identity)
@@ -123,7 +127,7 @@ def located(name: str) -> tuple[str, Any]:
     return str(inner), filesystem
 
 
-def _expand(name: str) -> list[DataFile]:
+def _expand(name: str, suffixes: Sequence[str]) -> list[DataFile]:
     path, filesystem = located(name)
     tree = _Local() if filesystem is None else _Remote(filesystem)
     if filesystem is None:
@@ -131,11 +135,11 @@ def _expand(name: str) -> list[DataFile]:
     try:
         is_folder = tree.is_folder(path)
         if is_folder is None and glob.has_magic(path):
-            return _matches(name, path, tree)
+            return _matches(name, path, tree, suffixes)
         if is_folder is None:
             raise InputError(f"There is no file {name}; check the name.")
         if is_folder:
-            return _within(path, path, tree)
+            return _within(path, path, tree, suffixes)
     except OSError as error:
         raise InputError(f"{name} cannot be listed: {failure_reason(error)}.") from error
     return [DataFile(path if filesystem is None else name)]
@@ -194,7 +198,9 @@ def _fail(error: OSError) -> None:
     raise error
 
 
-def _matches(name: str, pattern: str, tree: _Local | _Remote) -> list[DataFile]:
+def _matches(
+    name: str, pattern: str, tree: _Local | _Remote, suffixes: Sequence[str]
+) -> list[DataFile]:
     """Lists what a glob stands for: files that it names, and those of folders that it names."""
     parts = PurePosixPath(pattern).parts
     magic = next(place for place, part in enumerate(parts) if glob.has_magic(part))
@@ -206,14 +212,16 @@ def _matches(name: str, pattern: str, tree: _Local | _Remote) -> list[DataFile]:
         if not tree.is_folder(match):
             found[match] = DataFile(tree.name(match), _keys(root, match))
         elif "**" not in parts:
-            found.update({file.name: file for file in _within(match, root, tree)})
+            found.update({file.name: file for file in _within(match, root, tree, suffixes)})
     if not found:
         raise InputError(f"No file matches {name}; check the name.")
     return list(found.values())
 
 
-def _within(folder: str, root: str, tree: _Local | _Remote) -> list[DataFile]:
-    """Lists the Parquet files of a folder and all below it; keys count from `root`."""
+def _within(
+    folder: str, root: str, tree: _Local | _Remote, suffixes: Sequence[str]
+) -> list[DataFile]:
+    """Lists the files of data in a folder and all below it; keys count from `root`."""
     files: list[str] = []
     unclear: list[str] = []
     others: list[str] = []
@@ -221,7 +229,7 @@ def _within(folder: str, root: str, tree: _Local | _Remote) -> list[DataFile]:
         if _is_ignored(_below(folder, path)):
             continue
         suffix = PurePosixPath(path).suffix.lower()
-        (files if suffix in SUFFIXES else others if suffix else unclear).append(path)
+        (files if suffix in suffixes else others if suffix else unclear).append(path)
     shown = tree.name(folder)
     if unclear:
         raise InputError(
@@ -230,8 +238,16 @@ def _within(folder: str, root: str, tree: _Local | _Remote) -> list[DataFile]:
         )
     if not files:
         beside = f", but {_some(others, tree.name)}" if others else ""
-        raise InputError(f"The folder {shown} has no *.parquet files{beside}; name the right one.")
+        raise InputError(
+            f"The folder {shown} has no *{' or *'.join(_shown(suffixes))} files{beside}; name the "
+            f"right one."
+        )
     return [DataFile(tree.name(path), _keys(root, path)) for path in files]
+
+
+def _shown(suffixes: Sequence[str]) -> list[str]:
+    """Returns the extensions that errors name: Parquet has one that is usual."""
+    return [each for each in suffixes if each not in SUFFIXES[1:]]
 
 
 def _some(paths: list[str], name: Callable[[str], str]) -> str:
