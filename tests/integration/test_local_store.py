@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -29,7 +30,7 @@ from support.worlds import (
 )
 from thinrow.cli.app import app
 from thinrow.client import Client, ClientConfig, Projection, StoreConfig, connect
-from thinrow.client.torch import LoaderConfig, ThinRowLoader
+from thinrow.client.torch import LoaderConfig, ThinRowDataset, ThinRowLoader
 from thinrow.core.pointers import Pointers
 from thinrow.errors import (
     AnswerTooLargeError,
@@ -86,6 +87,12 @@ def test_every_call_has_the_answer_of_a_server(world: World) -> None:
         for user in (1, 99):
             assert local.inspect(user, as_of(2), wanted) == remote.inspect(user, as_of(2), wanted)
         assert local.inspect(1) == remote.inspect(1)
+        for client in (local, remote):
+            everything = client.materialize(rows, "", deadline_s=math.inf)
+            assert shown(everything) == shown(remote.materialize(rows, Projection()))
+            for deadline_s in (0, -1, math.nan):
+                with pytest.raises(UsageError, match="deadline_s is .*; it must be above 0"):
+                    client.materialize(rows, ALL, deadline_s=deadline_s)
         described = local.describe_store()
         assert replace_limits(described) == replace_limits(remote.describe_store())
         assert described.limits.examples_max == 4
@@ -211,6 +218,26 @@ def test_a_loader_keeps_its_store_open_from_pass_to_pass(world: World, tmp_path:
         assert sorted(seen) == list(range(60))
         assert opened.call_count == 1
     assert own_threads() == before
+
+
+def test_a_relative_path_stays_that_of_its_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = built_world(tmp_path / "world")
+    monkeypatch.chdir(world.store.parent)
+    with (
+        connect("./store") as client,
+        ThinRowLoader(rows_table(40), "store", ALL) as loader,
+    ):
+        dataset = ThinRowDataset(rows_table(40), "store", ALL)
+        monkeypatch.chdir(tmp_path)
+        for batches in (loader, dataset):
+            assert sum(len(batch.example_ids) for batch in batches) == 40
+        world.compact(some_events(first_day=3, days=1), 4)
+        end_s = time.monotonic() + 60
+        while client.describe_store().generation == 1:
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
 
 
 FORKED = """

@@ -44,7 +44,9 @@ def test_addresses_are_servers(target: str) -> None:
     ],
 )
 def test_paths_are_stores(target: str | Path, path: str) -> None:
-    assert parse_targets(target) == parse_targets([target]) == Path(path)
+    found = parse_targets(target)
+    assert found == parse_targets([target]) == Path.cwd() / path
+    assert found == parse_targets(found)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "connect"]
 
+DEADLINE_S_MAX = 7 * 86_400.0
+"""Time that stands for longer ones and for no limit, which timers cannot count."""
+
 
 def connect(target: Target, config: ClientConfig | None = None) -> Client:
     """Returns a client of a server, of several replicas of one store, or of a store in a folder.
@@ -192,11 +195,14 @@ class Client:
         request = wire.InspectRequest(user_id=user_id, as_of_ts=as_of_ts)
         if projection is not None:
             request.projection.CopyFrom(to_wire_projection(projection))
-        return self._transport.inspect(request, self.config.request_deadline_s)
+        return self._transport.inspect(request, self._deadline_s(None))
 
     def describe_store(self) -> wire.DescribeStoreResponse:
         """Describes the store: schema, watermarks, shards, limits, versions."""
-        return self._transport.describe_store(self.config.request_deadline_s)
+        return self._transport.describe_store(self._deadline_s(None))
 
     def _deadline_s(self, deadline_s: float | None) -> float:
-        return self.config.request_deadline_s if deadline_s is None else deadline_s
+        wanted_s = self.config.request_deadline_s if deadline_s is None else deadline_s
+        if not wanted_s > 0:
+            raise UsageError(f"deadline_s is {deadline_s}; it must be above 0.")
+        return min(wanted_s, DEADLINE_S_MAX)

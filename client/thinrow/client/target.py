@@ -24,6 +24,8 @@ FILE_URL = "file://"
 def parse_targets(target: Target) -> tuple[str, ...] | Path:
     """Returns the addresses that a target stands for, or the path of a store.
 
+    The path is absolute, so that it stays that of the store if the current folder changes.
+
     Raises:
         UsageError: It is unclear which it is, or it is neither.
     """
@@ -41,7 +43,7 @@ def parse_targets(target: Target) -> tuple[str, ...] | Path:
         return tuple(addresses)
     if len(targets) > 1:
         raise UsageError(f"Only servers have replicas; name the store {stores[0]} alone.")
-    return stores[0]
+    return stores[0].absolute()
 
 
 def store_path(target: str | Path) -> Path | None:

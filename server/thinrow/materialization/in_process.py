@@ -84,7 +84,7 @@ class StoreReader:
         tenant, wanted = "", None
         if isinstance(projection, str):
             tenant = projection
-            if self._config.tenants is None:
+            if tenant and self._config.tenants is None:
                 raise UnknownTenantError(
                     f"Only a tenants file gives {tenant!r} a meaning; name the file, in "
                     f"ThinRow's client with StoreConfig(tenants=…), or give a projection."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Never
 
 from thinrow.client.client import connect
+from thinrow.client.target import parse_targets
 from thinrow.client.torch.batch import TensorBatch
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
@@ -49,7 +50,7 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
     ) -> None:
         super().__init__()
         self._files = rows if isinstance(rows, RowFiles) else RowFiles(rows)
-        self._server = server
+        self._server = parse_targets(server)
         self._projection = projection
         self._config = config or LoaderConfig()
         # A missing column is an error here, not in every worker.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from thinrow.client.client import connect
+from thinrow.client.target import parse_targets
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
 from thinrow.client.torch.file_source import FileSource
@@ -74,7 +75,7 @@ class ThinRowLoader:
         self._projection = projection
         # A missing column is an error here, not in the first pass.
         self._source = self._open()
-        self._server = server
+        self._server = parse_targets(server)
         self._copies = DeviceCopy(device, slots=self._config.batches_ahead + BATCHES_IN_USE)
         self._starvation = Starvation(registry)
         self._pipeline: Pipeline | None = None
@@ -107,7 +108,7 @@ class ThinRowLoader:
 
     def __repr__(self) -> str:
         server = self._server
-        names = str(server) if isinstance(server, str | Path) else ", ".join(map(str, server))
+        names = str(server) if isinstance(server, Path) else ", ".join(server)
         return (
             f"ThinRowLoader({self._source!r} at {names}, batches of "
             f"{self._config.batch_examples} examples on {self._copies.device})"
