@@ -91,7 +91,7 @@ def test_every_call_has_the_answer_of_a_server(world: World) -> None:
             everything = client.materialize(rows, "", deadline_s=math.inf)
             assert shown(everything) == shown(remote.materialize(rows, Projection()))
             for deadline_s in (0, -1, math.nan):
-                with pytest.raises(UsageError, match="deadline_s is .*; it must be above 0"):
+                with pytest.raises(UsageError, match=r"deadline_s is .*; it must be above 0"):
                     client.materialize(rows, ALL, deadline_s=deadline_s)
         described = local.describe_store()
         assert replace_limits(described) == replace_limits(remote.describe_store())

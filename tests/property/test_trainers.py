@@ -198,6 +198,24 @@ def test_a_state_of_the_last_batch_goes_on_with_the_next_epoch(
         assert ids(DataLoader(dataset, batch_size=None, num_workers=2)) == epochs[1]
 
 
+def test_a_state_of_the_last_batch_goes_on_as_a_rank_that_is_known_later(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make()
+    for _ in zip(range(BATCHES), first, strict=False):
+        state = copied(first.state_dict())
+    seen: list[int] = []
+    for rank in ("0", "1"):
+        second = make()
+        second.load_state_dict(state)
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        seen += itertools.chain(*ids(second))
+        assert second.epoch == 2
+        monkeypatch.undo()
+    assert sorted(seen) == list(range(ROWS))
+
+
 @pytest.mark.parametrize("kind", ["loader", 0, 2])
 def test_of_an_epoch_named_after_its_last_batch_nothing_is_left(
     make: Callable[..., Any], kind: str | int

@@ -219,6 +219,23 @@ class FileSource:
         self._waits = self._done == self._count and not is_last
         self.is_resumed = True
 
+    def follow(self, source: FileSource, loaded: Any) -> None:  # noqa: ANN401
+        """Moves to the place of another source of the same files, as another rank.
+
+        Args:
+            source: The source that this one replaces.
+            loaded: The state that it has loaded, if any.
+
+        Raises:
+            UsageError: The state does not say where this rank is.
+        """
+        self._begin(source.epoch)
+        if source.is_resumed:
+            self.load_state_dict(loaded)
+        elif source.is_begun:
+            self.load_state_dict(source.state_dict())
+        self._named_epoch, self.is_resumed = source._named_epoch, source.is_resumed
+
     def close(self) -> None:
         """Does nothing: files are closed with `chunks`."""
 

@@ -255,10 +255,7 @@ class ThinRowLoader:
         if (source.home, source.shards) != (rows.rank, rows.world_size):
             followed = self._open()
             assert isinstance(followed, FileSource)
-            followed.set_epoch(source.epoch)
-            if source.is_begun:
-                loaded = self._loaded if source.is_resumed else source.state_dict()
-                followed.load_state_dict(loaded)
+            followed.follow(source, self._loaded)
             self._source = followed
 
     def _files(self) -> FileSource:
