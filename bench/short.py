@@ -61,7 +61,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    rounds=9,
+    rounds=5,
     users=2000,
     events_median=4000,
     short_examples=32_768,

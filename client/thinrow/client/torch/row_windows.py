@@ -26,6 +26,9 @@ __all__ = ["MIXED_ROWS", "LaneReader", "Window"]
 
 MIXED_ROWS = 4096
 """Rows that order "mixed" shuffles with each other: as many as a lookup has by default."""
+JOINED_ROWS_MIN = 2048
+"""Number up to which rows decoded together are joined with more, in the order of files: joining
+copies their events, and fewer rows would make small lookups."""
 NO_LIMIT = 1 << 40
 """Longer than any history: its pointer has no `max_length`."""
 
@@ -143,7 +146,16 @@ class LaneReader:
             self._start, self._stop = self._order.window(self._lane, place)
             start, stop = self._first + self._start, self._first + self._stop
             salts = (self._files.seed, self._epoch, start)
-            parts = list(self._read(start, stop))
+            if self._files.order == "files":
+                parts, rows = [], 0
+                for part in self._read(self._first + place, self._last):
+                    parts.append(part)
+                    rows += len(part[0])
+                    if rows >= JOINED_ROWS_MIN:
+                        break
+                self._start, self._stop = place, place + rows
+            else:
+                parts = list(self._read(start, stop))
             run = self._order.interleave_rows
             self._window = Window(parts, self._files, run, salts, sorts=self._sorts)
         assert self._window is not None
@@ -168,8 +180,8 @@ class LaneReader:
             self._left = None
             skipped = max(start - self._next, 0)
             last = min(len(batch), stop - self._next)
-            if skipped < last:
-                yield batch.slice(skipped, last - skipped), numbers[skipped:last], path
             if last < len(batch):
                 self._left = batch.slice(last), numbers[last:], path
             self._next += last
+            if skipped < last:
+                yield batch.slice(skipped, last - skipped), numbers[skipped:last], path
