@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+import pytest
+from support.paths import DOCS, ROOT
 from thinrow.cli.app import app
 from thinrow.client import Projection
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
@@ -14,8 +18,6 @@ from typer.testing import CliRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 USERS, ITEMS, EVENTS = 12, 30, 600
 START_S = 1_600_000_000
@@ -82,3 +84,33 @@ def test_from_a_log_to_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 2 and "exists and is no empty folder" in again.stderr
+
+
+def test_guide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    [program] = re.findall(
+        r"```python\n(.*?)```", (DOCS / "guides/research.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    exec(program, {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"# (.*)", program)
+
+
+def test_notebook(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cells run as a program does, so that no Jupyter is needed."""
+    pytest.importorskip("matplotlib").use("Agg")
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((ROOT / "examples/research.ipynb").read_text(encoding="utf-8"))
+    names: dict[str, object] = {}
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    found = re.search(r"loss (.*) to (.*)\n.* guesses in (.*)%", capsys.readouterr().out)
+    assert found is not None
+    first, last, hit_rate = map(float, found.groups())
+    # Ten of 1,682 items are 0.6 %.
+    assert last < first and hit_rate > 1.2

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.thin_rows import ids_of
 from thinrow.client.torch import RowFiles, splits
+from thinrow.compaction.config import CompactionConfig
 from thinrow.core.files.arrow import mutable_type, uih_type
 from thinrow.errors import InputError, ThinRowError, UsageError
 from thinrow.jobs.config import ResearchConfig
@@ -188,3 +189,12 @@ def test_files_of_a_folder_keep_their_order(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("user_id,item_id,when\n")
     with pytest.raises(InputError, match="give files of one log"):
         read_log(tmp_path, NAMES, None, lambda *_: None)
+
+
+@pytest.mark.parametrize("cuts_ts", [(5, 3), (3, 3), (0, 3), (3, START_TS)])
+def test_cuts_that_do_not_ascend_are_refused(cuts_ts: tuple[int, ...]) -> None:
+    path = Path("unused")
+    with pytest.raises(UsageError, match="cuts_ts stands instead of a cadence"):
+        CompactionConfig(
+            events=path, store=path, schema=path, watermark_ts=START_TS, cuts_ts=cuts_ts
+        )

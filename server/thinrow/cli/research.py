@@ -90,6 +90,7 @@ from thinrow.client import Projection
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 wanted, config = Projection(100, traits=("item_id",)), LoaderConfig(columns=("label_item_id",))
 model = torch.nn.EmbeddingBag({items + 1}, 64, include_last_offset=True, padding_idx=0)
+torch.nn.init.normal_(model.weight, std=0.1)
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 with ThinRowLoader({train!r}, {store!r}, wanted, config) as loader:
     for batch in loader:  # one epoch; each history is of the newest 100 items, oldest first

@@ -28,6 +28,7 @@ from thinrow.errors import ThinRowError
 from thinrow.jobs.backfill import backfill
 from thinrow.jobs.config import BackfillConfig
 from thinrow.jobs.console import out, progress_bar, readable_bytes
+from thinrow.jobs.interactions import PLACE
 from thinrow.jobs.materialize import materialize, stream_rows
 from thinrow.jobs.verify import verify
 from thinrow.store.times import DAY_MS
@@ -141,8 +142,8 @@ class Demo:
         every = math.ceil(len(events) / examples_max)
         requests = requests_every(events, every)
         # Many events share their time: ids number a user's events, and equal times as logged.
-        number = pl.col("event_ts").rank("ordinal").over("user_id").cast(pl.Int64)
-        events.with_columns(event_id=number).write_parquet(self.events)
+        in_order = events.sort("event_ts", maintain_order=True)
+        in_order.with_columns(event_id=PLACE).write_parquet(self.events)
         requests.write_parquet(self.requests)
         self.schema.write_text(sample.schema)
         self.say(f"{sample.name}: {len(events):,} events of {events['user_id'].n_unique():,} users")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 from thinrow.errors import InputError
+from thinrow.jobs.interactions import PLACE, answered
 
 __all__ = ["SampleData", "complete_journey", "mathoverflow", "movielens_100k", "requests_every"]
 
@@ -103,15 +104,7 @@ def requests_every(events: pl.DataFrame, k: int) -> pl.DataFrame:
     ``label_…``, by time as a log would have them.
     """
     every = list(dict.fromkeys(["event_ts", "user_id", *events.columns]))
-    return (
-        events.sort(every)
-        .filter(pl.int_range(1, pl.len() + 1).over("user_id") % k == 0)
-        .select(
-            "user_id",
-            pl.col("event_ts").alias("request_ts"),
-            pl.exclude("user_id", "event_ts").name.prefix("label_"),
-        )
-    )
+    return events.sort(every).filter(PLACE % k == 0).select(*answered("event_ts"))
 
 
 def _package(module: str, distribution: str | None = None) -> Path:

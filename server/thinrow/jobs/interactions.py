@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PARTS",
+    "PLACE",
     "Interactions",
+    "answered",
     "fewest_cuts",
     "interactions",
     "requests_of",
@@ -31,6 +33,8 @@ __all__ = [
 
 PARTS = ("train", "validation", "test")
 IDS = ("user_id", "event_ts", "arrival_ts", "event_id")
+PLACE = pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over("user_id")
+"""Place of each event among its user's, from 1, in the order of the frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,7 @@ def interactions(log: InteractionLog) -> Interactions:
         log.rows.select("event_ts", "finer_ns")
         .with_columns(user_id.cast(pl.Int64).alias("user_id"), item_id, *traits)
         .sort("user_id", "event_ts", "finer_ns", maintain_order=True)
-        .with_columns(event_id=pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over("user_id"))
+        .with_columns(event_id=PLACE)
         .with_columns(
             arrival_ts=(pl.col("event_ts") - pl.col("event_id")).cum_max().over("user_id")
             + pl.col("event_id")
@@ -134,15 +138,23 @@ def requests_of(events: pl.DataFrame) -> pl.DataFrame:
     """
     return (
         events.select(
-            "user_id",
-            pl.col("arrival_ts").alias("request_ts"),
-            pl.exclude(IDS).name.prefix("label_"),
+            *answered("arrival_ts"),
             history_length=pl.col("event_id") - 1,
             since_ts=pl.col("arrival_ts").shift(1).over("user_id"),
         )
         .drop_nulls("since_ts")
         .sort("request_ts", "user_id")
     )
+
+
+def answered(time: str) -> tuple[pl.Expr, ...]:
+    """Returns the columns of requests that events answer, with each trait as a label.
+
+    Args:
+        time: The column of events that is the time of their requests.
+    """
+    labels = pl.exclude(IDS).name.prefix("label_")
+    return pl.col("user_id"), pl.col(time).alias("request_ts"), labels
 
 
 def fewest_cuts(requests: pl.DataFrame, cuts_max: int) -> list[int]:
