@@ -124,6 +124,36 @@ def test_ranks_at_any_positions_are_merged(
     assert rest == left
 
 
+@given(st.data(), SHAPES, st.lists(st.integers(0, 5), min_size=8, max_size=8), st.integers(0, 4))
+@examples(15)
+def test_ranks_that_resumed_at_different_steps_do_not_stand_for_each_other(
+    epoch_of: Callable[[st.DataObject], Epoch],
+    data: st.DataObject,
+    shape: tuple[int, int],
+    ahead: list[int],
+    steps: int,
+) -> None:
+    epoch = epoch_of(data)
+    first = epoch.fleet(shape[0], 1)
+    seen = [
+        row
+        for rank, batches in zip(first._batches, ahead, strict=False)
+        for batch in itertools.islice(rank, batches)
+        for row in batch
+    ]
+    # As many ranks go on from their own positions.
+    second = epoch.fleet(shape[0], 1, first.states())
+    seen += [row for _ in range(steps) for batch in second.step() for row in batch]
+    try:
+        third = epoch.fleet(*shape, second.states()[0])
+    except UsageError as error:
+        assert "have resumed at different steps" in str(error)
+        assert len(set(ahead[: shape[0]])) > 1
+        third = epoch.fleet(*shape, second.states())
+    seen += [row for _ in epoch.order for batch in third.step() for row in batch]
+    assert sorted(seen) == sorted(epoch.order)
+
+
 @given(st.data(), SHAPES, st.integers(0, 12), st.booleans())
 @examples(15)
 def test_some_of_the_states_are_enough_or_refused(

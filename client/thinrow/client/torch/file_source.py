@@ -14,6 +14,7 @@ from thinrow.client.torch.epoch_place import Deal, Place
 from thinrow.client.torch.file_states import (
     STATE_VERSION,
     ShardState,
+    are_in_step,
     joint_progress,
     saved_states,
 )
@@ -211,6 +212,7 @@ class FileSource:
             self._deal_at(deal.place, done[self.shard])
             known = [one.batches for one in found if one.shard == self.shard]
             self._batches = (known or [-(-self._done // saved.batch_examples)])[0]
+            self._in_step &= are_in_step(found, deal, done)
         else:
             self._deal_at(deal.after(done))
         is_last = len(done) < self.shards or all(
@@ -254,6 +256,7 @@ class FileSource:
         self._deal = self._deal_from(place)
         self._count = self._deal.count(self.shard)
         self._done, self._batches = done, 0
+        self._in_step = self._dealing.in_step
         self._waits = False
 
     def _segments(self, order: EpochOrder) -> Iterator[tuple[int, int, int]]:
@@ -274,7 +277,7 @@ class FileSource:
             shards=self.shards,
             done=self._done,
             batches=self._batches,
-            in_step=self._dealing.in_step,
+            in_step=self._in_step,
         )
 
     def _identity(self) -> dict[str, Any]:

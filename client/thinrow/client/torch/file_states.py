@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from thinrow.client.torch.epoch_place import EvenEnds
 
-__all__ = ["STATE_VERSION", "ShardState", "joint_progress", "saved_states"]
+__all__ = ["STATE_VERSION", "ShardState", "are_in_step", "joint_progress", "saved_states"]
 
 STATE_VERSION = 2
 
@@ -43,7 +43,7 @@ class ShardState:
     batches: int
     """Batches that those rows made."""
     in_step: bool
-    """Each batch counts `batch_examples` rows, whatever they hold."""
+    """All ranks have made as many batches, each of which counts `batch_examples` rows."""
 
     @classmethod
     def from_fields(cls, state: dict[str, Any], rows: int) -> ShardState:
@@ -163,6 +163,27 @@ def joint_progress(states: Sequence[ShardState], rows: int) -> tuple[ShardState,
     return first, done
 
 
+def are_in_step(states: Sequence[ShardState], deal: Deal, done: dict[int, int]) -> bool:
+    """Returns True if ranks that go on from their own positions have made as many batches.
+
+    Args:
+        states: What was saved.
+        deal: The deal that the states are of.
+        done: The rows done of each shard; of one alone, if its rank loads no other state.
+    """
+    if not all(state.in_step for state in states):
+        return False
+    if len(done) < deal.shards:
+        return True
+    size, ranks = deal.batch_examples, deal.ranks
+    for first in range(0, deal.shards, ranks):
+        of_worker = range(first, first + ranks)
+        most = -(-max(done[shard] for shard in of_worker) // size) * size
+        if any(done[shard] != min(deal.count(shard), most) for shard in of_worker):
+            return False
+    return True
+
+
 def with_ranks_in_step(
     states: Sequence[ShardState], deal: Deal, done: dict[int, int]
 ) -> dict[int, int]:
@@ -189,8 +210,8 @@ def with_ranks_in_step(
     if not in_step:
         raise UsageError(
             f"The state of rank {rank} of {ranks} does not say where the other ranks are, because "
-            f"batches count different numbers of rows (batch_events, or examples skipped); "
-            f"{ALL_RANKS}."
+            f"batches count different numbers of rows (batch_events, or examples skipped), or "
+            f"ranks have resumed at different steps; {ALL_RANKS}."
         )
     if rank and not deal.even_ends and any(state.epoch and state.is_fresh for state in states):
         raise UsageError(
