@@ -159,6 +159,7 @@ GOOD = {"user_id": ["a", "a", "a", "a"], "item_id": [1, 2, 3, 4], "timestamp": [
         ({"item_id": [1, None, 3, 4]}, {}, "item_id has 1 nulls"),
         ({"item_id": [1.5] * 4}, {}, "ids are integers or texts"),
         ({}, {"time_unit": "s"}, "as seconds most of its times lie after 2100"),
+        ({"timestamp": [START_TS // 1000] * 4}, {"time_unit": "ms"}, "so give --time-unit s."),
         ({"timestamp": [3, 4, 5, 6]}, {}, "as milliseconds most of its times lie before 1990"),
         ({"timestamp": [*[START_TS] * 3, 5 * 10**12]}, {}, "timestamp reaches 2128"),
         ({"user_id": list("abcd")}, {}, "No user has two interactions"),

@@ -19,7 +19,7 @@ from thinrow.compaction.config import CompactionConfig
 from thinrow.core.files.permissions import make_folder
 from thinrow.errors import InputError, ThinRowError, UsageError
 from thinrow.events.time_columns import TimeSpan
-from thinrow.events.units import PLAUSIBLE_UNTIL_TS
+from thinrow.events.units import PLAUSIBLE_UNTIL_TS, UNIT_NAMES, likely_unit
 from thinrow.jobs.backfill import OUTPUT_ROWS, backfill
 from thinrow.jobs.config import BackfillConfig
 from thinrow.jobs.interaction_log import LogColumns, read_log
@@ -107,6 +107,12 @@ def research(config: ResearchConfig, progress: Progress = lambda *_: None) -> Re
         raise InputError(
             f"{log.name}: {config.time} reaches {readable_time(span.latest_ts)}; correct such "
             f"times, or leave their rows out."
+        )
+    unit = likely_unit(span.latest_ts)
+    if unit is not None and unit != "ms":
+        raise InputError(
+            f"{log.name}: {config.time} ends at {readable_time(span.latest_ts)}; they look "
+            f"like {UNIT_NAMES[unit]}, so give --time-unit {unit}."
         )
     try:
         with scratch_beside(out) as scratch:
