@@ -80,7 +80,8 @@ RunLayout lay_out(const Plan &plan) {
   return run;
 }
 
-AnswerColumn::AnswerColumn(const Plan &plan, const RunLayout &run, const Trait &trait) : trait_(trait) {
+AnswerColumn::AnswerColumn(const Plan &plan, const RunLayout &run, const Trait &trait)
+    : trait_(trait) {
   std::vector<Column> columns; // one per stripe, even if several blocks read the stripe
   std::vector<size_t> column_of;
   std::vector<Slice> slices;

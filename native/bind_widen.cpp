@@ -4,8 +4,8 @@
 #include <tuple>
 
 #include "bind.h"
-#include "widen.h"
 #include "python.h"
+#include "widen.h"
 
 namespace thinrow {
 
