@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.epochs import Fleet, lengths_table, model_order, write_tables
 from support.scenarios import examples
-from thinrow.client.torch import RowFiles, row_order
-from thinrow.client.torch.epoch_place import Dealing
+from thinrow.client.torch import RowFiles
+from thinrow.client.torch.rows import order as row_order
+from thinrow.client.torch.rows.epoch_place import Dealing
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from support.scenarios import examples
 from support.thin_rows import ids_of, rows_table
 from thinrow.client.torch import RowFiles, splits
-from thinrow.client.torch.choosers import DOWNSAMPLING
+from thinrow.client.torch.rows.choosers import DOWNSAMPLING
 from thinrow.core.files.row_filter import as_expression
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from thinrow.client.torch.files import Order
+    from thinrow.client.torch.rows.files import Order
 
 DAY = 86_400_000
 HUGE = 2**63 + 5

@@ -10,16 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from support.thin_rows import EVENT, UIH
-from thinrow.client.torch import RowFiles
-from thinrow.client.torch import row_order as orders
-from thinrow.client.torch.row_windows import MIXED_ROWS
+from thinrow.client.torch.rows import order as orders
+from thinrow.client.torch.rows.windows import MIXED_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from thinrow.client.torch import FileSource
-    from thinrow.client.torch.epoch_place import Dealing
+    from thinrow.client.torch import FileSource, RowFiles
+    from thinrow.client.torch.rows.epoch_place import Dealing
 
 __all__ = ["Fleet", "lengths_table", "model_order", "write_tables"]
 

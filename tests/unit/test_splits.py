@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 from support.thin_rows import ids_of, rows_table
 from thinrow.client.torch import RowFiles, splits
-from thinrow.client.torch.choosers import unit_interval
+from thinrow.client.torch.rows.choosers import unit_interval
 from thinrow.errors import InputError, UsageError
 
 ROWS = 6000

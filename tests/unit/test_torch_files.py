@@ -15,10 +15,10 @@ import pytest
 import torch
 from support.thin_rows import ids_of, rows_table, write_rows
 from thinrow.client.torch import FileSource, RowFiles
-from thinrow.client.torch.epoch_place import Dealing
-from thinrow.client.torch.files import ORDERS
-from thinrow.client.torch.row_groups import FileGroups
-from thinrow.client.torch.row_windows import MIXED_ROWS
+from thinrow.client.torch.rows.epoch_place import Dealing
+from thinrow.client.torch.rows.files import ORDERS
+from thinrow.client.torch.rows.groups import FileGroups
+from thinrow.client.torch.rows.windows import MIXED_ROWS
 from thinrow.errors import InputError, UsageError
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.thin_rows import ids_of, rows_table
 from thinrow.client.torch import RowFiles, ThinRowDataset, ThinRowLoader
-from thinrow.client.torch.row_groups import TABLE_GROUP_ROWS, FileGroups
+from thinrow.client.torch.rows.groups import TABLE_GROUP_ROWS, FileGroups
 from thinrow.core.pointers import Projection
 from thinrow.errors import InputError, UsageError
 

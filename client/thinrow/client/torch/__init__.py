@@ -27,9 +27,9 @@ except ImportError as error:
 from thinrow.client.torch.batch import TensorBatch
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.dataset import ThinRowDataset
-from thinrow.client.torch.file_source import FileSource
-from thinrow.client.torch.files import RowFiles
 from thinrow.client.torch.loader import ThinRowLoader
+from thinrow.client.torch.rows.file_source import FileSource
+from thinrow.client.torch.rows.files import RowFiles
 from thinrow.client.torch.source import RowChunk, RowSource
 from thinrow.client.torch.starvation import Starvation
 from thinrow.client.torch.tracked import TrackedLoader

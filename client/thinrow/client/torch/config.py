@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from thinrow.client.config import ClientConfig
-from thinrow.client.torch.epoch_place import Dealing
+from thinrow.client.torch.rows.epoch_place import Dealing
 from thinrow.core.memory import FREED_BYTES_MAX
 from thinrow.core.settings import require_bounds
 from thinrow.errors import UsageError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from thinrow.client.torch.batch import TensorBatch
-    from thinrow.client.torch.epoch_place import EvenEnds
+    from thinrow.client.torch.rows.epoch_place import EvenEnds
 
 __all__ = ["LoaderConfig", "Policy"]
 

@@ -9,10 +9,10 @@ from thinrow.client.target import parse_targets
 from thinrow.client.torch.batch import TensorBatch
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
-from thinrow.client.torch.files import RowFiles, traits_named
 from thinrow.client.torch.pipeline import BATCHES_IN_USE, Pipeline
+from thinrow.client.torch.rows.files import RowFiles, traits_named
+from thinrow.client.torch.rows.worker_progress import WorkerProgress
 from thinrow.client.torch.starvation import Starvation
-from thinrow.client.torch.worker_progress import WorkerProgress
 from thinrow.errors import UsageError
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from thinrow.client.target import Target
-    from thinrow.client.torch.file_source import FileSource
-    from thinrow.client.torch.files import Rows
+    from thinrow.client.torch.rows.file_source import FileSource
+    from thinrow.client.torch.rows.files import Rows
     from thinrow.core.pointers import Projection
 
 __all__ = ["ThinRowDataset"]

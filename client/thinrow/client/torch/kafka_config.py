@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from thinrow.client.torch.files import ranks
+from thinrow.client.torch.rows.files import ranks
 from thinrow.core.settings import require_bounds
 from thinrow.errors import UsageError
 

@@ -9,9 +9,9 @@ from thinrow.client.client import connect
 from thinrow.client.target import parse_targets
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
-from thinrow.client.torch.file_source import FileSource
-from thinrow.client.torch.files import RowFiles, traits_named
 from thinrow.client.torch.pipeline import BATCHES_IN_USE, Pipeline
+from thinrow.client.torch.rows.file_source import FileSource
+from thinrow.client.torch.rows.files import RowFiles, traits_named
 from thinrow.client.torch.starvation import Starvation
 from thinrow.core.files.tables import is_table
 from thinrow.errors import UsageError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from thinrow.client.client import Client
     from thinrow.client.target import Target
     from thinrow.client.torch.batch import TensorBatch
-    from thinrow.client.torch.files import Rows
+    from thinrow.client.torch.rows.files import Rows
     from thinrow.client.torch.source import RowSource
     from thinrow.core.pointers import Projection
 

@@ -11,11 +11,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.client.torch.choosers import Downsampled, NewestRequests, TimeRanges, UserShares
+from thinrow.client.torch.rows.choosers import Downsampled, NewestRequests, TimeRanges, UserShares
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
-    from thinrow.client.torch.files import RowFiles
+    from thinrow.client.torch.rows.files import RowFiles
     from thinrow.core.files.row_filter import Condition
 
 __all__ = ["by_time", "by_user", "downsample", "leave_one_out"]

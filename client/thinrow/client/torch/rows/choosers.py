@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from thinrow.client.torch.row_groups import all_columns, joint_columns
-from thinrow.client.torch.row_order import mixed
+from thinrow.client.torch.rows.groups import all_columns, joint_columns
+from thinrow.client.torch.rows.order import mixed
 from thinrow.core.files.arrow import plain_schema
 from thinrow.core.files.row_filter import RowFilter
 from thinrow.core.files.rows import complete
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     from numpy.typing import NDArray
-    from thinrow.client.torch.row_groups import RowGroups
+    from thinrow.client.torch.rows.groups import RowGroups
     from thinrow.core.files.row_filter import Condition
 
 __all__ = ["Downsampled", "KeptRows", "NewestRequests", "TimeRanges", "UserShares", "unit_interval"]

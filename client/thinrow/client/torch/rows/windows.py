@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from thinrow.client.torch.row_order import mixed, shuffled, shuffled_blocks, sorted_runs
+from thinrow.client.torch.rows.order import mixed, shuffled, shuffled_blocks, sorted_runs
 from thinrow.client.torch.source import RowChunk
 from thinrow.core.files.arrow import load_pyarrow, one_batch
 from thinrow.core.files.rows import complete, other_columns, to_thin_rows
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     from numpy.typing import NDArray
-    from thinrow.client.torch.files import RowFiles
-    from thinrow.client.torch.row_order import EpochOrder
+    from thinrow.client.torch.rows.files import RowFiles
+    from thinrow.client.torch.rows.order import EpochOrder
     from thinrow.core.pointers import ThinRows
 
     Part = tuple[pa.RecordBatch, NDArray[np.int64], str]

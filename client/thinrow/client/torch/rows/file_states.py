@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from thinrow.client.torch.epoch_place import AHEAD_MAX, Deal, Place, Range
+from thinrow.client.torch.rows.epoch_place import AHEAD_MAX, Deal, Place, Range
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from thinrow.client.torch.epoch_place import EvenEnds
+    from thinrow.client.torch.rows.epoch_place import EvenEnds
 
 __all__ = ["STATE_VERSION", "ShardState", "are_in_step", "joint_progress", "saved_states"]
 

@@ -9,14 +9,14 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from thinrow.client.torch.row_groups import FOOTER_THREADS_MAX, conformed_rows
+from thinrow.client.torch.rows.groups import FOOTER_THREADS_MAX, conformed_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pyarrow as pa
     from numpy.typing import NDArray
-    from thinrow.client.torch.row_groups import RowGroups
+    from thinrow.client.torch.rows.groups import RowGroups
 
 __all__ = ["Chooser", "Selection", "selections"]
 

@@ -10,15 +10,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.client.torch.epoch_place import Deal, Place
-from thinrow.client.torch.file_states import (
+from thinrow.client.torch.rows.epoch_place import Deal, Place
+from thinrow.client.torch.rows.file_states import (
     STATE_VERSION,
     ShardState,
     are_in_step,
     joint_progress,
     saved_states,
 )
-from thinrow.client.torch.row_windows import LaneReader
+from thinrow.client.torch.rows.windows import LaneReader
 from thinrow.client.torch.source import RowChunk
 from thinrow.core.files.arrow import load_pyarrow
 from thinrow.core.files.rows import other_columns, to_thin_rows
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pyarrow as pa
-    from thinrow.client.torch.epoch_place import Dealing
-    from thinrow.client.torch.files import RowFiles
-    from thinrow.client.torch.row_order import EpochOrder
-    from thinrow.client.torch.row_windows import Window
+    from thinrow.client.torch.rows.epoch_place import Dealing
+    from thinrow.client.torch.rows.files import RowFiles
+    from thinrow.client.torch.rows.order import EpochOrder
+    from thinrow.client.torch.rows.windows import Window
 
 __all__ = ["READ_ROWS", "FileSource"]
 

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import torch.distributed
-from thinrow.client.torch.choosers import KeptRows
-from thinrow.client.torch.epoch_place import Dealing
-from thinrow.client.torch.file_source import READ_ROWS, FileSource
-from thinrow.client.torch.row_groups import (
+from thinrow.client.torch.rows.choosers import KeptRows
+from thinrow.client.torch.rows.epoch_place import Dealing
+from thinrow.client.torch.rows.file_source import READ_ROWS, FileSource
+from thinrow.client.torch.rows.groups import (
     FileGroups,
     TableGroups,
     all_columns,
     conformed_rows,
     joint_columns,
 )
-from thinrow.client.torch.row_order import EpochOrder, lane_count, shuffled
-from thinrow.client.torch.selection import Selection, selections
+from thinrow.client.torch.rows.order import EpochOrder, lane_count, shuffled
+from thinrow.client.torch.rows.selection import Selection, selections
 from thinrow.core.files.arrow import load_pyarrow
 from thinrow.core.files.paths import Named
 from thinrow.core.files.rows import other_columns
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     from numpy.typing import NDArray
-    from thinrow.client.torch.row_groups import RowGroups
-    from thinrow.client.torch.selection import Chooser
+    from thinrow.client.torch.rows.groups import RowGroups
+    from thinrow.client.torch.rows.selection import Chooser
     from thinrow.core.files.row_filter import Condition
     from thinrow.core.pointers import Projection
 
