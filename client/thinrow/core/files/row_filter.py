@@ -71,7 +71,10 @@ class RowFilter:
         try:
             kept = self._evaluated(load_pyarrow().Table.from_batches([batch]))
         except _failures() as error:
-            raise UsageError(f"The filter {self} fails: {first_line(error)}.") from error
+            raise UsageError(
+                f"The filter {self} fails: {first_line(error)}; where a column and a value have "
+                f"different types, give the value as pyarrow.scalar(VALUE, TYPE OF THE COLUMN)."
+            ) from error
         mask: NDArray[np.bool_] = kept.fill_null(False).to_numpy()
         return mask
 
