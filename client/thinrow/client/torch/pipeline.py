@@ -157,13 +157,15 @@ class Pipeline:
     def close(self) -> None:
         """Ends the threads, and waits for them. Delivered batches stay valid."""
         atexit.unregister(self.close)
+        # The end of the interpreter also ends the generator, when gRPC is gone already.
+        is_first = not self._closing.is_set()
         self._closing.set()
         if self._trace is not None:
             self._trace.end()
         self._chunks.close()
         self._answers.close()
         self._batches.close()
-        if not self._ended:
+        if is_first and not self._ended:
             self._client.interrupt()
         # The garbage collector may call this in one of our threads, which must not wait then.
         waits = not threading.current_thread().name.startswith("thinrow-")
