@@ -424,8 +424,8 @@ def _parse_trait(where: str, name: str, line: object, number: int) -> Trait:
     size = fields.get("size", 1)
     if type(size) is not int or not 1 <= size <= VECTOR_SIZE_MAX:
         raise SchemaError(f"{where}: size is a whole number from 1 to {VECTOR_SIZE_MAX}.")
-    if size > 1 and not kind.is_float:
-        raise SchemaError(f"{where}: only float16, float32 and float64 traits have a size.")
+    if size > 1 and not kind.has_vectors:
+        raise SchemaError(f"{where}: only traits of integers and floats have a size.")
     default = fields.get("default")
     if default is not None:
         default = _checked_default(where, kind, default)

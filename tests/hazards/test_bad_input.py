@@ -266,7 +266,7 @@ def test_unknown_columns_are_named(fresh: World) -> None:
         ('[g]\na = { type = "int8", key = "yes" }', ("g.a: key is true or false")),
         ('[g]\na = { type = "float32", size = 0 }', ("g.a: size", "from 1 to 4096")),
         ('[g]\na = { type = "float32", size = 1.5 }', ("g.a: size", "whole number")),
-        ('[g]\na = { type = "int8", size = 2 }', ("g.a: only float16", "have a size")),
+        ('[g]\na = { type = "bool", size = 2 }', ("g.a: only traits of integers", "have a size")),
         ('[g]\na = { type = "int8", default = 128 }', ("g.a: the default", "-128 to 127")),
         ('[g]\na = { type = "uint8", default = -1 }', ("g.a: the default", "0 to 255")),
         ('[g]\na = { type = "int8", default = true }', ("g.a: the default", "whole number")),

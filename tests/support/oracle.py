@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-Value = int | float | bool | str | tuple[float, ...] | None
+Value = int | float | bool | str | tuple[Any, ...] | None
 Key = tuple[Any, ...]
 
 DAY_MS = 86_400_000

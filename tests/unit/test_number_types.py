@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from thinrow.events.canonical import canonical_table, from_canonical
 from thinrow.events.time_columns import TimeReader
 from thinrow.jobs.same_values import differing
 from thinrow.jobs.verify import rounded
-from thinrow.schema import Schema, parse_schema
+from thinrow.schema import Schema, TraitType, parse_schema
 from typer.testing import CliRunner
 
 if TYPE_CHECKING:
@@ -75,6 +76,25 @@ def test_a_value_that_does_not_fit_is_named(source: str, target: str, value: Any
     schema = parse_schema(f'[g]\nx = {{ type = "{target}", sparse = true }}\n')
     with pytest.raises(InputError, match=f"x does not fit into .*{value}".replace("+", "[+]")):
         stored_as(schema, source, value)
+
+
+@pytest.mark.parametrize("target", [kind.label for kind in TraitType if kind.has_vectors])
+def test_vectors_keep_their_elements(target: str) -> None:
+    schema = parse_schema(f'[g]\nx = {{ type = "{target}", size = 2, sparse = true }}\n')
+    pairs = list(itertools.pairwise(values_of(target)))
+    kind = getattr(pa, target)()
+    for layout in (pa.list_(kind), pa.list_(kind, 2)):
+        column = pa.array([None, *pairs], layout)
+        table = pa.table({"user_id": [1] * len(column), "event_ts": [START_TS] * len(column)})
+        made = canonical_table(
+            "e.parquet",  # type: ignore[arg-type]
+            schema,
+            table.append_column("x", column),
+            TimeReader(None),
+        )
+        stored = from_canonical(made["x"].combine_chunks(), schema.traits[0])
+        assert stored.type == pa.list_(kind, 2)
+        assert repr(stored.to_pylist()) == repr(column.to_pylist())
 
 
 VECTORS = """

@@ -39,6 +39,11 @@ class TraitType(IntEnum):
         return self in (TraitType.FLOAT16, TraitType.FLOAT32, TraitType.FLOAT64)
 
     @property
+    def has_vectors(self) -> bool:
+        """True for types whose traits may be fixed-size vectors: integers and floats."""
+        return not self.is_indexed and self is not TraitType.BOOL
+
+    @property
     def is_indexed(self) -> bool:
         """True for types whose words are indices of a dictionary."""
         return self in (TraitType.CATEGORICAL, TraitType.STRING)

@@ -213,7 +213,7 @@ class InspectedEvent(_message.Message):
     def __init__(self, event_ts: _Optional[int] = ..., event_time: _Optional[str] = ..., visible_ts: _Optional[int] = ..., event_id: _Optional[int] = ..., traits: _Optional[_Iterable[_Union[InspectedTrait, _Mapping]]] = ...) -> None: ...
 
 class InspectedTrait(_message.Message):
-    __slots__ = ("name", "int_value", "uint_value", "float_value", "bool_value", "string_value", "vector_value")
+    __slots__ = ("name", "int_value", "uint_value", "float_value", "bool_value", "string_value", "vector_value", "int_vector_value", "uint_vector_value")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INT_VALUE_FIELD_NUMBER: _ClassVar[int]
     UINT_VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +221,8 @@ class InspectedTrait(_message.Message):
     BOOL_VALUE_FIELD_NUMBER: _ClassVar[int]
     STRING_VALUE_FIELD_NUMBER: _ClassVar[int]
     VECTOR_VALUE_FIELD_NUMBER: _ClassVar[int]
+    INT_VECTOR_VALUE_FIELD_NUMBER: _ClassVar[int]
+    UINT_VECTOR_VALUE_FIELD_NUMBER: _ClassVar[int]
     name: str
     int_value: int
     uint_value: int
@@ -228,13 +230,27 @@ class InspectedTrait(_message.Message):
     bool_value: bool
     string_value: str
     vector_value: FloatVector
-    def __init__(self, name: _Optional[str] = ..., int_value: _Optional[int] = ..., uint_value: _Optional[int] = ..., float_value: _Optional[float] = ..., bool_value: _Optional[bool] = ..., string_value: _Optional[str] = ..., vector_value: _Optional[_Union[FloatVector, _Mapping]] = ...) -> None: ...
+    int_vector_value: IntVector
+    uint_vector_value: UintVector
+    def __init__(self, name: _Optional[str] = ..., int_value: _Optional[int] = ..., uint_value: _Optional[int] = ..., float_value: _Optional[float] = ..., bool_value: _Optional[bool] = ..., string_value: _Optional[str] = ..., vector_value: _Optional[_Union[FloatVector, _Mapping]] = ..., int_vector_value: _Optional[_Union[IntVector, _Mapping]] = ..., uint_vector_value: _Optional[_Union[UintVector, _Mapping]] = ...) -> None: ...
 
 class FloatVector(_message.Message):
     __slots__ = ("values",)
     VALUES_FIELD_NUMBER: _ClassVar[int]
     values: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class IntVector(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, values: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class UintVector(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, values: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DescribeStoreRequest(_message.Message):
     __slots__ = ()

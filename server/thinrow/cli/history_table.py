@@ -55,8 +55,11 @@ def history_table(
 
 def _text(trait: wire.InspectedTrait) -> str:
     kind = trait.WhichOneof("value")
-    if kind == "vector_value":
-        return "[" + ", ".join(f"{element:g}" for element in trait.vector_value.values) + "]"
-    if kind == "float_value":
-        return f"{trait.float_value:g}"
-    return str(getattr(trait, str(kind)))
+    value = getattr(trait, str(kind))
+    if kind is not None and kind.endswith("vector_value"):
+        return "[" + ", ".join(map(_shown, value.values)) + "]"
+    return _shown(value)
+
+
+def _shown(value: float | bool | str) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -8,12 +8,20 @@ hold nulls.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from thinrow.core.files.arrow import plain, plain_schema, shown_type, trait_type
+from thinrow.core.files.arrow import (
+    one_array,
+    plain,
+    plain_schema,
+    relisted,
+    shown_type,
+    trait_type,
+)
 from thinrow.core.files.io_errors import first_line
 from thinrow.core.files.parquet import open_parquet
 from thinrow.errors import InputError
@@ -269,8 +277,8 @@ def _refuse_rounded(path: AnyFile, column: pa.ChunkedArray, trait: Trait) -> Non
 def _vectors(path: AnyFile, column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray:
     kind, types = column.type, pa.types
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    is_decimal = is_list and types.is_decimal(kind.value_type)
-    if not is_list or not (types.is_floating(kind.value_type) or is_decimal):
+    is_number = types.is_floating if trait.type.is_float else types.is_integer
+    if not is_list or not (is_number(kind.value_type) or types.is_decimal(kind.value_type)):
         raise InputError(
             f"{path}: {trait.name} is {shown_type(kind)}; the schema says a list of {trait.size} "
             f"{trait.type.label}."
@@ -281,13 +289,15 @@ def _vectors(path: AnyFile, column: pa.ChunkedArray, trait: Trait) -> pa.Chunked
             f"{path}: {trait.name} has vectors of length {sorted(lengths)}; the schema says "
             f"{trait.size}."
         )
-    if is_decimal:
-        column = column.cast(pa.list_(pa.float64(), trait.size))
-    vectors = column.cast(trait_type(trait.type, trait.size))
-    _refuse_overflow(path, pc.list_flatten(column), pc.list_flatten(vectors), trait.name)
-    if any(pc.list_flatten(chunk.drop_null()).null_count for chunk in vectors.chunks):
-        raise InputError(f"{path}: {trait.name} has nulls inside vectors; fill them.")
-    return vectors
+    element, vectors = replace(trait, size=1), trait_type(trait.type, trait.size)
+    chunks = []
+    for chunk in column.chunks:
+        values = chunk.flatten()  # of vectors that are not null
+        if values.null_count:
+            raise InputError(f"{path}: {trait.name} has nulls inside vectors; fill them.")
+        typed = _typed(path, pa.chunked_array([values]), element)
+        chunks.append(relisted(chunk, one_array(typed), pa.large_list(typed.type)).cast(vectors))
+    return pa.chunked_array(chunks, vectors)
 
 
 def _filled(column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray:

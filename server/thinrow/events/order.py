@@ -180,7 +180,7 @@ def _trait_keys(column: pl.Series, trait: Trait) -> list[NDArray[Any]]:
         present = column.is_not_null().to_numpy()
         rows = np.zeros((len(column), trait.size), dtype=trait.type.word_dtype)
         rows[present] = column.drop_nulls().to_numpy().reshape(-1, trait.size)
-        return [present, *_total_order(rows).T]
+        return [present, *(_total_order(rows) if trait.type.is_float else rows).T]
     present, words = _number_keys(column)
     return [present, _total_order(words) if trait.type.is_float else words]
 

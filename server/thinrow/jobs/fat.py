@@ -21,7 +21,7 @@ from thinrow.events.canonical import (
     canonical_table,
     user_ids,
 )
-from thinrow.schema import RESERVED
+from thinrow.schema import LABELS, RESERVED
 from thinrow.store.hashing import event_digests, xxh3
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def trait_line(name: str, kind: pa.DataType, *, sparse: bool = False) -> str | N
     if pa.types.is_fixed_size_list(kind):
         kind, size = kind.value_type, kind.list_size
     label = _label(kind)
-    if label is None or (size > 1 and not label.startswith("float")):
+    if label is None or (size > 1 and not LABELS[label].has_vectors):
         return None
     options = [f'type = "{label}"']
     options += [f"size = {size}"] if size > 1 else []

@@ -37,6 +37,8 @@ SHOWN_IN = {
     "O": "string_value",
 }
 """The field of InspectedTrait that shows a value, by the kind of its NumPy dtype."""
+SHOWN_VECTOR_IN = {"i": "int_vector_value", "u": "uint_vector_value", "f": "vector_value"}
+"""The same for a vector."""
 
 
 class Question:
@@ -139,7 +141,10 @@ def _event(values: dict[str, Any], traits: list[Trait]) -> wire.InspectedEvent:
 
 
 def _trait(trait: Trait, value: Any) -> wire.InspectedTrait:  # noqa: ANN401 - by type of trait
+    kind = trait.type.value_dtype.kind
+    shown = wire.InspectedTrait(name=trait.name)
     if trait.size > 1:
-        return wire.InspectedTrait(name=trait.name, vector_value=wire.FloatVector(values=value))
-    field = SHOWN_IN[trait.type.value_dtype.kind]
-    return wire.InspectedTrait(name=trait.name, **{field: value})
+        getattr(shown, SHOWN_VECTOR_IN[kind]).values.extend(value)
+    else:
+        setattr(shown, SHOWN_IN[kind], value)
+    return shown

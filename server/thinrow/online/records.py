@@ -294,7 +294,7 @@ def _order(trait: Trait, column: MutableColumn) -> tuple[object, ...]:
     if trait.type is TraitType.STRING:
         return (1, value.encode())
     if not trait.type.is_float:
-        return (1, int(value))
+        return (1, *np.atleast_1d(value).tolist())
     bits = 8 * BATCH_DTYPES[trait.type.value].itemsize
     words = np.atleast_1d(value).view(trait.type.word_dtype).tolist()
     # IEEE 754 totalOrder: negative numbers invert all bits, others the sign bit.

@@ -29,6 +29,7 @@ __all__ = [
     "plain",
     "plain_schema",
     "plain_type",
+    "relisted",
     "shown_type",
     "trait_type",
     "uih_type",
@@ -132,7 +133,7 @@ def plain(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         values = plain(array.values.slice(array.offset * size, len(array) * size))
         return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=null)
     if is_list_of_any_length(array.type):
-        return _listed(array, plain(array.flatten()), kind)
+        return relisted(array, plain(array.flatten()), kind)
     return array.cast(kind)
 
 
@@ -156,11 +157,11 @@ def conformed(array: pa.Array, kind: pa.DataType) -> pa.Array:
         null = array.is_null() if array.null_count else None
         return pa.StructArray.from_arrays(children, fields=list(kind), mask=null)
     if pa.types.is_large_list(kind) and pa.types.is_large_list(array.type):
-        return _listed(array, conformed(array.flatten(), kind.value_type), kind)
+        return relisted(array, conformed(array.flatten(), kind.value_type), kind)
     return array.cast(kind)
 
 
-def _listed(lists: pa.Array, values: pa.Array, kind: pa.DataType) -> pa.Array:
+def relisted(lists: pa.Array, values: pa.Array, kind: pa.DataType) -> pa.Array:
     """Makes lists as long as others, of other values."""
     pa = load_pyarrow()
     null = lists.is_null() if lists.null_count else None
