@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from thinrow.schema import to_stored
 from thinrow.store.generation import Generation
 
 Contents = list[Any]
@@ -16,7 +17,7 @@ def contents(store: Path) -> Contents:
         return [
             generation.number,
             generation.watermarks.tolist(),
-            generation.schema.to_json(),
+            to_stored(generation.schema),
             *(
                 (summary.name, summary.events, summary.users, list(shard.items(summary.keys)))
                 for summary, shard in zip(

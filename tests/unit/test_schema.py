@@ -20,7 +20,7 @@ from thinrow.errors import InputError, RequestError, SchemaError, StoreError
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.inspect import SHOWN_IN
 from thinrow.materialization.server import Server
-from thinrow.schema import Schema, evolve, parse_schema
+from thinrow.schema import Schema, evolve, from_stored, parse_schema, to_stored
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -379,7 +379,7 @@ def test_trait_types_are_those_of_the_protos_and_can_be_shown() -> None:
 
 
 def test_a_stored_type_of_a_later_release() -> None:
-    stored = parse_schema(FIRST).to_json()
+    stored = to_stored(parse_schema(FIRST))
     stored["groups"][1]["traits"][0]["type"] = "date"
     with pytest.raises(StoreError, match=r"the trait rating of type date.* with the release that"):
-        Schema.from_json(stored)
+        from_stored(stored)

@@ -31,7 +31,7 @@ from thinrow.events.exported import check_exports
 from thinrow.events.order import planned_cuts
 from thinrow.events.split import Progress, SplitEvents, split_events
 from thinrow.events.time_columns import TimeReader, TimeSpan
-from thinrow.schema import Schema, evolve, read_schema
+from thinrow.schema import Schema, evolve, read_schema, to_stored
 from thinrow.store.generation import Generation
 from thinrow.store.generations import (
     check_nothing_newer,
@@ -170,7 +170,7 @@ def _compact(
                 *([] if previous is None else previous.manifest.watermarks),
                 *cuts.watermarks.tolist(),
             ],
-            stored_schema=schema.to_json(),
+            stored_schema=to_stored(schema),
             shards=summaries,
             run=run,
         )

@@ -54,7 +54,7 @@ from thinrow.jobs.thin_rows import (
     with_finer_times,
     with_int64_keys,
 )
-from thinrow.schema import parse_schema
+from thinrow.schema import parse_schema, to_stored
 from thinrow.store.hashing import file_fingerprint, shard_of
 from thinrow.store.narrow import ranges, starts_of
 from thinrow.store.shard import storage_error
@@ -168,7 +168,7 @@ class _Run:
                     for file in files
                 ],
                 "pieces": [[str(piece.path), str(piece.row_groups)] for piece in self.pieces],
-                "schema": schema.to_json(),
+                "schema": to_stored(schema),
                 "cadence": asdict(config.cadence),
                 "time_unit": config.time_unit,
                 "layout": asdict(config.layout),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from thinrow.online.records import RecordFormat, schema_number
-from thinrow.schema import Schema
+from thinrow.schema import Schema, from_stored, to_stored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ class RecordFormats:
     def __init__(self, state: StoredState) -> None:
         self._state = state
         self._formats = [
-            RecordFormat(Schema.from_json(schema), number)
+            RecordFormat(from_stored(schema), number)
             for number, schema in enumerate(state.now.schemas)
         ]
 
@@ -40,7 +40,7 @@ class RecordFormats:
         if newest is None or newest.schema != schema:
             newest = RecordFormat(schema, len(self._formats))
             self._formats.append(newest)
-            self._state.update(schemas=(*self._state.now.schemas, schema.to_json()))
+            self._state.update(schemas=(*self._state.now.schemas, to_stored(schema)))
         return newest
 
     def to_wire(self, arrivals: Sequence[int], records: list[bytes]) -> bytes:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from thinrow.core.files.io_errors import access_failure, first_line, is_temporary
 from thinrow.core.files.permissions import file_mode
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError, StoreUnavailableError
-from thinrow.schema import Schema
+from thinrow.schema import Schema, from_stored
 from thinrow.store.shard import fsync
 
 __all__ = [
@@ -128,7 +128,7 @@ class Manifest(_Record):
     @property
     def schema_(self) -> Schema:
         """The schema as of this generation."""
-        return Schema.from_json(self.stored_schema)
+        return from_stored(self.stored_schema)
 
     @property
     def event_count(self) -> int:

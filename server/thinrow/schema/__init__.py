@@ -1,0 +1,52 @@
+"""Feature groups and traits: what an event consists of."""
+
+from thinrow.core.traits import TraitType
+from thinrow.schema.evolution import GROUP_NUMBERS, TRAIT_NUMBERS, evolve
+from thinrow.schema.groups import DIRECTORY_GROUP, EVENT_GROUP, FIRST_GROUP, FeatureGroup, Schema
+from thinrow.schema.stored import from_stored, to_stored
+from thinrow.schema.toml_file import (
+    GROUPS_MAX,
+    NAME_BYTES_MAX,
+    TRAITS_MAX,
+    VECTOR_SIZE_MAX,
+    parse_schema,
+    read_schema,
+)
+from thinrow.schema.traits import (
+    BUILT_IN,
+    EVENT_ID,
+    EVENT_TS,
+    FIRST_NUMBER,
+    LABELS,
+    RESERVED,
+    VISIBLE_TS,
+    Trait,
+)
+
+__all__ = [
+    "BUILT_IN",
+    "DIRECTORY_GROUP",
+    "EVENT_GROUP",
+    "EVENT_ID",
+    "EVENT_TS",
+    "FIRST_GROUP",
+    "FIRST_NUMBER",
+    "GROUPS_MAX",
+    "GROUP_NUMBERS",
+    "LABELS",
+    "NAME_BYTES_MAX",
+    "RESERVED",
+    "TRAITS_MAX",
+    "TRAIT_NUMBERS",
+    "VECTOR_SIZE_MAX",
+    "VISIBLE_TS",
+    "FeatureGroup",
+    "Schema",
+    "Trait",
+    "TraitType",
+    "evolve",
+    "from_stored",
+    "parse_schema",
+    "read_schema",
+    "to_stored",
+]

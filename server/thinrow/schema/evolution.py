@@ -1,0 +1,85 @@
+"""Changes of a store's schema, from one generation to the next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from thinrow.errors import SchemaError
+from thinrow.schema.groups import FeatureGroup, Schema
+from thinrow.schema.traits import RESERVED, Trait
+
+__all__ = ["GROUP_NUMBERS", "TRAIT_NUMBERS", "evolve"]
+
+GROUP_NUMBERS = 1 << 8
+TRAIT_NUMBERS = 1 << 16
+"""Numbers that fit into a key and into a stripe; those of what was removed stay taken."""
+
+
+def evolve(stored: Schema, wanted: Schema) -> Schema:
+    """Gives ``wanted`` the numbers of ``stored``, and new numbers to what is new.
+
+    Raises:
+        SchemaError: where stored stripes could not be read as ``wanted`` says.
+    """
+    number, group_number = stored.next_trait, stored.next_group
+    known_groups = {group.name: group.number for group in stored.groups}
+    groups: list[FeatureGroup] = []
+    for group in wanted.groups:
+        if group.name in known_groups:
+            this_group = known_groups[group.name]
+        else:
+            this_group, group_number = group_number, group_number + 1
+        traits: list[Trait] = []
+        for trait in group.traits:
+            old = None if trait.name in RESERVED else stored.by_name.get(trait.name)
+            if old is not None:
+                _check_unchanged(stored, old, trait, this_group, group.name)
+                traits.append(replace(trait, number=old.number))
+                continue
+            if trait.key:
+                raise SchemaError(
+                    f"{group.name}.{trait.name} is new and cannot be a key: the digests of old "
+                    f"histories were taken without it; remove key = true."
+                )
+            if not trait.sparse and trait.default is None:
+                raise SchemaError(
+                    f"{group.name}.{trait.name} is new and old events lack it; give it "
+                    f"sparse = true or a default."
+                )
+            traits.append(replace(trait, number=number))
+            number += 1
+        groups.append(FeatureGroup(name=group.name, number=this_group, traits=tuple(traits)))
+    kept = {trait.name for group in groups for trait in group.traits}
+    for trait in stored.key_traits:
+        if trait.name not in kept:
+            raise SchemaError(
+                f"{trait.name} is a key of the stored digests and cannot be removed; put it back."
+            )
+    if group_number > GROUP_NUMBERS or number > TRAIT_NUMBERS:
+        raise SchemaError(
+            "The store has given out every number that it has for groups or for traits, which "
+            "are never used again; build a new store."
+        )
+    return Schema(groups=tuple(groups), next_group=group_number, next_trait=number)
+
+
+def _check_unchanged(stored: Schema, old: Trait, new: Trait, group: int, group_name: str) -> None:
+    if stored.group_of[old.name] != group:
+        raise SchemaError(
+            f"{group_name}.{new.name} was stored in another feature group; leave it there, or "
+            f"add a trait of another name."
+        )
+    if replace(new, number=old.number) != old:
+        raise SchemaError(
+            f"{group_name}.{new.name} differs from the store, which has {_describe(old)}; stored "
+            f"histories cannot change, so add a trait of another name."
+        )
+
+
+def _describe(trait: Trait) -> str:
+    parts = [f'type = "{trait.type.label}"']
+    parts += [f"size = {trait.size}"] if trait.size > 1 else []
+    parts += ["sparse = true"] if trait.sparse else []
+    parts += [f"default = {trait.default!r}"] if trait.default is not None else []
+    parts += ["key = true"] if trait.key else []
+    return "{ " + ", ".join(parts) + " }"

@@ -1,0 +1,103 @@
+"""Feature groups, and the schema that they make up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from thinrow import _native
+from thinrow.core.traits import TraitType
+from thinrow.schema.traits import BUILT_IN, EVENT_ID, EVENT_TS, VISIBLE_TS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from thinrow.schema.traits import Trait
+
+__all__ = ["DIRECTORY_GROUP", "EVENT_GROUP", "FIRST_GROUP", "FeatureGroup", "Schema"]
+
+DIRECTORY_GROUP = 0
+EVENT_GROUP = 1
+FIRST_GROUP = 2
+"""Numbers of the store's own groups, and of the first one of a schema."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureGroup:
+    """Traits stored together because models read them together."""
+
+    name: str
+    number: int
+    traits: tuple[Trait, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """All feature groups, in the file's order."""
+
+    groups: tuple[FeatureGroup, ...]
+    next_group: int
+    next_trait: int
+    """Numbers that were never given out."""
+
+    @cached_property
+    def traits(self) -> tuple[Trait, ...]:
+        """Every trait, in schema order."""
+        return tuple(trait for group in self.groups for trait in group.traits)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Trait]:
+        """Every trait and the built-in ones, by name."""
+        return {trait.name: trait for trait in (*BUILT_IN, *self.traits)}
+
+    @cached_property
+    def group_of(self) -> Mapping[str, int]:
+        """Number of the stored group that holds a trait, by the trait's name."""
+        built_in = dict.fromkeys((trait.name for trait in BUILT_IN), EVENT_GROUP)
+        return built_in | {t.name: group.number for group in self.groups for t in group.traits}
+
+    @cached_property
+    def key_traits(self) -> tuple[Trait, ...]:
+        """Traits in the digest, by number: an order that no later schema changes."""
+        return tuple(sorted((t for t in self.traits if t.key), key=lambda t: t.number))
+
+    @cached_property
+    def digest_traits(self) -> tuple[Trait, ...]:
+        """Everything of an event that enters the digest, in the digest's order."""
+        return (VISIBLE_TS, EVENT_TS, EVENT_ID, *self.key_traits)
+
+    @cached_property
+    def event_bytes(self) -> Mapping[int, int]:
+        """Bytes of one event in each stored group, decoded; text counts as its index."""
+        groups = {group.number: group.traits for group in self.groups} | {EVENT_GROUP: BUILT_IN}
+        return {
+            number: sum(trait.type.word_dtype.itemsize * trait.size for trait in traits)
+            for number, traits in groups.items()
+        }
+
+    @cached_property
+    def has_text(self) -> Mapping[int, bool]:
+        """True for each stored group, by number, that has a trait of text."""
+        groups = {group.number: group.traits for group in self.groups} | {EVENT_GROUP: BUILT_IN}
+        return {
+            number: any(trait.type is TraitType.STRING for trait in traits)
+            for number, traits in groups.items()
+        }
+
+    @cached_property
+    def native_traits(self) -> Mapping[str, _native.Trait]:
+        """Every trait as the native code knows it, by name."""
+        return {
+            trait.name: _native.Trait(
+                trait.name,
+                trait.number,
+                trait.type.value,
+                trait.size,
+                trait.nullable,
+                None if trait.default is None else trait.default_word,
+                trait.default if isinstance(trait.default, str) else None,
+                self.group_of[trait.name],
+            )
+            for trait in self.by_name.values()
+        }

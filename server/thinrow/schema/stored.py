@@ -1,0 +1,97 @@
+"""A schema as a store's manifest holds it."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+from thinrow.errors import StoreError
+from thinrow.schema.groups import FeatureGroup, Schema
+from thinrow.schema.traits import LABELS, Trait
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from thinrow.core.traits import TraitType
+
+__all__ = ["from_stored", "to_stored"]
+
+
+def to_stored(schema: Schema) -> dict[str, Any]:
+    """Returns a schema as plain JSON values, as manifests hold it."""
+    return {
+        "next_group": schema.next_group,
+        "next_trait": schema.next_trait,
+        "groups": [
+            {
+                "name": group.name,
+                "number": group.number,
+                "traits": [
+                    {
+                        "name": trait.name,
+                        "type": trait.type.label,
+                        "number": trait.number,
+                        "size": trait.size,
+                        "sparse": trait.sparse,
+                        "default": _default_to_json(trait.default),
+                        "key": trait.key,
+                    }
+                    for trait in group.traits
+                ],
+            }
+            for group in schema.groups
+        ],
+    }
+
+
+def from_stored(data: Mapping[str, Any]) -> Schema:
+    """Reads the values of :func:`to_stored`.
+
+    Raises:
+        StoreError: This release does not know a type.
+    """
+    groups = tuple(
+        FeatureGroup(
+            name=group["name"],
+            number=group["number"],
+            traits=tuple(
+                Trait(
+                    **{
+                        **trait,
+                        "type": _stored_type(trait),
+                        "default": _default_from_json(trait["default"]),
+                    }
+                )
+                for trait in group["traits"]
+            ),
+        )
+        for group in data["groups"]
+    )
+    return Schema(groups=groups, next_group=data["next_group"], next_trait=data["next_trait"])
+
+
+def _stored_type(trait: Mapping[str, Any]) -> TraitType:
+    """Returns the type of a stored trait.
+
+    Raises:
+        StoreError: This release does not know the type.
+    """
+    if (known := LABELS.get(trait["type"])) is None:
+        raise StoreError(
+            f"The store has the trait {trait['name']} of type {trait['type']}, which this release "
+            f"does not know; open the store with the release that wrote it."
+        )
+    return known
+
+
+def _default_to_json(default: float | str | None) -> Any:  # noqa: ANN401 - a JSON value
+    # JSON has no NaN or infinity, so floats travel as their bits.
+    if isinstance(default, float):
+        return {"float64": struct.pack(">d", default).hex()}
+    return default
+
+
+def _default_from_json(value: Any) -> Any:  # noqa: ANN401 - a JSON value
+    if isinstance(value, dict):
+        return struct.unpack(">d", bytes.fromhex(value["float64"]))[0]
+    return value

@@ -1,0 +1,179 @@
+"""Schema files.
+
+A schema file is TOML, a table per feature group, a line per trait::
+
+    [item]
+    item_id = { type = "int64", key = true }   # part of the digest
+    brand = "string"
+
+    [feedback]
+    rating = "int8"
+    price = { type = "float32", sparse = true }                  # null where absent
+    liked = { type = "bool", sparse = true, default = false }    # false where absent
+    embedding = { type = "float16", size = 16 }                  # a fixed-size vector
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+from thinrow.core.files.io_errors import failure_reason
+from thinrow.core.traits import TraitType
+from thinrow.errors import SchemaError
+from thinrow.schema.groups import FIRST_GROUP, FeatureGroup, Schema
+from thinrow.schema.traits import FIRST_NUMBER, LABELS, RESERVED, Trait
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = [
+    "GROUPS_MAX",
+    "NAME_BYTES_MAX",
+    "TRAITS_MAX",
+    "VECTOR_SIZE_MAX",
+    "parse_schema",
+    "read_schema",
+]
+
+GROUPS_MAX = 200
+TRAITS_MAX = 4096
+VECTOR_SIZE_MAX = 4096
+NAME_BYTES_MAX = 128
+
+
+def read_schema(path: Path) -> Schema:
+    """Reads a schema file.
+
+    Raises:
+        SchemaError: names the file, the key at fault and what would be right.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SchemaError(
+            f"Cannot read the schema file {path}: {failure_reason(error)}."
+        ) from error
+    try:
+        return parse_schema(text)
+    except SchemaError as error:
+        raise SchemaError(f"{path}: {error}") from error
+
+
+def parse_schema(text: str) -> Schema:
+    """Parses a schema file's text. Errors as :func:`read_schema`."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SchemaError(f"Not a TOML file: {error}.") from error
+    if not tables:
+        raise SchemaError("No feature groups; write a table per group, such as [item].")
+    if len(tables) > GROUPS_MAX:
+        raise SchemaError(f"{len(tables)} feature groups; at most {GROUPS_MAX} are supported.")
+    groups: list[FeatureGroup] = []
+    owners: dict[str, str] = {}
+    number = FIRST_NUMBER
+    for group_number, (group_name, lines) in enumerate(tables.items(), FIRST_GROUP):
+        if not isinstance(lines, dict):
+            raise SchemaError(
+                f"{group_name} stands outside of a feature group; put it under a table "
+                f"such as [item]."
+            )
+        _check_name(group_name, group_name)
+        if not lines:
+            raise SchemaError(f"[{group_name}] has no traits; list at least one or remove it.")
+        traits: list[Trait] = []
+        for name, line in lines.items():
+            where = f"{group_name}.{name}"
+            if name in owners:
+                raise SchemaError(
+                    f"{where}: {owners[name]}.{name} has that name already; trait names are "
+                    f"unique in a schema."
+                )
+            owners[name] = group_name
+            traits.append(_parse_trait(where, name, line, number))
+            number += 1
+        groups.append(FeatureGroup(name=group_name, number=group_number, traits=tuple(traits)))
+    if len(owners) > TRAITS_MAX:
+        raise SchemaError(f"{len(owners)} traits; at most {TRAITS_MAX} are supported.")
+    return Schema(groups=tuple(groups), next_group=FIRST_GROUP + len(groups), next_trait=number)
+
+
+def _check_name(where: str, name: str) -> None:
+    if not name.replace("_", "a").isalnum() or not name.isascii() or name[0].isdigit():
+        raise SchemaError(
+            f"{where}: {name!r} is not a name; use letters, digits and _, not a digit first."
+        )
+    if len(name) > NAME_BYTES_MAX:
+        raise SchemaError(f"{where}: longer than {NAME_BYTES_MAX} letters.")
+
+
+def _parse_trait(where: str, name: str, line: object, number: int) -> Trait:
+    _check_name(where, name)
+    if name in RESERVED:
+        raise SchemaError(f"{where}: every event has {name} already; remove the line.")
+    fields = {"type": line} if isinstance(line, str) else line
+    if not isinstance(fields, dict):
+        raise SchemaError(f'{where}: write {name} = "int64" or {name} = {{ type = "int64" }}.')
+    unknown = set(fields) - {"type", "size", "sparse", "default", "key"}
+    if unknown:
+        raise SchemaError(
+            f"{where}: unknown {sorted(unknown)[0]!r}; a trait has type, size, sparse, default "
+            f"and key."
+        )
+    if "type" not in fields:
+        raise SchemaError(f'{where}: no type; write {{ type = "int64" }} or another type.')
+    kind = LABELS.get(fields["type"]) if isinstance(fields["type"], str) else None
+    if kind is None:
+        raise SchemaError(
+            f"{where}: unknown type {fields['type']!r}; use one of {', '.join(LABELS)}."
+        )
+    for flag in ("sparse", "key"):
+        if not isinstance(fields.get(flag, False), bool):
+            raise SchemaError(f"{where}: {flag} is true or false.")
+    size = fields.get("size", 1)
+    if type(size) is not int or not 1 <= size <= VECTOR_SIZE_MAX:
+        raise SchemaError(f"{where}: size is a whole number from 1 to {VECTOR_SIZE_MAX}.")
+    if size > 1 and not kind.has_vectors:
+        raise SchemaError(f"{where}: only traits of integers and floats have a size.")
+    default = fields.get("default")
+    if default is not None:
+        default = _checked_default(where, kind, default)
+    return Trait(
+        name=name,
+        type=kind,
+        number=number,
+        size=size,
+        sparse=fields.get("sparse", False),
+        default=default,
+        key=fields.get("key", False),
+    )
+
+
+def _checked_default(where: str, kind: TraitType, default: object) -> int | float | bool | str:
+    if kind is TraitType.STRING:
+        if isinstance(default, str):
+            return default
+        raise SchemaError(f'{where}: the default of a string is text, such as "".')
+    if kind is TraitType.BOOL:
+        if isinstance(default, bool):
+            return default
+        raise SchemaError(f"{where}: the default of a bool is true or false.")
+    if kind.is_float:
+        if isinstance(default, int | float) and type(default) is not bool and default == default:
+            # A whole number past every float has no infinity to become.
+            with np.errstate(over="ignore"), suppress(OverflowError):
+                fitted = float(np.array(default, dtype=kind.value_dtype))
+                if math.isfinite(fitted) or math.isinf(default):
+                    return fitted
+        raise SchemaError(f"{where}: the default of a {kind.label} is a number that fits, not NaN.")
+    bounds = np.iinfo(kind.value_dtype)
+    if type(default) is int and bounds.min <= default <= bounds.max:
+        return default
+    raise SchemaError(
+        f"{where}: the default of a {kind.label} is a whole number from {bounds.min} to "
+        f"{bounds.max}."
+    )

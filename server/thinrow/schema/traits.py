@@ -1,0 +1,65 @@
+"""Traits: the columns of an event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from thinrow.core.traits import TraitType
+
+__all__ = [
+    "BUILT_IN",
+    "EVENT_ID",
+    "EVENT_TS",
+    "FIRST_NUMBER",
+    "LABELS",
+    "RESERVED",
+    "VISIBLE_TS",
+    "Trait",
+]
+
+LABELS = {kind.label: kind for kind in TraitType}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trait:
+    """One column of an event."""
+
+    name: str
+    type: TraitType
+    number: int
+    """Identifies the trait in stored stripes for ever; never used again for another."""
+    size: int = 1
+    """Elements of a fixed-size vector; 1 for a scalar."""
+    sparse: bool = False
+    """True where events may lack the trait."""
+    default: int | float | bool | str | None = None
+    """Value of events that lack the trait; None: null."""
+    key: bool = False
+    """True where the trait is part of the digest."""
+
+    @property
+    def nullable(self) -> bool:
+        """True where a history may hold nulls."""
+        return self.sparse and self.default is None
+
+    @property
+    def default_word(self) -> int:
+        """The default's bits, as an int64; for a categorical trait the value itself."""
+        if self.default is None or isinstance(self.default, str):
+            return 0
+        value = np.array(self.default, dtype=self.type.value_dtype)
+        return int(value.view(self.type.word_dtype).astype(np.int64))
+
+
+VISIBLE_TS = Trait(name="visible_ts", type=TraitType.INT64, number=1)
+EVENT_TS = Trait(name="event_ts", type=TraitType.INT64, number=2)
+EVENT_ID = Trait(name="event_id", type=TraitType.INT64, number=3, sparse=True)
+BUILT_IN = (EVENT_TS, EVENT_ID, VISIBLE_TS)
+"""Traits that every event has, in the order answers list them."""
+FIRST_NUMBER = 16
+RESERVED = {
+    *("user_id", "arrival_ts", "request_ts", "uih", "mutable", "uih_status"),
+    *(trait.name for trait in BUILT_IN),
+}
+"""Columns of events, requests, thin rows and fat rows that are not traits."""
