@@ -38,7 +38,7 @@ setup: .venv/.installed ## create .venv with everything the other targets need
 	$(BIN)/python -m pip install --quiet --no-deps $(SAMPLES)
 	@touch $@
 
-demo: setup ## run the whole loop on real events and train a model from the stream
+demo: setup ## compare thin rows with fat rows on long histories, and train a model from the stream
 	$(BIN)/thinrow demo
 
 test: setup ## run all tests but those of the trainers' recipes, three at a time

@@ -5,33 +5,35 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import polars as pl
 import typer
-from thinrow.demo.demo import DAY_MS, RECIPES, Demo
-from thinrow.demo.sample_data import SampleData, complete_journey
+from thinrow.demo.recipes import RECIPES
+from thinrow.demo.steps import Demo
 from thinrow.errors import UsageError
 from thinrow.jobs.console import one_sentence, out
+from thinrow.store.times import DAY_MS
+
+if TYPE_CHECKING:
+    from thinrow.demo.sample_data import SampleData
 
 EXAMPLES_MAX = 20_000
-EPOCHS = 3
-SEQUENCE_LENGTH = 50
 LAST_SCRAPE_S = 10.0
 """Time that the metrics stay available after training, since Prometheus scrapes every 5 s."""
+
+RECIPE = RECIPES["completejourney"]
+SEQUENCE_LENGTH = RECIPE.lengths[-1]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def recent() -> SampleData:
     """The sample moved by whole days, so that its last midnight was today's."""
-    sample = complete_journey()
+    sample = RECIPE.load()
     last_ts = int(sample.events["event_ts"].to_numpy().max())
     moved_ms = (int(time.time() * 1000) // DAY_MS - last_ts // DAY_MS) * DAY_MS
     return replace(sample, events=sample.events.with_columns(pl.col("event_ts") + moved_ms))
-
-
-RECIPE = replace(RECIPES["completejourney"], load=recent)
 
 
 @app.command()
@@ -48,7 +50,8 @@ def build(
             return
         if (store / "CURRENT").exists():
             raise UsageError("An earlier build was cut short; remove both volumes and try again.")
-        demo.compact(demo.write_inputs(RECIPE, EXAMPLES_MAX))
+        demo.write_inputs(recent(), EXAMPLES_MAX)
+        demo.compact()
         demo.backfill()
 
 
@@ -85,7 +88,7 @@ def train(
         start_http_server(port, host, registry)
         split = Split.of(Demo(folder).rows, model_folder)
         study = ObservedStudy(split, server, RECIPE.target, repeats=RECIPE.repeats)
-        model, losses = study.train(SEQUENCE_LENGTH, EPOCHS)
+        model, losses = study.train(SEQUENCE_LENGTH)
         quality = study.evaluate(model, SEQUENCE_LENGTH)
         torch.save(model.state_dict(), model_folder / "model.pt")
         out.print(

@@ -7,7 +7,7 @@ It needs the public generative-recommenders repository and what that imports::
     pip install tensordict pyvers tqdm pyre-extensions lightning-utilities iopath psutil pandas
     pip install triton
 
-After ``thinrow demo``, serve its store in one terminal, and train in another::
+After ``thinrow demo --dataset movielens``, serve its store in one terminal, and train in another::
 
     thinrow serve --store .demo/movielens/store
     PYTHONPATH=generative-recommenders python examples/dlrm_hstu.py \\

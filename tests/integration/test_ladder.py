@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,6 @@ import torch
 from support.thin_rows import rows_table
 from support.worlds import thinrow
 from thinrow.demo import ladder
-from thinrow.demo.demo import Recipe
 from thinrow.demo.ladder import FULL, parse_lengths, run_ladder
 from thinrow.demo.model import ModelConfig, NextItemModel
 from thinrow.demo.sample_data import complete_journey
@@ -22,14 +22,17 @@ from thinrow.errors import InputError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-EVERY_TENTH = Recipe(
-    load=complete_journey, users_every=10, target="store_id", repeats=True, remark=""
-)
+    from thinrow.demo.sample_data import SampleData
+
+
+def every_tenth() -> SampleData:
+    sample = complete_journey()
+    return replace(sample, events=sample.events.filter(pl.col("user_id") % 10 == 0))
 
 
 @pytest.mark.server
 def test_figures_come_from_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ladder, "RECIPE", EVERY_TENTH)
+    monkeypatch.setattr(ladder, "complete_journey", every_tenth)
     lengths = [64, FULL, 4]
     rungs = run_ladder(
         tmp_path, None, [], target="store_id", lengths=lengths, epochs=1, seeds=1, examples_max=700

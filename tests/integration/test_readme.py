@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import urllib.request
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,21 @@ import pytest
 from support.paths import ROOT
 from support.worlds import running_server
 from thinrow.client import row_count
-from thinrow.demo.demo import run_demo
+from thinrow.demo.recipes import RECIPES
+from thinrow.demo.steps import Demo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from support.worlds import Running
 
-README = "".join(
-    (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/start.md")
+README, START, ROWS_PAGE = (
+    (ROOT / page).read_text(encoding="utf-8")
+    for page in ("README.md", "docs/start.md", "docs/guides/rows.md")
 )
-COMMANDS = re.findall(r"^\.venv/bin/(?!thinrow serve).*$", README, re.MULTILINE)
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-ROWS_PAGE = (ROOT / "docs/guides/rows.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^\.venv/bin/(?!thinrow serve).*$", START, re.MULTILINE)
+BLOCK = re.compile(r"```(.*?)\n(.*?)```", re.DOTALL)
+DEMO = ".demo/completejourney"
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +38,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     (root / ".venv/bin").mkdir(parents=True)
     for name in ("thinrow", "grpcurl"):
         (root / ".venv/bin" / name).symlink_to(Path(sys.executable).parent / name)
-    run_demo(root / ".demo", "movielens", examples_max=300, epochs=1)
-    with running_server(root / ".demo/movielens/store") as running:
+    demo = Demo(root / DEMO)
+    demo.write_inputs(RECIPES["completejourney"].load(), examples_max=250)
+    demo.compact()
+    demo.backfill()
+    with running_server(demo.store) as running:
         yield running
 
 
@@ -62,35 +68,58 @@ def test_command(command: str, server: Running) -> None:
         "list": "thinrow.v1.MaterializationService",
         "Health/Check": '"status": "SERVING"',
         "describe": "repeated sfixed64 user_ids",
-        "DescribeStore": '"name": "rating"',
+        "DescribeStore": '"name": "quantity"',
         "Inspect": '"status": "STATUS_OK"',
         "/Materialize": '"STATUS_OK"',
-        "thinrow inspect": "User 196",
+        "thinrow inspect": "User 1111",
     }
     [shown] = {text for part, text in expected.items() if part in command.replace("'", "")}
     assert shown in done.stdout
 
 
 def test_metrics(server: Running) -> None:
-    assert "curl -s http://127.0.0.1:7879/metrics" in README
+    assert "curl -s http://127.0.0.1:7879/metrics" in START
     with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=60) as answer:
         assert b"thinrow_watermark_age_seconds" in answer.read()
+
+
+def test_fifteen_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every block of README runs: its Python as it stands, its commands as far as they go here."""
+    monkeypatch.chdir(tmp_path)
+    blocks = BLOCK.findall(README)
+    assert {kind for kind, _ in blocks} == {"", "python"}
+    for kind, text in blocks:
+        if kind == "python":
+            assert len(text.splitlines()) == 15
+            names: dict[str, Any] = {}
+            exec(text, names)
+            assert "the trainer waited" in capsys.readouterr().out
+            # 100 events each; the loader has had every row.
+            assert names["items"].offsets().diff().max() == 100
+            assert row_count("visits/train.parquet") == 2 * (500 - 3)
+            continue
+        for command, *rest in (line.split() for line in text.splitlines()):
+            if command == "make":
+                plan = subprocess.check_output(["make", "-n", rest[0]], cwd=ROOT, text=True)
+                assert plan.splitlines()[-1] == ".venv/bin/thinrow demo"
+            else:
+                assert command == "pip"
+                extras = re.findall(r"\.\[(.*?)\]", " ".join(rest))[0].split(",")
+                assert set(extras) <= set(metadata("thinrow").get_all("Provides-Extra") or ())
 
 
 def test_python(
     server: Running, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, call = (here(block, server) for block in PYTHON)
-    store = ".demo/movielens/store"
     monkeypatch.chdir(server.log.parents[2])
-    for target in (store, server.address):
-        assert store in train
-        exec(train.replace(store, target), {})
-        assert "the trainer waited" in capsys.readouterr().out
-    exec(call, {})
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "[ 0  5 10]"
-    assert len(printed[1].strip("[]").split()) == 10
+    [call] = [text for kind, text in BLOCK.findall(START) if kind == "python"]
+    for target in (server.address, f"{DEMO}/store"):
+        exec(call.replace("127.0.0.1:7878", target), {})
+        printed = capsys.readouterr().out.splitlines()
+        assert printed[0] == "[ 0  5 10]"
+        assert len(" ".join(printed[1:]).strip("[]").split()) == 10
 
 
 def test_rows_guide(
@@ -101,20 +130,13 @@ def test_rows_guide(
     names = {"train": lambda *given: trained.append(given)}
     for block in re.findall(r"```python\n(.*?)```", ROWS_PAGE, re.DOTALL):
         exec(here(block, server), names)
-    rows = row_count(".demo/movielens/rows.parquet")
+    rows = row_count(f"{DEMO}/rows.parquet")
     [(whole,), (kept, weights)] = trained
     assert len(whole) == rows > len(kept) > 0
-    negative = kept["label_rating"] < 4
+    negative = kept["label_coupon_disc"] == 0
     assert weights[negative].tolist() == [10.0] * int(negative.sum())
     assert weights[~negative].tolist() == [1.0] * int((~negative).sum())
     filtered, parts, users = capsys.readouterr().out.splitlines()
     assert all(0 <= int(count) < rows for count in filtered.split())
     assert sum(int(count) for count in parts.split()) == rows
     assert users == f"[{len(set(whole['user_id'].tolist()))}]"
-
-
-def test_demo_ends_in_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_demo(tmp_path, "completejourney", examples_max=200, epochs=1)
-    shown = capsys.readouterr().out
-    for step in ("thinrow compact", "thinrow backfill", "thinrow serve", "hit rate@10"):
-        assert step in shown

@@ -58,7 +58,7 @@ def folder(tmp_path: Path, server: Running) -> Path:
     )
     for name, code in PROGRAMS.items():
         for written, used in (
-            (".demo/movielens/rows.parquet", str(tmp_path / "rows.parquet")),
+            (".demo/completejourney/rows.parquet", str(tmp_path / "rows.parquet")),
             ("127.0.0.1:7878", server.address),
             (
                 "BATCH_EXAMPLES, SAVE_STEPS = 256, 20",

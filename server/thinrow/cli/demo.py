@@ -1,4 +1,4 @@
-"""`thinrow demo`: the whole loop on real events."""
+"""`thinrow demo`: what thin rows are for, on long histories."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ app = typer.Typer()
 def demo_command(
     directory: Annotated[Path, typer.Option(help="Folder for the demo's files.")] = Path(".demo"),
     dataset: Annotated[
-        Literal["movielens", "completejourney"], typer.Option(help="Real events to use.")
-    ] = "movielens",
+        Literal["completejourney", "movielens"],
+        typer.Option(help="Events to use: purchases of a year, or film ratings."),
+    ] = "completejourney",
 ) -> None:
-    """Run the whole loop on real events, ending in a model trained from the stream."""
+    """Compare thin rows with fat rows on long histories, and train a model from the stream."""
     from thinrow.demo.demo import run_demo
 
     run_demo(directory, dataset)

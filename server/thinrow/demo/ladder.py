@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
 from rich.table import Table
 from thinrow.client import Projection, read_thin_rows, row_count
 from thinrow.core.files.parquet import open_parquet
-from thinrow.demo.demo import Demo, Recipe, size
 from thinrow.demo.sample_data import complete_journey
+from thinrow.demo.steps import Demo, load_torch, size
 from thinrow.errors import UsageError
 from thinrow.jobs.connecting import Access, connected
 from thinrow.jobs.console import out, progress_bar
 from thinrow.jobs.materialize import materialize
+from thinrow.jobs.pyplot import load_pyplot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,13 +38,6 @@ REQUEST_EXAMPLES = 512
 VALUE_BYTES = 8
 ORDERS = {"by user": ["user_id", "request_ts"], "by time": ["request_ts", "user_id"]}
 """Orders of examples in a file; the loader, too, puts one user's together, and trains so."""
-RECIPE = Recipe(
-    load=complete_journey,
-    users_every=1,
-    target="item_id",
-    repeats=True,
-    remark="",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,16 +81,16 @@ def run_ladder(
     Without ``rows`` and ``server``, a store of real events is built and served there first.
     Raises UsageError for one without the other, or where PyTorch or Matplotlib is missing.
     """
-    load_torch()
-    load_matplotlib()
+    load_torch("The ladder")
+    load_pyplot("The ladder")
     if (rows is None) != (not server):
         raise UsageError("Thin rows and their server belong together; give both or neither.")
     if rows is not None:
         rungs = climb(folder, rows, server, target, lengths, epochs, seeds, access)
     else:
         demo = Demo(folder)
-        watermark_ts = demo.write_inputs(RECIPE, examples_max)
-        demo.compact(watermark_ts)
+        demo.write_inputs(complete_journey(), examples_max)
+        demo.compact()
         demo.backfill()
         with demo.serve() as address:
             demo.say("Train one model at every length from the same thin rows")
@@ -263,7 +257,7 @@ def baseline(rungs: Sequence[Rung]) -> str:
 
 def plot(rungs: Sequence[Rung], path: Path) -> None:
     """Draws quality and bytes against length."""
-    plt = load_matplotlib()
+    plt = load_pyplot("The ladder")
     # A full history is as long as it is: it stands at the longest.
     places = [rung.sequence_length or rung.longest for rung in rungs]
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
@@ -289,25 +283,3 @@ def plot(rungs: Sequence[Rung], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def load_matplotlib() -> Any:  # noqa: ANN401
-    """Imports Matplotlib's pyplot, without a window."""
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise UsageError(
-            "The ladder's picture needs Matplotlib: pip install matplotlib."
-        ) from error
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def load_torch() -> None:
-    """Makes sure that PyTorch is there before anything is built."""
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise UsageError("The ladder needs PyTorch: pip install 'thinrow[torch]'.") from error

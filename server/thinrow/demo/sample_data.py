@@ -6,7 +6,7 @@ without their dependencies.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +14,14 @@ import polars as pl
 from thinrow.errors import InputError
 from thinrow.jobs.interactions import PLACE, answered
 
-__all__ = ["SampleData", "complete_journey", "mathoverflow", "movielens_100k", "requests_every"]
+__all__ = [
+    "SampleData",
+    "complete_journey",
+    "longest",
+    "mathoverflow",
+    "movielens_100k",
+    "requests_every",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +102,14 @@ def mathoverflow(path: Path) -> SampleData:
         events=pl.read_parquet(path).select("user_id", "event_ts", "item_id", "action"),
         schema='[interaction]\nitem_id = { type = "int64", key = true }\naction = "uint8"\n',
     )
+
+
+def longest(sample: SampleData, users: int) -> SampleData:
+    """The users with the most events, and all of these."""
+    counts = sample.events["user_id"].value_counts().sort("count", "user_id", descending=True)
+    chosen = counts.head(users).select("user_id")
+    events = sample.events.join(chosen, on="user_id", how="semi", maintain_order="left")
+    return replace(sample, name=f"{sample.name}, the longest histories", events=events)
 
 
 def requests_every(events: pl.DataFrame, k: int) -> pl.DataFrame:

@@ -17,6 +17,7 @@ from thinrow.errors import InputError, UsageError
 from thinrow.jobs.connecting import connected
 from thinrow.jobs.console import out, readable_bytes
 from thinrow.jobs.materialize import materialize
+from thinrow.jobs.pyplot import load_pyplot
 from thinrow.store.times import DAY_MS
 from thinrow.wall.model import (
     SHARE_MAX,
@@ -96,7 +97,7 @@ def run_wall(
 
     Raises UsageError for thin rows without a server, or where Matplotlib is missing.
     """
-    plt = load_matplotlib()
+    plt = load_pyplot("The wall")
     if (rows is None) != (not server):
         raise UsageError("Thin rows and their server belong together; give both or neither.")
     workload = ASSUMED
@@ -279,15 +280,3 @@ def plot(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def load_matplotlib() -> Any:  # noqa: ANN401
-    """Imports Matplotlib's pyplot, without a window."""
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise UsageError("The wall's picture needs Matplotlib: pip install matplotlib.") from error
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
