@@ -36,9 +36,9 @@ from thinrow.client.snapshots import (
     decode_stream,
     read_snapshots,
 )
-from thinrow.core.convert import times_ms
+from thinrow.core.files.trait_arrays import arrow_column, is_arrow
 from thinrow.core.pointers import integers
-from thinrow.core.wire.columns import as_column, to_wire
+from thinrow.core.wire.columns import as_column, form_of, to_wire
 from thinrow.core.wire.malformed import require
 from thinrow.core.wire.request import to_wire_projection
 from thinrow.errors import InputError, RequestError, ThinRowError, UnavailableError
@@ -56,7 +56,7 @@ __all__ = ["Appended", "OnlineClient", "Snapshot", "Snapshots", "connect_online"
 Request = TypeVar("Request", online_pb2.SnapshotRequest, online_pb2.SnapshotBatchRequest)
 
 SERVICE = online_pb2.DESCRIPTOR.services_by_name["OnlineService"].full_name
-EVENT_TS = wire.Trait(name="event_ts", type=wire.TRAIT_TYPE_INT64, vector_size=1)
+EVENT_TS = wire.Trait(name="event_ts", type=wire.TRAIT_TYPE_INT64, vector_size=1, unit="ms")
 EVENT_ID = wire.Trait(name="event_id", type=wire.TRAIT_TYPE_INT64, vector_size=1, nullable=True)
 
 
@@ -154,10 +154,10 @@ class OnlineClient:
         Args:
             user_ids: int64.
             event_ts: int64, ms, or datetime64.
-            traits: By name: arrays, MutableColumns, or sequences with None for an absent value.
-                Traits that are sparse or have a default may be left out. An array of another
-                dtype than its trait's is converted; floats may round to the trait's width, nothing
-                else may change.
+            traits: By name: arrays of NumPy or Arrow, MutableColumns, or sequences with None for an
+                absent value. Traits that are sparse or have a default may be left out. Values of
+                another type than their trait's are converted, times and decimals too; floats may
+                round to the trait's width, nothing else may change.
             event_ids: int64, None where an event has none.
 
         Raises:
@@ -362,8 +362,11 @@ def _request(kind: type[Request], projection: Projection | str, **fields: Any) -
 
 def _column(trait: wire.Trait, values: Any, events: int) -> wire.Column:  # noqa: ANN401
     try:
-        given = times_ms(values) if trait is EVENT_TS else values
-        column = as_column(trait.type, trait.vector_size, given)
+        form = form_of(trait)
+        if is_arrow(values):
+            column = arrow_column(trait.name, values, form)
+        else:
+            column = as_column(form.type, form.size, values, unit=form.unit, scale=form.scale)
         if len(column.values) == events:
             nullable = trait.nullable or column.present is not None
             return to_wire(trait.name, trait.type, trait.vector_size, nullable, column)

@@ -6,6 +6,8 @@ converted exactly or refused.
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime, timedelta
+from decimal import Context, Decimal, Inexact
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["exact", "exact_rows", "mask", "split_absent", "times_ms"]
+__all__ = ["counted", "exact", "exact_rows", "mask", "split_absent"]
+
+DTYPES = {"M": "datetime64", "m": "timedelta64"}
+UNIT_NAMES = {
+    "D": "days",
+    "s": "seconds",
+    "ms": "milliseconds",
+    "us": "microseconds",
+    "ns": "nanoseconds",
+}
+EXACT = Context(prec=100, traps=[Inexact])
+"""Arithmetic of decimals that raises ArithmeticError instead of rounding."""
 
 
 def exact(given: Any, dtype: np.dtype[Any]) -> NDArray[Any]:  # noqa: ANN401 - what numpy takes
@@ -92,25 +105,69 @@ def split_absent(given: Any) -> tuple[Any, NDArray[np.bool_] | None]:  # noqa: A
     return [value for value in values if value is not None], present
 
 
-def times_ms(given: Any) -> Any:  # noqa: ANN401 - what numpy takes
-    """Converts an array of datetime64 to int64 milliseconds; returns anything else as it is.
+def counted(given: Any, unit: str | None, scale: int | None = None) -> Any:  # noqa: ANN401
+    """Converts times to counts of a unit, and decimals to counts of steps; see `TraitForm`.
+
+    Args:
+        given: An array or a flat sequence without absent values; others than times and decimals
+            are returned as they are.
+        unit: Unit of times; None where they are refused.
+        scale: Digits of decimals after the point; None to leave them as they are.
 
     Raises:
-        ValueError: A time is NaT, or not a whole number of milliseconds.
+        ValueError: A value is no whole number of the unit, or of steps.
     """
-    if not isinstance(given, np.ndarray) or given.dtype.kind != "M":
+    if isinstance(given, np.ndarray) and given.dtype.kind in "mM":
+        return _ticks(given, unit)
+    if isinstance(given, np.ndarray) and given.dtype != object:
         return given
+    values = _as_list(given)
+    kinds = set(map(type, values))
+    if any(issubclass(kind, date | timedelta | np.datetime64 | np.timedelta64) for kind in kinds):
+        return np.concatenate([_ticks(_time(value), unit) for value in values])
+    if scale is not None and any(issubclass(kind, Decimal | float) for kind in kinds):
+        return [_steps(value, scale) for value in values]
+    return values
+
+
+def _time(value: object) -> NDArray[Any]:
+    """Returns one time as an array of one; a moment in UTC where it has no time zone."""
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        value = value.astimezone(UTC).replace(tzinfo=None)
+    array = np.atleast_1d(np.asarray(value))
+    if array.dtype == object:
+        array = array.astype("m8[us]" if isinstance(value, timedelta) else "M8")
+    return array
+
+
+def _ticks(given: NDArray[Any], unit: str | None) -> NDArray[np.int64]:
+    """Converts datetime64 or timedelta64 to counts of a unit."""
+    if unit is None:
+        raise ValueError(f"it has {given.dtype}, for which its trait has no unit")
     if np.isnat(given).any():
         raise ValueError("it has a time that is NaT")
-    times = given.astype("datetime64[ms]")
+    kind, unit = given.dtype.kind, unit.upper() if unit == "d" else unit
+    times = given.astype(f"{kind}8[{unit}]")
     if (times.astype(given.dtype) != given).any() or (
-        # Coarse units wrap round where milliseconds do not reach.
-        times.astype("datetime64[s]") != given.astype("datetime64[s]")
+        # Coarse units wrap round where finer ones do not reach.
+        times.astype(f"{kind}8[D]") != given.astype(f"{kind}8[D]")
     ).any():
         raise ValueError(
-            "it has times that are no whole milliseconds; round them with .astype('datetime64[ms]')"
+            f"it has times that are no whole {UNIT_NAMES[unit]}; round them with "
+            f".astype('{DTYPES[kind]}[{unit}]')"
         )
     return times.view(np.int64)
+
+
+def _steps(value: object, scale: int) -> object:
+    """Converts a decimal to steps; integers count steps already, and floats are no decimals."""
+    if isinstance(value, float):
+        raise ValueError(f"{value} is a float, where a decimal or a count of steps must be")
+    if not isinstance(value, Decimal):
+        return value
+    if not value.is_finite() or (steps := value.scaleb(scale, EXACT)) != int(steps):
+        raise ValueError(f"{value} has more digits than the scale of {scale}")
+    return int(steps)
 
 
 def _as_list(given: Any) -> list[Any]:  # noqa: ANN401

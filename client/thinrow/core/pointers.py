@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from thinrow.core.convert import exact, mask, times_ms
+from thinrow.core.convert import counted, exact, mask
 from thinrow.core.wire.widen_jobs import ranges
 from thinrow.errors import InputError, UsageError
 
@@ -326,7 +326,7 @@ def integers(name: str, values: ArrayLike, length: int | None = None) -> NDArray
         if wrong is not None:
             raise InputError(f"{name} must be a flat array of int64, but has {wrong!r}.")
     try:
-        array = np.ascontiguousarray(exact(times_ms(values), np.dtype(np.int64)))
+        array = np.ascontiguousarray(exact(counted(values, "ms"), np.dtype(np.int64)))
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name} must be a flat array of int64, but {error}.") from error
     if array.ndim != 1:

@@ -1,13 +1,19 @@
-"""Types of traits, and the NumPy dtypes of their values."""
+"""Types and forms of traits, and the NumPy dtypes of their values."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
-__all__ = ["BATCH_DTYPES", "TraitType"]
+__all__ = ["BATCH_DTYPES", "NS_PER_UNIT", "SCALE_MAX", "TraitForm", "TraitType"]
+
+NS_PER_UNIT = {"d": 86_400 * 10**9, "s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+"""Units of times, by length."""
+SCALE_MAX = 18
+"""Limit on the digits after the point: an int64 has no more."""
 
 
 class TraitType(IntEnum):
@@ -37,6 +43,11 @@ class TraitType(IntEnum):
     def is_float(self) -> bool:
         """True for floats of any width."""
         return self in (TraitType.FLOAT16, TraitType.FLOAT32, TraitType.FLOAT64)
+
+    @property
+    def is_integer(self) -> bool:
+        """True for integers of any width whose values are numbers, not codes."""
+        return self.name.startswith(("INT", "UINT"))
 
     @property
     def has_vectors(self) -> bool:
@@ -69,3 +80,17 @@ BATCH_DTYPES: dict[int, np.dtype[Any]] = {
     kind: np.dtype(np.int32) if kind is TraitType.STRING else kind.value_dtype for kind in TraitType
 }
 """The dtype of a trait's values in a batch, by type: text as codes, anything else as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraitForm:
+    """Form of a trait's values, and what integers count."""
+
+    type: TraitType
+    size: int = 1
+    """Elements of a vector; 1 for a scalar."""
+    unit: str | None = None
+    """Unit of times since 1970 in UTC, or of durations; None for other numbers."""
+    scale: int | None = None
+    """Digits after the point of decimals, which integers count in steps of 10^-scale; None for
+    other numbers."""

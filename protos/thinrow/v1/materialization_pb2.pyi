@@ -291,7 +291,7 @@ class FeatureGroup(_message.Message):
     def __init__(self, name: _Optional[str] = ..., traits: _Optional[_Iterable[_Union[Trait, _Mapping]]] = ...) -> None: ...
 
 class Trait(_message.Message):
-    __slots__ = ("name", "type", "vector_size", "nullable", "sparse", "key", "default_word", "default_string")
+    __slots__ = ("name", "type", "vector_size", "nullable", "sparse", "key", "default_word", "default_string", "unit", "scale")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     VECTOR_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -300,6 +300,8 @@ class Trait(_message.Message):
     KEY_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_WORD_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_STRING_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
     name: str
     type: TraitType
     vector_size: int
@@ -308,7 +310,9 @@ class Trait(_message.Message):
     key: bool
     default_word: int
     default_string: str
-    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., sparse: _Optional[bool] = ..., key: _Optional[bool] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ...) -> None: ...
+    unit: str
+    scale: int
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., sparse: _Optional[bool] = ..., key: _Optional[bool] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ..., unit: _Optional[str] = ..., scale: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("examples_max", "response_bytes_max", "streams_max", "request_bytes_max", "calls_max", "inspect_events_max")

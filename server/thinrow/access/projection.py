@@ -201,6 +201,8 @@ def _wire_trait(trait: Trait) -> wire.Trait:
         nullable=trait.nullable,
         sparse=trait.sparse,
         key=trait.key,
+        unit=trait.unit or "",
+        scale=trait.scale,
     )
     if isinstance(trait.default, str):
         message.default_string = trait.default

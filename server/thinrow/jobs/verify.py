@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.client import Projection, row_count
-from thinrow.core.files.arrow import one_batch, plain_schema, shown_type
+from thinrow.core.files.arrow import one_array, one_batch, plain_schema, relisted, shown_type
 from thinrow.core.files.parquet import joined_batches, open_parquet
 from thinrow.core.files.paths import DataFile, data_files
+from thinrow.core.files.trait_arrays import trait_array
 from thinrow.core.status import status_name
+from thinrow.core.wire.columns import form_of
 from thinrow.errors import InputError
 from thinrow.events.canonical import user_ids
 from thinrow.events.time_columns import other_unit, times_ms
@@ -24,11 +26,12 @@ from thinrow.store.narrow import starts_of
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from thinrow.client import Batch, Client
     from thinrow.core.files.paths import AnyFile, Named
+    from thinrow.core.traits import TraitForm
     from thinrow.events.units import TimeUnit
 
 __all__ = [
@@ -109,7 +112,8 @@ def verify(
             f"{rows} has {total} rows and {fat} has {others}; compare files of the same requests."
         )
     groups = client.describe_store().feature_groups
-    stored = [trait.name for group in groups for trait in group.traits]
+    forms = {trait.name: form_of(trait) for group in groups for trait in group.traits}
+    stored = list(forms)
     known = {"event_ts", "event_id", "visible_ts", *stored}
     lists = [item.name for item in file.schema_arrow if is_list(item.type)]
     traits = [name for name in lists if name in known]
@@ -135,6 +139,7 @@ def verify(
     tally = LayoutTally(layout or FatLayout())
     for batch, table in stream_rows(client, rows, projection):
         part = _laid_out(parts.read(len(batch)), report.traits, tally, shown, time_unit)
+        part = _counted(part, {name: forms[name] for name in report.traits if name in forms}, shown)
         _compare(batch, table, part, report, shown, time_unit)
         progress("Comparing rows", report.rows, total)
     tally.check_padding(shown)
@@ -182,6 +187,18 @@ def _laid_out(
                 offsets, lists.columns[trait], mask=column.is_null()
             )
             fat = fat.set_column(fat.column_names.index(trait), trait, converted)
+    return fat
+
+
+def _counted(fat: pa.Table, forms: Mapping[str, TraitForm], path: AnyFile) -> pa.Table:
+    """Fat rows with times and decimals as the integers that traits hold, as slim stores them."""
+    for name, form in forms.items():
+        if (form.unit, form.scale) == (None, None):
+            continue
+        lists = one_chunk(fat.column(name)).cast(pa.large_list(fat.field(name).type.value_type))
+        counts = one_array(trait_array(path, name, pa.chunked_array([lists.flatten()]), form))
+        counted = relisted(lists, counts, pa.large_list(counts.type))
+        fat = fat.set_column(fat.column_names.index(name), name, counted)
     return fat
 
 

@@ -82,4 +82,6 @@ def _describe(trait: Trait) -> str:
     parts += ["sparse = true"] if trait.sparse else []
     parts += [f"default = {trait.default!r}"] if trait.default is not None else []
     parts += ["key = true"] if trait.key else []
+    parts += [f'unit = "{trait.unit}"'] if trait.unit is not None else []
+    parts += [f"scale = {trait.scale}"] if trait.scale is not None else []
     return "{ " + ", ".join(parts) + " }"

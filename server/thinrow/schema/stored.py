@@ -35,6 +35,7 @@ def to_stored(schema: Schema) -> dict[str, Any]:
                         "sparse": trait.sparse,
                         "default": _default_to_json(trait.default),
                         "key": trait.key,
+                        **_counted(trait),
                     }
                     for trait in group.traits
                 ],
@@ -95,3 +96,9 @@ def _default_from_json(value: Any) -> Any:  # noqa: ANN401 - a JSON value
     if isinstance(value, dict):
         return struct.unpack(">d", bytes.fromhex(value["float64"]))[0]
     return value
+
+
+def _counted(trait: Trait) -> dict[str, Any]:
+    """Returns the fields that only some traits have; others are stored as they always were."""
+    fields = {"unit": trait.unit, "scale": trait.scale}
+    return {name: value for name, value in fields.items() if value is not None}

@@ -11,6 +11,8 @@ A schema file is TOML, a table per feature group, a line per trait::
     price = { type = "float32", sparse = true }                  # null where absent
     liked = { type = "bool", sparse = true, default = false }    # false where absent
     embedding = { type = "float16", size = 16 }                  # a fixed-size vector
+    opened = { type = "int64", unit = "ms" }                     # dates, times, durations
+    paid = { type = "int64", scale = 2 }                         # decimals, as hundredths
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from thinrow.core.files.io_errors import failure_reason
-from thinrow.core.traits import TraitType
+from thinrow.core.traits import NS_PER_UNIT, SCALE_MAX, TraitType
 from thinrow.errors import SchemaError
 from thinrow.schema.groups import FIRST_GROUP, FeatureGroup, Schema
 from thinrow.schema.traits import FIRST_NUMBER, LABELS, RESERVED, Trait
@@ -43,6 +45,7 @@ GROUPS_MAX = 200
 TRAITS_MAX = 4096
 VECTOR_SIZE_MAX = 4096
 NAME_BYTES_MAX = 128
+KEYS = {"default", "key", "scale", "size", "sparse", "type", "unit"}
 
 
 def read_schema(path: Path) -> Schema:
@@ -118,11 +121,10 @@ def _parse_trait(where: str, name: str, line: object, number: int) -> Trait:
     fields = {"type": line} if isinstance(line, str) else line
     if not isinstance(fields, dict):
         raise SchemaError(f'{where}: write {name} = "int64" or {name} = {{ type = "int64" }}.')
-    unknown = set(fields) - {"type", "size", "sparse", "default", "key"}
+    unknown = set(fields) - KEYS
     if unknown:
         raise SchemaError(
-            f"{where}: unknown {sorted(unknown)[0]!r}; a trait has type, size, sparse, default "
-            f"and key."
+            f"{where}: unknown {sorted(unknown)[0]!r}; a trait has {', '.join(sorted(KEYS))}."
         )
     if "type" not in fields:
         raise SchemaError(f'{where}: no type; write {{ type = "int64" }} or another type.')
@@ -139,6 +141,15 @@ def _parse_trait(where: str, name: str, line: object, number: int) -> Trait:
         raise SchemaError(f"{where}: size is a whole number from 1 to {VECTOR_SIZE_MAX}.")
     if size > 1 and not kind.has_vectors:
         raise SchemaError(f"{where}: only traits of integers and floats have a size.")
+    unit, scale = fields.get("unit"), fields.get("scale")
+    if unit is not None and unit not in list(NS_PER_UNIT):
+        raise SchemaError(f"{where}: unit is one of {', '.join(NS_PER_UNIT)}.")
+    if scale is not None and (type(scale) is not int or not 0 <= scale <= SCALE_MAX):
+        raise SchemaError(f"{where}: scale is a whole number from 0 to {SCALE_MAX}.")
+    if (unit, scale) != (None, None) and (
+        not kind.is_integer or size > 1 or None not in (unit, scale)
+    ):
+        raise SchemaError(f"{where}: only single integers have a unit or a scale, and one of them.")
     default = fields.get("default")
     if default is not None:
         default = _checked_default(where, kind, default)
@@ -150,6 +161,8 @@ def _parse_trait(where: str, name: str, line: object, number: int) -> Trait:
         sparse=fields.get("sparse", False),
         default=default,
         key=fields.get("key", False),
+        unit=unit,
+        scale=scale,
     )
 
 

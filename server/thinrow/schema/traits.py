@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from thinrow.core.traits import TraitType
+from thinrow.core.traits import TraitForm, TraitType
 
 __all__ = [
     "BUILT_IN",
@@ -37,6 +37,14 @@ class Trait:
     """Value of events that lack the trait; None: null."""
     key: bool = False
     """True where the trait is part of the digest."""
+    unit: str | None = None
+    scale: int | None = None
+    """Both mean the same in `TraitForm`."""
+
+    @property
+    def form(self) -> TraitForm:
+        """The form that input is converted to."""
+        return TraitForm(type=self.type, size=self.size, unit=self.unit, scale=self.scale)
 
     @property
     def nullable(self) -> bool:

@@ -6,9 +6,9 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.core.convert import exact, exact_rows, mask, split_absent
+from thinrow.core.convert import counted, exact, exact_rows, mask, split_absent
 from thinrow.core.pointers import MutableColumn
-from thinrow.core.traits import BATCH_DTYPES, TraitType
+from thinrow.core.traits import BATCH_DTYPES, TraitForm, TraitType
 from thinrow.core.wire.malformed import require
 from thinrow.core.wire.response import Column
 from thinrow.core.wire.sizes import CONSTANT_BYTES_MAX, TEXT_BYTES, require_affordable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["from_wire", "to_wire"]
+__all__ = ["as_column", "form_of", "from_wire", "to_wire"]
 
 
 def to_wire(trait: str, kind: int, size: int, nullable: bool, column: MutableColumn) -> wire.Column:
@@ -128,13 +128,32 @@ def require_own_width(message: wire.Column) -> None:
         require(least <= low and high <= most, f"{message.trait} has words that are no {dtype}")
 
 
-def as_column(kind: int, size: int, given: Any) -> MutableColumn:  # noqa: ANN401 - what numpy takes
+def form_of(trait: wire.Trait) -> TraitForm:
+    """Returns the form of a trait that a server described."""
+    return TraitForm(
+        type=TraitType(trait.type),
+        size=trait.vector_size,
+        unit=trait.unit or None,
+        scale=trait.scale if trait.HasField("scale") else None,
+    )
+
+
+def as_column(
+    kind: int,
+    size: int,
+    given: Any,  # noqa: ANN401 - what numpy takes
+    *,
+    unit: str | None = None,
+    scale: int | None = None,
+) -> MutableColumn:
     """Returns a column from an array, or from a sequence with None for absent values.
 
     Args:
         kind: Number of a thinrow.v1.TraitType.
         size: Elements of a vector, 1 for a scalar.
         given: An array, masked where values are absent; a sequence; or a MutableColumn.
+        unit: As of `TraitForm`.
+        scale: As of `TraitForm`.
 
     Raises:
         ValueError: A value would change as one of this type.
@@ -148,6 +167,8 @@ def as_column(kind: int, size: int, given: Any) -> MutableColumn:  # noqa: ANN40
             values = values[present] if is_array else list(compress(values, present))
     else:
         values, present = split_absent(given)
+    if TraitType(kind).is_integer and size == 1:
+        values = counted(values, unit, scale)
     if kind == TraitType.STRING:
         array = texts(values)
     elif size > 1:

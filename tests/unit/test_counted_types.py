@@ -1,0 +1,167 @@
+"""Times and decimals as integers of a trait, by every way in: equal counts, or refused by all."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from thinrow.core.files.trait_arrays import arrow_column
+from thinrow.core.traits import NS_PER_UNIT
+from thinrow.core.wire.columns import as_column
+from thinrow.errors import InputError, SchemaError
+from thinrow.events.canonical import canonical_table
+from thinrow.events.time_columns import TimeReader
+from thinrow.schema import evolve, from_stored, parse_schema, to_stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from thinrow.schema import Schema
+
+COUNTS = st.one_of(st.integers(-(10**4), 10**4), st.integers(-(2**62), 2**62))
+
+
+def declared(line: str) -> Schema:
+    return parse_schema(f"[g]\nx = {{ {line}, sparse = true }}\n")
+
+
+def stored(schema: Schema, column: pa.Array) -> list[Any]:
+    """Returns the stored values of a column of a file."""
+    table = pa.table({"user_id": [1] * len(column), "event_ts": [0] * len(column), "x": column})
+    made = canonical_table("e.parquet", schema, table, TimeReader(None))  # type: ignore[arg-type]
+    values: list[Any] = made["x"].to_pylist()
+    return values
+
+
+def by_every_way(schema: Schema, column: pa.Array, *others: Any) -> list[Any] | None:  # noqa: ANN401
+    """Returns what every way in makes of the same values; None where all refuse them."""
+    form = schema.traits[0].form
+
+    def column_of(other: Any) -> list[Any]:  # noqa: ANN401
+        return as_column(form.type, 1, other, unit=form.unit, scale=form.scale).to_list()
+
+    ways: list[Callable[[], list[Any]]] = [
+        partial(stored, schema, column),
+        partial(stored, schema, column.dictionary_encode()),
+        lambda: arrow_column("x", column, form).to_list(),
+        *(partial(column_of, other) for other in others),
+    ]
+    found: list[list[Any] | None] = []
+    for way in ways:
+        try:
+            found.append(way())
+        except (InputError, ValueError):
+            found.append(None)
+    assert found == found[:1] * len(found), found
+    return found[0]
+
+
+@given(COUNTS, st.sampled_from(["s", "ms", "us", "ns"]), st.sampled_from(list(NS_PER_UNIT)))
+def test_times_are_counted_exactly_or_refused(count: int, given_unit: str, unit: str) -> None:
+    ns = count * NS_PER_UNIT[given_unit]
+    expected, rest = divmod(ns, NS_PER_UNIT[unit])
+    fits = rest == 0 and -(2**63) <= expected < 2**63
+    schema = declared(f'type = "int64", unit = "{unit}"')
+    for kind, letter in ((pa.timestamp(given_unit), "M"), (pa.duration(given_unit), "m")):
+        column = pa.array([count, None], pa.int64()).cast(kind)
+        numpy = np.ma.masked_array(
+            np.array([count, 0]).view(f"{letter}8[{given_unit}]"), [False, True]
+        )
+        assert by_every_way(schema, column, numpy) == ([expected, None] if fits else None)
+
+
+@given(st.dates(), st.sampled_from(list(NS_PER_UNIT)))
+def test_dates_are_counted_exactly_or_refused(day: date, unit: str) -> None:
+    expected = (day - date(1970, 1, 1)).days * NS_PER_UNIT["d"] // NS_PER_UNIT[unit]
+    fits = -(2**63) <= expected < 2**63
+    schema = declared(f'type = "int64", unit = "{unit}"')
+    for column in (pa.array([day, None]), pa.array([day, None], pa.date64())):
+        counted = by_every_way(schema, column, [day, None])
+        assert counted == ([expected, None] if fits else None)
+
+
+@given(st.integers(-(10**20), 10**20), st.integers(0, 6), st.integers(0, 6))
+def test_decimals_are_counted_exactly_or_refused(digits: int, given_scale: int, scale: int) -> None:
+    value = Decimal(digits).scaleb(-given_scale)
+    steps, rest = divmod(digits * 10**scale, 10**given_scale)
+    fits = rest == 0 and -(2**63) <= steps < 2**63
+    schema = declared(f'type = "int64", scale = {scale}')
+    column = pa.array([value, None], pa.decimal128(30, given_scale))
+    wide = pa.array([value, None], pa.decimal256(50, given_scale))
+    for each in (column, wide):
+        assert by_every_way(schema, each, [value, None]) == ([steps, None] if fits else None)
+
+
+def test_integers_are_counts_already() -> None:
+    for line in ('type = "int64", unit = "ms"', 'type = "int64", scale = 2'):
+        column = pa.array([5, None])
+        assert by_every_way(declared(line), column, [5, None]) == [5, None]
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "says"),
+    [
+        ('type = "int64"', pa.array([1], pa.timestamp("us")), 'give the trait unit = "us"'),
+        ('type = "int32"', pa.array([date(2024, 1, 1)]), 'give the trait unit = "d"'),
+        ('type = "float64"', pa.array([1], pa.timestamp("us")), "a type of integers"),
+        ('type = "int64", unit = "ms"', pa.array([1], pa.timestamp("us")), 'unit = "us"'),
+        ('type = "int64"', pa.array([Decimal("9.99")]), "give the trait scale = 2"),
+        ('type = "int64", scale = 1', pa.array([Decimal("9.99")]), "give the trait scale = 2"),
+        ('type = "int64", scale = 1', pa.array([9.5]), "write decimals"),
+        ('type = "int8", unit = "s"', pa.array([300], pa.timestamp("s")), "not in range"),
+        ('type = "float32", size = 2', pa.array([b"1234"]), "2 float32, which are 8"),
+    ],
+)
+def test_what_is_refused_names_what_allows_it(line: str, column: pa.Array, says: str) -> None:
+    with pytest.raises(InputError, match=f"e.parquet: x .*{says}"):
+        stored(declared(line), column)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", "<i4", "<u8"])
+def test_vectors_may_be_the_bytes_of_their_elements(dtype: str) -> None:
+    vectors = np.array([[1.5, -2.0], [0.25, 3.0]]).astype(dtype)
+    schema = declared(f'type = "{np.dtype(dtype).name}", size = 2')
+    lists = pa.array([vectors[0], None, vectors[1]], pa.list_(pa.from_numpy_dtype(dtype)))
+    given = [vectors[0].tobytes(), None, vectors[1].tobytes()]
+    for kind in (pa.binary(), pa.binary_view(), pa.binary(2 * np.dtype(dtype).itemsize)):
+        assert stored(schema, pa.array(given, kind)) == stored(schema, lists)
+
+
+def test_a_uuid_is_text_as_people_write_it() -> None:
+    column = pa.array([bytes(range(16)), None], pa.uuid())
+    assert stored(declared('type = "string"'), column) == [
+        "00010203-0405-0607-0809-0a0b0c0d0e0f",
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'type = "float32", unit = "ms"',
+        'type = "int64", unit = "min"',
+        'type = "int64", unit = ["ms"]',
+        'type = "int64", scale = 19',
+        'type = "int64", scale = 2, unit = "ms"',
+        'type = "int64", size = 2, scale = 2',
+    ],
+)
+def test_the_schema_refuses_forms_that_mean_nothing(line: str) -> None:
+    with pytest.raises(SchemaError, match=r"unit|scale"):
+        declared(line)
+
+
+def test_a_form_is_kept_and_never_changes() -> None:
+    decimals = "y = { type = 'int32', scale = 2 }"
+    first = parse_schema(f"[g]\nx = {{ type = 'int64', unit = 'ms' }}\n{decimals}")
+    assert from_stored(to_stored(first)) == first
+    assert evolve(first, first) == first
+    with pytest.raises(SchemaError, match=r'which has .* unit = "ms"'):
+        evolve(first, parse_schema(f"[g]\nx = 'int64'\n{decimals}"))
