@@ -34,6 +34,10 @@ LOADS_THE_SERVER = ROOT / "client/thinrow/client/local_store.py"
 SOURCES = sorted(
     path for root in ("server", "client") for path in (ROOT / root / "thinrow").rglob("*.py")
 )
+PAGE_FILES = [
+    path for path in (ROOT / "server/thinrow").rglob("*") if path.suffix in (".css", ".html", ".js")
+]
+"""Parts of pages for people, which are read at run time."""
 
 
 def names_imported(path: Path) -> set[str]:
@@ -66,7 +70,7 @@ def test_wheel_holds_all_and_only_the_product(tmp_path: Path) -> None:
     subprocess.run([*command, str(tmp_path), str(ROOT)], check=True, env=quick, timeout=240)
     [wheel] = tmp_path.glob("thinrow-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {"/".join(path.relative_to(ROOT).parts[1:]) for path in SOURCES}
+    wanted = {"/".join(path.relative_to(ROOT).parts[1:]) for path in SOURCES + PAGE_FILES}
     wanted |= {"thinrow/errors.py", "thinrow/py.typed", "thinrow/v1/materialization_pb2.py"}
     wanted.add("thinrow/_native" + sysconfig.get_config_var("EXT_SUFFIX"))
     assert wanted <= names

@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from support.server_processes import AT_ONCE, TWO, until
 from support.worlds import ALL, World, built_world, days, pointers_to, running_server
 from thinrow.access.metrics_endpoint import MetricsEndpoint
-from thinrow.access.status_page import Look, StatusPage, duration, rendered
+from thinrow.access.page_html import duration
+from thinrow.access.status_page import Look, StatusPage, rendered
 from thinrow.client import connect
 from thinrow.errors import RequestError
 from thinrow.materialization.metrics import STAGES, Metrics

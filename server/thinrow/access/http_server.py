@@ -1,4 +1,4 @@
-"""The HTTP server of the metrics port: few connections at once, each for a bounded time."""
+"""The HTTP server of pages and metrics: few connections at once, each for a bounded time."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ import time
 from contextlib import suppress
 from io import BytesIO
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+from thinrow.access.address import split_address
 from thinrow.access.config import HTTP_CONNECTIONS_MAX
+from thinrow.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 __all__ = [
     "HTTP_ENDING_S",
     "HTTP_GRACE_S",
     "HTTP_HEAD_BYTES_MAX",
     "HTTP_TIMEOUT_S",
+    "HttpEndpoint",
     "HttpHandler",
     "HttpServer",
     "end",
+    "respond",
 ]
 
 HTTP_TIMEOUT_S = 10.0
@@ -109,3 +116,72 @@ def end(connection: socket.socket) -> None:
     """Ends a connection, which wakes its thread."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
+
+
+class HttpEndpoint:
+    """A port that a thread serves until it is closed."""
+
+    def __init__(self, app: Callable[..., Iterable[bytes]], listen: str, option: str) -> None:
+        """Opens the port.
+
+        Args:
+            app: A WSGI application.
+            listen: HOST:PORT; port 0 for a free one.
+            option: The option that gave `listen`, for the error's text.
+
+        Raises:
+            UsageError: The port is not available.
+        """
+        host, port = split_address(listen)
+        try:
+            self._server = HttpServer(host.strip("[]"), port)
+        except OSError as error:
+            raise UsageError(
+                f"Cannot listen on {listen} ({error.strerror}); choose another {option} HOST:PORT."
+            ) from error
+        self._server.set_app(app)
+        self.address = f"{host}:{self._server.server_port}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="thinrow-http", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Closes the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def respond(
+    environ: dict[str, Any],
+    start_response: Any,  # noqa: ANN401 - as WSGI defines it
+    kind: str,
+    body: bytes,
+    policy: str,
+    status: str = "200 OK",
+) -> Iterable[bytes]:
+    """Answers GET and HEAD with text that no browser keeps, guesses the type of, or embeds.
+
+    Args:
+        environ: The request, of WSGI.
+        start_response: Takes the head of the answer, of WSGI.
+        kind: Media type of the body.
+        body: Text in UTF-8.
+        policy: Content security policy.
+        status: Status of the answer to an allowed method.
+    """
+    if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+        start_response("405 Method Not Allowed", [("Allow", "GET, HEAD")])
+        return [b""]
+    headers = [
+        ("Content-Type", f"{kind}; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        ("Content-Security-Policy", f"{policy}; base-uri 'none'; frame-ancestors 'none'"),
+        ("Cross-Origin-Resource-Policy", "same-origin"),
+        ("Referrer-Policy", "no-referrer"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Cache-Control", "no-store"),
+    ]
+    start_response(status, headers)
+    return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]

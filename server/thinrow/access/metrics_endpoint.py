@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import make_wsgi_app
-from thinrow.access.address import split_address
-from thinrow.access.http_server import HttpServer
+from thinrow.access.http_server import HttpEndpoint
 from thinrow.access.status_page import StatusPage
-from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,19 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["MetricsEndpoint"]
 
 
-class MetricsEndpoint:
+class MetricsEndpoint(HttpEndpoint):
     """The HTTP port: /metrics for Prometheus, / and /status for people."""
 
     def __init__(self, registry: CollectorRegistry, listen: str) -> None:
         """Opens the port. Raises UsageError where it cannot be had."""
-        host, port = split_address(listen)
-        try:
-            self._server = HttpServer(host.strip("[]"), port)
-        except OSError as error:
-            raise UsageError(
-                f"Cannot listen on {listen} for metrics ({error.strerror}); choose another "
-                f"--metrics HOST:PORT."
-            ) from error
         pages = {"/metrics": make_wsgi_app(registry)}
         pages["/"] = pages["/status"] = StatusPage(registry.collect)
 
@@ -43,15 +32,4 @@ class MetricsEndpoint:
             start_response("404 Not Found", [("Content-Type", "text/plain")])
             return [b"There are /metrics and /status.\n"]
 
-        self._server.set_app(app)
-        self.address = f"{host}:{self._server.server_port}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, name="thinrow-metrics", daemon=True
-        )
-        self._thread.start()
-
-    def close(self) -> None:
-        """Closes the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(app, listen, "--metrics")

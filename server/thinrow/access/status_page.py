@@ -10,8 +10,22 @@ from html import escape
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from thinrow.access.http_server import respond
+from thinrow.access.page_html import (
+    STYLE,
+    Html,
+    bar,
+    bytes_text,
+    duration,
+    integer,
+    mark,
+    number,
+    percent,
+    table,
+)
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from prometheus_client.metrics_core import Metric
 
@@ -21,24 +35,13 @@ __all__ = [
     "LOOKS_PAUSE_S",
     "NOTHING",
     "REFRESH_S",
-    "ROWS_MAX",
-    "STYLE",
+    "STYLE_ONLY",
     "WINDOW_S",
-    "Html",
     "Look",
     "StatusPage",
-    "bar",
-    "bytes_text",
     "counts",
-    "duration",
-    "html",
-    "integer",
-    "mark",
-    "number",
-    "percent",
     "rendered",
     "statuses",
-    "table",
     "tenants",
     "tiles",
     "times",
@@ -51,46 +54,13 @@ LOOKS_MAX = 64
 """Looks remembered."""
 LOOKS_PAUSE_S = 1.0
 """Between two looks that are remembered."""
-ROWS_MAX = 50
-"""Rows of a table; further ones are only counted."""
 NOTHING = "—"
+STYLE_ONLY = "default-src 'none'; style-src 'unsafe-inline'"
+"""Content security policy of a page without scripts, whose style stands in it."""
 FILES_IN_USE = {
     "tenants file": "thinrow_tenants_usable",
     "certificates": "thinrow_certificates_usable",
 }
-
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1c2430; --faint: #64707f; --line: #dfe4ea;
-  --tile: #f5f7f9; --good: #1a7f4b; --bad: #c0322b; --bar: #5b8def; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14181d; --ink: #e6eaef; --faint: #98a4b3;
-  --line: #2c343e; --tile: #1d232a; --good: #45c486; --bad: #ff7b72; --bar: #5b8def; } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 62rem; padding: 1.25rem; background: var(--paper);
-  color: var(--ink); font: 15px/1.45 system-ui, sans-serif; font-variant-numeric: tabular-nums }
-header { display: flex; flex-wrap: wrap; align-items: baseline; gap: .25rem .75rem }
-h1 { margin: 0; font-size: 1.5rem } h2 { margin: 1.75rem 0 .5rem; font-size: 1.05rem }
-.faint, caption, th, dt { color: var(--faint) }
-.good { color: var(--good) } .bad { color: var(--bad) }
-.good, .bad { font-weight: 600 }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .6rem }
-dl div { padding: .6rem .75rem; border-radius: .5rem; background: var(--tile) }
-dt { font-size: .8rem } dd { margin: 0; font-size: 1.2rem; font-weight: 600 }
-dd small { display: block; color: var(--faint); font-size: .8rem; font-weight: 400 }
-.scroll { overflow-x: auto }
-table { width: 100%; border-collapse: collapse }
-th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right;
-  white-space: nowrap }
-th { font-size: .8rem; font-weight: 500 }
-th:first-child, td:first-child { padding-left: 0; text-align: left }
-.share { display: block; min-width: 5rem } .share i { display: block; height: .6rem;
-  border-radius: .3rem; background: var(--bar) }
-"""
-
-
-class Html(str):
-    """Text that is HTML already."""
-
-    __slots__ = ()
 
 
 class Look(NamedTuple):
@@ -159,20 +129,9 @@ class StatusPage:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:  # noqa: ANN401
         """Collects the families, for the library."""
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            start_response("405 Method Not Allowed", [("Allow", "GET, HEAD")])
-            return [b""]
         now = Look.of(self._collect())
         page = rendered(now, self._earlier(now)).encode()
-        headers = [
-            ("Content-Type", "text/html; charset=utf-8"),
-            ("Content-Length", str(len(page))),
-            ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"),
-            ("X-Content-Type-Options", "nosniff"),
-            ("Cache-Control", "no-store"),
-        ]
-        start_response("200 OK", headers)
-        return [b"" if environ["REQUEST_METHOD"] == "HEAD" else page]
+        return respond(environ, start_response, "text/html", page, STYLE_ONLY)
 
     def _earlier(self, now: Look) -> Look | None:
         """Returns the look to compare with; remembers this one."""
@@ -371,72 +330,3 @@ def counts(now: Look, grown: Look, period: str) -> str:
         if name.endswith("_total")
     ]
     return errors + table("Taken and given", ("", period, "in all"), rows)
-
-
-def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table under its title; nothing where it has no rows. All but Html is escaped."""
-    if not rows:
-        return ""
-    head = "".join(f"<th>{html(heading)}" for heading in headings)
-    body = "".join(f"<tr>{''.join(f'<td>{html(cell)}' for cell in row)}" for row in rows[:ROWS_MAX])
-    rest = f"<p class=faint>and {len(rows) - ROWS_MAX} more</p>" if len(rows) > ROWS_MAX else ""
-    return (
-        f"<h2>{html(title)}</h2><div class=scroll><table><thead><tr>{head}</thead>"
-        f"<tbody>{body}</tbody></table></div>{rest}"
-    )
-
-
-def html(text: str) -> Html:
-    """Escapes text that is not HTML already."""
-    return text if isinstance(text, Html) else Html(escape(text))
-
-
-def mark(text: str, *, good: bool) -> Html:
-    """Text in the colour of what it says."""
-    return Html(f"<span class={'good' if good else 'bad'}>{escape(text)}</span>")
-
-
-def bar(share: float) -> Html:
-    """A bar for a share of 0 to 1."""
-    return Html(f'<span class=share><i style="width:{100 * share:.1f}%"></i></span>')
-
-
-def integer(value: float) -> str:
-    """Formats a value without decimals."""
-    return f"{value:,.0f}"
-
-
-def number(value: float) -> str:
-    """Three digits at least, where there are as many."""
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def percent(share: float) -> str:
-    """A share; 100% only for all of it."""
-    return "100%" if share == 1 else f"{min(100 * share, 99.99):.2f}%"
-
-
-def bytes_text(count: float) -> str:
-    """A number of bytes, in the largest unit below it."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}" if count < 100 else f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} TiB"
-
-
-def duration(seconds: float) -> str:
-    """A time in one or two units."""
-    if seconds < 0:
-        return f"-{duration(-seconds)}"
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes = int(seconds // 60)
-    if minutes < 60:
-        return f"{minutes} min {int(seconds % 60)} s"
-    hours = minutes // 60
-    if hours < 48:
-        return f"{hours} h {minutes % 60} min"
-    return f"{hours // 24:,} d {hours % 24} h"
