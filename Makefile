@@ -24,7 +24,7 @@ TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict
 
 TRAINERS := lightning==2.6.6 transformers==5.24.0 accelerate==1.15.0 datasets==5.2.0
 
-.PHONY: help setup demo test test-recipes test-fast test-long torchrec trainers check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors bench bench-peers bench-short gpu lock pin-images image-test faults
+.PHONY: help setup demo test test-recipes test-fast test-long torchrec trainers check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors bench bench-peers bench-short bench-research gpu lock pin-images image-test faults
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -116,6 +116,11 @@ bench-peers: setup ## measure against other systems, into docs/reports/benchmark
 
 bench-short: setup ## measure short, shuffled and fresh histories, into docs/reports/benchmarks-short.md
 	$(BIN)/python bench/short.py $(OPTIONS)
+
+bench-research: torchrec ## train Meta's research HSTU from both, into docs/reports/research-trainer.md; needs its clone
+	@test -d '$(GENERATIVE_RECOMMENDERS)' || { echo 'Run: git clone https://github.com/facebookresearch/generative-recommenders, and name its folder: GENERATIVE_RECOMMENDERS=…' >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet gin-config==0.5.0 absl-py==2.5.1 pandas
+	PYTHONPATH='$(GENERATIVE_RECOMMENDERS)' $(BIN)/python bench/research_trainer.py $(OPTIONS)
 
 gpu: setup ## on a machine with CUDA: its tests, and figures into docs/reports/gpu.md
 	$(BIN)/python -m pytest -m gpu tests/integration/test_gpu.py
