@@ -41,8 +41,8 @@ inline std::vector<Bytes> views_of(const nb::list &values) {
     if (value.is_none())
       views.push_back({});
     else if (PyBytes_Check(value.ptr()))
-      views.push_back({reinterpret_cast<const uint8_t *>(PyBytes_AS_STRING(value.ptr())),
-                       static_cast<int64_t>(PyBytes_GET_SIZE(value.ptr()))});
+      views.push_back({reinterpret_cast<const uint8_t *>(PyBytes_AsString(value.ptr())),
+                       static_cast<int64_t>(PyBytes_Size(value.ptr()))});
     else
       throw nb::type_error("values must be bytes or None");
   }
@@ -72,7 +72,7 @@ inline nb::bytes new_bytes(int64_t size) {
 }
 
 inline uint8_t *begin_of(nb::bytes &object) {
-  return reinterpret_cast<uint8_t *>(PyBytes_AS_STRING(object.ptr()));
+  return reinterpret_cast<uint8_t *>(PyBytes_AsString(object.ptr()));
 }
 
 // Returns an array that owns the values.

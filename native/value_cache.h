@@ -54,7 +54,7 @@ class ValueCache {
       if (i < 0) continue;
       const nb::object *known = values_.find(key(i), hashes[i % hashes.size()], bytes_of);
       if (!known) missing.append(i);
-      PyList_SET_ITEM(values.ptr(), i, nb::object(known ? *known : nb::none()).release().ptr());
+      PyList_SetItem(values.ptr(), i, nb::object(known ? *known : nb::none()).release().ptr());
     }
     return nb::make_tuple(values, missing);
   }
@@ -81,7 +81,7 @@ class ValueCache {
   static constexpr int64_t entry_bytes = 96;
 
   static int64_t bytes_of(const nb::object &value) {
-    return entry_bytes + (value.is_none() ? 0 : PyBytes_GET_SIZE(value.ptr()));
+    return entry_bytes + (value.is_none() ? 0 : PyBytes_Size(value.ptr()));
   }
 
   const int64_t value_bytes_max_; // limit on one value

@@ -1,13 +1,10 @@
-"""Installation and imports: nothing missing, nothing heavy, nothing the wrong way round."""
+"""Imports: nothing missing, nothing heavy, nothing the wrong way round."""
 
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
-import sysconfig
-import zipfile
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -34,10 +31,6 @@ LOADS_THE_SERVER = ROOT / "client/thinrow/client/local_store.py"
 SOURCES = sorted(
     path for root in ("server", "client") for path in (ROOT / root / "thinrow").rglob("*.py")
 )
-PAGE_FILES = [
-    path for path in (ROOT / "server/thinrow").rglob("*") if path.suffix in (".css", ".html", ".js")
-]
-"""Parts of pages for people, which are read at run time."""
 
 
 def names_imported(path: Path) -> set[str]:
@@ -61,21 +54,6 @@ def modules_loaded_by(statement: str) -> set[str]:
     )
     assert result.returncode == 0, result.stderr
     return set(result.stdout.split())
-
-
-def test_wheel_holds_all_and_only_the_product(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
-    # The module is compiled without optimization: the files of a wheel are the same.
-    quick = os.environ | {"SKBUILD_CMAKE_BUILD_TYPE": "Debug"}
-    subprocess.run([*command, str(tmp_path), str(ROOT)], check=True, env=quick, timeout=240)
-    [wheel] = tmp_path.glob("thinrow-*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {"/".join(path.relative_to(ROOT).parts[1:]) for path in SOURCES + PAGE_FILES}
-    wanted |= {"thinrow/errors.py", "thinrow/py.typed", "thinrow/v1/materialization_pb2.py"}
-    wanted.add("thinrow/_native" + sysconfig.get_config_var("EXT_SUFFIX"))
-    assert wanted <= names
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"thinrow"}
-    assert not [name for name in names if "test" in name]
 
 
 @pytest.mark.parametrize("module", ["thinrow.errors", "thinrow.client"])
