@@ -155,7 +155,8 @@ class TensorBatch:
         no contextual column; lengths are new.
 
         Args:
-            traits: Traits in the order of the keys. Default: all of integers, including codes.
+            traits: Traits in the order of the keys. Default: all of integers, including codes, but
+                not torch.uint64.
             contextual: Columns whose one value per example comes before the traits.
             lengths_dtype: int32 or int64.
 
@@ -167,7 +168,11 @@ class TensorBatch:
         except ImportError as error:
             raise UsageError("A KeyedJaggedTensor needs torchrec: pip install torchrec.") from error
         if traits is None:
-            traits = [trait for trait, of in self.values.items() if is_integer(of) and of.ndim == 1]
+            traits = [
+                trait
+                for trait, of in self.values.items()
+                if is_integer(of) and of.dtype != torch.uint64 and of.ndim == 1
+            ]
         keys = [*contextual, *traits]
         parts = [self._column(name) for name in contextual]
         parts += [self._trait(trait) for trait in traits]
@@ -244,6 +249,9 @@ class TensorBatch:
         if length is not None and length < 0:
             raise UsageError(f"length is {length}, but must be 0 or more.")
         values = self._trait(trait)
+        own = values.dtype
+        if own == torch.uint64:  # which torch does not pad
+            values = values.view(torch.int64)
         length = self.max_seqlen if length is None else length
         lengths = self.offsets.diff().clamp(max=length)
         # The place of each event, counted from the first one kept.
@@ -252,10 +260,11 @@ class TensorBatch:
             places = places - (length - lengths).unsqueeze(1)
         filled = (places < 0) | (places >= lengths.unsqueeze(1))
         if not len(values):
-            return values.new_full((len(self), length, *values.shape[1:]), value)
+            return values.new_full((len(self), length, *values.shape[1:]), value).view(own)
         firsts = self.offsets[1:] - lengths
         padded = values[(firsts.unsqueeze(1) + places).clamp(0, len(values) - 1)]
-        return padded.masked_fill_(filled.view(*filled.shape, *[1] * (values.ndim - 1)), value)
+        shape = (*filled.shape, *[1] * (values.ndim - 1))
+        return padded.masked_fill_(filled.view(shape), value).view(own)
 
     def _trait(self, trait: str) -> Tensor:
         if trait not in self.values:

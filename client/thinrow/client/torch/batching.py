@@ -182,6 +182,7 @@ def to_tensors(
     integer_dtype: torch.dtype,
     allocate: Callable[[int], torch.Tensor] = plain_memory,
     threads: int = 1,
+    uint64_dtype: torch.dtype | None = None,
 ) -> TensorBatch:
     """Widens some examples into tensors, part after part.
 
@@ -190,6 +191,7 @@ def to_tensors(
         integer_dtype: As in `lay_out`.
         allocate: As in `lay_out`.
         threads: Threads that share the work.
+        uint64_dtype: As in `lay_out`.
 
     Raises:
         InputError: A value does not fit `integer_dtype`, or a column has nulls.
@@ -207,6 +209,7 @@ def to_tensors(
         generation=oldest.generation,
         watermark_ts=oldest.watermark_ts,
         integer_dtype=integer_dtype,
+        uint64_dtype=uint64_dtype,
         allocate=allocate,
     )
 

@@ -72,6 +72,10 @@ class LoaderConfig:
     """Dtype of integer traits: torch.int64, or torch.int32, which raises InputError if a value does
     not fit. Traits named `..._ts` and `event_id` are always int64."""
 
+    uint64_dtype: torch.dtype | None = None
+    """Dtype of uint64 traits: torch.uint64, which has few operations, or None for `integer_dtype`.
+    An int64 has the same bits, so that hashes from 2^63 on are negative."""
+
     columns: tuple[str, ...] | None = None
     """The rows' other columns that a batch carries. None: all."""
 
@@ -121,6 +125,10 @@ class LoaderConfig:
         if self.integer_dtype not in (torch.int64, torch.int32):
             raise UsageError(
                 f"integer_dtype is {self.integer_dtype}, but must be torch.int64 or torch.int32."
+            )
+        if self.uint64_dtype not in (torch.uint64, None):
+            raise UsageError(
+                f"uint64_dtype is {self.uint64_dtype}, but must be torch.uint64 or None."
             )
         for status, policy in self.policies.items():
             if status not in POLICIES or policy not in ("fail", "skip", "pass"):

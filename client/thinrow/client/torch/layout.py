@@ -30,6 +30,7 @@ def lay_out(
     generation: int,
     watermark_ts: int,
     integer_dtype: torch.dtype = torch.int64,
+    uint64_dtype: torch.dtype | None = None,
     allocate: Callable[[int], Tensor] = plain_memory,
 ) -> TensorBatch:
     """Returns a batch whose `values` and `present` are not written yet; see Answer.write.
@@ -47,13 +48,14 @@ def lay_out(
         watermark_ts: See TensorBatch.
         integer_dtype: int32 or int64, for every trait of integers except times and `event_id`,
             which are int64.
+        uint64_dtype: torch.uint64 for traits of uint64; None for `integer_dtype`.
         allocate: Returns memory of a size in bytes: uint8.
     """
     events = int(lengths.sum())
     dtypes = {
         trait: torch.int64
         if trait.endswith("_ts") or trait == "event_id"
-        else integer_dtype
+        else (uint64_dtype if kind.dtype == np.uint64 else None) or integer_dtype
         if kind.dtype.kind in "iu"
         else to_torch(kind.dtype)
         for trait, kind in kinds.items()

@@ -199,7 +199,11 @@ class Pipeline:
             self._clock.work("widen")
             config = self._config
             batch = to_tensors(
-                group.parts, config.integer_dtype, self._copies.allocate, config.widen_threads
+                group.parts,
+                config.integer_dtype,
+                self._copies.allocate,
+                config.widen_threads,
+                config.uint64_dtype,
             )
             self._clock.work("copy")
             sent = self._copies.send(batch)
