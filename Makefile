@@ -15,6 +15,8 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos protos/thinrow/v1/*.proto 
 	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1)
 # Folder of what `make wheel` builds.
 DIST := dist
+# Folder of the site that `make docs` builds.
+SITE := .cache/site
 # Many tests wait for processes and timers, so a third worker has something to do on two cores. A worker that
 # has run its tests takes over some of another's; module fixtures are built again there.
 SHARED := --numprocesses 3 --dist worksteal
@@ -26,9 +28,9 @@ TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict
 
 TRAINERS := lightning==2.6.6 transformers==5.24.0 accelerate==1.15.0 datasets==5.2.0
 
-.PHONY: help setup demo test test-recipes test-wheel test-fast test-long torchrec trainers faults
+.PHONY: help setup demo test test-recipes test-wheel test-docs test-fast test-long torchrec trainers faults
 .PHONY: check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors
-.PHONY: bench bench-peers bench-short bench-research gpu wheel wheels lock pin-images image-test
+.PHONY: bench bench-peers bench-short bench-research gpu docs wheel wheels lock pin-images image-test
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -45,8 +47,8 @@ setup: .venv/.installed ## create .venv with everything the other targets need
 demo: setup ## compare thin rows with fat rows on long histories, and train a model from the stream
 	$(BIN)/thinrow demo
 
-test: setup ## run all tests but those of `test-recipes` and `test-wheel`, three at a time
-	$(BIN)/python -m pytest $(SHARED) -m 'not recipes and not wheel'
+test: setup ## run all tests but those of the next three targets, three at a time
+	$(BIN)/python -m pytest $(SHARED) -m 'not recipes and not wheel and not site'
 
 test-recipes: torchrec trainers ## run the programs of docs/guides/trainers.md, each to its end, and killed and resumed
 	$(BIN)/python -m pytest $(SHARED) -m recipes
@@ -54,8 +56,11 @@ test-recipes: torchrec trainers ## run the programs of docs/guides/trainers.md, 
 test-wheel: setup ## build a wheel, and try it in environments without a compiler
 	$(BIN)/python -m pytest -m wheel tests/integration/test_wheel.py
 
+test-docs: setup ## build the documentation site, check its links, and show it in a browser
+	$(BIN)/python -m pytest -m site tests/integration/test_site.py
+
 test-fast: setup ## run the tests that start no server and no process, in a minute
-	THINROW_EXAMPLES=0.2 $(BIN)/python -m pytest $(SHARED) -m 'not server and not slow and not gpu and not recipes and not wheel'
+	THINROW_EXAMPLES=0.2 $(BIN)/python -m pytest $(SHARED) -m 'not server and not slow and not gpu and not recipes'
 
 test-long: setup ## run all tests on whole data sets, with eight times the examples
 	THINROW_EXAMPLES=8 $(BIN)/python -m pytest $(SHARED) --timeout 1800
@@ -132,6 +137,11 @@ bench-research: torchrec ## train Meta's research HSTU from both, into docs/repo
 gpu: setup ## on a machine with CUDA: its tests, and figures into docs/reports/gpu.md
 	$(BIN)/python -m pytest -m gpu tests/integration/test_gpu.py
 	$(BIN)/python bench/gpu.py --out docs/reports/gpu.md
+
+docs: setup ## build the documentation site into .cache/site/; warnings are errors
+	$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --conf-dir docs \
+		--doctree-dir .cache/doctrees . $(SITE)
 
 wheel: setup ## build the source distribution, and a wheel from it, into dist/
 	@rm -f $(DIST)/thinrow-*

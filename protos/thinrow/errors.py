@@ -1,5 +1,7 @@
 """The tree of exceptions, shared by both sides of the wire, with the gRPC status of each.
 
+::
+
     ThinRowError
     ├── UsageError                      an argument or a file of the user; says what to do
     │   ├── SchemaError                 the schema file

@@ -216,7 +216,7 @@ class TensorBatch:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
     def to_njt(self, trait: str) -> Tensor:
-        """Views a trait as a nested tensor of jagged layout, shape (examples, *, …).
+        """Views a trait as a nested tensor of jagged layout, shape `(examples, *, …)`.
 
         Values and offsets are shared, not copied. Nested tensors of one batch can be combined,
         because all have this batch's `offsets`.

@@ -148,7 +148,7 @@ class Answer:
 
         Args:
             trait: The trait's name.
-            values: Shape (events, *shape), contiguous, of the kind's dtype or, for integers, of
+            values: Shape `(events, *shape)`, contiguous, of the kind's dtype or, for integers, of
                 int32 or int64. 0 where absent. For text: codes that index `strings`.
             present: Shape (events,), needed if the trait is nullable: False where absent.
 
