@@ -54,6 +54,9 @@ def test_every_pair_of_types(source: str, target: str) -> None:
             assert not is_rounded or (math.isinf(expected) and math.isfinite(value)), value
             continue
         kept += 1
+        if math.isnan(value) and not is_rounded:
+            assert stored is None, "integers with gaps, as pandas has them"
+            continue
         assert repr(stored) == repr(expected) or (not is_rounded and stored == value), value
         assert math.isfinite(stored) or not math.isfinite(value), value
     assert source != target or kept == len(values_of(source))

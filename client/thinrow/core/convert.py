@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from decimal import Context, Decimal, Inexact
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,8 +78,16 @@ def mask(given: Any, events: int) -> NDArray[np.bool_]:  # noqa: ANN401 - what n
     return present
 
 
-def split_absent(given: Any) -> tuple[Any, NDArray[np.bool_] | None]:  # noqa: ANN401
+def split_absent(
+    given: Any,  # noqa: ANN401 - what numpy takes
+    *,
+    nan: bool = False,
+) -> tuple[Any, NDArray[np.bool_] | None]:
     """Separates values from absent ones, which are masked, or None in a sequence.
+
+    Args:
+        given: An array or a sequence.
+        nan: True if NaN is absent, too, as where pandas stores integers as floats.
 
     Returns:
         The values that are there, and a mask of shape (events,) that is True where one is; None
@@ -94,15 +103,23 @@ def split_absent(given: Any) -> tuple[Any, NDArray[np.bool_] | None]:  # noqa: A
         if (absent.any(axis=1) == present).any():
             raise ValueError("a vector is masked in part; mask it whole or not at all")
     elif isinstance(given, np.ndarray) and given.dtype != object:
-        return values, None
+        if not nan or given.dtype.kind != "f":
+            return values, None
+        present = ~np.isnan(given)
     else:
         values = _as_list(given)
-        present = np.array([value is not None for value in values], np.bool_)
+        present = np.array(
+            [value is not None and not (nan and _is_nan(value)) for value in values], np.bool_
+        )
     if present.all():
         return values, None
     if isinstance(values, np.ndarray):
         return values[present], present
-    return [value for value in values if value is not None], present
+    return list(compress(values, present)), present
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float | np.floating) and value != value
 
 
 def counted(given: Any, unit: str | None, scale: int | None = None) -> Any:  # noqa: ANN401

@@ -16,6 +16,7 @@ from thinrow.cli import (
     materialize,
     online,
     research,
+    schema,
     serve,
     slim,
     store,
@@ -54,7 +55,7 @@ def thinrow(
 
 
 for module in (
-    research,
+    *(research, schema),
     *(compact, backfill, serve, materialize, verify, inspect, token, demo, ladder, slim, wall),
     *(online, export),
 ):

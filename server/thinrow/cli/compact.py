@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import typer
 from thinrow.cli.command import command
+from thinrow.cli.schema import reasons
 from thinrow.cli.time_reports import print_outliers, print_ties, print_uncut, time_facts
 from thinrow.compaction.config import CompactionConfig
-from thinrow.jobs.console import facts, out, progress_bar, readable_bytes
+from thinrow.jobs.console import err, facts, out, progress_bar, readable_bytes
+
+if TYPE_CHECKING:
+    from thinrow.schema.proposal import ProposedSchema
 
 __all__ = ["app"]
 
@@ -24,7 +29,7 @@ def compact_command(config: CompactionConfig) -> None:
     from thinrow.store.times import readable_time
 
     with progress_bar() as progress:
-        report = compact(config, progress)
+        report = compact(config, progress, print_proposed)
     if report.already_published:
         out.print(f"Generation {report.generation} was already built by this very run.")
         return
@@ -55,3 +60,13 @@ def compact_command(config: CompactionConfig) -> None:
         out.print("Older generations still hold the users erased: --keep 1 removes those.")
     if report.ignored_columns:
         out.print(f"Not in the schema, so not stored: {', '.join(report.ignored_columns)}")
+
+
+def print_proposed(proposed: ProposedSchema) -> None:
+    """Says which schema a new store gets without --schema."""
+    err.print(
+        "No --schema is given, so the new store has this one. A stored trait cannot change: to "
+        "choose otherwise stop, and start with thinrow schema EVENTS --out FILE."
+    )
+    err.print(reasons(proposed))
+    err.print(proposed.toml, soft_wrap=True, markup=False)

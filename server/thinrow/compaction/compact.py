@@ -28,10 +28,11 @@ from thinrow.events.canonical import (
     ignored_columns,
 )
 from thinrow.events.exported import check_exports
+from thinrow.events.log_facts import propose_schema
 from thinrow.events.order import planned_cuts
 from thinrow.events.split import Progress, SplitEvents, split_events
 from thinrow.events.time_columns import TimeReader, TimeSpan
-from thinrow.schema import Schema, evolve, read_schema, to_stored
+from thinrow.schema import Schema, evolve, parse_schema, read_schema, to_stored
 from thinrow.store.generation import Generation
 from thinrow.store.generations import (
     check_nothing_newer,
@@ -57,11 +58,12 @@ from thinrow.store.marks import build_folder
 from thinrow.store.shard import storage_error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
     from thinrow.events.order import Cuts
+    from thinrow.schema.proposal import ProposedSchema
     from thinrow.store.shard import ShardWriter
 
 __all__ = ["CompactionReport", "compact"]
@@ -99,10 +101,19 @@ class CompactionReport:
     """Span of this run's arrivals that has no watermark inside; 0 with a cadence."""
 
 
-def compact(config: CompactionConfig, progress: Progress = lambda *_: None) -> CompactionReport:
+def compact(
+    config: CompactionConfig,
+    progress: Progress = lambda *_: None,
+    proposed: Callable[[ProposedSchema], None] = lambda _: None,
+) -> CompactionReport:
     """Builds and publishes the next generation of a store.
 
     Killed at any point it leaves the last generation serving, and can be run again.
+
+    Args:
+        config: The run.
+        progress: Receives the work done.
+        proposed: Receives the schema of a new store before it is built, if the run names none.
 
     Raises:
         UsageError: the schema, the events, the watermark or the store's folder cannot be used as
@@ -122,15 +133,25 @@ def compact(config: CompactionConfig, progress: Progress = lambda *_: None) -> C
             previous = None
             if current_folder(config.store) is not None:
                 previous = stack.enter_context(Generation.open_current(config.store))
-            return _compact(config, previous, progress)
+            return _compact(config, previous, progress, proposed)
     except OSError as error:
         raise storage_error(error, config.store) from error
 
 
 def _compact(
-    config: CompactionConfig, previous: Generation | None, progress: Progress
+    config: CompactionConfig,
+    previous: Generation | None,
+    progress: Progress,
+    proposed: Callable[[ProposedSchema], None],
 ) -> CompactionReport:
-    schema = read_schema(config.schema)
+    if config.schema is not None:
+        schema = read_schema(config.schema)
+    elif previous is not None:
+        schema = previous.schema
+    else:
+        proposal = propose_schema(config.events, progress)
+        proposed(proposal)
+        schema = parse_schema(proposal.toml)
     if previous is not None:
         schema = evolve(previous.schema, schema)
     files = data_files(config.events)

@@ -33,9 +33,15 @@ class CompactionConfig:
         metadata=setting("Parquet files, folders, globs, URLs.", argument="EVENTS...")
     )
     store: Path = field(metadata=setting("Folder of the store; created if it does not exist."))
-    schema: Path = field(metadata=setting("TOML file of feature groups and traits."))
     watermark_ts: int = field(
         metadata=setting("The generation holds every event that arrived before this time.")
+    )
+    schema: Path | None = field(
+        default=None,
+        metadata=setting(
+            "TOML file of feature groups and traits.",
+            default_text="the store's; for a new store, what `thinrow schema` proposes",
+        ),
     )
     shards: int | None = field(
         default=None,

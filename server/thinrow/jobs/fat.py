@@ -21,7 +21,8 @@ from thinrow.events.canonical import (
     canonical_table,
     user_ids,
 )
-from thinrow.schema import LABELS, RESERVED
+from thinrow.schema import RESERVED
+from thinrow.schema.proposal import trait_line
 from thinrow.store.hashing import event_digests, xxh3
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ __all__ = [
     "is_list",
     "passing_columns",
     "pieces",
-    "trait_line",
 ]
 
 PIECE_EVENTS = 1 << 22
@@ -134,36 +134,6 @@ def derived_schema(files: Sequence[AnyFile]) -> str:
     if len(lines) == 1:
         raise InputError(f"{files[0]} has no list column beside event_ts; it holds no fat rows.")
     return "\n".join(lines) + "\n"
-
-
-def trait_line(name: str, kind: pa.DataType, *, sparse: bool = False) -> str | None:
-    """Returns the line of a schema file for a column; None if its type is no trait's.
-
-    Args:
-        name: Name of the column.
-        kind: Type of its values.
-        sparse: True if events may lack the trait.
-    """
-    size = 1
-    if pa.types.is_fixed_size_list(kind):
-        kind, size = kind.value_type, kind.list_size
-    label = _label(kind)
-    if label is None or (size > 1 and not LABELS[label].has_vectors):
-        return None
-    options = [f'type = "{label}"']
-    options += [f"size = {size}"] if size > 1 else []
-    options += ["sparse = true"] if sparse else []
-    return f"{name} = {{ {', '.join(options)} }}"
-
-
-def _label(kind: pa.DataType) -> str | None:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return "string"
-    if pa.types.is_floating(kind):
-        return f"float{kind.bit_width}"
-    return str(kind) if pa.types.is_integer(kind) or pa.types.is_boolean(kind) else None
 
 
 def _may_lack(path: AnyFile, name: str) -> bool:

@@ -18,6 +18,7 @@ from thinrow.core.files.parquet import joined_batches
 from thinrow.core.files.paths import SUFFIXES, DataFile, Named, data_files, located
 from thinrow.core.files.tables import Table, is_table, table_name, to_table
 from thinrow.errors import InputError
+from thinrow.events.log_facts import SEPARATORS
 from thinrow.events.time_columns import TimeReader
 from thinrow.events.units import TimeUnit, likely_unit
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LOG_ROWS_MAX", "InteractionLog", "LogColumns", "read_log"]
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
 READ_ROWS = 1 << 18
 LOG_ROWS_MAX = 1 << 30
 """Limit on the interactions of a log, which memory holds."""

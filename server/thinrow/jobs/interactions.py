@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from thinrow.errors import InputError
-from thinrow.jobs.fat import trait_line
 from thinrow.schema import RESERVED
+from thinrow.schema.proposal import NAME, trait_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,7 +113,7 @@ def _traits(log: InteractionLog) -> tuple[list[pl.Series], list[str], tuple[str,
         if line is None:
             left_out.append(column.name)
             continue
-        is_name = re.fullmatch(r"[A-Za-z_]\w*", column.name, re.ASCII)
+        is_name = NAME.fullmatch(column.name)
         if not is_name or column.name in RESERVED or column.name == "item_id":
             raise InputError(
                 f"{log.name} has a column {column.name}, which no trait can be named; rename it "

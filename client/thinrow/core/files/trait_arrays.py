@@ -77,9 +77,10 @@ def trait_array(
         if types.is_integer(kind) and _is_zero_or_one(column):
             return column.cast(pa.bool_())
     elif form.type.is_float or types.is_floating(kind):
-        # pandas stores integers as floats where some are absent.
         fits = types.is_floating(kind) or types.is_integer(kind) or types.is_decimal(kind)
         if not form.type.is_float:
+            # pandas stores integers as floats where some are absent, and NaN for those.
+            column = pa.compute.if_else(pa.compute.is_nan(column), None, column)
             _refuse_rounded(path, name, column)
     else:
         return cast_integers(path, column, name, own)

@@ -166,7 +166,7 @@ def as_column(
             is_array = isinstance(values, np.ndarray)
             values = values[present] if is_array else list(compress(values, present))
     else:
-        values, present = split_absent(given)
+        values, present = split_absent(given, nan=TraitType(kind).is_integer and size == 1)
     if TraitType(kind).is_integer and size == 1:
         values = counted(values, unit, scale)
     if kind == TraitType.STRING:

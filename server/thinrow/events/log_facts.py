@@ -1,0 +1,217 @@
+"""Facts of a log's columns, from footers and a sample of bounded size, to propose a schema."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from thinrow.core.files.arrow import conformed, plain_type
+from thinrow.core.files.io_errors import first_line
+from thinrow.core.files.parquet import open_parquet
+from thinrow.core.files.paths import SUFFIXES, DataFile, data_files, located
+from thinrow.errors import InputError
+from thinrow.schema.proposal import ColumnFacts, ProposedSchema, propose
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from thinrow.core.files.parquet import ParquetTable
+    from thinrow.core.files.paths import Named
+    from thinrow.events.split import Progress
+
+__all__ = ["SAMPLE_ROWS", "SEPARATORS", "propose_schema"]
+
+SAMPLE_ROWS = 1 << 17
+"""Limit on the rows whose values are looked at."""
+SAMPLE_PLACES = 64
+"""Limit on the places of a log, evenly apart, from which the sample comes."""
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+"""Separators of text files, by extension."""
+
+
+def propose_schema(events: Named, progress: Progress = lambda *_: None) -> ProposedSchema:
+    """Proposes a schema for a log.
+
+    Absent values are counted by the footers of all files; values come from a sample of at most
+    SAMPLE_ROWS rows, from places all over a log of Parquet, and from the start of each text file.
+
+    Args:
+        events: Files, folders, globs or URLs of Parquet, CSV or TSV.
+        progress: Receives the files and places read.
+
+    Raises:
+        InputError: A file cannot be read, types of a column differ, or there is no trait.
+    """
+    files = data_files(events, (*SUFFIXES, *SEPARATORS))
+    columns: dict[str, _Column] = {}
+    rows = 0
+    for number, file in enumerate(files):
+        progress("Reading footers", number, len(files))
+        rows += _count(file, columns)
+    progress("Reading footers", len(files), len(files))
+    for table in _samples(files, progress):
+        for name in table.column_names:
+            columns[name].sample += table.column(name).chunks
+    return propose(
+        str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more",
+        [column.facts(name, rows) for name, column in columns.items()],
+    )
+
+
+@dataclass(slots=True)
+class _Column:
+    """The facts of one column that are known so far."""
+
+    kind: pa.DataType
+    where: DataFile
+    present: int | None = 0
+    """Values in all files, by their footers; None if one does not count them."""
+    sample: list[pa.Array] = field(default_factory=list)
+
+    def add(self, name: str, kind: pa.DataType, present: int | None, where: DataFile) -> None:
+        """Adds a file's column. Raises InputError if its type is another one."""
+        try:
+            merged = pa.unify_schemas(
+                [pa.schema([(name, plain_type(each))]) for each in (self.kind, kind)],
+                promote_options="permissive",
+            )
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{where} has {name} as {kind}, and {self.where} as {self.kind}; write both alike."
+            ) from error
+        self.kind = merged.field(0).type
+        self.present = None if None in (self.present, present) else self.present + present  # type: ignore[operator]
+
+    def facts(self, name: str, rows: int) -> ColumnFacts:
+        """Returns the facts, and looks at the sample for them."""
+        types = pa.types
+        chunks = [conformed(each, self.kind) for each in self.sample if not _is_null(each)]
+        sample = pa.chunked_array(chunks, self.kind)
+        values = sample.drop_null()
+        distinct, lengths = None, ()
+        if types.is_large_list(self.kind):
+            lengths = tuple(sorted(pc.unique(pc.list_value_length(values)).to_pylist())[:2])
+        elif (
+            len(values)
+            and not types.is_nested(self.kind)
+            and not isinstance(self.kind, pa.BaseExtensionType)
+        ):
+            distinct = len(values.unique())
+        return ColumnFacts(
+            name=name,
+            kind=self.kind,
+            rows=rows,
+            absent=None if self.present is None else rows - self.present,
+            sampled=len(values),
+            sampled_absent=sum(map(len, self.sample)) - len(values),
+            distinct=distinct,
+            lengths=lengths,
+            whole=types.is_floating(self.kind) and _is_whole(values),
+            text=types.is_large_binary(self.kind) and _is_text(values),
+        )
+
+
+def _is_null(values: pa.Array) -> bool:
+    return bool(pa.types.is_null(values.type))
+
+
+def _is_whole(values: pa.ChunkedArray) -> bool:
+    numbers = values.cast(pa.float64()).to_numpy()
+    return bool(np.equal(np.trunc(numbers), numbers)[np.isfinite(numbers)].all())
+
+
+def _is_text(values: pa.ChunkedArray) -> bool:
+    try:
+        values.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _count(file: DataFile, columns: dict[str, _Column]) -> int:
+    """Adds a file's columns, with the values that its footer counts; returns its rows."""
+    if _separator(file) is not None:
+        sample = _read_text(file)
+        is_whole = len(sample) < SAMPLE_ROWS
+        for name, values in zip(sample.column_names, sample.columns, strict=True):
+            present = len(values) - values.null_count if is_whole else None
+            _column(columns, name, values.type, file).add(name, values.type, present, file)
+        return len(sample)
+    with open_parquet(file) as table:
+        rows: int = table.metadata.num_rows
+        for named in table.schema_arrow:
+            nulls = _nulls(table, named)
+            present = None if nulls is None else rows - nulls
+            _column(columns, named.name, named.type, file).add(
+                named.name, named.type, present, file
+            )
+        return rows
+
+
+def _column(columns: dict[str, _Column], name: str, kind: pa.DataType, file: DataFile) -> _Column:
+    return columns.setdefault(name, _Column(plain_type(kind), file))
+
+
+def _nulls(table: ParquetTable, named: pa.Field) -> int | None:
+    """Counts a column's nulls by the footer; None where it does not say."""
+    total = 0
+    for number in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(number)
+        for leaf in table.leaves(named.name):
+            statistics = group.column(leaf).statistics
+            if statistics is None or not statistics.has_null_count:
+                return None
+            total += statistics.null_count
+    # What is null within a list or struct counts, too.
+    return None if total and pa.types.is_nested(named.type) else total
+
+
+def _samples(files: Sequence[DataFile], progress: Progress) -> Iterator[pa.Table]:
+    """Yields rows of places evenly apart: row groups of Parquet, or starts of text files."""
+    places = [(file, group) for file in files for group in range(_groups(file))]
+    chosen = places[:: -(-len(places) // SAMPLE_PLACES)]
+    for number, (file, group) in enumerate(chosen):
+        progress("Reading a sample", number, len(chosen))
+        rows = SAMPLE_ROWS // len(chosen)
+        if _separator(file) is not None:
+            yield _read_text(file).slice(0, rows)
+            continue
+        with open_parquet(file) as table:
+            for batch in table.iter_batches(rows, row_groups=[group]):
+                yield pa.table(batch)
+                break
+    progress("Reading a sample", len(chosen), len(chosen))
+
+
+def _groups(file: DataFile) -> int:
+    if _separator(file) is not None:
+        return 1
+    with open_parquet(file) as table:
+        return int(table.metadata.num_row_groups)
+
+
+def _separator(file: DataFile) -> str | None:
+    """Returns the separator of a text file; None for Parquet."""
+    return SEPARATORS.get(PurePosixPath(file.name).suffix.lower())
+
+
+def _read_text(file: DataFile) -> pa.Table:
+    """Reads the start of a text file."""
+    path, filesystem = located(file.name)
+    try:
+        source = path if filesystem is None else filesystem.cat_file(path)
+        frame = pl.read_csv(
+            source,
+            separator=_separator(file) or ",",
+            n_rows=SAMPLE_ROWS,
+            infer_schema_length=None,
+            try_parse_dates=True,
+        )
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"{file} cannot be read as CSV: {first_line(error)}.") from error
+    return frame.with_columns(pl.lit(value).alias(key) for key, value in file.keys).to_arrow()

@@ -1,0 +1,261 @@
+"""A schema proposed from the columns of a log: their types, what they look like, and why."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+from thinrow.core.files.arrow import is_list_of_any_length, plain_type, shown_type
+from thinrow.core.traits import SCALE_MAX
+from thinrow.errors import InputError
+from thinrow.schema.toml_file import NAME_BYTES_MAX, VECTOR_SIZE_MAX
+from thinrow.schema.traits import LABELS, RESERVED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "NAME",
+    "ColumnFacts",
+    "ProposedColumn",
+    "ProposedSchema",
+    "propose",
+    "trait_line",
+]
+
+NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+"""Names that a trait can have."""
+CATEGORIES_MAX = 4096
+"""Limit on the distinct values of an integer that looks categorical."""
+REPEATS_MIN = 20
+"""Rows for each distinct value, at least, of an integer that looks categorical."""
+UNIQUE_SHARE = 0.5
+"""Share of distinct values from where on a column has high cardinality."""
+RARE_SHARE = 0.5
+"""Share of absent values from where on a trait is in a group of its own kind."""
+GROUPS = ("item", "context", "rare", "vectors")
+"""Groups in the order of the file: what models read together is stored together."""
+
+Group = Literal["item", "context", "rare", "vectors"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnFacts:
+    """Facts of one column of a log."""
+
+    name: str
+    kind: pa.DataType
+    """Arrow type of the file."""
+    rows: int
+    """Rows of the log."""
+    absent: int | None
+    """Nulls of the whole log, NaN of integers aside; None if only the sample was counted."""
+    sampled: int
+    """Values of the sample that are not null."""
+    sampled_absent: int
+    """Nulls of the sample."""
+    distinct: int | None
+    """Distinct values of the sample; None for lists and structs."""
+    lengths: tuple[int, ...] = ()
+    """Lengths of the sample's lists, or bytes of its binary values; two at most."""
+    whole: bool = False
+    """True if all floats of the sample are whole numbers."""
+    text: bool = False
+    """True if all binary values of the sample are UTF-8."""
+
+    @property
+    def absent_share(self) -> float:
+        """Share of rows without a value."""
+        if self.absent is not None:
+            return self.absent / max(self.rows, 1)
+        return self.sampled_absent / max(self.sampled + self.sampled_absent, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProposedColumn:
+    """The proposal for one column."""
+
+    name: str
+    kind: str
+    """Type in the log."""
+    group: Group | None
+    """The feature group; None where the column is no trait."""
+    line: str
+    """The line of the schema file; empty where the column is no trait."""
+    reasons: tuple[str, ...]
+    """Reasons of the proposal, as phrases."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProposedSchema:
+    """The proposal for a log."""
+
+    columns: tuple[ProposedColumn, ...]
+    """Columns in the order of the log."""
+
+    @property
+    def toml(self) -> str:
+        """The schema file."""
+        parts = []
+        for group in GROUPS:
+            lines = [column.line for column in self.columns if column.group == group]
+            if lines:
+                parts.append("\n".join([f"[{group}]", *lines]))
+        return "\n\n".join(parts) + "\n"
+
+
+def propose(name: str, columns: Sequence[ColumnFacts]) -> ProposedSchema:
+    """Proposes a schema that takes every value of a log.
+
+    Args:
+        name: Name of the log, for errors.
+        columns: Its columns.
+
+    Raises:
+        InputError: No column can be a trait.
+    """
+    key = _key(columns)
+    found = ProposedSchema(columns=tuple(_proposed(column, key) for column in columns))
+    if not any(column.line for column in found.columns):
+        raise InputError(
+            f"{name} has no column that can be a trait; it has "
+            f"{', '.join(column.name for column in columns)}."
+        )
+    return found
+
+
+def trait_line(
+    name: str, kind: pa.DataType, *, sparse: bool = False, key: bool = False
+) -> str | None:
+    """Returns the line of a schema file for a column; None if its type is no trait's.
+
+    Args:
+        name: Name of the column.
+        kind: Type of its values.
+        sparse: True if events may lack the trait.
+        key: True if it enters the digest.
+    """
+    options = _options(kind)
+    if options is None:
+        return None
+    options += ["sparse = true"] if sparse else []
+    options += ["key = true"] if key else []
+    return f"{name} = {{ {', '.join(options)} }}"
+
+
+def _options(kind: pa.DataType) -> list[str] | None:
+    """Returns the options of a trait that takes every value of a type."""
+    kind, types = plain_type(kind), pa.types
+    if types.is_fixed_size_list(kind):
+        inner, size = _options(kind.value_type), kind.list_size
+        has_vectors = inner is not None and len(inner) == 1 and LABELS[_label(inner)].has_vectors
+        if inner is None or not has_vectors or not 2 <= size <= VECTOR_SIZE_MAX:
+            return None
+        return [*inner, f"size = {size}"]
+    if isinstance(kind, pa.UuidType | pa.JsonType) or types.is_large_string(kind):
+        return ['type = "string"']
+    if types.is_date32(kind):
+        return ['type = "int32"', 'unit = "d"']
+    if types.is_date64(kind):
+        return ['type = "int64"', 'unit = "ms"']
+    if types.is_timestamp(kind) or types.is_duration(kind) or types.is_time(kind):
+        return ['type = "int64"', f'unit = "{kind.unit}"']
+    if types.is_decimal(kind):
+        if kind.precision > SCALE_MAX or not 0 <= kind.scale <= SCALE_MAX:
+            return ['type = "float64"']
+        return ['type = "int64"'] + ([f"scale = {kind.scale}"] if kind.scale else [])
+    if types.is_floating(kind):
+        return [f'type = "float{kind.bit_width}"']
+    return [f'type = "{kind}"'] if types.is_integer(kind) or types.is_boolean(kind) else None
+
+
+def _label(options: list[str]) -> str:
+    return options[0].split('"')[1]
+
+
+def _key(columns: Iterable[ColumnFacts]) -> str | None:
+    """Chooses the trait that identifies what an event is about; None where none looks like it."""
+    ids = [
+        column.name
+        for column in columns
+        if column.name not in RESERVED
+        and NAME.fullmatch(column.name)
+        and column.absent == 0
+        and _is_id(plain_type(column.kind))
+        and column.name.endswith(("_id", "_key"))
+    ]
+    return min(ids, key=lambda name: not name.startswith("item"), default=None)
+
+
+def _is_id(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_large_string(kind))
+
+
+def _proposed(column: ColumnFacts, key: str | None) -> ProposedColumn:
+    name, kind = column.name, plain_type(column.kind)
+    shown = shown_type(kind)
+
+    def left_out(reason: str) -> ProposedColumn:
+        return ProposedColumn(name=name, kind=shown, group=None, line="", reasons=(reason,))
+
+    if name in RESERVED:
+        return left_out("not a trait: every event has it, or ThinRow writes it")
+    if not NAME.fullmatch(name) or len(name) > NAME_BYTES_MAX:
+        return left_out("left out: rename it to letters, digits and _ to have it as a trait")
+    if pa.types.is_null(kind) or not column.sampled:
+        return left_out("left out: it has no value")
+    reasons: list[str] = []
+    kind = _stored_kind(column, kind, reasons)
+    sparse = column.absent != 0
+    line = trait_line(name, kind, sparse=sparse, key=name == key)
+    if line is None:
+        return left_out(f"left out: no trait has the type {shown}")
+    if sparse:
+        of = "" if column.absent is not None else " in the sample, and footers do not count all"
+        reasons.append(f"sparse: {column.absent_share:.1%} absent{of}")
+    if _looks_categorical(column, kind):
+        line = line.replace(f'"{kind}"', '"categorical"', 1)
+        reasons.append(f"categorical: {column.distinct:,} distinct in {column.sampled:,}")
+    elif column.distinct is not None and column.distinct > UNIQUE_SHARE * column.sampled > 1:
+        reasons.append(f"high cardinality: {column.distinct:,} distinct in {column.sampled:,}")
+    if name == key:
+        reasons.append("key: it says what the event is about")
+    group: Group = "context"
+    if "size = " in line:
+        group = "vectors"
+    elif name == key or name.startswith("item"):
+        group = "item"
+    elif column.absent_share >= RARE_SHARE:
+        group = "rare"
+    return ProposedColumn(name=name, kind=shown, group=group, line=line, reasons=tuple(reasons))
+
+
+def _stored_kind(column: ColumnFacts, kind: pa.DataType, reasons: list[str]) -> pa.DataType:
+    """Returns a type that has a trait, for what needs a look at the values."""
+    types = pa.types
+    if (types.is_large_binary(kind) or types.is_fixed_size_binary(kind)) and column.text:
+        reasons.append("string: its bytes are UTF-8")
+        return pa.large_string()
+    if is_list_of_any_length(kind) and len(column.lengths) == 1:
+        [length] = column.lengths
+        reasons.append(f"vector: every list of the sample has {length}")
+        return pa.list_(kind.value_type, length)
+    if types.is_floating(kind) and column.whole:
+        reasons.append("whole numbers: a type of integers takes them, too")
+    if types.is_decimal(kind) and kind.precision > SCALE_MAX:
+        reasons.append(f"float64: int64 does not hold {kind.precision} digits")
+    if types.is_temporal(kind):
+        reasons.append("counts of its unit, since 1970 if it is a moment")
+    return kind
+
+
+def _looks_categorical(column: ColumnFacts, kind: pa.DataType) -> bool:
+    is_wide = pa.types.is_integer(kind) and kind.bit_width >= 32 and not pa.types.is_uint64(kind)
+    return (
+        is_wide
+        and column.distinct is not None
+        and column.distinct <= CATEGORIES_MAX
+        and column.distinct * REPEATS_MIN <= column.sampled
+    )

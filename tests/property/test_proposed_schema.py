@@ -1,0 +1,192 @@
+"""A schema proposed for a log takes every value of the log, and says why."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.built_worlds import new_folder
+from support.scenarios import examples
+from support.worlds import START_TS
+from thinrow.cli.app import app
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
+from thinrow.core.files.paths import data_files
+from thinrow.errors import InputError
+from thinrow.events import log_facts
+from thinrow.events.canonical import read_events
+from thinrow.events.log_facts import propose_schema
+from thinrow.events.time_columns import TimeReader
+from thinrow.schema import parse_schema
+from typer.testing import CliRunner
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from thinrow.schema.proposal import ProposedColumn, ProposedSchema
+
+NUMBERS = [
+    *(pa.int8(), pa.int16(), pa.int32(), pa.int64()),
+    *(pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()),
+    *(pa.float16(), pa.float32(), pa.float64()),
+]
+KINDS = [
+    *NUMBERS,
+    *(pa.bool_(), pa.string(), pa.large_string(), pa.string_view(), pa.json_(), pa.uuid()),
+    *(pa.date32(), pa.timestamp("s"), pa.timestamp("ns", "UTC"), pa.duration("ms")),
+    *(pa.time32("s"), pa.time64("us"), pa.decimal128(10, 2), pa.decimal128(38, 0)),
+    *(pa.binary(), pa.null(), pa.list_(pa.int32()), pa.list_(pa.float32(), 2)),
+    pa.dictionary(pa.int32(), pa.string()),
+]
+
+
+@st.composite
+def columns(draw: st.DrawFn, rows: int) -> pa.Array:
+    """A column of any type, of few or many values, with or without nulls."""
+    kind = draw(st.sampled_from(KINDS))
+    value = st.integers(0, draw(st.sampled_from((1, 100))))
+    absent = draw(st.sampled_from((0, 0, 3)))
+    numbers = [
+        None if absent and draw(st.integers(0, absent)) == 0 else draw(value) for _ in range(rows)
+    ]
+    return as_kind(numbers, kind)
+
+
+def as_kind(numbers: list[int | None], kind: pa.DataType) -> pa.Array:
+    """Makes values of a type from small integers."""
+    types = pa.types
+    if isinstance(kind, pa.UuidType):
+        return pa.array([None if n is None else n.to_bytes(16, "big") for n in numbers], kind)
+    if types.is_null(kind):
+        return pa.nulls(len(numbers))
+    if types.is_dictionary(kind):
+        return as_kind(numbers, kind.value_type).dictionary_encode()
+    if types.is_fixed_size_list(kind) or types.is_list(kind):
+        return pa.array([None if n is None else [n, n] for n in numbers], kind)
+    if types.is_decimal(kind):
+        return pa.array([None if n is None else Decimal(n) for n in numbers], kind)
+    if types.is_temporal(kind):
+        return pa.array(numbers, pa.int64() if kind.bit_width == 64 else pa.int32()).cast(kind)
+    if types.is_boolean(kind):
+        return pa.array([None if n is None else n > 0 for n in numbers])
+    if types.is_integer(kind) or types.is_floating(kind):
+        return pa.array(numbers, pa.int64()).cast(kind)
+    return pa.array([None if n is None else str(n) for n in numbers]).cast(kind)
+
+
+def ids(rows: int) -> dict[str, pa.Array]:
+    return {
+        "user_id": pa.array([n % 3 for n in range(rows)]),
+        "event_ts": pa.array([START_TS + n for n in range(rows)]),
+    }
+
+
+@given(st.data())
+@examples(60)
+def test_every_value_of_the_log_is_taken(data: st.DataObject) -> None:
+    rows = data.draw(st.sampled_from((1, 30)))
+    made = {f"c{n}": data.draw(columns(rows)) for n in range(data.draw(st.integers(1, 5)))}
+    table = pa.table({**ids(rows), **made})
+    with new_folder() as folder:
+        pq.write_table(table, folder / "a.parquet", row_group_size=data.draw(st.integers(1, 40)))
+        if data.draw(st.booleans()):
+            pq.write_table(table.drop_columns("c0"), folder / "b.parquet")
+        try:
+            proposed = propose_schema(folder)
+        except InputError as error:
+            assert "no column that can be a trait" in str(error)
+            assert all(no_trait(column) for column in made.values())
+            return
+        schema = parse_schema(proposed.toml)
+        found = {trait.name for trait in schema.traits}
+        assert found == {name for name, column in made.items() if not no_trait(column)}
+        for file in data_files(folder):
+            for batch in read_events(file, schema, TimeReader(None)):
+                assert batch.num_rows
+
+
+def no_trait(column: pa.Array) -> bool:
+    return bool(column.null_count == len(column))
+
+
+def proposals(folder: Path, **made: pa.Array) -> dict[str, ProposedColumn]:
+    rows = len(next(iter(made.values())))
+    path = folder / "log.parquet"
+    pq.write_table(pa.table({**ids(rows), **made}), path)
+    return {column.name: column for column in propose_schema(path).columns}
+
+
+def test_what_columns_look_like(tmp_path: Path) -> None:
+    found = proposals(
+        tmp_path,
+        item_id=pa.array(range(100)),
+        shelf=pa.array([n % 4 for n in range(100)]),
+        note=pa.array([str(n) if n < 20 else None for n in range(100)]),
+        vector=pa.array([[1.0, 2.0]] * 100),
+        ragged=pa.array([[1]] * 99 + [[1, 2]]),
+        request_ts=pa.array(range(100)),
+        **{"a b": pa.array(range(100))},
+    )
+    lines = {name: (column.group, column.line) for name, column in found.items()}
+    assert lines["item_id"] == ("item", 'item_id = { type = "int64", key = true }')
+    assert "high cardinality: 100 distinct in 100" in found["item_id"].reasons
+    assert lines["shelf"] == ("context", 'shelf = { type = "categorical" }')
+    assert lines["note"] == ("rare", 'note = { type = "string", sparse = true }')
+    assert found["note"].reasons[0] == "sparse: 80.0% absent"
+    assert lines["vector"] == ("vectors", 'vector = { type = "float64", size = 2 }')
+    for name, why in (("ragged", "no trait has"), ("request_ts", "writes it"), ("a b", "rename")):
+        assert lines[name] == (None, "") and why in found[name].reasons[0]
+
+
+def test_a_sample_is_bounded_and_footers_count_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One null far from every place of the sample makes the trait sparse."""
+    monkeypatch.setattr(log_facts, "SAMPLE_ROWS", 8)
+    monkeypatch.setattr(log_facts, "SAMPLE_PLACES", 4)
+    values = pa.array([None if n == 999 else n for n in range(1000)])
+    pq.write_table(pa.table({**ids(1000), "x": values}), tmp_path / "a.parquet", row_group_size=10)
+    seen: list[tuple[int, int]] = []
+    found = propose_schema(tmp_path, lambda _, done, total: seen.append((done, total)))
+    [line] = [column.line for column in found.columns if column.name == "x"]
+    assert line == 'x = { type = "int64", sparse = true }'
+    assert seen[-1] == (4, 4)
+
+
+def test_text_files_and_folders_of_keys(tmp_path: Path) -> None:
+    folder = tmp_path / "dt=2024-01-02"
+    folder.mkdir()
+    (folder / "log.csv").write_text("user_id,event_ts,price,day\n1,2,1.5,2024-01-01\n1,3,,\n")
+    lines = {column.name: column.line for column in propose_schema(tmp_path).columns}
+    assert lines["price"] == 'price = { type = "float64", sparse = true }'
+    assert lines["day"] == 'day = { type = "int32", unit = "d", sparse = true }'
+    assert lines["dt"] == 'dt = { type = "int32", unit = "d" }'
+
+
+def nothing_proposed(_: ProposedSchema) -> None:
+    pytest.fail("The store has a schema.")
+
+
+def test_a_new_store_without_a_schema_takes_the_proposal_and_says_so(tmp_path: Path) -> None:
+    log, store = tmp_path / "log.parquet", tmp_path / "store"
+    pq.write_table(pa.table({**ids(3), "item_id": pa.array([1, 2, 3])}), log)
+    to = ["--store", str(store), "--watermark", str(START_TS + 2)]
+    first = CliRunner().invoke(app, ["compact", str(log), *to])
+    assert first.exit_code == 0, first.output
+    assert 'item_id = { type = "int64", key = true }' in first.stderr
+    schema = tmp_path / "schema.toml"
+    shown = CliRunner().invoke(app, ["schema", str(log), "--out", str(schema)])
+    assert shown.exit_code == 0 and "key:" in shown.stderr
+    printed = CliRunner().invoke(app, ["schema", str(log)]).stdout
+    assert printed == schema.read_text(encoding="utf-8")
+    assert CliRunner().invoke(app, ["schema", str(log), "--out", str(schema)]).exit_code == 2
+    for number, path in ((2, None), (3, schema)):
+        config = CompactionConfig(
+            events=log, store=store, schema=path, watermark_ts=START_TS + 1 + number
+        )
+        assert compact(config, proposed=nothing_proposed).generation == number
