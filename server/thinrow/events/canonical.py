@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.core.files.arrow import plain, plain_schema, trait_type
+from thinrow.core.files.nested import field_names, field_type, split_name, with_fields
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.trait_arrays import cast_integers, trait_array
 from thinrow.errors import InputError
@@ -80,7 +81,16 @@ def user_ids(path: AnyFile, column: pa.ChunkedArray) -> pa.ChunkedArray:
 def ignored_columns(path: AnyFile, schema: Schema) -> list[str]:
     """Columns of a file that are neither an event's own nor a trait."""
     known = {*ID_COLUMNS, *(trait.name for trait in schema.traits)}
-    return [name for name in open_parquet(path).schema_arrow.names if name not in known]
+    roots = {name.partition(".")[0] for name in known}
+    columns = open_parquet(path).schema_arrow
+    names = [
+        name
+        for column in columns
+        for name in (
+            field_names(column.type, column.name) if column.name in roots else [column.name]
+        )
+    ]
+    return [name for name in names if name not in known]
 
 
 def read_events(path: AnyFile, schema: Schema, times: TimeReader) -> Iterator[pa.Table]:
@@ -92,7 +102,8 @@ def read_events(path: AnyFile, schema: Schema, times: TimeReader) -> Iterator[pa
     file = open_parquet(path)
     if is_export(file):
         times = times.of_exports()
-    names = set(file.schema_arrow.names)
+    every = [*ID_COLUMNS, *schema.by_name]
+    names = {name for name in every if field_type(file.schema_arrow, name) is not None}
     for required in ("user_id", "event_ts"):
         if required not in names:
             raise InputError(f"{path} has no column {required}; every event needs one.")
@@ -102,7 +113,7 @@ def read_events(path: AnyFile, schema: Schema, times: TimeReader) -> Iterator[pa
                 f"{path} has no column {trait.name}, which the schema lists; add it, or give the "
                 f"trait sparse = true or a default."
             )
-    wanted = [name for name in dict.fromkeys((*ID_COLUMNS, *schema.by_name)) if name in names]
+    wanted = [split_name(file.schema_arrow, name)[0] for name in every if name in names]
     for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
         yield canonical_table(path, schema, pa.table(batch), times)
     times.finish(path)
@@ -115,6 +126,7 @@ def canonical_table(path: AnyFile, schema: Schema, table: pa.Table, times: TimeR
     """
     if not table.num_rows:
         return canonical_schema(schema).empty_table()
+    table = with_fields(table, [trait.name for trait in schema.traits if "." in trait.name])
     table = pa.table([plain(column) for column in table.columns], plain_schema(table.schema))
     absent = [field.name for field in table.schema if pa.types.is_null(field.type)]
     for name in ("user_id", "event_ts"):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.core.files.arrow import conformed, plain_type
 from thinrow.core.files.io_errors import first_line
+from thinrow.core.files.nested import field_names, field_type, with_fields
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.paths import SUFFIXES, DataFile, data_files, located
 from thinrow.errors import InputError
@@ -55,8 +56,10 @@ def propose_schema(events: Named, progress: Progress = lambda *_: None) -> Propo
         rows += _count(file, columns)
     progress("Reading footers", len(files), len(files))
     for table in _samples(files, progress):
-        for name in table.column_names:
-            columns[name].sample += table.column(name).chunks
+        names = [name for each in table.schema for name in field_names(each.type, each.name)]
+        flat = with_fields(table, names)
+        for name in names:
+            columns[name].sample += flat.column(name).chunks
     return propose(
         str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more",
         [column.facts(name, rows) for name, column in columns.items()],
@@ -147,9 +150,10 @@ def _count(file: DataFile, columns: dict[str, _Column]) -> int:
         for named in table.schema_arrow:
             nulls = _nulls(table, named)
             present = None if nulls is None else rows - nulls
-            _column(columns, named.name, named.type, file).add(
-                named.name, named.type, present, file
-            )
+            for name in field_names(named.type, named.name):
+                kind = field_type(table.schema_arrow, name)
+                assert kind is not None
+                _column(columns, name, kind, file).add(name, kind, present, file)
         return rows
 
 

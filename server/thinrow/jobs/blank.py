@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,14 +27,14 @@ def blank_values(values: pa.Array) -> NDArray[np.bool_]:
         kind = flat.type
         if pa.types.is_boolean(kind):
             return pc.invert(flat)
-        if pa.types.is_floating(kind):
+        if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
             flat = flat.cast(pa.float64())
             return pc.or_(pc.is_nan(flat), pc.is_in(flat, pa.array([0.0, -1.0])))
         if pa.types.is_integer(kind):
             blanks = [0] if pa.types.is_unsigned_integer(kind) else [0, -1]
             return pc.is_in(flat, pa.array(blanks, kind))
         if pa.types.is_temporal(kind):
-            return is_blank(flat.cast(pa.int64()))
+            return is_blank(flat.cast(pa.int64() if kind.bit_width == 64 else pa.int32()))
         if pa.types.is_null(kind):
             return pa.array(np.ones(len(flat), dtype=np.bool_))
         try:
@@ -63,8 +64,10 @@ def equal_values(values: pa.Array, text: str, *, strict: bool) -> NDArray[np.boo
                 return pc.is_nan(flat) if np.isnan(number) else pc.equal(flat, number)
             if pa.types.is_integer(kind):
                 return pc.equal(flat, pa.scalar(int(text), kind))
+            if pa.types.is_decimal(kind):
+                return pc.equal(flat, pa.scalar(Decimal(text)))
             return pc.equal(flat.cast(pa.large_string()), text)
-        except (ValueError, KeyError, OverflowError, pa.ArrowException):
+        except (ValueError, KeyError, ArithmeticError, pa.ArrowException):
             if strict:
                 raise InputError(
                     f"--padding-value {text} is no value of a list of {kind}; give one that its "

@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from thinrow.compaction.trait_values import digest_fields_of
-from thinrow.core.files.arrow import plain, plain_type
+from thinrow.core.files.arrow import one_array, plain_type
+from thinrow.core.files.nested import field_names, field_type, split_name, with_fields
 from thinrow.core.files.parquet import open_parquet
 from thinrow.errors import InputError
 from thinrow.events.canonical import (
@@ -26,7 +27,7 @@ from thinrow.schema.proposal import trait_line
 from thinrow.store.hashing import event_digests, xxh3
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from thinrow.core.files.paths import AnyFile
@@ -94,9 +95,12 @@ def pieces(files: Sequence[AnyFile]) -> list[Piece]:
     for path in files:
         file = open_parquet(path)
         metadata = file.metadata
-        if "event_ts" not in file.schema_arrow.names:
+        lists = _lists(path)
+        if "event_ts" not in {*lists, *file.schema_arrow.names}:
             raise InputError(f"{path} has no column event_ts; every event of a fat row needs one.")
-        leaf = file.leaves("event_ts").start
+        leaf = file.leaves(
+            split_name(file.schema_arrow, lists.get("event_ts", "event_ts"))[0]
+        ).start
         first = rows = events = 0
         for group in range(metadata.num_row_groups):
             facts = metadata.row_group(group)
@@ -116,19 +120,21 @@ def derived_schema(files: Sequence[AnyFile]) -> str:
 
     Raises InputError where a list is of nothing that a trait can be.
     """
-    file = open_parquet(files[0])
-    if "event_ts" not in file.schema_arrow.names:
+    lists = _lists(files[0])
+    if "event_ts" not in lists:
         raise InputError(f"{files[0]} has no list column event_ts; it holds no fat rows.")
     lines = ["[history]"]
-    for field in file.schema_arrow:
-        if not is_list(field.type) or field.name in RESERVED:
+    for name, column in lists.items():
+        if name in RESERVED:
             continue
-        sparse = any(_may_lack(path, field.name) for path in files)
-        line = trait_line(field.name, field.type.value_type, sparse=sparse)
+        sparse = any(_may_lack(path, name) for path in files)
+        kind = field_type(open_parquet(files[0]).schema_arrow, column)
+        assert kind is not None
+        line = trait_line(name, kind.value_type, sparse=sparse)
         if line is None:
             raise InputError(
-                f"{files[0]}: {field.name} is {field.type}, which is no trait's; say with --schema "
-                f"which lists are traits."
+                f"{files[0]}: {name} is {kind}, which is no trait's; say with --schema which lists "
+                f"are traits."
             )
         lines.append(line)
     if len(lines) == 1:
@@ -140,6 +146,8 @@ def _may_lack(path: AnyFile, name: str) -> bool:
     """True if some event may lack a trait: if it has more nulls than there are empty lists."""
     file = open_parquet(path)
     metadata = file.metadata
+    if _lists(path).get(name) != name:
+        return True  # footers do not distinguish absent values of a struct's field from empty lists
 
     def nulls(column: str) -> list[int | None]:
         leaves = file.leaves(column)
@@ -153,6 +161,36 @@ def _may_lack(path: AnyFile, name: str) -> bool:
     return None in counted or counted != nulls("event_ts")
 
 
+def _lists(path: AnyFile) -> dict[str, str]:
+    """Finds the list columns of a file by name.
+
+    If none is ``event_ts``, the fields of the one list of structs that has it are such columns.
+
+    Raises:
+        InputError: There are several such lists, or a field has a column's name.
+    """
+    lists = [column for column in open_parquet(path).schema_arrow if is_list(column.type)]
+    found = {column.name: column.name for column in lists}
+    if "event_ts" in found:
+        return found
+    histories = {
+        column.name: [name.removeprefix(f"{column.name}.") for name in names]
+        for column in lists
+        for names in [field_names(plain_type(column.type).value_type, column.name)]
+        if f"{column.name}.event_ts" in names
+    }
+    if len(histories) > 1:
+        raise InputError(
+            f"{path} has event_ts in {' and in '.join(histories)}; leave out all but one of them."
+        )
+    for column, fields in histories.items():
+        del found[column]
+        if twice := sorted({*fields} & {*found}):
+            raise InputError(f"{path} has {twice[0]} as a list and in {column}; leave out one.")
+        found |= {field: f"{column}.{field}" for field in fields}
+    return found
+
+
 def is_list(kind: pa.DataType) -> bool:
     """True if a column of this type holds a list in each row."""
     kind = plain_type(kind)
@@ -164,9 +202,10 @@ def passing_columns(path: AnyFile, schema: Schema) -> list[str]:
 
     Raises InputError where the file lacks what a fat row needs, or has what a thin row brings.
     """
-    fields = open_parquet(path).schema_arrow
+    fields, lists = open_parquet(path).schema_arrow, _lists(path)
+    names = {*fields.names, *lists}
     for name in ("user_id", "request_ts", "event_ts"):
-        if name not in fields.names:
+        if name not in names:
             raise InputError(f"{path} has no column {name}; every fat row needs one.")
     for name in WRITTEN:
         if name in fields.names:
@@ -177,30 +216,35 @@ def passing_columns(path: AnyFile, schema: Schema) -> list[str]:
             f"rows without it."
         )
     for trait in schema.traits:
-        if trait.name not in fields.names and not trait.sparse:
+        if trait.name not in names and not trait.sparse:
             raise InputError(
                 f"{path} has no column {trait.name}, which the schema lists; take it out of the "
                 f"schema, or give the trait sparse = true."
             )
-    for name in history_columns(path, schema):
-        if not is_list(fields.field(name).type):
-            raise InputError(f"{path}: {name} is {fields.field(name).type}; it must be a list.")
-    return [
-        name for name in fields.names if name not in {*history_columns(path, schema), STATUS_COLUMN}
-    ]
+    histories = history_columns(path, schema)
+    for name, column in histories.items():
+        if name not in lists:
+            raise InputError(f"{path}: {name} is {fields.field(column).type}; it must be a list.")
+    used = {split_name(fields, column)[0] for column in histories.values()}
+    return [name for name in fields.names if name not in {*used, STATUS_COLUMN}]
 
 
-def history_columns(path: AnyFile, schema: Schema) -> list[str]:
-    """The columns of lists: ``event_ts``, ``event_id`` where there is one, and the traits."""
+def history_columns(path: AnyFile, schema: Schema) -> dict[str, str]:
+    """The columns of lists, or fields of lists of structs, of ``event_ts``, ``event_id`` where
+    there is one, and the traits, by these names."""
     names = open_parquet(path).schema_arrow.names
-    return [name for name in ("event_ts", "event_id", *schema.by_name) if name in names]
+    columns = {name: name for name in names} | _lists(path)
+    wanted = ("event_ts", "event_id", *schema.by_name)
+    return {name: columns[name] for name in wanted if name in columns}
 
 
 def finest_unit(files: Sequence[AnyFile], unit: TimeUnit | None) -> TimeUnit:
     """Returns the finest unit of the events' times in some files; ``unit`` is that of integers."""
     found: list[TimeUnit] = ["ms"]
     for path in files:
-        kind = open_parquet(path).schema_arrow.field("event_ts").type.value_type
+        listed = field_type(open_parquet(path).schema_arrow, _lists(path)["event_ts"])
+        assert listed is not None
+        kind = listed.value_type
         found.append(kind.unit if pa.types.is_timestamp(kind) else unit or "ms")
     return max(found, key=("s", "ms", "us", "ns").index)
 
@@ -215,10 +259,11 @@ def fat_batches(
     file = open_parquet(piece.path)
     rows = max(1, BATCH_EVENTS * piece.rows // max(piece.events, 1))
     names = history_columns(piece.path, schema)
+    read = [split_name(file.schema_arrow, column)[0] for column in names.values()]
     batches = file.iter_batches(
         min(rows, PIECE_ROWS),
         row_groups=list(piece.row_groups),
-        columns=["user_id", "request_ts", *names],
+        columns=["user_id", "request_ts", *read],
     )
     for batch in batches:
         if len(batch):
@@ -230,7 +275,7 @@ def _fat_batch(
     path: AnyFile,
     schema: Schema,
     batch: pa.RecordBatch,
-    names: Sequence[str],
+    names: Mapping[str, str],
     times: TimeReader,
     layout: FatLayout,
     tally: LayoutTally,
@@ -238,7 +283,8 @@ def _fat_batch(
     table = pa.table(batch)
     users = user_ids(path, table.column("user_id")).to_numpy()
     request_ts = times.read(path, table.column("request_ts"), "request_ts").ms.to_numpy()
-    columns = {name: plain(batch.column(name)) for name in names}
+    with_all = with_fields(table, list(names.values()))
+    columns = {name: one_array(with_all.column(column)) for name, column in names.items()}
     for name, column in columns.items():
         if column.null_count:
             raise InputError(

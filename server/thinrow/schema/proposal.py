@@ -25,8 +25,8 @@ __all__ = [
     "trait_line",
 ]
 
-NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-"""Names that a trait can have."""
+NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+"""Names that a trait can have: with dots, fields of structs."""
 CATEGORIES_MAX = 4096
 """Limit on the distinct values of an integer that looks categorical."""
 REPEATS_MIN = 20
@@ -142,7 +142,8 @@ def trait_line(
         return None
     options += ["sparse = true"] if sparse else []
     options += ["key = true"] if key else []
-    return f"{name} = {{ {', '.join(options)} }}"
+    shown = f'"{name}"' if "." in name else name
+    return f"{shown} = {{ {', '.join(options)} }}"
 
 
 def _options(kind: pa.DataType) -> list[str] | None:

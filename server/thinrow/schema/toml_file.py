@@ -106,7 +106,7 @@ def parse_schema(text: str) -> Schema:
 
 
 def _check_name(where: str, name: str) -> None:
-    if not name.replace("_", "a").isalnum() or not name.isascii() or name[0].isdigit():
+    if not name or not name.replace("_", "a").isalnum() or not name.isascii() or name[0].isdigit():
         raise SchemaError(
             f"{where}: {name!r} is not a name; use letters, digits and _, not a digit first."
         )
@@ -115,7 +115,10 @@ def _check_name(where: str, name: str) -> None:
 
 
 def _parse_trait(where: str, name: str, line: object, number: int) -> Trait:
-    _check_name(where, name)
+    for part in name.split("."):
+        _check_name(where, part)
+    if len(name) > NAME_BYTES_MAX:
+        raise SchemaError(f"{where}: longer than {NAME_BYTES_MAX} letters.")
     if name in RESERVED:
         raise SchemaError(f"{where}: every event has {name} already; remove the line.")
     fields = {"type": line} if isinstance(line, str) else line
