@@ -76,7 +76,8 @@ def test_from_a_log_to_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
         part: sorted(rows) for part, rows in expected.items()
     }
 
-    program = done.stdout[done.stdout.index("import torch") :]
+    program = done.stdout[done.stdout.index("from thinrow") :]
+    assert len(program.splitlines()) == 10
     capsys.readouterr()
     exec(compile(program, "printed", "exec"), {})
     loss = float(capsys.readouterr().out.removeprefix("loss of the last batch: "))

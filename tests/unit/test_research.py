@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -149,6 +150,22 @@ def test_columns_become_traits_by_their_types(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("texts", "expected_ts"),
+    [
+        (["2020-09-13", "2020-09-14"], [1599955200000, 1600041600000]),
+        (["2020-09-13 12:26:40", "2020-09-13 12:26:41.5"], [START_TS, START_TS + 1500]),
+        (["2020-09-13T12:26:40Z", "2020-09-13T12:26:41Z"], [START_TS, START_TS + 1000]),
+        (["2020-09-13T14:26:40+02:00", "2020-09-13T12:26:41+00:00"], [START_TS, START_TS + 1000]),
+    ],
+)
+def test_times_of_text_files(texts: list[str], expected_ts: list[int], tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp\n" + "".join(f"1,2,{text}\n" for text in texts))
+    log = read_log(path, NAMES, None, lambda *_: None)
+    assert log.rows["event_ts"].to_list() == expected_ts
+
+
 GOOD = {"user_id": ["a", "a", "a", "a"], "item_id": [1, 2, 3, 4], "timestamp": [START_TS] * 4}
 
 
@@ -156,6 +173,7 @@ GOOD = {"user_id": ["a", "a", "a", "a"], "item_id": [1, 2, 3, 4], "timestamp": [
     ("changes", "options", "says"),
     [
         ({}, {"user": "who"}, "has no column who, but user_id, item_id, timestamp; name the right"),
+        ({}, {"user": "who", "time": "at"}, "no column who, at, but user_id, item_id, timestamp;"),
         ({"item_id": [1, None, 3, 4]}, {}, "item_id has 1 nulls"),
         ({"item_id": [1.5] * 4}, {}, "ids are integers or texts"),
         ({}, {"time_unit": "s"}, "as seconds most of its times lie after 2100"),
@@ -183,8 +201,10 @@ def test_mistakes(
 
 
 def test_files_of_a_folder_keep_their_order(tmp_path: Path) -> None:
-    for name, item in (("b.csv", "late"), ("a.csv", "early")):
-        (tmp_path / name).write_text(f"user_id,item_id,timestamp\n1,{item},{START_TS}\n")
+    for name, item in (("b.csv", "late"), ("a.csv.gz", "early")):
+        text = f"user_id,item_id,timestamp\n1,{item},{START_TS}\n".encode()
+        (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    (tmp_path / "notes.gz").write_bytes(b"no log")
     log = read_log(tmp_path, NAMES, None, lambda *_: None)
     assert log.rows["item"].to_list() == ["early", "late"]
     (tmp_path / "c.csv").write_text("user_id,item_id,when\n")

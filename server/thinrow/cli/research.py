@@ -23,7 +23,10 @@ app = typer.Typer()
 
 @command(app, "research")
 def research_command(config: ResearchConfig) -> None:
-    """Turn a raw interaction log into a store and thin rows to train on, validate and test."""
+    """Turn a raw interaction log into a store and thin rows to train on, validate and test.
+
+    Memory holds the log, some 300 bytes for each interaction.
+    """
     from thinrow.jobs.research import research
 
     with progress_bar() as progress:
@@ -37,7 +40,7 @@ def research_command(config: ResearchConfig) -> None:
         )
     out.print(comparison(report), soft_wrap=True)
     out.print("\nThis trains from it:\n")
-    out.print(training_lines(config.out, report.items), markup=False, soft_wrap=True)
+    out.print(training_lines(config.out, report.items), markup=False, soft_wrap=True, end="")
 
 
 def figures(config: ResearchConfig, report: ResearchReport) -> dict[str, object]:
@@ -85,19 +88,14 @@ def training_lines(folder: Path, items: int) -> str:
     """
     train, store = str(folder / "train.parquet"), str(folder / "store")
     return f"""\
-import torch
-from thinrow.client import Projection
-from thinrow.client.torch import LoaderConfig, ThinRowLoader
-wanted, config = Projection(100, traits=("item_id",)), LoaderConfig(columns=("label_item_id",))
-model = torch.nn.EmbeddingBag({items + 1}, 64, include_last_offset=True, padding_idx=0)
-torch.nn.init.normal_(model.weight, std=0.1)
-optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-with ThinRowLoader({train!r}, {store!r}, wanted, config) as loader:
-    for batch in loader:  # one epoch; each history is of the newest 100 items, oldest first
-        scores = model(batch.values["item_id"], batch.offsets) @ model.weight.T
-        loss = torch.nn.functional.cross_entropy(scores, batch.columns["label_item_id"])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+from thinrow.client.torch import Projection, ThinRowLoader
+from torch import nn, optim
+model = nn.EmbeddingBag({items + 1}, 64, include_last_offset=True)  # a vector for each item
+optimizer = optim.Adam(model.parameters(), lr=0.01)
+for batch in ThinRowLoader({train!r}, {store!r}, Projection(100, traits=("item_id",))):
+    scores = model(batch["item_id"], batch.offsets) @ model.weight.T  # of every item to come next
+    (loss := nn.functional.cross_entropy(scores, batch["label_item_id"])).backward()
+    optimizer.step()
+    optimizer.zero_grad()
 print(f"loss of the last batch: {{loss.item():.2f}}")
 """

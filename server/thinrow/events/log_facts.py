@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
     from thinrow.core.files.paths import Named
     from thinrow.events.split import Progress
 
-__all__ = ["SAMPLE_ROWS", "SEPARATORS", "propose_schema"]
+__all__ = ["SAMPLE_ROWS", "SEPARATORS", "propose_schema", "separator_of"]
 
 SAMPLE_ROWS = 1 << 17
 """Limit on the rows whose values are looked at."""
 SAMPLE_PLACES = 64
 """Limit on the places of a log, evenly apart, from which the sample comes."""
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
 """Separators of text files, by extension."""
 
 
@@ -138,7 +137,7 @@ def _is_text(values: pa.ChunkedArray) -> bool:
 
 def _count(file: DataFile, columns: dict[str, _Column]) -> int:
     """Adds a file's columns, with the values that its footer counts; returns its rows."""
-    if _separator(file) is not None:
+    if separator_of(file) is not None:
         sample = _read_text(file)
         is_whole = len(sample) < SAMPLE_ROWS
         for name, values in zip(sample.column_names, sample.columns, strict=True):
@@ -182,7 +181,7 @@ def _samples(files: Sequence[DataFile], progress: Progress) -> Iterator[pa.Table
     for number, (file, group) in enumerate(chosen):
         progress("Reading a sample", number, len(chosen))
         rows = SAMPLE_ROWS // len(chosen)
-        if _separator(file) is not None:
+        if separator_of(file) is not None:
             yield _read_text(file).slice(0, rows)
             continue
         with open_parquet(file) as table:
@@ -193,15 +192,16 @@ def _samples(files: Sequence[DataFile], progress: Progress) -> Iterator[pa.Table
 
 
 def _groups(file: DataFile) -> int:
-    if _separator(file) is not None:
+    if separator_of(file) is not None:
         return 1
     with open_parquet(file) as table:
         return int(table.metadata.num_row_groups)
 
 
-def _separator(file: DataFile) -> str | None:
+def separator_of(file: DataFile) -> str | None:
     """Returns the separator of a text file; None for Parquet."""
-    return SEPARATORS.get(PurePosixPath(file.name).suffix.lower())
+    name = file.name.lower()
+    return next((mark for suffix, mark in SEPARATORS.items() if name.endswith(suffix)), None)
 
 
 def _read_text(file: DataFile) -> pa.Table:
@@ -211,7 +211,7 @@ def _read_text(file: DataFile) -> pa.Table:
         source = path if filesystem is None else filesystem.cat_file(path)
         frame = pl.read_csv(
             source,
-            separator=_separator(file) or ",",
+            separator=separator_of(file) or ",",
             n_rows=SAMPLE_ROWS,
             infer_schema_length=None,
             try_parse_dates=True,

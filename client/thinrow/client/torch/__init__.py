@@ -2,8 +2,7 @@
 
 ::
 
-    from thinrow.client import Projection
-    from thinrow.client.torch import LoaderConfig, ThinRowLoader
+    from thinrow.client.torch import LoaderConfig, Projection, ThinRowLoader
 
     with ThinRowLoader(
         "rows/*.parquet",
@@ -33,10 +32,12 @@ from thinrow.client.torch.rows.files import RowFiles
 from thinrow.client.torch.source import RowChunk, RowSource
 from thinrow.client.torch.starvation import Starvation
 from thinrow.client.torch.tracked import TrackedLoader
+from thinrow.core.pointers import Projection
 
 __all__ = [
     "FileSource",
     "LoaderConfig",
+    "Projection",
     "RowChunk",
     "RowFiles",
     "RowSource",

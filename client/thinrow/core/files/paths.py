@@ -228,8 +228,9 @@ def _within(
     for path in sorted(tree.files(folder)):
         if _is_ignored(_below(folder, path)):
             continue
-        suffix = PurePosixPath(path).suffix.lower()
-        (files if suffix in suffixes else others if suffix else unclear).append(path)
+        is_data = path.lower().endswith(tuple(suffixes))
+        has_suffix = PurePosixPath(path).suffix
+        (files if is_data else others if has_suffix else unclear).append(path)
     shown = tree.name(folder)
     if unclear:
         raise InputError(
