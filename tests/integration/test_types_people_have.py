@@ -10,10 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from support.worlds import START_TS, as_of, days, new_world, pointers_to, read_store
 from thinrow.cli.app import app
+from thinrow.client import Projection
+from thinrow.client.torch import ThinRowLoader
 from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig
+from thinrow.core.files.nested import with_fields
 from typer.testing import CliRunner
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ SCHEMA = """
 seen = { type = "int64", unit = "us" }
 day = { type = "int32", unit = "d", sparse = true }
 vector = { type = "float32", size = 2, sparse = true }
+brand = { type = "string", sparse = true, codes = { buckets = 1000 } }
 """
 AT = datetime(2024, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
 VECTORS = np.array([[1, 2], [-0.5, 0]], "<f4")
@@ -40,17 +45,19 @@ EVENTS: list[dict[str, Any]] = [
         "seen": AT + timedelta(microseconds=n),
         "day": day,
         "vector": vector,
+        "brand": brand,
     }
-    for n, (price, shop, day, vector) in enumerate(
+    for n, (price, shop, day, vector, brand) in enumerate(
         [
             (
                 Decimal("9.99"),
                 {"name": "corner"},
                 date(2024, 1, 2),
                 VECTORS[0].tobytes(),
+                "a",
             ),
-            (None, {"name": None}, None, None),
-            (Decimal("-0.01"), None, date(1969, 12, 31), VECTORS[1].tobytes()),
+            (None, {"name": None}, None, None, None),
+            (Decimal("-0.01"), None, date(1969, 12, 31), VECTORS[1].tobytes(), "Ä"),
         ]
     )
 ]
@@ -70,6 +77,7 @@ KIND = pa.struct(
         ("seen", pa.timestamp("us", "UTC")),
         ("day", pa.date32()),
         ("vector", pa.binary()),
+        ("brand", pa.string()),
     ]
 )
 STORED = {
@@ -79,6 +87,7 @@ STORED = {
     "seen": [1704164645000678, 1704164645000679, 1704164645000680],
     "day": [19724, None, -1],
     "vector": [[1.0, 2.0], None, [-0.5, 0.0]],
+    "brand": [930, 0, 126],
 }
 
 
@@ -99,10 +108,10 @@ def test_structs_of_events_are_flattened_with_dots(tmp_path: Path) -> None:
 def test_slim_takes_lists_of_structs(tmp_path: Path, named: bool) -> None:
     """Their fields are lists of traits; without a schema one is derived from their types."""
     world = new_world(tmp_path, SCHEMA)
-    names = [name for name in STORED if named or name != "vector"]
+    names = [name for name in STORED if named or name not in ("vector", "brand")]
     clicks = pa.array([EVENTS, [], EVENTS], pa.list_(KIND))
     if not named:
-        clicks = pa.array(clicks.to_pylist(), pa.list_(pa.struct(list(KIND)[:-1])))
+        clicks = pa.array(clicks.to_pylist(), pa.list_(pa.struct(list(KIND)[:-2])))
     ids = {"user_id": [1, 2, 1], "request_ts": [as_of(1), as_of(1), as_of(1) + 1]}
     fat = world.write("fat.parquet", pa.table({**ids, "clicks": clicks, "label": [0, 1, 1]}))
     events, rows = tmp_path / "e.parquet", tmp_path / "r.parquet"
@@ -128,3 +137,25 @@ def test_two_lists_of_structs_are_refused(tmp_path: Path) -> None:
     outs = ["--out-events", tmp_path / "e.parquet", "--out-rows", tmp_path / "r.parquet"]
     result = CliRunner().invoke(app, list(map(str, ["slim", fat, *outs])))
     assert result.exit_code == 2 and "event_ts in clicks and in views" in result.stderr
+
+
+def test_verify_and_tensors_see_what_slim_stored(tmp_path: Path) -> None:
+    """Fat rows of flat lists; a batch's codes feed an embedding as they are."""
+    world = new_world(tmp_path, SCHEMA)
+    flat = with_fields(pa.Table.from_pylist(EVENTS, pa.schema(list(KIND))), list(STORED))
+    lists = {name: pa.array([flat[name].to_pylist()], pa.list_(flat[name].type)) for name in STORED}
+    lists["event_ts"] = pa.array([[event["event_ts"] for event in EVENTS]])
+    fat = world.write("fat.parquet", pa.table({"user_id": [1], "request_ts": [as_of(1)], **lists}))
+    events, rows = tmp_path / "e.parquet", tmp_path / "r.parquet"
+    named = ["--schema", world.schema]
+    for command in (
+        ["slim", fat, *named, "--out-events", events, "--out-rows", rows],
+        ["compact", events, "--store", world.store, *named, "--watermark", as_of(1)],
+        ["verify", rows, "--server", world.store, "--against", fat],
+    ):
+        result = CliRunner().invoke(app, list(map(str, command)))
+        assert result.exit_code == 0, result.output
+    with ThinRowLoader(str(rows), str(world.store), Projection(traits=("brand",))) as loader:
+        [batch] = loader
+    assert batch.values["brand"].tolist() == STORED["brand"] and not batch.present
+    assert torch.nn.Embedding(1002, 4, padding_idx=0)(batch.values["brand"]).shape == (3, 4)

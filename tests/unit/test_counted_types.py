@@ -12,6 +12,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.paths import DOCS
+from thinrow.core.codes import BUCKETS_MAX
 from thinrow.core.files.trait_arrays import arrow_column
 from thinrow.core.traits import NS_PER_UNIT
 from thinrow.core.wire.columns import as_column
@@ -45,7 +47,9 @@ def by_every_way(schema: Schema, column: pa.Array, *others: Any) -> list[Any] | 
     form = schema.traits[0].form
 
     def column_of(other: Any) -> list[Any]:  # noqa: ANN401
-        return as_column(form.type, 1, other, unit=form.unit, scale=form.scale).to_list()
+        return as_column(
+            form.type, 1, other, unit=form.unit, scale=form.scale, buckets=form.buckets
+        ).to_list()
 
     ways: list[Callable[[], list[Any]]] = [
         partial(stored, schema, column),
@@ -103,6 +107,65 @@ def test_integers_are_counts_already() -> None:
     for line in ('type = "int64", unit = "ms"', 'type = "int64", scale = 2'):
         column = pa.array([5, None])
         assert by_every_way(declared(line), column, [5, None]) == [5, None]
+
+
+CODES = {"": 758, "a": 930, "corner shop": 599, "Ä": 126, "\N{GRINNING FACE}": 807}
+"""Codes of 1,000 buckets, as docs/guides/schema.md has them."""
+
+
+def coded(line: str) -> Schema:
+    return parse_schema(f"[g]\nx = {{ {line} }}\n")
+
+
+def test_codes_are_those_of_the_documentation() -> None:
+    line = 'type = "string", codes = { buckets = 1000 }'
+    texts, codes = list(CODES), list(CODES.values())
+    assert by_every_way(coded(line), pa.array(texts), texts, np.array(texts, object)) == codes
+    assert by_every_way(coded(line), pa.array(codes), codes, np.array(codes)) == codes
+    guide = " ".join((DOCS / "guides/schema.md").read_text(encoding="utf-8").split())
+    assert (
+        "the empty text 758, `a` 930, `corner shop` 599, `Ä` 126, `\N{GRINNING FACE}` 807" in guide
+    )
+
+
+@given(st.lists(st.text(max_size=3), min_size=1), st.integers(1, BUCKETS_MAX))
+def test_a_text_has_one_code_by_every_way(texts: list[str], buckets: int) -> None:
+    schema = coded(f'type = "string", codes = {{ buckets = {buckets} }}')
+    codes = by_every_way(schema, pa.array(texts), texts, np.array(texts, object))
+    assert codes is not None
+    assert all(2 <= code < buckets + 2 for code in codes)
+    assert stored(schema, pa.array([text.encode() for text in texts])) == codes
+
+
+@pytest.mark.parametrize("code", [-1, 12, 1 << 40])
+def test_integers_that_are_no_codes_are_refused(code: int) -> None:
+    schema = coded('type = "string", codes = { buckets = 10 }')
+    assert by_every_way(schema, pa.array([0, 1, 11]), [0, 1, 11]) == [0, 1, 11]
+    assert by_every_way(schema, pa.array([code]), [code]) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'type = "string", codes = { buckets = 0 }',
+        'type = "string", codes = "buckets"',
+        'type = "int64", codes = { buckets = 5 }',
+        'type = "string", default = "", codes = { buckets = 5 }',
+        'type = "string", size = 2, codes = { buckets = 5 }',
+        'type = "string", unit = "ms", codes = { buckets = 5 }',
+    ],
+)
+def test_codes_that_mean_nothing_are_refused(line: str) -> None:
+    with pytest.raises(SchemaError, match=r"codes|size|unit"):
+        coded(line)
+
+
+def test_codes_never_change() -> None:
+    first = coded('type = "string", sparse = true, codes = { buckets = 5 }')
+    assert from_stored(to_stored(first)) == first
+    assert first.traits[0].default == 0 and not first.traits[0].nullable
+    with pytest.raises(SchemaError, match=r"codes = \{ buckets = 5 \}"):
+        evolve(first, coded('type = "string", sparse = true, codes = { buckets = 6 }'))
 
 
 @pytest.mark.parametrize(

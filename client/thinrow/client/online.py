@@ -366,7 +366,14 @@ def _column(trait: wire.Trait, values: Any, events: int) -> wire.Column:  # noqa
         if is_arrow(values):
             column = arrow_column(trait.name, values, form)
         else:
-            column = as_column(form.type, form.size, values, unit=form.unit, scale=form.scale)
+            column = as_column(
+                form.type,
+                form.size,
+                values,
+                unit=form.unit,
+                scale=form.scale,
+                buckets=form.buckets,
+            )
         if len(column.values) == events:
             nullable = trait.nullable or column.present is not None
             return to_wire(trait.name, trait.type, trait.vector_size, nullable, column)

@@ -94,3 +94,10 @@ class TraitForm:
     scale: int | None = None
     """Digits after the point of decimals, which integers count in steps of 10^-scale; None for
     other numbers."""
+    buckets: int | None = None
+    """Buckets of texts, whose codes integers are (see `thinrow.core.codes`); None for others."""
+
+    @property
+    def is_counted(self) -> bool:
+        """True if integers stand for values of another type."""
+        return (self.unit, self.scale, self.buckets) != (None, None, None)

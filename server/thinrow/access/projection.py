@@ -203,6 +203,7 @@ def _wire_trait(trait: Trait) -> wire.Trait:
         key=trait.key,
         unit=trait.unit or "",
         scale=trait.scale,
+        buckets=trait.buckets or 0,
     )
     if isinstance(trait.default, str):
         message.default_string = trait.default

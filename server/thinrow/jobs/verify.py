@@ -191,14 +191,24 @@ def _laid_out(
 
 
 def _counted(fat: pa.Table, forms: Mapping[str, TraitForm], path: AnyFile) -> pa.Table:
-    """Fat rows with times and decimals as the integers that traits hold, as slim stores them."""
+    """Fat rows with the values that traits hold: counts, codes, and what stands in bytes or NaN."""
+    types = pa.types
     for name, form in forms.items():
-        if (form.unit, form.scale) == (None, None):
+        kind = fat.field(name).type.value_type
+        is_bytes = types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+        has_gaps = types.is_floating(kind) and form.type.is_integer and form.size == 1
+        if not (form.is_counted or is_bytes or has_gaps or isinstance(kind, pa.BaseExtensionType)):
             continue
-        lists = one_chunk(fat.column(name)).cast(pa.large_list(fat.field(name).type.value_type))
-        counts = one_array(trait_array(path, name, pa.chunked_array([lists.flatten()]), form))
-        counted = relisted(lists, counts, pa.large_list(counts.type))
-        fat = fat.set_column(fat.column_names.index(name), name, counted)
+        lists = one_chunk(fat.column(name)).cast(pa.large_list(kind))
+        values = lists.flatten()
+        if has_gaps and not form.is_counted:
+            values = pc.if_else(pc.is_nan(values), None, values)
+        else:
+            values = one_array(trait_array(path, name, pa.chunked_array([values]), form))
+        if form.buckets is not None:
+            values = values.fill_null(0)
+        converted = relisted(lists, values, pa.large_list(values.type))
+        fat = fat.set_column(fat.column_names.index(name), name, converted)
     return fat
 
 

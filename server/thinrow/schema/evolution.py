@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from thinrow.core.traits import TraitType
 from thinrow.errors import SchemaError
 from thinrow.schema.groups import FeatureGroup, Schema
 from thinrow.schema.traits import RESERVED, Trait
@@ -77,11 +78,14 @@ def _check_unchanged(stored: Schema, old: Trait, new: Trait, group: int, group_n
 
 
 def _describe(trait: Trait) -> str:
-    parts = [f'type = "{trait.type.label}"']
+    label = trait.type.label if trait.buckets is None else TraitType.STRING.label
+    parts = [f'type = "{label}"']
     parts += [f"size = {trait.size}"] if trait.size > 1 else []
     parts += ["sparse = true"] if trait.sparse else []
-    parts += [f"default = {trait.default!r}"] if trait.default is not None else []
+    is_given = trait.default is not None and trait.buckets is None
+    parts += [f"default = {trait.default!r}"] if is_given else []
     parts += ["key = true"] if trait.key else []
     parts += [f'unit = "{trait.unit}"'] if trait.unit is not None else []
     parts += [f"scale = {trait.scale}"] if trait.scale is not None else []
+    parts += [f"codes = {{ buckets = {trait.buckets} }}"] if trait.buckets is not None else []
     return "{ " + ", ".join(parts) + " }"

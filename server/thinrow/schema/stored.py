@@ -100,5 +100,5 @@ def _default_from_json(value: Any) -> Any:  # noqa: ANN401 - a JSON value
 
 def _counted(trait: Trait) -> dict[str, Any]:
     """Returns the fields that only some traits have; others are stored as they always were."""
-    fields = {"unit": trait.unit, "scale": trait.scale}
+    fields = {"unit": trait.unit, "scale": trait.scale, "buckets": trait.buckets}
     return {name: value for name, value in fields.items() if value is not None}

@@ -12,6 +12,7 @@ A schema file is TOML, a table per feature group, a line per trait::
     liked = { type = "bool", sparse = true, default = false }    # false where absent
     embedding = { type = "float16", size = 16 }                  # a fixed-size vector
     opened = { type = "int64", unit = "ms" }                     # dates, times, durations
+    shop = { type = "string", codes = { buckets = 1000 } }       # codes of embeddings
     paid = { type = "int64", scale = 2 }                         # decimals, as hundredths
 """
 
@@ -23,6 +24,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
+from thinrow.core.codes import BUCKETS_MAX
 from thinrow.core.files.io_errors import failure_reason
 from thinrow.core.traits import NS_PER_UNIT, SCALE_MAX, TraitType
 from thinrow.errors import SchemaError
@@ -30,6 +32,7 @@ from thinrow.schema.groups import FIRST_GROUP, FeatureGroup, Schema
 from thinrow.schema.traits import FIRST_NUMBER, LABELS, RESERVED, Trait
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 __all__ = [
@@ -45,7 +48,7 @@ GROUPS_MAX = 200
 TRAITS_MAX = 4096
 VECTOR_SIZE_MAX = 4096
 NAME_BYTES_MAX = 128
-KEYS = {"default", "key", "scale", "size", "sparse", "type", "unit"}
+KEYS = {"codes", "default", "key", "scale", "size", "sparse", "type", "unit"}
 
 
 def read_schema(path: Path) -> Schema:
@@ -154,6 +157,10 @@ def _parse_trait(where: str, name: str, line: object, number: int) -> Trait:
     ):
         raise SchemaError(f"{where}: only single integers have a unit or a scale, and one of them.")
     default = fields.get("default")
+    buckets = None
+    if "codes" in fields:
+        buckets = _parse_buckets(where, kind, fields)
+        kind, default = TraitType.INT32, 0 if fields.get("sparse", False) else None
     if default is not None:
         default = _checked_default(where, kind, default)
     return Trait(
@@ -166,7 +173,23 @@ def _parse_trait(where: str, name: str, line: object, number: int) -> Trait:
         key=fields.get("key", False),
         unit=unit,
         scale=scale,
+        buckets=buckets,
     )
+
+
+def _parse_buckets(where: str, kind: TraitType, fields: Mapping[str, object]) -> int:
+    codes = fields["codes"]
+    buckets = codes.get("buckets") if isinstance(codes, dict) and len(codes) == 1 else None
+    if type(buckets) is not int or not 1 <= buckets <= BUCKETS_MAX:
+        raise SchemaError(
+            f"{where}: write codes = {{ buckets = N }}, with N from 1 to {BUCKETS_MAX}."
+        )
+    if kind is not TraitType.STRING or "default" in fields:
+        raise SchemaError(
+            f'{where}: codes are those of type = "string", and 0 where the trait is absent, so '
+            f"there is no default."
+        )
+    return buckets
 
 
 def _checked_default(where: str, kind: TraitType, default: object) -> int | float | bool | str:

@@ -39,12 +39,19 @@ class Trait:
     """True where the trait is part of the digest."""
     unit: str | None = None
     scale: int | None = None
-    """Both mean the same in `TraitForm`."""
+    buckets: int | None = None
+    """All three mean the same in `TraitForm`."""
 
     @property
     def form(self) -> TraitForm:
         """The form that input is converted to."""
-        return TraitForm(type=self.type, size=self.size, unit=self.unit, scale=self.scale)
+        return TraitForm(
+            type=self.type,
+            size=self.size,
+            unit=self.unit,
+            scale=self.scale,
+            buckets=self.buckets,
+        )
 
     @property
     def nullable(self) -> bool:

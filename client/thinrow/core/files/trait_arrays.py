@@ -9,6 +9,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from thinrow.core.codes import bucket_codes, require_codes
 from thinrow.core.files.arrow import (
     load_pyarrow,
     one_array,
@@ -54,7 +55,8 @@ def trait_array(
         InputError: A value would change; names it, and what allows it.
     """
     pa = load_pyarrow()
-    if isinstance(column.type, pa.UuidType) and form.type is TraitType.STRING:
+    takes_text = form.type is TraitType.STRING or form.buckets is not None
+    if isinstance(column.type, pa.UuidType) and takes_text:
         texts = [None if one is None else str(uuid.UUID(bytes=one)) for one in _stored(column)]
         return pa.chunked_array([pa.array(texts, pa.large_string())])
     if isinstance(column.type, pa.BaseExtensionType):  # such as JSON
@@ -65,6 +67,8 @@ def trait_array(
     if form.size > 1:
         return _vectors(path, name, column, form)
     own = trait_type(form.type)
+    if form.buckets is not None:
+        return _codes(path, name, column, form.buckets)
     if types.is_temporal(kind):
         return _fitted(path, _ticks(path, name, column, form), name, own)
     if form.scale is not None:
@@ -180,6 +184,22 @@ def _steps(path: object, name: str, column: pa.ChunkedArray, scale: int) -> pa.C
             f"the trait scale = {kind.scale}."
         ) from error
     return pa.chunked_array([_low_words(path, name, each) for each in decimals.chunks], pa.int64())
+
+
+def _codes(path: object, name: str, column: pa.ChunkedArray, buckets: int) -> pa.ChunkedArray:
+    """Converts texts to codes; integers are codes already."""
+    pa = load_pyarrow()
+    types, kind = pa.types, column.type
+    if not (types.is_large_string(kind) or types.is_large_binary(kind)):
+        codes = cast_integers(path, column, name, pa.int32())
+        try:
+            require_codes(codes.drop_null().to_numpy(), buckets)
+        except ValueError as error:
+            raise InputError(f"{path}: {name}: {error}.") from error
+        return codes
+    texts = one_array(_fitted(path, column, name, pa.large_string())).dictionary_encode()
+    codes = pa.array(bucket_codes(texts.dictionary.to_pylist(), buckets))
+    return pa.chunked_array([codes.take(texts.indices)])
 
 
 def _low_words(path: object, name: str, decimals: pa.Array) -> pa.Array:

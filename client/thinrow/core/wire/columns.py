@@ -6,6 +6,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from thinrow.core.codes import bucket_codes, require_codes
 from thinrow.core.convert import counted, exact, exact_rows, mask, split_absent
 from thinrow.core.pointers import MutableColumn
 from thinrow.core.traits import BATCH_DTYPES, TraitForm, TraitType
@@ -135,6 +136,7 @@ def form_of(trait: wire.Trait) -> TraitForm:
         size=trait.vector_size,
         unit=trait.unit or None,
         scale=trait.scale if trait.HasField("scale") else None,
+        buckets=trait.buckets or None,
     )
 
 
@@ -145,6 +147,7 @@ def as_column(
     *,
     unit: str | None = None,
     scale: int | None = None,
+    buckets: int | None = None,
 ) -> MutableColumn:
     """Returns a column from an array, or from a sequence with None for absent values.
 
@@ -154,6 +157,7 @@ def as_column(
         given: An array, masked where values are absent; a sequence; or a MutableColumn.
         unit: As of `TraitForm`.
         scale: As of `TraitForm`.
+        buckets: As of `TraitForm`.
 
     Raises:
         ValueError: A value would change as one of this type.
@@ -169,6 +173,8 @@ def as_column(
         values, present = split_absent(given, nan=TraitType(kind).is_integer and size == 1)
     if TraitType(kind).is_integer and size == 1:
         values = counted(values, unit, scale)
+    if buckets is not None:
+        values = _codes(values, buckets)
     if kind == TraitType.STRING:
         array = texts(values)
     elif size > 1:
@@ -184,6 +190,16 @@ def as_column(
         scattered[:] = ""
     scattered[present] = array
     return MutableColumn(scattered, present)
+
+
+def _codes(given: Any, buckets: int) -> NDArray[np.int32]:  # noqa: ANN401
+    """Returns the codes of texts; integers are codes already."""
+    values = given.tolist() if isinstance(given, np.ndarray) else given
+    if any(isinstance(value, str) for value in values):
+        return bucket_codes(texts(values).tolist(), buckets)
+    codes = exact(given, np.dtype(np.int32))
+    require_codes(codes, buckets)
+    return codes
 
 
 def texts(given: Any) -> NDArray[Any]:  # noqa: ANN401 - what numpy takes
