@@ -38,10 +38,14 @@ def write(path, columns, **options):
 READ = """
 from thinrow.core.files import parquet_sizes
 parquet_sizes.GROUP_BYTES_MAX = 64 << 20  # so that the files of this test need not be larger
+"""
+BY_CLIENT = """
 from thinrow.client import read_thin_rows
-from thinrow.client.torch import RowFiles
 def by_client(path):
     return sum(len(rows) for rows, _ in read_thin_rows(path, examples=100))
+"""
+BY_LOADER = """
+from thinrow.client.torch import RowFiles
 def by_loader(path, **chosen):
     source = RowFiles([path], order="files", rank=0, world_size=1).source(**chosen)
     return sum(len(chunk.rows) for chunk in source.chunks(100))
@@ -64,14 +68,13 @@ write(path, rows() | {"mutable": mutable({"event_ts": times(1)}, [1]),
 @pytest.mark.parametrize("make", BOMBS.values(), ids=BOMBS)
 def test_a_file_of_thin_rows_that_would_take_gigabytes(make: str, tmp_path: Path) -> None:
     path = str(tmp_path / "rows.parquet")
-    made = peak_of(f"exec({make!r}, globals())", f"{WRITE}\npath = {path!r}")
-    assert made.outcome == "None", made
-    for call in ("by_client", "by_loader"):
-        peak = peak_of(f"{call}({path!r})", READ)
+    exec(WRITE + make, {"path": path})
+    for call, read in (("by_client", BY_CLIENT), ("by_loader", BY_LOADER)):
+        peak = peak_of(f"{call}({path!r})", READ + read)
         assert peak.outcome.startswith("InputError: ") and "row group 0" in peak.outcome, peak
         assert peak.grown_bytes < REFUSED_BYTES_MAX, peak
     if "label" in make:  # no one requested that column
-        assert peak_of(f"by_loader({path!r}, columns=[])", READ).outcome == "1"
+        assert peak_of(f"by_loader({path!r}, columns=[])", READ + BY_LOADER).outcome == "1"
 
 
 def test_honest_files_are_read(tmp_path: Path) -> None:

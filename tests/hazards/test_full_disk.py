@@ -95,8 +95,8 @@ def check_output(command: list[object], out: Path, disk: Disk) -> pa.Table:
     """Runs a command that writes one file, on ever larger disks; an older file stays till then."""
     out.write_bytes(b"an older file")
     refusals = 0
-    for power in range(24, 60):
-        disk.leave(int(1.4**power))
+    for power in range(12, 30):
+        disk.leave(2**power)
         result = run(*command)
         if result.exit_code == 0:
             break

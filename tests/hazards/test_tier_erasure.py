@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.erasures import SCHEMA, append, config, found, marks, publish, wait_until
+from support.store_contents import contents
 from support.worlds import START_TS, World, new_world
 from thinrow.client import Projection
 from thinrow.client.online import connect_online
@@ -28,6 +29,13 @@ def world(tmp_path: Path) -> World:
     return new_world(tmp_path, SCHEMA)
 
 
+def stored(store: Path, text: str) -> bool:
+    """Returns whether the one generation of a store has a text; its files are compressed."""
+    assert len(list(store.glob("generation-*"))) == 1
+    part = text[20:60].encode()
+    return any(part in value for *_, items in contents(store)[3:] for _, value in items)
+
+
 def test_erased_events_leave_the_files_of_the_tier(world: World) -> None:
     """Erased bytes leave tables and the log long before retention is over; others' events stay."""
     now, gone, kept, again = [START_TS], [marks() for _ in range(20)], marks(), marks()
@@ -42,6 +50,7 @@ def test_erased_events_leave_the_files_of_the_tier(world: World) -> None:
         for number, text in enumerate(gone[10:], 10):
             append(client, ERASED, text, number)
         assert found(tier, *gone)
+        assert all(stored(world.store, text) for text in (*gone[:10], kept))
         now[0] += 10_000
         erased_ts = now[0]
         publish(world, client, erased_ts, f"{ERASED}\n")
@@ -50,7 +59,8 @@ def test_erased_events_leave_the_files_of_the_tier(world: World) -> None:
         wait_until(lambda: client.describe().watermark_ts == erased_ts)
         server.published.refresh()
         wait_until(lambda: not found(tier, *gone))
-        assert not found(world.store, *gone)
+        assert not any(stored(world.store, text) for text in gone)
+        assert stored(world.store, kept)
         assert found(tier, kept) and found(tier, again)
         # A new history of the user begins; the old one is erased, not short.
         now[0] += 1000

@@ -10,8 +10,8 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.small_disks import run
 from support.thin_rows import rows_table
-from support.worlds import thinrow
 from thinrow.demo import ladder
 from thinrow.demo.ladder import FULL, parse_lengths, run_ladder
 from thinrow.demo.model import ModelConfig, NextItemModel
@@ -109,6 +109,6 @@ def test_a_label_is_needed(tmp_path: Path) -> None:
 
 
 def test_rows_need_their_server(tmp_path: Path) -> None:
-    result = thinrow("ladder", "--rows", tmp_path / "rows.parquet", "--out", tmp_path)
-    assert result.returncode == 2
+    result = run("ladder", "--rows", tmp_path / "rows.parquet", "--out", tmp_path)
+    assert result.exit_code == 2
     assert "give both or neither" in result.stderr

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import pytest
+from support.small_disks import run
 from support.worlds import DAY_MS, running_server, thinrow
 from thinrow.client import Client, Projection, connect, read_thin_rows
 from thinrow.compaction.compact import compact
@@ -212,7 +213,7 @@ def test_command(built: Path) -> None:
     assert "long" in result.stdout
     assert "The wall" in result.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assumed = thinrow("wall", "--out", picture, "--gpu-examples", 20_000)
+    assumed = run("wall", "--out", picture, "--gpu-examples", 20_000)
     assert "fat rows: at" in assumed.stdout, assumed.stderr
 
 
@@ -223,6 +224,6 @@ def test_tenants_are_names_with_lengths(text: str) -> None:
 
 
 def test_rows_need_their_server(tmp_path: Path) -> None:
-    result = thinrow("wall", "--rows", tmp_path / "rows.parquet")
-    assert result.returncode == 2
+    result = run("wall", "--rows", tmp_path / "rows.parquet")
+    assert result.exit_code == 2
     assert "give both or neither" in result.stderr

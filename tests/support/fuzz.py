@@ -15,7 +15,6 @@ import importlib.util
 import json
 import os
 import random
-import resource
 import signal
 import sys
 import tempfile
@@ -24,6 +23,9 @@ import traceback
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from support.peak import peak_bytes
 
 if TYPE_CHECKING:
     from support.fuzz_targets import Target
@@ -46,7 +48,6 @@ def main() -> NoReturn:
     parser.add_argument("--native", type=Path)
     parser.add_argument("--input", type=bytes.fromhex)
     result = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     if result.native:
         use_native(result.native)
     if result.guided:
@@ -140,11 +141,6 @@ class Watched:
         print(json.dumps({**result, "seen": dict(sorted(self.target.seen.items()))}), flush=True)
         self._folder.cleanup()
         os._exit(status)
-
-
-def peak_bytes() -> int:
-    """The most memory that the process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def use_native(path: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
-import resource
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.errors import ThinRowError
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from support.peak import peak_bytes
 
 if TYPE_CHECKING:
     from thinrow.client import Batch
@@ -47,8 +49,7 @@ def call(
     came, wrong, error, began_s = 0, 0, None, time.monotonic()
 
     def report(**more: object) -> None:
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        result = {"run": number, "came": came, "peak_bytes": peak_bytes, **more}
+        result = {"run": number, "came": came, "peak_bytes": peak_bytes(), **more}
         print(json.dumps(result), flush=True)
 
     requested = (

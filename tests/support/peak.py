@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 from support.paths import TESTS
 
 MIB = 1 << 20
+STATUS = Path("/proc/self/status")
 MEASURE = """
-import json, os, resource, sys
+import json, os, sys
 sys.path.insert(0, {tests!r})
+from support.peak import peak_bytes
 {prelude}
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
+before = peak_bytes()
 try:
     outcome = repr(eval({call!r}))
 except Exception as error:
     outcome = type(error).__name__ + ": " + str(error)
-print(json.dumps([peak() - before, outcome]), flush=True)
+print(json.dumps([peak_bytes() - before, outcome]), flush=True)
 os._exit(0)  # servers and clients of the prelude are not waited for
 """
 
@@ -33,6 +34,16 @@ class Peak(NamedTuple):
     """Increase of the process's peak memory by the call."""
     outcome: str
     """The repr of its result, or the name and text of its exception."""
+
+
+def peak_bytes() -> int:
+    """Returns the most memory that this process has had.
+
+    The `ru_maxrss` of getrusage will not do: it begins at the peak of the process that started
+    this one.
+    """
+    [line] = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
 
 
 def peak_of(call: str, prelude: str, stdin: str | None = None) -> Peak:
