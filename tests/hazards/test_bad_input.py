@@ -155,7 +155,7 @@ def test_events_of_the_wrong_shape(
         ([[0.0, 1.0, 2.0]] * 11 + [[0.0]], ("vectors of length [1, 3]", "the schema says 3")),
         ([[0.0, 1.0, None]] * 12, "nulls inside vectors"),
         ([None] + [[0.0, 1.0, 2.0]] * 11, ("vector has 1 nulls", "sparse = true")),
-        ([[1, 2, 3]] * 12, ("vector is list", "the schema says a list of 3 float32")),
+        ([["1", "2", "3"]] * 12, ("vector is list", "the schema says a list of 3 float32")),
         ([1.0] * 12, ("vector is double", "the schema says a list of 3 float32")),
     ],
 )

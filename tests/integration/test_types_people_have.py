@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support.worlds import START_TS, as_of, days, new_world, pointers_to, read_store
+from support.worlds import START_TS, as_of, days, new_world, pointers_to, read_store, running_online
 from thinrow.cli.app import app
 from thinrow.client import Projection
+from thinrow.client.online import connect_online
 from thinrow.client.torch import ThinRowLoader
 from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig
+from thinrow.core.files.arrow import one_array
 from thinrow.core.files.nested import with_fields
 from typer.testing import CliRunner
 
@@ -159,3 +161,22 @@ def test_verify_and_tensors_see_what_slim_stored(tmp_path: Path) -> None:
         [batch] = loader
     assert batch.values["brand"].tolist() == STORED["brand"] and not batch.present
     assert torch.nn.Embedding(1002, 4, padding_idx=0)(batch.values["brand"]).shape == (3, 4)
+
+
+def test_the_online_client_takes_them_from_python_numpy_and_arrow(tmp_path: Path) -> None:
+    world = new_world(tmp_path, SCHEMA)
+    table = with_fields(pa.Table.from_pylist(EVENTS, pa.schema(list(KIND))), list(STORED))
+    arrow = {name: one_array(table[name]) for name in STORED}
+    plain = {name: column.to_pylist() for name, column in arrow.items()}
+    vectors = [None if one is None else np.frombuffer(one, "<f4") for one in plain["vector"]]
+    plain["vector"] = vectors
+    numpy = plain | {"seen": np.array(arrow["seen"].cast(pa.int64())).view("M8[us]")}
+    times, wanted = table["event_ts"].to_pylist(), Projection(traits=tuple(STORED))
+    with running_online(world) as server, connect_online(server.address) as online:
+        for user, traits in enumerate((arrow, plain, numpy)):
+            appended = online.append([user] * 3, times, traits)
+            seen = online.snapshot(user, wanted, request_ts=appended.arrival_ts + 1)
+            found = {name: seen.batch.to_lists(name)[0] for name in STORED}
+            assert found == STORED, user
+            mutable = seen.thin_row.mutable
+            assert [event["brand"] for event in mutable] == STORED["brand"]

@@ -45,6 +45,7 @@ def stored(folder: Path, trait: str, values: pa.Array | list[Any]) -> Any:
         pytest.param("bool", pa.array([None], pa.uint8()), [None], id="neither"),
         pytest.param("float32", [float("inf"), 1.5], [float("inf"), 1.5], id="infinite before"),
         pytest.param("float32, 2", [[Decimal("1.5")] * 2, None], [[1.5, 1.5], None], id="vectors"),
+        pytest.param("float32, 2", [[1, -2], None], [[1.0, -2.0], None], id="whole vectors"),
     ],
 )
 def test_values_of_other_types_are_stored_exactly(

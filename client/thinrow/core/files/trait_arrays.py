@@ -298,8 +298,9 @@ def _vectors(path: object, name: str, column: pa.ChunkedArray, form: TraitForm) 
         chunks = [_of_bytes(path, name, chunk, form) for chunk in column.chunks]
         return pa.chunked_array(chunks, vectors)
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    is_number = types.is_floating if form.type.is_float else types.is_integer
-    if not is_list or not (is_number(kind.value_type) or types.is_decimal(kind.value_type)):
+    inner = kind.value_type if is_list else kind
+    is_number = types.is_integer(inner) or types.is_decimal(inner)
+    if not is_list or not (is_number or (form.type.is_float and types.is_floating(inner))):
         raise InputError(
             f"{path}: {name} is {shown_type(kind)}; the schema says a list of {form.size} "
             f"{form.type.label}."
