@@ -22,6 +22,11 @@ constexpr int64_t server_us_bytes = 5;
 
 constexpr uint32_t unassigned_code = UINT32_MAX;
 
+// The default of a list is the empty list, whatever its elements are.
+bool has_default_text(const Trait &trait) {
+  return trait.type == TraitType::string && !trait.length_max;
+}
+
 struct Number {
   int64_t value = 0;
   std::array<uint64_t, 1> hashed() const { return {static_cast<uint64_t>(value)}; }
@@ -94,6 +99,7 @@ AnswerColumn::AnswerColumn(const Plan &plan, const RunLayout &run, const Trait &
     column_of.push_back(columns.size() - 1);
     slices.push_back(columns.back().slice(block.first, block.count));
     if (trait.nullable) columns.back().append_presence(block.first, block.count, present_, bits);
+    if (trait.length_max) columns.back().append_lengths(block.first, block.count, lengths_);
   }
   if (std::any_of(columns.begin(), columns.end(), [](const Column &c) { return c.indexes(); })) {
     number_words(columns, slices, column_of);
@@ -176,16 +182,18 @@ int AnswerColumn::narrow_codes(const std::vector<uint32_t> &codes) {
 int64_t AnswerColumn::count_bytes() const {
   int64_t total = optional_bytes(column::trait, trait_.name.size()) +
                   number_bytes(column::type, static_cast<uint64_t>(trait_.type)) +
-                  number_bytes(column::vector_size, trait_.size) +
+                  number_bytes(column::vector_size, trait_.length_max ? 0 : trait_.size) +
                   number_bytes(column::nullable, trait_.nullable) +
                   optional_bytes(column::bases, 8 * bases_.size()) +
                   optional_bytes(column::widths, widths_.size()) +
                   optional_bytes(column::data, data_bytes_) +
                   optional_bytes(column::present, present_.size()) +
-                  optional_bytes(column::dictionary, 8 * numbers_.size());
+                  optional_bytes(column::dictionary, 8 * numbers_.size()) +
+                  number_bytes(column::list_length_max, trait_.length_max) +
+                  optional_bytes(column::list_lengths, lengths_.size());
   for (const Bytes &value : texts_) total += field_bytes(column::strings, value.size);
   if (!trait_.nullable && trait_.has_default)
-    total += trait_.type == TraitType::string
+    total += has_default_text(trait_)
                  ? field_bytes(column::default_string, trait_.default_text.size())
                  : tag_bytes(column::default_word) + 8;
   return total;
@@ -194,7 +202,7 @@ int64_t AnswerColumn::count_bytes() const {
 void AnswerColumn::write(Writer &out) const {
   out.bytes(column::trait, trait_.name.data(), trait_.name.size());
   out.number(column::type, static_cast<uint64_t>(trait_.type));
-  out.number(column::vector_size, trait_.size);
+  out.number(column::vector_size, trait_.length_max ? 0 : trait_.size);
   out.number(column::nullable, trait_.nullable);
   out.bytes(column::bases, bases_.data(), 8 * bases_.size());
   out.bytes(column::widths, widths_.data(), widths_.size());
@@ -208,14 +216,17 @@ void AnswerColumn::write(Writer &out) const {
     out.open(column::strings, value.size);
     out.raw(value.data, value.size);
   }
-  if (trait_.nullable || !trait_.has_default) return;
-  if (trait_.type == TraitType::string) {
-    out.open(column::default_string, trait_.default_text.size());
-    out.raw(trait_.default_text.data(), trait_.default_text.size());
-  } else {
-    out.tag(column::default_word, Wire::fixed64);
-    out.raw(&trait_.default_word, 8);
+  if (!trait_.nullable && trait_.has_default) {
+    if (has_default_text(trait_)) {
+      out.open(column::default_string, trait_.default_text.size());
+      out.raw(trait_.default_text.data(), trait_.default_text.size());
+    } else {
+      out.tag(column::default_word, Wire::fixed64);
+      out.raw(&trait_.default_word, 8);
+    }
   }
+  out.number(column::list_length_max, trait_.length_max);
+  out.bytes(column::list_lengths, lengths_.data(), lengths_.size());
 }
 
 Answer::Answer(const Plan &plan, const std::vector<Trait> &traits, int64_t generation,

@@ -48,7 +48,7 @@ class AnswerColumn {
   std::vector<Bytes> data_; // in wire order
   int64_t data_bytes_ = 0;
   std::vector<uint8_t> codes_; // memory of `data_` if the words are codes of a dictionary
-  std::vector<uint8_t> present_;
+  std::vector<uint8_t> present_, lengths_;
   std::vector<int64_t> numbers_;
   std::vector<Bytes> texts_;
   int64_t bytes_ = 0;

@@ -17,7 +17,7 @@ namespace {
 using ColumnTuple =
     nb::typed<nb::tuple, nb::str, int64_t, int64_t, bool, Out<int64_t>, Out<const uint8_t>,
               Out<const uint8_t>, Out<const uint8_t>, Out<int64_t>, nb::typed<nb::list, nb::str>,
-              std::optional<int64_t>, std::optional<nb::str>>;
+              std::optional<int64_t>, std::optional<nb::str>, int64_t, Out<const uint8_t>>;
 // Fields of thinrow.core.wire.response.Response.
 using ResponseTuple =
     nb::typed<nb::tuple, uint64_t, int64_t, int64_t, Out<int64_t>, Out<int64_t>, Out<int64_t>,
@@ -76,10 +76,10 @@ class ResponseReader {
  private:
   ColumnTuple column(Bytes content) {
     nb::object trait = nb::str(""), default_word = nb::none(), default_string = nb::none();
-    int64_t type = 0, vector_size = 0;
+    int64_t type = 0, vector_size = 0, list_length_max = 0;
     bool nullable = false;
     std::vector<int64_t> bases, dictionary;
-    Bytes widths, data, present;
+    Bytes widths, data, present, list_lengths;
     nb::list strings;
     for (Reader in(content); in.next();) {
       switch (in.field()) {
@@ -95,12 +95,15 @@ class ResponseReader {
         case column::strings: strings.append(counted_text_of(in.bytes())); break;
         case column::default_word: default_word = nb::int_(in.fixed64()); break;
         case column::default_string: default_string = text_of(in.bytes()); break;
+        case column::list_length_max: list_length_max = in.number(); break;
+        case column::list_lengths: list_lengths = in.bytes(); break;
         default: break; // unknown fields are ignored
       }
     }
     return nb::make_tuple(trait, type, vector_size, nullable, array_of(std::move(bases)),
                           array_view(widths), array_view(data), array_view(present),
-                          array_of(std::move(dictionary)), strings, default_word, default_string);
+                          array_of(std::move(dictionary)), strings, default_word, default_string,
+                          list_length_max, array_view(list_lengths));
   }
 
   nb::object counted_text_of(Bytes value) {

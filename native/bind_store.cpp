@@ -156,11 +156,13 @@ class BoundPlan {
 
 void make_trait(Trait *made, std::string name, int number, int type, int64_t size, bool nullable,
                 std::optional<int64_t> default_word, std::optional<std::string> default_text,
-                int group) {
+                int group, int64_t length_max) {
   const auto trait_type = static_cast<TraitType>(type);
   const bool is_indexing = trait_type == TraitType::string || trait_type == TraitType::categorical;
   if (size < 1 || size > trait_size_max || (size > 1 && is_indexing))
     throw std::invalid_argument("no trait has this size");
+  if (length_max < 0 || length_max > list_length_max || (length_max && size > 1))
+    throw std::invalid_argument("no list has this limit");
   const bool has_default = default_word.has_value() || default_text.has_value();
   new (made) Trait{std::move(name),
                    number,
@@ -170,7 +172,8 @@ void make_trait(Trait *made, std::string name, int number, int type, int64_t siz
                    has_default,
                    default_word.value_or(0),
                    std::move(default_text).value_or(""),
-                   group};
+                   group,
+                   length_max};
 }
 
 void translate_exceptions() {
@@ -194,7 +197,7 @@ void bind_store(nb::module_ &m) {
   translate_exceptions();
   nb::class_<Trait>(m, "Trait", "A trait of the schema.")
       .def("__init__", &make_trait, "name"_a, "number"_a, "type"_a, "size"_a, "nullable"_a,
-           "default_word"_a.none(), "default_text"_a.none(), "group"_a,
+           "default_word"_a.none(), "default_text"_a.none(), "group"_a, "length_max"_a = 0,
            R"(Check the trait.
 
 Args:
@@ -202,7 +205,8 @@ Args:
     size: Words per event.
     default_word: Default of a trait that is no string.
     default_text: Default of a string, in UTF-8.
-    group: Number of the stored group that has the trait.)");
+    group: Number of the stored group that has the trait.
+    length_max: Limit on the elements of a list; 0 if the trait is no list.)");
   nb::class_<BoundPlan>(m, "Plan", R"(The resolution of a batch of pointers, in steps.
 
 Methods raise StoreCorruptError if directories and stripes contradict themselves or each other.)")

@@ -14,6 +14,7 @@ namespace {
 struct Decoded {
   std::vector<uint64_t> words;
   std::vector<uint8_t> presence; // a byte for each event
+  std::vector<int64_t> lengths;  // of lists
   std::vector<uint8_t> text;
   std::vector<int64_t> ends{0}; // of each text, after a 0
 };
@@ -45,6 +46,12 @@ void decode_stripe(Bytes stripe, int64_t events, const Trait &trait, Decoded &ou
   decode(slice, words);
   if (trait.nullable)
     for (int64_t event = 0; event < events; ++event) out.presence.push_back(column.has(event));
+  if (trait.length_max)
+    for (int64_t event = 0; event < events; ++event) {
+      out.lengths.push_back(column.length(event));
+      if (out.lengths.back() && trait.nullable && !column.has(event))
+        throw Corrupt("a stripe has elements of an event that lacks the trait");
+    }
   if (!column.indexes()) return;
   for (int64_t i = 0; i < slice.words; ++i)
     if (words[i] >= static_cast<uint64_t>(column.entries()))
@@ -56,7 +63,8 @@ void decode_stripe(Bytes stripe, int64_t events, const Trait &trait, Decoded &ou
       words[i] = static_cast<uint64_t>(column.number(static_cast<int64_t>(words[i])));
 }
 
-using DecodedArrays = nb::typed<nb::tuple, Out<uint64_t>, Out<uint8_t>, nb::bytes, Out<int64_t>>;
+using DecodedArrays =
+    nb::typed<nb::tuple, Out<uint64_t>, Out<uint8_t>, nb::bytes, Out<int64_t>, Out<int64_t>>;
 
 DecodedArrays decode_stripes(const Values &stripes, const In<int64_t> &counts, const Trait &trait) {
   const std::vector<Bytes> views = views_of(stripes);
@@ -69,7 +77,8 @@ DecodedArrays decode_stripes(const Values &stripes, const In<int64_t> &counts, c
       decode_stripe(views[i], counts.data()[i], trait, decoded);
   }
   return nb::make_tuple(array_of(std::move(decoded.words)), array_of(std::move(decoded.presence)),
-                        bytes_of(decoded.text), array_of(std::move(decoded.ends)));
+                        bytes_of(decoded.text), array_of(std::move(decoded.ends)),
+                        array_of(std::move(decoded.lengths)));
 }
 
 } // namespace
@@ -85,7 +94,7 @@ Args:
 Returns:
     The words of the events that have the trait (numbers of texts for a string); for each event
     whether it has the trait, empty if the trait is not nullable; the texts, one after the other;
-    their ends, after a 0.
+    their ends, after a 0; the length of each event's list, empty if the trait is no list.
 
 Raises:
     StoreCorruptError: A stripe contradicts itself or its count.)");

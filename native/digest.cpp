@@ -27,12 +27,14 @@ uint64_t xxh3(uint64_t value) {
   return keyed ^ (keyed >> 28);
 }
 
-// Multiplies and folds, so that each field changes every bit of the state before it.
+// Multiplies and folds, so that each word changes every bit of the state before it.
+void fold(uint64_t &state, uint64_t word) {
+  state = (state ^ word) * step;
+  state ^= state >> 32;
+}
+
 void fold(std::vector<uint64_t> &states, const std::vector<uint64_t> &field) {
-  for (size_t event = 0; event < states.size(); ++event) {
-    const uint64_t state = (states[event] ^ field[event]) * step;
-    states[event] = state ^ (state >> 32);
-  }
+  for (size_t event = 0; event < states.size(); ++event) fold(states[event], field[event]);
 }
 
 // Replaces indexes into the stripe's dictionary by words that do not depend on the dictionary.
@@ -52,6 +54,20 @@ std::vector<uint64_t> canonical(const Column &column, const Trait &trait, const 
   return words;
 }
 
+// Replaces the words of lists by one word of each event, which depends on the length and on every
+// element.
+std::vector<uint64_t> list_words(const Column &column, const std::vector<uint64_t> &words,
+                                 int64_t count) {
+  std::vector<uint64_t> made(count);
+  const uint64_t *word = words.data();
+  for (int64_t event = 0; event < count; ++event) {
+    const int64_t length = column.length(event);
+    made[event] = static_cast<uint64_t>(length);
+    for (const uint64_t *end = word + length; word != end; ++word) fold(made[event], *word);
+  }
+  return made;
+}
+
 } // namespace
 
 std::vector<uint64_t> digest_sums(const std::vector<Trait> &traits, const std::vector<Bytes> &parts,
@@ -68,6 +84,14 @@ std::vector<uint64_t> digest_sums(const std::vector<Trait> &traits, const std::v
       throw Corrupt("a stripe has fewer events than its user");
     const Column column(parts[number], trait);
     std::vector<uint64_t> words = canonical(column, trait, column.slice(0, count), text_hash);
+    if (trait.length_max) {
+      if (trait.nullable) {
+        for (int64_t event = 0; event < count; ++event) field[event] = column.has(event);
+        fold(states, field);
+      }
+      fold(states, list_words(column, words, count));
+      continue;
+    }
     if (trait.nullable) {
       std::vector<uint64_t> spread(count * trait.size, 0);
       size_t word = 0;

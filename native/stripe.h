@@ -26,16 +26,23 @@ T load(const uint8_t *at) {
 // Limit on the words per event, so that its product with a number of events cannot overflow.
 constexpr int64_t trait_size_max = 1 << 16;
 
+// Limit on the elements of a list, so that two bytes hold its length.
+constexpr int64_t list_length_max = (1 << 16) - 1;
+
+// Returns the bytes of each length of lists, in stripes and on the wire.
+constexpr int64_t length_bytes(int64_t length_max) { return length_max < 1 << 8 ? 1 : 2; }
+
 struct Trait {
   std::string name;
   int number;
   TraitType type;
-  int64_t size; // words per event
+  int64_t size; // words per event, or per element of a list
   bool nullable;
   bool has_default;
   int64_t default_word;
   std::string default_text;
   int group;
+  int64_t length_max; // elements of a list; 0 if the trait is no list
   int slot = 0; // place of the group among those that a plan reads
 };
 
@@ -63,6 +70,10 @@ class Column {
                        int64_t &bit_count) const;
   bool has(int64_t event) const;
 
+  // Appends the lengths of lists, `length_bytes` each.
+  void append_lengths(int64_t first, int64_t count, std::vector<uint8_t> &lengths) const;
+  int64_t length(int64_t event) const; // of a list; 0 if the event lacks the trait
+
   // Returns true if words index the stripe's own dictionary. Words of strings always do; those of
   // categories do if that takes fewer bytes than the categories themselves.
   bool indexes() const { return trait_->type == TraitType::string || dictionary_count_; }
@@ -71,7 +82,7 @@ class Column {
   Bytes text(int64_t entry) const;     // an entry of a string trait's dictionary
 
  private:
-  int64_t values_before(int64_t event) const;
+  int64_t words_between(int64_t first, int64_t last) const;
 
   Bytes stripe_;
   const Trait *trait_;
@@ -79,6 +90,7 @@ class Column {
   Presence presence_ = Presence::all;
   int width_ = 0;
   int64_t base_ = 0, data_ = 0, bitmap_ = 0, dictionary_ = 0, dictionary_count_ = 0;
+  int64_t lengths_ = 0; // position of the lengths of lists; 0 if all are empty or absent
 };
 
 // Limit on the events of one stripe, far above what compaction writes (store/stripe.py:
@@ -93,7 +105,11 @@ int64_t stripe_events(Bytes stripe);
 // reference to its bytes.
 constexpr int64_t dictionary_entry_bytes = 128;
 
-// Returns the memory that a stripe takes: its bytes, and those that its dictionary entries add.
+// Memory of one element of a list while an answer is made: its code, twice.
+constexpr int64_t list_element_bytes = 8;
+
+// Returns the memory that a stripe takes: its bytes, and those that the entries of its dictionaries
+// and the elements of its lists add.
 int64_t stripe_memory_bytes(Bytes stripe);
 
 // Counts the set bits of [first, last); the lowest bit of a byte is the first.

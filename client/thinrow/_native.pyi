@@ -229,6 +229,8 @@ def read_response(
             list[str],
             int | None,
             str | None,
+            int,
+            NDArray[numpy.uint8],
         ]
     ],
     int,
@@ -270,6 +272,8 @@ def read_stream_response(
             list[str],
             int | None,
             str | None,
+            int,
+            NDArray[numpy.uint8],
         ]
     ],
     int,
@@ -300,6 +304,7 @@ class Trait:
         default_word: int | None,
         default_text: str | None,
         group: int,
+        length_max: int = 0,
     ) -> None:
         """
         Check the trait.
@@ -310,6 +315,7 @@ class Trait:
             default_word: Default of a trait that is no string.
             default_text: Default of a string, in UTF-8.
             group: Number of the stored group that has the trait.
+            length_max: Limit on the elements of a list; 0 if the trait is no list.
         """
 
 class Plan:
@@ -481,7 +487,9 @@ class ValueCache:
 
 def decode_stripes(
     stripes: list[bytes | None], counts: NDArray[numpy.int64], trait: Trait
-) -> tuple[NDArray[numpy.uint64], NDArray[numpy.uint8], bytes, NDArray[numpy.int64]]:
+) -> tuple[
+    NDArray[numpy.uint64], NDArray[numpy.uint8], bytes, NDArray[numpy.int64], NDArray[numpy.int64]
+]:
     """
     Decode one trait of whole stripes.
 
@@ -492,7 +500,7 @@ def decode_stripes(
     Returns:
         The words of the events that have the trait (numbers of texts for a string); for each event
         whether it has the trait, empty if the trait is not nullable; the texts, one after the other;
-        their ends, after a 0.
+        their ends, after a 0; the length of each event's list, empty if the trait is no list.
 
     Raises:
         StoreCorruptError: A stripe contradicts itself or its count.

@@ -31,7 +31,7 @@ EVENTS = st.fixed_dictionaries(
     }
 )
 ROWS = st.lists(st.none() | st.lists(EVENTS, max_size=4), max_size=5)
-KIND = mutable_type([("element", TraitType.INT8, 1)])
+KIND = mutable_type([("element", TraitType.INT8, 1, 0)])
 
 
 def thin_table(rows: list[list[dict[str, Any]] | None], *, ids: bool, late: bool) -> pa.Table:

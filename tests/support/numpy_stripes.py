@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from thinrow.core.traits import length_bytes
 from thinrow.errors import StoreCorruptError
 from thinrow.schema import Trait, TraitType
 from thinrow.store.narrow import WIDTHS, NarrowBlocks, ranges, starts_of
@@ -16,6 +18,7 @@ from thinrow.store.stripe import (
     COLUMN,
     EVENTS_MAX,
     HEADER,
+    LENGTH_SHIFT,
     PRESENT_ALL,
     PRESENT_NONE,
     PRESENT_SOME,
@@ -67,6 +70,8 @@ class ColumnSlices:
     """One block a slice; ``counts`` are words of events that have the trait."""
     present: NDArray[np.bool_] | None
     """True for events of the slices that have the trait; None if all have it."""
+    lengths: NDArray[np.int64] | None = None
+    """Elements of each event's list; None if the trait is no list."""
 
 
 class StripeSet:
@@ -113,7 +118,7 @@ class StripeSet:
                 record[rows[row]] = records[row, place]
                 if not (
                     np.isin(record["width"], (0, *WIDTHS)).all()
-                    and (record["presence"] <= PRESENT_NONE).all()
+                    and (record["presence"] & 3 <= PRESENT_NONE).all()
                     and (record["dictionary_count"] <= EVENTS_MAX).all()
                 ):
                     raise StoreCorruptError("A stripe has a column of no known kind.")
@@ -140,12 +145,15 @@ class StripeSet:
         """Events ``[first, first + counts)`` of each of the named stripes, one trait of them."""
         _, records = self._column(trait)
         record = records[stripe]
-        presence = record["presence"]
+        presence = record["presence"] & 3
         value_first, value_counts, present = first, counts, None
         if (presence != PRESENT_ALL).any():
             if not trait.nullable:
                 raise StoreCorruptError("A stripe lacks values of a trait that every event has.")
             value_first, value_counts, present = self._present(record, stripe, first, counts)
+        lengths = None
+        if trait.length_max:
+            value_first, value_counts, lengths = self._lists(trait, record, stripe, first, counts)
         widths = record["width"]
         blocks = NarrowBlocks(
             bases=record["base"].astype(np.int64),
@@ -153,7 +161,38 @@ class StripeSet:
             counts=value_counts * trait.size,
             starts=self.starts[stripe] + record["data"] + value_first * trait.size * widths,
         )
-        return ColumnSlices(blocks, present)
+        return ColumnSlices(blocks, present, lengths)
+
+    def _lists(
+        self,
+        trait: Trait,
+        record: NDArray[np.void],
+        stripe: NDArray[np.int64],
+        first: NDArray[np.int64],
+        counts: NDArray[np.int64],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Counts the elements before and in each slice, and in each of its events."""
+        width = length_bytes(trait.length_max)
+        events = self.event_counts[stripe]
+        bitmaps = np.where(record["presence"] & 3 == PRESENT_SOME, -(-events // 8), 0)
+        starts = self.starts[stripe] + record["bitmap"] + bitmaps
+        # Stripes from before the trait was added have no lengths.
+        stored = np.where(record["presence"] >> LENGTH_SHIFT == width, first + counts, 0)
+        data = joined(self.buffer, starts, width * stored)
+        every = np.frombuffer(data, f"<u{width}").astype(np.int64)
+        lists = [
+            every[begin:end] if end > begin else np.zeros(size, np.int64)
+            for (begin, end), size in zip(
+                pairwise(starts_of(stored).tolist()), (first + counts).tolist(), strict=True
+            )
+        ]
+        within = [part[skipped:] for part, skipped in zip(lists, first, strict=True)]
+        if any((part > trait.length_max).any() for part in lists):
+            raise StoreCorruptError("A stripe has a list that is longer than its limit.")
+        before = [part[:skipped].sum() for part, skipped in zip(lists, first, strict=True)]
+        sums = [part.sum() for part in within]
+        lengths = np.concatenate([np.zeros(0, np.int64), *within])
+        return np.array(before, np.int64), np.array(sums, np.int64), lengths
 
     def _present(
         self,
@@ -163,10 +202,11 @@ class StripeSet:
         counts: NDArray[np.int64],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
         """Counts the values before and in each slice; True for events that have one."""
-        present = np.repeat(record["presence"] == PRESENT_ALL, counts)
-        value_first = np.where(record["presence"] == PRESENT_ALL, first, 0)
-        value_counts = np.where(record["presence"] == PRESENT_ALL, counts, 0)
-        some = np.flatnonzero(record["presence"] == PRESENT_SOME)
+        presence = record["presence"] & 3
+        present = np.repeat(presence == PRESENT_ALL, counts)
+        value_first = np.where(presence == PRESENT_ALL, first, 0)
+        value_counts = np.where(presence == PRESENT_ALL, counts, 0)
+        some = np.flatnonzero(presence == PRESENT_SOME)
         if some.size:
             lengths = -(-(first[some] + counts[some]) // 8)
             starts = self.starts[stripe[some]] + record["bitmap"][some]
@@ -191,7 +231,7 @@ class StripeSet:
         slices = self.slices(trait, stripe, first, counts)
         words = widened(self.buffer, slices.blocks)
         if trait.type not in (TraitType.STRING, TraitType.CATEGORICAL):
-            return TraitValues(trait, words, slices.present)
+            return TraitValues(trait, words, slices.present, lengths=slices.lengths)
         used, place = np.unique(stripe, return_inverse=True)
         has, records = self._column(trait)
         record, is_text = records[used], trait.type is TraitType.STRING
@@ -210,13 +250,13 @@ class StripeSet:
             starts = self.starts[used] + record["dictionary"]
             data = joined(self.buffer, starts, CATEGORY_BYTES * entry_counts)
             words[indexes] = np.frombuffer(data, dtype="<u8")[words[indexes]]
-            return TraitValues(trait, words, slices.present)
+            return TraitValues(trait, words, slices.present, lengths=slices.lengths)
         # Only what the slices use: a short slice must not drag a long dictionary along.
         wanted = np.zeros(entry_starts[-1], dtype=np.bool_)
         wanted[words] = True
         words = (np.cumsum(wanted) - 1).astype(np.uint64)[words]
         texts = self._texts(trait, has[used], record, used, entry_starts, wanted)
-        return TraitValues(trait, words, slices.present, texts)
+        return TraitValues(trait, words, slices.present, texts, slices.lengths)
 
     def _texts(
         self,

@@ -13,6 +13,7 @@ import numpy as np
 from support.numpy_stripes import StripeSet, by_width
 from thinrow.access.projection import wire_type
 from thinrow.core.status import Status
+from thinrow.core.traits import length_bytes
 from thinrow.errors import StoreCorruptError
 from thinrow.schema import EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS, TraitType
 from thinrow.store.digest import digest_fields
@@ -421,19 +422,24 @@ def _add_column(
     column = response.columns.add(
         trait=trait.name,
         type=wire_type(trait),
-        vector_size=trait.size,
+        vector_size=0 if trait.length_max else trait.size,
+        list_length_max=trait.length_max,
         nullable=trait.nullable,
     )
     where = (rows, run.first, run.counts)
     if trait.type in (TraitType.CATEGORICAL, TraitType.STRING):
         values = stripes.words(trait, *where)
-        present = values.present
-        blocks, buffer = narrow(values.words, value_counts(run, present))
+        present, lengths = values.present, values.lengths
+        counts = value_counts(run, present if lengths is None else lengths)
+        blocks, buffer = narrow(values.words, counts)
         if values.texts is not None:
             column.strings.extend(values.texts.to_pylist())
     else:
         slices = stripes.slices(trait, *where)
         present, blocks, buffer = slices.present, slices.blocks, stripes.buffer
+        lengths = slices.lengths
+    if lengths is not None:
+        column.list_lengths = lengths.astype(f"<u{length_bytes(trait.length_max)}").tobytes()
     column.bases.extend(blocks.bases.tolist())
     column.widths = blocks.widths.tobytes()
     column.data = by_width(buffer, blocks)
@@ -447,9 +453,9 @@ def _add_column(
         column.default_word = trait.default_word
 
 
-def value_counts(run: Run, present: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-    """Events of each block that have a trait."""
-    if present is None:
+def value_counts(run: Run, counts: NDArray[Any] | None) -> NDArray[np.int64]:
+    """Values of each block, from those of each event; None: each has one."""
+    if counts is None:
         return run.counts
-    before = starts_of(present.view(np.int8))
+    before = starts_of(counts.view(np.int8) if counts.dtype == np.bool_ else counts)
     return np.diff(before[starts_of(run.counts)])

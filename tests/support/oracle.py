@@ -27,11 +27,15 @@ BUILT_IN = ("event_ts", "event_id", "visible_ts")
 
 @dataclass(frozen=True)
 class Trait:
-    """One column of an event; `size` is the length of a fixed-size vector, 0 for a scalar."""
+    """One column of an event; `size` is the length of a fixed-size vector, 0 for a scalar.
+
+    A list has `length_max` elements at most; that of a scalar or a vector is 0.
+    """
 
     name: str
     type: str
     size: int = 0
+    length_max: int = 0
     sparse: bool = False
     default: Value = None
     key: bool = False
@@ -477,6 +481,8 @@ ARROW = {
 
 
 def arrow_type(trait: Trait) -> pa.DataType:
+    if trait.length_max:
+        return pa.list_(ARROW[trait.type])
     return pa.list_(ARROW[trait.type], trait.size) if trait.size else ARROW[trait.type]
 
 

@@ -81,23 +81,26 @@ def examples(count: int) -> settings:
 
 
 @st.composite
-def traits(draw: st.DrawFn, name: str) -> Trait:
+def traits(draw: st.DrawFn, name: str, lists: bool) -> Trait:
     kind = draw(st.sampled_from(sorted(POOLS)))
-    size = draw(st.sampled_from((0, 2, 3))) if kind in VECTORS else 0
+    length_max = draw(st.sampled_from((0, 0, 3, 300))) if lists and kind != "bool" else 0
+    size = draw(st.sampled_from((0, 2, 3))) if kind in VECTORS and not length_max else 0
     sparse = draw(st.booleans())
-    default = None
-    if sparse and not size and draw(st.booleans()):
+    default: Value = None
+    if sparse and length_max:
+        default = draw(st.sampled_from((None, ())))
+    elif sparse and not size and draw(st.booleans()):
         # NaN is no default: the schema refuses it.
         default = draw(st.sampled_from([value for value in POOLS[kind] if value == value]))
-    return Trait(name, kind, size, sparse, default, key=draw(st.booleans()))
+    return Trait(name, kind, size, length_max, sparse, default, key=draw(st.booleans()))
 
 
 @st.composite
-def schemas(draw: st.DrawFn) -> Schema:
+def schemas(draw: st.DrawFn, lists: bool = True) -> Schema:
     sizes = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
     return Schema(
         {
-            f"group_{g}": [draw(traits(f"trait_{g}{t}")) for t in range(size)]
+            f"group_{g}": [draw(traits(f"trait_{g}{t}", lists)) for t in range(size)]
             for g, size in enumerate(sizes)
         }
     )
@@ -108,6 +111,8 @@ def values(trait: Trait, rng: random.Random) -> Value:
     pool: list[Value] = POOLS[trait.type]
     if trait.sparse and rng.random() < 0.4:
         return None
+    if trait.length_max:
+        return tuple(rng.choices(pool, k=min(rng.choice((0, 1, 1, 2, 3)), trait.length_max)))
     if trait.size:
         few = pool[:3] if trait.type in _TINY else pool[-3:]
         return tuple(rng.choice(few) for _ in range(trait.size))
@@ -167,11 +172,15 @@ def events(
 
 @st.composite
 def worlds(
-    draw: st.DrawFn, most_runs: int = 4, least_runs: int = 1, forgetful: bool = True
+    draw: st.DrawFn,
+    most_runs: int = 4,
+    least_runs: int = 1,
+    forgetful: bool = True,
+    lists: bool = True,
 ) -> World:
     """`forgetful` worlds have retention and erasure."""
     fine = draw(st.booleans())
-    schema = draw(schemas())
+    schema = draw(schemas(lists))
     base = draw(st.sampled_from(BASES))
     clocks = draw(st.booleans())
     count = draw(st.integers(least_runs, most_runs))
@@ -301,14 +310,16 @@ def schema_toml(schema: Schema) -> str:
     for group, members in schema.groups.items():
         lines.append(f"[{group}]")
         for trait in members:
-            options: dict[str, Value] = {"type": trait.type}
+            kind = f"list<{trait.type}>" if trait.length_max else trait.type
+            options: dict[str, Value] = {"type": kind}
             options |= {"size": trait.size} if trait.size else {}
+            options |= {"length_max": trait.length_max} if trait.length_max else {}
             options |= {"sparse": True} if trait.sparse else {}
             options |= {"default": trait.default} if trait.default is not None else {}
             options |= {"key": True} if trait.key else {}
             pairs = ", ".join(f"{name} = {toml(value)}" for name, value in options.items())
             short = len(options) == 1
-            lines.append(f"{trait.name} = " + (toml(trait.type) if short else f"{{ {pairs} }}"))
+            lines.append(f"{trait.name} = " + (toml(kind) if short else f"{{ {pairs} }}"))
     return "\n".join(lines) + "\n"
 
 
@@ -320,6 +331,8 @@ def toml(value: Value) -> str:
         plain = {'"', "\\"}
         text = [f"\\u{ord(c):04x}" if ord(c) < 32 or c in plain else c for c in value]
         return f'"{"".join(text)}"'
+    if value == ():
+        return "[]"
     if isinstance(value, float) and math.isnan(value):
         return "-nan" if math.copysign(1, value) < 0 else "nan"
     return repr(value)

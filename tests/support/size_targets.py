@@ -163,14 +163,18 @@ def write(rng: random.Random) -> None:
 
 def decode_stripes(rng: random.Random) -> None:
     """Decodes a trait of any type of stripes, mostly with the counts that their headers state."""
-    trait = _native.Trait(
-        "t", rng.choice((1, 2, 9)), rng.choice((4, 13, 14)), 1, rng.random() < 0.5, None, None, 1
-    )
+    kind, length_max = rng.choice((4, 13, 14)), rng.choice((0, 0, 3, 300))
+    nullable = rng.random() < 0.5
+    trait = _native.Trait("t", rng.choice((1, 2, 9)), kind, 1, nullable, None, None, 1, length_max)
     values: list[bytes | None] = [stripe(rng) for _ in range(rng.randrange(4))]
     heads = [int.from_bytes((value or b"")[:4], "little") for value in values]
     counts = np.array(heads, np.int64) if rng.random() < 0.9 else numbers(rng, len(values))
-    words, presence, _, ends = _native.decode_stripes(values, counts, trait)
-    assert len(words) <= counts.sum()
+    words, presence, _, ends, lengths = _native.decode_stripes(values, counts, trait)
+    if length_max:
+        assert len(words) == lengths.sum()
+        assert lengths.max(initial=0) <= length_max
+    else:
+        assert len(words) <= counts.sum()
     assert len(presence) in (0, counts.sum())
     assert (np.diff(ends) >= 0).all()
 

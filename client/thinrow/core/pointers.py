@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from thinrow.core.convert import counted, exact, mask
-from thinrow.core.wire.widen_jobs import ranges
+from thinrow.core.wire.widen_jobs import offsets_of, ranges
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -119,16 +120,35 @@ class MutableColumn:
     """One trait of mutable events.
 
     Attributes:
-        values: Shape (events,), or (events, size) for a vector; text as an object array of str.
+        values: Shape (events,), or (events, size) for a vector; text as an object array of str. Of
+            lists the elements of all events, shape (elements,).
         present: bool, shape (events,), False where the event lacks the trait. None: all have it.
+        offsets: Of lists: int64, shape (events + 1,), ascending from 0; event i has the elements
+            [offsets[i], offsets[i + 1]), none where it lacks the trait.
     """
 
     values: NDArray[Any]
     present: NDArray[np.bool_] | None = None
+    offsets: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        """Returns the number of events."""
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+    def __getitem__(self, events: slice | NDArray[np.int64]) -> MutableColumn:
+        """Returns the values of some events: a slice without a step, or their places."""
+        present = None if self.present is None else self.present[events]
+        if self.offsets is None:
+            return MutableColumn(self.values[events], present)
+        lengths = np.diff(self.offsets)[events]
+        elements = ranges(self.offsets[:-1][events], lengths)
+        return MutableColumn(self.values[elements], present, offsets_of(lengths))
 
     def to_list(self) -> list[Any]:
         """Returns Python values, None where absent."""
         values: list[Any] = self.values.tolist()
+        if self.offsets is not None:
+            values = [values[start:stop] for start, stop in pairwise(self.offsets.tolist())]
         if self.present is None:
             return values
         pairs = zip(values, self.present.tolist(), strict=True)
@@ -158,12 +178,7 @@ class MutableEvents:
         offsets = integers("offsets", self.offsets)
         arrival_ts = integers("arrival_ts", self.arrival_ts)
         events = len(arrival_ts)
-        if (
-            not len(offsets)
-            or offsets[0] != 0
-            or offsets[-1] != events
-            or np.any(np.diff(offsets) < 0)
-        ):
+        if not is_ascending(offsets, events):
             raise InputError(
                 f"The mutable offsets must ascend from 0 to {events}, the events there."
             )
@@ -174,15 +189,29 @@ class MutableEvents:
                     f"The mutable column {name!r} must be a plain numpy array, but is a "
                     f"{type(column.values).__name__}; give absent values as `present`."
                 )
-            if len(column.values) != events:
+            lists = column.offsets
+            if lists is not None:
+                lists = integers(f"the offsets of the mutable column {name!r}", lists)
+                if not is_ascending(lists, len(column.values)):
+                    raise InputError(
+                        f"The offsets of the mutable column {name!r} must ascend from 0 to "
+                        f"{len(column.values)}, the elements there."
+                    )
+            if len(column) != events:
                 raise InputError(f"The mutable column {name!r} must have {events} values.")
-            if column.present is None:
-                continue
-            try:
-                present = mask(column.present, events)
-            except (TypeError, ValueError) as error:
-                raise InputError(f"The mutable column {name!r} does not fit: {error}.") from error
-            columns[name] = MutableColumn(column.values, present)
+            present = column.present
+            if present is not None:
+                try:
+                    present = mask(present, events)
+                except (TypeError, ValueError) as error:
+                    raise InputError(
+                        f"The mutable column {name!r} does not fit: {error}."
+                    ) from error
+                if lists is not None and np.diff(lists)[~present].any():
+                    raise InputError(
+                        f"The mutable column {name!r} has elements of an event without a list."
+                    )
+            columns[name] = MutableColumn(column.values, present, lists)
         object.__setattr__(self, "columns", columns)
         object.__setattr__(self, "offsets", offsets)
         object.__setattr__(self, "arrival_ts", arrival_ts)
@@ -260,12 +289,7 @@ class SelectedEvents(MutableEvents):
         if name not in ("offsets", "arrival_ts", "columns"):
             raise AttributeError(name)
         events = ranges(self.starts, self.lengths)
-        columns = {
-            name: MutableColumn(
-                column.values[events], None if column.present is None else column.present[events]
-            )
-            for name, column in self.pool.columns.items()
-        }
+        columns = {name: column[events] for name, column in self.pool.columns.items()}
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
         object.__setattr__(self, "offsets", offsets)
         object.__setattr__(self, "arrival_ts", self.pool.arrival_ts[events])
@@ -309,6 +333,12 @@ def bounds(examples: slice, length: int) -> tuple[int, int]:
     if step != 1:
         raise InputError("Thin rows are sliced without a step.")
     return start, max(start, stop)
+
+
+def is_ascending(offsets: NDArray[np.int64], end: int) -> bool:
+    """Returns True if offsets ascend from 0 to `end`."""
+    ends = len(offsets) and offsets[0] == 0 and offsets[-1] == end
+    return bool(ends and (np.diff(offsets) >= 0).all())
 
 
 def or_zeros(values: ArrayLike | None, length: int) -> ArrayLike:

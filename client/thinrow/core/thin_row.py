@@ -43,8 +43,7 @@ class EventView(Sequence[Mapping[str, Any]]):
         part = slice(self.start, self.stop)
         if name == "arrival_ts":
             return MutableColumn(self.events.arrival_ts[part])
-        values, present = self.events.columns[name].values, self.events.columns[name].present
-        return MutableColumn(values[part], None if present is None else present[part])
+        return self.events.columns[name][part]
 
     def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 - a mapping, or a tuple for a slice
         return self._mappings()[place]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BATCH_DTYPES", "NS_PER_UNIT", "SCALE_MAX", "TraitForm", "TraitType"]
+__all__ = ["BATCH_DTYPES", "NS_PER_UNIT", "SCALE_MAX", "TraitForm", "TraitType", "length_bytes"]
 
 NS_PER_UNIT = {"d": 86_400 * 10**9, "s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 """Units of times, by length."""
@@ -88,7 +88,9 @@ class TraitForm:
 
     type: TraitType
     size: int = 1
-    """Elements of a vector; 1 for a scalar."""
+    """Elements of a vector; 1 for a scalar or a list."""
+    length_max: int = 0
+    """Limit on the elements of a list; 0 for no list."""
     unit: str | None = None
     """Unit of times since 1970 in UTC, or of durations; None for other numbers."""
     scale: int | None = None
@@ -101,3 +103,8 @@ class TraitForm:
     def is_counted(self) -> bool:
         """True if integers stand for values of another type."""
         return (self.unit, self.scale, self.buckets) != (None, None, None)
+
+
+def length_bytes(length_max: int) -> int:
+    """Returns the bytes of each length of lists, on the wire and in stripes."""
+    return 1 if length_max < 1 << 8 else 2

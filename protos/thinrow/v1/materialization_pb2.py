@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n thinrow/v1/materialization.proto\x12\nthinrow.v1\"y\n\nProjection\x12\x17\n\x0fsequence_length\x18\x01 \x01(\x03\x12*\n\ntruncation\x18\x02 \x01(\x0e\x32\x16.thinrow.v1.Truncation\x12\x16\n\x0e\x66\x65\x61ture_groups\x18\x03 \x03(\t\x12\x0e\n\x06traits\x18\x04 \x03(\t\"\xd7\x01\n\x12MaterializeRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12*\n\nprojection\x18\x02 \x01(\x0b\x32\x16.thinrow.v1.Projection\x12\x10\n\x08user_ids\x18\x03 \x03(\x10\x12\x10\n\x08start_ts\x18\x04 \x03(\x03\x12\x0e\n\x06\x65nd_ts\x18\x05 \x03(\x03\x12\x13\n\x0bmax_lengths\x18\x06 \x03(\x03\x12\x0f\n\x07\x64igests\x18\x07 \x03(\x06\x12\x12\n\nrequest_ts\x18\x08 \x03(\x03\x12\x17\n\x0fmutable_lengths\x18\t \x03(\x03\"\xa4\x02\n\x13MaterializeResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x14\n\x0cwatermark_ts\x18\x02 \x01(\x03\x12$\n\x08statuses\x18\x03 \x03(\x0e\x32\x12.thinrow.v1.Status\x12\x13\n\x0bview_starts\x18\x04 \x03(\r\x12\x14\n\x0cview_lengths\x18\x05 \x03(\r\x12\x15\n\rblock_lengths\x18\x06 \x03(\r\x12#\n\x07\x63olumns\x18\x07 \x03(\x0b\x32\x12.thinrow.v1.Column\x12\x17\n\x0fsequence_length\x18\x08 \x01(\x03\x12*\n\ntruncation\x18\t \x01(\x0e\x32\x16.thinrow.v1.Truncation\x12\x11\n\tserver_us\x18\n \x01(\x04\"\xa2\x02\n\x06\x43olumn\x12\r\n\x05trait\x18\x01 \x01(\t\x12#\n\x04type\x18\x02 \x01(\x0e\x32\x15.thinrow.v1.TraitType\x12\x13\n\x0bvector_size\x18\x03 \x01(\r\x12\x10\n\x08nullable\x18\x04 \x01(\x08\x12\r\n\x05\x62\x61ses\x18\x05 \x03(\x10\x12\x0e\n\x06widths\x18\x06 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\x12\x0f\n\x07present\x18\x08 \x01(\x0c\x12\x12\n\ndictionary\x18\t \x03(\x10\x12\x0f\n\x07strings\x18\n \x03(\t\x12\x19\n\x0c\x64\x65\x66\x61ult_word\x18\x0b \x01(\x10H\x00\x88\x01\x01\x12\x1b\n\x0e\x64\x65\x66\x61ult_string\x18\x0c \x01(\tH\x01\x88\x01\x01\x42\x0f\n\r_default_wordB\x11\n\x0f_default_string\"p\n\x18MaterializeStreamRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12/\n\x07request\x18\x02 \x01(\x0b\x32\x1e.thinrow.v1.MaterializeRequest\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"^\n\x19MaterializeStreamResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x31\n\x08response\x18\x02 \x01(\x0b\x32\x1f.thinrow.v1.MaterializeResponse\"_\n\x0eInspectRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x10\n\x08\x61s_of_ts\x18\x02 \x01(\x03\x12*\n\nprojection\x18\x03 \x01(\x0b\x32\x16.thinrow.v1.Projection\"\xc0\x01\n\x0fInspectResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x14\n\x0cwatermark_ts\x18\x02 \x01(\x03\x12\"\n\x06status\x18\x03 \x01(\x0e\x32\x12.thinrow.v1.Status\x12\x0e\n\x06\x65nd_ts\x18\x04 \x01(\x03\x12\x13\n\x0b\x65vent_count\x18\x05 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x06\x12*\n\x06\x65vents\x18\x07 \x03(\x0b\x32\x1a.thinrow.v1.InspectedEvent\"\x9a\x01\n\x0eInspectedEvent\x12\x10\n\x08\x65vent_ts\x18\x01 \x01(\x03\x12\x12\n\nevent_time\x18\x02 \x01(\t\x12\x12\n\nvisible_ts\x18\x03 \x01(\x03\x12\x15\n\x08\x65vent_id\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12*\n\x06traits\x18\x05 \x03(\x0b\x32\x1a.thinrow.v1.InspectedTraitB\x0b\n\t_event_id\"\xb0\x02\n\x0eInspectedTrait\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\tint_value\x18\x02 \x01(\x12H\x00\x12\x14\n\nuint_value\x18\x03 \x01(\x04H\x00\x12\x15\n\x0b\x66loat_value\x18\x04 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x05 \x01(\x08H\x00\x12\x16\n\x0cstring_value\x18\x06 \x01(\tH\x00\x12/\n\x0cvector_value\x18\x07 \x01(\x0b\x32\x17.thinrow.v1.FloatVectorH\x00\x12\x31\n\x10int_vector_value\x18\x08 \x01(\x0b\x32\x15.thinrow.v1.IntVectorH\x00\x12\x33\n\x11uint_vector_value\x18\t \x01(\x0b\x32\x16.thinrow.v1.UintVectorH\x00\x42\x07\n\x05value\"\x1d\n\x0b\x46loatVector\x12\x0e\n\x06values\x18\x01 \x03(\x01\"\x1b\n\tIntVector\x12\x0e\n\x06values\x18\x01 \x03(\x12\"\x1c\n\nUintVector\x12\x0e\n\x06values\x18\x01 \x03(\x04\"\x16\n\x14\x44\x65scribeStoreRequest\"\xa3\x02\n\x15\x44\x65scribeStoreResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x14\n\x0cwatermark_ts\x18\x02 \x01(\x03\x12\x12\n\nwatermarks\x18\x03 \x03(\x03\x12\x0e\n\x06shards\x18\x04 \x01(\r\x12\x13\n\x0b\x65vent_count\x18\x05 \x01(\x03\x12\x12\n\nuser_count\x18\x06 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x07 \x01(\x03\x12\x30\n\x0e\x66\x65\x61ture_groups\x18\x08 \x03(\x0b\x32\x18.thinrow.v1.FeatureGroup\x12\x0f\n\x07tenants\x18\t \x03(\t\x12\"\n\x06limits\x18\n \x01(\x0b\x32\x12.thinrow.v1.Limits\x12\x16\n\x0eserver_version\x18\x0b \x01(\t\"?\n\x0c\x46\x65\x61tureGroup\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x06traits\x18\x02 \x03(\x0b\x32\x11.thinrow.v1.Trait\"\x97\x02\n\x05Trait\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04type\x18\x02 \x01(\x0e\x32\x15.thinrow.v1.TraitType\x12\x13\n\x0bvector_size\x18\x03 \x01(\r\x12\x10\n\x08nullable\x18\x04 \x01(\x08\x12\x0e\n\x06sparse\x18\x05 \x01(\x08\x12\x0b\n\x03key\x18\x06 \x01(\x08\x12\x19\n\x0c\x64\x65\x66\x61ult_word\x18\x07 \x01(\x10H\x00\x88\x01\x01\x12\x1b\n\x0e\x64\x65\x66\x61ult_string\x18\x08 \x01(\tH\x01\x88\x01\x01\x12\x0c\n\x04unit\x18\x0c \x01(\t\x12\x12\n\x05scale\x18\r \x01(\rH\x02\x88\x01\x01\x12\x0f\n\x07\x62uckets\x18\x0e \x01(\rB\x0f\n\r_default_wordB\x11\n\x0f_default_stringB\x08\n\x06_scale\"\x99\x01\n\x06Limits\x12\x14\n\x0c\x65xamples_max\x18\x01 \x01(\r\x12\x1a\n\x12response_bytes_max\x18\x02 \x01(\x04\x12\x13\n\x0bstreams_max\x18\x03 \x01(\r\x12\x19\n\x11request_bytes_max\x18\x04 \x01(\x04\x12\x11\n\tcalls_max\x18\x05 \x01(\r\x12\x1a\n\x12inspect_events_max\x18\x06 \x01(\r*\x9c\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x14\n\x10STATUS_NOT_READY\x10\x02\x12\x12\n\x0eSTATUS_EXPIRED\x10\x03\x12\x1a\n\x16STATUS_DIGEST_MISMATCH\x10\x04\x12\x11\n\rSTATUS_ERASED\x10\x05\x12\x12\n\x0eSTATUS_INVALID\x10\x06*T\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x15\n\x11TRUNCATION_NEWEST\x10\x01\x12\x13\n\x0fTRUNCATION_HEAD\x10\x02*\xe9\x02\n\tTraitType\x12\x1a\n\x16TRAIT_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0fTRAIT_TYPE_INT8\x10\x01\x12\x14\n\x10TRAIT_TYPE_INT16\x10\x02\x12\x14\n\x10TRAIT_TYPE_INT32\x10\x03\x12\x14\n\x10TRAIT_TYPE_INT64\x10\x04\x12\x14\n\x10TRAIT_TYPE_UINT8\x10\x05\x12\x15\n\x11TRAIT_TYPE_UINT16\x10\x06\x12\x15\n\x11TRAIT_TYPE_UINT32\x10\x07\x12\x15\n\x11TRAIT_TYPE_UINT64\x10\x08\x12\x16\n\x12TRAIT_TYPE_FLOAT16\x10\t\x12\x16\n\x12TRAIT_TYPE_FLOAT32\x10\n\x12\x16\n\x12TRAIT_TYPE_FLOAT64\x10\x0b\x12\x13\n\x0fTRAIT_TYPE_BOOL\x10\x0c\x12\x1a\n\x16TRAIT_TYPE_CATEGORICAL\x10\r\x12\x15\n\x11TRAIT_TYPE_STRING\x10\x0e\x32\xe8\x02\n\x16MaterializationService\x12N\n\x0bMaterialize\x12\x1e.thinrow.v1.MaterializeRequest\x1a\x1f.thinrow.v1.MaterializeResponse\x12\x64\n\x11MaterializeStream\x12$.thinrow.v1.MaterializeStreamRequest\x1a%.thinrow.v1.MaterializeStreamResponse(\x01\x30\x01\x12\x42\n\x07Inspect\x12\x1a.thinrow.v1.InspectRequest\x1a\x1b.thinrow.v1.InspectResponse\x12T\n\rDescribeStore\x12 .thinrow.v1.DescribeStoreRequest\x1a!.thinrow.v1.DescribeStoreResponseB$\n\nthinrow.v1P\x01Z\x14thinrow/v1;thinrowv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n thinrow/v1/materialization.proto\x12\nthinrow.v1\"y\n\nProjection\x12\x17\n\x0fsequence_length\x18\x01 \x01(\x03\x12*\n\ntruncation\x18\x02 \x01(\x0e\x32\x16.thinrow.v1.Truncation\x12\x16\n\x0e\x66\x65\x61ture_groups\x18\x03 \x03(\t\x12\x0e\n\x06traits\x18\x04 \x03(\t\"\xd7\x01\n\x12MaterializeRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12*\n\nprojection\x18\x02 \x01(\x0b\x32\x16.thinrow.v1.Projection\x12\x10\n\x08user_ids\x18\x03 \x03(\x10\x12\x10\n\x08start_ts\x18\x04 \x03(\x03\x12\x0e\n\x06\x65nd_ts\x18\x05 \x03(\x03\x12\x13\n\x0bmax_lengths\x18\x06 \x03(\x03\x12\x0f\n\x07\x64igests\x18\x07 \x03(\x06\x12\x12\n\nrequest_ts\x18\x08 \x03(\x03\x12\x17\n\x0fmutable_lengths\x18\t \x03(\x03\"\xa4\x02\n\x13MaterializeResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x14\n\x0cwatermark_ts\x18\x02 \x01(\x03\x12$\n\x08statuses\x18\x03 \x03(\x0e\x32\x12.thinrow.v1.Status\x12\x13\n\x0bview_starts\x18\x04 \x03(\r\x12\x14\n\x0cview_lengths\x18\x05 \x03(\r\x12\x15\n\rblock_lengths\x18\x06 \x03(\r\x12#\n\x07\x63olumns\x18\x07 \x03(\x0b\x32\x12.thinrow.v1.Column\x12\x17\n\x0fsequence_length\x18\x08 \x01(\x03\x12*\n\ntruncation\x18\t \x01(\x0e\x32\x16.thinrow.v1.Truncation\x12\x11\n\tserver_us\x18\n \x01(\x04\"\xd1\x02\n\x06\x43olumn\x12\r\n\x05trait\x18\x01 \x01(\t\x12#\n\x04type\x18\x02 \x01(\x0e\x32\x15.thinrow.v1.TraitType\x12\x13\n\x0bvector_size\x18\x03 \x01(\r\x12\x10\n\x08nullable\x18\x04 \x01(\x08\x12\r\n\x05\x62\x61ses\x18\x05 \x03(\x10\x12\x0e\n\x06widths\x18\x06 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\x12\x0f\n\x07present\x18\x08 \x01(\x0c\x12\x12\n\ndictionary\x18\t \x03(\x10\x12\x0f\n\x07strings\x18\n \x03(\t\x12\x19\n\x0c\x64\x65\x66\x61ult_word\x18\x0b \x01(\x10H\x00\x88\x01\x01\x12\x1b\n\x0e\x64\x65\x66\x61ult_string\x18\x0c \x01(\tH\x01\x88\x01\x01\x12\x17\n\x0flist_length_max\x18\r \x01(\r\x12\x14\n\x0clist_lengths\x18\x0e \x01(\x0c\x42\x0f\n\r_default_wordB\x11\n\x0f_default_string\"p\n\x18MaterializeStreamRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12/\n\x07request\x18\x02 \x01(\x0b\x32\x1e.thinrow.v1.MaterializeRequest\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"^\n\x19MaterializeStreamResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x31\n\x08response\x18\x02 \x01(\x0b\x32\x1f.thinrow.v1.MaterializeResponse\"_\n\x0eInspectRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x10\n\x08\x61s_of_ts\x18\x02 \x01(\x03\x12*\n\nprojection\x18\x03 \x01(\x0b\x32\x16.thinrow.v1.Projection\"\xc0\x01\n\x0fInspectResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x14\n\x0cwatermark_ts\x18\x02 \x01(\x03\x12\"\n\x06status\x18\x03 \x01(\x0e\x32\x12.thinrow.v1.Status\x12\x0e\n\x06\x65nd_ts\x18\x04 \x01(\x03\x12\x13\n\x0b\x65vent_count\x18\x05 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x06\x12*\n\x06\x65vents\x18\x07 \x03(\x0b\x32\x1a.thinrow.v1.InspectedEvent\"\x9a\x01\n\x0eInspectedEvent\x12\x10\n\x08\x65vent_ts\x18\x01 \x01(\x03\x12\x12\n\nevent_time\x18\x02 \x01(\t\x12\x12\n\nvisible_ts\x18\x03 \x01(\x03\x12\x15\n\x08\x65vent_id\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12*\n\x06traits\x18\x05 \x03(\x0b\x32\x1a.thinrow.v1.InspectedTraitB\x0b\n\t_event_id\"\xe9\x02\n\x0eInspectedTrait\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\tint_value\x18\x02 \x01(\x12H\x00\x12\x14\n\nuint_value\x18\x03 \x01(\x04H\x00\x12\x15\n\x0b\x66loat_value\x18\x04 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x05 \x01(\x08H\x00\x12\x16\n\x0cstring_value\x18\x06 \x01(\tH\x00\x12/\n\x0cvector_value\x18\x07 \x01(\x0b\x32\x17.thinrow.v1.FloatVectorH\x00\x12\x31\n\x10int_vector_value\x18\x08 \x01(\x0b\x32\x15.thinrow.v1.IntVectorH\x00\x12\x33\n\x11uint_vector_value\x18\t \x01(\x0b\x32\x16.thinrow.v1.UintVectorH\x00\x12\x37\n\x13string_vector_value\x18\n \x01(\x0b\x32\x18.thinrow.v1.StringVectorH\x00\x42\x07\n\x05value\"\x1d\n\x0b\x46loatVector\x12\x0e\n\x06values\x18\x01 \x03(\x01\"\x1b\n\tIntVector\x12\x0e\n\x06values\x18\x01 \x03(\x12\"\x1e\n\x0cStringVector\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x1c\n\nUintVector\x12\x0e\n\x06values\x18\x01 \x03(\x04\"\x16\n\x14\x44\x65scribeStoreRequest\"\xa3\x02\n\x15\x44\x65scribeStoreResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x14\n\x0cwatermark_ts\x18\x02 \x01(\x03\x12\x12\n\nwatermarks\x18\x03 \x03(\x03\x12\x0e\n\x06shards\x18\x04 \x01(\r\x12\x13\n\x0b\x65vent_count\x18\x05 \x01(\x03\x12\x12\n\nuser_count\x18\x06 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x07 \x01(\x03\x12\x30\n\x0e\x66\x65\x61ture_groups\x18\x08 \x03(\x0b\x32\x18.thinrow.v1.FeatureGroup\x12\x0f\n\x07tenants\x18\t \x03(\t\x12\"\n\x06limits\x18\n \x01(\x0b\x32\x12.thinrow.v1.Limits\x12\x16\n\x0eserver_version\x18\x0b \x01(\t\"?\n\x0c\x46\x65\x61tureGroup\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x06traits\x18\x02 \x03(\x0b\x32\x11.thinrow.v1.Trait\"\xb0\x02\n\x05Trait\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04type\x18\x02 \x01(\x0e\x32\x15.thinrow.v1.TraitType\x12\x13\n\x0bvector_size\x18\x03 \x01(\r\x12\x10\n\x08nullable\x18\x04 \x01(\x08\x12\x0e\n\x06sparse\x18\x05 \x01(\x08\x12\x0b\n\x03key\x18\x06 \x01(\x08\x12\x19\n\x0c\x64\x65\x66\x61ult_word\x18\x07 \x01(\x10H\x00\x88\x01\x01\x12\x1b\n\x0e\x64\x65\x66\x61ult_string\x18\x08 \x01(\tH\x01\x88\x01\x01\x12\x0c\n\x04unit\x18\x0c \x01(\t\x12\x12\n\x05scale\x18\r \x01(\rH\x02\x88\x01\x01\x12\x0f\n\x07\x62uckets\x18\x0e \x01(\r\x12\x17\n\x0flist_length_max\x18\t \x01(\rB\x0f\n\r_default_wordB\x11\n\x0f_default_stringB\x08\n\x06_scale\"\x99\x01\n\x06Limits\x12\x14\n\x0c\x65xamples_max\x18\x01 \x01(\r\x12\x1a\n\x12response_bytes_max\x18\x02 \x01(\x04\x12\x13\n\x0bstreams_max\x18\x03 \x01(\r\x12\x19\n\x11request_bytes_max\x18\x04 \x01(\x04\x12\x11\n\tcalls_max\x18\x05 \x01(\r\x12\x1a\n\x12inspect_events_max\x18\x06 \x01(\r*\x9c\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x14\n\x10STATUS_NOT_READY\x10\x02\x12\x12\n\x0eSTATUS_EXPIRED\x10\x03\x12\x1a\n\x16STATUS_DIGEST_MISMATCH\x10\x04\x12\x11\n\rSTATUS_ERASED\x10\x05\x12\x12\n\x0eSTATUS_INVALID\x10\x06*T\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x15\n\x11TRUNCATION_NEWEST\x10\x01\x12\x13\n\x0fTRUNCATION_HEAD\x10\x02*\xe9\x02\n\tTraitType\x12\x1a\n\x16TRAIT_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0fTRAIT_TYPE_INT8\x10\x01\x12\x14\n\x10TRAIT_TYPE_INT16\x10\x02\x12\x14\n\x10TRAIT_TYPE_INT32\x10\x03\x12\x14\n\x10TRAIT_TYPE_INT64\x10\x04\x12\x14\n\x10TRAIT_TYPE_UINT8\x10\x05\x12\x15\n\x11TRAIT_TYPE_UINT16\x10\x06\x12\x15\n\x11TRAIT_TYPE_UINT32\x10\x07\x12\x15\n\x11TRAIT_TYPE_UINT64\x10\x08\x12\x16\n\x12TRAIT_TYPE_FLOAT16\x10\t\x12\x16\n\x12TRAIT_TYPE_FLOAT32\x10\n\x12\x16\n\x12TRAIT_TYPE_FLOAT64\x10\x0b\x12\x13\n\x0fTRAIT_TYPE_BOOL\x10\x0c\x12\x1a\n\x16TRAIT_TYPE_CATEGORICAL\x10\r\x12\x15\n\x11TRAIT_TYPE_STRING\x10\x0e\x32\xe8\x02\n\x16MaterializationService\x12N\n\x0bMaterialize\x12\x1e.thinrow.v1.MaterializeRequest\x1a\x1f.thinrow.v1.MaterializeResponse\x12\x64\n\x11MaterializeStream\x12$.thinrow.v1.MaterializeStreamRequest\x1a%.thinrow.v1.MaterializeStreamResponse(\x01\x30\x01\x12\x42\n\x07Inspect\x12\x1a.thinrow.v1.InspectRequest\x1a\x1b.thinrow.v1.InspectResponse\x12T\n\rDescribeStore\x12 .thinrow.v1.DescribeStoreRequest\x1a!.thinrow.v1.DescribeStoreResponseB$\n\nthinrow.v1P\x01Z\x14thinrow/v1;thinrowv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,12 +32,12 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'thinrow.v1.materialization_
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\nthinrow.v1P\001Z\024thinrow/v1;thinrowv1'
-  _globals['_STATUS']._serialized_start=2855
-  _globals['_STATUS']._serialized_end=3011
-  _globals['_TRUNCATION']._serialized_start=3013
-  _globals['_TRUNCATION']._serialized_end=3097
-  _globals['_TRAITTYPE']._serialized_start=3100
-  _globals['_TRAITTYPE']._serialized_end=3461
+  _globals['_STATUS']._serialized_start=3016
+  _globals['_STATUS']._serialized_end=3172
+  _globals['_TRUNCATION']._serialized_start=3174
+  _globals['_TRUNCATION']._serialized_end=3258
+  _globals['_TRAITTYPE']._serialized_start=3261
+  _globals['_TRAITTYPE']._serialized_end=3622
   _globals['_PROJECTION']._serialized_start=48
   _globals['_PROJECTION']._serialized_end=169
   _globals['_MATERIALIZEREQUEST']._serialized_start=172
@@ -45,35 +45,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MATERIALIZERESPONSE']._serialized_start=390
   _globals['_MATERIALIZERESPONSE']._serialized_end=682
   _globals['_COLUMN']._serialized_start=685
-  _globals['_COLUMN']._serialized_end=975
-  _globals['_MATERIALIZESTREAMREQUEST']._serialized_start=977
-  _globals['_MATERIALIZESTREAMREQUEST']._serialized_end=1089
-  _globals['_MATERIALIZESTREAMRESPONSE']._serialized_start=1091
-  _globals['_MATERIALIZESTREAMRESPONSE']._serialized_end=1185
-  _globals['_INSPECTREQUEST']._serialized_start=1187
-  _globals['_INSPECTREQUEST']._serialized_end=1282
-  _globals['_INSPECTRESPONSE']._serialized_start=1285
-  _globals['_INSPECTRESPONSE']._serialized_end=1477
-  _globals['_INSPECTEDEVENT']._serialized_start=1480
-  _globals['_INSPECTEDEVENT']._serialized_end=1634
-  _globals['_INSPECTEDTRAIT']._serialized_start=1637
-  _globals['_INSPECTEDTRAIT']._serialized_end=1941
-  _globals['_FLOATVECTOR']._serialized_start=1943
-  _globals['_FLOATVECTOR']._serialized_end=1972
-  _globals['_INTVECTOR']._serialized_start=1974
-  _globals['_INTVECTOR']._serialized_end=2001
-  _globals['_UINTVECTOR']._serialized_start=2003
-  _globals['_UINTVECTOR']._serialized_end=2031
-  _globals['_DESCRIBESTOREREQUEST']._serialized_start=2033
-  _globals['_DESCRIBESTOREREQUEST']._serialized_end=2055
-  _globals['_DESCRIBESTORERESPONSE']._serialized_start=2058
-  _globals['_DESCRIBESTORERESPONSE']._serialized_end=2349
-  _globals['_FEATUREGROUP']._serialized_start=2351
-  _globals['_FEATUREGROUP']._serialized_end=2414
-  _globals['_TRAIT']._serialized_start=2417
-  _globals['_TRAIT']._serialized_end=2696
-  _globals['_LIMITS']._serialized_start=2699
-  _globals['_LIMITS']._serialized_end=2852
-  _globals['_MATERIALIZATIONSERVICE']._serialized_start=3464
-  _globals['_MATERIALIZATIONSERVICE']._serialized_end=3824
+  _globals['_COLUMN']._serialized_end=1022
+  _globals['_MATERIALIZESTREAMREQUEST']._serialized_start=1024
+  _globals['_MATERIALIZESTREAMREQUEST']._serialized_end=1136
+  _globals['_MATERIALIZESTREAMRESPONSE']._serialized_start=1138
+  _globals['_MATERIALIZESTREAMRESPONSE']._serialized_end=1232
+  _globals['_INSPECTREQUEST']._serialized_start=1234
+  _globals['_INSPECTREQUEST']._serialized_end=1329
+  _globals['_INSPECTRESPONSE']._serialized_start=1332
+  _globals['_INSPECTRESPONSE']._serialized_end=1524
+  _globals['_INSPECTEDEVENT']._serialized_start=1527
+  _globals['_INSPECTEDEVENT']._serialized_end=1681
+  _globals['_INSPECTEDTRAIT']._serialized_start=1684
+  _globals['_INSPECTEDTRAIT']._serialized_end=2045
+  _globals['_FLOATVECTOR']._serialized_start=2047
+  _globals['_FLOATVECTOR']._serialized_end=2076
+  _globals['_INTVECTOR']._serialized_start=2078
+  _globals['_INTVECTOR']._serialized_end=2105
+  _globals['_STRINGVECTOR']._serialized_start=2107
+  _globals['_STRINGVECTOR']._serialized_end=2137
+  _globals['_UINTVECTOR']._serialized_start=2139
+  _globals['_UINTVECTOR']._serialized_end=2167
+  _globals['_DESCRIBESTOREREQUEST']._serialized_start=2169
+  _globals['_DESCRIBESTOREREQUEST']._serialized_end=2191
+  _globals['_DESCRIBESTORERESPONSE']._serialized_start=2194
+  _globals['_DESCRIBESTORERESPONSE']._serialized_end=2485
+  _globals['_FEATUREGROUP']._serialized_start=2487
+  _globals['_FEATUREGROUP']._serialized_end=2550
+  _globals['_TRAIT']._serialized_start=2553
+  _globals['_TRAIT']._serialized_end=2857
+  _globals['_LIMITS']._serialized_start=2860
+  _globals['_LIMITS']._serialized_end=3013
+  _globals['_MATERIALIZATIONSERVICE']._serialized_start=3625
+  _globals['_MATERIALIZATIONSERVICE']._serialized_end=3985
 # @@protoc_insertion_point(module_scope)

@@ -125,7 +125,7 @@ class MaterializeResponse(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., statuses: _Optional[_Iterable[_Union[Status, str]]] = ..., view_starts: _Optional[_Iterable[int]] = ..., view_lengths: _Optional[_Iterable[int]] = ..., block_lengths: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., sequence_length: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., server_us: _Optional[int] = ...) -> None: ...
 
 class Column(_message.Message):
-    __slots__ = ("trait", "type", "vector_size", "nullable", "bases", "widths", "data", "present", "dictionary", "strings", "default_word", "default_string")
+    __slots__ = ("trait", "type", "vector_size", "nullable", "bases", "widths", "data", "present", "dictionary", "strings", "default_word", "default_string", "list_length_max", "list_lengths")
     TRAIT_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     VECTOR_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +138,8 @@ class Column(_message.Message):
     STRINGS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_WORD_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_STRING_FIELD_NUMBER: _ClassVar[int]
+    LIST_LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
+    LIST_LENGTHS_FIELD_NUMBER: _ClassVar[int]
     trait: str
     type: TraitType
     vector_size: int
@@ -150,7 +152,9 @@ class Column(_message.Message):
     strings: _containers.RepeatedScalarFieldContainer[str]
     default_word: int
     default_string: str
-    def __init__(self, trait: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., bases: _Optional[_Iterable[int]] = ..., widths: _Optional[bytes] = ..., data: _Optional[bytes] = ..., present: _Optional[bytes] = ..., dictionary: _Optional[_Iterable[int]] = ..., strings: _Optional[_Iterable[str]] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ...) -> None: ...
+    list_length_max: int
+    list_lengths: bytes
+    def __init__(self, trait: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., bases: _Optional[_Iterable[int]] = ..., widths: _Optional[bytes] = ..., data: _Optional[bytes] = ..., present: _Optional[bytes] = ..., dictionary: _Optional[_Iterable[int]] = ..., strings: _Optional[_Iterable[str]] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ..., list_length_max: _Optional[int] = ..., list_lengths: _Optional[bytes] = ...) -> None: ...
 
 class MaterializeStreamRequest(_message.Message):
     __slots__ = ("cursor", "request", "traceparent")
@@ -213,7 +217,7 @@ class InspectedEvent(_message.Message):
     def __init__(self, event_ts: _Optional[int] = ..., event_time: _Optional[str] = ..., visible_ts: _Optional[int] = ..., event_id: _Optional[int] = ..., traits: _Optional[_Iterable[_Union[InspectedTrait, _Mapping]]] = ...) -> None: ...
 
 class InspectedTrait(_message.Message):
-    __slots__ = ("name", "int_value", "uint_value", "float_value", "bool_value", "string_value", "vector_value", "int_vector_value", "uint_vector_value")
+    __slots__ = ("name", "int_value", "uint_value", "float_value", "bool_value", "string_value", "vector_value", "int_vector_value", "uint_vector_value", "string_vector_value")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INT_VALUE_FIELD_NUMBER: _ClassVar[int]
     UINT_VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +227,7 @@ class InspectedTrait(_message.Message):
     VECTOR_VALUE_FIELD_NUMBER: _ClassVar[int]
     INT_VECTOR_VALUE_FIELD_NUMBER: _ClassVar[int]
     UINT_VECTOR_VALUE_FIELD_NUMBER: _ClassVar[int]
+    STRING_VECTOR_VALUE_FIELD_NUMBER: _ClassVar[int]
     name: str
     int_value: int
     uint_value: int
@@ -232,7 +237,8 @@ class InspectedTrait(_message.Message):
     vector_value: FloatVector
     int_vector_value: IntVector
     uint_vector_value: UintVector
-    def __init__(self, name: _Optional[str] = ..., int_value: _Optional[int] = ..., uint_value: _Optional[int] = ..., float_value: _Optional[float] = ..., bool_value: _Optional[bool] = ..., string_value: _Optional[str] = ..., vector_value: _Optional[_Union[FloatVector, _Mapping]] = ..., int_vector_value: _Optional[_Union[IntVector, _Mapping]] = ..., uint_vector_value: _Optional[_Union[UintVector, _Mapping]] = ...) -> None: ...
+    string_vector_value: StringVector
+    def __init__(self, name: _Optional[str] = ..., int_value: _Optional[int] = ..., uint_value: _Optional[int] = ..., float_value: _Optional[float] = ..., bool_value: _Optional[bool] = ..., string_value: _Optional[str] = ..., vector_value: _Optional[_Union[FloatVector, _Mapping]] = ..., int_vector_value: _Optional[_Union[IntVector, _Mapping]] = ..., uint_vector_value: _Optional[_Union[UintVector, _Mapping]] = ..., string_vector_value: _Optional[_Union[StringVector, _Mapping]] = ...) -> None: ...
 
 class FloatVector(_message.Message):
     __slots__ = ("values",)
@@ -245,6 +251,12 @@ class IntVector(_message.Message):
     VALUES_FIELD_NUMBER: _ClassVar[int]
     values: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, values: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class StringVector(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, values: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UintVector(_message.Message):
     __slots__ = ("values",)
@@ -291,7 +303,7 @@ class FeatureGroup(_message.Message):
     def __init__(self, name: _Optional[str] = ..., traits: _Optional[_Iterable[_Union[Trait, _Mapping]]] = ...) -> None: ...
 
 class Trait(_message.Message):
-    __slots__ = ("name", "type", "vector_size", "nullable", "sparse", "key", "default_word", "default_string", "unit", "scale", "buckets")
+    __slots__ = ("name", "type", "vector_size", "nullable", "sparse", "key", "default_word", "default_string", "unit", "scale", "buckets", "list_length_max")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     VECTOR_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -303,6 +315,7 @@ class Trait(_message.Message):
     UNIT_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    LIST_LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
     name: str
     type: TraitType
     vector_size: int
@@ -314,7 +327,8 @@ class Trait(_message.Message):
     unit: str
     scale: int
     buckets: int
-    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., sparse: _Optional[bool] = ..., key: _Optional[bool] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ..., unit: _Optional[str] = ..., scale: _Optional[int] = ..., buckets: _Optional[int] = ...) -> None: ...
+    list_length_max: int
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., sparse: _Optional[bool] = ..., key: _Optional[bool] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ..., unit: _Optional[str] = ..., scale: _Optional[int] = ..., buckets: _Optional[int] = ..., list_length_max: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("examples_max", "response_bytes_max", "streams_max", "request_bytes_max", "calls_max", "inspect_events_max")

@@ -45,7 +45,8 @@ class ResolvedProjection:
 
     @property
     def event_bytes(self) -> int:
-        """Bytes of one event's wanted traits, decoded; text counts as its index."""
+        """Bytes of one event's wanted traits, decoded; text counts as its index, a list as one
+        element."""
         return sum(8 * trait.size for trait in self.traits)
 
 
@@ -197,7 +198,8 @@ def _wire_trait(trait: Trait) -> wire.Trait:
     message = wire.Trait(
         name=trait.name,
         type=wire_type(trait),
-        vector_size=trait.size,
+        vector_size=0 if trait.length_max else trait.size,
+        list_length_max=trait.length_max,
         nullable=trait.nullable,
         sparse=trait.sparse,
         key=trait.key,

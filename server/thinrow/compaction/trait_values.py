@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from thinrow.events.canonical import canonical_type
 from thinrow.schema import EVENT_ID, EVENT_TS, VISIBLE_TS, TraitType
 from thinrow.store.digest import digest_fields
+from thinrow.store.narrow import starts_of
 from thinrow.store.stripe import TraitValues
 
 if TYPE_CHECKING:
@@ -35,7 +36,12 @@ def digest_fields_of(events: pl.DataFrame, traits: Iterable[Trait]) -> list[NDAr
 def to_values(column: pl.Series, trait: Trait) -> TraitValues:
     """Converts a canonical column to words."""
     present = column.is_not_null().to_numpy() if trait.nullable else None
-    if trait.nullable:
+    lengths = None
+    if trait.length_max:
+        lengths = column.list.len().fill_null(0).cast(pl.Int64).to_numpy()
+        # Empty lists, unlike null ones, explode to a null.
+        column = column.filter(pl.Series(lengths > 0)).explode()
+    elif trait.nullable:
         column = column.drop_nulls()
     if trait.type is TraitType.STRING:
         encoded = column.to_arrow().cast(pa.large_string()).dictionary_encode()
@@ -44,10 +50,10 @@ def to_values(column: pl.Series, trait: Trait) -> TraitValues:
         rank = np.empty(len(order), dtype=np.uint64)
         rank[order.to_numpy()] = np.arange(len(order), dtype=np.uint64)
         words = rank[encoded.indices.to_numpy()]
-        return TraitValues(trait, words, present, encoded.dictionary.take(order))
+        return TraitValues(trait, words, present, encoded.dictionary.take(order), lengths)
     numbers = column.to_numpy().reshape(-1)
     wide = numbers.astype(np.int64 if numbers.dtype.kind == "i" else np.uint64)
-    return TraitValues(trait, wide.view(np.uint64), present)
+    return TraitValues(trait, wide.view(np.uint64), present, lengths=lengths)
 
 
 def to_series(values: TraitValues, events: int) -> pl.Series:
@@ -58,7 +64,10 @@ def to_series(values: TraitValues, events: int) -> pl.Series:
     else:
         flat = values.texts.take(pa.array(values.words))
     items = pa.FixedSizeListArray.from_arrays(flat, trait.size) if trait.size > 1 else flat
-    if values.present is not None:
+    if values.lengths is not None:
+        null = None if values.present is None else pa.array(~values.present)
+        items = pa.LargeListArray.from_arrays(starts_of(values.lengths), flat, mask=null)
+    elif values.present is not None:
         place = np.cumsum(values.present) - 1
         items = items.take(pa.array(place, mask=~values.present))
     assert len(items) == events

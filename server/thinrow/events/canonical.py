@@ -8,12 +8,13 @@ hold nulls.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from thinrow.core.files.arrow import plain, plain_schema, trait_type
+from thinrow.core.files.arrow import plain, plain_schema, relisted, trait_type
 from thinrow.core.files.nested import field_names, field_type, split_name, with_fields
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.trait_arrays import cast_integers, trait_array
@@ -32,6 +33,7 @@ __all__ = [
     "BATCH_ROWS",
     "FINER_NS",
     "ID_COLUMNS",
+    "arrow_type",
     "canonical_schema",
     "canonical_table",
     "canonical_type",
@@ -51,9 +53,10 @@ generation or snapshot among themselves and is not stored. No trait can have thi
 
 def canonical_type(trait: Trait) -> pa.DataType:
     """Arrow type of a trait in canonical form."""
-    if trait.type is TraitType.STRING:
-        return pa.large_string()
-    scalar = pa.from_numpy_dtype(trait.type.word_dtype)
+    text = trait.type is TraitType.STRING
+    scalar = pa.large_string() if text else pa.from_numpy_dtype(trait.type.word_dtype)
+    if trait.length_max:
+        return pa.large_list(scalar)
     return pa.list_(scalar, trait.size) if trait.size > 1 else scalar
 
 
@@ -159,7 +162,7 @@ def _refuse_nulls(path: AnyFile, column: pa.ChunkedArray, name: str, advice: str
 def _trait_column(path: AnyFile, table: pa.Table, trait: Trait) -> pa.ChunkedArray:
     kind = canonical_type(trait)
     if trait.name not in table.column_names:
-        column = pa.chunked_array([pa.nulls(table.num_rows, trait_type(trait.type, trait.size))])
+        column = pa.chunked_array([pa.nulls(table.num_rows, arrow_type(trait))])
     else:
         column = trait_array(path, trait.name, table.column(trait.name), trait.form)
     if trait.default is not None:
@@ -172,14 +175,18 @@ def _trait_column(path: AnyFile, table: pa.Table, trait: Trait) -> pa.ChunkedArr
 def _filled(column: pa.ChunkedArray, trait: Trait) -> pa.ChunkedArray:
     if not column.null_count:
         return column
-    if trait.size > 1:
-        return pc.fill_null(column, pa.scalar([trait.default] * trait.size, type=column.type))
+    if trait.size > 1 or trait.length_max:
+        elements = [] if trait.length_max else [trait.default] * trait.size
+        return pc.fill_null(column, pa.scalar(elements, type=column.type))
     value = np.array(trait.default, dtype=trait.type.value_dtype)[()]
     return pc.fill_null(column, pa.scalar(value, type=column.type))
 
 
 def _same_bits(values: pa.Array, trait: Trait, kind: pa.DataType) -> pa.Array:
     """Values as another type of the same size, bits unchanged."""
+    if trait.length_max:
+        element = replace(trait, length_max=0)
+        return relisted(values, _same_bits(values.flatten(), element, kind.value_type), kind)
     if trait.type is TraitType.BOOL:
         return values.cast(kind)
     if trait.size > 1:
@@ -193,4 +200,9 @@ def _same_bits(values: pa.Array, trait: Trait, kind: pa.DataType) -> pa.Array:
 
 def from_canonical(values: pa.Array, trait: Trait) -> pa.Array:
     """A canonical column as users read and write it."""
-    return _same_bits(values, trait, trait_type(trait.type, trait.size))
+    return _same_bits(values, trait, arrow_type(trait))
+
+
+def arrow_type(trait: Trait) -> pa.DataType:
+    """Arrow type of a trait as users read and write it."""
+    return trait_type(trait.type, trait.size, trait.length_max)

@@ -5,7 +5,8 @@ Frames hold events in canonical form (events.py); ``visible_ts`` is added on the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import polars as pl
 from thinrow.errors import UsageError
 from thinrow.events.canonical import FINER_NS
 from thinrow.schema import TraitType
+from thinrow.store.narrow import starts_of
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
@@ -171,6 +173,8 @@ def _number_keys(column: pl.Series) -> list[NDArray[Any]]:
 
 
 def _trait_keys(column: pl.Series, trait: Trait) -> list[NDArray[Any]]:
+    if trait.length_max:
+        return [column.is_not_null().to_numpy(), _list_ranks(column, trait)]
     if trait.type is TraitType.STRING:
         # Python compares bytes as UTF-8 sorts; ranks make them numbers.
         encoded = [b"" if text is None else text.encode() for text in column.to_list()]
@@ -183,6 +187,18 @@ def _trait_keys(column: pl.Series, trait: Trait) -> list[NDArray[Any]]:
         return [present, *(_total_order(rows) if trait.type.is_float else rows).T]
     present, words = _number_keys(column)
     return [present, _total_order(words) if trait.type.is_float else words]
+
+
+def _list_ranks(column: pl.Series, trait: Trait) -> NDArray[np.int64]:
+    """Ranks of lists, which are in order as their elements are, and then by length; 0 for null."""
+    lengths = column.list.len().fill_null(0).cast(pl.Int64).to_numpy()
+    elements = column.filter(pl.Series(lengths > 0)).explode()
+    # Elements are never null, so that the key that says so is left out.
+    _, keys = _trait_keys(elements, replace(trait, length_max=0))
+    ranks, starts = keys.tolist(), starts_of(lengths).tolist()
+    lists = [tuple(ranks[first:last]) for first, last in pairwise(starts)]
+    place = {elements: number for number, elements in enumerate(sorted(set(lists)))}
+    return np.array([place[elements] for elements in lists], np.int64)
 
 
 def _total_order(bits: NDArray[Any]) -> NDArray[Any]:

@@ -77,7 +77,10 @@ def export_events(
 
 def _schema(traits: Iterable[wire.Trait]) -> pa.Schema:
     ids = [pa.field(name, pa.int64()) for name in ("user_id", "event_ts", "arrival_ts", "event_id")]
-    kinds = [(trait.name, trait_type(trait.type, trait.vector_size)) for trait in traits]
+    kinds = [
+        (trait.name, trait_type(trait.type, trait.vector_size, trait.list_length_max))
+        for trait in traits
+    ]
     return pa.schema(ids + [pa.field(*kind) for kind in kinds])
 
 

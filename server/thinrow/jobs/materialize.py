@@ -161,11 +161,14 @@ def to_lists(batch: Batch, trait: str) -> pa.ChunkedArray:
     values = to_arrow(batch, trait)
     failed = batch.statuses != wire.STATUS_OK
     bounds = [0, len(batch)]
-    kind = values.type
+    kind, flat, ends = values.type, values, batch.offsets
+    if trait in batch.list_offsets:
+        kind, flat = pa.list_(kind.value_type), values.values
+        ends = batch.list_offsets[trait][ends]
     if trait in batch.strings:
-        kind = pa.string()
-        lengths = pc.fill_null(pc.binary_length(values), 0).to_numpy()
-        bounds = text_bounds(trait, starts_of(lengths)[batch.offsets])
+        kind = pa.string() if flat is values else pa.list_(pa.string())
+        lengths = pc.fill_null(pc.binary_length(flat), 0).to_numpy()
+        bounds = text_bounds(trait, starts_of(lengths)[ends])
     lists = []
     for first, last in pairwise(bounds):
         offsets = batch.offsets[first : last + 1]
@@ -199,6 +202,12 @@ def to_arrow(batch: Batch, trait: str) -> pa.Array:
     values = batch.values[trait]
     present = batch.present.get(trait)
     mask = None if present is None else ~present
+    if trait in batch.list_offsets:
+        elements = pa.array(values)
+        if trait in batch.strings:
+            elements = pa.array(batch.strings[trait], pa.large_string()).take(elements)
+        null = None if mask is None else pa.array(mask)
+        return pa.LargeListArray.from_arrays(batch.list_offsets[trait], elements, mask=null)
     if trait in batch.strings:
         codes = pa.array(values, mask=mask)
         return pa.array(batch.strings[trait], pa.large_string()).take(codes)

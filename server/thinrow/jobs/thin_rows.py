@@ -41,7 +41,7 @@ _IDS = ("user_id", "event_ts", "arrival_ts", "event_id")
 
 def mutable_type_of(schema: Schema) -> pa.ListType:
     """Returns the Arrow type of the column ``mutable`` for a schema."""
-    return mutable_type((trait.name, trait.type, trait.size) for trait in schema.traits)
+    return mutable_type((t.name, t.type, t.size, t.length_max) for t in schema.traits)
 
 
 def nullable_traits(schema: Schema) -> list[str]:

@@ -343,7 +343,7 @@ def _aligned(
 
 
 def rounded(theirs: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Rounds wider floats, and vectors of them, to the store's type, as slim would.
+    """Rounds wider floats, and vectors and lists of them, to the store's type, as slim would.
 
     Numbers that would be infinite there stay as they are, and so differ.
     """
@@ -351,7 +351,7 @@ def rounded(theirs: pa.Array, kind: pa.DataType) -> pa.Array:
         narrow = theirs.cast(kind, safe=False).cast(theirs.type)
         fits = pc.or_kleene(pc.is_finite(narrow), pc.invert(pc.is_finite(theirs)))
         return pc.if_else(fits, narrow, theirs)
-    if pa.types.is_fixed_size_list(kind) and is_list(theirs.type):
+    if is_list(kind) and is_list(theirs.type):
         inner = theirs.type.value_type
         if pa.types.is_floating(inner) and inner != kind.value_type:
             lists = theirs.cast(pa.large_list(inner))

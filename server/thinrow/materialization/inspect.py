@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,8 +38,13 @@ SHOWN_IN = {
     "O": "string_value",
 }
 """The field of InspectedTrait that shows a value, by the kind of its NumPy dtype."""
-SHOWN_VECTOR_IN = {"i": "int_vector_value", "u": "uint_vector_value", "f": "vector_value"}
-"""The same for a vector."""
+SHOWN_VECTOR_IN = {
+    "i": "int_vector_value",
+    "u": "uint_vector_value",
+    "f": "vector_value",
+    "O": "string_vector_value",
+}
+"""The same for a vector or a list."""
 
 
 class Question:
@@ -76,7 +82,8 @@ class Question:
     def event_bytes(self) -> int:
         """Size of one event as `readable` shows it, text aside."""
         return sum(
-            SHOWN_VALUE_BYTES + SHOWN_ELEMENT_BYTES * trait.size for trait in self.projection.traits
+            SHOWN_VALUE_BYTES + SHOWN_ELEMENT_BYTES * max(trait.size, trait.length_max)
+            for trait in self.projection.traits
         )
 
     def readable(
@@ -99,7 +106,7 @@ class Question:
         names = [trait.name for trait in self.projection.traits]
         columns = {name: batch.to_lists(name)[0] or [] for name in names}
         texts = (columns[t.name] for t in self._traits if t.type is TraitType.STRING)
-        if sum(len(text) for column in texts for text in column if text) > text_bytes_max:
+        if sum(map(_text_length, chain.from_iterable(texts))) > text_bytes_max:
             raise AnswerTooLargeError(
                 "The texts of these events would take more bytes than this server sends "
                 "(response_bytes_max); request a shorter sequence_length or fewer traits."
@@ -116,6 +123,10 @@ class Question:
                 for row in range(len(columns["event_ts"]))
             ],
         )
+
+
+def _text_length(value: str | list[str] | None) -> int:
+    return sum(map(len, value)) if isinstance(value, list) else len(value or "")
 
 
 def _end_ts(generation: Generation, as_of_ts: int) -> int:
@@ -143,8 +154,10 @@ def _event(values: dict[str, Any], traits: list[Trait]) -> wire.InspectedEvent:
 def _trait(trait: Trait, value: Any) -> wire.InspectedTrait:  # noqa: ANN401 - by type of trait
     kind = trait.type.value_dtype.kind
     shown = wire.InspectedTrait(name=trait.name)
-    if trait.size > 1:
-        getattr(shown, SHOWN_VECTOR_IN[kind]).values.extend(value)
+    if trait.size > 1 or trait.length_max:
+        elements = getattr(shown, SHOWN_VECTOR_IN[kind])
+        elements.SetInParent()  # an empty list is a value
+        elements.values.extend(value)
     else:
         setattr(shown, SHOWN_IN[kind], value)
     return shown

@@ -11,7 +11,7 @@ import numpy as np
 from thinrow import _native
 from thinrow.core.pointers import MutableColumn
 from thinrow.core.traits import BATCH_DTYPES
-from thinrow.errors import RequestError
+from thinrow.errors import RequestError, SchemaError
 from thinrow.schema import EVENT_ID, EVENT_TS, Schema, Trait, TraitType
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -76,6 +76,12 @@ class RecordFormat:
     """
 
     def __init__(self, schema: Schema, number: int) -> None:
+        for trait in schema.traits:
+            if trait.length_max:
+                raise SchemaError(
+                    f"{trait.name} is a {trait.label}, and the online half has no lists yet; leave "
+                    f"the trait out of its schema."
+                )
         self.schema = schema
         self.number = number
         self._traits = {trait.name: trait for trait in (EVENT_TS, EVENT_ID, *schema.traits)}

@@ -6,6 +6,7 @@ from thinrow.schema.groups import DIRECTORY_GROUP, EVENT_GROUP, FIRST_GROUP, Fea
 from thinrow.schema.stored import from_stored, to_stored
 from thinrow.schema.toml_file import (
     GROUPS_MAX,
+    LIST_LENGTH_MAX,
     NAME_BYTES_MAX,
     TRAITS_MAX,
     VECTOR_SIZE_MAX,
@@ -34,6 +35,7 @@ __all__ = [
     "GROUPS_MAX",
     "GROUP_NUMBERS",
     "LABELS",
+    "LIST_LENGTH_MAX",
     "NAME_BYTES_MAX",
     "RESERVED",
     "TRAITS_MAX",

@@ -78,12 +78,14 @@ def _check_unchanged(stored: Schema, old: Trait, new: Trait, group: int, group_n
 
 
 def _describe(trait: Trait) -> str:
-    label = trait.type.label if trait.buckets is None else TraitType.STRING.label
+    label = trait.label if trait.buckets is None else TraitType.STRING.label
     parts = [f'type = "{label}"']
     parts += [f"size = {trait.size}"] if trait.size > 1 else []
+    parts += [f"length_max = {trait.length_max}"] if trait.length_max else []
     parts += ["sparse = true"] if trait.sparse else []
-    is_given = trait.default is not None and trait.buckets is None
-    parts += [f"default = {trait.default!r}"] if is_given else []
+    default: object = [] if trait.default == () else trait.default
+    is_given = default is not None and trait.buckets is None
+    parts += [f"default = {default!r}"] if is_given else []
     parts += ["key = true"] if trait.key else []
     parts += [f'unit = "{trait.unit}"'] if trait.unit is not None else []
     parts += [f"scale = {trait.scale}"] if trait.scale is not None else []

@@ -69,7 +69,8 @@ class Schema:
 
     @cached_property
     def event_bytes(self) -> Mapping[int, int]:
-        """Bytes of one event in each stored group, decoded; text counts as its index."""
+        """Bytes of one event in each stored group, decoded; text counts as its index, a list as
+        one element."""
         groups = {group.number: group.traits for group in self.groups} | {EVENT_GROUP: BUILT_IN}
         return {
             number: sum(trait.type.word_dtype.itemsize * trait.size for trait in traits)
@@ -77,11 +78,11 @@ class Schema:
         }
 
     @cached_property
-    def has_text(self) -> Mapping[int, bool]:
-        """True for each stored group, by number, that has a trait of text."""
+    def has_varying(self) -> Mapping[int, bool]:
+        """True for each stored group, by number, with texts or lists: of no size known before."""
         groups = {group.number: group.traits for group in self.groups} | {EVENT_GROUP: BUILT_IN}
         return {
-            number: any(trait.type is TraitType.STRING for trait in traits)
+            number: any(trait.type is TraitType.STRING or trait.length_max for trait in traits)
             for number, traits in groups.items()
         }
 
@@ -98,6 +99,7 @@ class Schema:
                 None if trait.default is None else trait.default_word,
                 trait.default if isinstance(trait.default, str) else None,
                 self.group_of[trait.name],
+                trait.length_max,
             )
             for trait in self.by_name.values()
         }

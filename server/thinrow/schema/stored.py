@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinrow.errors import StoreError
 from thinrow.schema.groups import FeatureGroup, Schema
-from thinrow.schema.traits import LABELS, Trait
+from thinrow.schema.traits import LABELS, LIST_LABELS, Trait
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,9 +29,10 @@ def to_stored(schema: Schema) -> dict[str, Any]:
                 "traits": [
                     {
                         "name": trait.name,
-                        "type": trait.type.label,
+                        "type": trait.label,
                         "number": trait.number,
                         "size": trait.size,
+                        **({"length_max": trait.length_max} if trait.length_max else {}),
                         "sparse": trait.sparse,
                         "default": _default_to_json(trait.default),
                         "key": trait.key,
@@ -77,7 +78,7 @@ def _stored_type(trait: Mapping[str, Any]) -> TraitType:
     Raises:
         StoreError: This release does not know the type.
     """
-    if (known := LABELS.get(trait["type"])) is None:
+    if (known := (LABELS | LIST_LABELS).get(trait["type"])) is None:
         raise StoreError(
             f"The store has the trait {trait['name']} of type {trait['type']}, which this release "
             f"does not know; open the store with the release that wrote it."
@@ -85,7 +86,7 @@ def _stored_type(trait: Mapping[str, Any]) -> TraitType:
     return known
 
 
-def _default_to_json(default: float | str | None) -> Any:  # noqa: ANN401 - a JSON value
+def _default_to_json(default: float | str | tuple[()] | None) -> Any:  # noqa: ANN401 - a JSON value
     # JSON has no NaN or infinity, so floats travel as their bits.
     if isinstance(default, float):
         return {"float64": struct.pack(">d", default).hex()}
@@ -95,7 +96,7 @@ def _default_to_json(default: float | str | None) -> Any:  # noqa: ANN401 - a JS
 def _default_from_json(value: Any) -> Any:  # noqa: ANN401 - a JSON value
     if isinstance(value, dict):
         return struct.unpack(">d", bytes.fromhex(value["float64"]))[0]
-    return value
+    return () if value == [] else value
 
 
 def _counted(trait: Trait) -> dict[str, Any]:

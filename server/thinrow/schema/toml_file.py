@@ -14,6 +14,7 @@ A schema file is TOML, a table per feature group, a line per trait::
     opened = { type = "int64", unit = "ms" }                     # dates, times, durations
     shop = { type = "string", codes = { buckets = 1000 } }       # codes of embeddings
     paid = { type = "int64", scale = 2 }                         # decimals, as hundredths
+    tags = { type = "list<string>", length_max = 32 }            # a list of at most 32
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import math
 import tomllib
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow.core.codes import BUCKETS_MAX
@@ -29,7 +30,7 @@ from thinrow.core.files.io_errors import failure_reason
 from thinrow.core.traits import NS_PER_UNIT, SCALE_MAX, TraitType
 from thinrow.errors import SchemaError
 from thinrow.schema.groups import FIRST_GROUP, FeatureGroup, Schema
-from thinrow.schema.traits import FIRST_NUMBER, LABELS, RESERVED, Trait
+from thinrow.schema.traits import FIRST_NUMBER, LABELS, LIST_LABELS, RESERVED, Trait
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GROUPS_MAX",
+    "LIST_LENGTH_MAX",
     "NAME_BYTES_MAX",
     "TRAITS_MAX",
     "VECTOR_SIZE_MAX",
@@ -47,8 +49,9 @@ __all__ = [
 GROUPS_MAX = 200
 TRAITS_MAX = 4096
 VECTOR_SIZE_MAX = 4096
+LIST_LENGTH_MAX = 4096
 NAME_BYTES_MAX = 128
-KEYS = {"codes", "default", "key", "scale", "size", "sparse", "type", "unit"}
+KEYS = {"codes", "default", "key", "length_max", "scale", "size", "sparse", "type", "unit"}
 
 
 def read_schema(path: Path) -> Schema:
@@ -134,11 +137,14 @@ def _parse_trait(where: str, name: str, line: object, number: int) -> Trait:
         )
     if "type" not in fields:
         raise SchemaError(f'{where}: no type; write {{ type = "int64" }} or another type.')
-    kind = LABELS.get(fields["type"]) if isinstance(fields["type"], str) else None
+    known = LABELS | LIST_LABELS
+    kind = known.get(fields["type"]) if isinstance(fields["type"], str) else None
     if kind is None:
         raise SchemaError(
-            f"{where}: unknown type {fields['type']!r}; use one of {', '.join(LABELS)}."
+            f"{where}: unknown type {fields['type']!r}; use one of {', '.join(LABELS)}, or a list "
+            f"of one, such as list<int64>."
         )
+    is_list = fields["type"] in LIST_LABELS
     for flag in ("sparse", "key"):
         if not isinstance(fields.get(flag, False), bool):
             raise SchemaError(f"{where}: {flag} is true or false.")
@@ -153,21 +159,27 @@ def _parse_trait(where: str, name: str, line: object, number: int) -> Trait:
     if scale is not None and (type(scale) is not int or not 0 <= scale <= SCALE_MAX):
         raise SchemaError(f"{where}: scale is a whole number from 0 to {SCALE_MAX}.")
     if (unit, scale) != (None, None) and (
-        not kind.is_integer or size > 1 or None not in (unit, scale)
+        not kind.is_integer or size > 1 or is_list or None not in (unit, scale)
     ):
         raise SchemaError(f"{where}: only single integers have a unit or a scale, and one of them.")
-    default = fields.get("default")
+    length_max = _list_length_max(where, fields, is_list=is_list)
+    default: Any = fields.get("default")
     buckets = None
     if "codes" in fields:
-        buckets = _parse_buckets(where, kind, fields)
+        buckets = _parse_buckets(where, fields)
         kind, default = TraitType.INT32, 0 if fields.get("sparse", False) else None
-    if default is not None:
+    if is_list and default is not None:
+        if default != []:
+            raise SchemaError(f"{where}: the default of a list is [], the empty list.")
+        default = ()
+    elif default is not None:
         default = _checked_default(where, kind, default)
     return Trait(
         name=name,
         type=kind,
         number=number,
         size=size,
+        length_max=length_max,
         sparse=fields.get("sparse", False),
         default=default,
         key=fields.get("key", False),
@@ -177,19 +189,36 @@ def _parse_trait(where: str, name: str, line: object, number: int) -> Trait:
     )
 
 
-def _parse_buckets(where: str, kind: TraitType, fields: Mapping[str, object]) -> int:
+def _parse_buckets(where: str, fields: Mapping[str, object]) -> int:
     codes = fields["codes"]
     buckets = codes.get("buckets") if isinstance(codes, dict) and len(codes) == 1 else None
     if type(buckets) is not int or not 1 <= buckets <= BUCKETS_MAX:
         raise SchemaError(
             f"{where}: write codes = {{ buckets = N }}, with N from 1 to {BUCKETS_MAX}."
         )
-    if kind is not TraitType.STRING or "default" in fields:
+    if fields["type"] != TraitType.STRING.label or "default" in fields:
         raise SchemaError(
             f'{where}: codes are those of type = "string", and 0 where the trait is absent, so '
             f"there is no default."
         )
     return buckets
+
+
+def _list_length_max(where: str, fields: Mapping[str, Any], *, is_list: bool) -> int:
+    """Returns the limit of a list; 0 where the trait is none."""
+    if not is_list:
+        if "length_max" in fields:
+            raise SchemaError(f"{where}: only lists, such as list<int64>, have a length_max.")
+        return 0
+    if "size" in fields:
+        raise SchemaError(f"{where}: a list has a length_max, and no size.")
+    length_max = fields.get("length_max")
+    if type(length_max) is not int or not 1 <= length_max <= LIST_LENGTH_MAX:
+        raise SchemaError(
+            f"{where}: a list needs length_max, the most elements that an event may have, from 1 "
+            f"to {LIST_LENGTH_MAX}."
+        )
+    return length_max
 
 
 def _checked_default(where: str, kind: TraitType, default: object) -> int | float | bool | str:

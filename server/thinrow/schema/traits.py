@@ -13,12 +13,14 @@ __all__ = [
     "EVENT_TS",
     "FIRST_NUMBER",
     "LABELS",
+    "LIST_LABELS",
     "RESERVED",
     "VISIBLE_TS",
     "Trait",
 ]
 
 LABELS = {kind.label: kind for kind in TraitType}
+LIST_LABELS = {f"list<{kind.label}>": kind for kind in TraitType if kind is not TraitType.BOOL}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +32,13 @@ class Trait:
     number: int
     """Identifies the trait in stored stripes for ever; never used again for another."""
     size: int = 1
-    """Elements of a fixed-size vector; 1 for a scalar."""
+    """Elements of a fixed-size vector; 1 for a scalar or a list."""
+    length_max: int = 0
+    """Limit on the elements of a list of values of the type; 0 where the trait is no list."""
     sparse: bool = False
     """True where events may lack the trait."""
-    default: int | float | bool | str | None = None
-    """Value of events that lack the trait; None: null."""
+    default: int | float | bool | str | tuple[()] | None = None
+    """Value of events that lack the trait, () for the empty list; None: null."""
     key: bool = False
     """True where the trait is part of the digest."""
     unit: str | None = None
@@ -48,10 +52,16 @@ class Trait:
         return TraitForm(
             type=self.type,
             size=self.size,
+            length_max=self.length_max,
             unit=self.unit,
             scale=self.scale,
             buckets=self.buckets,
         )
+
+    @property
+    def label(self) -> str:
+        """The type as schema files name it."""
+        return f"list<{self.type.label}>" if self.length_max else self.type.label
 
     @property
     def nullable(self) -> bool:
@@ -61,7 +71,7 @@ class Trait:
     @property
     def default_word(self) -> int:
         """The default's bits, as an int64; for a categorical trait the value itself."""
-        if self.default is None or isinstance(self.default, str):
+        if self.default is None or isinstance(self.default, str | tuple):
             return 0
         value = np.array(self.default, dtype=self.type.value_dtype)
         return int(value.view(self.type.word_dtype).astype(np.int64))

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
+from thinrow.store.hashing import fold
+from thinrow.store.narrow import starts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,16 +28,28 @@ def digest_fields(
     fields = [visible_ts.words, event_ts.words]
     for values in (event_id, *key_traits):
         words = _canonical(values)
+        if values.lengths is not None:
+            words = _list_words(words, values.lengths)
         if values.trait.nullable:
             present = values.present
             if present is None:
                 present = np.ones(len(words) // values.trait.size, dtype=np.bool_)
             fields.append(present.astype(np.uint64))
-            spread = np.zeros(len(present) * values.trait.size, dtype=np.uint64)
-            spread[np.repeat(present, values.trait.size)] = words
-            words = spread
+            if values.lengths is None:
+                spread = np.zeros(len(present) * values.trait.size, dtype=np.uint64)
+                spread[np.repeat(present, values.trait.size)] = words
+                words = spread
         fields += list(words.reshape(-1, values.trait.size).T)
     return fields
+
+
+def _list_words(words: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """One word of each event's list, which depends on its length and on every element."""
+    made, starts = lengths.astype(np.uint64), starts_of(lengths)[:-1]
+    for place in range(int(lengths.max(initial=0))):
+        longer = np.flatnonzero(lengths > place)
+        made[longer] = fold(made[longer], words[starts[longer] + place])
+    return made
 
 
 def _canonical(values: TraitValues) -> NDArray[np.uint64]:

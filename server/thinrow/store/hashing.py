@@ -21,6 +21,7 @@ __all__ = [
     "close_digest",
     "event_digests",
     "file_fingerprint",
+    "fold",
     "shard_of",
     "xxh3",
 ]
@@ -72,11 +73,16 @@ def event_digests(
     state = ordinals.view(np.uint64) * _STEP
     state += _DIGEST_SEED
     for field in fields:
-        # Multiply and fold: each field moves every bit of what came before it.
-        state ^= field
-        state *= _STEP
-        state ^= state >> np.uint64(32)
+        fold(state, field)
     return xxh3(state)
+
+
+def fold(state: NDArray[np.uint64], words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Multiplies and folds in place: each word moves every bit of what came before it."""
+    state ^= words
+    state *= _STEP
+    state ^= state >> np.uint64(32)
+    return state
 
 
 def close_digest(sums: NDArray[np.uint64], event_counts: NDArray[np.int64]) -> NDArray[np.uint64]:

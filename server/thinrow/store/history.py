@@ -45,7 +45,7 @@ READ_COPIES = 3
 """Copies of a value while it is read: RocksDB's block, the value in it, and the one kept."""
 PORTION_KEYS_MAX = 64
 PORTION_BYTES_MAX = 4 * 1024 * 1024
-"""Limits on stripes with text that are read at once; one stripe may exceed the latter."""
+"""Limits on stripes with text or lists read at once; one stripe may exceed the latter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,9 +153,9 @@ class HistoryPlan:
         else:
             self._plan = _native.Plan(pointers, *how)
         chosen = _groups(generation.schema, frozenset(groups))
-        self._has_text = any(generation.schema.has_text[number] for number, *_ in chosen)
+        self._is_varying = any(generation.schema.has_varying[number] for number, *_ in chosen)
         self.stripe_memory_bytes = 0
-        """Bytes that the stripes take, with the entries of their dictionaries, once read."""
+        """Bytes that the stripes take once read, with what their texts and lists add to them."""
         with generation.naming_damage():
             directories = generation.values(self._plan.directory_keys())
             self._plan.choose_stripes(directories, chosen)
@@ -167,13 +167,13 @@ class HistoryPlan:
 
     @property
     def stripe_bytes_at_most(self) -> int:
-        """Bound on the bytes of the stripes to read, text aside, known before they are read."""
+        """Bound on the bytes of the stripes to read, text and lists aside, known before."""
         return self._plan.stripe_bytes_at_most
 
     @property
     def portion_bytes(self) -> int:
         """Bytes that reading takes for a moment, beside those of the stripes that are kept."""
-        if not self._has_text:
+        if not self._is_varying:
             return 0
         keys = len(self._plan.stripe_keys()) // KEY_BYTES
         return READ_COPIES * min(keys, self._portion_keys) * self._generation.value_bytes_max
@@ -191,7 +191,7 @@ class HistoryPlan:
     ) -> int | None:
         """Reads the chosen stripes, and sets `stripe_memory_bytes`.
 
-        The sizes of texts are known only once they are read.
+        The sizes of texts and lists are known only once they are read.
 
         Args:
             kept_bytes_max: Bytes that the stripes may take; if they take more, none is kept.
@@ -205,7 +205,7 @@ class HistoryPlan:
             StoreCorruptError: a file failed its checksum, or stripes and directories disagree.
         """
         keys = self._plan.stripe_keys()
-        portion = self._portion_keys * KEY_BYTES if self._has_text else max(1, len(keys))
+        portion = self._portion_keys * KEY_BYTES if self._is_varying else max(1, len(keys))
         kept: list[bytes | None] | None = []
         self.stripe_memory_bytes = 0
         with self._generation.naming_damage():

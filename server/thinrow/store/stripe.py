@@ -9,7 +9,8 @@ Layout, little-endian::
 A column's words are narrowed by frame of reference (narrow.py). Those of text index the column's
 own dictionary; so do categories where that takes fewer bytes than the categories themselves, which
 a count of entries says. A nullable column that has nulls carries a bitmap, lowest bit first, and
-words only of the events that have the trait.
+words only of the events that have the trait. A column of lists has the length of each event's
+list behind the bitmap, as its record says, and the words of every element.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 from thinrow import _native
+from thinrow.core.traits import length_bytes
 from thinrow.errors import StoreCorruptError
 from thinrow.schema import EVENT_TS, VISIBLE_TS, Trait, TraitType
 from thinrow.store.narrow import (
@@ -39,6 +41,7 @@ __all__ = [
     "COLUMN",
     "EVENTS_MAX",
     "HEADER",
+    "LENGTH_SHIFT",
     "PRESENT_ALL",
     "PRESENT_NONE",
     "PRESENT_SOME",
@@ -64,6 +67,8 @@ COLUMN = np.dtype(
 )
 CATEGORY_BYTES = 8
 PRESENT_ALL, PRESENT_SOME, PRESENT_NONE = 0, 1, 2
+LENGTH_SHIFT = 2
+"""Bits of a record's presence below the bytes of each length of lists; 0 bytes for no lists."""
 
 STRIPE_EVENTS_MAX = 1024
 """A user's newest stripes are shorter, and rewritten until they make one of this many events."""
@@ -83,6 +88,8 @@ class TraitValues:
     """True for events that have the trait, shape (events,); None if all have it."""
     texts: pa.Array | None = None
     """Strings that the words of a text index: Arrow large_string."""
+    lengths: NDArray[np.int64] | None = None
+    """Words of each event of a list, shape (events,), 0 where absent; None if it is no list."""
 
 
 def encode_stripes(columns: Sequence[TraitValues], counts: NDArray[np.int64]) -> list[bytes]:
@@ -95,19 +102,26 @@ def encode_stripes(columns: Sequence[TraitValues], counts: NDArray[np.int64]) ->
     for index, column in enumerate(columns):
         record = records[:, index]
         record["number"] = column.trait.number
-        present_counts = counts
+        word_counts = counts * column.trait.size
         if column.present is not None:
             bitmaps, present_counts = _bitmaps(column.present, counts, record)
+            word_counts = present_counts * column.trait.size
             record["bitmap"], offset = offset, offset + _lengths(bitmaps)
             parts.append(bitmaps)
+        if column.lengths is not None:
+            if column.present is None:
+                record["bitmap"] = offset
+            lists, word_counts = _list_lengths(column, counts, record)
+            offset = offset + _lengths(lists)
+            parts.append(lists)
         words = column.words
         if column.trait.type.is_indexed:
             encode = _texts if column.texts is not None else _categories
-            dictionaries, words = encode(column, present_counts, record)
+            dictionaries, words = encode(column, word_counts, record)
             record["dictionary_bytes"] = _lengths(dictionaries)
             record["dictionary"], offset = offset, offset + record["dictionary_bytes"]
             parts.append(dictionaries)
-        blocks, data = narrow(words, present_counts * column.trait.size)
+        blocks, data = narrow(words, word_counts)
         record["base"], record["width"] = blocks.bases, blocks.widths
         lengths = blocks.byte_lengths
         record["data"] = offset
@@ -169,6 +183,20 @@ def _bitmaps(
     bits[ranges(8 * starts[:-1], counts)] = present
     data = np.packbits(bits, bitorder="little").tobytes()
     return _cut(data, starts[:-1], np.where(some, lengths, 0)), present_counts
+
+
+def _list_lengths(
+    column: TraitValues, counts: NDArray[np.int64], record: NDArray[np.void]
+) -> tuple[list[bytes], NDArray[np.int64]]:
+    """Each stripe's lengths of lists, and the number of its words."""
+    assert column.lengths is not None
+    width = length_bytes(column.trait.length_max)
+    record["presence"] |= width << LENGTH_SHIFT
+    starts = starts_of(counts)
+    data = column.lengths.astype(f"<u{width}").tobytes()
+    return _cut(data, width * starts[:-1], width * counts), np.add.reduceat(
+        column.lengths, starts[:-1]
+    )
 
 
 def _texts(
@@ -253,7 +281,7 @@ def decode_stripes(
     Raises:
         StoreCorruptError: A stripe contradicts itself or its count.
     """
-    words, presence, text, ends = _native.decode_stripes(list(stripes), counts, native)
+    words, presence, text, ends, lengths = _native.decode_stripes(list(stripes), counts, native)
     texts = None
     if trait.type is TraitType.STRING:
         texts = pa.LargeStringArray.from_buffers(
@@ -263,4 +291,5 @@ def decode_stripes(
             texts.validate(full=True)
         except pa.ArrowInvalid as error:
             raise StoreCorruptError("A stripe has a text that is not UTF-8.") from error
-    return TraitValues(trait, words, presence.view(np.bool_) if trait.nullable else None, texts)
+    present = presence.view(np.bool_) if trait.nullable else None
+    return TraitValues(trait, words, present, texts, lengths if trait.length_max else None)

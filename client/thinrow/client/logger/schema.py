@@ -49,7 +49,7 @@ class Described(Protocol):
 def mutable_type(store: Described) -> pa.DataType:
     """Returns the Arrow type of the column `mutable`, from the schema that a server describes."""
     return arrow_mutable_type(
-        (trait.name, trait.type, trait.vector_size)
+        (trait.name, trait.type, trait.vector_size, trait.list_length_max)
         for group in store.feature_groups
         for trait in group.traits
     )

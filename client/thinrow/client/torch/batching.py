@@ -218,6 +218,7 @@ def to_tensors(
         {trait: own_bits(values, kinds[trait]) for trait, values in batch.values.items()},
         {trait: present.numpy() for trait, present in batch.present.items()},
         batch.strings,
+        {},
         threads,
     )
     return batch

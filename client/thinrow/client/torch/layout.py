@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from thinrow.client.torch.batch import TensorBatch
 from thinrow.client.torch.tensor_memory import carve, plain_memory
+from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,6 +52,12 @@ def lay_out(
         uint64_dtype: torch.uint64 for traits of uint64; None for `integer_dtype`.
         allocate: Returns memory of a size in bytes: uint8.
     """
+    for trait, kind in kinds.items():
+        if kind.listed:
+            raise UsageError(
+                f"{trait!r} is a trait of lists, which tensors do not hold yet; leave it out of "
+                f"the projection."
+            )
     events = int(lengths.sum())
     dtypes = {
         trait: torch.int64

@@ -51,16 +51,19 @@ def load_pyarrow() -> ModuleType:
     return module
 
 
-def trait_type(kind: int, size: int = 1) -> pa.DataType:
+def trait_type(kind: int, size: int = 1, length_max: int = 0) -> pa.DataType:
     """Returns the Arrow type of a trait's values.
 
     Args:
         kind: A TraitType, or its number in the protos.
         size: Elements of a vector; 1 for a scalar.
+        length_max: Limit on the elements of a list; 0 for no list.
     """
     pa = load_pyarrow()
     text = kind == TraitType.STRING
     scalar = pa.large_string() if text else pa.from_numpy_dtype(TraitType(kind).value_dtype)
+    if length_max:
+        return pa.large_list(scalar)
     return pa.list_(scalar, size) if size > 1 else scalar
 
 
@@ -71,11 +74,11 @@ def uih_type() -> pa.StructType:
     return pa.struct([*times, ("digest", pa.uint64())])
 
 
-def mutable_type(traits: Iterable[tuple[str, int, int]]) -> pa.ListType:
+def mutable_type(traits: Iterable[tuple[str, int, int, int]]) -> pa.ListType:
     """Returns the Arrow type of the column ``mutable``: snapshots, oldest event first.
 
     Args:
-        traits: Name, type and vector size of each trait, in schema order.
+        traits: Name, type, vector size and limit of lists of each trait, in schema order.
     """
     pa = load_pyarrow()
     ids = [(name, pa.int64()) for name in ("event_ts", "arrival_ts", "event_id")]

@@ -9,6 +9,7 @@ from thinrow.core.files.arrow import conformed, load_pyarrow, plain, plain_type
 from thinrow.core.files.parquet import joined_batches, open_parquet
 from thinrow.core.files.paths import data_files
 from thinrow.core.pointers import MutableColumn, MutableEvents, Pointers, ThinRows
+from thinrow.core.wire.widen_jobs import offsets_of
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:
@@ -181,6 +182,10 @@ def to_column(path: object, name: str, array: pa.Array) -> MutableColumn:
     """Takes a column that some rows may lack; values there are 0."""
     types = load_pyarrow().types
     present = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
+    if types.is_large_list(array.type):
+        lengths = array.value_lengths().fill_null(0).to_numpy()
+        values = complete(path, f"{name}[]", array.flatten())
+        return MutableColumn(values, present, offsets_of(lengths))
     if types.is_fixed_size_list(array.type):
         # Here, too, `flatten` leaves out what absent vectors hold.
         values = complete(path, name, array.flatten()).reshape(-1, array.type.list_size)

@@ -64,8 +64,8 @@ def trait_array(
         column = pa.chunked_array(stored, column.type.storage_type)
     column = plain(column)
     kind, types = column.type, pa.types
-    if form.size > 1:
-        return _vectors(path, name, column, form)
+    if form.size > 1 or form.length_max:
+        return _elements(path, name, column, form)
     own = trait_type(form.type)
     if form.buckets is not None:
         return _codes(path, name, column, form.buckets)
@@ -290,34 +290,57 @@ def _refuse_rounded(path: object, name: str, column: pa.ChunkedArray) -> None:
         )
 
 
-def _vectors(path: object, name: str, column: pa.ChunkedArray, form: TraitForm) -> pa.ChunkedArray:
+def _elements(path: object, name: str, column: pa.ChunkedArray, form: TraitForm) -> pa.ChunkedArray:
+    """Converts vectors, or lists, of any layout."""
     pa = load_pyarrow()
     kind, types, pc = column.type, pa.types, pa.compute
-    vectors = trait_type(form.type, form.size)
+    vectors = trait_type(form.type, form.size, form.length_max)
+    if form.length_max and not (types.is_large_list(kind) or types.is_fixed_size_list(kind)):
+        raise InputError(
+            f"{path}: {name} is {shown_type(kind)}; the schema says list<{form.type.label}>."
+        )
     if types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         chunks = [_of_bytes(path, name, chunk, form) for chunk in column.chunks]
         return pa.chunked_array(chunks, vectors)
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     inner = kind.value_type if is_list else kind
     is_number = types.is_integer(inner) or types.is_decimal(inner)
-    if not is_list or not (is_number or (form.type.is_float and types.is_floating(inner))):
+    is_number = is_number or (form.type.is_float and types.is_floating(inner))
+    if not form.length_max and not (is_list and is_number):
         raise InputError(
             f"{path}: {name} is {shown_type(kind)}; the schema says a list of {form.size} "
             f"{form.type.label}."
         )
-    lengths = pc.unique(pc.drop_null(pc.list_value_length(column))).to_pylist()
-    if any(length != form.size for length in lengths):
-        raise InputError(
-            f"{path}: {name} has vectors of length {sorted(lengths)}; the schema says {form.size}."
-        )
+    _check_lengths(path, name, pc.drop_null(pc.list_value_length(column)), form)
     chunks = []
     for chunk in column.chunks:
-        values = chunk.flatten()  # of vectors that are not null
+        values = chunk.flatten()  # of those that are not null
         if values.null_count:
-            raise InputError(f"{path}: {name} has nulls inside vectors; fill them.")
+            what = "lists; leave them out" if form.length_max else "vectors; fill them"
+            raise InputError(f"{path}: {name} has nulls inside {what}.")
+        if types.is_null(values.type):  # then all lists are empty
+            values = values.cast(vectors.value_type)
         typed = trait_array(path, name, pa.chunked_array([values]), TraitForm(type=form.type))
         chunks.append(relisted(chunk, one_array(typed), pa.large_list(typed.type)).cast(vectors))
     return pa.chunked_array(chunks, vectors)
+
+
+def _check_lengths(path: object, name: str, lengths: pa.ChunkedArray, form: TraitForm) -> None:
+    """Refuses vectors of another size, and lists that are longer than their limit."""
+    pc = load_pyarrow().compute
+    if form.length_max:
+        longest = pc.max(lengths).as_py() or 0
+        if longest > form.length_max:
+            raise InputError(
+                f"{path}: {name} has a list of {longest} elements; the schema says length_max = "
+                f"{form.length_max}, so cut such lists, or give the limit to a new trait."
+            )
+        return
+    found = pc.unique(lengths).to_pylist()
+    if any(length != form.size for length in found):
+        raise InputError(
+            f"{path}: {name} has vectors of length {sorted(found)}; the schema says {form.size}."
+        )
 
 
 def _of_bytes(path: object, name: str, chunk: pa.Array, form: TraitForm) -> pa.Array:

@@ -15,7 +15,7 @@ import numpy as np
 from thinrow.core.lookup.joined_responses import JoinedResponses, joint_kinds
 from thinrow.core.pointers import bounds
 from thinrow.core.wire.widen import cast_integers
-from thinrow.core.wire.widen_jobs import Job, Views, run_jobs, run_of_items
+from thinrow.core.wire.widen_jobs import Job, Views, offsets_of, run_jobs, run_of_items
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:
@@ -141,6 +141,20 @@ class Answer:
             return first.kinds
         return joint_kinds(columns for answer in answers for columns in answer._joined.columns)
 
+    def list_offsets(self, trait: str) -> NDArray[np.int64]:
+        """Returns the place of each event's first element, and the end of the last.
+
+        Args:
+            trait: A trait of lists.
+
+        Returns:
+            int64, shape (events + 1,), ascending from 0 to the elements of all events.
+        """
+        runs = [run_of_items(np.diff(of)) for of in self._joined.element_offsets(trait)]
+        offsets = np.zeros(self.events + 1, np.int64)
+        run_jobs([Job(trait, runs, offsets.dtype, self._views, offsets[1:])])
+        return np.cumsum(offsets, out=offsets)
+
     def write(
         self, trait: str, values: NDArray[Any], present: NDArray[np.bool_] | None = None
     ) -> None:
@@ -149,7 +163,8 @@ class Answer:
         Args:
             trait: The trait's name.
             values: Shape `(events, *shape)`, contiguous, of the kind's dtype or, for integers, of
-                int32 or int64. 0 where absent. For text: codes that index `strings`.
+                int32 or int64. 0 where absent. For text: codes that index `strings`. Of lists, the
+                elements: shape (list_offsets[-1],).
             present: Shape (events,), needed if the trait is nullable: False where absent.
 
         Raises:
@@ -160,12 +175,21 @@ class Answer:
         run_jobs(self.jobs(trait, values, present))
 
     def jobs(
-        self, trait: str, values: NDArray[Any], present: NDArray[np.bool_] | None = None
+        self,
+        trait: str,
+        values: NDArray[Any],
+        present: NDArray[np.bool_] | None = None,
+        list_offsets: NDArray[np.int64] | None = None,
     ) -> list[Job]:
-        """Does as `write`, but returns the long work as jobs, to be run together with others."""
+        """Does as `write`, but returns the long work as jobs, to be run together with others.
+
+        list_offsets: Those of the trait, if they are known.
+        """
         joined = self._joined
+        if self.kinds[trait].listed and list_offsets is None:
+            list_offsets = self.list_offsets(trait)
         if self.kinds[trait].text:
-            self._write_text(trait, values, present)
+            self._write_text(trait, values, present, list_offsets)
             return []
         try:
             runs = joined.runs(trait, values.dtype)
@@ -173,13 +197,13 @@ class Answer:
             if self._is_whole:
                 raise
             # The fault may lie with an example that is not among these.
-            return self._compact.jobs(trait, values, present)
+            return self._compact.jobs(trait, values, present, list_offsets)
         dtype = self.kinds[trait].dtype
         jobs = []
         if runs is None:
-            self._write_if_it_fits(trait, values)
+            self._write_if_it_fits(trait, values, list_offsets)
         else:
-            jobs.append(Job(trait, runs, dtype, self._views, values))
+            jobs.append(Job(trait, runs, dtype, self._value_views(trait, list_offsets), values))
         if present is not None:
             presence = joined.presence_runs(trait)
             jobs.append(Job(trait, presence, present.dtype, self._views, present))
@@ -218,6 +242,21 @@ class Answer:
             np.concatenate([ends - self.lengths, ends - mutable_lengths]),
         )
 
+    def _value_views(self, trait: str, list_offsets: NDArray[np.int64] | None) -> Views:
+        """Source and place of each example's values: of its events, or of their elements."""
+        views = self._views
+        if list_offsets is None:
+            return views
+        # The runs' offsets one after the other, with the place of each run's first one.
+        of_runs = self._joined.element_offsets(trait)
+        first = offsets_of(np.array(list(map(len, of_runs))))[views.runs] + views.starts
+        offsets = np.concatenate(of_runs)
+        return views._replace(
+            starts=offsets[first],
+            lengths=offsets[first + views.lengths] - offsets[first],
+            places=list_offsets[views.places],
+        )
+
     @cached_property
     def _responses_used(self) -> list[int]:
         """Numbers of the responses that hold some of the events."""
@@ -227,7 +266,11 @@ class Answer:
         return used
 
     def _write_text(
-        self, trait: str, values: NDArray[Any], present: NDArray[np.bool_] | None
+        self,
+        trait: str,
+        values: NDArray[Any],
+        present: NDArray[np.bool_] | None,
+        list_offsets: NDArray[np.int64] | None,
     ) -> None:
         """Writes codes of texts; those of each response index the joint `strings`."""
         runs, presence, first_codes, first_code = [], [], [], 0
@@ -240,22 +283,25 @@ class Answer:
             presence.append(column.presence_run)
         compact = self._compact
         tail = compact._joined.tail(trait, first_code)
-        dtype, views = self.kinds[trait].dtype, compact._views
+        dtype, views = self.kinds[trait].dtype, compact._value_views(trait, list_offsets)
         runs.append(run_of_items(tail.values))
-        there = np.empty(len(values), np.bool_) if present is None else present
+        there = np.empty(self.events, np.bool_) if present is None else present
         presence.append(run_of_items(np.ascontiguousarray(tail.present)))
         run_jobs(
             [
                 Job(trait, runs, dtype, views, values),
-                Job(trait, presence, there.dtype, views, there),
+                Job(trait, presence, there.dtype, compact._views, there),
             ]
         )
         shifts = np.array([*first_codes, 0])[views.runs]
         order = np.argsort(views.places, kind="stable")
-        values += np.where(there, np.repeat(shifts[order], views.lengths[order]), 0)
+        shift = np.repeat(shifts[order], views.lengths[order])
+        values += shift if list_offsets is not None else np.where(there, shift, 0)
 
-    def _write_if_it_fits(self, trait: str, values: NDArray[Any]) -> None:
+    def _write_if_it_fits(
+        self, trait: str, values: NDArray[Any], list_offsets: NDArray[np.int64] | None
+    ) -> None:
         """Writes integers of which some might not fit; only those of these examples have to."""
         shown = np.empty(values.shape, self.kinds[trait].dtype)
-        run_jobs(self.jobs(trait, shown))
+        run_jobs(self.jobs(trait, shown, None, list_offsets))
         values[...] = cast_integers(trait, shown, values.dtype)

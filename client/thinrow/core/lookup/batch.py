@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Batch", "write_traits"]
+__all__ = ["Batch", "list_offsets", "write_traits"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +36,8 @@ class Batch:
 
     values: dict[str, NDArray[Any]]
     """Values by trait, shape (events,), or (events, size) for a vector. Numbers and bools in
-    their own dtype, categorical traits int64, text int32 codes into `strings`. 0 where absent."""
+    their own dtype, categorical traits int64, text int32 codes into `strings`. 0 where absent. Of
+    lists, the elements of all events, shape (elements,)."""
 
     present: dict[str, NDArray[np.bool_]]
     """Presence by nullable trait, shape (events,): False where the event lacks it."""
@@ -49,6 +50,11 @@ class Batch:
 
     watermark_ts: int
     """Watermark of that generation, ms, exclusive."""
+
+    list_offsets: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Offsets by trait of lists, shape (events + 1,): event j has the elements
+    [list_offsets[j], list_offsets[j + 1]), none where absent. Example i so has those between
+    list_offsets[offsets[i]] and list_offsets[offsets[i + 1]]."""
 
     def __len__(self) -> int:
         """Returns the number of examples, not of events."""
@@ -70,6 +76,9 @@ class Batch:
             texts = self.strings[trait]
             # Codes of absent values are 0 even where there are no texts at all.
             values = [texts[code] if code < len(texts) else None for code in values]
+        if trait in self.list_offsets:
+            places = pairwise(self.list_offsets[trait].tolist())
+            values = [values[start:stop] for start, stop in places]
         if trait in self.present:
             values = [
                 value if there else None
@@ -103,13 +112,31 @@ class Batch:
         )
         events = int(offsets[-1])
         for trait, kind in kinds.items():
-            batch.values[trait] = np.empty((events, *kind.shape), kind.dtype)
+            count = events
+            if kind.listed:
+                batch.list_offsets[trait] = list_offsets(answers, trait)
+                count = int(batch.list_offsets[trait][-1])
+            batch.values[trait] = np.empty((count, *kind.shape), kind.dtype)
             if kind.nullable:
                 batch.present[trait] = np.empty(events, np.bool_)
             if kind.text:
                 batch.strings[trait] = []
-        write_traits(answers, batch.values, batch.present, batch.strings)
+        write_traits(answers, batch.values, batch.present, batch.strings, batch.list_offsets)
         return batch
+
+
+def list_offsets(answers: Sequence[Answer], trait: str) -> NDArray[np.int64]:
+    """Returns the place of each event's first element in a trait of lists of several answers.
+
+    Returns:
+        int64, shape (events + 1,).
+    """
+    parts = [answer.list_offsets(trait) for answer in answers]
+    if len(parts) == 1:
+        return parts[0]
+    firsts = itertools.accumulate((int(part[-1]) for part in parts), initial=0)
+    moved = [part[:-1] + first for part, first in zip(parts, firsts, strict=False)]
+    return np.concatenate([*moved, [sum(int(part[-1]) for part in parts)]])
 
 
 def write_traits(
@@ -117,6 +144,7 @@ def write_traits(
     values: Mapping[str, NDArray[Any]],
     present: Mapping[str, NDArray[np.bool_]],
     strings: Mapping[str, list[str]],
+    list_offsets: Mapping[str, NDArray[np.int64]],
     threads: int = 1,
 ) -> None:
     """Widens the traits of several answers, one after the other; see Answer.write.
@@ -126,6 +154,7 @@ def write_traits(
         values: Arrays to write, by trait.
         present: Arrays to write, by nullable trait.
         strings: Lists to extend, by text trait; codes index these joint lists.
+        list_offsets: By trait of lists, as `list_offsets` returns them.
         threads: Threads that share the work.
     """
     ends = list(itertools.accumulate((answer.events for answer in answers), initial=0))
@@ -135,10 +164,15 @@ def write_traits(
         texts = strings.get(trait)
         for answer, events in parts:
             there = present[trait][events] if trait in present else None
-            jobs += answer.jobs(trait, target[events], there)
+            own, lists = events, None
+            if trait in list_offsets:
+                lists = list_offsets[trait][events.start : events.stop + 1]
+                own = slice(int(lists[0]), int(lists[-1]))
+                lists = lists - lists[0]
+            jobs += answer.jobs(trait, target[own], there, lists)
             if texts is not None:
-                target[events] += len(texts)
-                if there is not None:
-                    target[events][~there] = 0
+                target[own] += len(texts)
+                if there is not None and lists is None:
+                    target[own][~there] = 0
                 texts += answer.strings(trait)
     run_jobs(jobs, threads)

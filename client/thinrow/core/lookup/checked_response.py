@@ -86,7 +86,7 @@ class CheckedResponse(NamedTuple):
             narrow = columns[column.trait] = NarrowColumn(column, block_lengths)
             widened, travelled = widened + narrow.widened_bytes, travelled + narrow.travelled_bytes
         require_affordable(widened, travelled)
-        view_bytes = int(lengths.sum()) * sum(column.event_bytes for column in columns.values())
+        view_bytes = sum(column.view_bytes(starts, lengths) for column in columns.values())
         if view_bytes > CONSTANT_BYTES_MAX:
             # Only examples of one user share events, so that no view costs more than the run.
             most = np.unique(pointers.user_ids, return_counts=True)[1].max()

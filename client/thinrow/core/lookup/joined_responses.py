@@ -134,6 +134,11 @@ class JoinedResponses:
             self._presence_runs[trait] = [*runs, run_of_items(present)]
         return self._presence_runs[trait]
 
+    def element_offsets(self, trait: str) -> list[NDArray[np.int64]]:
+        """Returns the place of each event's first element in the runs of a trait of lists."""
+        offsets = [response[trait].element_offsets for response in self.columns]
+        return [*offsets, self.tail(trait).element_offsets]
+
     def tail(self, trait: str, first_code: int = 0) -> MutableTail:
         """Returns a trait of the mutable events; codes of texts start at `first_code`."""
         message = self.columns[0][trait].message
@@ -162,7 +167,7 @@ def joint_kinds(responses: Iterable[Mapping[str, NarrowColumn]]) -> dict[str, Co
         kinds = {trait: column.kind for trait, column in columns.items()}
         joint = joint or kinds
         if list(kinds) != list(joint) or any(
-            kind[:3] != joint[trait][:3] for trait, kind in kinds.items()
+            not kind.is_like(joint[trait]) for trait, kind in kinds.items()
         ):
             raise ThinRowError(
                 "The responses hold different traits, because the schema changed between them; "

@@ -27,6 +27,7 @@ def is_plain(events: MutableEvents, trait: str, kind: ColumnKind) -> bool:
         and column.present is None
         and column.values.dtype == kind.dtype
         and column.values.shape[1:] == kind.shape
+        and (column.offsets is not None) == kind.listed
         and column.values.flags.c_contiguous
         and not (kind.text or kind.nullable)
     )
@@ -56,11 +57,21 @@ class MutableTail:
         self._first_code = first_code
         self._count = len(events.arrival_ts)
         mine = column_of(events, self._trait)
+        if mine is not None and (mine.offsets is not None) != kind.listed:
+            if len(mine) if mine.present is None else mine.present.any():
+                what = "lists" if kind.listed else "no lists"
+                raise InputError(
+                    f"The mutable column {self._trait!r} must have {what}, as the trait does."
+                )
+            mine = None
         if mine is None:  # then it is absent everywhere
-            mine = MutableColumn(np.zeros(self._count), np.zeros(self._count, np.bool_))
+            lists = np.zeros(self._count + 1, np.int64) if kind.listed else None
+            values = np.zeros(0 if kind.listed else self._count)
+            mine = MutableColumn(values, np.zeros(self._count, np.bool_), lists)
         self._present = mine.present
+        self._offsets = mine.offsets
         self._given: NDArray[Any] | None = mine.values
-        if self._present is not None:
+        if self._present is not None and self._offsets is None:
             self._given = mine.values[self._present]
         if not len(self._given):  # then its type does not matter
             self._given = None
@@ -72,13 +83,18 @@ class MutableTail:
 
     @property
     def values(self) -> NDArray[Any]:
-        """Shape (events, *shape): 0 or the trait's default where absent. Not to be written to."""
+        """Shape (events, *shape): 0 or the trait's default where absent. Not to be written to.
+
+        Of lists, the elements, shape (elements,).
+        """
         kind = self._kind
+        if self._has_defaults and self._kind.listed and self._column.default_word is None:
+            raise self._lacking()
         if self._given is None:
             given = np.zeros((0, *kind.shape), kind.dtype)
         else:
             given = self._codes if kind.text else self._cast(self._given)
-        if self._present is None:
+        if self._present is None or kind.listed:
             return given
         tail = np.zeros((self._count, *kind.shape), kind.dtype)
         tail[self._present] = given
@@ -89,6 +105,12 @@ class MutableTail:
         return tail
 
     @property
+    def element_offsets(self) -> NDArray[np.int64]:
+        """Place of each event's first element, and the end of the last; shape (events + 1,)."""
+        assert self._offsets is not None
+        return self._offsets
+
+    @property
     def _has_defaults(self) -> bool:
         """True if events lack the trait, and have its default."""
         return not (self._kind.nullable or self._present is None or self._present.all())
@@ -97,7 +119,7 @@ class MutableTail:
     def strings(self) -> list[str]:
         """Distinct texts of these events, and the default if it is needed."""
         texts = list(self._own_texts)
-        if self._has_defaults:
+        if self._has_defaults and not self._kind.listed:
             if self._column.default_string is None:
                 raise self._lacking()
             texts.append(self._column.default_string)

@@ -133,7 +133,8 @@ def form_of(trait: wire.Trait) -> TraitForm:
     """Returns the form of a trait that a server described."""
     return TraitForm(
         type=TraitType(trait.type),
-        size=trait.vector_size,
+        size=trait.vector_size or 1,
+        length_max=trait.list_length_max,
         unit=trait.unit or None,
         scale=trait.scale if trait.HasField("scale") else None,
         buckets=trait.buckets or None,

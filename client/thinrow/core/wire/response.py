@@ -33,6 +33,8 @@ class Column(NamedTuple):
     strings: list[str]
     default_word: int | None
     default_string: str | None
+    list_length_max: int
+    list_lengths: NDArray[np.uint8]
 
     @staticmethod
     def of(message: wire.Column) -> Column:
@@ -50,6 +52,8 @@ class Column(NamedTuple):
             list(message.strings),
             message.default_word if message.HasField("default_word") else None,
             message.default_string if message.HasField("default_string") else None,
+            message.list_length_max,
+            np.frombuffer(message.list_lengths, np.uint8),
         )
 
 

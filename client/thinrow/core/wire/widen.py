@@ -6,10 +6,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from thinrow.core.traits import BATCH_DTYPES, TraitType
+from thinrow.core.traits import BATCH_DTYPES, TraitType, length_bytes
 from thinrow.core.wire import widen_jobs
 from thinrow.core.wire.malformed import MalformedError, require
-from thinrow.core.wire.widen_jobs import Job, Views, run_jobs
+from thinrow.core.wire.widen_jobs import Job, Views, offsets_of, run_jobs
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ColumnKind", "NarrowColumn", "cast_integers"]
 
 VECTOR_SIZE_MAX = 1 << 12
+LIST_LENGTH_MAX = 1 << 12
 WORD_BYTES = 8
 RUN_EVENTS_MAX = 1 << 31
 """Limit on the events of one response; no honest one comes close."""
@@ -42,6 +43,13 @@ class ColumnKind(NamedTuple):
     nullable: bool
     """True if events may lack the trait."""
 
+    listed: bool = False
+    """True if every event has a list of values of the kind."""
+
+    def is_like(self, other: ColumnKind) -> bool:
+        """Returns True if the kinds differ at most in their nullability."""
+        return self._replace(nullable=other.nullable) == other
+
 
 class NarrowColumn:
     """One trait of every event of a run, checked and still narrow.
@@ -54,8 +62,14 @@ class NarrowColumn:
         name, size = column.trait, column.vector_size
         require(column.type in BATCH_DTYPES, f"{name} has the unknown type {column.type}")
         size_max = 1 if TraitType(column.type).is_indexed else VECTOR_SIZE_MAX
-        require(1 <= size <= size_max, f"{name} has the vector size {size}")
-        self._size, self._events = size, int(block_lengths.sum())
+        listed = column.list_length_max > 0
+        require(
+            size == 0 if listed else 1 <= size <= size_max, f"{name} has the vector size {size}"
+        )
+        require(
+            listed or not column.list_lengths.size, f"{name} has lengths of lists, but no limit"
+        )
+        self._size, self._events = size or 1, int(block_lengths.sum())
         require(self._events <= RUN_EVENTS_MAX, f"{name} has more events than any answer")
         require(
             column.nullable or not column.present.size,
@@ -64,9 +78,10 @@ class NarrowColumn:
         self.message = column
         self.kind = ColumnKind(
             BATCH_DTYPES[column.type],
-            () if size == 1 else (size,),
+            () if size <= 1 else (size,),
             column.type == TraitType.STRING,
             column.nullable,
+            listed,
         )
         counts = block_lengths
         if column.nullable:
@@ -75,31 +90,76 @@ class NarrowColumn:
                 f"{name} has too few or many present bits",
             )
             counts = widen_jobs.present_counts(column.present, block_lengths)
-        self._words = int(counts.sum()) * size
+        if listed:
+            self._check_lists()
+            ends = np.cumsum(block_lengths)
+            counts = self.element_offsets[ends] - self.element_offsets[ends - block_lengths]
+        counts = counts * self._size
+        self._words = int(counts.sum())
         entries = column.dictionary if self._indexes else None
         try:
-            self._run = widen_jobs.Run(
-                column.data, column.widths, column.bases, counts * size, entries
-            )
+            self._run = widen_jobs.Run(column.data, column.widths, column.bases, counts, entries)
         except ValueError as error:
             raise MalformedError(f"{name}: {error}") from error
+
+    def _check_lists(self) -> None:
+        """Checks the lengths of lists, before memory is taken for their elements."""
+        column, name = self.message, self.message.trait
+        require(column.list_length_max <= LIST_LENGTH_MAX, f"{name} has lists without a limit")
+        width = length_bytes(column.list_length_max)
+        require(
+            len(column.list_lengths) == width * self._events,
+            f"{name} has too few or many lengths of lists",
+        )
+        lengths = self.lengths
+        require(
+            lengths.max(initial=0) <= column.list_length_max,
+            f"{name} has a list that is longer than its limit",
+        )
+        if column.nullable:
+            require(
+                not lengths[~self._present].any(), f"{name} has elements of an event without a list"
+            )
+
+    @cached_property
+    def lengths(self) -> NDArray[Any]:
+        """Elements of each event's list, unsigned, shape (events,); 0 where absent."""
+        width = length_bytes(self.message.list_length_max)
+        return self.message.list_lengths.view(f"<u{width}")
+
+    @cached_property
+    def element_offsets(self) -> NDArray[np.int64]:
+        """Place of each event's first element, and the end of the last; shape (events + 1,)."""
+        return offsets_of(self.lengths)
 
     @property
     def travelled_bytes(self) -> int:
         """Size of the column in the response."""
         message = self.message
         entries = 8 * len(message.dictionary) + sum(map(len, message.strings))
-        return len(message.data) + 9 * len(message.widths) + len(message.present) + entries
+        lists = len(message.list_lengths)
+        return len(message.data) + 9 * len(message.widths) + len(message.present) + entries + lists
 
     @property
-    def event_bytes(self) -> int:
-        """Size of one event's values once widened, or of their words while they are widened."""
+    def _value_bytes(self) -> int:
+        """Size of a value once widened, or of its words while they are widened."""
         return self._size * (WORD_BYTES if self.kind.text else self.kind.dtype.itemsize)
 
     @property
     def widened_bytes(self) -> int:
         """Size of all values once widened."""
-        return self._events * self.event_bytes
+        if self.kind.listed:
+            return self._words * self._value_bytes + self._events * WORD_BYTES
+        return self._events * self._value_bytes
+
+    def view_bytes(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
+        """Size of the values of views, slices of the run, once widened."""
+        events = int(lengths.sum())
+        if not self.kind.listed:
+            return events * self._value_bytes
+        offsets = self.element_offsets
+        elements = int((offsets[starts + lengths] - offsets[starts]).sum())
+        return elements * self._value_bytes + events * WORD_BYTES
 
     @property
     def _indexes(self) -> bool:
@@ -118,24 +178,26 @@ class NarrowColumn:
         """Widens every event.
 
         Args:
-            values: Shape (events, *shape), contiguous, of the kind's dtype; 0 where absent.
+            values: Shape (events, *shape), contiguous, of the kind's dtype; 0 where absent. Of
+                lists, the elements, shape (elements,).
             present: Shape (events,): False where absent.
         """
         every = one_view(self._events)
         trait = self.message.trait
-        jobs = [Job(trait, [self.run], self.kind.dtype, every, values)]
+        jobs = [Job(trait, [self.run], self.kind.dtype, one_view(len(values)), values)]
         if present is not None:
             jobs.append(Job(trait, [self.presence_run], present.dtype, every, present))
         run_jobs(jobs)
 
     @cached_property
     def run(self) -> Run:
-        """Every event, with words that mean `kind.dtype`; 0 where absent.
+        """Every event, with words that mean `kind.dtype`; 0 where absent. Of lists, the elements.
 
         Raises:
             MalformedError: A word indexes no entry.
         """
-        if not self.message.nullable and self.message.type not in CHECKED_AT_ONCE:
+        is_sparse = self.message.nullable and not self.kind.listed
+        if not is_sparse and self.message.type not in CHECKED_AT_ONCE:
             return self._run
         return widen_jobs.run_of_items(self._every_event)
 
@@ -171,7 +233,7 @@ class NarrowColumn:
             self._require_below(values.view(np.uint8), 2)
         if self._size > 1:
             values = values.reshape(-1, self._size)
-        if len(values) == self._events:
+        if self.kind.listed or len(values) == self._events:
             return values
         scattered = np.zeros((self._events, *values.shape[1:]), values.dtype)
         scattered[self._present] = values

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Job", "Run", "Views", "present_counts", "ranges", "run_jobs", "run_of_items"]
+__all__ = [
+    "Job",
+    "Run",
+    "Views",
+    "offsets_of",
+    "present_counts",
+    "ranges",
+    "run_jobs",
+    "run_of_items",
+]
 
 INTEGERS = {np.dtype(name): code for code, name in enumerate(("i1", "i2", "i4", "i8"))} | {
     np.dtype(name): code for code, name in enumerate(("u1", "u2", "u4", "u8"), start=4)
@@ -81,6 +90,13 @@ def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     """Views an array's memory."""
     assert array.flags.c_contiguous
     return array.reshape(-1).view(np.uint8)
+
+
+def offsets_of(lengths: NDArray[Any]) -> NDArray[np.int64]:
+    """Returns the start of each of several runs, and the end of the last: shape (runs + 1,)."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
