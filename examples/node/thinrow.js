@@ -9,6 +9,7 @@ const protoLoader = require("@grpc/proto-loader");
 const ROOT = path.join(__dirname, "..", "..");
 const FILES = ["thinrow/v1/materialization.proto", "thinrow/v1/online.proto"];
 const WIDTHS = [1, 2, 4, 8];
+const LIST_LENGTH_MAX = 4096;
 // Bits of a value's word, by type.
 const SIGNED = { INT8: 8, INT16: 16, INT32: 32, INT64: 64 };
 const UNSIGNED = { UINT8: 8, UINT16: 16, UINT32: 32, UINT64: 64 };
@@ -77,19 +78,30 @@ function require_(condition, what) {
 function decodeColumn(column, blockLengths) {
   const kind = String(column.type).replace("TRAIT_TYPE_", "");
   const { bases, widths, data, present, vector_size: size, nullable } = column;
+  const { list_length_max: lengthMax, list_lengths: lengths } = column;
   const toValue = valueReader(kind, column);
-  require_(size >= 1, `a vector of ${size} elements`);
+  require_(lengthMax <= LIST_LENGTH_MAX, `a limit of ${lengthMax} elements`);
+  require_(lengthMax ? size === 0 : size >= 1, `a vector of ${size} elements`);
   require_(bases.length === blockLengths.length, "as many bases as blocks");
   require_(widths.length === blockLengths.length, "as many widths as blocks");
   const events = blockLengths.reduce((total, length) => total + length, 0);
   require_(present.length === (nullable ? Math.ceil(events / 8) : 0), "a present bit for each event");
   const isThere = (event) => !nullable || (present[event >> 3] >> (event & 7)) & 1;
 
+  const lengthBytes = lengthMax < 256 ? 1 : 2;
+  require_(lengths.length === (lengthMax ? events * lengthBytes : 0), "a length for each list");
+  const wordsOf = (event) => {
+    if (!lengthMax) return isThere(event) ? size : 0;
+    const length = lengths.readUIntLE(event * lengthBytes, lengthBytes);
+    require_(length <= (isThere(event) ? lengthMax : 0), `a list of ${length} elements`);
+    return length;
+  };
+
   const words = [];
   let event = 0;
   for (const length of blockLengths) {
     let count = 0;
-    for (const end = event + length; event < end; event++) if (isThere(event)) count += size;
+    for (const end = event + length; event < end; event++) count += wordsOf(event);
     words.push(count);
   }
   const starts = new Array(words.length).fill(0);
@@ -116,7 +128,7 @@ function decodeColumn(column, blockLengths) {
     for (const end = event + length; event < end; event++) {
       if (!isThere(event)) values.push(null);
       else if (size === 1) values.push(next());
-      else values.push(Array.from({ length: size }, next));
+      else values.push(Array.from({ length: wordsOf(event) }, next));
     }
   });
   return values;

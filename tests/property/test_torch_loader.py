@@ -82,7 +82,7 @@ def signed(words: list[Any]) -> list[Any]:
     ]
 
 
-@given(worlds(lists=False), st.data())
+@given(worlds(), st.data())
 @examples(12)
 def test_tensors_are_what_the_oracle_says(drawn: Drawn, data: st.DataObject) -> None:
     rows = data.draw(requested(drawn, 30))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -106,6 +107,9 @@ def shown(batch: TensorBatch) -> list[Any]:
         if trait in batch.strings:
             texts = batch.strings[trait]
             listed = [texts[code] if code < len(texts) else None for code in listed]
+        if trait in batch.list_offsets:
+            places = pairwise(batch.list_offsets[trait].tolist())
+            listed = [listed[start:stop] for start, stop in places]
         if trait in batch.present:
             there = batch.present[trait].tolist()
             listed = [value if known else None for value, known in zip(listed, there, strict=True)]

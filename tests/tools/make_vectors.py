@@ -38,10 +38,11 @@ class Block(NamedTuple):
 def column(kind: str, blocks: Sequence[Block], size: int = 1, **fields: Any) -> wire.Column:  # noqa: ANN401
     """Encodes the words of some blocks as the contract says."""
     nullable = fields.pop("nullable", False)
+    length_max = fields.get("list_length_max", 0)
     message = wire.Column(
         trait="t",
         type=wire.TraitType.Value(f"TRAIT_TYPE_{kind}"),  # type: ignore[arg-type]
-        vector_size=size,
+        vector_size=0 if length_max else size,
         nullable=nullable,
         bases=[signed(block.base) for block in blocks],
         widths=bytes(block.width for block in blocks),
@@ -53,6 +54,12 @@ def column(kind: str, blocks: Sequence[Block], size: int = 1, **fields: Any) -> 
                 for word in words(block):
                     offset = (word - block.base) % WORDS
                     message.data += offset.to_bytes(width, "little")
+    if length_max:
+        for block in blocks:
+            for event in block.events:
+                message.list_lengths += len(event or ()).to_bytes(
+                    1 if length_max < 256 else 2, "little"
+                )
     if nullable:
         present = [event is not None for block in blocks for event in block.events]
         bits = sum(1 << place for place, there in enumerate(present) if there)
@@ -101,10 +108,10 @@ def case(
         if each is None:
             return None
         if texts is not None:
-            found = texts[each[0]]
-            return found if kind == "STRING" else str(found)
-        values = [value(kind, word) for word in each]
-        return values if size > 1 else values[0]
+            values = [texts[word] if kind == "STRING" else str(texts[word]) for word in each]
+        else:
+            values = [value(kind, word) for word in each]
+        return values if size > 1 or message.list_length_max else values[0]
 
     return {
         "name": name,
@@ -127,6 +134,14 @@ def described(message: wire.Column, block_lengths: list[int]) -> dict[str, Any]:
         "present": message.present.hex(),
         "dictionary": [str(number) for number in message.dictionary],
         "strings": list(message.strings),
+        **(
+            {
+                "list_length_max": message.list_length_max,
+                "list_lengths": message.list_lengths.hex(),
+            }
+            if message.list_length_max or message.list_lengths
+            else {}
+        ),
         "message": base64.b64encode(message.SerializeToString()).decode(),
     }
 
@@ -233,6 +248,32 @@ def dictionaries() -> list[dict[str, Any]]:
     return cases
 
 
+def lists() -> list[dict[str, Any]]:
+    """Lists of every kind of element: empty, absent, as long as the limit, in blocks of any width.
+
+    A limit of 256 has lengths of two bytes.
+    """
+    cases = []
+    for kind in ("INT8", "INT64", "UINT32", "FLOAT32", "CATEGORICAL", "STRING"):
+        indexed: dict[str, list[Any]] = {"CATEGORICAL": [7, -7, 7], "STRING": ["a", "", "é"]}
+        texts = indexed.get(kind)
+        for length_max in (3, 256):
+            blocks = [
+                Block(0, 1, [[1, 0, 2], [], [2]]),
+                Block(2, 0, [[2, 2], [2]]),
+                Block(5, 4, [[], []]),
+                Block(0, 2, [[0], [1, 1]]),
+            ]
+            name = f"list of {kind}, at most {length_max}"
+            fields: dict[str, Any] = {"list_length_max": length_max}
+            cases.append(case(name, kind, blocks, texts=texts, **fields))
+            holes = [block._replace(events=[None, *block.events, []]) for block in blocks]
+            cases.append(
+                case(f"{name}, some absent", kind, holes, texts=texts, nullable=True, **fields)
+            )
+    return cases
+
+
 def malformed() -> list[dict[str, Any]]:
     """Columns that a decoder must refuse, rather than return values."""
     good = column("INT64", [Block(0, 1, [[1], [2]])])
@@ -251,6 +292,8 @@ def malformed() -> list[dict[str, Any]]:
 
     text = column("STRING", [Block(0, 1, [[0], [1]])], strings=["a", "b"])
     categories = column("CATEGORICAL", [Block(0, 1, [[0], [1]])], dictionary=[5, 6])
+    listed = column("INT64", [Block(0, 1, [[1, 2], [3]])], list_length_max=2)
+    absent = column("INT64", [Block(0, 1, [None, [3]])], nullable=True, list_length_max=2)
     return [
         spoilt("data too short", [2], good, data=b"\1"),
         spoilt("data too long", [2], good, data=b"\1\2\3"),
@@ -265,6 +308,16 @@ def malformed() -> list[dict[str, Any]]:
         spoilt("text without strings", [2], text, strings=[]),
         spoilt("category past the dictionary", [2], categories, dictionary=[5]),
         spoilt("a bool of 2", [2], column("BOOL", [Block(0, 1, [[1], [2]])])),
+        spoilt("a list longer than its limit", [2], listed, list_lengths=b"\3\0"),
+        spoilt("lists with more elements than data", [2], listed, list_lengths=b"\2\2"),
+        spoilt("lists with fewer elements than data", [2], listed, list_lengths=b"\1\1"),
+        spoilt("too few lengths of lists", [2], listed, list_lengths=b"\3"),
+        spoilt("too many lengths of lists", [2], listed, list_lengths=b"\2\1\0"),
+        spoilt("lengths of one byte where the limit needs two", [2], listed, list_length_max=256),
+        spoilt("lengths of lists without a limit", [2], listed, list_length_max=0, vector_size=1),
+        spoilt("a limit beyond every list's", [2], listed, list_length_max=1 << 31),
+        spoilt("lists that are vectors", [2], listed, vector_size=1),
+        spoilt("elements of an absent list", [2], absent, list_lengths=b"\1\0"),
     ]
 
 
@@ -289,7 +342,7 @@ def vectors() -> dict[str, list[dict[str, Any]]]:
         cases += float_values(kind)
     messages = [(0, 0, 0), (3, 5, 7), (4095, (1 << 41) - 1, 1023)]
     return {
-        "columns": cases + dictionaries(),
+        "columns": cases + dictionaries() + lists(),
         "malformed": malformed(),
         "shards": hashes(),
         "kafka_example_ids": [

@@ -109,7 +109,7 @@ def to_tensors(answers: Sequence[Answer], integer_dtype: torch.dtype = torch.int
         {trait: values.numpy() for trait, values in batch.values.items()},
         {trait: present.numpy() for trait, present in batch.present.items()},
         batch.strings,
-        {},
+        {trait: offsets.numpy() for trait, offsets in batch.list_offsets.items()},
     )
     return batch
 

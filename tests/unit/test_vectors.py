@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from typing import Any
 
@@ -35,12 +36,18 @@ def decoded(vector: dict[str, Any]) -> list[Any]:
     lengths = np.array(vector["block_lengths"], np.int64)
     column = NarrowColumn(Column.of(message), lengths)
     events = int(lengths.sum())
-    values = np.zeros((events, *column.kind.shape), column.kind.dtype)
+    listed = column.kind.listed
+    count = int(column.lengths.sum()) if listed else events
+    values = np.zeros((count, *column.kind.shape), column.kind.dtype)
     present = np.zeros(events, np.bool_) if message.nullable else None
     column.write(values, present)
     written = [[each] for each in values] if values.ndim == 1 else values
     shown = [[shown_value(vector["type"], each, message) for each in row] for row in written]
     there = [True] * events if present is None else present.tolist()
+    if listed:
+        elements = [element for row in shown for element in row]
+        ends = column.element_offsets.tolist()
+        shown = [elements[start:stop] for start, stop in itertools.pairwise(ends)]
     scalar = message.vector_size == 1
     return [
         (row[0] if scalar else row) if is_there else None

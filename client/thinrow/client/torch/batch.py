@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -40,7 +40,8 @@ class TensorBatch:
 
     values: dict[str, Tensor]
     """Values by trait, shape (events,), or (events, size) for a vector; 0 where absent. Integers,
-    categories and codes of text in the configured integer dtype, floats and bools in their own."""
+    categories and codes of text in the configured integer dtype, floats and bools in their own. Of
+    lists, the elements of all events, shape (elements,)."""
 
     present: dict[str, Tensor]
     """Presence by nullable trait, bool, shape (events,): False where the event lacks it."""
@@ -60,6 +61,13 @@ class TensorBatch:
 
     watermark_ts: int
     """Watermark of that generation, ms, exclusive."""
+
+    list_offsets: dict[str, Tensor] = field(default_factory=dict)
+    """Offsets by trait of lists, int64, shape (events + 1,): event j has the elements
+    [list_offsets[j], list_offsets[j + 1]), none where absent. See `element_offsets`."""
+
+    list_lengths_max: dict[str, int] = field(default_factory=dict)
+    """Elements of the longest list, by trait of lists."""
 
     def __post_init__(self) -> None:
         # Its pipelines require the base class, but importing torchrec for that takes seconds.
@@ -85,7 +93,10 @@ class TensorBatch:
     @property
     def events(self) -> int:
         """Events of all examples; does not synchronize with the device."""
-        return len(next(iter(self.values.values()))) if self.values else int(self.offsets[-1])
+        for trait, values in self.values.items():
+            lists = self.list_offsets.get(trait)
+            return len(values) if lists is None else len(lists) - 1
+        return int(self.offsets[-1])
 
     @property
     def nbytes(self) -> int:
@@ -149,7 +160,9 @@ class TensorBatch:
         contextual: Sequence[str] = (),
         lengths_dtype: torch.dtype = torch.int64,
     ) -> KeyedJaggedTensor:
-        """Views scalar traits of one dtype as torchrec's KeyedJaggedTensor.
+        """Views scalar traits, and lists, of one dtype as torchrec's KeyedJaggedTensor.
+
+        A trait of lists is a feature with the elements of all events of an example.
 
         The values are shared, not copied, if the traits are consecutive in `values` and there is
         no contextual column; lengths are new.
@@ -191,7 +204,15 @@ class TensorBatch:
         return KeyedJaggedTensor(
             keys,
             joined(parts),
-            lengths=torch.cat([ones] * len(contextual) + [lengths] * len(traits)),
+            lengths=torch.cat(
+                [ones] * len(contextual)
+                + [
+                    self.element_offsets(trait).diff().to(lengths_dtype)
+                    if trait in self.list_offsets
+                    else lengths
+                    for trait in traits
+                ]
+            ),
             stride=len(self),
             # Otherwise torchrec reads them from the device, and the host waits.
             length_per_key=per_key,
@@ -215,15 +236,41 @@ class TensorBatch:
         for tensor in self._tensors():
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
-    def to_njt(self, trait: str) -> Tensor:
+    def element_offsets(self, trait: str) -> Tensor:
+        """Returns the place of each example's first element in a trait of lists, and the end.
+
+        Returns:
+            int64, shape (examples + 1,), on the batch's device.
+
+        Raises:
+            UsageError: The trait has no lists.
+        """
+        return self._lists(trait)[self.offsets]
+
+    def to_njt(self, trait: str, by: Literal["example", "event"] = "example") -> Tensor:
         """Views a trait as a nested tensor of jagged layout, shape `(examples, *, …)`.
 
         Values and offsets are shared, not copied. Nested tensors of one batch can be combined,
-        because all have this batch's `offsets`.
+        because all have this batch's `offsets`; of lists, those of one trait.
+
+        Args:
+            trait: The trait's name.
+            by: Of lists, "example" has the elements of all events of an example together; "event"
+                has each event's own: shape (events, *).
+
+        Raises:
+            UsageError: `by` is another one, or the trait has no lists to be seen by event.
         """
-        return torch.nested.nested_tensor_from_jagged(
-            self._trait(trait), offsets=self.offsets, max_seqlen=self.max_seqlen
-        )
+        if by not in ("example", "event"):
+            raise UsageError(f"by is {by!r}, but must be 'example' or 'event'.")
+        values, most = self._trait(trait), None
+        if by == "event":
+            offsets, most = self._lists(trait), self.list_lengths_max.get(trait)
+        elif trait in self.list_offsets:
+            offsets = self.element_offsets(trait)
+        else:
+            offsets, most = self.offsets, self.max_seqlen
+        return torch.nested.nested_tensor_from_jagged(values, offsets=offsets, max_seqlen=most)
 
     def to_padded(
         self,
@@ -232,26 +279,33 @@ class TensorBatch:
         value: float = 0,
         *,
         side: Literal["left", "right"] = "right",
+        list_length: int | None = None,
     ) -> Tensor:
         """Copies a trait into a dense tensor, shape (examples, length, …).
+
+        Of lists the shape is (examples, length, list_length).
 
         Args:
             trait: The trait's name.
             length: Default `max_seqlen`; of a longer example the newest events stay.
             value: The padding.
-            side: The side of the events that gets the padding.
+            side: The side of the events that gets the padding; a list's is the right one.
+            list_length: Default that of the longest list; of a longer one the first elements stay.
 
         Raises:
-            UsageError: The side is another one, or the length negative.
+            UsageError: The side is another one, or a length negative.
         """
         if side not in ("left", "right"):
             raise UsageError(f"side is {side!r}, but must be 'left' or 'right'.")
-        if length is not None and length < 0:
-            raise UsageError(f"length is {length}, but must be 0 or more.")
+        for name, given in (("length", length), ("list_length", list_length)):
+            if given is not None and given < 0:
+                raise UsageError(f"{name} is {given}, but must be 0 or more.")
         values = self._trait(trait)
         own = values.dtype
         if own == torch.uint64:  # which torch does not pad
             values = values.view(torch.int64)
+        if trait in self.list_offsets:
+            values = self._padded_lists(values, trait, value, list_length)
         length = self.max_seqlen if length is None else length
         lengths = self.offsets.diff().clamp(max=length)
         # The place of each event, counted from the first one kept.
@@ -265,6 +319,25 @@ class TensorBatch:
         padded = values[(firsts.unsqueeze(1) + places).clamp(0, len(values) - 1)]
         shape = (*filled.shape, *[1] * (values.ndim - 1))
         return padded.masked_fill_(filled.view(shape), value).view(own)
+
+    def _padded_lists(
+        self, values: Tensor, trait: str, value: float, list_length: int | None
+    ) -> Tensor:
+        """Copies the values of lists into a dense tensor, shape (events, list_length)."""
+        offsets = self.list_offsets[trait]
+        list_length = self.list_lengths_max[trait] if list_length is None else list_length
+        if not len(values):
+            return values.new_full((self.events, list_length), value)
+        places = torch.arange(list_length, device=values.device)
+        filled = places >= offsets.diff().unsqueeze(1)
+        places = (offsets[:-1].unsqueeze(1) + places).clamp(max=len(values) - 1)
+        return values[places].masked_fill_(filled, value)
+
+    def _lists(self, trait: str) -> Tensor:
+        self._trait(trait)
+        if trait not in self.list_offsets:
+            raise UsageError(f"{trait!r} is no trait of lists; use batch.offsets.")
+        return self.list_offsets[trait]
 
     def _trait(self, trait: str) -> Tensor:
         if trait not in self.values:
@@ -287,6 +360,7 @@ class TensorBatch:
             self.offsets,
             *self.values.values(),
             *self.present.values(),
+            *self.list_offsets.values(),
             *(column for column in self.columns.values() if isinstance(column, Tensor)),
         ]
 
@@ -300,6 +374,7 @@ class TensorBatch:
             offsets=next(moved),
             values={trait: next(moved) for trait in self.values},
             present={trait: next(moved) for trait in self.present},
+            list_offsets={trait: next(moved) for trait in self.list_offsets},
             columns={
                 name: next(moved) if isinstance(column, Tensor) else column
                 for name, column in self.columns.items()

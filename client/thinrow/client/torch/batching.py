@@ -10,7 +10,7 @@ from thinrow.client.torch.layout import lay_out
 from thinrow.client.torch.tensor_memory import plain_memory
 from thinrow.core.files.arrow import load_pyarrow, plain
 from thinrow.core.lookup.answer import Answer
-from thinrow.core.lookup.batch import write_traits
+from thinrow.core.lookup.batch import list_offsets, write_traits
 from thinrow.core.status import Status, status_name
 from thinrow.errors import InputError, StatusError
 
@@ -203,6 +203,7 @@ def to_tensors(
     batch = lay_out(
         kinds,
         np.concatenate([answer.lengths for answer in answers]),
+        {trait: list_offsets(answers, trait) for trait, kind in kinds.items() if kind.listed},
         statuses=np.concatenate([answer.statuses for answer in answers]),
         example_ids=np.concatenate([part.example_ids for part in parts]),
         columns=to_arrays(load_pyarrow().concat_tables([part.columns for part in parts])),
@@ -218,7 +219,7 @@ def to_tensors(
         {trait: own_bits(values, kinds[trait]) for trait, values in batch.values.items()},
         {trait: present.numpy() for trait, present in batch.present.items()},
         batch.strings,
-        {},
+        {trait: offsets.numpy() for trait, offsets in batch.list_offsets.items()},
         threads,
     )
     return batch

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from thinrow.client.torch.batch import TensorBatch
 from thinrow.client.torch.tensor_memory import carve, plain_memory
-from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ __all__ = ["lay_out"]
 def lay_out(
     kinds: Mapping[str, ColumnKind],
     lengths: NDArray[np.int64],
+    list_offsets: Mapping[str, NDArray[np.int64]] | None = None,
     *,
     statuses: NDArray[np.uint8],
     example_ids: NDArray[np.int64],
@@ -42,6 +42,7 @@ def lay_out(
     Args:
         kinds: Kinds of the traits, as from Answer.joint_kinds.
         lengths: Shape (examples,): events of each example.
+        list_offsets: By trait of lists, shape (events + 1,); copied.
         statuses: Shape (examples,); copied, as the next two.
         example_ids: Shape (examples,).
         columns: Other columns by name, arrays or lists of shape (examples,).
@@ -52,12 +53,6 @@ def lay_out(
         uint64_dtype: torch.uint64 for traits of uint64; None for `integer_dtype`.
         allocate: Returns memory of a size in bytes: uint8.
     """
-    for trait, kind in kinds.items():
-        if kind.listed:
-            raise UsageError(
-                f"{trait!r} is a trait of lists, which tensors do not hold yet; leave it out of "
-                f"the projection."
-            )
     events = int(lengths.sum())
     dtypes = {
         trait: torch.int64
@@ -71,11 +66,16 @@ def lay_out(
     nullable = [trait for trait, kind in kinds.items() if kind.nullable]
     numbers = {name: of for name, of in columns.items() if isinstance(of, np.ndarray)}
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    given = [offsets, example_ids, statuses, *numbers.values()]
+    lists = {trait: list_offsets[trait] for trait in kinds if kinds[trait].listed and list_offsets}
+    given = [offsets, *lists.values(), example_ids, statuses, *numbers.values()]
+    counts = {trait: int(of[-1]) for trait, of in lists.items()}
     tensors = iter(
         carve(
             [
-                *((dtypes[trait], (events, *kinds[trait].shape)) for trait in traits),
+                *(
+                    (dtypes[trait], (counts.get(trait, events), *kinds[trait].shape))
+                    for trait in traits
+                ),
                 *((torch.bool, (events,)) for _ in nullable),
                 *((to_torch(array.dtype), array.shape) for array in given),
             ],
@@ -87,11 +87,12 @@ def lay_out(
     small = list(tensors)
     for tensor, array in zip(small, given, strict=True):
         tensor.numpy()[:] = array
-    by_name = dict(zip(numbers, small[3:], strict=True))
+    rest = small[1 + len(lists) :]
+    by_name = dict(zip(numbers, rest[2:], strict=True))
     return TensorBatch(
         offsets=small[0],
-        example_ids=small[1],
-        statuses=small[2],
+        example_ids=rest[0],
+        statuses=rest[1],
         values={trait: values[trait] for trait in kinds},
         present=present,
         strings={trait: [] for trait, kind in kinds.items() if kind.text},
@@ -102,6 +103,8 @@ def lay_out(
         max_seqlen=int(lengths.max(initial=0)),
         generation=generation,
         watermark_ts=watermark_ts,
+        list_offsets=dict(zip(lists, small[1:], strict=False)),
+        list_lengths_max={trait: int(np.diff(of).max(initial=0)) for trait, of in lists.items()},
     )
 
 
