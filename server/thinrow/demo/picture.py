@@ -56,7 +56,7 @@ def draw_times(found: Findings, panel: Any) -> None:  # noqa: ANN401 - Matplotli
     panel.set_xticks(range(len(names)), names)
     panel.set_xlabel("time to read 1,000 examples into tensors,\nby the length of their histories")
     panel.legend(frameon=False, loc="upper center", ncols=2, bbox_to_anchor=(0.5, 1.08))
-    entitle(panel, f"{found.faster:.1f}x faster" if found.faster > 1 else "No faster")
+    entitle(panel, f"{found.faster:.1f}x faster if long" if found.faster > 1 else "No faster")
 
 
 def draw_quality(found: Findings, panel: Any) -> None:  # noqa: ANN401 - Matplotlib's axes

@@ -86,6 +86,6 @@ RECIPES: dict[Dataset, Recipe] = {
         repeats=False,
         lengths=(16, 0),
         remark="The demo takes the 100 people with the most ratings. Even theirs are short "
-        "histories, so fat rows come close. Long ones are the default: thinrow demo",
+        "histories, so there is little to gain. Long ones are the default: thinrow demo",
     ),
 }
