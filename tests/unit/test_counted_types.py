@@ -173,6 +173,7 @@ def test_codes_never_change() -> None:
     [
         ('type = "int64"', pa.array([1], pa.timestamp("us")), 'give the trait unit = "us"'),
         ('type = "int32"', pa.array([date(2024, 1, 1)]), 'give the trait unit = "d"'),
+        ('type = "categorical"', pa.array(["a"]), 'must be an integer, unless .* type = "string"'),
         ('type = "float64"', pa.array([1], pa.timestamp("us")), "a type of integers"),
         ('type = "int64", unit = "ms"', pa.array([1], pa.timestamp("us")), 'unit = "us"'),
         ('type = "int64"', pa.array([Decimal("9.99")]), "give the trait scale = 2"),

@@ -87,6 +87,11 @@ def trait_array(
             column = pa.compute.if_else(pa.compute.is_nan(column), None, column)
             _refuse_rounded(path, name, column)
     else:
+        if types.is_large_string(kind) and len(column):
+            raise InputError(
+                f"{path}: {name} is string; it must be an integer, unless the trait has type = "
+                f'"string", with codes if it feeds an embedding.'
+            )
         return cast_integers(path, column, name, own)
     if not fits:
         raise InputError(
