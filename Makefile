@@ -20,6 +20,8 @@ SITE := .cache/site
 # Many tests wait for processes and timers, so a third worker has something to do on two cores. A worker that
 # has run its tests takes over some of another's; module fixtures are built again there.
 SHARED := --numprocesses 3 --dist worksteal
+# Three workers share the cores, where threads of PyTorch that spin would only take them from each other.
+test test-recipes test-fast test-long: export OMP_NUM_THREADS := 1
 
 # torchrec, and what importing it needs; without their dependencies, which bring another PyTorch.
 TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict==0.15.3 pyvers==0.2.3 \
