@@ -256,7 +256,7 @@ class TensorBatch:
         Args:
             trait: The trait's name.
             by: Of lists, "example" has the elements of all events of an example together; "event"
-                has each event's own: shape (events, *).
+                has each event's own: shape `(events, *)`.
 
         Raises:
             UsageError: `by` is another one, or the trait has no lists to be seen by event.
