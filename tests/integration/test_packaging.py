@@ -22,6 +22,7 @@ RANKS = {
     "online": 4,
     "jobs": 5,
     "demo": 6,
+    "explore": 6,
     "wall": 6,
     "cli": 7,
 }

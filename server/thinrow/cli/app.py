@@ -10,6 +10,7 @@ from thinrow.cli import (
     backfill,
     compact,
     demo,
+    explore,
     export,
     inspect,
     ladder,
@@ -56,7 +57,8 @@ def thinrow(
 
 for module in (
     *(research, schema),
-    *(compact, backfill, serve, materialize, verify, inspect, token, demo, ladder, slim, wall),
+    *(compact, backfill, serve, materialize, verify, inspect, explore),
+    *(token, demo, ladder, slim, wall),
     *(online, export),
 ):
     app.add_typer(module.app)

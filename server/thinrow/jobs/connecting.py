@@ -82,15 +82,22 @@ class Access:
 
 
 @contextmanager
-def connected(targets: Sequence[str], access: Access | None = None) -> Iterator[Client]:
+def connected(
+    targets: Sequence[str], access: Access | None = None, tenants: Path | None = None
+) -> Iterator[Client]:
     """Yields a client of servers, or of a store that is read in this process.
 
+    Args:
+        targets: Servers, or the folder of one store.
+        access: Credentials for servers.
+        tenants: File of tenants for a store.
+
     Raises:
-        UsageError: A target is unclear, or credentials are given for a store.
+        UsageError: A target is unclear, or has no use for credentials or tenants.
         UnavailableError: No server answers soon.
         StoreError: The store cannot be opened.
     """
-    from thinrow.client import connect
+    from thinrow.client import StoreConfig, connect
     from thinrow.client.target import parse_targets
 
     access = access or Access()
@@ -100,7 +107,10 @@ def connected(targets: Sequence[str], access: Access | None = None) -> Iterator[
                 f"Credentials are for servers; leave them out with the store {targets[0]}."
             )
     else:
+        if tenants is not None:
+            raise UsageError("A server has its own tenants; leave --tenants out with --server.")
         with connect(targets, access.config(FIRST_ANSWER_S)) as probe:
             probe.describe_store()
-    with connect(targets, access.config()) as client:
+    config = replace(access.config(), store=StoreConfig(tenants=tenants))
+    with connect(targets, config) as client:
         yield client

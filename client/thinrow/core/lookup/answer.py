@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from thinrow.core.lookup.joined_responses import JoinedResponses, joint_kinds
 from thinrow.core.pointers import bounds
+from thinrow.core.wire.request import TRUNCATIONS
 from thinrow.core.wire.widen import cast_integers
 from thinrow.core.wire.widen_jobs import Job, Views, offsets_of, run_jobs, run_of_items
 from thinrow.errors import InputError
@@ -118,6 +119,16 @@ class Answer:
     def mutable(self) -> MutableEvents:
         """The mutable events that truncation kept; they follow each example's immutable ones."""
         return self._compact._joined.mutable
+
+    @property
+    def sequence_length(self) -> int:
+        """Most events of an example, as the projection or the tenant has it; 0 for no limit."""
+        return self._joined.responses[0].response.sequence_length
+
+    @property
+    def keeps_oldest(self) -> bool:
+        """True if truncation keeps the oldest events instead of the newest."""
+        return self._joined.responses[0].response.truncation == TRUNCATIONS["head"]
 
     @property
     def kinds(self) -> dict[str, ColumnKind]:

@@ -1,0 +1,1 @@
+"""The explorer: a page that shows histories as serving saw them."""
