@@ -8,6 +8,7 @@ Sections of docs/reference/python.md that are named after a module show its docs
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,6 @@ napoleon_numpy_docstring = False
 napoleon_attr_annotations = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
-# A class that two modules export has two targets; either will do.
-suppress_warnings = ["ref.python"]
 
 PROJECT_PAGES = ("docs/README", "examples/node/README", "CONTRIBUTING", "SECURITY", "CHANGELOG")
 
@@ -59,9 +58,18 @@ def tree(caption: str, pages: list[str] | tuple[str, ...]) -> str:
 
 
 def with_docstrings(page: str) -> str:
-    """Returns a page with the docstrings of each module that has a section in it."""
-    directive = r"\g<0>\n```{eval-rst}\n.. automodule:: \1\n```\n"
-    return re.sub(r"^## `([\w.]+)`\n\n(?:.+\n)*", directive, page, flags=re.MULTILINE)
+    """Returns a page with the docstrings of each module that has a section in it, each once."""
+    shown: list[object] = []
+
+    def section(found: re.Match[str]) -> str:
+        module = import_module(found[1])
+        public = {name: getattr(module, name) for name in module.__all__}
+        again = [name for name, each in public.items() if any(each is other for other in shown)]
+        shown.extend(public.values())
+        excluded = f"   :exclude-members: {', '.join(again)}\n" if again else ""
+        return f"{found[0]}\n```{{eval-rst}}\n.. automodule:: {found[1]}\n{excluded}```\n"
+
+    return re.sub(r"^## `([\w.]+)`\n\n(?:.+\n)*", section, page, flags=re.MULTILINE)
 
 
 def read_source(_: Sphinx, name: str, source: list[str]) -> None:

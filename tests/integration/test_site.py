@@ -83,9 +83,12 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
 def test_each_public_name_has_its_docstring(site: Path) -> None:
     written = (DOCS / "reference/python.md").read_text(encoding="utf-8")
     modules = re.findall(r"^## `([\w.]+)`$", written, re.MULTILINE)
-    names = {f"{module}.{name}" for module in modules for name in import_module(module).__all__}
     shown = Page(site / "docs/reference/python.html").ids
-    assert len(modules) == 7 and not names - shown
+    names: dict[int, list[str]] = {}  # of what several modules export, one is enough
+    for module in map(import_module, modules):
+        for name in module.__all__:
+            names.setdefault(id(getattr(module, name)), []).append(f"{module.__name__}.{name}")
+    assert len(modules) == 7 and all(shown.intersection(each) for each in names.values())
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
