@@ -43,7 +43,7 @@ struct Trait {
   std::string default_text;
   int group;
   int64_t length_max; // elements of a list; 0 if the trait is no list
-  int slot = 0; // place of the group among those that a plan reads
+  int slot = 0;       // place of the group among those that a plan reads
 };
 
 // One trait of consecutive events of a stripe, encoded, and checked to lie within the stripe.
