@@ -45,8 +45,8 @@ void append_key(std::vector<uint8_t> &keys, int64_t user_id, int group, int64_t 
 
 // Returns visible_ts of every event of a stripe in which a window begins or ends.
 std::vector<int64_t> visible_times(Bytes events, const Stripe &stripe) {
-  static const Trait visible{"visible_ts", 1,          TraitType::int64, 1, false, false, 0,
-                             "",           event_group};
+  static const Trait visible{"visible_ts", 1, TraitType::int64, 1, false, false, 0, "",
+                             event_group,  0};
   std::vector<int64_t> times(stripe.end - stripe.ordinal);
   decode(Column(events, visible).slice(0, times.size()),
          reinterpret_cast<uint64_t *>(times.data()));
