@@ -22,6 +22,7 @@ from thinrow.errors import InputError
 from thinrow.events import log_facts
 from thinrow.events.canonical import read_events
 from thinrow.events.log_facts import propose_schema
+from thinrow.events.text_files import log_files
 from thinrow.events.time_columns import TimeReader
 from thinrow.schema import parse_schema
 from typer.testing import CliRunner
@@ -103,7 +104,7 @@ def test_every_value_of_the_log_is_taken(data: st.DataObject) -> None:
         if data.draw(st.booleans()):
             pq.write_table(table.drop_columns("c0"), folder / "b.parquet")
         try:
-            proposed = propose_schema(folder)
+            proposed = propose_schema(log_files(folder))
         except InputError as error:
             assert "no column that can be a trait" in str(error)
             assert all(no_trait(column) for column in made.values())
@@ -129,7 +130,7 @@ def proposals(folder: Path, **made: pa.Array) -> dict[str, ProposedColumn]:
     rows = len(next(iter(made.values())))
     path = folder / "log.parquet"
     pq.write_table(pa.table({**ids(rows), **made}), path)
-    return {column.name: column for column in propose_schema(path).columns}
+    return {column.name: column for column in propose_schema(log_files(path)).columns}
 
 
 def test_what_columns_look_like(tmp_path: Path) -> None:
@@ -139,7 +140,8 @@ def test_what_columns_look_like(tmp_path: Path) -> None:
         shelf=pa.array([n % 4 for n in range(100)]),
         note=pa.array([str(n) if n < 20 else None for n in range(100)]),
         vector=pa.array([[1.0, 2.0]] * 100),
-        ragged=pa.array([[1]] * 99 + [[1, 2]]),
+        ragged=pa.array([[1]] * 99 + [[1, 2, 3]]),
+        nested=pa.array([[[1]]] * 100),
         request_ts=pa.array(range(100)),
         **{"a b": pa.array(range(100))},
     )
@@ -150,7 +152,9 @@ def test_what_columns_look_like(tmp_path: Path) -> None:
     assert lines["note"] == ("rare", 'note = { type = "string", sparse = true }')
     assert found["note"].reasons[0] == "sparse: 80.0% absent"
     assert lines["vector"] == ("vectors", 'vector = { type = "float64", size = 2 }')
-    for name, why in (("ragged", "no trait has"), ("request_ts", "writes it"), ("a b", "rename")):
+    assert lines["ragged"] == ("vectors", 'ragged = { type = "list<int64>", length_max = 8 }')
+    assert "the longest of the sample has 3" in found["ragged"].reasons[0]
+    for name, why in (("nested", "no trait has"), ("request_ts", "writes it"), ("a b", "rename")):
         assert lines[name] == (None, "") and why in found[name].reasons[0]
 
 
@@ -163,7 +167,7 @@ def test_a_sample_is_bounded_and_footers_count_all(
     values = pa.array([None if n == 999 else n for n in range(1000)])
     pq.write_table(pa.table({**ids(1000), "x": values}), tmp_path / "a.parquet", row_group_size=10)
     seen: list[tuple[int, int]] = []
-    found = propose_schema(tmp_path, lambda _, done, total: seen.append((done, total)))
+    found = propose_schema(log_files(tmp_path), lambda _, done, total: seen.append((done, total)))
     [line] = [column.line for column in found.columns if column.name == "x"]
     assert line == 'x = { type = "int64", sparse = true }'
     assert seen[-1] == (4, 4)
@@ -173,10 +177,76 @@ def test_text_files_and_folders_of_keys(tmp_path: Path) -> None:
     folder = tmp_path / "dt=2024-01-02"
     folder.mkdir()
     (folder / "log.csv").write_text("user_id,event_ts,price,day\n1,2,1.5,2024-01-01\n1,3,,\n")
-    lines = {column.name: column.line for column in propose_schema(tmp_path).columns}
+    lines = {column.name: column.line for column in propose_schema(log_files(tmp_path)).columns}
     assert lines["price"] == 'price = { type = "float64", sparse = true }'
     assert lines["day"] == 'day = { type = "int32", unit = "d", sparse = true }'
     assert lines["dt"] == 'dt = { type = "int32", unit = "d" }'
+
+
+def test_floats_that_integers_would_refuse_are_not_called_whole(tmp_path: Path) -> None:
+    found = proposals(
+        tmp_path,
+        whole=pa.array([1.0, None, 3.0]),
+        infinite=pa.array([1.0, float("inf"), 3.0]),
+        large=pa.array([1e20, 2.0, 3.0]),
+        half=pa.array([4096.0, 2.0, 3.0]).cast(pa.float16()),
+    )
+    whole = {name for name, one in found.items() if "whole" in " ".join(one.reasons)}
+    assert whole == {"whole"}
+
+
+def test_lists_longer_than_any_trait_are_left_out(tmp_path: Path) -> None:
+    found = proposals(tmp_path, item_id=pa.array([1, 2]), tags=pa.array([[1], [1] * 5000]))
+    assert found["tags"].line == "" and "5000" in found["tags"].reasons[0]
+
+
+def test_a_file_without_row_groups_and_a_key_of_some_folders(tmp_path: Path) -> None:
+    events = tmp_path / "events"
+    (events / "region=1").mkdir(parents=True)
+    table = pa.table({**ids(2), "x": pa.array([1, 2])})
+    pq.ParquetWriter(events / "empty.parquet", table.schema).close()
+    with pytest.raises(InputError, match="no column that can be a trait"):
+        propose_schema(log_files(events))
+    pq.write_table(table, events / "a.parquet")
+    pq.write_table(table, events / "region=1" / "b.parquet")
+    lines = {column.name: column.line for column in propose_schema(log_files(events)).columns}
+    assert lines["region"] == 'region = { type = "int64", sparse = true }'
+    config = CompactionConfig(
+        events=events, store=tmp_path / "store", watermark_ts=START_TS + 9, shards=1
+    )
+    assert compact(config).events_added == 2 * 2
+
+
+def test_files_whose_types_no_type_holds_are_refused_by_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table({**ids(1), "h": pa.array([2**62 + 1])}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({**ids(1), "h": pa.array([0.5])}), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match="h does not fit into double"):
+        propose_schema(log_files(tmp_path))
+
+
+def test_compact_proposes_from_the_files_that_it_reads(tmp_path: Path) -> None:
+    events = tmp_path / "events"
+    events.mkdir()
+    pq.write_table(pa.table({**ids(3), "item_id": pa.array([1, 2, 3])}), events / "a.parquet")
+    (events / "items.csv").write_text("sku,price\n1,2\n")
+    config = CompactionConfig(events=events, store=tmp_path / "s", watermark_ts=START_TS + 9)
+    seen: list[ProposedSchema] = []
+    try:
+        compact(config, proposed=seen.append)
+    except InputError as error:  # a folder with files of other kinds may hold forgotten data
+        assert "items.csv" in str(error)
+    assert all("price" not in one.toml for one in seen)
+
+
+def test_names_of_types_and_columns_are_shown_as_they_are(tmp_path: Path) -> None:
+    log = tmp_path / "log.parquet"
+    times = pa.array([1, 2, 3], pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table({**ids(3), "at": times, "x[/b]": pa.array([1, 2, 3])}), log)
+    shown = CliRunner().invoke(app, ["schema", str(log)], terminal_width=200)
+    assert shown.exit_code == 0, shown.output
+    assert "x[/b]" in shown.stderr and "tz=UTC" in shown.stderr
+    refused = CliRunner().invoke(app, ["schema", str(log), "--out", str(tmp_path / "no" / "s")])
+    assert refused.exit_code == 2 and "Cannot write --out" in refused.stderr
 
 
 def nothing_proposed(_: ProposedSchema) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from thinrow.cli.command import command
+from thinrow.core.files.io_errors import failure_reason
 from thinrow.errors import UsageError
 from thinrow.jobs.console import err, out, progress_bar
 
@@ -34,18 +36,23 @@ def schema_command(
 ) -> None:
     """Propose a schema for a log of events, and say why."""
     from thinrow.events.log_facts import propose_schema
+    from thinrow.events.text_files import log_files
 
     if schema is not None and schema.exists():
         raise UsageError(f"--out {schema} exists; name a new file, or remove it.")
     with progress_bar() as progress:
-        proposed = propose_schema(events, progress)
+        proposed = propose_schema(log_files(events), progress)
     err.print(reasons(proposed))
     if schema is None:
         out.print(proposed.toml, end="", soft_wrap=True, markup=False)
     else:
-        schema.write_text(proposed.toml, encoding="utf-8")
+        try:
+            schema.write_text(proposed.toml, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"Cannot write --out {schema}: {failure_reason(error)}.") from error
         err.print(
-            f"Read it, then: thinrow compact EVENTS --store STORE --schema {schema}", soft_wrap=True
+            f"Read it, then: thinrow compact EVENTS.parquet --store STORE --schema {schema}",
+            soft_wrap=True,
         )
 
 
@@ -54,5 +61,5 @@ def reasons(proposed: ProposedSchema) -> Table:
     table = Table("column", "in the log", "group", "why", title="Proposed", title_justify="left")
     for column in proposed.columns:
         why = "; ".join(column.reasons) or "as it is"
-        table.add_row(column.name, column.kind, column.group or "", why)
+        table.add_row(*map(escape, (column.name, column.kind, column.group or "", why)))
     return table

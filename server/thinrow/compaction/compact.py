@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
+    from thinrow.core.files.paths import DataFile
     from thinrow.events.order import Cuts
     from thinrow.schema.proposal import ProposedSchema
     from thinrow.store.shard import ShardWriter
@@ -138,23 +139,33 @@ def compact(
         raise storage_error(error, config.store) from error
 
 
+def _first_schema(
+    config: CompactionConfig,
+    files: Sequence[DataFile],
+    progress: Progress,
+    proposed: Callable[[ProposedSchema], None],
+) -> Schema:
+    """Returns the schema of a new store: as given, or as the events propose it."""
+    if config.schema is not None:
+        return read_schema(config.schema)
+    proposal = propose_schema(files, progress)
+    proposed(proposal)
+    return parse_schema(proposal.toml)
+
+
 def _compact(
     config: CompactionConfig,
     previous: Generation | None,
     progress: Progress,
     proposed: Callable[[ProposedSchema], None],
 ) -> CompactionReport:
-    if config.schema is not None:
-        schema = read_schema(config.schema)
-    elif previous is not None:
+    files = data_files(config.events)
+    if previous is None:
+        schema = _first_schema(config, files, progress, proposed)
+    elif config.schema is None:
         schema = previous.schema
     else:
-        proposal = propose_schema(config.events, progress)
-        proposed(proposal)
-        schema = parse_schema(proposal.toml)
-    if previous is not None:
-        schema = evolve(previous.schema, schema)
-    files = data_files(config.events)
+        schema = evolve(previous.schema, read_schema(config.schema))
     erased = np.unique(read_user_ids(config.erase_users))
     run = RunInputs(
         events=sorted(file_fingerprint(file, PurePosixPath(file.name).name) for file in files),

@@ -6,55 +6,56 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.core.files.arrow import conformed, plain_type
 from thinrow.core.files.io_errors import first_line
 from thinrow.core.files.nested import field_names, field_type, with_fields
 from thinrow.core.files.parquet import open_parquet
-from thinrow.core.files.paths import SUFFIXES, DataFile, data_files, located
 from thinrow.errors import InputError
+from thinrow.events.text_files import read_text, separator_of
 from thinrow.schema.proposal import ColumnFacts, ProposedSchema, propose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from thinrow.core.files.parquet import ParquetTable
-    from thinrow.core.files.paths import Named
+    from thinrow.core.files.paths import DataFile
     from thinrow.events.split import Progress
 
-__all__ = ["SAMPLE_ROWS", "SEPARATORS", "propose_schema", "separator_of"]
+__all__ = ["SAMPLE_ROWS", "propose_schema"]
 
 SAMPLE_ROWS = 1 << 17
 """Limit on the rows whose values are looked at."""
 SAMPLE_PLACES = 64
 """Limit on the places of a log, evenly apart, from which the sample comes."""
-SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
-"""Separators of text files, by extension."""
 
 
-def propose_schema(events: Named, progress: Progress = lambda *_: None) -> ProposedSchema:
+def propose_schema(
+    files: Sequence[DataFile], progress: Progress = lambda *_: None
+) -> ProposedSchema:
     """Proposes a schema for a log.
 
     Absent values are counted by the footers of all files; values come from a sample of at most
     SAMPLE_ROWS rows, from places all over a log of Parquet, and from the start of each text file.
 
     Args:
-        events: Files, folders, globs or URLs of Parquet, CSV or TSV.
+        files: Parquet, CSV or TSV, one at least.
         progress: Receives the files and places read.
 
     Raises:
         InputError: A file cannot be read, types of a column differ, or there is no trait.
     """
-    files = data_files(events, (*SUFFIXES, *SEPARATORS))
     columns: dict[str, _Column] = {}
     rows = 0
     for number, file in enumerate(files):
         progress("Reading footers", number, len(files))
-        rows += _count(file, columns)
+        if separator_of(file) is None:
+            rows += _count(file, columns)
+        else:
+            rows += _add_text(file, columns, SAMPLE_ROWS // len(files))
     progress("Reading footers", len(files), len(files))
-    for table in _samples(files, progress):
+    for table in _samples([file for file in files if separator_of(file) is None], progress):
         names = [name for each in table.schema for name in field_names(each.type, each.name)]
         flat = with_fields(table, names)
         for name in names:
@@ -92,12 +93,18 @@ class _Column:
     def facts(self, name: str, rows: int) -> ColumnFacts:
         """Returns the facts, and looks at the sample for them."""
         types = pa.types
-        chunks = [conformed(each, self.kind) for each in self.sample if not _is_null(each)]
-        sample = pa.chunked_array(chunks, self.kind)
-        values = sample.drop_null()
-        distinct, lengths = None, ()
-        if types.is_large_list(self.kind):
-            lengths = tuple(sorted(pc.unique(pc.list_value_length(values)).to_pylist())[:2])
+        try:
+            chunks = [conformed(each, self.kind) for each in self.sample if not _is_null(each)]
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{name} does not fit into {self.kind}, which the types of all files make up: "
+                f"{first_line(error)}; write it alike in all."
+            ) from error
+        values = pa.chunked_array(chunks, self.kind).drop_null()
+        distinct, lengths = None, None
+        if types.is_large_list(self.kind) and len(values):
+            found = pc.min_max(pc.list_value_length(values))
+            lengths = found["min"].as_py(), found["max"].as_py()
         elif (
             len(values)
             and not types.is_nested(self.kind)
@@ -123,8 +130,11 @@ def _is_null(values: pa.Array) -> bool:
 
 
 def _is_whole(values: pa.ChunkedArray) -> bool:
+    """Returns True if integers take these floats: NaN is absent there, and some are not exact."""
+    exact_below = 2.0 ** (np.finfo(values.type.to_pandas_dtype()).nmant + 1)
     numbers = values.cast(pa.float64()).to_numpy()
-    return bool(np.equal(np.trunc(numbers), numbers)[np.isfinite(numbers)].all())
+    numbers = numbers[~np.isnan(numbers)]
+    return bool(((np.trunc(numbers) == numbers) & (np.abs(numbers) < exact_below)).all())
 
 
 def _is_text(values: pa.ChunkedArray) -> bool:
@@ -137,13 +147,6 @@ def _is_text(values: pa.ChunkedArray) -> bool:
 
 def _count(file: DataFile, columns: dict[str, _Column]) -> int:
     """Adds a file's columns, with the values that its footer counts; returns its rows."""
-    if separator_of(file) is not None:
-        sample = _read_text(file)
-        is_whole = len(sample) < SAMPLE_ROWS
-        for name, values in zip(sample.column_names, sample.columns, strict=True):
-            present = len(values) - values.null_count if is_whole else None
-            _column(columns, name, values.type, file).add(name, values.type, present, file)
-        return len(sample)
     with open_parquet(file) as table:
         rows: int = table.metadata.num_rows
         for named in table.schema_arrow:
@@ -152,8 +155,22 @@ def _count(file: DataFile, columns: dict[str, _Column]) -> int:
             for name in field_names(named.type, named.name):
                 kind = field_type(table.schema_arrow, name)
                 assert kind is not None
+                if pa.types.is_null(kind):  # such as a key that other folders have
+                    present = 0
                 _column(columns, name, kind, file).add(name, kind, present, file)
         return rows
+
+
+def _add_text(file: DataFile, columns: dict[str, _Column], sampled: int) -> int:
+    """Adds a text file's columns and its sample; returns the rows that were read."""
+    table = read_text(file, n_rows=SAMPLE_ROWS, try_parse_dates=True).to_arrow()
+    is_whole = len(table) < SAMPLE_ROWS
+    for name, values in zip(table.column_names, table.columns, strict=True):
+        present = len(values) - values.null_count if is_whole else None
+        column = _column(columns, name, values.type, file)
+        column.add(name, values.type, present, file)
+        column.sample += values.slice(0, sampled).chunks
+    return len(table)
 
 
 def _column(columns: dict[str, _Column], name: str, kind: pa.DataType, file: DataFile) -> _Column:
@@ -175,47 +192,19 @@ def _nulls(table: ParquetTable, named: pa.Field) -> int | None:
 
 
 def _samples(files: Sequence[DataFile], progress: Progress) -> Iterator[pa.Table]:
-    """Yields rows of places evenly apart: row groups of Parquet, or starts of text files."""
+    """Yields rows of row groups evenly apart."""
     places = [(file, group) for file in files for group in range(_groups(file))]
-    chosen = places[:: -(-len(places) // SAMPLE_PLACES)]
+    chosen = places[:: max(1, -(-len(places) // SAMPLE_PLACES))]
     for number, (file, group) in enumerate(chosen):
         progress("Reading a sample", number, len(chosen))
-        rows = SAMPLE_ROWS // len(chosen)
-        if separator_of(file) is not None:
-            yield _read_text(file).slice(0, rows)
-            continue
         with open_parquet(file) as table:
-            for batch in table.iter_batches(rows, row_groups=[group]):
+            for batch in table.iter_batches(SAMPLE_ROWS // len(chosen), row_groups=[group]):
                 yield pa.table(batch)
                 break
-    progress("Reading a sample", len(chosen), len(chosen))
+    if chosen:
+        progress("Reading a sample", len(chosen), len(chosen))
 
 
 def _groups(file: DataFile) -> int:
-    if separator_of(file) is not None:
-        return 1
     with open_parquet(file) as table:
         return int(table.metadata.num_row_groups)
-
-
-def separator_of(file: DataFile) -> str | None:
-    """Returns the separator of a text file; None for Parquet."""
-    name = file.name.lower()
-    return next((mark for suffix, mark in SEPARATORS.items() if name.endswith(suffix)), None)
-
-
-def _read_text(file: DataFile) -> pa.Table:
-    """Reads the start of a text file."""
-    path, filesystem = located(file.name)
-    try:
-        source = path if filesystem is None else filesystem.cat_file(path)
-        frame = pl.read_csv(
-            source,
-            separator=separator_of(file) or ",",
-            n_rows=SAMPLE_ROWS,
-            infer_schema_length=None,
-            try_parse_dates=True,
-        )
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{file} cannot be read as CSV: {first_line(error)}.") from error
-    return frame.with_columns(pl.lit(value).alias(key) for key, value in file.keys).to_arrow()

@@ -14,10 +14,10 @@ import pyarrow as pa
 from thinrow.core.files.arrow import plain, plain_schema
 from thinrow.core.files.io_errors import first_line
 from thinrow.core.files.parquet import joined_batches
-from thinrow.core.files.paths import SUFFIXES, DataFile, Named, data_files, located
+from thinrow.core.files.paths import DataFile, Named
 from thinrow.core.files.tables import Table, is_table, table_name, to_table
 from thinrow.errors import InputError
-from thinrow.events.log_facts import SEPARATORS, separator_of
+from thinrow.events.text_files import log_files, read_text, separator_of
 from thinrow.events.time_columns import TimeReader
 from thinrow.events.units import TimeUnit, likely_unit
 
@@ -74,7 +74,7 @@ def read_log(
         name = table_name(events)
         log = _frame(to_table(events))
     else:
-        files = data_files(cast("Named", events), (*SUFFIXES, *SEPARATORS))
+        files = log_files(cast("Named", events))
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         name = f"{files[0]}{more}"
         log = _read_files(files, columns, progress)
@@ -141,24 +141,13 @@ def _read_files(files: Sequence[DataFile], columns: LogColumns, progress: Progre
 
 def _read_csv(file: DataFile, columns: LogColumns) -> pl.DataFrame:
     """Reads a text file; ids are texts, so that 007 is not 7."""
-    path, filesystem = located(file.name)
     texts = {columns.user: pl.String, columns.item: pl.String}
-    try:
-        source = path if filesystem is None else filesystem.cat_file(path)
-        frame = pl.read_csv(
-            source,
-            separator=separator_of(file) or ",",
-            infer_schema_length=None,
-            schema_overrides=texts,
-        )
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{file} cannot be read as CSV: {first_line(error)}.") from error
-    keys = [pl.lit(value).alias(key) for key, value in file.keys]
+    frame = read_text(file, schema_overrides=texts)
     read = [
         _numbers_if_exact(column) if column.name in texts else _times_if_all(column)
-        for column in frame.select(pl.col(pl.String))
+        for column in frame.select(pl.col(pl.String).exclude([key for key, _ in file.keys]))
     ]
-    return frame.with_columns(*keys, *read)
+    return frame.with_columns(read)
 
 
 def _numbers_if_exact(texts: pl.Series) -> pl.Series:

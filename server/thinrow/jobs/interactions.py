@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 from thinrow.errors import InputError
-from thinrow.schema import RESERVED
-from thinrow.schema.proposal import NAME, trait_line
+from thinrow.schema import RESERVED, is_trait_name
+from thinrow.schema.proposal import trait_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,8 +113,7 @@ def _traits(log: InteractionLog) -> tuple[list[pl.Series], list[str], tuple[str,
         if line is None:
             left_out.append(column.name)
             continue
-        is_name = NAME.fullmatch(column.name)
-        if not is_name or column.name in RESERVED or column.name == "item_id":
+        if not is_trait_name(column.name) or column.name in RESERVED or column.name == "item_id":
             raise InputError(
                 f"{log.name} has a column {column.name}, which no trait can be named; rename it "
                 f"(letters, digits and _, and none of ThinRow's own names), or leave it out."

@@ -7,7 +7,6 @@ from thinrow.schema.stored import from_stored, to_stored
 from thinrow.schema.toml_file import (
     GROUPS_MAX,
     LIST_LENGTH_MAX,
-    NAME_BYTES_MAX,
     TRAITS_MAX,
     VECTOR_SIZE_MAX,
     parse_schema,
@@ -19,9 +18,11 @@ from thinrow.schema.traits import (
     EVENT_TS,
     FIRST_NUMBER,
     LABELS,
+    NAME_BYTES_MAX,
     RESERVED,
     VISIBLE_TS,
     Trait,
+    is_trait_name,
 )
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "TraitType",
     "evolve",
     "from_stored",
+    "is_trait_name",
     "parse_schema",
     "read_schema",
     "to_stored",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -10,14 +9,13 @@ import pyarrow as pa
 from thinrow.core.files.arrow import is_list_of_any_length, plain_type, shown_type
 from thinrow.core.traits import SCALE_MAX
 from thinrow.errors import InputError
-from thinrow.schema.toml_file import NAME_BYTES_MAX, VECTOR_SIZE_MAX
-from thinrow.schema.traits import LABELS, RESERVED
+from thinrow.schema.toml_file import LIST_LENGTH_MAX, VECTOR_SIZE_MAX
+from thinrow.schema.traits import LABELS, LIST_LABELS, RESERVED, is_trait_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = [
-    "NAME",
     "ColumnFacts",
     "ProposedColumn",
     "ProposedSchema",
@@ -25,8 +23,6 @@ __all__ = [
     "trait_line",
 ]
 
-NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-"""Names that a trait can have: with dots, fields of structs."""
 CATEGORIES_MAX = 4096
 """Limit on the distinct values of an integer that looks categorical."""
 REPEATS_MIN = 20
@@ -35,10 +31,14 @@ UNIQUE_SHARE = 0.5
 """Share of distinct values from where on a column has high cardinality."""
 RARE_SHARE = 0.5
 """Share of absent values from where on a trait is in a group of its own kind."""
+ROOM_OF_LISTS = 2
+"""Limit that is proposed for lists, at least, in multiples of the longest in the sample."""
 GROUPS = ("item", "context", "rare", "vectors")
 """Groups in the order of the file: what models read together is stored together."""
 
 Group = Literal["item", "context", "rare", "vectors"]
+Options = dict[str, str | int]
+"""Options of a trait but `sparse` and `key`, as a schema file has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +58,10 @@ class ColumnFacts:
     """Nulls of the sample."""
     distinct: int | None
     """Distinct values of the sample; None for lists and structs."""
-    lengths: tuple[int, ...] = ()
-    """Lengths of the sample's lists, or bytes of its binary values; two at most."""
+    lengths: tuple[int, int] | None = None
+    """Elements of the sample's shortest and longest list; None where it has none."""
     whole: bool = False
-    """True if all floats of the sample are whole numbers."""
+    """True if a type of integers takes all floats of the sample; NaN is absent there."""
     text: bool = False
     """True if all binary values of the sample are UTF-8."""
 
@@ -138,42 +138,58 @@ def trait_line(
         key: True if it enters the digest.
     """
     options = _options(kind)
-    if options is None:
-        return None
-    options += ["sparse = true"] if sparse else []
-    options += ["key = true"] if key else []
-    shown = f'"{name}"' if "." in name else name
-    return f"{shown} = {{ {', '.join(options)} }}"
+    return None if options is None else _line(name, options, sparse=sparse, key=key)
 
 
-def _options(kind: pa.DataType) -> list[str] | None:
+def _line(name: str, options: Options, *, sparse: bool, key: bool) -> str:
+    parts = [f"{option} = {_toml(value)}" for option, value in options.items()]
+    parts += ["sparse = true"] if sparse else []
+    parts += ["key = true"] if key else []
+    return f"{_toml(name) if '.' in name else name} = {{ {', '.join(parts)} }}"
+
+
+def _toml(value: str | int) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _options(kind: pa.DataType) -> Options | None:
     """Returns the options of a trait that takes every value of a type."""
     kind, types = plain_type(kind), pa.types
     if types.is_fixed_size_list(kind):
-        inner, size = _options(kind.value_type), kind.list_size
-        has_vectors = inner is not None and len(inner) == 1 and LABELS[_label(inner)].has_vectors
-        if inner is None or not has_vectors or not 2 <= size <= VECTOR_SIZE_MAX:
+        label, size = _label(kind.value_type), kind.list_size
+        if label is None or not LABELS[label].has_vectors or not 2 <= size <= VECTOR_SIZE_MAX:
             return None
-        return [*inner, f"size = {size}"]
+        return {"type": label, "size": size}
     if isinstance(kind, pa.UuidType | pa.JsonType) or types.is_large_string(kind):
-        return ['type = "string"']
+        return {"type": "string"}
     if types.is_date32(kind):
-        return ['type = "int32"', 'unit = "d"']
+        return {"type": "int32", "unit": "d"}
     if types.is_date64(kind):
-        return ['type = "int64"', 'unit = "ms"']
+        return {"type": "int64", "unit": "ms"}
     if types.is_timestamp(kind) or types.is_duration(kind) or types.is_time(kind):
-        return ['type = "int64"', f'unit = "{kind.unit}"']
+        return {"type": "int64", "unit": kind.unit}
     if types.is_decimal(kind):
         if kind.precision > SCALE_MAX or not 0 <= kind.scale <= SCALE_MAX:
-            return ['type = "float64"']
-        return ['type = "int64"'] + ([f"scale = {kind.scale}"] if kind.scale else [])
+            return {"type": "float64"}
+        return {"type": "int64", "scale": kind.scale} if kind.scale else {"type": "int64"}
     if types.is_floating(kind):
-        return [f'type = "float{kind.bit_width}"']
-    return [f'type = "{kind}"'] if types.is_integer(kind) or types.is_boolean(kind) else None
+        return {"type": f"float{kind.bit_width}"}
+    return {"type": str(kind)} if types.is_integer(kind) or types.is_boolean(kind) else None
 
 
-def _label(options: list[str]) -> str:
-    return options[0].split('"')[1]
+def _label(kind: pa.DataType) -> str | None:
+    """Returns the type of a trait that takes elements of a type; None if it needs more options."""
+    options = _options(kind)
+    return str(options["type"]) if options is not None and len(options) == 1 else None
+
+
+def _list_options(kind: pa.DataType, longest: int) -> Options | None:
+    """Returns the options of a trait of lists, with room for some longer than the sample's."""
+    label = f"list<{_label(kind.value_type)}>"
+    if label not in LIST_LABELS or longest > LIST_LENGTH_MAX:
+        return None
+    room = 1 << (ROOM_OF_LISTS * max(longest, 1) - 1).bit_length()
+    return {"type": label, "length_max": min(room, LIST_LENGTH_MAX)}
 
 
 def _key(columns: Iterable[ColumnFacts]) -> str | None:
@@ -182,7 +198,7 @@ def _key(columns: Iterable[ColumnFacts]) -> str | None:
         column.name
         for column in columns
         if column.name not in RESERVED
-        and NAME.fullmatch(column.name)
+        and is_trait_name(column.name)
         and column.absent == 0
         and _is_id(plain_type(column.kind))
         and column.name.endswith(("_id", "_key"))
@@ -203,53 +219,64 @@ def _proposed(column: ColumnFacts, key: str | None) -> ProposedColumn:
 
     if name in RESERVED:
         return left_out("not a trait: every event has it, or ThinRow writes it")
-    if not NAME.fullmatch(name) or len(name) > NAME_BYTES_MAX:
+    if not is_trait_name(name):
         return left_out("left out: rename it to letters, digits and _ to have it as a trait")
     if pa.types.is_null(kind) or not column.sampled:
         return left_out("left out: it has no value")
     reasons: list[str] = []
-    kind = _stored_kind(column, kind, reasons)
+    options = _chosen(column, kind, reasons)
+    if options is None:
+        return left_out("; ".join(reasons) or f"left out: no trait has the type {shown}")
     sparse = column.absent != 0
-    line = trait_line(name, kind, sparse=sparse, key=name == key)
-    if line is None:
-        return left_out(f"left out: no trait has the type {shown}")
     if sparse:
         of = "" if column.absent is not None else " in the sample, and footers do not count all"
         reasons.append(f"sparse: {column.absent_share:.1%} absent{of}")
     if _looks_categorical(column, kind):
-        line = line.replace(f'"{kind}"', '"categorical"', 1)
+        options["type"] = "categorical"
         reasons.append(f"categorical: {column.distinct:,} distinct in {column.sampled:,}")
     elif column.distinct is not None and column.distinct > UNIQUE_SHARE * column.sampled > 1:
         reasons.append(f"high cardinality: {column.distinct:,} distinct in {column.sampled:,}")
     if name == key:
         reasons.append("key: it says what the event is about")
     group: Group = "context"
-    if "size = " in line:
+    if "size" in options or "length_max" in options:
         group = "vectors"
     elif name == key or name.startswith("item"):
         group = "item"
     elif column.absent_share >= RARE_SHARE:
         group = "rare"
+    line = _line(name, options, sparse=sparse, key=name == key)
     return ProposedColumn(name=name, kind=shown, group=group, line=line, reasons=tuple(reasons))
 
 
-def _stored_kind(column: ColumnFacts, kind: pa.DataType, reasons: list[str]) -> pa.DataType:
-    """Returns a type that has a trait, for what needs a look at the values."""
+def _chosen(column: ColumnFacts, kind: pa.DataType, reasons: list[str]) -> Options | None:
+    """Returns the options of a column's trait, with a look at the values where types need one."""
     types = pa.types
-    if (types.is_large_binary(kind) or types.is_fixed_size_binary(kind)) and column.text:
+    if types.is_large_binary(kind) and column.text:
         reasons.append("string: its bytes are UTF-8")
-        return pa.large_string()
-    if is_list_of_any_length(kind) and len(column.lengths) == 1:
-        [length] = column.lengths
-        reasons.append(f"vector: every list of the sample has {length}")
-        return pa.list_(kind.value_type, length)
+        return {"type": "string"}
+    if is_list_of_any_length(kind) and column.lengths is not None:
+        shortest, longest = column.lengths
+        vector = _options(pa.list_(kind.value_type, longest)) if shortest == longest else None
+        if vector is not None:
+            reasons.append(f"vector: every list of the sample has {longest}")
+            return vector
+        options = _list_options(kind, longest)
+        if options is not None:
+            reasons.append(
+                f"list: the longest of the sample has {longest}; one longer than length_max would "
+                f"be refused"
+            )
+        elif longest > LIST_LENGTH_MAX:
+            reasons.append(f"left out: a list has {longest} elements, and {LIST_LENGTH_MAX} fit")
+        return options
     if types.is_floating(kind) and column.whole:
         reasons.append("whole numbers: a type of integers takes them, too")
     if types.is_decimal(kind) and kind.precision > SCALE_MAX:
         reasons.append(f"float64: int64 does not hold {kind.precision} digits")
     if types.is_temporal(kind):
         reasons.append("counts of its unit, since 1970 if it is a moment")
-    return kind
+    return _options(kind)
 
 
 def _looks_categorical(column: ColumnFacts, kind: pa.DataType) -> bool:

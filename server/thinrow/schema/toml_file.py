@@ -30,7 +30,15 @@ from thinrow.core.files.io_errors import failure_reason
 from thinrow.core.traits import NS_PER_UNIT, SCALE_MAX, TraitType
 from thinrow.errors import SchemaError
 from thinrow.schema.groups import FIRST_GROUP, FeatureGroup, Schema
-from thinrow.schema.traits import FIRST_NUMBER, LABELS, LIST_LABELS, RESERVED, Trait
+from thinrow.schema.traits import (
+    FIRST_NUMBER,
+    LABELS,
+    LIST_LABELS,
+    NAME_BYTES_MAX,
+    RESERVED,
+    Trait,
+    is_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +47,6 @@ if TYPE_CHECKING:
 __all__ = [
     "GROUPS_MAX",
     "LIST_LENGTH_MAX",
-    "NAME_BYTES_MAX",
     "TRAITS_MAX",
     "VECTOR_SIZE_MAX",
     "parse_schema",
@@ -50,7 +57,6 @@ GROUPS_MAX = 200
 TRAITS_MAX = 4096
 VECTOR_SIZE_MAX = 4096
 LIST_LENGTH_MAX = 4096
-NAME_BYTES_MAX = 128
 KEYS = {"codes", "default", "key", "length_max", "scale", "size", "sparse", "type", "unit"}
 
 
@@ -112,7 +118,7 @@ def parse_schema(text: str) -> Schema:
 
 
 def _check_name(where: str, name: str) -> None:
-    if not name or not name.replace("_", "a").isalnum() or not name.isascii() or name[0].isdigit():
+    if not is_name(name):
         raise SchemaError(
             f"{where}: {name!r} is not a name; use letters, digits and _, not a digit first."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +15,27 @@ __all__ = [
     "FIRST_NUMBER",
     "LABELS",
     "LIST_LABELS",
+    "NAME_BYTES_MAX",
     "RESERVED",
     "VISIBLE_TS",
     "Trait",
+    "is_name",
+    "is_trait_name",
 ]
 
 LABELS = {kind.label: kind for kind in TraitType}
 LIST_LABELS = {f"list<{kind.label}>": kind for kind in TraitType if kind is not TraitType.BOOL}
+NAME_BYTES_MAX = 128
+
+
+def is_name(text: str) -> bool:
+    """Returns True for letters, digits and _, with no digit first: a group, or part of a trait."""
+    return re.fullmatch(r"[A-Za-z_][A-Za-z_0-9]*", text) is not None
+
+
+def is_trait_name(text: str) -> bool:
+    """Returns True for the name of a trait, in which dots separate the fields of structs."""
+    return len(text) <= NAME_BYTES_MAX and all(map(is_name, text.split(".")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
