@@ -129,6 +129,30 @@ def test_slim_takes_lists_of_structs(tmp_path: Path, named: bool) -> None:
     )
     assert compact(config).events_added == 3
     assert stored(world.store, names) == {name: STORED[name] for name in names}
+    verify = [str(part) for part in ("verify", rows, "--server", world.store, "--against")]
+    result = CliRunner().invoke(app, [*verify, str(fat)])
+    assert result.exit_code == 0, result.output
+    changed = clicks.to_pylist()
+    changed[2][1]["item"]["id"] = 7
+    table = pa.table({**ids, "clicks": pa.array(changed, clicks.type), "label": [0, 1, 1]})
+    result = CliRunner().invoke(app, [*verify, str(world.write("changed.parquet", table))])
+    assert result.exit_code == 1 and "item.id" in result.output
+
+
+def test_a_field_of_a_list_is_no_column_of_the_row(tmp_path: Path) -> None:
+    """The fields' names stand for lists: they give no row its user, and no store its visible_ts."""
+    world = new_world(tmp_path, SCHEMA)
+    outs = ["--out-events", tmp_path / "e.parquet", "--out-rows", tmp_path / "r.parquet"]
+    for field, columns, message in (
+        ("user_id", ("request_ts",), "no column user_id"),
+        ("visible_ts", ("user_id", "request_ts"), "has a column visible_ts"),
+    ):
+        lists = pa.array([[{**EVENTS[0], field: 1}]], pa.list_(pa.struct([*KIND, (field, "i8")])))
+        ids = {name: [as_of(1)] for name in columns}
+        fat = world.write("fat.parquet", pa.table({**ids, "clicks": lists}))
+        command = ["slim", fat, "--schema", world.schema, *outs]
+        result = CliRunner().invoke(app, list(map(str, command)))
+        assert result.exit_code == 2 and message in " ".join(result.stderr.split())
 
 
 def test_two_lists_of_structs_are_refused(tmp_path: Path) -> None:

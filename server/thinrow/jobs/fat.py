@@ -49,7 +49,8 @@ __all__ = [
     "event_schema",
     "fat_batches",
     "finest_unit",
-    "history_columns",
+    "has_event_ids",
+    "history_lists",
     "is_list",
     "passing_columns",
     "pieces",
@@ -95,12 +96,11 @@ def pieces(files: Sequence[AnyFile]) -> list[Piece]:
     for path in files:
         file = open_parquet(path)
         metadata = file.metadata
-        lists = _lists(path)
-        if "event_ts" not in {*lists, *file.schema_arrow.names}:
+        fields = file.schema_arrow
+        lists = history_lists(path, fields)
+        if "event_ts" not in {*lists, *fields.names}:
             raise InputError(f"{path} has no column event_ts; every event of a fat row needs one.")
-        leaf = file.leaves(
-            split_name(file.schema_arrow, lists.get("event_ts", "event_ts"))[0]
-        ).start
+        leaf = file.leaves(split_name(fields, lists.get("event_ts", "event_ts"))[0]).start
         first = rows = events = 0
         for group in range(metadata.num_row_groups):
             facts = metadata.row_group(group)
@@ -120,17 +120,17 @@ def derived_schema(files: Sequence[AnyFile]) -> str:
 
     Raises InputError where a list is of nothing that a trait can be.
     """
-    lists = _lists(files[0])
+    fields = open_parquet(files[0]).schema_arrow
+    lists = history_lists(files[0], fields)
     if "event_ts" not in lists:
         raise InputError(f"{files[0]} has no list column event_ts; it holds no fat rows.")
+    names = [name for name in lists if name not in RESERVED]
+    sparse = {name for path in files for name in _may_lack(path, names)}
     lines = ["[history]"]
-    for name, column in lists.items():
-        if name in RESERVED:
-            continue
-        sparse = any(_may_lack(path, name) for path in files)
-        kind = field_type(open_parquet(files[0]).schema_arrow, column)
+    for name in names:
+        kind = field_type(fields, lists[name])
         assert kind is not None
-        line = trait_line(name, kind.value_type, sparse=sparse)
+        line = trait_line(name, kind.value_type, sparse=name in sparse)
         if line is None:
             raise InputError(
                 f"{files[0]}: {name} is {kind}, which is no trait's; say with --schema which lists "
@@ -142,12 +142,11 @@ def derived_schema(files: Sequence[AnyFile]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _may_lack(path: AnyFile, name: str) -> bool:
-    """True if some event may lack a trait: if it has more nulls than there are empty lists."""
+def _may_lack(path: AnyFile, names: Sequence[str]) -> list[str]:
+    """Names the traits that some event may lack: those with more nulls than empty lists."""
     file = open_parquet(path)
     metadata = file.metadata
-    if _lists(path).get(name) != name:
-        return True  # footers do not distinguish absent values of a struct's field from empty lists
+    lists = history_lists(path, file.schema_arrow)
 
     def nulls(column: str) -> list[int | None]:
         leaves = file.leaves(column)
@@ -157,19 +156,24 @@ def _may_lack(path: AnyFile, name: str) -> bool:
             None if one is None or not one.has_null_count else one.null_count for one in statistics
         ]
 
-    counted = nulls(name)
-    return None in counted or counted != nulls("event_ts")
+    def may_lack(name: str) -> bool:
+        if lists.get(name) != name:
+            return True  # a field of structs, whose nulls are not counted apart here
+        counted = nulls(name)
+        return None in counted or counted != nulls("event_ts")
+
+    return [name for name in names if may_lack(name)]
 
 
-def _lists(path: AnyFile) -> dict[str, str]:
-    """Finds the list columns of a file by name.
+def history_lists(path: AnyFile, fields: pa.Schema) -> dict[str, str]:
+    """Finds the list columns among the fields of a file, by name.
 
     If none is ``event_ts``, the fields of the one list of structs that has it are such columns.
 
     Raises:
         InputError: There are several such lists, or a field has a column's name.
     """
-    lists = [column for column in open_parquet(path).schema_arrow if is_list(column.type)]
+    lists = [column for column in fields if is_list(column.type)]
     found = {column.name: column.name for column in lists}
     if "event_ts" in found:
         return found
@@ -202,15 +206,20 @@ def passing_columns(path: AnyFile, schema: Schema) -> list[str]:
 
     Raises InputError where the file lacks what a fat row needs, or has what a thin row brings.
     """
-    fields, lists = open_parquet(path).schema_arrow, _lists(path)
+    fields = open_parquet(path).schema_arrow
+    lists = history_lists(path, fields)
     names = {*fields.names, *lists}
-    for name in ("user_id", "request_ts", "event_ts"):
-        if name not in names:
+    for name, among in (
+        ("user_id", fields.names),
+        ("request_ts", fields.names),
+        ("event_ts", names),
+    ):
+        if name not in among:
             raise InputError(f"{path} has no column {name}; every fat row needs one.")
     for name in WRITTEN:
         if name in fields.names:
             raise InputError(f"{path} already has a column {name}, which slim writes; rename it.")
-    if "visible_ts" in fields.names:
+    if "visible_ts" in names:
         raise InputError(
             f"{path} has a column visible_ts, which follows from the new store; write the fat "
             f"rows without it."
@@ -221,7 +230,7 @@ def passing_columns(path: AnyFile, schema: Schema) -> list[str]:
                 f"{path} has no column {trait.name}, which the schema lists; take it out of the "
                 f"schema, or give the trait sparse = true."
             )
-    histories = history_columns(path, schema)
+    histories = _history_columns(path, fields, schema)
     for name, column in histories.items():
         if name not in lists:
             raise InputError(f"{path}: {name} is {fields.field(column).type}; it must be a list.")
@@ -229,11 +238,16 @@ def passing_columns(path: AnyFile, schema: Schema) -> list[str]:
     return [name for name in fields.names if name not in {*used, STATUS_COLUMN}]
 
 
-def history_columns(path: AnyFile, schema: Schema) -> dict[str, str]:
+def has_event_ids(path: AnyFile) -> bool:
+    """True if the events of a file have ids."""
+    fields = open_parquet(path).schema_arrow
+    return "event_id" in {*fields.names, *history_lists(path, fields)}
+
+
+def _history_columns(path: AnyFile, fields: pa.Schema, schema: Schema) -> dict[str, str]:
     """The columns of lists, or fields of lists of structs, of ``event_ts``, ``event_id`` where
     there is one, and the traits, by these names."""
-    names = open_parquet(path).schema_arrow.names
-    columns = {name: name for name in names} | _lists(path)
+    columns = {name: name for name in fields.names} | history_lists(path, fields)
     wanted = ("event_ts", "event_id", *schema.by_name)
     return {name: columns[name] for name in wanted if name in columns}
 
@@ -242,7 +256,8 @@ def finest_unit(files: Sequence[AnyFile], unit: TimeUnit | None) -> TimeUnit:
     """Returns the finest unit of the events' times in some files; ``unit`` is that of integers."""
     found: list[TimeUnit] = ["ms"]
     for path in files:
-        listed = field_type(open_parquet(path).schema_arrow, _lists(path)["event_ts"])
+        fields = open_parquet(path).schema_arrow
+        listed = field_type(fields, history_lists(path, fields)["event_ts"])
         assert listed is not None
         kind = listed.value_type
         found.append(kind.unit if pa.types.is_timestamp(kind) else unit or "ms")
@@ -258,7 +273,7 @@ def fat_batches(
     """
     file = open_parquet(piece.path)
     rows = max(1, BATCH_EVENTS * piece.rows // max(piece.events, 1))
-    names = history_columns(piece.path, schema)
+    names = _history_columns(piece.path, file.schema_arrow, schema)
     read = [split_name(file.schema_arrow, column)[0] for column in names.values()]
     batches = file.iter_batches(
         min(rows, PIECE_ROWS),

@@ -37,7 +37,7 @@ from thinrow.jobs.fat import (
     event_schema,
     fat_batches,
     finest_unit,
-    history_columns,
+    has_event_ids,
     passing_columns,
     pieces,
 )
@@ -157,7 +157,7 @@ class _Run:
         self.pieces = pieces(files)
         events = sum(piece.events for piece in self.pieces)
         self.partitions = min(events // PARTITION_EVENTS + 1, PARTITIONS_MAX)
-        self.ids_given = any("event_id" in history_columns(file, schema) for file in files)
+        self.ids_given = any(map(has_event_ids, files))
         self.times: dict[str, TimeSpan] = {}
         self.scratch = Scratch(
             folder,

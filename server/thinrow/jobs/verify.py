@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.client import Projection, row_count
 from thinrow.core.files.arrow import one_array, one_batch, plain_schema, relisted, shown_type
+from thinrow.core.files.nested import split_name, with_fields
 from thinrow.core.files.parquet import joined_batches, open_parquet
 from thinrow.core.files.paths import DataFile, data_files
 from thinrow.core.files.trait_arrays import trait_array
@@ -18,7 +19,7 @@ from thinrow.core.wire.columns import form_of
 from thinrow.errors import InputError
 from thinrow.events.canonical import user_ids
 from thinrow.events.time_columns import other_unit, times_ms
-from thinrow.jobs.fat import WRITTEN, is_list
+from thinrow.jobs.fat import WRITTEN, history_lists, is_list
 from thinrow.jobs.layout import FatLayout, LayoutTally
 from thinrow.jobs.materialize import STATUS_COLUMN, stream_rows, to_arrow
 from thinrow.jobs.same_values import IncomparableError, differing
@@ -115,7 +116,7 @@ def verify(
     forms = {trait.name: form_of(trait) for group in groups for trait in group.traits}
     stored = list(forms)
     known = {"event_ts", "event_id", "visible_ts", *stored}
-    lists = [item.name for item in file.schema_arrow if is_list(item.type)]
+    lists = history_lists(files[0], file.schema_arrow)
     traits = [name for name in lists if name in known]
     beside = [
         name
@@ -134,7 +135,8 @@ def verify(
         if key not in file.schema_arrow.names:
             raise InputError(f"{fat} has no column {key}, which identifies the rows.")
     projection = Projection(sequence_length, traits=tuple(report.traits))
-    parts = _Reader(files, [*KEYS, *report.traits, *report.beside])
+    others_read = {name: name for name in (*KEYS, *report.beside)}
+    parts = _Reader(files, others_read | {name: lists[name] for name in report.traits})
     shown = files[0] if len(files) == 1 else DataFile(str(fat))
     tally = LayoutTally(layout or FatLayout())
     for batch, table in stream_rows(client, rows, projection):
@@ -231,13 +233,20 @@ def one_chunk(column: pa.ChunkedArray) -> pa.Array:
 
 
 class _Reader:
-    """Reads Parquet files a chosen number of rows at a time."""
+    """Reads Parquet files a chosen number of rows at a time.
 
-    def __init__(self, files: Sequence[DataFile], columns: Sequence[str]) -> None:
-        names = [*columns]
-        if STATUS_COLUMN in open_parquet(files[0]).schema_arrow.names:
-            names.append(STATUS_COLUMN)
-        schema, self._batches = joined_batches(files, 8192, names)
+    Args:
+        files: The files, of the same columns.
+        columns: Columns, or fields of them, by the names that they get.
+    """
+
+    def __init__(self, files: Sequence[DataFile], columns: Mapping[str, str]) -> None:
+        fields = open_parquet(files[0]).schema_arrow
+        self._columns = dict(columns)
+        if STATUS_COLUMN in fields.names:
+            self._columns[STATUS_COLUMN] = STATUS_COLUMN
+        roots = {split_name(fields, column)[0]: None for column in self._columns.values()}
+        schema, self._batches = joined_batches(files, 8192, [*roots])
         self._rest = plain_schema(schema).empty_table()
 
     def read(self, rows: int) -> pa.Table:
@@ -246,7 +255,8 @@ class _Reader:
             self._rest = pa.concat_tables([self._rest, pa.table(one_batch(pa.table(more)))])
         part = pa.table(one_batch(self._rest.slice(0, rows)))
         self._rest = self._rest.slice(rows)
-        return part
+        part = with_fields(part, [*self._columns.values()])
+        return part.select([*self._columns.values()]).rename_columns([*self._columns])
 
 
 def _compare(

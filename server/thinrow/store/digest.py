@@ -46,8 +46,9 @@ def digest_fields(
 def _list_words(words: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
     """One word of each event's list, which depends on its length and on every element."""
     made, starts = lengths.astype(np.uint64), starts_of(lengths)[:-1]
+    longer = np.arange(len(lengths))
     for place in range(int(lengths.max(initial=0))):
-        longer = np.flatnonzero(lengths > place)
+        longer = longer[lengths[longer] > place]
         made[longer] = fold(made[longer], words[starts[longer] + place])
     return made
 
