@@ -7,7 +7,6 @@ import threading
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
-from unittest import mock
 
 import pytest
 from support.stuck_scrapes import (
@@ -22,7 +21,6 @@ from support.stuck_scrapes import (
     threads,
 )
 from support.tried import SEED, Tried, times
-from thinrow.access import http_server
 
 if TYPE_CHECKING:
     import socket
@@ -37,7 +35,7 @@ ROUND = PEERS // 2
 @pytest.mark.timeout(3600)
 def test_peers_of_the_metrics_port() -> None:
     rng, rounds, met, most = random.Random(SEED), times(1, 60), Counter[str](), 0
-    with mock.patch.object(http_server, "HTTP_TIMEOUT_S", 1.0), padded_endpoint() as endpoint:
+    with padded_endpoint(timeout_s=1.0) as endpoint:
         for _ in range(rounds):
             with ExitStack() as stack:
                 drips = stack.enter_context(dripping())

@@ -47,11 +47,8 @@ def test_stuck_peers_take_few_threads_and_give_way(endpoint: MetricsEndpoint, se
         assert max(most, threads()) <= THREADS_MAX
 
 
-def test_a_peer_that_drips_is_ended(
-    endpoint: MetricsEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_server, "HTTP_TIMEOUT_S", 0.5)
-    with ExitStack() as stack:
+def test_a_peer_that_drips_is_ended() -> None:
+    with padded_endpoint(timeout_s=0.5) as endpoint, ExitStack() as stack:
         peer = connected(endpoint, stack, b"GET /metrics HTTP/1.0\r\n")
         peer.settimeout(DEADLINE_S)
         stop = threading.Event()
@@ -75,11 +72,8 @@ def test_a_peer_that_drips_is_ended(
         check_all_ended()
 
 
-def test_a_head_without_an_end_is_read_to_a_limit(
-    endpoint: MetricsEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_server, "HTTP_TIMEOUT_S", 3.0)
-    with ExitStack() as stack:
+def test_a_head_without_an_end_is_read_to_a_limit() -> None:
+    with padded_endpoint(timeout_s=3.0) as endpoint, ExitStack() as stack:
         send_endless_head(endpoint, stack)
         check_scrapes(endpoint)
         check_all_ended()

@@ -34,14 +34,14 @@ ENDLESS_HEAD = b"GET /metrics HTTP/1.0\r\n" + b"X: " + b"y" * (1 << 20)
 
 
 @contextmanager
-def padded_endpoint() -> Iterator[MetricsEndpoint]:
+def padded_endpoint(timeout_s: float = http_server.HTTP_TIMEOUT_S) -> Iterator[MetricsEndpoint]:
     """An endpoint where connections may give way at once, with a page larger than any buffer."""
     registry = CollectorRegistry()
     gauge = Gauge("padded", "A series of many bytes.", ["label"], registry=registry)
     for number in range(8):
         gauge.labels(f"{number}" * (1 << 20)).set(1)
     with mock.patch.object(http_server, "HTTP_GRACE_S", 0.0):
-        made = MetricsEndpoint(registry, "127.0.0.1:0")
+        made = MetricsEndpoint(registry, "127.0.0.1:0", timeout_s)
         try:
             yield made
         finally:

@@ -18,6 +18,8 @@ from thinrow.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
+
 __all__ = [
     "HTTP_ENDING_S",
     "HTTP_GRACE_S",
@@ -27,11 +29,12 @@ __all__ = [
     "HttpHandler",
     "HttpServer",
     "end",
+    "get_only",
     "respond",
 ]
 
 HTTP_TIMEOUT_S = 10.0
-"""Limit on the time from a connection's start to its end."""
+"""Limit on the time from a connection's start to its end, where a page sets no other."""
 HTTP_GRACE_S = 1.0
 """Time that a connection has before it gives way to a new one, where all places are taken."""
 HTTP_ENDING_S = 1.0
@@ -45,13 +48,19 @@ class HttpServer(ThreadingMixIn, WSGIServer):
 
     A connection beyond takes the place of the oldest one. If that is younger than HTTP_GRACE_S,
     the new connection is closed.
+
+    Args:
+        host: Address to listen on.
+        port: Port; 0 for a free one.
+        timeout_s: Limit on the time from a connection's start to its end.
     """
 
     daemon_threads = True
     # Where the queue is full, a scrape's connection is only tried again after seconds.
     request_queue_size = socket.SOMAXCONN
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
         self._started_s: dict[socket.socket, float] = {}
         self._changed = threading.Condition()
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -75,7 +84,7 @@ class HttpServer(ThreadingMixIn, WSGIServer):
         """Ends connections that took too long; `serve_forever` calls it twice a second."""
         with self._changed:
             for connection, started_s in self._started_s.items():
-                if time.monotonic() - started_s >= HTTP_TIMEOUT_S:
+                if time.monotonic() - started_s >= self.timeout_s:
                     end(connection)
 
     def shutdown_request(self, request: Any) -> None:  # noqa: ANN401
@@ -95,11 +104,12 @@ class HttpServer(ThreadingMixIn, WSGIServer):
 class HttpHandler(WSGIRequestHandler):
     """Says nothing about requests that went well, and reads no more than a request's head."""
 
-    timeout = HTTP_TIMEOUT_S
+    server: HttpServer
 
     def setup(self) -> None:
         """Reads the head."""
         super().setup()
+        self.connection.settimeout(self.server.timeout_s)
         head = b""
         while b"\r\n\r\n" not in head and b"\n\n" not in head and len(head) < HTTP_HEAD_BYTES_MAX:
             received = self.connection.recv(HTTP_HEAD_BYTES_MAX - len(head))
@@ -121,20 +131,27 @@ def end(connection: socket.socket) -> None:
 class HttpEndpoint:
     """A port that a thread serves until it is closed."""
 
-    def __init__(self, app: Callable[..., Iterable[bytes]], listen: str, option: str) -> None:
+    def __init__(
+        self,
+        app: Application,
+        listen: str,
+        option: str,
+        timeout_s: float = HTTP_TIMEOUT_S,
+    ) -> None:
         """Opens the port.
 
         Args:
             app: A WSGI application.
             listen: HOST:PORT; port 0 for a free one.
             option: The option that gave `listen`, for the error's text.
+            timeout_s: Limit on the time from a connection's start to its end.
 
         Raises:
             UsageError: The port is not available.
         """
         host, port = split_address(listen)
         try:
-            self._server = HttpServer(host.strip("[]"), port)
+            self._server = HttpServer(host.strip("[]"), port, timeout_s)
         except OSError as error:
             raise UsageError(
                 f"Cannot listen on {listen} ({error.strerror}); choose another {option} HOST:PORT."
@@ -153,6 +170,18 @@ class HttpEndpoint:
         self._thread.join()
 
 
+def get_only(app: Application) -> Application:
+    """Returns an application that refuses all methods but GET and HEAD, before `app` works."""
+
+    def checked(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:  # noqa: ANN401
+        if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            return app(environ, start_response)
+        start_response("405 Method Not Allowed", [("Allow", "GET, HEAD")])
+        return [b""]
+
+    return checked
+
+
 def respond(
     environ: dict[str, Any],
     start_response: Any,  # noqa: ANN401 - as WSGI defines it
@@ -169,11 +198,8 @@ def respond(
         kind: Media type of the body.
         body: Text in UTF-8.
         policy: Content security policy.
-        status: Status of the answer to an allowed method.
+        status: Status of the answer.
     """
-    if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-        start_response("405 Method Not Allowed", [("Allow", "GET, HEAD")])
-        return [b""]
     headers = [
         ("Content-Type", f"{kind}; charset=utf-8"),
         ("Content-Length", str(len(body))),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from thinrow.access.address import split_address
-from thinrow.access.http_server import HttpEndpoint
+from thinrow.access.http_server import HttpEndpoint, get_only
+from thinrow.client.channel import is_local
 from thinrow.explore.explorer import Explorer
 from thinrow.explore.rows import RowFiles
 from thinrow.jobs.connecting import connected
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["explorer"]
 
+LOOKUP_TIMEOUT_S = 60.0
+"""Limit on the time of a page: long histories take some seconds to look up."""
 log = logging.getLogger("thinrow.explore")
 
 
@@ -48,12 +49,11 @@ def explorer(
         StoreError: The store cannot be opened.
         InputError: A file holds no thin rows.
     """
-    is_local = is_loopback(split_address(listen)[0].strip("[]"))
     files = RowFiles(rows) if rows else None
     with connected(targets, access, tenants) as client:
-        app = Explorer(client, ", ".join(targets), files, is_local=is_local)
-        endpoint = HttpEndpoint(app, listen, "--listen")
-        if not is_local:
+        app = Explorer(client, ", ".join(targets), files, is_local=is_local(listen))
+        endpoint = HttpEndpoint(get_only(app), listen, "--listen", LOOKUP_TIMEOUT_S)
+        if not is_local(listen):
             log.warning(
                 "everyone who reaches this address reads histories: listen on 127.0.0.1 and reach "
                 "the page through a tunnel",
@@ -63,13 +63,3 @@ def explorer(
             yield endpoint.address
         finally:
             endpoint.close()
-
-
-def is_loopback(host: str) -> bool:
-    """Returns True if an address is reached from its own machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
