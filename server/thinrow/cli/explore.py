@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from thinrow.cli.command import command
+from thinrow.cli.options import SERVER, TARGET
 from thinrow.jobs.connecting import Access
 
 if TYPE_CHECKING:
@@ -21,12 +22,10 @@ app = typer.Typer()
 @command(app, "explore")
 def explore_command(
     access: Access,
-    server: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST:PORT", help="The server, repeat to name replicas."),
-    ] = None,
+    server: Annotated[list[str] | None, SERVER] = None,
     store: Annotated[
-        Path | None, typer.Option(help="Folder of the store, read without a server.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The folder of a store, instead of --server."),
     ] = None,
     rows: Annotated[
         list[str] | None,
@@ -34,7 +33,7 @@ def explore_command(
     ] = None,
     tenants: Annotated[
         Path | None,
-        typer.Option(help="TOML file of tenants for --store, as thinrow serve reads it."),
+        typer.Option(help="TOML file of tenants for a store, as thinrow serve reads it."),
     ] = None,
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Address of the page; port 0 for a free one.")
@@ -47,8 +46,8 @@ def explore_command(
     from thinrow.jobs.console import out
 
     if bool(server) == (store is not None):
-        raise UsageError("Give --server HOST:PORT or --store FOLDER, one of the two.")
-    targets = server or [str(store)]
+        raise UsageError(f"Give --server {TARGET} or --store FOLDER, one of the two.")
+    targets = [str(store.absolute())] if store else server or []
 
     @contextmanager
     def page() -> Iterator[None]:

@@ -6,18 +6,16 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["TARGET", "SequenceLength", "Target", "Traits"]
+__all__ = ["SERVER", "TARGET", "SequenceLength", "Target", "Traits"]
 
 TARGET = "HOST:PORT|STORE"
 """Value of `--server`: the address of a server, or the path of a store."""
-Target = Annotated[
-    list[str],
-    typer.Option(
-        "--server",
-        metavar=TARGET,
-        help="The server, repeat to name replicas; or the folder of a store, read without one.",
-    ),
-]
+SERVER = typer.Option(
+    "--server",
+    metavar=TARGET,
+    help="The server, repeat to name replicas; or the folder of a store, read without one.",
+)
+Target = Annotated[list[str], SERVER]
 Traits = Annotated[
     str,
     typer.Option(help="Only these traits, by name with commas between. [default: all]"),
