@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
-import shutil
 import subprocess
 import urllib.error
-import urllib.parse
 import urllib.request
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.explored import CHROMIUM, Page, browsed, numbers, said, states
 from support.worlds import (
     DAY_MS,
     THINROW,
@@ -26,6 +25,7 @@ from support.worlds import (
     thinrow,
 )
 from thinrow.compaction.compact import compact
+from thinrow.explore import rows as row_files
 from thinrow.explore.serving import explorer
 from thinrow.jobs.backfill import backfill
 from thinrow.jobs.config import BackfillConfig
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-CHROMIUM = shutil.which("chromium")
 NASTY = "<b id=nasty>\"&'"
 TENANTS = '[ranker]\nsequence_length = 4\ntraits = ["item_id"]\n'
 REQUESTS = 24
@@ -76,28 +75,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return world
 
 
-class Page:
-    """The page of one store, as a browser requests it."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-
-    def get(self, path: str, headers: dict[str, str] | None = None, **given: object) -> Any:  # noqa: ANN401
-        """Returns a JSON answer."""
-        query = urllib.parse.urlencode(given)
-        url = f"http://{self.address}{path}" + (f"?{query}" if query else "")
-        with urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers or {}), timeout=60
-        ) as answer:
-            return json.load(answer)
-
-    def refusal(self, path: str, headers: dict[str, str] | None = None, **given: object) -> Any:  # noqa: ANN401
-        """Returns the status and the sentence of a refusal."""
-        with pytest.raises(urllib.error.HTTPError) as raised:
-            self.get(path, headers, **given)
-        return raised.value.code, json.load(raised.value)["error"]
-
-
 @pytest.fixture(scope="module")
 def page(world: World) -> Iterator[Page]:
     """The page of the store, read in this process."""
@@ -110,13 +87,6 @@ def arrived(world: World, user: int) -> list[tuple[int, str]]:
     """Arrival and id of all events of a user, as the raw log has them."""
     events = pq.read_table(world.folder / "events.parquet").to_pylist()
     return [(e["arrival_ts"], str(e["event_id"])) for e in events if e["user_id"] == user]
-
-
-def states(view: Any, moment: int = 0) -> dict[str, str]:  # noqa: ANN401
-    """Returns how a moment saw each event, by id."""
-    found = {event["event_id"]: event["seen"][moment]["state"] for event in view["events"]}
-    assert len(found) == len(view["events"])
-    return found
 
 
 def watermark_before(request_ts: int) -> int:
@@ -154,6 +124,11 @@ def test_two_moments_of_a_user_side_by_side(world: World, page: Page) -> None:
     }
     before_all = page.get("/api/view", user=2, a="at:5")
     assert set(states(before_all).values()) == {"later"}
+    assert [said(view), said(view, 1), said(before_all)] == [
+        "These are the events that a request at this time would see from the store.",
+        "These are the events that a request now would see from the store.",
+        "No generation served yet, so nothing would come from the store.",
+    ]
 
 
 def test_length_and_tenant_cut_the_oldest(page: Page) -> None:
@@ -188,30 +163,87 @@ def test_a_row_that_does_not_fit_the_store_says_so(world: World, tmp_path: Path)
 
 def test_rows_are_listed_and_found(page: Page, world: World) -> None:
     users = pq.read_table(world.folder / "requests.parquet")["user_id"].to_pylist()
-    assert [row["user"] for row in page.get("/api/rows")] == [str(user) for user in users]
-    assert [row["row"] for row in page.get("/api/rows?from=20")] == [20, 21, 22, 23]
-    found = [row["row"] for row in page.get("/api/rows", user=3)]
+    listed = page.get("/api/rows")
+    assert [row["user"] for row in listed["rows"]] == [str(user) for user in users]
+    assert listed["next"] is None
+    assert numbers(page.get("/api/rows?from=20")) == [20, 21, 22, 23]
+    assert numbers(page.get(f"/api/rows?from={REQUESTS}")) == []
+    found = numbers(page.get("/api/rows", user=3))
     assert found == [number for number, user in enumerate(users) if user == 3]
+
+
+def test_rows_of_several_row_groups(world: World, tmp_path: Path) -> None:
+    table = pq.read_table(world.folder / "rows.parquet")
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=5)
+    users = table["user_id"].to_pylist()
+    rows = row_files.RowFiles([str(tmp_path / "rows.parquet")])
+    for number, user in enumerate(users):
+        assert rows.read(number)[0].pointers.user_ids.tolist() == [user]
+        assert numbers(rows.listed(number)) == list(range(number, REQUESTS))
+
+    def walked(user_id: int | None) -> tuple[list[int], int]:
+        found, start, steps = [], 0, 0
+        while start is not None:
+            listed = rows.listed(start, user_id)
+            found += numbers(listed)
+            start, steps = listed["next"], steps + 1
+        return found, steps
+
+    with mock.patch.object(row_files, "ROWS_LISTED_MAX", 4):
+        assert walked(None) == (list(range(REQUESTS)), REQUESTS / 4)
+        assert walked(3)[0] == [number for number, user in enumerate(users) if user == 3]
+    with mock.patch.object(row_files, "ROWS_SEARCHED_MAX", 10):
+        assert walked(99) == ([], 3)
+        assert walked(3)[0] == [number for number, user in enumerate(users) if user == 3]
 
 
 def test_a_mistake_gets_a_sentence(page: Page) -> None:
     mistakes: list[tuple[dict[str, Any], str]] = [
-        ({"user": "x", "a": "now"}, "'x' is no user of this store"),
+        ({"user": "x", "a": "now"}, "user is 'x', but must be an integer from -9,223,372,"),
+        ({"user": 1 << 63, "a": "now"}, "user is '9223372036854775808'"),
         ({"user": 1}, "Give a moment"),
         ({"user": 1, "a": "soon"}, "'soon' is no moment"),
-        ({"a": f"row:{REQUESTS}"}, f"numbers below {REQUESTS}"),
+        ({"a": f"row:{REQUESTS}"}, f"an integer from 0 to {REQUESTS - 1}."),
+        ({"a": "row:"}, "row is ''"),
+        ({"a": f"row:{'9' * 5000}"}, f"row is '{'9' * 40}', but"),
+        ({"user": 1, "a": "at:²"}, "at is '²'"),
         ({"user": 1, "a": "now", "length": "-1"}, "length is '-1'"),
+        ({"user": 1, "a": "now", "length": 1_000_001}, "from 0 to 1,000,000."),
         ({"user": 1, "a": "now", "tenant": "nobody"}, "nobody"),
     ]
     for given, sentence in mistakes:
         code, found = page.refusal("/api/view", **given)
-        assert code in (400, 502) and sentence in found
+        assert code == 400 and sentence in found
+    code, found = page.refusal(f"/api/rows?from={REQUESTS + 1}")
+    assert code == 400 and f"from 0 to {REQUESTS}." in found
     assert page.refusal("/nothing") == (404, "There is no such page.")
 
 
 def test_a_page_of_a_foreign_site_gets_nothing(page: Page) -> None:
     code, _ = page.refusal("/api/rows", {"Host": "attacker.example:80"})
     assert code == 421
+    for own in ("localhost:80", "127.0.0.1", "[::1]:80"):
+        assert page.get("/api/rows", {"Host": own})["rows"]
+
+
+def test_other_methods_are_refused(page: Page) -> None:
+    for path in ("/", "/api/view?user=1&a=now", "/nothing"):
+        with pytest.raises(urllib.error.HTTPError, match="405"):
+            urllib.request.urlopen(f"http://{page.address}{path}", data=b"x", timeout=60)
+
+
+def test_an_address_for_others_warns_and_knows_no_foreign_host(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        mock.patch("thinrow.explore.serving.is_local", return_value=False),
+        explorer([str(world.store)]) as address,
+    ):
+        page = Page(address)
+        assert page.get("/api/store", {"Host": "explorer.example:80"})["rows"] is None
+        code, found = page.refusal("/api/view", user=1, a="row:3")
+        assert code == 400 and "start thinrow explore with --rows" in found
+    assert "everyone who reaches this address reads histories" in caplog.text
 
 
 def test_of_a_server_it_is_the_same(page: Page, world: World) -> None:
@@ -228,8 +260,10 @@ def test_of_a_server_it_is_the_same(page: Page, world: World) -> None:
 def test_the_command_wants_one_store(world: World) -> None:
     run = thinrow("explore")
     assert run.returncode and "one of the two" in " ".join(run.stderr.split())
-    run = thinrow("explore", "--store", world.folder)
-    assert run.returncode and "Traceback" not in run.stderr
+    for option in ("--store", "--server"):
+        run = thinrow("explore", option, world.folder)
+        assert run.returncode == 2
+        assert f"{world.folder} is a folder without a store" in " ".join(run.stderr.split())
 
 
 def test_the_command_serves_until_it_is_stopped(world: World) -> None:
@@ -245,25 +279,9 @@ def test_the_command_serves_until_it_is_stopped(world: World) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_shows_it(page: Page, tmp_path: Path, width: int) -> None:
-    assert CHROMIUM is not None
-    run = subprocess.run(
-        [
-            CHROMIUM,
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *("--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom"),
-            f"--window-size={width},900",
-            f"--user-data-dir={tmp_path}",
-            f"http://{page.address}/#a=row:{REQUESTS - 1}&b=now",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert ":CONSOLE" not in run.stderr
-    assert "<b id" not in run.stdout and "&lt;b id=nasty&gt;" in run.stdout
+    drawn = browsed(f"http://{page.address}/#a=row:{REQUESTS - 1}&b=now", width, tmp_path)
+    assert "<b id" not in drawn and "&lt;b id=nasty&gt;" in drawn
     view = page.get("/api/view", a=f"row:{REQUESTS - 1}", b="now")
-    assert run.stdout.count('<tr class="border"') == 2
-    assert run.stdout.count("<tr ") - 2 == len(view["events"])
-    assert "The exact history: these are the events that serving saw." in run.stdout
+    assert drawn.count('<tr class="border"') == 2
+    assert drawn.count("<tr ") - 2 == len(view["events"])
+    assert "The exact history: these are the events that serving saw." in drawn

@@ -1,7 +1,7 @@
 // The time axis: for each moment a band, in which every event leads from when it happened to where
 // it stands in the history.
 
-import { byId, html, isSeen, mark, svg } from "./dom.js";
+import { byId, html, mark, stateClass, svg } from "./dom.js";
 
 const BAND = 128;
 const HAPPENED = 52;
@@ -95,7 +95,7 @@ function band(view, moment, n, x, left, width, pick) {
     const place = placeOf(event, seen);
     const [from, to] = [x(event.event_ts), x(place)];
     if (Math.max(from, to) < left || Math.min(from, to) > width) return;
-    const kind = `${seen.state}${isSeen(seen) && !seen.kept ? " cut" : ""}`;
+    const kind = stateClass(seen);
     links.set(kind, `${links.get(kind) ?? ""}M${from} ${happened - 5}V${happened + 5}L${to} ${placed}`);
     marks.push(mark(seen, to, placed, { class: "mark", "data-event": number, onclick: () => pick(number) }));
   });

@@ -21,12 +21,13 @@ export const byId = (id) => document.getElementById(id);
 
 // The mark of a state: shapes differ, too, for eyes that do not distinguish the colours.
 export function mark(seen, x, y, more = {}) {
-  const kind = `${seen.state}${seen.kept || !isSeen(seen) ? "" : " cut"}`;
-  const attributes = { ...more, class: `${kind} ${more.class ?? ""}` };
+  const attributes = { ...more, class: `${stateClass(seen)} ${more.class ?? ""}` };
   if (seen.state === "snapshot")
     return svg("path", { ...attributes, d: `M${x} ${y - 5.5} ${x + 5.5} ${y} ${x} ${y + 5.5} ${x - 5.5} ${y}Z` });
   if (seen.state === "outside")
     return svg("path", { ...attributes, d: `M${x - 3} ${y - 3}l6 6M${x + 3} ${y - 3}l-6 6` });
+  if (seen.state === "unlisted")
+    return svg("path", { ...attributes, d: `M${x - 4} ${y}h8` });
   if (seen.state === "unproven")
     return svg("path", { ...attributes, d: `M${x - 4} ${y - 4}h8v8h-8z` });
   return svg("circle", { ...attributes, cx: x, cy: y, r: seen.state === "later" ? 3.75 : 4.25 });
@@ -34,12 +35,16 @@ export function mark(seen, x, y, more = {}) {
 
 export const isSeen = (seen) => seen.state === "store" || seen.state === "snapshot";
 
+const isCut = (seen) => isSeen(seen) && !seen.kept;
+
+export const stateClass = (seen) => seen.state + (isCut(seen) ? " cut" : "");
+
 export function stateText(seen) {
   const texts = {
     store: "store", snapshot: "snapshot", later: "not seen: newer",
-    outside: "not seen: before", unproven: "in store, not proven",
+    outside: "not seen: outside", unproven: "in store, not proven", unlisted: "older than the list",
   };
-  return texts[seen.state] + (isSeen(seen) && !seen.kept ? ", cut" : "");
+  return texts[seen.state] + (isCut(seen) ? ", cut" : "");
 }
 
 export function number(count) {

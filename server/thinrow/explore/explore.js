@@ -75,11 +75,14 @@ function readAddress() {
   setMoment("b", given.get("b") ?? (store.rows && !given.has("a") ? "now" : ""));
 }
 
-async function show() {
+// Only a choice of the form makes an entry that the browser's Back returns from.
+const choose = () => show("pushState");
+
+async function show(write = "replaceState") {
   showFields();
   const choice = chosen();
   const address = new URLSearchParams(PARTS.filter((name) => choice[name]).map((name) => [name, choice[name]]));
-  if (location.hash.slice(1) !== String(address)) history.pushState(null, "", `#${address}`);
+  if (location.hash.slice(1) !== String(address)) history[write](null, "", `#${address}`);
   request?.abort();
   if (!choice.user && ![choice.a, choice.b].some((moment) => moment.startsWith("row:"))) {
     byId("result").hidden = true;
@@ -111,7 +114,8 @@ function draw() {
   byId("result").hidden = false;
   byId("moments").replaceChildren(...view.moments.map(card));
   byId("difference").textContent = differenceText();
-  byId("unproven").hidden = view.moments.every((moment) => moment.is_served);
+  for (const state of ["unproven", "unlisted"])
+    byId(state).hidden = !view.events.some((event) => event.seen.some((seen) => seen.state === state));
   byId("only-field").hidden = view.moments.length < 2;
   byId("picked").textContent = "";
   drawAxis(view, pick);
@@ -152,7 +156,7 @@ function card(moment, n) {
     html("p", {}, moment.cut_sentence),
     moment.shown < moment.total ? html("p", { class: "faint" }, `Shown are the newest ${number(moment.shown)} of ${number(moment.total)}.`) : null,
     html("dl", { class: "times" },
-      fact("watermark", moment.end_time ? shortTime(moment.end_time) : "none: before the first generation"),
+      fact("watermark", moment.end_time ? shortTime(moment.end_time) : `none: ${moment.kind === "row" ? "the window is empty" : "before the first generation"}`),
       moment.kind === "now" ? null : fact("request", shortTime(moment.request_time) + (moment.end_ts === null ? "" : `, ${span(moment.request_ts - moment.end_ts)} after the watermark`)),
       window ? fact("window", window) : null,
       moment.history_events === null ? null : fact("history", `${number(moment.history_events)} events up to the watermark`),
@@ -165,31 +169,35 @@ function card(moment, n) {
 
 function differenceText() {
   if (view.moments.length < 2) return "";
-  const only = (one, other) => view.events.filter((event) => isSeen(event.seen[one]) && !isSeen(event.seen[other])).length;
-  const [a, b] = [only(0, 1), only(1, 0)];
-  if (!a && !b) return "Both moments saw the same events, as far as they are shown.";
+  const unproven = ["A", "B"].filter((_, n) => !view.moments[n].is_served);
+  if (unproven.length) return `The store does not prove what ${unproven.join(" and ")} saw, so the moments cannot be compared.`;
+  const only = (n) => view.events.filter((event) => differs(event) && isSeen(event.seen[n])).length;
+  const [a, b] = [only(0), only(1)];
+  if (!a && !b) return "Both moments saw the same events, as far as both list them.";
   const both = view.events.filter((event) => event.seen.every(isSeen)).length;
   return `${number(both)} events were seen by both, ${number(b)} by B only, ${number(a)} by A only. What only one of them saw is marked.`;
 }
 
 async function listRows() {
   const user = byId("rows-of-user").checked ? byId("user").value.trim() : "";
-  let rows;
+  let list;
   try {
-    rows = await load("/api/rows", { from: String(rowsFrom), user });
+    list = await load("/api/rows", { from: String(rowsFrom), user });
   } catch (error) {
     say(error.message, true);
     return;
   }
   const use = (row, name) => html("button", {
     type: "button", "aria-label": `Show row ${row.row} as ${name.toUpperCase()}`,
-    onclick: () => { setMoment(name, `row:${row.row}`); show(); },
+    onclick: () => { setMoment(name, `row:${row.row}`); choose(); },
   }, name.toUpperCase());
-  byId("rows").querySelector("tbody").replaceChildren(...rows.map((row) => html("tr", {},
+  byId("rows").querySelector("tbody").replaceChildren(...list.rows.map((row) => html("tr", {},
     html("td", {}, number(row.row)), html("td", {}, row.user), html("td", {}, shortTime(row.request_time)),
     html("td", {}, use(row, "a"), " ", use(row, "b")))));
-  byId("rows-next").disabled = rows.length < store.rows_listed_max;
-  byId("rows-next").onclick = () => { rowsFrom = rows.at(-1).row + 1; listRows(); };
+  byId("rows-next").disabled = list.next === null;
+  byId("rows-next").onclick = () => { rowsFrom = list.next; listRows(); };
+  byId("rows-end").textContent = list.next !== null && list.rows.length < store.rows_listed_max
+    ? `Searched the rows before ${number(list.next)}; next searches on.` : "";
 }
 
 // The generation before or after a moment: its watermark is the first moment that it served.
@@ -198,13 +206,15 @@ function step(name, isForward) {
   const found = isForward
     ? store.watermarks.find((watermark_ts) => watermark_ts > now_ts)
     : store.watermarks.findLast((watermark_ts) => watermark_ts < now_ts);
-  if (found !== undefined) { byId(`${name}-at`).value = toInput(found); show(); }
+  if (found !== undefined) { byId(`${name}-at`).value = toInput(found); choose(); }
 }
 
 function listen() {
+  // The address after # holds the choice, so the link must not replace it.
+  byId("skip").addEventListener("click", (event) => { event.preventDefault(); byId("result").focus(); });
   let waiting = 0;
-  const soon = () => { clearTimeout(waiting); waiting = setTimeout(show, PAUSE_MS); };
-  byId("choice").addEventListener("submit", (event) => { event.preventDefault(); show(); });
+  const soon = () => { clearTimeout(waiting); waiting = setTimeout(choose, PAUSE_MS); };
+  byId("choice").addEventListener("submit", (event) => { event.preventDefault(); choose(); });
   byId("choice").addEventListener("change", soon);
   byId("choice").addEventListener("input", (event) => event.target.type === "number" && soon());
   byId("user").addEventListener("change", () => {

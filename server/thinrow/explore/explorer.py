@@ -11,11 +11,11 @@ from urllib.parse import parse_qsl
 
 from thinrow.access.http_server import respond
 from thinrow.access.page_html import STYLE
-from thinrow.client import Projection
 from thinrow.errors import ThinRowError, UsageError
-from thinrow.explore.histories import EVENTS_MAX, LATER_EVENTS_MAX, Histories
-from thinrow.explore.moments import parse_moments, parse_user
+from thinrow.explore.histories import Histories
+from thinrow.explore.moments import NO_ROWS, parse_moments, parse_user
 from thinrow.explore.rows import ROWS_LISTED_MAX
+from thinrow.explore.values import parse_integer
 from thinrow.explore.view import view
 from thinrow.store.times import readable_time
 
@@ -76,35 +76,25 @@ class Explorer:
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:  # noqa: ANN401
         """Answers one request."""
         if self._is_local and not names_this_machine(environ.get("HTTP_HOST", "")):
-            return self._failure(environ, start_response, "421 Misdirected Request", WRONG_HOST)
+            return failure(environ, start_response, "421 Misdirected Request", WRONG_HOST)
         path = environ["PATH_INFO"]
         if path in self._files:
             kind, body = self._files[path]
             return respond(environ, start_response, kind, body, OWN_FILES_ONLY)
         if path not in self._data:
-            return self._failure(environ, start_response, "404 Not Found", "There is no such page.")
+            return failure(environ, start_response, "404 Not Found", "There is no such page.")
         try:
             answer = self._data[path](dict(parse_qsl(environ.get("QUERY_STRING", ""))))
         except UsageError as error:
-            return self._failure(environ, start_response, "400 Bad Request", str(error))
+            return failure(environ, start_response, "400 Bad Request", str(error))
         except ThinRowError as error:
-            return self._failure(environ, start_response, "502 Bad Gateway", str(error))
+            return failure(environ, start_response, "502 Bad Gateway", str(error))
         except Exception:
             log.exception("a page could not be answered", extra={"path": path})
             sentence = "The explorer failed; its log says why."
-            return self._failure(environ, start_response, "500 Internal Server Error", sentence)
+            return failure(environ, start_response, "500 Internal Server Error", sentence)
         body = json.dumps(answer, allow_nan=False).encode()
         return respond(environ, start_response, JSON, body, OWN_FILES_ONLY)
-
-    def _failure(
-        self,
-        environ: dict[str, Any],
-        start_response: Any,  # noqa: ANN401
-        status: str,
-        sentence: str,
-    ) -> Iterable[bytes]:
-        body = json.dumps({"error": sentence}).encode()
-        return respond(environ, start_response, JSON, body, OWN_FILES_ONLY, status)
 
     def _store(self, _: Parameters) -> dict[str, Any]:
         """Describes the store and the limits of the page."""
@@ -119,19 +109,15 @@ class Explorer:
             "tenants": list(store.tenants),
             "rows": None if self._rows is None else self._rows.count,
             "rows_listed_max": ROWS_LISTED_MAX,
-            "events_max": EVENTS_MAX,
-            "later_events_max": LATER_EVENTS_MAX,
             "length_max": LENGTH_MAX,
         }
 
-    def _listed(self, given: Parameters) -> list[dict[str, Any]]:
+    def _listed(self, given: Parameters) -> dict[str, Any]:
         """Lists thin rows `from` a number on, of all users or of one `user`."""
         if self._rows is None:
-            raise UsageError("There are no thin rows; start thinrow explore with --rows FILES.")
-        start = whole_number("from", given.get("from", "0"))
-        if given.get("user"):
-            return self._rows.of_user(parse_user(given["user"]), start)
-        return self._rows.listed(start)
+            raise UsageError(NO_ROWS)
+        start = parse_integer("from", given.get("from", "0"), range(self._rows.count + 1))
+        return self._rows.listed(start, parse_user(given["user"]) if "user" in given else None)
 
     def _view(self, given: Parameters) -> dict[str, Any]:
         """Shows the moment `a`, beside moment `b` if given, of a `user`.
@@ -146,10 +132,9 @@ class Explorer:
             self._rows,
         )
         traits = [trait.name for group in store.feature_groups for trait in group.traits]
-        model: Projection | str = given.get("tenant", "")
-        if not model:
-            length = whole_number("length", given.get("length", "0"))
-            model = Projection(min(length, LENGTH_MAX))
+        model: int | str = given.get("tenant", "") or parse_integer(
+            "length", given.get("length", "0"), range(LENGTH_MAX + 1)
+        )
         histories = Histories(self._client, traits)
         return view(histories, moments, model, store.watermark_ts, traits)
 
@@ -169,8 +154,12 @@ def names_this_machine(host: str) -> bool:
     return True
 
 
-def whole_number(name: str, text: str) -> int:
-    """Reads a number. Raises UsageError."""
-    if not text.isdecimal() or len(text) > 12:
-        raise UsageError(f"{name} is {text[:40]!r}, but must be a whole number, 0 or more.")
-    return int(text)
+def failure(
+    environ: dict[str, Any],
+    start_response: Any,  # noqa: ANN401
+    status: str,
+    sentence: str,
+) -> Iterable[bytes]:
+    """Answers with a sentence about what is wrong."""
+    body = json.dumps({"error": sentence}).encode()
+    return respond(environ, start_response, JSON, body, OWN_FILES_ONLY, status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,11 +46,13 @@ class Sight:
     events: list[Event]
     """Events of the moment, oldest first: the newest `EVENTS_MAX`."""
     is_served: bool
-    """False if the status hides what serving saw; `events` are then what the store has of it."""
+    """False if the store cannot prove all that serving saw; `events` are then what it has of it."""
     total: int
     """Events that serving saw, also those that are not shown."""
     from_snapshot: int
     """Events that its mutable snapshot carried."""
+    unlisted: Counter[int]
+    """Events of the store that serving saw and `events` leaves out: their number by visible_ts."""
     kept: int
     """Events that the model reads, of all that serving saw."""
     keeps_oldest: bool
@@ -61,6 +64,11 @@ class Sight:
     """Events of the whole history that the store has up to the moment; None if unknown."""
     digest: int | None
     """Digest of that history; None if unknown."""
+
+    @property
+    def hides_snapshot(self) -> bool:
+        """True if `events` leaves out some of the snapshot."""
+        return self.from_snapshot > len(self.events)
 
     def is_kept(self, place: int) -> bool:
         """Returns True if the model reads `events[place]`."""
@@ -80,15 +88,19 @@ class Histories:
         self._client = client
         self._traits = tuple(traits)
 
-    def sight(self, row: ThinRows, model: Projection | str) -> Sight:
+    def sight(self, row: ThinRows, model: int | str) -> Sight:
         """Returns what the request of a thin row saw.
 
         Args:
             row: One example.
-            model: Projection of the model, or the name of its tenant.
+            model: Most events that the model reads, 0 for all; or the name of its tenant.
         """
-        read = self._answer(row, model)
-        whole = self._answer(row, Projection(traits=("visible_ts",)))
+        whole = read = self._answer(row, Projection(traits=("visible_ts",)))
+        if model:
+            of_model = (
+                Projection(model, traits=("visible_ts",)) if isinstance(model, int) else model
+            )
+            read = self._answer(row, of_model)
         history_events, digest = self._whole_history(row.pointers)
         is_served = int(whole.statuses[0]) == Status.OK
         shown, length = row, EVENTS_MAX
@@ -97,18 +109,23 @@ class Histories:
             shown = ThinRows(without_digest(row.pointers), row.mutable)
             length = min(EVENTS_MAX, (history_events or 0) + carried)
         events = self._events(shown, Projection(length, traits=self._all)) if length else []
+        total, from_snapshot = len(events), sum(event.from_snapshot for event in events)
+        unlisted = Counter[int]()
+        if is_served:
+            total, from_snapshot = int(whole.lengths[0]), int(whole.mutable.lengths[0])
+            places = Batch.from_answers([whole]).to_lists("visible_ts")[0] or []
+            unlisted.update(places[: min(total - len(events), total - from_snapshot)])
         return Sight(
             status=int(read.statuses[0]),
             events=events,
             is_served=is_served,
-            total=int(whole.lengths[0]) if is_served else len(events),
-            from_snapshot=int(whole.mutable.lengths[0])
-            if is_served
-            else sum(event.from_snapshot for event in events),
+            total=total,
+            from_snapshot=from_snapshot,
+            unlisted=unlisted,
             kept=int(read.lengths[0]),
             keeps_oldest=read.keeps_oldest,
             sequence_length=read.sequence_length,
-            traits_read=frozenset(read.kinds),
+            traits_read=frozenset(read.kinds if isinstance(model, str) else self._traits),
             history_events=history_events,
             digest=digest,
         )

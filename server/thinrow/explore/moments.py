@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from thinrow.client import Pointers, ThinRows
 from thinrow.errors import UsageError
+from thinrow.explore.values import INT64, parse_integer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     from thinrow.explore.rows import RowFiles
     from thinrow.v1 import materialization_pb2 as wire
 
-__all__ = ["Moment", "parse_moments", "parse_user"]
+__all__ = ["NO_ROWS", "Kind", "Moment", "parse_moments", "parse_user"]
 
 MOMENTS = "row:NUMBER of a file of thin rows, at:MILLISECONDS, or now"
-INT64 = range(-(1 << 63), 1 << 63)
+Kind: TypeAlias = Literal["row", "at", "now"]
+NO_ROWS = "There are no thin rows; start thinrow explore with --rows FILES."
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
     """A moment of one user."""
 
-    kind: Literal["row", "at", "now"]
+    kind: Kind
     row: ThinRows
     """One example: the thin row, or a pointer to all that a request at this time was served."""
     labels: dict[str, str]
@@ -55,9 +56,7 @@ class Moment:
 
 def parse_user(text: str) -> int:
     """Reads a user's id. Raises UsageError."""
-    if not re.fullmatch(r"-?\d{1,19}", text) or int(text) not in INT64:
-        raise UsageError(f"{text[:40]!r} is no user of this store; ids are whole numbers.")
-    return int(text)
+    return parse_integer("user", text, INT64)
 
 
 def parse_moments(
@@ -88,9 +87,11 @@ def parse_moments(
 def thin_row(text: str, rows: RowFiles | None) -> Moment | None:
     """Returns the moment of a thin row; None if the text names none."""
     kind, _, value = text.partition(":")
-    if rows is None or kind != "row" or not value.isdecimal():
+    if kind != "row":
         return None
-    row, labels = rows.read(int(value))
+    if rows is None:
+        raise UsageError(NO_ROWS)
+    row, labels = rows.read(parse_integer("row", value, range(rows.count)))
     return Moment("row", row, labels)
 
 
@@ -99,9 +100,9 @@ def moment_of(text: str, user_id: int, store: wire.DescribeStoreResponse) -> Mom
     if text == "now":
         return Moment("now", served_row(user_id, store.watermark_ts, store), {})
     kind, _, value = text.partition(":")
-    if kind != "at" or not re.fullmatch(r"-?\d{1,19}", value) or int(value) not in INT64:
+    if kind != "at":
         raise UsageError(f"{text[:40]!r} is no moment; give {MOMENTS}.")
-    return Moment("at", served_row(user_id, int(value), store), {})
+    return Moment("at", served_row(user_id, parse_integer("at", value, INT64), store), {})
 
 
 def served_row(user_id: int, request_ts: int, store: wire.DescribeStoreResponse) -> ThinRows:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.paths import data_files
 from thinrow.core.files.rows import check, other_columns, to_thin_rows
-from thinrow.errors import InputError, UsageError
+from thinrow.errors import InputError
 from thinrow.explore.values import value_text
 from thinrow.store.times import readable_time
 
@@ -58,9 +58,7 @@ class RowFiles:
             raise InputError(f"{path} holds no thin rows; name a file that has some.")
 
     def read(self, number: int) -> tuple[ThinRows, dict[str, str]]:
-        """Returns a row, and its other columns as text. Raises UsageError if there is none."""
-        if number >= self.count:
-            raise UsageError(f"There is no row {number}; the rows have numbers below {self.count}.")
+        """Returns a row, of a number below `count`, and its other columns as text."""
         group = bisect_right(self._starts, number) - 1
         file, row_group = self._groups[group]
         place = number - self._starts[group]
@@ -72,41 +70,37 @@ class RowFiles:
                 place -= len(batch)
         raise InputError(f"{file} has fewer rows than its footer says; write the file again.")
 
-    def listed(self, start: int) -> list[dict[str, Any]]:
-        """Lists up to ROWS_LISTED_MAX rows, from one on."""
-        found: list[dict[str, Any]] = []
-        group = bisect_right(self._starts, start) - 1
-        while group < len(self._groups) and len(found) < ROWS_LISTED_MAX:
-            skipped = max(0, start - self._starts[group])
-            for batch in self._keys(group):
-                for place in range(skipped, len(batch)):
-                    if len(found) < ROWS_LISTED_MAX:
-                        number = start + len(found)
-                        found.append(entry(number, batch.slice(place, 1)))
-                skipped = max(0, skipped - len(batch))
-                if len(found) == ROWS_LISTED_MAX:
-                    break
-            group += 1
-        return found
+    def listed(self, start: int, user_id: int | None = None) -> dict[str, Any]:
+        """Lists ROWS_LISTED_MAX rows at most, of ROWS_SEARCHED_MAX, from a row on.
 
-    def of_user(self, user_id: int, start: int) -> list[dict[str, Any]]:
-        """Lists up to ROWS_LISTED_MAX rows of a user, from a row on, of ROWS_SEARCHED_MAX."""
+        Args:
+            start: Number of the first row, `count` at most.
+            user_id: A user, to leave out the rows of others.
+
+        Returns:
+            The `rows`, and the number of the row to go on from as `next`; None at the end.
+        """
         found: list[dict[str, Any]] = []
-        for group in range(len(self._groups)):
+        for group in range(bisect_right(self._starts, start) - 1, len(self._groups)):
             first = self._starts[group]
-            if self._starts[group + 1] <= start:
-                continue
-            if first - start > ROWS_SEARCHED_MAX:
-                break
+            if first - start >= ROWS_SEARCHED_MAX:
+                return {"rows": found, "next": first}
             for batch in self._keys(group):
-                is_user = pc.equal(batch.column("user_id"), pa.scalar(user_id, pa.int64()))
-                for place in pc.indices_nonzero(is_user.fill_null(False)).to_pylist():
-                    if first + place >= start:
-                        found.append(entry(first + place, batch.slice(place, 1)))
-                        if len(found) == ROWS_LISTED_MAX:
-                            return found
+                places = range(max(0, start - first), len(batch))
+                if user_id is not None:
+                    is_user = pc.equal(batch["user_id"], pa.scalar(user_id, pa.int64()))
+                    of_user = pc.indices_nonzero(is_user.fill_null(False)).to_pylist()
+                    places = [place for place in of_user if place in places]
+                for place in places:
+                    found.append(entry(first + place, batch.slice(place, 1)))
+                    if len(found) == ROWS_LISTED_MAX:
+                        following = first + place + 1
+                        return {
+                            "rows": found,
+                            "next": following if following < self.count else None,
+                        }
                 first += len(batch)
-        return found
+        return {"rows": found, "next": None}
 
     def _keys(self, group: int) -> Iterator[pa.RecordBatch]:
         file, row_group = self._groups[group]

@@ -8,11 +8,16 @@ from thinrow.core.status import Status
 
 if TYPE_CHECKING:
     from thinrow.explore.histories import Sight
+    from thinrow.explore.moments import Kind
 
 __all__ = ["cut_sentence", "digest_sentence", "status_sentence"]
 
+SEEN: dict[Kind, str] = {
+    "row": "The exact history: these are the events that serving saw.",
+    "at": "These are the events that a request at this time would see from the store.",
+    "now": "These are the events that a request now would see from the store.",
+}
 STATUSES = {
-    Status.OK: "The exact history: these are the events that serving saw.",
     Status.NOT_READY: "The row points past the store's watermark, so events may be missing that "
     "serving saw; retry once the store has that generation.",
     Status.EXPIRED: "Retention has dropped events that this answer needs; shown is what the store "
@@ -26,12 +31,23 @@ STATUSES = {
 }
 
 
-def status_sentence(status: int, *, has_window: bool) -> str:
-    """Explains a status; an empty window needs nothing from the store."""
-    if status == Status.OK and not has_window:
-        return "The pointer's window is empty, so nothing came from the store."
+def status_sentence(sight: Sight, kind: Kind, *, has_window: bool) -> str:
+    """Explains the status of a moment; an empty window needs nothing from the store."""
+    if sight.status == Status.OK and not sight.is_served:
+        return (
+            "What the model reads is exact; retention has dropped older events, so no others are "
+            "proven."
+        )
+    if sight.status == Status.OK:
+        if has_window:
+            return SEEN[kind]
+        if kind == "row":
+            return "The pointer's window is empty, so nothing came from the store."
+        return "No generation served yet, so nothing would come from the store."
     known = {int(each): text for each, text in STATUSES.items()}
-    return known.get(status, "A newer server sent this status; its documentation explains it.")
+    return known.get(
+        sight.status, "A newer server sent this status; its documentation explains it."
+    )
 
 
 def digest_sentence(recorded: int | None, found: int | None) -> str:

@@ -2,8 +2,11 @@
 
 import { byId, html, isSeen, mark, shortTime, span, stateText, svg } from "./dom.js";
 
-export const differs = (event) =>
-  event.seen.length > 1 && isSeen(event.seen[0]) !== isSeen(event.seen[1]);
+// What a moment does not list, or does not prove, differs from nothing.
+const isKnown = (seen) => seen.state !== "unlisted" && seen.state !== "unproven";
+
+export const differs = (event) => event.seen.length > 1 && event.seen.every(isKnown) &&
+  isSeen(event.seen[0]) !== isSeen(event.seen[1]);
 
 // Draws the table; `pick` is called with the number of an event.
 export function drawTable(view, onlyDifferences, pick) {
@@ -37,14 +40,15 @@ function borderRow(view, end_ts, columns) {
   const names = view.moments.flatMap((moment, n) => (moment.end_ts === end_ts ? ["AB"[n]] : [])).join(" and ");
   const time = view.moments.find((moment) => moment.end_ts === end_ts).end_time;
   return html("tr", { class: "border" }, html("td", { colspan: columns }, html("span", {},
-    `Watermark of ${names}, ${shortTime(time)}: the store's history ends here for ${names}; below only what the snapshot carried was seen.`)));
+    `Watermark of ${names}, ${shortTime(time)}: the store's history ends here for ${names}; below, only what a snapshot carries is seen.`)));
 }
 
 function row(view, event, number, hasIds, pick) {
   const late = event.visible_ts !== null && event.visible_ts !== event.event_ts;
   const kinds = [event.seen.some(isSeen) ? "" : "unseen", differs(event) ? "differs" : ""].join(" ").trim();
   const placed = event.visible_time ?? event.arrival_time;
-  return html("tr", { class: kinds || null, "data-event": number, onclick: () => pick(number) },
+  return html("tr", { class: kinds || null, "data-event": number, tabindex: 0,
+    onclick: () => pick(number), onkeydown: (pressed) => pressed.key === "Enter" && pick(number) },
     ...event.seen.map((seen) => html("td", {}, html("span", { class: "state" },
       svg("svg", { viewBox: "0 0 14 14", "aria-hidden": "true" }, mark(seen, 7, 7)), stateText(seen)))),
     html("td", {}, shortTime(event.event_time)),
@@ -65,11 +69,12 @@ function lateText(event) {
 
 // One sentence or two about an event.
 export function eventText(view, event) {
+  const notStored = `, and the ${view.has_more ? "part of the store that is listed" : "store"} does not have it.`;
   const texts = [`Happened ${shortTime(event.event_time)}.`];
   if (event.visible_ts !== null && event.visible_ts !== event.event_ts) texts.push(lateText(event));
   if (event.arrival_ts !== null)
     texts.push(`A snapshot carried it: it arrived ${shortTime(event.arrival_time)}` +
-      (event.visible_ts === null ? ", and the store does not have it." : ", and the store has had it since a newer generation."));
+      (event.visible_ts === null ? notStored : ", and the store has had it since a newer generation."));
   event.seen.forEach((seen, n) => texts.push(`${"AB"[n]}: ${stateText(seen)}.`));
   return texts.join(" ");
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
-from thinrow.core.status import status_name
+from thinrow.core.status import Status, status_name
 from thinrow.errors import UsageError
 from thinrow.explore.sentences import cut_sentence, digest_sentence, status_sentence
 from thinrow.explore.values import value_text
@@ -14,7 +14,6 @@ from thinrow.store.times import readable_time
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from thinrow.client import Projection
     from thinrow.explore.histories import Event, Histories, Sight
     from thinrow.explore.moments import Moment
 
@@ -28,7 +27,9 @@ class Line:
         self.event = event
         self.arrival_ts: int | None = event.visible_ts if event.from_snapshot else None
         self.places: list[int | None] = [None] * moments
-        """Place of the event among those of each moment; None where that did not see it."""
+        """Place of the event among those of each moment; None where that does not list it."""
+        self.unlisted: set[int] = set()
+        """Moments that saw the event, and do not list it because newer ones fill their list."""
 
     @property
     def is_stored(self) -> bool:
@@ -45,7 +46,7 @@ class Line:
 def view(
     histories: Histories,
     moments: Sequence[Moment],
-    model: Projection | str,
+    model: int | str,
     watermark_ts: int,
     traits: Sequence[str],
 ) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def view(
     Args:
         histories: The store.
         moments: One or two.
-        model: Projection of the model, or the name of its tenant.
+        model: Most events that the model reads, 0 for all; or the name of its tenant.
         watermark_ts: Watermark of the newest generation, ms.
         traits: Names of the schema's traits, in order.
 
@@ -105,7 +106,15 @@ def joined(stored: Sequence[Event], sights: Sequence[Sight], ends_ts: Sequence[i
                 lines.append(Line(event, len(sights)))
             line = found.popleft() if found else lines[-1]
             line.seen_by(moment, place, event)
-    return sorted(lines, key=lambda line: line.event.visible_ts)
+    lines.sort(key=lambda line: line.event.visible_ts)
+    for moment, sight in enumerate(sights):
+        left = sight.unlisted.copy()
+        # The newest first, because a pointer's max_length cuts the oldest of one visible_ts.
+        for line in reversed(lines):
+            if line.places[moment] is None and line.is_stored and left[line.event.visible_ts]:
+                left[line.event.visible_ts] -= 1
+                line.unlisted.add(moment)
+    return lines
 
 
 def identity(event: Event, *, in_snapshot: bool) -> tuple[Any, ...]:
@@ -132,7 +141,7 @@ def described(moment: Moment, sight: Sight) -> dict[str, Any]:
         "end_time": readable_time(moment.end_ts) if has_window else None,
         "max_length": int(pointers.max_lengths[0]),
         "status": status_name(sight.status),
-        "status_sentence": status_sentence(sight.status, has_window=has_window),
+        "status_sentence": status_sentence(sight, moment.kind, has_window=has_window),
         "is_served": sight.is_served,
         "digest": f"{recorded or sight.digest or 0:016x}" if recorded or sight.digest else None,
         "digest_sentence": digest_sentence(recorded, sight.digest),
@@ -159,22 +168,35 @@ def shown(line: Line, moments: Sequence[Moment], sights: Sequence[Sight]) -> dic
         "event_id": None if event.event_id is None else str(event.event_id),
         "values": [value_text(value) for value in event.values],
         "seen": [
-            state(line, place, moment, sight)
-            for place, moment, sight in zip(line.places, moments, sights, strict=True)
+            state(line, number, moment, sight)
+            for number, (moment, sight) in enumerate(zip(moments, sights, strict=True))
         ],
     }
 
 
-def state(line: Line, place: int | None, moment: Moment, sight: Sight) -> dict[str, Any]:
-    """Returns how a moment saw an event.
+def state(line: Line, number: int, moment: Moment, sight: Sight) -> dict[str, Any]:
+    """Returns how a moment, of a number, saw an event.
 
-    The state is `store` or `snapshot` if serving saw it, and `unproven` if the store has it there,
-    but the status denies that serving saw the same. Of those that serving did not see, `later` has
-    its place after the moment's watermark, and `outside` before it: the pointer's window, or the
-    moment's list, does not reach there.
+    `store`, `snapshot`: serving saw it, from there.
+    `unproven`: the store has it there, but the status denies that serving saw the same.
+    `unlisted`: it is older than the moment's list.
+    `later`: serving did not see it; its place is after the moment's watermark.
+    `outside`: serving did not see it; it is before the pointer's window, or not in the store.
     """
-    if place is None:
-        is_later = line.event.visible_ts >= moment.end_ts
-        return {"state": "later" if is_later else "outside", "kept": False}
-    name = "snapshot" if sight.events[place].from_snapshot else "store"
-    return {"state": name if sight.is_served else "unproven", "kept": sight.is_kept(place)}
+    place, visible_ts = line.places[number], line.event.visible_ts
+    if place is not None:
+        seen, is_kept = sight.events[place], sight.is_kept(place)
+        is_proven = sight.is_served or (sight.status == Status.OK and is_kept)
+        name = "unproven" if not is_proven else "snapshot" if seen.from_snapshot else "store"
+        return {"state": name, "kept": is_kept}
+    # Without its id, an event of the snapshot that is not listed is known by its time alone.
+    may_be_carried = moment.end_ts <= visible_ts < moment.request_ts and sight.hides_snapshot
+    if number in line.unlisted or may_be_carried:
+        name = "unlisted"
+    elif visible_ts >= moment.end_ts:
+        name = "later"
+    elif line.is_stored and not sight.is_served and visible_ts >= moment.start_ts:
+        name = "unproven"
+    else:
+        name = "outside"
+    return {"state": name, "kept": False}
