@@ -11,6 +11,7 @@ let store = null;
 let view = null;
 let request = null;
 let rowsFrom = 0;
+let waiting = 0;
 
 async function load(path, given = {}, signal = undefined) {
   const query = new URLSearchParams(Object.entries(given).filter(([, value]) => value !== ""));
@@ -79,6 +80,7 @@ function readAddress() {
 const choose = () => show("pushState");
 
 async function show(write = "replaceState") {
+  clearTimeout(waiting);
   showFields();
   const choice = chosen();
   const address = new URLSearchParams(PARTS.filter((name) => choice[name]).map((name) => [name, choice[name]]));
@@ -212,7 +214,6 @@ function step(name, isForward) {
 function listen() {
   // The address after # holds the choice, so the link must not replace it.
   byId("skip").addEventListener("click", (event) => { event.preventDefault(); byId("result").focus(); });
-  let waiting = 0;
   const soon = () => { clearTimeout(waiting); waiting = setTimeout(choose, PAUSE_MS); };
   byId("choice").addEventListener("submit", (event) => { event.preventDefault(); choose(); });
   byId("choice").addEventListener("change", soon);
