@@ -80,7 +80,7 @@ def test_calls_tried_again_by_a_stopped_server(command: str, stops: int, tmp_pat
                     stream.check_ended_by_drain()
                     ended[NAMED] += 1
                 else:
-                    ended[ending_of(stream.failure())] += 1
+                    ended[ending_of(stream.given_up())] += 1
             for caller in callers:
                 caller.thread.join()
                 assert caller.error is not None

@@ -18,6 +18,7 @@ from support.tried import SEED, Tried, times
 from support.worlds import START_TS, new_world
 from thinrow.client import Projection
 from thinrow.client.online import OnlineClient, connect_online
+from thinrow.core.traits import TraitForm, TraitType
 from thinrow.core.wire.columns import as_column, to_wire
 from thinrow.errors import InputError
 from thinrow.online.config import OnlineConfig
@@ -53,7 +54,11 @@ class Appended:
 
     def add(self, trait: str, column: wire.Column, events: int, meant: Any, *, plain: bool) -> None:
         times_ts = to_wire(
-            "event_ts", TS, 1, False, as_column(TS, 1, [START_TS + n for n in range(events)])
+            "event_ts",
+            TS,
+            1,
+            False,
+            as_column(TraitForm(type=TraitType.INT64), [START_TS + n for n in range(events)]),
         )
         users = [len(self.batches)] * events
         self.batches.append(online_pb2.EventBatch(user_ids=users, columns=[times_ts, column]))
@@ -119,8 +124,10 @@ def test_arrays_of_other_types(tmp_path: Path) -> None:
                     assert source != target
                     refused += 1
                     continue
-                meant = kept(value, source, target)
-                assert meant is not None, (value, source, target)
+                # Where pandas has gaps in integers, it has NaN.
+                is_gap = "int" in target and source.startswith("float") and value != value
+                meant = None if is_gap else kept(value, source, target)
+                assert is_gap or meant is not None, (value, source, target)
                 sent.add(trait, batch.columns[1], 1, [meant], plain=True)
         assert sent.check() == {"stored": tried - refused}
     Tried(

@@ -102,7 +102,9 @@ def test_fifteen_lines(
             continue
         for command, *rest in (line.split() for line in text.splitlines()):
             if command == "make":
-                plan = subprocess.check_output(["make", "-n", rest[0]], cwd=ROOT, text=True)
+                plan = subprocess.check_output(
+                    ["make", "--no-print-directory", "-n", rest[0]], cwd=ROOT, text=True
+                )
                 assert plan.splitlines()[-1] == ".venv/bin/thinrow demo"
             else:
                 assert command == "pip"

@@ -33,6 +33,7 @@ from thinrow.client import Batch, Projection
 from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.pointers import Pointers, ThinRows
 from thinrow.core.status import Status
+from thinrow.core.traits import TraitForm, TraitType
 from thinrow.core.wire.columns import as_column, to_wire
 from thinrow.core.wire.response import Response
 from thinrow.errors import (
@@ -51,7 +52,7 @@ from thinrow.materialization.server import Server
 from thinrow.online.clock import AHEAD_MS_MAX
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
-from thinrow.schema import EVENT_GROUP, TraitType
+from thinrow.schema import EVENT_GROUP
 from thinrow.store.directory import parse_directories
 from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan, PointerBatch
@@ -722,7 +723,7 @@ def some_batch(rng: random.Random) -> online_pb2.EventBatch:
     columns = []
     for (name, kind, size, nullable), column_values in zip(kinds, given, strict=True):
         number = TraitType[kind.upper()].value
-        part = as_column(number, size, column_values)
+        part = as_column(TraitForm(type=TraitType(number), size=size), column_values)
         columns.append(to_wire(name, number, size, nullable or part.present is not None, part))
     # Mostly of many users, so that snapshots stay short.
     users = [rng.choice((*USER_IDS, *range(1000, 1100))) for _ in range(count)]

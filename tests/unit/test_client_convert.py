@@ -13,6 +13,7 @@ from thinrow.client import Pointers, Projection
 from thinrow.client.logger.values import exact as logged
 from thinrow.client.online import connect_online
 from thinrow.core.pointers import MutableColumn, MutableEvents
+from thinrow.core.traits import TraitForm, TraitType
 from thinrow.core.wire.columns import as_column, from_wire, to_wire
 from thinrow.errors import InputError, RequestError, ThinRowError
 from thinrow.online.config import OnlineConfig
@@ -34,7 +35,7 @@ NAN, INF = float("nan"), float("inf")
 
 def stored(kind: int, given: Any, size: int = 1) -> list[Any]:
     """Values as a server reads them, None where absent."""
-    column = as_column(kind, size, given)
+    column = as_column(TraitForm(type=TraitType(kind), size=size), given)
     message = to_wire("t", kind, size, column.present is not None, column)
     [read] = from_wire([message], len(column.values)).values()
     present = [True] * len(column.values) if read.present is None else read.present.tolist()
@@ -115,7 +116,7 @@ def test_nan_stays_a_value_of_a_float_trait() -> None:
 )
 def test_what_would_change_is_refused_by_value(kind: int, given: Any, named: str) -> None:
     with pytest.raises((ValueError, TypeError), match=named):
-        as_column(kind, 1, given)
+        as_column(TraitForm(type=TraitType(kind)), given)
 
 
 def test_vectors_are_converted_whole_or_refused() -> None:
@@ -143,7 +144,7 @@ def test_vectors_are_converted_whole_or_refused() -> None:
         [[1, None]],
     ):
         with pytest.raises((ValueError, TypeError)):
-            as_column(FLOAT32, 2, wrong)
+            as_column(TraitForm(type=TraitType.FLOAT32, size=2), wrong)
 
 
 @pytest.mark.parametrize(

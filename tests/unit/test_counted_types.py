@@ -47,9 +47,7 @@ def by_every_way(schema: Schema, column: pa.Array, *others: Any) -> list[Any] | 
     form = schema.traits[0].form
 
     def column_of(other: Any) -> list[Any]:  # noqa: ANN401
-        return as_column(
-            form.type, 1, other, unit=form.unit, scale=form.scale, buckets=form.buckets
-        ).to_list()
+        return as_column(form, other).to_list()
 
     ways: list[Callable[[], list[Any]]] = [
         partial(stored, schema, column),

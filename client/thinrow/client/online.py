@@ -363,18 +363,13 @@ def _request(kind: type[Request], projection: Projection | str, **fields: Any) -
 def _column(trait: wire.Trait, values: Any, events: int) -> wire.Column:  # noqa: ANN401
     try:
         form = form_of(trait)
+        if form.length_max:
+            raise InputError(f"{trait.name} has lists, which the online half does not take yet.")
         if is_arrow(values):
             column = arrow_column(trait.name, values, form)
         else:
-            column = as_column(
-                form.type,
-                form.size,
-                values,
-                unit=form.unit,
-                scale=form.scale,
-                buckets=form.buckets,
-            )
-        if len(column.values) == events:
+            column = as_column(form, values)
+        if len(column) == events:
             nullable = trait.nullable or column.present is not None
             return to_wire(trait.name, trait.type, trait.vector_size, nullable, column)
     except (ValueError, TypeError, OverflowError) as error:

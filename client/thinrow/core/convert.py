@@ -6,6 +6,7 @@ converted exactly or refused.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Context, Decimal, Inexact
 from itertools import compress
@@ -28,6 +29,7 @@ UNIT_NAMES = {
     "us": "microseconds",
     "ns": "nanoseconds",
 }
+FLOATS = (float, np.floating)
 EXACT = Context(prec=100, traps=[Inexact])
 """Arithmetic of decimals that raises ArithmeticError instead of rounding."""
 
@@ -87,14 +89,15 @@ def split_absent(
 
     Args:
         given: An array or a sequence.
-        nan: True if NaN is absent, too, as where pandas stores integers as floats.
+        nan: True if NaN is absent, too, as where pandas stores integers as floats. Then floats
+            are refused from where on they skip some integers.
 
     Returns:
         The values that are there, and a mask of shape (events,) that is True where one is; None
         where all are.
 
     Raises:
-        ValueError: A vector is masked in part.
+        ValueError: A vector is masked in part, or a float may be a rounded integer.
     """
     values: Any = given
     if np.ma.isMaskedArray(given):
@@ -108,18 +111,31 @@ def split_absent(
         present = ~np.isnan(given)
     else:
         values = _as_list(given)
-        present = np.array(
-            [value is not None and not (nan and _is_nan(value)) for value in values], np.bool_
-        )
+        present = np.array([value is not None for value in values], np.bool_)
+        if nan:
+            # NaN is what differs from itself.
+            present &= [not isinstance(value, FLOATS) or value == value for value in values]
     if present.all():
         return values, None
-    if isinstance(values, np.ndarray):
-        return values[present], present
-    return list(compress(values, present)), present
+    is_array = isinstance(values, np.ndarray)
+    values = values[present] if is_array else list(compress(values, present))
+    if nan:
+        _refuse_rounded(values if is_array else [v for v in values if isinstance(v, FLOATS)])
+    return values, present
 
 
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float | np.floating) and value != value
+def _refuse_rounded(given: NDArray[Any] | list[Any]) -> None:
+    """Refuses floats of integers with gaps that may have been other integers before."""
+    values = np.asarray(given, None if len(given) else np.float64)
+    if values.dtype.kind != "f":
+        return
+    exact_below = 2.0 ** (np.finfo(values.dtype).nmant + 1)
+    rounded = np.abs(values) >= exact_below
+    if rounded.any():
+        raise ValueError(
+            f"{values[rounded][0]} is {values.dtype}, which rounds integers from "
+            f"{exact_below:.0f} on; give integers, with None or a mask where one is absent"
+        )
 
 
 def counted(given: Any, unit: str | None, scale: int | None = None) -> Any:  # noqa: ANN401
@@ -129,7 +145,7 @@ def counted(given: Any, unit: str | None, scale: int | None = None) -> Any:  # n
         given: An array or a flat sequence without absent values; others than times and decimals
             are returned as they are.
         unit: Unit of times; None where they are refused.
-        scale: Digits of decimals after the point; None to leave them as they are.
+        scale: Digits of decimals after the point; None for those of integers, whole ones.
 
     Raises:
         ValueError: A value is no whole number of the unit, or of steps.
@@ -137,18 +153,24 @@ def counted(given: Any, unit: str | None, scale: int | None = None) -> Any:  # n
     if isinstance(given, np.ndarray) and given.dtype.kind in "mM":
         return _ticks(given, unit)
     if isinstance(given, np.ndarray) and given.dtype != object:
+        if scale is not None and given.dtype.kind == "f":
+            raise ValueError(f"it has {given.dtype}, where decimals or counts of steps must be")
         return given
-    values = _as_list(given)
+    values = given if isinstance(given, list) else _as_list(given)
     kinds = set(map(type, values))
     if any(issubclass(kind, date | timedelta | np.datetime64 | np.timedelta64) for kind in kinds):
         return np.concatenate([_ticks(_time(value), unit) for value in values])
-    if scale is not None and any(issubclass(kind, Decimal | float) for kind in kinds):
-        return [_steps(value, scale) for value in values]
+    takes_steps = (Decimal, *FLOATS) if scale is not None else (Decimal,)
+    if any(issubclass(kind, takes_steps) for kind in kinds):
+        return [_steps(value, scale or 0) for value in values]
     return values
 
 
 def _time(value: object) -> NDArray[Any]:
     """Returns one time as an array of one; a moment in UTC where it has no time zone."""
+    for method in ("to_datetime64", "to_timedelta64"):  # of pandas, which has nanoseconds
+        if hasattr(value, method):
+            return np.atleast_1d(getattr(value, method)())
     if isinstance(value, datetime) and value.tzinfo is not None:
         value = value.astimezone(UTC).replace(tzinfo=None)
     array = np.atleast_1d(np.asarray(value))
@@ -161,6 +183,8 @@ def _ticks(given: NDArray[Any], unit: str | None) -> NDArray[np.int64]:
     """Converts datetime64 or timedelta64 to counts of a unit."""
     if unit is None:
         raise ValueError(f"it has {given.dtype}, for which its trait has no unit")
+    if given.dtype in ("m8[M]", "m8[Y]"):
+        raise ValueError(f"it has {given.dtype}, which has no fixed length")
     if np.isnat(given).any():
         raise ValueError("it has a time that is NaT")
     kind, unit = given.dtype.kind, unit.upper() if unit == "d" else unit
@@ -178,13 +202,14 @@ def _ticks(given: NDArray[Any], unit: str | None) -> NDArray[np.int64]:
 
 def _steps(value: object, scale: int) -> object:
     """Converts a decimal to steps; integers count steps already, and floats are no decimals."""
-    if isinstance(value, float):
+    if isinstance(value, FLOATS):
         raise ValueError(f"{value} is a float, where a decimal or a count of steps must be")
     if not isinstance(value, Decimal):
         return value
-    if not value.is_finite() or (steps := value.scaleb(scale, EXACT)) != int(steps):
-        raise ValueError(f"{value} has more digits than the scale of {scale}")
-    return int(steps)
+    with suppress(ArithmeticError):  # of more digits than EXACT has
+        if value.is_finite() and (steps := value.scaleb(scale, EXACT)) == int(steps):
+            return int(steps)
+    raise ValueError(f"{value} is no whole number of steps of a scale of {scale}")
 
 
 def _as_list(given: Any) -> list[Any]:  # noqa: ANN401

@@ -140,9 +140,14 @@ class MutableColumn:
         present = None if self.present is None else self.present[events]
         if self.offsets is None:
             return MutableColumn(self.values[events], present)
-        lengths = np.diff(self.offsets)[events]
-        elements = ranges(self.offsets[:-1][events], lengths)
-        return MutableColumn(self.values[elements], present, offsets_of(lengths))
+        if isinstance(events, slice):
+            start, stop, _ = events.indices(len(self))
+            offsets = self.offsets[start : max(start, stop) + 1]
+            first = offsets[0]
+            return MutableColumn(self.values[first : offsets[-1]], present, offsets - first)
+        starts = self.offsets[:-1][events]
+        lengths = self.offsets[1:][events] - starts
+        return MutableColumn(self.values[ranges(starts, lengths)], present, offsets_of(lengths))
 
     def to_list(self) -> list[Any]:
         """Returns Python values, None where absent."""
@@ -350,6 +355,8 @@ def integers(name: str, values: ArrayLike, length: int | None = None) -> NDArray
     """Returns an int64 array of shape (length,), or raises InputError, which names it."""
     if getattr(values, "dtype", None) == np.bool_:
         raise InputError(f"{name} must be a flat array of int64, but is a mask of bools.")
+    if getattr(getattr(values, "dtype", None), "kind", "") == "m":
+        raise InputError(f"{name} must be a flat array of int64, but has durations.")
     if isinstance(values, list | tuple):
         # An array may be of floats because its library has no integers with gaps; a list may not.
         wrong = next((value for value in values if isinstance(value, float | bool)), None)

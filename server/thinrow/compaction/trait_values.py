@@ -51,6 +51,7 @@ def to_values(column: pl.Series, trait: Trait) -> TraitValues:
         rank[order.to_numpy()] = np.arange(len(order), dtype=np.uint64)
         words = rank[encoded.indices.to_numpy()]
         return TraitValues(trait, words, present, encoded.dictionary.take(order), lengths)
+    assert not column.null_count()
     numbers = column.to_numpy().reshape(-1)
     wide = numbers.astype(np.int64 if numbers.dtype.kind == "i" else np.uint64)
     return TraitValues(trait, wide.view(np.uint64), present, lengths=lengths)

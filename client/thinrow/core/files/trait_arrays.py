@@ -58,8 +58,8 @@ def trait_array(
     takes_text = form.type is TraitType.STRING or form.buckets is not None
     if isinstance(column.type, pa.UuidType) and takes_text:
         texts = [None if one is None else str(uuid.UUID(bytes=one)) for one in _stored(column)]
-        return pa.chunked_array([pa.array(texts, pa.large_string())])
-    if isinstance(column.type, pa.BaseExtensionType):  # such as JSON
+        column = pa.chunked_array([pa.array(texts, pa.large_string())])
+    elif isinstance(column.type, pa.BaseExtensionType):  # such as JSON
         stored = [chunk.storage for chunk in column.chunks]
         column = pa.chunked_array(stored, column.type.storage_type)
     column = plain(column)
@@ -239,7 +239,7 @@ def _fitted(path: object, column: pa.ChunkedArray, name: str, kind: pa.DataType)
         raise InputError(f"{path}: {name} does not fit into {kind}: {reason}{remedy}.") from error
     if types.is_floating(kind):
         _refuse_overflow(path, column, fitted, name)
-        if types.is_integer(column.type):
+        if types.is_integer(column.type) and types.is_float16(kind):
             _refuse_other_integers(path, column, fitted, name)
     return fitted
 
@@ -320,12 +320,12 @@ def _elements(path: object, name: str, column: pa.ChunkedArray, form: TraitForm)
     chunks = []
     for chunk in column.chunks:
         values = chunk.flatten()  # of those that are not null
-        if values.null_count:
-            what = "lists; leave them out" if form.length_max else "vectors; fill them"
-            raise InputError(f"{path}: {name} has nulls inside {what}.")
-        if types.is_null(values.type):  # then all lists are empty
+        if types.is_null(values.type):  # then all lists are empty, or hold nulls
             values = values.cast(vectors.value_type)
         typed = trait_array(path, name, pa.chunked_array([values]), TraitForm(type=form.type))
+        if typed.null_count:  # NaN is one among integers
+            what = "lists; leave them out" if form.length_max else "vectors; fill them"
+            raise InputError(f"{path}: {name} has nulls inside {what}.")
         chunks.append(relisted(chunk, one_array(typed), pa.large_list(typed.type)).cast(vectors))
     return pa.chunked_array(chunks, vectors)
 

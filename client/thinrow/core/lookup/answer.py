@@ -16,7 +16,7 @@ from thinrow.core.lookup.joined_responses import JoinedResponses, joint_kinds
 from thinrow.core.pointers import bounds
 from thinrow.core.wire.request import TRUNCATIONS
 from thinrow.core.wire.widen import cast_integers
-from thinrow.core.wire.widen_jobs import Job, Views, offsets_of, run_jobs, run_of_items
+from thinrow.core.wire.widen_jobs import Job, Views, run_jobs, run_of_items
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:
@@ -161,9 +161,9 @@ class Answer:
         Returns:
             int64, shape (events + 1,), ascending from 0 to the elements of all events.
         """
-        runs = [run_of_items(np.diff(of)) for of in self._joined.element_offsets(trait)]
         offsets = np.zeros(self.events + 1, np.int64)
-        run_jobs([Job(trait, runs, offsets.dtype, self._views, offsets[1:])])
+        lengths = self._joined.list_runs(trait).lengths
+        run_jobs([Job(trait, lengths, offsets.dtype, self._views, offsets[1:])])
         return np.cumsum(offsets, out=offsets)
 
     def write(
@@ -258,10 +258,8 @@ class Answer:
         views = self._views
         if list_offsets is None:
             return views
-        # The runs' offsets one after the other, with the place of each run's first one.
-        of_runs = self._joined.element_offsets(trait)
-        first = offsets_of(np.array(list(map(len, of_runs))))[views.runs] + views.starts
-        offsets = np.concatenate(of_runs)
+        lists = self._joined.list_runs(trait)
+        offsets, first = lists.offsets, lists.firsts[views.runs] + views.starts
         return views._replace(
             starts=offsets[first],
             lengths=offsets[first + views.lengths] - offsets[first],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from thinrow import _native as native
@@ -10,7 +10,7 @@ from thinrow.core.lookup.mutable import MutableTail, is_plain
 from thinrow.core.pointers import MutableEvents
 from thinrow.core.status import Status
 from thinrow.core.wire.request import TRUNCATIONS
-from thinrow.core.wire.widen_jobs import run_of_items
+from thinrow.core.wire.widen_jobs import offsets_of, run_of_items
 from thinrow.errors import ThinRowError
 
 if TYPE_CHECKING:
@@ -23,6 +23,17 @@ if TYPE_CHECKING:
     from thinrow.core.wire.widen_jobs import Run
 
 __all__ = ["JoinedResponses", "joint_kinds"]
+
+
+class ListRuns(NamedTuple):
+    """The lists of one trait in the runs of a lookup."""
+
+    lengths: list[Run]
+    """Elements of each event's list, int64, a run for each run of elements."""
+    offsets: NDArray[np.int64]
+    """Place of each event's first element in its run, and the run's end, run after run."""
+    firsts: NDArray[np.int64]
+    """Place of each run's first one in `offsets`, and the end."""
 
 
 class JoinedResponses:
@@ -60,6 +71,7 @@ class JoinedResponses:
         self.mutable_lengths = mutable.lengths
         self._runs: dict[tuple[str, np.dtype[Any]], list[Run] | None] = {}
         self._presence_runs: dict[str, list[Run]] = {}
+        self._list_runs: dict[str, ListRuns] = {}
 
     @staticmethod
     def join(
@@ -134,10 +146,17 @@ class JoinedResponses:
             self._presence_runs[trait] = [*runs, run_of_items(present)]
         return self._presence_runs[trait]
 
-    def element_offsets(self, trait: str) -> list[NDArray[np.int64]]:
-        """Returns the place of each event's first element in the runs of a trait of lists."""
-        offsets = [response[trait].element_offsets for response in self.columns]
-        return [*offsets, self.tail(trait).element_offsets]
+    def list_runs(self, trait: str) -> ListRuns:
+        """Returns the lengths and places of the lists of a trait in its runs."""
+        if trait not in self._list_runs:
+            offsets = [response[trait].element_offsets for response in self.columns]
+            offsets.append(self.tail(trait).element_offsets)
+            self._list_runs[trait] = ListRuns(
+                [run_of_items(np.diff(of_run)) for of_run in offsets],
+                np.concatenate(offsets),
+                offsets_of(np.array(list(map(len, offsets)))),
+            )
+        return self._list_runs[trait]
 
     def tail(self, trait: str, first_code: int = 0) -> MutableTail:
         """Returns a trait of the mutable events; codes of texts start at `first_code`."""

@@ -141,24 +141,12 @@ def form_of(trait: wire.Trait) -> TraitForm:
     )
 
 
-def as_column(
-    kind: int,
-    size: int,
-    given: Any,  # noqa: ANN401 - what numpy takes
-    *,
-    unit: str | None = None,
-    scale: int | None = None,
-    buckets: int | None = None,
-) -> MutableColumn:
+def as_column(form: TraitForm, given: Any) -> MutableColumn:  # noqa: ANN401 - what numpy takes
     """Returns a column from an array, or from a sequence with None for absent values.
 
     Args:
-        kind: Number of a thinrow.v1.TraitType.
-        size: Elements of a vector, 1 for a scalar.
+        form: Form of the trait, which has no lists.
         given: An array, masked where values are absent; a sequence; or a MutableColumn.
-        unit: As of `TraitForm`.
-        scale: As of `TraitForm`.
-        buckets: As of `TraitForm`.
 
     Raises:
         ValueError: A value would change as one of this type.
@@ -171,23 +159,24 @@ def as_column(
             is_array = isinstance(values, np.ndarray)
             values = values[present] if is_array else list(compress(values, present))
     else:
-        values, present = split_absent(given, nan=TraitType(kind).is_integer and size == 1)
-    if TraitType(kind).is_integer and size == 1:
-        values = counted(values, unit, scale)
-    if buckets is not None:
-        values = _codes(values, buckets)
-    if kind == TraitType.STRING:
+        values, present = split_absent(given, nan=form.type.is_integer and form.size == 1)
+    dtype = BATCH_DTYPES[form.type]
+    if form.type.is_integer and form.size == 1:
+        values = counted(values, form.unit, form.scale)
+    if form.buckets is not None:
+        values = _codes(values, form.buckets)
+    if form.type is TraitType.STRING:
         array = texts(values)
-    elif size > 1:
-        array = exact_rows(values, BATCH_DTYPES[kind], size)
+    elif form.size > 1:
+        array = exact_rows(values, dtype, form.size)
     else:
-        array = exact(values, BATCH_DTYPES[kind])
+        array = exact(values, dtype)
         if array.ndim != 1:
             raise ValueError(f"it has the shape {array.shape}, but must have (events,)")
     if present is None:
         return MutableColumn(array)
     scattered = np.zeros((len(present), *array.shape[1:]), array.dtype)
-    if kind == TraitType.STRING:
+    if form.type is TraitType.STRING:
         scattered[:] = ""
     scattered[present] = array
     return MutableColumn(scattered, present)
