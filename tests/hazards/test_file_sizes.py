@@ -36,6 +36,8 @@ def write(path, columns, **options):
 """
 )
 READ = """
+from thinrow.core.files.arrow import load_pyarrow
+load_pyarrow()  # whose libraries take more memory than what reads a file
 from thinrow.core.files import parquet_sizes
 parquet_sizes.GROUP_BYTES_MAX = 64 << 20  # so that the files of this test need not be larger
 """

@@ -6,6 +6,8 @@ import pyarrow as pa
 
 MAKE = """
 import numpy as np, pyarrow as pa
+from thinrow.core.files.arrow import load_pyarrow
+load_pyarrow()  # whose libraries take more memory than what reads a message
 from thinrow.core.files.message import decode_thin_rows, split_thin_rows
 
 def rows(count=1):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from thinrow.core.runs import offsets_of, ranges
 from thinrow.core.traits import length_bytes
 from thinrow.errors import StoreCorruptError
 from thinrow.schema import Trait, TraitType
-from thinrow.store.narrow import WIDTHS, NarrowBlocks, ranges, starts_of
+from thinrow.store.narrow import WIDTHS, NarrowBlocks
 from thinrow.store.stripe import (
     CATEGORY_BYTES,
     COLUMN,
@@ -83,7 +84,7 @@ class StripeSet:
     def __init__(self, stripes: Sequence[bytes]) -> None:
         self.buffer = np.frombuffer(b"".join(stripes), dtype=np.uint8)
         lengths = np.fromiter(map(len, stripes), dtype=np.int64, count=len(stripes))
-        self.starts = starts_of(lengths)[:-1]
+        self.starts = offsets_of(lengths)[:-1]
         if len(lengths) and int(lengths.min()) < HEADER.itemsize:
             raise StoreCorruptError("A stripe has no header.")
         header = self._records(self.starts, HEADER, 1)[:, 0]
@@ -183,7 +184,7 @@ class StripeSet:
         lists = [
             every[begin:end] if end > begin else np.zeros(size, np.int64)
             for (begin, end), size in zip(
-                pairwise(starts_of(stored).tolist()), (first + counts).tolist(), strict=True
+                pairwise(offsets_of(stored).tolist()), (first + counts).tolist(), strict=True
             )
         ]
         within = [part[skipped:] for part, skipped in zip(lists, first, strict=True)]
@@ -212,11 +213,11 @@ class StripeSet:
             starts = self.starts[stripe[some]] + record["bitmap"][some]
             data = np.frombuffer(joined(self.buffer, starts, lengths), dtype=np.uint8)
             bits = np.unpackbits(data, bitorder="little").view(np.bool_)
-            rank = starts_of(bits.view(np.int8))
-            bit = 8 * starts_of(lengths)[:-1]
+            rank = offsets_of(bits.view(np.int8))
+            bit = 8 * offsets_of(lengths)[:-1]
             value_first[some] = rank[bit + first[some]] - rank[bit]
             value_counts[some] = rank[bit + first[some] + counts[some]] - rank[bit + first[some]]
-            within = ranges(starts_of(counts)[:-1][some], counts[some])
+            within = ranges(offsets_of(counts)[:-1][some], counts[some])
             present[within] = bits[ranges(bit + first[some], counts[some])]
         return value_first, value_counts, present
 
@@ -238,7 +239,7 @@ class StripeSet:
         # A stripe from before the trait was added has one text, the default.
         stored = record["dictionary_count"].astype(np.int64)
         entry_counts = np.where(has[used], stored, int(is_text))
-        entry_starts = starts_of(entry_counts)
+        entry_starts = offsets_of(entry_counts)
         indexes = np.repeat(is_text | (entry_counts[place] > 0), slices.blocks.counts)
         bounds = np.repeat(entry_counts[place], slices.blocks.counts)[indexes]
         if (words[indexes] >= bounds.view(np.uint64)).any():

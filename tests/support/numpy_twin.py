@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from support.numpy_stripes import StripeSet, by_width
 from thinrow.access.projection import wire_type
+from thinrow.core.runs import offsets_of, ranges
 from thinrow.core.status import Status
 from thinrow.core.traits import length_bytes
 from thinrow.errors import StoreCorruptError
@@ -21,7 +22,7 @@ from thinrow.store.directory import NEVER_TS
 from thinrow.store.hashing import close_digest, event_digests
 from thinrow.store.history import PointerBatch, Selection, Truncation, bisect_left
 from thinrow.store.keys import pack_keys
-from thinrow.store.narrow import narrow, ranges, starts_of
+from thinrow.store.narrow import narrow
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class NumpyPlan:
         # Every stripe of every user gets a place on one line: searches become one searchsorted.
         stripe_counts = np.diff(directories.starts)
         self.stripe_user = np.repeat(np.arange(len(self.user_ids)), stripe_counts)
-        self.user_places = starts_of(directories.event_counts)
+        self.user_places = offsets_of(directories.event_counts)
         self.stripe_places = directories.stripe_ordinals + self.user_places[:-1][self.stripe_user]
         self.stripe_ends = directories.stripe_ends
 
@@ -259,7 +260,7 @@ class NumpyPlan:
         counts = events.event_counts[rows]
         decoded = events.words(VISIBLE_TS, rows, np.zeros_like(rows), counts)
         visible = decoded.words.view(np.int64)
-        starts = starts_of(counts)
+        starts = offsets_of(counts)
         ascends = np.ones(len(visible), dtype=np.bool_)
         ascends[1:] = visible[1:] >= visible[:-1]
         ascends[starts[:-1]] = visible[starts[:-1]] == self.directories.stripe_ts[self.cuts]
@@ -325,7 +326,7 @@ class NumpyPlan:
         terms = event_digests(ranges(self.directories.stripe_ordinals[cut], longest), fields)
         total = np.zeros(len(terms) + 1, dtype=np.uint64)
         np.cumsum(terms, out=total[1:])
-        first = starts_of(longest)[place]
+        first = offsets_of(longest)[place]
         sums: NDArray[np.uint64] = self.directories.stripe_sums[newest] + total[first + counts]
         return sums - total[first]
 
@@ -372,7 +373,7 @@ def lay_out(plan: NumpyPlan, selection: Selection) -> Run:
     segment = np.argsort(rank, kind="stable")[segment]
     segment_begin = begin[order][opens][rank]
     segment_end = reach[np.append(np.flatnonzero(opens)[1:], len(order)) - 1][rank]
-    run_starts = starts_of(segment_end - segment_begin)
+    run_starts = offsets_of(segment_end - segment_begin)
     view_starts[examples] = begin - segment_begin[segment] + run_starts[segment]
 
     first_stripe = np.searchsorted(plan.stripe_places, segment_begin, side="right") - 1
@@ -457,5 +458,5 @@ def value_counts(run: Run, counts: NDArray[Any] | None) -> NDArray[np.int64]:
     """Values of each block, from those of each event; None: each has one."""
     if counts is None:
         return run.counts
-    before = starts_of(counts.view(np.int8) if counts.dtype == np.bool_ else counts)
-    return np.diff(before[starts_of(run.counts)])
+    before = offsets_of(counts.view(np.int8) if counts.dtype == np.bool_ else counts)
+    return np.diff(before[offsets_of(run.counts)])

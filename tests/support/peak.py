@@ -15,8 +15,9 @@ STATUS = Path("/proc/self/status")
 MEASURE = """
 import json, os, sys
 sys.path.insert(0, {tests!r})
-from support.peak import peak_bytes
+from support.peak import forget_peak, peak_bytes
 {prelude}
+forget_peak()
 before = peak_bytes()
 try:
     outcome = repr(eval({call!r}))
@@ -44,6 +45,11 @@ def peak_bytes() -> int:
     """
     [line] = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
+
+
+def forget_peak() -> None:
+    """Sets the peak back to the memory that this process has now (proc(5), clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_of(call: str, prelude: str, stdin: str | None = None) -> Peak:

@@ -56,6 +56,7 @@ def stored(kind: int, given: Any, size: int = 1) -> list[Any]:
         (FLOAT64, [1, 2.5, None], [1.0, 2.5, None]),
         (FLOAT16, np.array([2.5], ">f8"), [2.5]),
         (INT64, np.array([42.0]), [42]),
+        (INT64, [], []),
         (INT64, np.array([258], ">i8"), [258]),
         (INT64, np.arange(6)[::2], [0, 2, 4]),
         (INT64, np.array([7], np.uint8), [7]),

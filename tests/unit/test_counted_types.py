@@ -6,6 +6,7 @@ from datetime import date
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.paths import DOCS
-from thinrow.core.codes import BUCKETS_MAX
+from thinrow.core.codes import BUCKETS_MAX, bucket_codes
 from thinrow.core.files.trait_arrays import arrow_column
 from thinrow.core.traits import NS_PER_UNIT
 from thinrow.core.wire.columns import as_column
@@ -99,6 +100,78 @@ def test_decimals_are_counted_exactly_or_refused(digits: int, given_scale: int, 
     wide = pa.array([value, None], pa.decimal256(50, given_scale))
     for each in (column, wide):
         assert by_every_way(schema, each, [value, None]) == ([steps, None] if fits else None)
+
+
+def test_floats_are_no_steps_by_any_way() -> None:
+    schema = declared('type = "int64", scale = 2')
+    for dtype in (np.float16, np.float32, np.float64):
+        floats = np.array([1.0, 2.0], dtype)
+        given = (floats, floats.tolist(), list(floats), floats.astype(object))
+        assert by_every_way(schema, pa.array(floats), *given) is None
+    digits = [Decimal("1." + "1" * 120)]
+    with pytest.raises(ValueError, match="no whole number of steps"):
+        as_column(schema.traits[0].form, digits)
+
+
+def test_whole_decimals_are_integers() -> None:
+    column = pa.array([Decimal(2), None], pa.decimal128(10, 0))
+    assert by_every_way(declared('type = "int64"'), column, [Decimal(2), None]) == [2, None]
+    half = pa.array([Decimal("2.5")])
+    assert by_every_way(declared('type = "int64"'), half, [Decimal("2.5")]) is None
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_nanoseconds_of_pandas_are_kept(whole: bool) -> None:
+    pandas = pytest.importorskip("pandas")
+    ns = 1_700_000_000_000_000_000 + (1_000_000 if whole else 1)
+    moments = pandas.Series(pandas.to_datetime([ns, ns]))
+    spans = pandas.Series(pandas.to_timedelta([ns, ns]))
+    for series in (moments, spans):
+        column = pa.array(series)
+        for unit in ("ns", "ms"):
+            schema = declared(f'type = "int64", unit = "{unit}"')
+            expected = [ns if unit == "ns" else ns // 10**6] * 2
+            found = by_every_way(schema, column, series, series.to_numpy(), list(series))
+            assert found == (expected if whole or unit == "ns" else None)
+
+
+def test_spans_without_a_fixed_length_are_refused() -> None:
+    form = declared('type = "int64", unit = "s"').traits[0].form
+    for kind in ("m8[M]", "m8[Y]"):
+        with pytest.raises(ValueError, match="no fixed length"):
+            as_column(form, np.array([1], kind))
+
+
+def test_gaps_hide_no_rounded_integer() -> None:
+    """pandas stores integers with gaps as floats, from 2^53 on rounded."""
+    schema = declared('type = "int64"')
+    large = [float(2**53), None]
+    floats = np.array([2.0**53, np.nan])
+    assert by_every_way(schema, pa.array(large), floats, floats.tolist(), list(floats)) is None
+    small = np.array([2.0**53 - 1, np.nan])
+    expected = [2**53 - 1, None]
+    assert by_every_way(schema, pa.array(small), small, small.tolist(), list(small)) == expected
+
+
+def test_nothing_absent_hides_in_a_list() -> None:
+    for line in ('type = "list<int64>", length_max = 4', 'type = "int64", size = 2'):
+        lists = pa.array([[1.0, float("nan")], [-3.0, 4.0]])
+        with pytest.raises(InputError, match=r"nulls inside|the schema says"):
+            stored(declared(line), lists)
+    whole = pa.array([[1.0], [-3.0, 2.0]])
+    assert stored(declared('type = "list<int64>", length_max = 4'), whole) == [[1], [-3, 2]]
+
+
+def test_uuids_have_codes_and_stand_in_lists() -> None:
+    ids = [bytes(range(16)), bytes(16)]
+    texts = [str(UUID(bytes=one)) for one in ids]
+    column = pa.array(ids, pa.uuid())
+    codes = coded('type = "string", codes = { buckets = 10 }')
+    assert stored(codes, column) == bucket_codes(texts, 10).tolist()
+    assert arrow_column("x", column, codes.traits[0].form).to_list() == stored(codes, column)
+    lists = pa.ListArray.from_arrays([0, 2, 2], column)
+    schema = declared('type = "list<string>", length_max = 4')
+    assert stored(schema, lists) == [texts, []]
 
 
 def test_integers_are_counts_already() -> None:

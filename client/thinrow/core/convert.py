@@ -112,9 +112,8 @@ def split_absent(
     else:
         values = _as_list(given)
         present = np.array([value is not None for value in values], np.bool_)
-        if nan:
-            # NaN is what differs from itself.
-            present &= [not isinstance(value, FLOATS) or value == value for value in values]
+        if nan:  # which is what differs from itself
+            present &= np.array([not isinstance(v, FLOATS) or v == v for v in values], np.bool_)
     if present.all():
         return values, None
     is_array = isinstance(values, np.ndarray)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from thinrow.core.convert import counted, exact, mask
-from thinrow.core.wire.widen_jobs import offsets_of, ranges
+from thinrow.core.runs import offsets_of, ranges
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:

@@ -8,12 +8,24 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BATCH_DTYPES", "NS_PER_UNIT", "SCALE_MAX", "TraitForm", "TraitType", "length_bytes"]
+__all__ = [
+    "BATCH_DTYPES",
+    "LIST_LENGTH_MAX",
+    "NS_PER_UNIT",
+    "SCALE_MAX",
+    "VECTOR_SIZE_MAX",
+    "TraitForm",
+    "TraitType",
+    "length_bytes",
+]
 
 NS_PER_UNIT = {"d": 86_400 * 10**9, "s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 """Units of times, by length."""
 SCALE_MAX = 18
 """Limit on the digits after the point: an int64 has no more."""
+VECTOR_SIZE_MAX = 4096
+LIST_LENGTH_MAX = 4096
+"""Limit on the limit that a schema gives the lists of a trait."""
 
 
 class TraitType(IntEnum):

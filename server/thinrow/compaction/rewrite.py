@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 from thinrow.compaction.trait_values import digest_fields_of, to_series, to_values
+from thinrow.core.runs import offsets_of, ranges
 from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS
 from thinrow.store.directory import (
     NEVER_TS,
@@ -22,7 +23,6 @@ from thinrow.store.directory import (
 from thinrow.store.hashing import event_digests
 from thinrow.store.history import bisect_left
 from thinrow.store.keys import pack_keys
-from thinrow.store.narrow import ranges, starts_of
 from thinrow.store.stripe import STRIPE_EVENTS_MAX, decode_stripes, encode_stripes
 from thinrow.store.striping import cut_stripes
 
@@ -117,7 +117,7 @@ def rewrite_users(
     place = _places(stripe_run) - np.where(stripe_run % 2 == TAIL, unchanged[stripe_run // 2], 0)
     stripe_run, stripe_sizes = stripe_run[place >= 0], stripe_sizes[place >= 0]
     place = place[place >= 0]
-    first_rows = starts_of(stripe_sizes)[:-1]
+    first_rows = offsets_of(stripe_sizes)[:-1]
     low, high = old.starts[:-1], old.starts[1:]
     run_numbers = old.first_stripe[:, None] + np.stack(
         [np.maximum(cut - low, 0), np.where(tail >= 0, tail, high) - low], axis=1
@@ -238,7 +238,7 @@ def _unchanged(
     sizes = (old.stripe_ends - old.stripe_ordinals)[chosen]
     events = np.bincount(user, sizes, len(tail)).astype(np.int64)
     runs, new_sizes = cut_stripes(np.zeros_like(tail), events + fresh_counts, STRIPE_EVENTS_MAX)
-    new_starts = starts_of(np.bincount(runs // 2, minlength=len(tail)))
+    new_starts = offsets_of(np.bincount(runs // 2, minlength=len(tail)))
     place = _places(user)
     there = np.minimum(new_starts[user] + place, new_starts[user + 1] - 1)
     differs = (new_starts[user] + place > there) | (new_sizes[there] != sizes)
@@ -269,7 +269,7 @@ def _running_sums(
     total = np.zeros(len(rows) + 1, dtype=np.uint64)
     np.cumsum(event_digests(rows["ordinal"].to_numpy(), fields), out=total[1:])
     run = rows["run"].to_numpy()
-    starts = starts_of(np.bincount(run, minlength=len(run_sums)))
+    starts = offsets_of(np.bincount(run, minlength=len(run_sums)))
     before = total[:-1] + (run_sums - total[starts[:-1]])[run]
     return before, run_sums + total[starts[1:]] - total[starts[:-1]]
 
@@ -320,7 +320,7 @@ def _new_directories(
     user = np.concatenate([part.user for part in stripes])
     number = np.concatenate([part.number for part in stripes])
     order = np.lexsort([number, user])
-    starts = starts_of(np.bincount(user, minlength=len(fresh_counts)))
+    starts = offsets_of(np.bincount(user, minlength=len(fresh_counts)))
     first_stripe = old.first_stripe + np.diff(old.starts)
     has = np.diff(starts) > 0
     first_stripe[has] = number[order][starts[:-1][has]]

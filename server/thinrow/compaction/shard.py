@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 from thinrow.compaction.rewrite import RewritePlan, Rewritten, rewrite_users
+from thinrow.core.runs import ranges
 from thinrow.events.order import (
     Cuts,
     ordered,
@@ -24,7 +25,6 @@ from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_ID, VISIBLE_TS
 from thinrow.store.directory import NEVER_TS, parse_directories
 from thinrow.store.history import bisect_left
 from thinrow.store.keys import USER_BYTES, group_and_stripe, pack_keys
-from thinrow.store.narrow import ranges
 from thinrow.store.shard import Shard, ShardWriter
 from thinrow.store.stripe import STRIPE_EVENTS_MAX, decode_stripes
 

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+from thinrow.core.runs import offsets_of
 from thinrow.events.canonical import canonical_type
 from thinrow.schema import EVENT_ID, EVENT_TS, VISIBLE_TS, TraitType
 from thinrow.store.digest import digest_fields
-from thinrow.store.narrow import starts_of
 from thinrow.store.stripe import TraitValues
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def to_series(values: TraitValues, events: int) -> pl.Series:
     items = pa.FixedSizeListArray.from_arrays(flat, trait.size) if trait.size > 1 else flat
     if values.lengths is not None:
         null = None if values.present is None else pa.array(~values.present)
-        items = pa.LargeListArray.from_arrays(starts_of(values.lengths), flat, mask=null)
+        items = pa.LargeListArray.from_arrays(offsets_of(values.lengths), flat, mask=null)
     elif values.present is not None:
         place = np.cumsum(values.present) - 1
         items = items.take(pa.array(place, mask=~values.present))

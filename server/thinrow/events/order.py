@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from thinrow.core.runs import offsets_of
 from thinrow.errors import UsageError
 from thinrow.events.canonical import FINER_NS
 from thinrow.schema import TraitType
-from thinrow.store.narrow import starts_of
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _list_ranks(column: pl.Series, trait: Trait) -> NDArray[np.int64]:
     elements = column.filter(pl.Series(lengths > 0)).explode()
     # Elements are never null, so that the key that says so is left out.
     _, keys = _trait_keys(elements, replace(trait, length_max=0))
-    ranks, starts = keys.tolist(), starts_of(lengths).tolist()
+    ranks, starts = keys.tolist(), offsets_of(lengths).tolist()
     lists = [tuple(ranks[first:last]) for first, last in pairwise(starts)]
     place = {elements: number for number, elements in enumerate(sorted(set(lists)))}
     return np.array([place[elements] for elements in lists], np.int64)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 from thinrow.core.files.parquet import open_parquet
+from thinrow.core.runs import offsets_of
 from thinrow.events.canonical import canonical_schema, read_events
 from thinrow.events.time_columns import TimeSpan
 from thinrow.store.hashing import shard_of
-from thinrow.store.narrow import starts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,7 +82,7 @@ def split_events(
                 # Numbers of two bytes are sorted in one pass.
                 order = np.argsort(owners.astype(np.uint16), kind="stable")
                 by_shard = table.take(pa.array(order))
-                bounds = starts_of(np.bincount(owners, minlength=shards)).tolist()
+                bounds = offsets_of(np.bincount(owners, minlength=shards)).tolist()
                 for shard, (first, last) in enumerate(pairwise(bounds)):
                     if first < last:
                         writers[shard].write_table(by_shard.slice(first, last - first))

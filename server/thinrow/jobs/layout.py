@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from thinrow.core.runs import offsets_of, ranges
 from thinrow.errors import InputError
 from thinrow.jobs.blank import blank_values, equal_values
 from thinrow.jobs.config import FatLayoutConfig
-from thinrow.store.narrow import ranges, starts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,7 +87,7 @@ class FatLayout(FatLayoutConfig):
         times = lists.columns.get(EVENT_TS)
         if times is not None and times.null_count and self.padding != "none":
             is_null = times.is_null().to_numpy(zero_copy_only=False)
-            begins = starts_of(lists.lengths)[:-1]
+            begins = offsets_of(lists.lengths)[:-1]
             right = _runs(is_null, begins, lists.lengths, left=False)
             at_right = bool(((right > 0) & (right < lists.lengths)).any())
             side = "right" if at_right != (self.order == "newest-first") else "left"
@@ -111,7 +111,7 @@ class FatLayout(FatLayoutConfig):
             _require_equal(path, counts, user_ids, request_ts)
             if self.order != "newest-first":
                 return Lists(flat, lengths)
-        begins = {name: starts_of(count)[:-1] for name, count in counts.items()}
+        begins = {name: offsets_of(count)[:-1] for name, count in counts.items()}
         if self._pads:
             for name, count in counts.items():
                 excess = count - lengths
@@ -232,7 +232,7 @@ class LayoutTally:
     ) -> None:
         lengths = lists.lengths
         self.longest = max(self.longest, int(lengths.max(initial=0)))
-        begins = starts_of(lengths)[:-1]
+        begins = offsets_of(lengths)[:-1]
         filled = np.flatnonzero(lengths > 0)
         edges = np.unique(np.append(begins[filled], begins[filled] + lengths[filled] - 1))
         is_plausible = np.repeat(

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from thinrow.client import Batch, read_thin_rows, row_count
 from thinrow.core.files.paths import data_files
+from thinrow.core.runs import offsets_of
 from thinrow.core.status import status_name
 from thinrow.errors import InputError
 from thinrow.events.canonical import check_output
-from thinrow.store.narrow import starts_of
 from thinrow.store.shard import storage_error
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -168,7 +168,7 @@ def to_lists(batch: Batch, trait: str) -> pa.ChunkedArray:
     if trait in batch.strings:
         kind = pa.string() if flat is values else pa.list_(pa.string())
         lengths = pc.fill_null(pc.binary_length(flat), 0).to_numpy()
-        bounds = text_bounds(trait, starts_of(lengths)[ends])
+        bounds = text_bounds(trait, offsets_of(lengths)[ends])
     lists = []
     for first, last in pairwise(bounds):
         offsets = batch.offsets[first : last + 1]

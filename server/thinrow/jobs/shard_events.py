@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+from thinrow.core.runs import ranges
 from thinrow.events.order import ordered, without_duplicates
 from thinrow.jobs.thin_rows import mutable_column
 from thinrow.store.history import bisect_left
-from thinrow.store.narrow import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

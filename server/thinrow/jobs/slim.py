@@ -23,6 +23,7 @@ from thinrow.core.files.arrow import conformed_batch, joint_schema, uih_type
 from thinrow.core.files.lean import LeanRows
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.paths import data_files
+from thinrow.core.runs import offsets_of, ranges
 from thinrow.errors import InputError
 from thinrow.events.canonical import (
     FINER_NS,
@@ -56,7 +57,6 @@ from thinrow.jobs.thin_rows import (
 )
 from thinrow.schema import parse_schema, to_stored
 from thinrow.store.hashing import file_fingerprint, shard_of
-from thinrow.store.narrow import ranges, starts_of
 from thinrow.store.shard import storage_error
 
 if TYPE_CHECKING:
@@ -234,13 +234,13 @@ class _Run:
         del batches
         owners = shard_of(user_ids, self.partitions)
         order = np.argsort(owners, kind="stable")
-        row_bounds = starts_of(np.bincount(owners, minlength=self.partitions))
+        row_bounds = offsets_of(np.bincount(owners, minlength=self.partitions))
         rows = pa.table([order, user_ids[order], request_ts[order], lengths[order]], schema=ROWS)
-        key_bounds = starts_of(lengths[order])[row_bounds]
-        keys = keys[ranges(starts_of(lengths)[:-1][order], lengths[order])]
+        key_bounds = offsets_of(lengths[order])[row_bounds]
+        keys = keys[ranges(offsets_of(lengths)[:-1][order], lengths[order])]
         owners = shard_of(events["user_id"].to_numpy(), self.partitions)
         events = events[np.argsort(owners, kind="stable")]
-        event_bounds = starts_of(np.bincount(owners, minlength=self.partitions))
+        event_bounds = offsets_of(np.bincount(owners, minlength=self.partitions))
         write_batches(folder / "rows.arrow", rows, row_bounds)
         write_batches(folder / "keys.arrow", pa.table([keys], schema=KEYS), key_bounds)
         write_batches(
@@ -299,7 +299,7 @@ class _Run:
                 writer.write_table(written)
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
-        bounds = starts_of(np.bincount(piece_of, minlength=len(parts)))
+        bounds = offsets_of(np.bincount(piece_of, minlength=len(parts)))
         with (
             pa.OSFile(str(folder / "rows.arrow"), "wb") as sink,
             pa.ipc.new_file(sink, self._thin_schema(), options=LZ4) as writer,

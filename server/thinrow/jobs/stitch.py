@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 from thinrow.compaction.trait_values import digest_fields_of
+from thinrow.core.runs import offsets_of, ranges
 from thinrow.events.canonical import FINER_NS
 from thinrow.events.order import ordered
 from thinrow.events.time_columns import TimeSpan
@@ -29,7 +30,6 @@ from thinrow.jobs.disagreements import find_disagreements
 from thinrow.jobs.facts import HIGHEST_TS, Facts
 from thinrow.store.hashing import close_digest, event_digests
 from thinrow.store.history import bisect_left
-from thinrow.store.narrow import ranges, starts_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,7 +66,7 @@ class FatRows:
         """Rows by user and time, and the earlier position of each."""
         order = np.lexsort([self.request_ts, self.user_ids])
         lengths = self.lengths[order]
-        starts = starts_of(self.lengths)[:-1]
+        starts = offsets_of(self.lengths)[:-1]
         rows = FatRows(
             user_ids=self.user_ids[order],
             request_ts=self.request_ts[order],
@@ -97,7 +97,7 @@ class Stitched:
         """
         self.rows, self.schema, self.cadence = rows, schema, cadence
         self.last_request_ts = last_request_ts
-        self.starts = starts_of(rows.lengths)
+        self.starts = offsets_of(rows.lengths)
         self.row_of = np.repeat(np.arange(len(rows.lengths)), rows.lengths)
         codes = pl.DataFrame({"key": rows.keys}).join(
             rows.events.select("key").with_row_index("code"),

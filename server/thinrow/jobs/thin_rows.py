@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from thinrow.core.files.arrow import mutable_type, uih_type
+from thinrow.core.runs import offsets_of
 from thinrow.events.canonical import canonical_type, from_canonical, user_ids
 from thinrow.events.time_columns import TimeReader
-from thinrow.store.narrow import starts_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +77,7 @@ def mutable_column(events: pl.DataFrame, counts: NDArray[np.int64], schema: Sche
     snapshots = pa.StructArray.from_arrays(
         [columns.column(field.name).combine_chunks() for field in fields], fields=fields
     )
-    return pa.ListArray.from_arrays(pa.array(starts_of(counts), pa.int32()), snapshots, type=kind)
+    return pa.ListArray.from_arrays(pa.array(offsets_of(counts), pa.int32()), snapshots, type=kind)
 
 
 def uih_column(

@@ -14,6 +14,7 @@ from thinrow.core.files.nested import split_name, with_fields
 from thinrow.core.files.parquet import joined_batches, open_parquet
 from thinrow.core.files.paths import DataFile, data_files
 from thinrow.core.files.trait_arrays import trait_array
+from thinrow.core.runs import offsets_of
 from thinrow.core.status import status_name
 from thinrow.core.wire.columns import form_of
 from thinrow.errors import InputError
@@ -23,7 +24,6 @@ from thinrow.jobs.fat import WRITTEN, history_lists, is_list
 from thinrow.jobs.layout import FatLayout, LayoutTally
 from thinrow.jobs.materialize import STATUS_COLUMN, stream_rows, to_arrow
 from thinrow.jobs.same_values import IncomparableError, differing
-from thinrow.store.narrow import starts_of
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _laid_out(
         tally.add(lists, event_ts.fill_null(0).to_numpy(), users.to_numpy(), times.to_numpy())
         tally.check_times(path)
     if converts:
-        offsets = pa.array(starts_of(lists.lengths), pa.int64())
+        offsets = pa.array(offsets_of(lists.lengths), pa.int64())
         for trait, column in columns.items():
             converted = pa.LargeListArray.from_arrays(
                 offsets, lists.columns[trait], mask=column.is_null()

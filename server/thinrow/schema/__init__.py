@@ -1,14 +1,12 @@
 """Feature groups and traits: what an event consists of."""
 
-from thinrow.core.traits import TraitType
+from thinrow.core.traits import LIST_LENGTH_MAX, VECTOR_SIZE_MAX, TraitType
 from thinrow.schema.evolution import GROUP_NUMBERS, TRAIT_NUMBERS, evolve
 from thinrow.schema.groups import DIRECTORY_GROUP, EVENT_GROUP, FIRST_GROUP, FeatureGroup, Schema
 from thinrow.schema.stored import from_stored, to_stored
 from thinrow.schema.toml_file import (
     GROUPS_MAX,
-    LIST_LENGTH_MAX,
     TRAITS_MAX,
-    VECTOR_SIZE_MAX,
     parse_schema,
     read_schema,
 )

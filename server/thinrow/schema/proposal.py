@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 from thinrow.core.files.arrow import is_list_of_any_length, plain_type, shown_type
-from thinrow.core.traits import SCALE_MAX
+from thinrow.core.traits import LIST_LENGTH_MAX, SCALE_MAX, VECTOR_SIZE_MAX
 from thinrow.errors import InputError
-from thinrow.schema.toml_file import LIST_LENGTH_MAX, VECTOR_SIZE_MAX
 from thinrow.schema.traits import LABELS, LIST_LABELS, RESERVED, is_trait_name
 
 if TYPE_CHECKING:

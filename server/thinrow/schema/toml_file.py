@@ -27,7 +27,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from thinrow.core.codes import BUCKETS_MAX
 from thinrow.core.files.io_errors import failure_reason
-from thinrow.core.traits import NS_PER_UNIT, SCALE_MAX, TraitType
+from thinrow.core.traits import (
+    LIST_LENGTH_MAX,
+    NS_PER_UNIT,
+    SCALE_MAX,
+    VECTOR_SIZE_MAX,
+    TraitType,
+)
 from thinrow.errors import SchemaError
 from thinrow.schema.groups import FIRST_GROUP, FeatureGroup, Schema
 from thinrow.schema.traits import (
@@ -46,17 +52,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GROUPS_MAX",
-    "LIST_LENGTH_MAX",
     "TRAITS_MAX",
-    "VECTOR_SIZE_MAX",
     "parse_schema",
     "read_schema",
 ]
 
 GROUPS_MAX = 200
 TRAITS_MAX = 4096
-VECTOR_SIZE_MAX = 4096
-LIST_LENGTH_MAX = 4096
 KEYS = {"codes", "default", "key", "length_max", "scale", "size", "sparse", "type", "unit"}
 
 

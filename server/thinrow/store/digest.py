@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
+from thinrow.core.runs import offsets_of
 from thinrow.store.hashing import fold
-from thinrow.store.narrow import starts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ def digest_fields(
 
 def _list_words(words: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
     """One word of each event's list, which depends on its length and on every element."""
-    made, starts = lengths.astype(np.uint64), starts_of(lengths)[:-1]
+    made, starts = lengths.astype(np.uint64), offsets_of(lengths)[:-1]
     longer = np.arange(len(lengths))
     for place in range(int(lengths.max(initial=0))):
         longer = longer[lengths[longer] > place]

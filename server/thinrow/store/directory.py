@@ -12,8 +12,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+from thinrow.core.runs import offsets_of
 from thinrow.errors import StoreCorruptError
-from thinrow.store.narrow import starts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,7 +102,7 @@ def parse_directories(values: Sequence[bytes | None]) -> Directories:
     if (lengths % row_bytes).any() or (lengths < HEADER_ROWS * row_bytes).any():
         raise StoreCorruptError("A directory has an impossible length.")
     rows = np.frombuffer(b"".join(known), dtype="<i8").reshape(-1, ROW_WORDS)
-    row_starts = starts_of(lengths // row_bytes)
+    row_starts = offsets_of(lengths // row_bytes)
     header_rows = row_starts[:-1, None] + np.arange(HEADER_ROWS)
     header = rows[header_rows].reshape(len(values), HEADER_ROWS * ROW_WORDS)
     if (header[:, _FORMAT] != _FORMAT_NUMBER).any():
@@ -127,7 +127,7 @@ def encode_directories(directories: Directories) -> list[bytes]:
     """The inverse of :func:`parse_directories`, for known users."""
     users = len(directories.event_counts)
     counts = np.diff(directories.starts)
-    row_starts = starts_of(counts + HEADER_ROWS)
+    row_starts = offsets_of(counts + HEADER_ROWS)
     rows = np.zeros((row_starts[-1], ROW_WORDS), dtype="<i8")
     header = np.zeros((users, HEADER_ROWS * ROW_WORDS), dtype="<i8")
     header[:, _FORMAT] = _FORMAT_NUMBER

@@ -8,9 +8,10 @@ block is a slice of its bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from thinrow.core.runs import offsets_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,8 +20,6 @@ __all__ = [
     "WIDTHS",
     "NarrowBlocks",
     "narrow",
-    "ranges",
-    "starts_of",
 ]
 
 WIDTHS = (1, 2, 4, 8)
@@ -46,19 +45,6 @@ class NarrowBlocks:
         return self.counts * self.widths
 
 
-def starts_of(counts: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """Returns the start of each of several runs, and the end of the last: shape (runs + 1,)."""
-    starts = np.zeros(len(counts) + 1, dtype=np.int64)
-    np.cumsum(counts, out=starts[1:])
-    return starts
-
-
-def ranges(first: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The integers of several ranges, one range after the other."""
-    starts = starts_of(counts)
-    return np.arange(starts[-1]) + np.repeat(first - starts[:-1], counts)
-
-
 def narrow(
     words: NDArray[np.uint64], counts: NDArray[np.int64]
 ) -> tuple[NarrowBlocks, NDArray[np.uint8]]:
@@ -68,7 +54,7 @@ def narrow(
     full = counts > 0
     if full.any():
         signed = words.view(np.int64)
-        starts = starts_of(counts)[:-1][full]
+        starts = offsets_of(counts)[:-1][full]
         lowest = np.minimum.reduceat(signed, starts)
         span = np.maximum.reduceat(signed, starts).view(np.uint64) - lowest.view(np.uint64)
         bases[full] = lowest
@@ -76,7 +62,7 @@ def narrow(
             [span == 0, span < 1 << 8, span < 1 << 16, span < 1 << 32], [0, 1, 2, 4], 8
         )
     lengths = counts * widths
-    blocks = NarrowBlocks(bases, widths, counts, starts_of(lengths)[:-1])
+    blocks = NarrowBlocks(bases, widths, counts, offsets_of(lengths)[:-1])
     data = np.empty(int(lengths.sum()), dtype=np.uint8)
     offsets = words - np.repeat(bases.view(np.uint64), counts)
     for width in WIDTHS:

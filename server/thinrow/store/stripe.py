@@ -22,14 +22,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 from thinrow import _native
+from thinrow.core.runs import offsets_of, ranges
 from thinrow.core.traits import length_bytes
 from thinrow.errors import StoreCorruptError
 from thinrow.schema import EVENT_TS, VISIBLE_TS, Trait, TraitType
-from thinrow.store.narrow import (
-    narrow,
-    ranges,
-    starts_of,
-)
+from thinrow.store.narrow import narrow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,19 +163,19 @@ def _twin(
         return None
     visible, place = placed[VISIBLE_TS.number]
     equal = column.words == visible.words
-    return np.logical_and.reduceat(equal, starts_of(counts)[:-1]), place
+    return np.logical_and.reduceat(equal, offsets_of(counts)[:-1]), place
 
 
 def _bitmaps(
     present: NDArray[np.bool_], counts: NDArray[np.int64], record: NDArray[np.void]
 ) -> tuple[list[bytes], NDArray[np.int64]]:
-    present_counts = np.add.reduceat(present.astype(np.int64), starts_of(counts)[:-1])
+    present_counts = np.add.reduceat(present.astype(np.int64), offsets_of(counts)[:-1])
     some = (present_counts > 0) & (present_counts < counts)
     record["presence"] = np.select(
         [some, present_counts == counts], [PRESENT_SOME, PRESENT_ALL], PRESENT_NONE
     )
     lengths = -(-counts // 8)
-    starts = starts_of(lengths)
+    starts = offsets_of(lengths)
     bits = np.zeros(8 * starts[-1], dtype=np.bool_)
     bits[ranges(8 * starts[:-1], counts)] = present
     data = np.packbits(bits, bitorder="little").tobytes()
@@ -192,7 +189,7 @@ def _list_lengths(
     assert column.lengths is not None
     width = length_bytes(column.trait.length_max)
     record["presence"] |= width << LENGTH_SHIFT
-    starts = starts_of(counts)
+    starts = offsets_of(counts)
     data = column.lengths.astype(f"<u{width}").tobytes()
     return _cut(data, width * starts[:-1], width * counts), np.add.reduceat(
         column.lengths, starts[:-1]
@@ -207,7 +204,7 @@ def _texts(
     entries, entry_counts, codes = _numbered(column.words.view(np.int64), counts)
     record["dictionary_count"] = entry_counts
     texts = column.texts.take(pa.array(entries))
-    return _text_dictionaries(texts, starts_of(entry_counts)), codes
+    return _text_dictionaries(texts, offsets_of(entry_counts)), codes
 
 
 def _categories(
@@ -224,7 +221,7 @@ def _categories(
     entries, entry_counts, codes = _numbered(column.words[of_wide].view(np.int64), counts[wide])
     code_bytes = np.array([0, 1, 2, 4])[np.searchsorted([1, 1 << 8, 1 << 16], entry_counts)]
     saves = CATEGORY_BYTES * entry_counts + code_bytes * counts[wide] < blocks.byte_lengths[wide]
-    starts = starts_of(entry_counts)[:-1]
+    starts = offsets_of(entry_counts)[:-1]
     lengths = CATEGORY_BYTES * np.where(saves, entry_counts, 0)
     chosen = _cut(entries.astype("<i8").tobytes(), CATEGORY_BYTES * starts, lengths)
     places = np.flatnonzero(wide).tolist()
@@ -252,7 +249,7 @@ def _numbered(
     entry_counts = np.bincount(owner[is_new], minlength=len(counts))
     place = np.empty(len(values), np.int64)
     place[order] = np.cumsum(is_new) - 1
-    numbers = place - starts_of(entry_counts)[:-1][stripe]
+    numbers = place - offsets_of(entry_counts)[:-1][stripe]
     return ascending[is_new], entry_counts, numbers.astype(np.uint64)
 
 

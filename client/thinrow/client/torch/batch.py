@@ -251,7 +251,7 @@ class TensorBatch:
         """Views a trait as a nested tensor of jagged layout, shape `(examples, *, …)`.
 
         Values and offsets are shared, not copied. Nested tensors of one batch can be combined,
-        because all have this batch's `offsets`; of lists, those of one trait.
+        because all have this batch's `offsets`; of lists, those of one trait by "event".
 
         Args:
             trait: The trait's name.

@@ -9,7 +9,7 @@ from thinrow.core.files.arrow import conformed, load_pyarrow, plain, plain_type
 from thinrow.core.files.parquet import joined_batches, open_parquet
 from thinrow.core.files.paths import data_files
 from thinrow.core.pointers import MutableColumn, MutableEvents, Pointers, ThinRows
-from thinrow.core.wire.widen_jobs import offsets_of
+from thinrow.core.runs import offsets_of
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:

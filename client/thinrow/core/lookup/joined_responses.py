@@ -8,9 +8,10 @@ import numpy as np
 from thinrow import _native as native
 from thinrow.core.lookup.mutable import MutableTail, is_plain
 from thinrow.core.pointers import MutableEvents
+from thinrow.core.runs import offsets_of
 from thinrow.core.status import Status
 from thinrow.core.wire.request import TRUNCATIONS
-from thinrow.core.wire.widen_jobs import offsets_of, run_of_items
+from thinrow.core.wire.widen_jobs import run_of_items
 from thinrow.errors import ThinRowError
 
 if TYPE_CHECKING:

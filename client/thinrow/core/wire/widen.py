@@ -6,10 +6,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from thinrow.core.traits import BATCH_DTYPES, TraitType, length_bytes
+from thinrow.core.runs import offsets_of
+from thinrow.core.traits import (
+    BATCH_DTYPES,
+    LIST_LENGTH_MAX,
+    VECTOR_SIZE_MAX,
+    TraitType,
+    length_bytes,
+)
 from thinrow.core.wire import widen_jobs
 from thinrow.core.wire.malformed import MalformedError, require
-from thinrow.core.wire.widen_jobs import Job, Views, offsets_of, run_jobs
+from thinrow.core.wire.widen_jobs import Job, Views, run_jobs
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ColumnKind", "NarrowColumn", "cast_integers"]
 
-VECTOR_SIZE_MAX = 1 << 12
-LIST_LENGTH_MAX = 1 << 12
 WORD_BYTES = 8
 RUN_EVENTS_MAX = 1 << 31
 """Limit on the events of one response; no honest one comes close."""

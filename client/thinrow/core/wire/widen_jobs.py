@@ -22,9 +22,7 @@ __all__ = [
     "Job",
     "Run",
     "Views",
-    "offsets_of",
     "present_counts",
-    "ranges",
     "run_jobs",
     "run_of_items",
 ]
@@ -90,19 +88,3 @@ def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     """Views an array's memory."""
     assert array.flags.c_contiguous
     return array.reshape(-1).view(np.uint8)
-
-
-def offsets_of(lengths: NDArray[Any]) -> NDArray[np.int64]:
-    """Returns the start of each of several runs, and the end of the last: shape (runs + 1,)."""
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
-
-
-def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Concatenates the ranges [starts[i], starts[i] + lengths[i]) as an index."""
-    ends = np.cumsum(lengths)
-    places: NDArray[np.int64] = np.arange(lengths.sum()) + np.repeat(
-        starts - ends + lengths, lengths
-    )
-    return places
