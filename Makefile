@@ -64,8 +64,8 @@ test-docs: setup ## build the documentation site, check its links, and show it i
 test-fast: setup ## run the tests that start no server and no process, in a minute
 	THINROW_EXAMPLES=0.2 $(BIN)/python -m pytest $(SHARED) -m 'not server and not slow and not gpu and not recipes'
 
-test-long: setup ## run all tests on whole data sets, with eight times the examples
-	THINROW_EXAMPLES=8 $(BIN)/python -m pytest $(SHARED) --timeout 1800
+test-long: setup ## run the tests on whole data sets, with eight times the examples
+	THINROW_EXAMPLES=8 $(BIN)/python -m pytest $(SHARED) --timeout 1800 -m 'not wheel and not site'
 
 torchrec: setup ## install torchrec, so that its tests run rather than skip
 	$(BIN)/python -m pip install --quiet --no-deps $(TORCHREC)
