@@ -291,9 +291,7 @@ def page(
         ]
         for name in names
     ]
-    headings = (
-        "batches from | read, s: | thin rows are: | read and trained, s: | thin rows are faster:"
-    )
+    headings = "batches from | read, s: | thin rows are: | read and trained, s: | thin rows are:"
     return PAGE.format(
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         machine=machine(),
