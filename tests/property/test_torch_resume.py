@@ -24,14 +24,18 @@ from torch.utils.data import DataLoader
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from support.worlds import Running
+    from support.worlds import Running, World
 
 PROJECTION = Projection(sequence_length=20)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    world = built_world(tmp_path_factory.mktemp("world"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return built_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def server(world: World) -> Iterator[Running]:
     with running_server(world.store) as running:
         yield running
 
@@ -184,7 +188,9 @@ results["ended"] = ids(second)
 # Any number of workers starts at the place that any other has come to.
 results["elastic"], state = [], None
 for workers, stop in ((3, 4), (1, 1), (0, 2), (4, None)):
-    dataset, part = loader(StatefulDataLoader, workers=workers)
+    # This process has used gRPC after the third part, so it must not fork any more.
+    started = {"multiprocessing_context": "forkserver"} if workers == 4 else {}
+    dataset, part = loader(StatefulDataLoader, workers=workers, **started)
     if state is not None:
         dataset.load_state_dict(state)
     results["elastic"] += ids(part, stop)
@@ -202,10 +208,9 @@ def test_worker_processes_keep_to_their_epochs(tmp_path: Path, server: Running) 
     )
     run = subprocess.run(
         [sys.executable, "-c", WORKERS, paths, str(uneven), server.address],
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
-        timeout=120,
     )
     result = json.loads(run.stdout)
     first, second = result["epochs"]
@@ -220,6 +225,41 @@ def test_worker_processes_keep_to_their_epochs(tmp_path: Path, server: Running) 
     # All that is kept of a place: a handful of numbers and names per worker.
     assert result["state_bytes"] < 2000
     assert result["elastic"] == first
+
+
+LIBRARIES = """
+import sys
+from thinrow.client import Projection
+from thinrow.client.torch import LoaderConfig, ThinRowDataset
+from torch.utils.data import DataLoader
+
+
+def libraries(_):
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return {file for file in files if file is not None and file.endswith(".so")}
+
+
+rows, server = sys.argv[1:]
+dataset = ThinRowDataset(rows, server, Projection(), LoaderConfig(transform=libraries))
+loaded = libraries(None)
+for in_worker in DataLoader(dataset, batch_size=None, num_workers=1):
+    print(sorted(in_worker - loaded))
+"""
+
+
+@pytest.mark.parametrize("in_process", [False, True])
+def test_forked_workers_load_no_library_of_their_own(
+    tmp_path: Path, server: Running, world: World, in_process: bool
+) -> None:
+    paths = write_rows(tmp_path, [5])
+    target = str(world.store) if in_process else server.address
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LIBRARIES, paths, target],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == "[]\n"
 
 
 def test_workers_may_be_spawned(tmp_path: Path, server: Running) -> None:

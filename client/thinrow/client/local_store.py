@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
     from thinrow.client.config import ClientConfig
     from thinrow.core.lookup.batch_lookup import RequestSlice
+    from thinrow.materialization.config import ServerConfig
     from thinrow.materialization.in_process import StoreReader
     from thinrow.v1 import materialization_pb2 as wire
 
-__all__ = ["LocalStore"]
+__all__ = ["LocalStore", "load_store_libraries"]
 
 T = TypeVar("T")
 
@@ -171,12 +172,11 @@ class PendingLookup(Generic[T]):
         self._future.cancel()
 
 
-def open_reader(path: Path, config: ClientConfig) -> StoreReader:
-    """Opens the store. The one place where the client loads the server's half.
+def load_store_libraries(path: Path) -> tuple[type[ServerConfig], type[StoreReader]]:
+    """Returns the classes that read a store; the one place that loads the server's half.
 
     Raises:
         UsageError: Its libraries are missing.
-        StoreError: There is no store, or it cannot be opened.
     """
     try:
         from thinrow.materialization.config import ServerConfig
@@ -186,9 +186,20 @@ def open_reader(path: Path, config: ClientConfig) -> StoreReader:
             f"To read {path} in this process, pip install 'thinrow[server]' ({error}); or connect "
             f"to a server."
         ) from error
+    return ServerConfig, StoreReader
+
+
+def open_reader(path: Path, config: ClientConfig) -> StoreReader:
+    """Opens the store.
+
+    Raises:
+        UsageError: Libraries to read it are missing.
+        StoreError: There is no store, or it cannot be opened.
+    """
+    new_config, new_reader = load_store_libraries(path)
     limits = config.store
-    return StoreReader(
-        ServerConfig(
+    return new_reader(
+        new_config(
             store=path,
             metrics=None,
             tenants=limits.tenants,

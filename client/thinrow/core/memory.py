@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 
-__all__ = ["FREED_BYTES_MAX", "keep_freed_memory"]
+__all__ = ["FREED_BYTES_MAX", "keep_freed_memory", "limit_arenas"]
 
 # malloc.h of the GNU C library.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
 
 FREED_BYTES_MAX = 2**31 - 1
 """The library takes a C int."""
@@ -26,7 +27,24 @@ def keep_freed_memory(bytes_max: int) -> None:
     Args:
         bytes_max: Freed memory to keep, at most FREED_BYTES_MAX; more returns to the system.
     """
+    set_option(M_MMAP_THRESHOLD, MMAP_BYTES_MIN)
+    set_option(M_TRIM_THRESHOLD, bytes_max)
+
+
+def limit_arenas(arenas_max: int) -> None:
+    """Limits the heaps of the GNU C library, if there is one, that threads allocate from.
+
+    By default there are up to eight per core, and each keeps what its threads have freed, which
+    those of the other heaps cannot use. Changes the whole process, so call it before threads start.
+
+    Args:
+        arenas_max: Maximum number of heaps, at least 1.
+    """
+    set_option(M_ARENA_MAX, arenas_max)
+
+
+def set_option(option: int, value: int) -> None:
+    """Sets an option of the allocator; does nothing with another C library."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, MMAP_BYTES_MIN)
-        mallopt(M_TRIM_THRESHOLD, bytes_max)
+        mallopt(option, value)

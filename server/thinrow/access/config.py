@@ -10,7 +10,6 @@ from thinrow.errors import UsageError
 
 __all__ = [
     "BASE_BYTES",
-    "FREED_BYTES_KEPT",
     "HTTP_CONNECTIONS_MAX",
     "MIB",
     "OPENING_MAX",
@@ -25,8 +24,6 @@ __all__ = [
 MIB = 1 << 20
 BASE_BYTES = 256 * MIB
 """Interpreter, libraries, threads and opened files, before the first call."""
-FREED_BYTES_KEPT = 1 << 30
-"""Freed memory beyond this goes back to the system."""
 WINDOW_BYTES = MIB
 """Bytes that a connection buffers before the server reads them."""
 REQUEST_COPIES = 10

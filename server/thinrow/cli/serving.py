@@ -28,15 +28,14 @@ def serve_until_stopped(
         server: Serves between enter and exit.
         once_serving: Called after `server` was entered.
     """
-    from thinrow.access.config import FREED_BYTES_KEPT
     from thinrow.access.logs import log_to_stderr
-    from thinrow.core.memory import keep_freed_memory
+    from thinrow.access.memory import set_up_memory
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     log_to_stderr()
-    keep_freed_memory(FREED_BYTES_KEPT)
+    set_up_memory()
     with server:
         once_serving()
         while not stop.wait(SIGNAL_CHECK_S):

@@ -15,9 +15,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from thinrow.access.config import FREED_BYTES_KEPT
 from thinrow.access.logs import log_to_stderr
-from thinrow.core.memory import keep_freed_memory
+from thinrow.access.memory import set_up_memory
 from thinrow.errors import ThinRowError
 from thinrow.materialization.server import Server
 
@@ -40,7 +39,7 @@ def main() -> None:
 
     for handler in logging.getLogger("thinrow").handlers:
         handler.addFilter(name)
-    keep_freed_memory(FREED_BYTES_KEPT)
+    set_up_memory()
     # Without a parent there is no one to report to.
     with suppress(OSError):
         serve(config, parent)

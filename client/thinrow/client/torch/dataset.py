@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never
 
+import pyarrow as pa
 from thinrow.client.client import connect
+from thinrow.client.local_store import load_store_libraries
 from thinrow.client.target import parse_targets
 from thinrow.client.torch.batch import TensorBatch
 from thinrow.client.torch.config import LoaderConfig
@@ -51,6 +54,7 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
         super().__init__()
         self._files = rows if isinstance(rows, RowFiles) else RowFiles(rows)
         self._server = parse_targets(server)
+        load_libraries(self._server)
         self._projection = projection
         self._config = config or LoaderConfig()
         # A missing column is an error here, not in every worker.
@@ -155,6 +159,18 @@ class ThinRowDataset(IterableDataset["TensorBatch"]):
             finally:
                 pipeline.close()
         return batches
+
+
+def load_libraries(server: str | tuple[str, ...] | Path) -> None:
+    """Loads the compiled libraries that reading rows and histories needs.
+
+    Worker processes load them lazily otherwise, each for itself. One that was forked may then crash
+    when a thread of its own ends (glibc 2.36 with pyarrow 26: 6 of 48 first epochs).
+    """
+    # The first conversion to NumPy loads pandas, where it is installed.
+    pa.array([0]).to_numpy()
+    if isinstance(server, Path):
+        load_store_libraries(server)
 
 
 def refuse_to_collate(*_: object, **__: object) -> Never:

@@ -1,0 +1,47 @@
+"""The heaps of a serving process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAPS = """
+import ctypes, sys, threading
+from thinrow.access.memory import set_up_memory
+
+if sys.argv[1] == "set up":
+    set_up_memory()
+c = ctypes.CDLL(None)
+c.malloc.restype = ctypes.c_void_p
+together = threading.Barrier(16)
+
+
+def allocate():
+    together.wait()
+    c.malloc(100_000)
+    together.wait()
+
+
+threads = [threading.Thread(target=allocate) for _ in range(16)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+sys.stdout.flush()
+c.malloc_info(0, ctypes.c_void_p.in_dll(c, "stdout"))
+c.fflush(None)
+"""
+
+
+def heaps(argument: str) -> int:
+    command = [sys.executable, "-c", HEAPS, argument]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return run.stdout.count("<heap nr=")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="heaps of the GNU C library")
+def test_threads_share_two_heaps() -> None:
+    assert heaps("as it comes") > 2
+    assert heaps("set up") <= 2
