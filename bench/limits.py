@@ -77,7 +77,7 @@ class BareGets:
     pids: Sequence[int] = ()
 
     def __init__(self, generation: Generation, recorded: list[tuple[str, list[bytes]]]) -> None:
-        databases = {str(shard.path): shard._database for shard in generation.shards}
+        databases = {str(shard.path): shard._database for shard in generation.shards.values()}
         self.gets = [(databases[path], keys) for path, keys in recorded]
 
     def batches(self) -> Iterator[Tensors]:

@@ -17,6 +17,7 @@
     │   ├── StoreMissingError           no generation is published
     │   ├── StoreLockedError            another compaction is running
     │   ├── StoreFullError              the disk is full
+    │   ├── ShardMissingError           this process has not opened the user's shard
     │   ├── StoreUnavailableError       files, memory or a mount are missing for now
     │   └── StoreCorruptError           a file is missing or failed its checksum
     ├── StatusError                     an example has a status that the loader's policy fails on
@@ -41,6 +42,7 @@ __all__ = [
     "PermissionDeniedError",
     "RequestError",
     "SchemaError",
+    "ShardMissingError",
     "StatusError",
     "StoreCorruptError",
     "StoreError",
@@ -152,6 +154,14 @@ class StoreLockedError(StoreError):
 
 class StoreFullError(StoreError):
     """The disk is full; the published generation still serves."""
+
+
+class ShardMissingError(StoreError):
+    """This process has not opened the shard of a user; a replica that holds it may answer."""
+
+    name = "SHARD_MISSING"
+    grpc_code = "UNAVAILABLE"
+    is_retryable = True
 
 
 class StoreUnavailableError(StoreError):

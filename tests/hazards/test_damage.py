@@ -32,7 +32,7 @@ from support.worlds import (
 )
 from thinrow.client import Pointers, connect
 from thinrow.compaction.compact import compact
-from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
+from thinrow.errors import StoreCorruptError, StoreError
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
 from thinrow.store.shard import block_cache
@@ -202,7 +202,7 @@ def test_current_names_another_generation(
 def test_current_missing_or_unreadable(world: World, requested: Pointers, right: Answers) -> None:
     path = world.store / "CURRENT"
     with altered(path, None):
-        assert isinstance(outcome(world, requested, right), StoreMissingError)
+        assert isinstance(outcome(world, requested, right), StoreCorruptError)
         path.mkdir()
         try:
             error = outcome(world, requested, right)

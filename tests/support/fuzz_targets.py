@@ -259,7 +259,9 @@ class StripeTarget:
         self.seen: Counter[str] = Counter()
         self._generation = generation = Generation.open_current(fuzzed_world(folder).store)
         self._values: dict[bytes, bytes | None] = {}
-        for shard, summary in zip(generation.shards, generation.manifest.shards, strict=True):
+        for shard, summary in zip(
+            generation.shards.values(), generation.manifest.shards, strict=True
+        ):
             self._values.update(shard.items(summary.keys))
         self._keys = sorted(self._values)
         schema = generation.schema

@@ -21,7 +21,7 @@ def contents(store: Path) -> Contents:
             *(
                 (summary.name, summary.events, summary.users, list(shard.items(summary.keys)))
                 for summary, shard in zip(
-                    generation.manifest.shards, generation.shards, strict=True
+                    generation.manifest.shards, generation.shards.values(), strict=True
                 )
             ),
         ]

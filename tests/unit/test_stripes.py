@@ -53,7 +53,9 @@ def test_stripes_grow_shorter_and_no_old_one_stays(tmp_path: Path, lookback_ms: 
         compact(world.compaction([events], day + 1, lookback_ms=lookback_ms))
         with Generation.open_current(world.store) as generation:
             kept: Counter[tuple[int, int]] = Counter()
-            for shard, summary in zip(generation.shards, generation.manifest.shards, strict=True):
+            for shard, summary in zip(
+                generation.shards.values(), generation.manifest.shards, strict=True
+            ):
                 for key, _ in shard.items(summary.keys):
                     user_id = int.from_bytes(key[:USER_BYTES], "big")
                     group, _ = group_and_stripe(key)

@@ -52,6 +52,7 @@ from thinrow.store.manifest import (
     ShardSummary,
     current_folder,
     file_summary,
+    shard_name,
     write_manifest,
 )
 from thinrow.store.marks import build_folder
@@ -277,7 +278,7 @@ def _write_shards(
                     or bool((owners == number).any())
                 ),
             )
-            folder = split.folder.parent / f"shard-{number:04d}"
+            folder = split.folder.parent / shard_name(number)
             counts, writer = write_shard(
                 split.read(number), _previous_shard(previous, number), task, folder
             )
@@ -316,11 +317,11 @@ def _already_there(
 def _shard_count(config: CompactionConfig, previous: Generation | None) -> int:
     if previous is None:
         return config.shards or SHARDS_DEFAULT
-    if config.shards not in (None, len(previous.shards)):
+    if config.shards not in (None, previous.shard_count):
         raise UsageError(
-            f"The store has {len(previous.shards)} shards and keeps them; leave --shards out."
+            f"The store has {previous.shard_count} shards and keeps them; leave --shards out."
         )
-    return len(previous.shards)
+    return previous.shard_count
 
 
 def _previous_shard(previous: Generation | None, number: int) -> PreviousShard | None:
@@ -328,7 +329,7 @@ def _previous_shard(previous: Generation | None, number: int) -> PreviousShard |
         return None
     summary = previous.manifest.shards[number]
     return PreviousShard(
-        shard=previous.shards[number],
+        shard=previous.shard(number),
         key_count=summary.keys,
         event_count=summary.events,
         user_count=summary.users,

@@ -93,7 +93,7 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
         check_output(config.rows, [*request_files, *files])
         try:
             with scratch_beside(config.rows) as scratch:
-                shards = len(generation.shards)
+                shards = generation.shard_count
                 times = TimeReader(config.time_unit)
                 requests = read_requests(config, request_files, generation, times)
                 split = split_events(
@@ -132,11 +132,11 @@ def _backfill(
     scratch: Path,
     progress: Progress,
 ) -> BackfillReport:
-    owners = shard_of(requests.user_ids, len(generation.shards))
+    owners = shard_of(requests.user_ids, generation.shard_count)
     parts, places = [], [np.empty(0, dtype=np.int64)]
     done = mutable_events = tied_rows = crowded_rows = 0
     total = len(requests.user_ids)
-    for shard in range(len(generation.shards)):
+    for shard in range(generation.shard_count):
         chosen = np.flatnonzero(owners == shard)
         path = scratch / f"rows-{shard:04d}.arrow"
         kind = pa.schema([("uih", uih_type()), ("mutable", mutable_type_of(generation.schema))])

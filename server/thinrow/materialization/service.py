@@ -298,7 +298,7 @@ class MaterializationService:
             generation=generation.number,
             watermark_ts=generation.watermark_ts,
             watermarks=manifest.watermarks,
-            shards=len(generation.shards),
+            shards=generation.shard_count,
             event_count=manifest.event_count,
             user_count=manifest.user_count,
             stored_bytes=manifest.stored_bytes,

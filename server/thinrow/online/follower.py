@@ -12,6 +12,7 @@ from thinrow.online.erasure import erase_from_tier
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.follower import GenerationFollower
 from thinrow.store.manifest import current_folder, read_manifest
+from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +82,9 @@ class TierFollower:
     def newest_ts(self) -> int:
         """The watermark published at this moment, open here or not; NEVER_TS before the first."""
         folder = current_folder(self._store)
-        return NEVER_TS if folder is None else read_manifest(folder).watermark_ts
+        if folder is None:
+            return NEVER_TS if self._current is None else self._current.watermark_ts
+        return read_manifest(folder).watermark_ts
 
     def use(self) -> AbstractContextManager[Generation | None]:
         """The newest generation, open until the block ends; None before the first."""
@@ -95,7 +98,8 @@ class TierFollower:
                     current = GenerationFollower(
                         self._store, self._poll_s, self._on_failure, self._cache_bytes_max
                     )
-                except StoreMissingError:
+                except StoreMissingError as error:
+                    self._check_none_yet(error)
                     return
                 self._current = self._stack.enter_context(current)
             with self._current.use() as generation:
@@ -123,6 +127,20 @@ class TierFollower:
                     erase_from_tier(self._tier, generation)
                     self._erased_by = generation.number
             self._tier.purge()
+
+    def _check_none_yet(self, missing: StoreMissingError) -> None:
+        """Checks that the tier has not served from a generation before, whose histories it lacks.
+
+        Raises:
+            StoreMissingError: It has.
+        """
+        accepted_ts = self._tier.state.now.accepted_ts
+        if accepted_ts != NEVER_TS:
+            raise StoreMissingError(
+                f"{self._store} holds no generation, and this tier has served from one of "
+                f"watermark {readable_time(accepted_ts)} ({accepted_ts}); mount or restore that "
+                f"store, or give an empty folder as --data to begin without its histories."
+            ) from missing
 
     def _follow(self) -> None:
         failed = None

@@ -123,6 +123,8 @@ class HandOver:
                     self._state.update(kept_from_ts=newest_ts)
                 self._seal(newest_ts, newest_ts)
             self._state.is_new = False
+            if newest_ts > self._state.now.accepted_ts:
+                self._state.update(accepted_ts=newest_ts)
             self._forget(watermarks)
             return True
 

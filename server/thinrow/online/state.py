@@ -41,6 +41,8 @@ class TierState:
     """True while files may still hold deleted events."""
     erased_until_ts: int = NEVER_TS
     """Events of erased users that arrived before this are deleted."""
+    accepted_ts: int = NEVER_TS
+    """Watermark of the newest generation that requests were served from."""
     schemas: tuple[dict[str, Any], ...] = ()
     """Schemas as JSON; a record names its schema by the place here."""
 
@@ -111,6 +113,9 @@ class StoredState:
             StoreError: The disk failed.
         """
         self.now = replace(self.now, **changes)
+        fields = asdict(self.now)
+        if self.now.accepted_ts == NEVER_TS:
+            del fields["accepted_ts"]  # came later: earlier versions read on
         with self._database.storing():
-            self._database.put(_KEY, json.dumps(asdict(self.now)).encode())
+            self._database.put(_KEY, json.dumps(fields).encode())
             self._database.sync()

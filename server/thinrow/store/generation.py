@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from thinrow import _native
-from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError
+from thinrow.errors import (
+    ShardMissingError,
+    StoreCorruptError,
+    StoreError,
+    StoreMissingError,
+    UsageError,
+)
 from thinrow.schema import DIRECTORY_GROUP
 from thinrow.store.directory import Directories, parse_directories
 from thinrow.store.hashing import shard_of
@@ -22,7 +28,7 @@ from thinrow.store.manifest import (
 from thinrow.store.shard import Shard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -46,21 +52,38 @@ VALUE_BYTES_ASSUMED = 1024 * 1024
 
 
 class Generation:
-    """One generation of a store, open for reading. Thread-safe."""
+    """One generation of a store, open for reading. Thread-safe.
 
-    def __init__(self, folder: Path, cache_bytes_max: int = CACHE_BYTES_MAX) -> None:
+    A user's shard follows from the number of shards in the manifest, whether or not all of them are
+    open here. A user whose shard is not open is an error, never an unknown user.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        cache_bytes_max: int = CACHE_BYTES_MAX,
+        numbers: Collection[int] | None = None,
+    ) -> None:
         """Opens the generation in `folder`.
 
         Args:
             folder: Folder of the generation.
             cache_bytes_max: Limit on the memory of cached values.
+            numbers: Shards to open; None for all.
 
         Raises:
+            UsageError: The generation has no shard of one of the numbers.
             StoreCorruptError: A file is missing or altered; the message names it.
         """
         self.folder = folder
         self.manifest = read_manifest(folder)
-        check_files(folder, self.manifest)
+        self.shard_count = self.manifest.shard_count
+        """Shards of the generation, open or not."""
+        if numbers is not None and not set(numbers) <= set(range(self.shard_count)):
+            raise UsageError(
+                f"{folder} has shards 0 to {self.shard_count - 1}; open only such numbers."
+            )
+        check_files(folder, self.manifest, numbers)
         self.schema = self.manifest.schema_
         self.watermarks = np.array(self.manifest.watermarks, dtype=np.int64)
         self.cache = _native.ValueCache(cache_bytes_max)
@@ -74,10 +97,13 @@ class Generation:
         recorded = [shard.value_bytes_max for shard in self.manifest.shards if shard.keys]
         self.value_bytes_max = max(recorded, default=1) if all(recorded) else VALUE_BYTES_ASSUMED
         """Bytes of the largest stored value."""
-        self.shards: list[Shard] = []
+        self.shards: dict[int, Shard] = {}
+        """The open shards, by number, ascending."""
         try:
-            for summary in self.manifest.shards:
-                self.shards.append(Shard(folder / summary.name))
+            for number, summary in enumerate(self.manifest.shards):
+                if numbers is None or number in numbers:
+                    self.shards[number] = Shard(folder / summary.name)
+                    self._check_shard(number)
         except StoreError:
             self.close()
             raise
@@ -109,6 +135,19 @@ class Generation:
         """Watermark up to which the generation has events."""
         return self.manifest.watermark_ts
 
+    def shard(self, number: int) -> Shard:
+        """Returns an open shard.
+
+        Raises:
+            ShardMissingError: It is not open here.
+        """
+        if number not in self.shards:
+            raise ShardMissingError(
+                f"{self.folder} is open here without shard {number} of {self.shard_count}, which "
+                f"holds a user of this request; use a replica that serves this shard."
+            )
+        return self.shards[number]
+
     def directories(self, user_ids: NDArray[np.int64]) -> Directories:
         """Directories of several users; unknown ones are empty."""
         keys = pack_keys(user_ids, DIRECTORY_GROUP, 0)
@@ -136,15 +175,38 @@ class Generation:
             self.values_requested += requested
             self.values_read += read
 
-    def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        if len(self.shards) == 1:
-            return self.shards[0].get(keys)
+    def _owners(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
+        """Returns the number of the shard of each key."""
         user_ids = np.frombuffer(b"".join(key[:USER_BYTES] for key in keys), dtype=">i8")
-        shard = shard_of(user_ids, len(self.shards))
+        return shard_of(user_ids, self.shard_count)
+
+    def _check_shard(self, number: int) -> None:
+        """Checks that a shard's database has the manifest's tables, and users of this shard only.
+
+        Raises:
+            StoreCorruptError: It is another shard, or one of another number of shards.
+        """
+        shard, summary = self.shards[number], self.manifest.shards[number]
+        listed = {file.name for file in summary.files if file.name.endswith(".sst")}
+        if shard.table_names != listed:
+            raise StoreCorruptError(
+                f"{shard.path} has other tables than its manifest lists; restore it from a replica "
+                f"or build the generation again."
+            )
+        if (self._owners(shard.outer_keys) != number).any():
+            raise StoreCorruptError(
+                f"{shard.path} holds users of another shard than {number} of {self.shard_count}; "
+                f"restore it from a replica or build the generation again."
+            )
+
+    def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if self.shard_count == 1:
+            return self.shard(0).get(keys)
+        shard = self._owners(keys)
         values: list[bytes | None] = [None] * len(keys)
         for number in np.unique(shard).tolist():
             places = np.flatnonzero(shard == number).tolist()
-            found = self.shards[number].get([keys[place] for place in places])
+            found = self.shard(number).get([keys[place] for place in places])
             for place, value in zip(places, found, strict=True):
                 values[place] = value
         return values
@@ -165,7 +227,7 @@ class Generation:
 
     def close(self) -> None:
         """Closes all files."""
-        for shard in self.shards:
+        for shard in self.shards.values():
             shard.close()
 
     def __enter__(self) -> Self:

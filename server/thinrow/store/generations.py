@@ -22,6 +22,7 @@ from thinrow.store.manifest import (
     LOCK,
     MANIFEST,
     NEW,
+    UNPUBLISHED,
     Manifest,
     check_files,
     current_folder,
@@ -33,7 +34,6 @@ from thinrow.store.manifest import (
     write_beside,
 )
 from thinrow.store.marks import (
-    UNPUBLISHED,
     has_manifest,
     is_marked,
     is_scratch,

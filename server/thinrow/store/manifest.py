@@ -10,7 +10,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +19,9 @@ from thinrow.core.files.permissions import file_mode
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError, StoreUnavailableError
 from thinrow.schema import Schema, from_stored
 from thinrow.store.shard import fsync
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 __all__ = [
     "CURRENT",
@@ -29,6 +32,7 @@ __all__ = [
     "MANIFEST",
     "MANIFEST_BYTES_MAX",
     "NEW",
+    "UNPUBLISHED",
     "Count",
     "Manifest",
     "RunInputs",
@@ -43,6 +47,7 @@ __all__ = [
     "read_manifest",
     "read_small",
     "require_current_folder",
+    "shard_name",
     "write_atomically",
     "write_beside",
     "write_manifest",
@@ -55,6 +60,8 @@ HIGHEST = "HIGHEST"
 """Names the newest generation that was ever published; numbers continue after it."""
 LOCK = "LOCK"
 """Locked while a command changes the store."""
+UNPUBLISHED = "UNPUBLISHED"
+"""Marks a folder that no reader uses: what a run builds, or what it removes."""
 MANIFEST_BYTES_MAX = 64 << 20
 """Limit on a manifest, about a kilobyte a shard: reading one takes many times its size."""
 CURRENT_BYTES_MAX = 1 << 10
@@ -131,6 +138,11 @@ class Manifest(_Record):
         return from_stored(self.stored_schema)
 
     @property
+    def shard_count(self) -> int:
+        """Shards of the generation, of which a process may have opened fewer."""
+        return len(self.shards)
+
+    @property
     def event_count(self) -> int:
         """Events of all shards."""
         return sum(shard.events for shard in self.shards)
@@ -155,6 +167,11 @@ def generation_number(name: str) -> int | None:
     """The inverse; None where the name is not a generation's."""
     match = re.fullmatch(r"generation-(\d{6,})", name)
     return int(match[1]) if match else None
+
+
+def shard_name(number: int) -> str:
+    """Returns the folder's name of a shard."""
+    return f"shard-{number:04d}"
 
 
 def file_summary(path: Path) -> StoredFile:
@@ -191,9 +208,37 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{path} has format {body['format']}, and this ThinRow reads format {FORMAT}; use "
                 f"the version that wrote it."
             )
-        return Manifest.model_validate(body)
+        manifest = Manifest.model_validate(body)
+        _check_shards(manifest)
+        return manifest
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(path, error) from error
+
+
+def _check_shards(manifest: Manifest) -> None:
+    """Checks that shards are numbered without a gap, and that their counts and files agree.
+
+    A user's shard is a number modulo the count of shards: one that is left out or stands in the
+    place of another would make users look unknown.
+
+    Raises:
+        ValueError: Names the first shard at fault.
+    """
+    if not manifest.shards:
+        raise ValueError("it lists no shard")
+    for number, shard in enumerate(manifest.shards):
+        if shard.name != shard_name(number):
+            raise ValueError(f"it lists {shard.name} where {shard_name(number)} belongs")
+        has_tables = any(file.name.endswith(".sst") for file in shard.files)
+        counts = (shard.users, shard.events, shard.keys)
+        if has_tables != (shard.keys > 0) or bool(shard.users) != bool(shard.events):
+            raise ValueError(
+                f"of {shard.name} it lists {shard.users} users, {shard.events} events, "
+                f"{shard.keys} keys and {'' if has_tables else 'no '}tables, which contradict "
+                f"each other"
+            )
+        if any(counts[:2]) and not shard.keys:
+            raise ValueError(f"of {shard.name} it lists {shard.users} users and no keys")
 
 
 def read_small(path: Path, bytes_max: int) -> str:
@@ -205,16 +250,29 @@ def read_small(path: Path, bytes_max: int) -> str:
     return data.decode()
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
+def check_files(folder: Path, manifest: Manifest, numbers: Collection[int] | None = None) -> None:
     """Checks that every file of a generation is there and of the right size.
 
     Small files are read and checked whole; of the large ones RocksDB checks each block when it
     reads it.
 
+    Args:
+        folder: Folder of the generation.
+        manifest: The generation's manifest.
+        numbers: Shards that should be there; None for all.
+
     Raises:
-        StoreCorruptError: names the first file at fault.
+        StoreCorruptError: names the first file or folder at fault.
     """
-    for shard in manifest.shards:
+    _check_no_more_shards(folder, manifest)
+    for number, shard in enumerate(manifest.shards):
+        if numbers is not None and number not in numbers:
+            continue
+        if not (folder / shard.name).exists():
+            raise StoreCorruptError(
+                f"{folder / shard.name} is missing, with the histories of {shard.users} users; "
+                f"copy the generation again, whole, restore it from a replica or build it again."
+            )
         for expected in shard.files:
             path = folder / shard.name / expected.name
             try:
@@ -225,6 +283,26 @@ def check_files(folder: Path, manifest: Manifest) -> None:
                     raise StoreCorruptError(_damaged(path, "its checksum differs"))
             except OSError as error:
                 raise _unreadable(path, error) from error
+
+
+def _check_no_more_shards(folder: Path, manifest: Manifest) -> None:
+    """Checks that the folder has no shard that the manifest lacks, and whose users it would hide.
+
+    Raises:
+        StoreCorruptError: Names the shard's folder.
+    """
+    known = {shard.name for shard in manifest.shards}
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    for name in names:
+        if re.fullmatch(r"shard-\d{4,}", name) and name not in known:
+            raise StoreCorruptError(
+                f"{folder / name} is no shard of this generation, whose manifest lists "
+                f"{len(known)}; the folder mixes two copies, or its manifest is that of another "
+                f"store: restore it from a replica or build the generation again."
+            )
 
 
 def _unreadable(path: Path, error: Exception) -> StoreError:
@@ -272,14 +350,29 @@ def require_current_folder(store: Path) -> Path:
 
     Raises:
         StoreMissingError: There is no store, or nothing was published in it.
-        StoreCorruptError: The folder of the current generation is gone.
+        StoreCorruptError: The folder of the current generation is gone, or CURRENT alone is.
     """
     folder = current_folder(store)
+    if folder is None:
+        is_lost = _has_published(store)
+        folder = current_folder(store)  # which may have been published in between
+        if folder is None and is_lost:
+            raise StoreCorruptError(_damaged_current(store, "it is gone"))
     if folder is None:
         raise StoreMissingError(_missing(store))
     if not folder.is_dir():
         raise StoreCorruptError(_damaged_current(store, f"{folder.name} is gone"))
     return folder
+
+
+def _has_published(store: Path) -> bool:
+    """Returns whether a folder has a sign that a generation was published in it."""
+    if not store.is_dir():
+        return False
+    if (store / HIGHEST).exists():
+        return True
+    folders = [path for path in store.iterdir() if generation_number(path.name) is not None]
+    return any((path / MANIFEST).exists() and not (path / UNPUBLISHED).exists() for path in folders)
 
 
 def _missing(store: Path) -> str:

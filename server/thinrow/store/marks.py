@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from thinrow.core.files.permissions import file_mode, private_umask
 from thinrow.errors import StoreLockedError, UsageError
-from thinrow.store.manifest import MANIFEST, NEW
+from thinrow.store.manifest import MANIFEST, NEW, UNPUBLISHED
 from thinrow.store.shard import fsync
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUILDING",
-    "UNPUBLISHED",
     "build_folder",
     "has_manifest",
     "is_marked",
@@ -37,8 +36,6 @@ __all__ = [
     "remove_scratch",
 ]
 
-UNPUBLISHED = "UNPUBLISHED"
-"""Marks a folder that no reader uses: what a run builds, or what it removes."""
 BUILDING = "building"
 """Compaction's scratch folder; becomes the generation."""
 _UNMARKED = BUILDING + NEW

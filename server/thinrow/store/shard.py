@@ -300,6 +300,17 @@ class Shard:
             raise storage_error(error, self.path) from error
 
     @property
+    def table_names(self) -> set[str]:
+        """Names of the files of the tables that are read."""
+        return {table["name"].lstrip("/") for table in self._database.live_files()}
+
+    @property
+    def outer_keys(self) -> list[bytes]:
+        """The first and the last key of each table."""
+        tables = self._database.live_files()
+        return [table[name] for table in tables for name in ("start_key", "end_key")]
+
+    @property
     def takes_layer(self) -> bool:
         """True if a layer may be written over this shard; else it should be written whole."""
         tables = self._database.live_files()
