@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.thin_rows import rows_table, write_rows
+from support.workers import FORKSERVER
 from support.worlds import built_world, running_server
 from thinrow.client import Projection
 from thinrow.client.torch import (
@@ -85,7 +86,9 @@ def test_ranks_and_workers_resume_what_other_ranks_and_workers_saved(
         dataset.load_state_dict(states[::-1])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # It sets what torch no longer has.
-            workers = StatefulDataLoader(dataset, batch_size=None, num_workers=2)
+            workers = StatefulDataLoader(
+                dataset, batch_size=None, num_workers=2, multiprocessing_context=FORKSERVER
+            )
         begun.append(ids(itertools.islice(workers, 1)))
         later.append(json.loads(json.dumps(workers.state_dict())))
     seen += in_steps(begun)
@@ -146,7 +149,9 @@ def test_ranks_have_as_many_batches_though_examples_are_skipped(
             assert len(empty) == (rank == 1)
             assert all(batch.to_njt("item_id").size(0) == len(batch) for batch in batches)
         dataset = ThinRowDataset(files, server.address, PROJECTION, config)
-        workers = DataLoader(dataset, batch_size=None, num_workers=2)
+        workers = DataLoader(
+            dataset, batch_size=None, num_workers=2, multiprocessing_context=FORKSERVER
+        )
         assert len(dataset) == len(workers) == len(batches)
         assert ids(workers) == ranks[-1]
     batches_max = -(-ROWS // (4 * BATCH)) if even_ends == "pad" else ROWS // (4 * BATCH)

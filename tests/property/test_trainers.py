@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support.thin_rows import rows_table, write_rows
+from support.workers import FORKSERVER
 from support.worlds import built_world, running_server
 from thinrow.client import Projection
 from thinrow.client.torch import (
@@ -64,7 +65,10 @@ def make(tmp_path: Path, server: Running) -> Callable[..., Any]:
             from torchdata.stateful_dataloader import StatefulDataLoader
 
             return StatefulDataLoader(
-                ThinRowDataset(*arguments), batch_size=None, num_workers=int(kind)
+                ThinRowDataset(*arguments),
+                batch_size=None,
+                num_workers=int(kind),
+                multiprocessing_context=FORKSERVER if kind else None,
             )
 
     return make
@@ -195,7 +199,10 @@ def test_a_state_of_the_last_batch_goes_on_with_the_next_epoch(
         # The dataset alone has the place for other workers.
         dataset = make("dataset")
         dataset.load_state_dict(states[-1])
-        assert ids(DataLoader(dataset, batch_size=None, num_workers=2)) == epochs[1]
+        workers = DataLoader(
+            dataset, batch_size=None, num_workers=2, multiprocessing_context=FORKSERVER
+        )
+        assert ids(workers) == epochs[1]
 
 
 def test_a_state_of_the_last_batch_goes_on_as_a_rank_that_is_known_later(
