@@ -18,6 +18,7 @@ RANKS = {
     "events": 2,
     "access": 3,
     "compaction": 3,
+    "filling": 4,
     "materialization": 4,
     "online": 4,
     "jobs": 5,

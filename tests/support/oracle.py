@@ -60,6 +60,7 @@ class Event:
     event_id: int | None = None
     traits: dict[str, Value] = field(default_factory=dict)
     finer_ns: int = 0  # of event_ts, as the input has it; it orders and is not kept
+    ordered_by: dict[str, Value] | None = None  # traits before a fill, which leaves the order
 
 
 class Entry(NamedTuple):
@@ -81,6 +82,27 @@ class Run:
     lookback_ms: int | None = None
     erase: frozenset[int] = frozenset()
     accept_late: bool = False
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Values for stored events; rows have the columns of the key, and of the traits."""
+
+    group: str
+    by: str
+    key: tuple[str, ...]
+    traits: tuple[str, ...]
+    rows: list[dict[str, Value]]
+
+
+@dataclass
+class FillCounts:
+    """Counters of one fill."""
+
+    rows: int = 0
+    rows_unmatched: int = 0
+    events: int = 0
+    events_unmatched: int = 0
 
 
 @dataclass
@@ -135,6 +157,8 @@ def trait_value(event: Event, trait: Trait) -> Value:
 
 
 def traits_order(event: Event, schema: Schema) -> Key:
+    if event.ordered_by is not None:
+        event = replace(event, traits=event.ordered_by)
     return tuple(order(trait_value(event, trait)) for trait in schema.traits)
 
 
@@ -263,6 +287,41 @@ class Oracle:
             self.dropped.pop(user_id, None)
             self.erased_at[user_id] = run.watermark_ts
         return report
+
+    def fill(self, fill: Fill, schema: Schema) -> FillCounts:
+        """Gives stored events the values of their rows; their order and digests stay."""
+        known = {trait.name: trait for trait in schema.traits}
+
+        def value(of: Event, name: str) -> Key:
+            if name in known:
+                return order(trait_value(of, known[name]))
+            return order(getattr(of, name))
+
+        rows = {}
+        for row in fill.rows:
+            named = Event(0, 0, 0, None, row)
+            # A key trait that is absent reads as its default.
+            rows[
+                tuple(
+                    value(named, name) if name in known else order(row[name]) for name in fill.key
+                )
+            ] = row
+        counts = FillCounts(rows=len(rows))
+        found = set()
+        self.schema = schema
+        for history in self.kept.values():
+            for place, (visible_ts, event) in enumerate(history):
+                key = tuple(value(event, name) for name in fill.key)
+                if key not in rows:
+                    counts.events_unmatched += 1
+                    continue
+                counts.events += 1
+                found.add(key)
+                filled = event.traits | {name: rows[key][name] for name in fill.traits}
+                before = event.traits if event.ordered_by is None else event.ordered_by
+                history[place] = Entry(visible_ts, replace(event, traits=filled, ordered_by=before))
+        counts.rows_unmatched = len(rows.keys() - found)
+        return counts
 
     def holds(self, event: Event, since_ts: int) -> bool:
         """True if the user's history since then has an event of the same id."""

@@ -12,6 +12,7 @@ from thinrow.cli import (
     demo,
     explore,
     export,
+    fill,
     inspect,
     ladder,
     materialize,
@@ -57,7 +58,7 @@ def thinrow(
 
 for module in (
     *(research, schema),
-    *(compact, backfill, serve, materialize, verify, inspect, explore),
+    *(compact, fill, backfill, serve, materialize, verify, inspect, explore),
     *(token, demo, ladder, slim, wall),
     *(online, export),
 ):

@@ -62,7 +62,8 @@ def _state(generation: StoredGeneration) -> str:
     elif generation.is_withdrawn:
         state = "withdrawn"
     else:
-        state = "complete"
+        is_fill = generation.manifest is not None and generation.manifest.is_fill
+        state = "complete, a fill" if is_fill else "complete"
     return f"{state}, current" if generation.is_current else state
 
 

@@ -8,7 +8,6 @@ the new generation appears by one rename, and serves once CURRENT names it.
 from __future__ import annotations
 
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -17,13 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 from thinrow.compaction.config import SHARDS_DEFAULT, CompactionConfig
-from thinrow.compaction.shard import PreviousShard, ShardCounts, ShardTask, write_shard
+from thinrow.compaction.shard import ShardCounts, ShardTask, write_shard
+from thinrow.compaction.shards import previous_shard, write_shards
 from thinrow.compaction.users import read_user_ids
 from thinrow.core.files.paths import data_files
-from thinrow.errors import (
-    StoreCorruptError,
-    UsageError,
-)
+from thinrow.errors import SchemaError, UsageError
 from thinrow.events.canonical import (
     ignored_columns,
 )
@@ -51,7 +48,6 @@ from thinrow.store.manifest import (
     RunInputs,
     ShardSummary,
     current_folder,
-    file_summary,
     shard_name,
     write_manifest,
 )
@@ -60,7 +56,7 @@ from thinrow.store.shard import storage_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from concurrent.futures import Future
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from thinrow.core.files.paths import DataFile
@@ -167,6 +163,8 @@ def _compact(
         schema = previous.schema
     else:
         schema = evolve(previous.schema, read_schema(config.schema))
+        if not config.drop_filled:
+            _check_filled_kept(config.schema, previous.schema, schema)
     erased = np.unique(read_user_ids(config.erase_users))
     run = RunInputs(
         events=sorted(file_fingerprint(file, PurePosixPath(file.name).name) for file in files),
@@ -206,6 +204,7 @@ def _compact(
             stored_schema=to_stored(schema),
             shards=summaries,
             run=run,
+            fills=[] if previous is None else previous.manifest.fills,
         )
         write_manifest(building, manifest)
         publish_built(building, manifest.number)
@@ -231,6 +230,22 @@ def _compact(
     )
 
 
+def _check_filled_kept(file: Path, stored: Schema, schema: Schema) -> None:
+    """Refuses a schema file from before a fill, which would remove what was filled.
+
+    Raises:
+        SchemaError: Names the trait.
+    """
+    groups = {trait.name: group.name for group in stored.groups for trait in group.traits}
+    kept = {trait.name for trait in schema.traits}
+    for trait in stored.traits:
+        if trait.filled_before_ts is not None and trait.name not in kept:
+            raise SchemaError(
+                f"{file} lacks {groups[trait.name]}.{trait.name}, which was filled; add it to the "
+                f"file, leave --schema out, or give --drop-filled to remove it."
+            )
+
+
 def _cuts_xxh3(cuts_ts: Sequence[int]) -> str:
     return xxhash.xxh3_64_hexdigest(np.array(cuts_ts, dtype="<i8").tobytes())
 
@@ -253,40 +268,30 @@ def _write_shards(
     erased: NDArray[np.int64],
     progress: Progress,
 ) -> tuple[list[ShardCounts], list[ShardSummary]]:
-    """Writes every shard of the next generation; one at a time is held in memory."""
+    """Writes every shard of the next generation."""
     groups = {group.number for group in schema.groups}
     known = groups
     if previous is not None:
         known = {group.number for group in previous.schema.groups}
     owners = shard_of(erased, split.shards)
-    totals: list[ShardCounts] = []
-    summaries: list[Future[ShardSummary]] = []
-    with ThreadPoolExecutor(1) as background:
-        for number in range(split.shards):
-            progress("Writing shards", number, split.shards)
-            task = ShardTask(
-                schema=schema,
-                new_groups=frozenset(groups - known),
-                cuts=cuts,
-                dedup_window_ms=config.dedup_window_ms,
-                lookback_ms=config.lookback_ms,
-                erased=erased[owners == number],
-                accept_late=config.accept_late,
-                whole=(
-                    groups != known
-                    or config.lookback_ms is not None
-                    or bool((owners == number).any())
-                ),
-            )
-            folder = split.folder.parent / shard_name(number)
-            counts, writer = write_shard(
-                split.read(number), _previous_shard(previous, number), task, folder
-            )
-            totals.append(counts)
-            # Much of finishing is waiting for the disk: the next shard is sorted meanwhile.
-            summaries.append(background.submit(_finished, writer, counts, previous))
-        progress("Writing shards", split.shards, split.shards)
-        return totals, [summary.result() for summary in summaries]
+
+    def write(number: int) -> tuple[ShardCounts, ShardWriter]:
+        task = ShardTask(
+            schema=schema,
+            new_groups=frozenset(groups - known),
+            cuts=cuts,
+            dedup_window_ms=config.dedup_window_ms,
+            lookback_ms=config.lookback_ms,
+            erased=erased[owners == number],
+            accept_late=config.accept_late,
+            whole=(
+                groups != known or config.lookback_ms is not None or bool((owners == number).any())
+            ),
+        )
+        folder = split.folder.parent / shard_name(number)
+        return write_shard(split.read(number), previous_shard(previous, number), task, folder)
+
+    return write_shards(split.shards, write, previous, progress)
 
 
 def _already_there(
@@ -322,51 +327,6 @@ def _shard_count(config: CompactionConfig, previous: Generation | None) -> int:
             f"The store has {previous.shard_count} shards and keeps them; leave --shards out."
         )
     return previous.shard_count
-
-
-def _previous_shard(previous: Generation | None, number: int) -> PreviousShard | None:
-    if previous is None:
-        return None
-    summary = previous.manifest.shards[number]
-    return PreviousShard(
-        shard=previous.shard(number),
-        key_count=summary.keys,
-        event_count=summary.events,
-        user_count=summary.users,
-    )
-
-
-def _finished(
-    writer: ShardWriter, counts: ShardCounts, previous: Generation | None
-) -> ShardSummary:
-    """Finishes a shard and measures it.
-
-    Raises:
-        StoreError: the disk is full, or a file that it shares with the last generation is damaged.
-    """
-    writer.finish()
-    name = writer.path.name
-    files = [file_summary(file) for file in sorted(writer.path.iterdir())]
-    value_bytes_max = writer.value_bytes_max
-    if previous is not None:
-        (before,) = (shard for shard in previous.manifest.shards if shard.name == name)
-        for file in set(before.files) - set(files):
-            if file.name in writer.linked:
-                raise StoreCorruptError(
-                    f"{previous.folder / name / file.name} is damaged (its checksum differs); "
-                    f"restore it from a replica or build the generation again."
-                )
-        if writer.linked:
-            below = before.value_bytes_max
-            value_bytes_max = below and max(below, value_bytes_max)
-    return ShardSummary(
-        name=name,
-        keys=counts.keys,
-        events=counts.events,
-        users=counts.users,
-        files=files,
-        value_bytes_max=value_bytes_max,
-    )
 
 
 def _prune(config: CompactionConfig) -> None:

@@ -101,6 +101,13 @@ class CompactionConfig:
             "are skipped."
         ),
     )
+    drop_filled: bool = field(
+        default=False,
+        metadata=setting(
+            "Remove traits that were filled and that --schema lacks; without this the run is "
+            "refused."
+        ),
+    )
     keep: int | None = field(
         default=None,
         metadata=setting(

@@ -7,6 +7,7 @@ events (in canonical form, any order) and the shard's previous files.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,6 +44,8 @@ __all__ = [
     "PreviousShard",
     "ShardCounts",
     "ShardTask",
+    "directory_chunks",
+    "write_parts",
     "write_shard",
 ]
 
@@ -130,14 +133,29 @@ def write_shard(
         counts.events, counts.users = previous.event_count, previous.user_count
     touched = _touched_users(frame, previous, plan)
     parts = _rewritten(touched, frame, previous, plan, counts)
-    if previous is None or task.whole or not previous.shard.takes_layer:
-        writer = ShardWriter(path)
-        _merge(writer, previous, parts, task.schema)
-        counts.keys = writer.key_count
-    else:
-        writer = ShardWriter(path, previous.shard.path)
-        counts.keys = previous.key_count + _lay_over(writer, parts)
+    counts.keys, writer = write_parts(parts, previous, task.schema, path, whole=task.whole)
     return counts, writer
+
+
+def write_parts(
+    parts: Iterator[Rewritten],
+    previous: PreviousShard | None,
+    schema: Schema,
+    path: Path,
+    *,
+    whole: bool,
+) -> tuple[int, ShardWriter]:
+    """Writes what was rewritten: as a layer over the previous shard, or with it as a whole.
+
+    Returns:
+        The pairs of the shard, and its writer, which is still to be finished.
+    """
+    if previous is None or whole or not previous.shard.takes_layer:
+        writer = ShardWriter(path)
+        _merge(writer, previous, parts, schema)
+        return writer.key_count, writer
+    writer = ShardWriter(path, previous.shard.path)
+    return previous.key_count + _lay_over(writer, parts), writer
 
 
 def _admitted(
@@ -220,23 +238,27 @@ def _touched_users(
     """Users whose pairs change, ascending as keys are."""
     users = [events["user_id"].unique().to_numpy(), plan.erased]
     if previous is not None and (plan.new_groups or plan.horizon_ts != NEVER_TS):
-        chunk: list[tuple[bytes, bytes]] = []
-        for pair in previous.shard.first_of_each_prefix(USER_BYTES):
-            chunk.append(pair)
-            if len(chunk) == USERS_PER_CHUNK:
-                users.append(_users_to_change(chunk, plan))
-                chunk = []
-        users.append(_users_to_change(chunk, plan))
+        users += [_users_to_change(chunk, plan) for chunk in directory_chunks(previous.shard)]
     unsigned = np.unique(np.concatenate(users).astype(np.int64).view(np.uint64))
     return unsigned.view(np.int64)
 
 
-def _users_to_change(pairs: list[tuple[bytes, bytes]], plan: RewritePlan) -> NDArray[np.int64]:
-    keys = b"".join(key[:USER_BYTES] for key, _ in pairs)
-    user_ids = np.frombuffer(keys, dtype=">i8").astype(np.int64)
+def directory_chunks(shard: Shard) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
+    """Reads the users of a shard and their directories, USERS_PER_CHUNK at a time, in key order."""
+    pairs = shard.first_of_each_prefix(USER_BYTES)
+    while chunk := list(islice(pairs, USERS_PER_CHUNK)):
+        keys = b"".join(key[:USER_BYTES] for key, _ in chunk)
+        user_ids = np.frombuffer(keys, dtype=">i8").astype(np.int64)
+        yield user_ids, [value for _, value in chunk]
+
+
+def _users_to_change(
+    chunk: tuple[NDArray[np.int64], list[bytes]], plan: RewritePlan
+) -> NDArray[np.int64]:
+    user_ids, values = chunk
     if plan.new_groups:
         return user_ids
-    directories = parse_directories([value for _, value in pairs])
+    directories = parse_directories(values)
     has = np.flatnonzero(np.diff(directories.starts) > 0)
     oldest_ts = directories.stripe_ts[directories.starts[has]]
     return user_ids[has[oldest_ts < plan.horizon_ts]]

@@ -41,6 +41,7 @@ __all__ = [
     "from_canonical",
     "ignored_columns",
     "read_events",
+    "trait_column",
     "user_ids",
 ]
 
@@ -147,7 +148,7 @@ def canonical_table(path: AnyFile, schema: Schema, table: pa.Table, times: TimeR
         event_id = pa.chunked_array([pa.nulls(table.num_rows, pa.int64())])
     user_id = cast_integers(path, table.column("user_id"), "user_id", pa.int64())
     _refuse_nulls(path, user_id, "user_id", "every event needs one")
-    traits = [_trait_column(path, table, trait) for trait in schema.traits]
+    traits = [trait_column(path, table, trait) for trait in schema.traits]
     return pa.Table.from_arrays(
         [user_id, event_ts, arrival_ts, event_id, finer_ns, *traits],
         schema=canonical_schema(schema),
@@ -159,7 +160,8 @@ def _refuse_nulls(path: AnyFile, column: pa.ChunkedArray, name: str, advice: str
         raise InputError(f"{path}: {name} has {column.null_count} nulls; {advice}.")
 
 
-def _trait_column(path: AnyFile, table: pa.Table, trait: Trait) -> pa.ChunkedArray:
+def trait_column(path: AnyFile, table: pa.Table, trait: Trait) -> pa.ChunkedArray:
+    """A trait of a table in canonical form; where absent, its default. Raises InputError."""
     kind = canonical_type(trait)
     if trait.name not in table.column_names:
         column = pa.chunked_array([pa.nulls(table.num_rows, arrow_type(trait))])

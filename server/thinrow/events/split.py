@@ -18,13 +18,13 @@ from thinrow.events.time_columns import TimeSpan
 from thinrow.store.hashing import shard_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from thinrow.core.files.paths import AnyFile
     from thinrow.events.time_columns import TimeReader
     from thinrow.schema import Schema
 
-__all__ = ["Progress", "SplitEvents", "split_events"]
+__all__ = ["Progress", "SplitEvents", "read_split", "split_by_user", "split_events"]
 
 Progress = Callable[[str, int, int], None]
 """Receives the stage, the amount done, and the total."""
@@ -41,8 +41,44 @@ class SplitEvents:
 
     def read(self, shard: int) -> pa.Table:
         """The events of one shard, in no order."""
-        with pa.memory_map(str(self.folder / f"{shard:04d}.arrow")) as source:
-            return pa.ipc.open_stream(source).read_all()
+        return read_split(self.folder, shard)
+
+
+def read_split(folder: Path, shard: int) -> pa.Table:
+    """Reads the rows of one shard that `split_by_user` wrote, in the order of the input."""
+    with pa.memory_map(str(folder / f"{shard:04d}.arrow")) as source:
+        return pa.ipc.open_stream(source).read_all()
+
+
+def split_by_user(
+    tables: Iterator[pa.Table], schema: pa.Schema, shards: int, folder: Path
+) -> Iterator[pa.Table]:
+    """Writes tables with `user_id` by shard into ``folder``, which it makes; yields each again."""
+    folder.mkdir()
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                pa.ipc.new_stream(
+                    stack.enter_context(pa.OSFile(str(folder / f"{shard:04d}.arrow"), "wb")),
+                    schema,
+                    options=options,
+                )
+            )
+            for shard in range(shards)
+        ]
+        for table in tables:
+            if not table.num_rows:
+                continue
+            owners = shard_of(table.column("user_id").to_numpy(), shards)
+            # Numbers of two bytes are sorted in one pass.
+            order = np.argsort(owners.astype(np.uint16), kind="stable")
+            by_shard = table.take(pa.array(order))
+            bounds = offsets_of(np.bincount(owners, minlength=shards)).tolist()
+            for shard, (first, last) in enumerate(pairwise(bounds)):
+                if first < last:
+                    writers[shard].write_table(by_shard.slice(first, last - first))
+            yield table
 
 
 def split_events(
@@ -58,35 +94,12 @@ def split_events(
     Raises:
         InputError: names the file, the column at fault and what would be right.
     """
-    folder.mkdir()
     total = sum(open_parquet(file).metadata.num_rows for file in files)
     rows = 0
     arrivals = TimeSpan()
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with ExitStack() as stack:
-        writers = [
-            stack.enter_context(
-                pa.ipc.new_stream(
-                    stack.enter_context(pa.OSFile(str(folder / f"{shard:04d}.arrow"), "wb")),
-                    canonical_schema(schema),
-                    options=options,
-                )
-            )
-            for shard in range(shards)
-        ]
-        for file in files:
-            for table in read_events(file, schema, times):
-                if not table.num_rows:
-                    continue
-                owners = shard_of(table.column("user_id").to_numpy(), shards)
-                # Numbers of two bytes are sorted in one pass.
-                order = np.argsort(owners.astype(np.uint16), kind="stable")
-                by_shard = table.take(pa.array(order))
-                bounds = offsets_of(np.bincount(owners, minlength=shards)).tolist()
-                for shard, (first, last) in enumerate(pairwise(bounds)):
-                    if first < last:
-                        writers[shard].write_table(by_shard.slice(first, last - first))
-                rows += table.num_rows
-                arrivals.add(TimeSpan.of(table.column("arrival_ts").to_numpy()))
-                progress("Reading events", rows, total)
+    tables = (table for file in files for table in read_events(file, schema, times))
+    for table in split_by_user(tables, canonical_schema(schema), shards, folder):
+        rows += table.num_rows
+        arrivals.add(TimeSpan.of(table.column("arrival_ts").to_numpy()))
+        progress("Reading events", rows, total)
     return SplitEvents(folder=folder, shards=shards, rows=rows, arrivals=arrivals)

@@ -46,8 +46,12 @@ def to_stored(schema: Schema) -> dict[str, Any]:
     }
 
 
-def from_stored(data: Mapping[str, Any]) -> Schema:
+def from_stored(data: Mapping[str, Any], filled: Mapping[int, int] | None = None) -> Schema:
     """Reads the values of :func:`to_stored`.
+
+    Args:
+        data: The values.
+        filled: `Trait.filled_before_ts` of the traits that were filled, by number.
 
     Raises:
         StoreError: This release does not know a type.
@@ -62,7 +66,8 @@ def from_stored(data: Mapping[str, Any]) -> Schema:
                         **trait,
                         "type": _stored_type(trait),
                         "default": _default_from_json(trait["default"]),
-                    }
+                    },
+                    filled_before_ts=(filled or {}).get(trait["number"]),
                 )
                 for trait in group["traits"]
             ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from thinrow.core.traits import TraitForm, TraitType
@@ -60,6 +60,9 @@ class Trait:
     scale: int | None = None
     buckets: int | None = None
     """All three mean the same in `TraitForm`."""
+    filled_before_ts: int | None = field(default=None, compare=False)
+    """Events with an earlier visible_ts may have values that were filled later; None: all are as
+    served. It is a fact of a generation and no part of the trait's identity."""
 
     @property
     def form(self) -> TraitForm:

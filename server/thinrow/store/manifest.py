@@ -34,6 +34,7 @@ __all__ = [
     "NEW",
     "UNPUBLISHED",
     "Count",
+    "FillRecord",
     "Manifest",
     "RunInputs",
     "ShardSummary",
@@ -115,6 +116,34 @@ class RunInputs(_Record):
     """XXH3 (64 bits) over the watermarks that were given one by one, hexadecimal."""
 
 
+class FillRecord(_Record):
+    """One fill: values that stored events got after they were served."""
+
+    generation: Count
+    """Number of the generation that the fill published."""
+    filled_ts: Time
+    """Time of the run, ms."""
+    watermark_ts: Time
+    """Watermark of that generation, ms: events that became visible later are as served."""
+    group: str
+    traits: list[str]
+    """Names of the traits filled."""
+    trait_numbers: list[Count]
+    """Their numbers, which are never used again for other traits."""
+    by: list[str]
+    """Columns that joined rows to events."""
+    values: list[str]
+    """Name, size and XXH3 of the last bytes of each file of values, sorted."""
+    rows: Count
+    """Distinct rows."""
+    rows_unmatched: Count
+    """Rows that matched no event."""
+    events: Count
+    """Events that a row matched."""
+    events_unmatched: Count
+    """Events that no row matched."""
+
+
 class Manifest(_Record):
     """A complete generation."""
 
@@ -126,6 +155,14 @@ class Manifest(_Record):
     stored_schema: dict[str, Any]
     shards: list[ShardSummary]
     run: RunInputs
+    """The inputs of the last compaction."""
+    fills: list[FillRecord] = []
+    """Fills so far, the oldest first."""
+
+    @property
+    def is_fill(self) -> bool:
+        """True if a fill published this generation, and no compaction."""
+        return bool(self.fills) and self.fills[-1].generation == self.number
 
     @property
     def watermark_ts(self) -> int:
@@ -135,7 +172,10 @@ class Manifest(_Record):
     @property
     def schema_(self) -> Schema:
         """The schema as of this generation."""
-        return from_stored(self.stored_schema)
+        filled: dict[int, int] = {}
+        for fill in self.fills:
+            filled.update(dict.fromkeys(fill.trait_numbers, fill.watermark_ts))
+        return from_stored(self.stored_schema, filled)
 
     @property
     def shard_count(self) -> int:

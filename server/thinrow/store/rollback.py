@@ -112,7 +112,8 @@ def _rolled_back(store: Path, folder: Path, newer: Newer) -> RollbackReport:
 
 
 def _has_erased(folder: Path) -> bool:
-    return read_manifest(folder).run.erase_xxh3 != _NO_USERS_XXH3
+    manifest = read_manifest(folder)
+    return not manifest.is_fill and manifest.run.erase_xxh3 != _NO_USERS_XXH3
 
 
 def _set_aside(folder: Path, aside: Path) -> None:

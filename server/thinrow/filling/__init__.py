@@ -1,0 +1,1 @@
+"""Values for stored events that came later, published as the next generation."""

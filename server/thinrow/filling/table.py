@@ -1,0 +1,215 @@
+"""The table of values of a fill: what joins its rows to events, and the rows in canonical form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from thinrow.core.files.arrow import plain, plain_schema
+from thinrow.core.files.nested import field_type, split_name, with_fields
+from thinrow.core.files.parquet import open_parquet
+from thinrow.core.files.trait_arrays import cast_integers
+from thinrow.errors import InputError, UsageError
+from thinrow.events.canonical import BATCH_ROWS, canonical_type, trait_column, user_ids
+from thinrow.schema import EVENT_ID, EVENT_TS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from thinrow.core.files.paths import DataFile
+    from thinrow.events.time_columns import TimeReader
+    from thinrow.schema import FeatureGroup, Schema, Trait
+
+__all__ = ["FillTable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FillTable:
+    """The columns of a table of values."""
+
+    files: Sequence[DataFile]
+    key: tuple[str, ...]
+    """Columns that join rows to events; user_id comes first where rows name users."""
+    key_traits: tuple[Trait, ...]
+    """Traits among them, the built-in ones too."""
+    filled: tuple[Trait, ...]
+    """Traits that the rows give values for, in schema order."""
+    ignored: tuple[str, ...]
+    """Other columns."""
+
+    @staticmethod
+    def of(
+        files: Sequence[DataFile], schema: Schema, group: FeatureGroup, by: str | None
+    ) -> FillTable:
+        """Reads the columns' names, and decides what they are for.
+
+        Args:
+            files: Files that make one table.
+            schema: The schema with the group.
+            group: The group to be filled.
+            by: What joins rows to events; None for the first of what the table has.
+
+        Raises:
+            InputError: A file cannot be read, or lacks a column.
+            UsageError: The columns do not fit the schema or `by`.
+        """
+        with open_parquet(files[0]) as first:
+            columns = first.schema_arrow
+        by = by or _first_way(files[0], columns, schema, group)
+        key, key_traits = _key(schema, by)
+        names = [name for name in schema.by_name if field_type(columns, name) is not None]
+        filled = tuple(
+            trait for trait in group.traits if trait.name in names and trait.name not in key
+        )
+        for trait in filled:
+            if trait.key:
+                raise UsageError(
+                    f"{trait.name} is a key of the stored digests and cannot be filled; leave the "
+                    f"column out of {files[0]}."
+                )
+        if not filled:
+            own = [trait.name for trait in group.traits if not trait.key and trait.name not in key]
+            raise UsageError(
+                f"{files[0]} has no values for the group {group.name}; name a column "
+                f"{' or '.join(own[:3]) or 'of a trait that is no key'}."
+            )
+        wanted = [*key, *(trait.name for trait in filled)]
+        for file in files:
+            with open_parquet(file) as table:
+                for name in wanted:
+                    if field_type(table.schema_arrow, name) is None:
+                        raise InputError(f"{file} has no column {name}; {_reason(name, key, by)}.")
+        used = {split_name(columns, name)[0] for name in wanted}
+        return FillTable(
+            files=files,
+            key=key,
+            key_traits=key_traits,
+            filled=filled,
+            ignored=tuple(name for name in columns.names if name not in used),
+        )
+
+    @property
+    def by_user(self) -> bool:
+        """True if rows name users; else they name values of a trait."""
+        return self.key[0] == "user_id"
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of the rows in canonical form."""
+        own = [pa.field("user_id", pa.int64())] if self.by_user else []
+        return pa.schema(
+            [*own, *(pa.field(t.name, canonical_type(t)) for t in (*self.key_traits, *self.filled))]
+        )
+
+    @property
+    def row_count(self) -> int:
+        """Rows by the footers."""
+        return sum(open_parquet(file).metadata.num_rows for file in self.files)
+
+    def read(self, times: TimeReader) -> Iterator[pa.Table]:
+        """Reads the rows in canonical form, at most BATCH_ROWS at a time.
+
+        Raises:
+            InputError: names the file, the column at fault and what would be right.
+        """
+        for file in self.files:
+            with open_parquet(file) as table:
+                columns = [
+                    split_name(table.schema_arrow, name)[0]
+                    for name in (*self.key, *(trait.name for trait in self.filled))
+                ]
+                for batch in table.iter_batches(BATCH_ROWS, columns=columns):
+                    if batch.num_rows:
+                        yield self._canonical(file, pa.table(batch), times)
+            times.finish(file)
+
+    def _canonical(self, file: DataFile, table: pa.Table, times: TimeReader) -> pa.Table:
+        traits = (*self.key_traits, *self.filled)
+        table = with_fields(table, [trait.name for trait in traits if "." in trait.name])
+        table = pa.table([plain(each) for each in table.columns], plain_schema(table.schema))
+        arrays = []
+        for name in self.key:
+            column = table.column(name)
+            if name == "user_id":
+                arrays.append(user_ids(file, column))
+            elif name == EVENT_TS.name:
+                arrays.append(times.read(file, column, name).ms)
+            elif name == EVENT_ID.name:
+                _refuse_nulls(file, name, column)
+                arrays.append(cast_integers(file, column, name, pa.int64()))
+            else:
+                arrays.append(self._key_trait(file, table, name))
+        arrays += [_known(file, table, trait) for trait in self.filled]
+        return pa.Table.from_arrays(arrays, schema=self.schema)
+
+    def _key_trait(self, file: DataFile, table: pa.Table, name: str) -> pa.ChunkedArray:
+        (trait,) = (trait for trait in self.key_traits if trait.name == name)
+        if self.by_user:
+            return _known(file, table, trait)
+        # A row without the value would name every event that lacks the trait.
+        column = _known(file, table, replace(trait, sparse=True, default=None))
+        _refuse_nulls(file, name, column)
+        return column
+
+
+def _known(file: DataFile, table: pa.Table, trait: Trait) -> pa.ChunkedArray:
+    """A trait's column, which may be of nulls alone."""
+    if pa.types.is_null(table.schema.field(trait.name).type):
+        table = table.drop_columns([trait.name])
+    return trait_column(file, table, trait)
+
+
+def _refuse_nulls(file: DataFile, name: str, column: pa.ChunkedArray) -> None:
+    if column.null_count:
+        raise InputError(
+            f"{file}: {name} has {column.null_count} nulls; every row needs one, to be joined to "
+            f"events."
+        )
+
+
+def _first_way(file: DataFile, columns: pa.Schema, schema: Schema, group: FeatureGroup) -> str:
+    """Chooses what joins rows to events by the columns that there are."""
+    for name in (EVENT_ID.name, EVENT_TS.name):
+        if {"user_id", name} <= {*columns.names}:
+            return name
+    own = {trait.name for trait in group.traits if not trait.key}
+    others = [
+        trait.name
+        for trait in schema.traits
+        if trait.name not in own and field_type(columns, trait.name) is not None
+    ]
+    if len(others) != 1:
+        found = f"several traits ({', '.join(others)})" if others else "no trait"
+        raise UsageError(
+            f"{file} has neither user_id with event_id or event_ts, nor one trait to join by: it "
+            f"has {found} outside of what is filled; give --by."
+        )
+    return others[0]
+
+
+def _key(schema: Schema, by: str) -> tuple[tuple[str, ...], tuple[Trait, ...]]:
+    """Columns that join rows to events, and the traits among them."""
+    if by == EVENT_ID.name:
+        return ("user_id", by), (EVENT_ID,)
+    if by == EVENT_TS.name:
+        traits = (EVENT_TS, *schema.key_traits)
+        return ("user_id", *(trait.name for trait in traits)), traits
+    trait = next((trait for trait in schema.traits if trait.name == by), None)
+    if trait is None:
+        raise UsageError(
+            f"--by {by} names no trait of the store; use event_id, event_ts or one of "
+            f"{', '.join(trait.name for trait in schema.traits)}."
+        )
+    if trait.type.is_float or trait.size > 1 or trait.length_max:
+        raise UsageError(
+            f"--by {by}: rows are joined by a single integer, category, text or bool, and {by} is "
+            f"another; use event_id or event_ts."
+        )
+    return (by,), (trait,)
+
+
+def _reason(name: str, key: Sequence[str], by: str) -> str:
+    if name in key:
+        return f"rows that are joined by {by} need {', '.join(key)}"
+    return "all files need the same columns"

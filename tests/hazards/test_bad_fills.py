@@ -1,0 +1,288 @@
+"""Fills that cannot be done: one sentence, and the store as it was; fills that are killed."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+from unittest import mock
+
+import pyarrow as pa
+import pytest
+from support.paths import SUPPORT
+from support.small_store import copied, sample
+from support.store_contents import contents
+from support.tried import SEED, times
+from support.worlds import (
+    World,
+    as_of,
+    built_world,
+    days,
+    leftovers,
+    pointers_to,
+    read_store,
+    some_events,
+)
+from thinrow.cli.app import app
+from thinrow.compaction.compact import compact
+from thinrow.compaction.config import CompactionConfig
+from thinrow.errors import SchemaError, UsageError
+from thinrow.filling.config import FillConfig
+from thinrow.filling.fill import fill
+from thinrow.store.generations import locked_store
+from thinrow.store.manifest import read_manifest, require_current_folder
+from thinrow.store.rollback import rollback
+from typer.testing import CliRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+EVENTS = some_events()
+ROWS = len(EVENTS)
+EXTRA = """
+[extra]
+shop = { type = "string", sparse = true }
+stars = { type = "int8", sparse = true, default = 0 }
+"""
+COLUMNS = {
+    name: EVENTS[name] for name in ("user_id", "event_id", "event_ts", "item_id", "brand", "price")
+}
+POINTERS = pointers_to(days(3))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    world = built_world(tmp_path_factory.mktemp("fill") / "world")
+    (world.folder / "extra.toml").write_text(EXTRA, encoding="utf-8")
+    world.write("shops.parquet", shops())
+    return world
+
+
+def shops(**columns: pa.Array) -> pa.Table:
+    """A shop for each event, by event_id."""
+    given = {"user_id": COLUMNS["user_id"], "event_id": COLUMNS["event_id"]}
+    return pa.table(given | {"shop": pa.array(["s"] * ROWS)} | columns)
+
+
+def arguments(world: World, table: pa.Table, *options: object) -> list[str]:
+    values = world.write("values.parquet", table)
+    schema = ("--schema", world.folder / "extra.toml")
+    given = options if "feedback" in options else ("extra", *schema, *options)
+    return [*map(str, ("fill", given[0], values, "--store", world.store, *given[1:]))]
+
+
+def by(*names: str, **columns: pa.Array) -> Callable[[], pa.Table]:
+    return lambda: pa.table({name: COLUMNS[name] for name in names} | columns)
+
+
+SHOP = pa.array(["s"] * ROWS)
+NO_IDS = pa.array([None] * 3 + list(range(ROWS - 3)), pa.int64())
+REFUSED: dict[str, tuple[Callable[[], pa.Table], tuple[object, ...], str]] = {
+    "null user": (lambda: shops(user_id=NO_IDS), (), "user_id has 3 nulls"),
+    "null event": (lambda: shops(event_id=NO_IDS), (), "event_id has 3 nulls"),
+    "null value of a trait": (
+        by(item_id=NO_IDS, shop=SHOP),
+        (),
+        "item_id has 3 nulls; every row needs one",
+    ),
+    "contradiction": (
+        lambda: pa.table({"item_id": [7, 7], "shop": ["a", "b"]}),
+        (),
+        "rows with item_id 7 have different values of shop; keep one of them",
+    ),
+    "unknown group": (
+        shops,
+        ("nothing",),
+        "has no group nothing",
+    ),
+    "key trait": (
+        by("user_id", "event_id", "item_id", "brand"),
+        ("item",),
+        "item_id is a key of the stored digests and cannot be filled",
+    ),
+    "text for a number": (lambda: shops(stars=SHOP), (), "stars is string"),
+    "number for text": (lambda: shops(shop=pa.array(range(ROWS))), (), "shop is int64"),
+    "null for a trait without": (
+        by("user_id", "event_id", price=pa.array([None] * ROWS, pa.float64())),
+        ("feedback",),
+        "price has 400 nulls",
+    ),
+    "no match": (
+        lambda: pa.table({"item_id": [-1], "shop": ["a"]}),
+        (),
+        "None of the 1 rows matches an event by item_id; one row has item_id -1",
+    ),
+    "no rows": (lambda: shops().slice(0, 0), (), "has no rows"),
+    "no values": (by("user_id", "event_id"), (), "has no values for the group extra"),
+    "no key": (by(shop=SHOP), (), "give --by"),
+    "two keys": (by("item_id", "brand", shop=SHOP), (), "several traits (item_id, brand)"),
+    "float key": (by("price", shop=SHOP), ("--by", "price"), "rows are joined by a single"),
+    "unknown key": (by("price", shop=SHOP), ("--by", "color"), "--by color names no trait"),
+    "key trait left out": (
+        by("user_id", "event_ts", shop=SHOP),
+        (),
+        "has no column item_id; rows that are joined by event_ts need user_id, event_ts, item_id",
+    ),
+    "seconds": (
+        lambda: pa.table(
+            {
+                "user_id": EVENTS["user_id"],
+                "event_ts": pa.compute.divide(EVENTS["event_ts"], 1000),
+                "item_id": EVENTS["item_id"],
+                "shop": SHOP,
+            }
+        ),
+        (),
+        "give --time-unit s",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_by_name(world: World, case: str) -> None:
+    table, options, says = REFUSED[case]
+    group = [option for option in options if option in ("nothing", "item", "feedback")]
+    given = [option for option in options if option not in group]
+    values = world.write("values.parquet", table())
+    schema = [] if group else ["--schema", world.folder / "extra.toml"]
+    before = contents(world.store)
+    result = CliRunner().invoke(
+        app,
+        [
+            *("fill", *(group or ["extra"]), str(values), "--store", str(world.store)),
+            *map(str, (*schema, *given)),
+        ],
+    )
+    assert result.exit_code in (1, 2), result.output
+    assert says in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert "\n" not in result.stderr.strip()
+    assert contents(world.store) == before
+    assert leftovers(world.store) == []
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ("[other]\nshop = 'string'", "has no group extra; add a table [extra]"),
+        ("[extra]\nshop = 'string'", "give it sparse = true or a default"),
+        ("[extra]\nshop = { type = 'string', sparse = true, key = true }", "cannot be a key"),
+        ("[extra]\nprice = { type = 'float64', sparse = true }", "has the name of feedback.price"),
+        (f"{EXTRA}\n[more]\na = {{ type = 'int8', sparse = true }}", "has the group more"),
+        (f"{EXTRA}\n[feedback]\nprice = 'float64'", "lacks feedback.rating"),
+    ],
+)
+def test_schema_that_changes_more(world: World, schema: str, says: str) -> None:
+    file = world.folder / "other.toml"
+    file.write_text(schema, encoding="utf-8")
+    values = world.folder / "shops.parquet"
+    config = FillConfig(group="extra", values=values, store=world.store, schema=file)
+    with pytest.raises(UsageError, match=re.escape(says)):
+        fill(config)
+
+
+def shop_config(world: World) -> FillConfig:
+    return FillConfig(
+        group="extra",
+        values=world.folder / "shops.parquet",
+        store=world.store,
+        schema=world.folder / "extra.toml",
+    )
+
+
+@pytest.mark.parametrize("columns", [("user_id", "event_id"), ("item_id",)])
+def test_more_rows_than_memory_takes(world: World, columns: tuple[str, ...]) -> None:
+    values = world.write("many.parquet", by(*columns, shop=SHOP)())
+    config = FillConfig(
+        group="extra", values=values, store=world.store, schema=world.folder / "extra.toml"
+    )
+    with (
+        mock.patch("thinrow.filling.rows.VALUES_BYTES_MAX", 1000),
+        pytest.raises(UsageError, match="have more than 1,000 bytes"),
+    ):
+        fill(config)
+    assert leftovers(world.store) == []
+
+
+def test_store_that_another_command_changes(world: World) -> None:
+    with locked_store(world.store):
+        result = CliRunner().invoke(app, arguments(world, shops()))
+    assert "Another compaction is running" in result.stderr
+
+
+def test_killed(world: World, tmp_path: Path) -> None:
+    """The old generation or the new one serves; run again it ends as if never killed."""
+    before = read_store(world.store, POINTERS)
+    whole = copied(world, tmp_path / "whole")
+    [steps] = re.findall(r"steps: (\d+)", started(whole, 0).stderr)
+    after = read_store(whole.store, POINTERS)
+    assert after != before
+    for step in sample(list(range(1, int(steps) + 1)), times(1, 1000), SEED):
+        killed = copied(world, tmp_path / f"killed-{step}")
+        assert started(killed, step).returncode == -signal.SIGKILL
+        assert read_store(killed.store, POINTERS) in (before, after)
+        fill(shop_config(killed))
+        assert contents(killed.store) == contents(whole.store)
+        assert leftovers(killed.store) == []
+        assert len(read_manifest(require_current_folder(killed.store)).fills) == 1
+
+
+def started(world: World, step: int) -> subprocess.CompletedProcess[str]:
+    """The command, killed at a step of its own; at none for 0."""
+    command = ["fill", "extra", world.folder / "shops.parquet", "--store", world.store]
+    command += ["--schema", world.folder / "extra.toml"]
+    return subprocess.run(
+        [sys.executable, SUPPORT / "steps.py", str(step), world.store, *map(str, command)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def test_compaction_keeps_values_and_knows_its_last_run(world: World, tmp_path: Path) -> None:
+    filled = copied(world, tmp_path / "filled")
+    fill(shop_config(filled))
+    before = read_store(filled.store, POINTERS)
+
+    def config(
+        name: str, day: int, schema: Path | None = None, drop: bool = False
+    ) -> CompactionConfig:
+        return CompactionConfig(
+            events=filled.folder / name,
+            store=filled.store,
+            watermark_ts=as_of(day),
+            schema=schema,
+            drop_filled=drop,
+        )
+
+    # The last compaction, tried again, was done: its inputs are those of the manifest.
+    assert compact(config("events-3.parquet", 3)).already_published
+    filled.write("next.parquet", some_events(seed=1, days=1, first_day=3))
+    with pytest.raises(SchemaError, match=r"lacks extra.shop, which was filled"):
+        compact(config("next.parquet", 4, filled.schema))
+    compact(config("next.parquet", 4))
+    assert read_store(filled.store, POINTERS) == before
+    manifest = read_manifest(require_current_folder(filled.store))
+    assert [record.watermark_ts for record in manifest.fills] == [as_of(3)]
+    # The same rows again: new events may match them.
+    assert not fill(shop_config(filled)).already_published
+    assert fill(shop_config(filled)).already_published
+    compact(config("next.parquet", 5, filled.schema, drop=True))
+    shown = read_store(filled.store, POINTERS)
+    assert all("shop" not in columns for _, columns in shown)
+
+
+def test_rollback_takes_a_fill_back(world: World, tmp_path: Path) -> None:
+    filled = copied(world, tmp_path / "filled")
+    before = read_store(filled.store, POINTERS)
+    fill(shop_config(filled))
+    report = rollback(filled.store, 1, "remove")
+    assert report.removed == [2]
+    assert not report.erasing
+    assert read_store(filled.store, POINTERS) == before
+    assert fill(shop_config(filled)).record.generation == 3
