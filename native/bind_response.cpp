@@ -17,7 +17,7 @@ namespace {
 using ColumnTuple =
     nb::typed<nb::tuple, nb::str, int64_t, int64_t, bool, Out<int64_t>, Out<const uint8_t>,
               Out<const uint8_t>, Out<const uint8_t>, Out<int64_t>, nb::typed<nb::list, nb::str>,
-              std::optional<int64_t>, std::optional<nb::str>, int64_t, Out<const uint8_t>>;
+              std::optional<int64_t>, std::optional<nb::str>, int64_t, Out<const uint8_t>, bool>;
 // Fields of thinrow.core.wire.response.Response.
 using ResponseTuple =
     nb::typed<nb::tuple, uint64_t, int64_t, int64_t, Out<int64_t>, Out<int64_t>, Out<int64_t>,
@@ -77,7 +77,7 @@ class ResponseReader {
   ColumnTuple column(Bytes content) {
     nb::object trait = nb::str(""), default_word = nb::none(), default_string = nb::none();
     int64_t type = 0, vector_size = 0, list_length_max = 0;
-    bool nullable = false;
+    bool nullable = false, filled = false;
     std::vector<int64_t> bases, dictionary;
     Bytes widths, data, present, list_lengths;
     nb::list strings;
@@ -97,13 +97,14 @@ class ResponseReader {
         case column::default_string: default_string = text_of(in.bytes()); break;
         case column::list_length_max: list_length_max = in.number(); break;
         case column::list_lengths: list_lengths = in.bytes(); break;
+        case column::filled: filled = in.number() != 0; break;
         default: break; // unknown fields are ignored
       }
     }
     return nb::make_tuple(trait, type, vector_size, nullable, array_of(std::move(bases)),
                           array_view(widths), array_view(data), array_view(present),
                           array_of(std::move(dictionary)), strings, default_word, default_string,
-                          list_length_max, array_view(list_lengths));
+                          list_length_max, array_view(list_lengths), filled);
   }
 
   nb::object counted_text_of(Bytes value) {

@@ -156,7 +156,7 @@ class BoundPlan {
 
 void make_trait(Trait *made, std::string name, int number, int type, int64_t size, bool nullable,
                 std::optional<int64_t> default_word, std::optional<std::string> default_text,
-                int group, int64_t length_max) {
+                int group, int64_t length_max, bool filled) {
   const auto trait_type = static_cast<TraitType>(type);
   const bool is_indexing = trait_type == TraitType::string || trait_type == TraitType::categorical;
   if (size < 1 || size > trait_size_max || (size > 1 && is_indexing))
@@ -173,7 +173,8 @@ void make_trait(Trait *made, std::string name, int number, int type, int64_t siz
                    default_word.value_or(0),
                    std::move(default_text).value_or(""),
                    group,
-                   length_max};
+                   length_max,
+                   filled};
 }
 
 void translate_exceptions() {
@@ -198,6 +199,7 @@ void bind_store(nb::module_ &m) {
   nb::class_<Trait>(m, "Trait", "A trait of the schema.")
       .def("__init__", &make_trait, "name"_a, "number"_a, "type"_a, "size"_a, "nullable"_a,
            "default_word"_a.none(), "default_text"_a.none(), "group"_a, "length_max"_a = 0,
+           "filled"_a = false,
            R"(Check the trait.
 
 Args:
@@ -206,7 +208,8 @@ Args:
     default_word: Default of a trait that is no string.
     default_text: Default of a string, in UTF-8.
     group: Number of the stored group that has the trait.
-    length_max: Limit on the elements of a list; 0 if the trait is no list.)");
+    length_max: Limit on the elements of a list; 0 if the trait is no list.
+    filled: True if some values came after the events were served.)");
   nb::class_<BoundPlan>(m, "Plan", R"(The resolution of a batch of pointers, in steps.
 
 Methods raise StoreCorruptError if directories and stripes contradict themselves or each other.)")

@@ -42,8 +42,9 @@ struct Trait {
   int64_t default_word;
   std::string default_text;
   int group;
-  int64_t length_max; // elements of a list; 0 if the trait is no list
-  int slot = 0;       // place of the group among those that a plan reads
+  int64_t length_max;  // elements of a list; 0 if the trait is no list
+  bool filled = false; // some values came after the events were served
+  int slot = 0;        // place of the group among those that a plan reads
 };
 
 // One trait of consecutive events of a stripe, encoded, and checked to lie within the stripe.

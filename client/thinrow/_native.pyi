@@ -231,6 +231,7 @@ def read_response(
             str | None,
             int,
             NDArray[numpy.uint8],
+            bool,
         ]
     ],
     int,
@@ -274,6 +275,7 @@ def read_stream_response(
             str | None,
             int,
             NDArray[numpy.uint8],
+            bool,
         ]
     ],
     int,
@@ -305,6 +307,7 @@ class Trait:
         default_text: str | None,
         group: int,
         length_max: int = 0,
+        filled: bool = False,
     ) -> None:
         """
         Check the trait.
@@ -316,6 +319,7 @@ class Trait:
             default_text: Default of a string, in UTF-8.
             group: Number of the stored group that has the trait.
             length_max: Limit on the elements of a list; 0 if the trait is no list.
+            filled: True if some values came after the events were served.
         """
 
 class Plan:

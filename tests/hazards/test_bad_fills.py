@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from unittest import mock
 
 import pyarrow as pa
 import pytest
+import torch
 from support.paths import SUPPORT
 from support.small_store import copied, sample
 from support.store_contents import contents
@@ -25,15 +27,27 @@ from support.worlds import (
     read_store,
     some_events,
 )
+from thinrow.access.projection import resolve
 from thinrow.cli.app import app
+from thinrow.client import Projection, connect
+from thinrow.client.torch.batching import AnsweredRows, to_tensors
 from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig
-from thinrow.errors import SchemaError, UsageError
+from thinrow.core.lookup.batch_lookup import BatchLookup
+from thinrow.core.pointers import ThinRows
+from thinrow.core.wire.response import Response
+from thinrow.errors import RequestError, SchemaError, ThinRowError, UsageError
 from thinrow.filling.config import FillConfig
 from thinrow.filling.fill import fill
+from thinrow.materialization.config import ServerConfig
+from thinrow.materialization.request import MaterializeRequest
+from thinrow.materialization.server import Server
+from thinrow.store.generation import Generation
 from thinrow.store.generations import locked_store
+from thinrow.store.history import HistoryPlan
 from thinrow.store.manifest import read_manifest, require_current_folder
 from thinrow.store.rollback import rollback
+from thinrow.v1 import materialization_pb2 as wire
 from typer.testing import CliRunner
 
 if TYPE_CHECKING:
@@ -286,3 +300,92 @@ def test_rollback_takes_a_fill_back(world: World, tmp_path: Path) -> None:
     assert not report.erasing
     assert read_store(filled.store, POINTERS) == before
     assert fill(shop_config(filled)).record.generation == 3
+
+
+# As served, and filled later.
+
+
+@pytest.fixture(scope="module")
+def filled(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The store with a group filled, and a generation after it."""
+    filled = copied(world, tmp_path_factory.mktemp("served") / "world")
+    fill(shop_config(filled))
+    events = filled.write("next.parquet", some_events(seed=1, days=1, first_day=3))
+    compact(CompactionConfig(events=events, store=filled.store, watermark_ts=as_of(4)))
+    return filled
+
+
+def test_as_served_refuses_what_was_filled(filled: World) -> None:
+    tenants = filled.folder / "tenants.toml"
+    tenants.write_text("[audit]\nas_served = true\n", encoding="utf-8")
+    config = ServerConfig(store=filled.store, listen="127.0.0.1:0", metrics=None, tenants=tenants)
+    served = Projection(as_served=True, traits=("item_id", "stars"))
+    with (
+        Server(config) as server,
+        connect(server.address) as client,
+        connect(filled.store) as local,
+    ):
+        for each in (client, local):
+            batch = each.materialize(POINTERS, served)
+            assert batch.filled == frozenset()
+            assert each.materialize(POINTERS, Projection()).filled == {"shop"}
+            for wanted in (
+                Projection(as_served=True),
+                Projection(as_served=True, traits=("shop",)),
+                Projection(as_served=True, feature_groups=("extra",)),
+            ):
+                with pytest.raises(RequestError, match="shop was filled after events were served"):
+                    each.materialize(POINTERS, wanted)
+            with pytest.raises(RequestError, match="shop was filled"):
+                each.inspect(1, 0, Projection(20, as_served=True))
+        with pytest.raises(RequestError, match="shop was filled"):
+            client.materialize(POINTERS, "audit")
+
+
+def test_a_server_that_ignores_as_served_is_found_out(filled: World) -> None:
+    lookup = BatchLookup(ThinRows(POINTERS), Projection(as_served=True)).whole()
+    request = MaterializeRequest(
+        BatchLookup(ThinRows(POINTERS), Projection()).whole().request(), 1 << 20
+    )
+    with Generation.open_current(filled.store) as generation:
+        resolved = resolve("", request.projection, generation.schema, {})
+        plan = HistoryPlan(generation, request, resolved.truncation, resolved.groups)
+        plan.read()
+        plan.resolve()
+        message, _ = plan.answer(resolved.traits, 1 << 30)
+    assert [c.trait for c in wire.MaterializeResponse.FromString(message).columns if c.filled] == [
+        "shop"
+    ]
+    with pytest.raises(ThinRowError, match="shop was filled later"):
+        lookup.answered(Response.read(message))
+
+
+def test_people_see_what_was_filled(filled: World) -> None:
+    with connect(filled.store) as client:
+        groups = client.describe_store().feature_groups
+        before = {t.name: t.filled_before_ts for group in groups for t in group.traits}
+        assert before == {name: 0 for name in before if name != "shop"} | {"shop": as_of(3)}
+        events = client.inspect(1, 0, Projection(400)).events
+    marks = {
+        (trait.filled, event.visible_ts < as_of(3))
+        for event in events
+        for trait in event.traits
+        if trait.name == "shop"
+    }
+    assert marks == {(True, True)}  # later events lack it
+    shown = CliRunner().invoke(
+        app, ["inspect", "--server", str(filled.store), "--user", "1", "--limit", "200"]
+    )
+    assert "Filled after the events were served: shop." in shown.stdout
+    listed = CliRunner().invoke(app, ["store", "list", "--store", str(filled.store)])
+    assert "complete, a fill" in listed.stdout
+
+
+def test_tensors_say_what_was_filled(filled: World) -> None:
+    with connect(filled.store) as client:
+        answers = list(client.answers([POINTERS], Projection(traits=("shop", "price"))))
+    columns = pa.table({"label": range(len(POINTERS))})
+    ids = torch.arange(len(POINTERS)).numpy()
+    batch = to_tensors([AnsweredRows(answer, columns, ids) for answer in answers], torch.int64)
+    for each in (batch, batch.to("cpu"), pickle.loads(pickle.dumps(batch))):  # noqa: S301
+        assert each.filled == {"shop"}

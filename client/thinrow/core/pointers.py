@@ -37,6 +37,9 @@ class Projection:
     truncation: Literal["newest", "head"] = "newest"
     """The events that stay if there are more; "head" only suits models trained that way."""
 
+    as_served: bool = False
+    """True refuses traits with values that were filled after the events were served."""
+
     def __post_init__(self) -> None:
         if self.sequence_length < 0:
             raise UsageError(

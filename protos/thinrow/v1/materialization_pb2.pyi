@@ -67,16 +67,18 @@ TRAIT_TYPE_CATEGORICAL: TraitType
 TRAIT_TYPE_STRING: TraitType
 
 class Projection(_message.Message):
-    __slots__ = ("sequence_length", "truncation", "feature_groups", "traits")
+    __slots__ = ("sequence_length", "truncation", "feature_groups", "traits", "as_served")
     SEQUENCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     FEATURE_GROUPS_FIELD_NUMBER: _ClassVar[int]
     TRAITS_FIELD_NUMBER: _ClassVar[int]
+    AS_SERVED_FIELD_NUMBER: _ClassVar[int]
     sequence_length: int
     truncation: Truncation
     feature_groups: _containers.RepeatedScalarFieldContainer[str]
     traits: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, sequence_length: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., feature_groups: _Optional[_Iterable[str]] = ..., traits: _Optional[_Iterable[str]] = ...) -> None: ...
+    as_served: bool
+    def __init__(self, sequence_length: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., feature_groups: _Optional[_Iterable[str]] = ..., traits: _Optional[_Iterable[str]] = ..., as_served: _Optional[bool] = ...) -> None: ...
 
 class MaterializeRequest(_message.Message):
     __slots__ = ("tenant", "projection", "user_ids", "start_ts", "end_ts", "max_lengths", "digests", "request_ts", "mutable_lengths")
@@ -125,7 +127,7 @@ class MaterializeResponse(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., statuses: _Optional[_Iterable[_Union[Status, str]]] = ..., view_starts: _Optional[_Iterable[int]] = ..., view_lengths: _Optional[_Iterable[int]] = ..., block_lengths: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., sequence_length: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., server_us: _Optional[int] = ...) -> None: ...
 
 class Column(_message.Message):
-    __slots__ = ("trait", "type", "vector_size", "nullable", "bases", "widths", "data", "present", "dictionary", "strings", "default_word", "default_string", "list_length_max", "list_lengths")
+    __slots__ = ("trait", "type", "vector_size", "nullable", "bases", "widths", "data", "present", "dictionary", "strings", "default_word", "default_string", "list_length_max", "list_lengths", "filled")
     TRAIT_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     VECTOR_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -140,6 +142,7 @@ class Column(_message.Message):
     DEFAULT_STRING_FIELD_NUMBER: _ClassVar[int]
     LIST_LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
     LIST_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    FILLED_FIELD_NUMBER: _ClassVar[int]
     trait: str
     type: TraitType
     vector_size: int
@@ -154,7 +157,8 @@ class Column(_message.Message):
     default_string: str
     list_length_max: int
     list_lengths: bytes
-    def __init__(self, trait: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., bases: _Optional[_Iterable[int]] = ..., widths: _Optional[bytes] = ..., data: _Optional[bytes] = ..., present: _Optional[bytes] = ..., dictionary: _Optional[_Iterable[int]] = ..., strings: _Optional[_Iterable[str]] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ..., list_length_max: _Optional[int] = ..., list_lengths: _Optional[bytes] = ...) -> None: ...
+    filled: bool
+    def __init__(self, trait: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., bases: _Optional[_Iterable[int]] = ..., widths: _Optional[bytes] = ..., data: _Optional[bytes] = ..., present: _Optional[bytes] = ..., dictionary: _Optional[_Iterable[int]] = ..., strings: _Optional[_Iterable[str]] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ..., list_length_max: _Optional[int] = ..., list_lengths: _Optional[bytes] = ..., filled: _Optional[bool] = ...) -> None: ...
 
 class MaterializeStreamRequest(_message.Message):
     __slots__ = ("cursor", "request", "traceparent")
@@ -217,7 +221,7 @@ class InspectedEvent(_message.Message):
     def __init__(self, event_ts: _Optional[int] = ..., event_time: _Optional[str] = ..., visible_ts: _Optional[int] = ..., event_id: _Optional[int] = ..., traits: _Optional[_Iterable[_Union[InspectedTrait, _Mapping]]] = ...) -> None: ...
 
 class InspectedTrait(_message.Message):
-    __slots__ = ("name", "int_value", "uint_value", "float_value", "bool_value", "string_value", "vector_value", "int_vector_value", "uint_vector_value", "string_vector_value")
+    __slots__ = ("name", "int_value", "uint_value", "float_value", "bool_value", "string_value", "vector_value", "int_vector_value", "uint_vector_value", "string_vector_value", "filled")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INT_VALUE_FIELD_NUMBER: _ClassVar[int]
     UINT_VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +232,7 @@ class InspectedTrait(_message.Message):
     INT_VECTOR_VALUE_FIELD_NUMBER: _ClassVar[int]
     UINT_VECTOR_VALUE_FIELD_NUMBER: _ClassVar[int]
     STRING_VECTOR_VALUE_FIELD_NUMBER: _ClassVar[int]
+    FILLED_FIELD_NUMBER: _ClassVar[int]
     name: str
     int_value: int
     uint_value: int
@@ -238,7 +243,8 @@ class InspectedTrait(_message.Message):
     int_vector_value: IntVector
     uint_vector_value: UintVector
     string_vector_value: StringVector
-    def __init__(self, name: _Optional[str] = ..., int_value: _Optional[int] = ..., uint_value: _Optional[int] = ..., float_value: _Optional[float] = ..., bool_value: _Optional[bool] = ..., string_value: _Optional[str] = ..., vector_value: _Optional[_Union[FloatVector, _Mapping]] = ..., int_vector_value: _Optional[_Union[IntVector, _Mapping]] = ..., uint_vector_value: _Optional[_Union[UintVector, _Mapping]] = ..., string_vector_value: _Optional[_Union[StringVector, _Mapping]] = ...) -> None: ...
+    filled: bool
+    def __init__(self, name: _Optional[str] = ..., int_value: _Optional[int] = ..., uint_value: _Optional[int] = ..., float_value: _Optional[float] = ..., bool_value: _Optional[bool] = ..., string_value: _Optional[str] = ..., vector_value: _Optional[_Union[FloatVector, _Mapping]] = ..., int_vector_value: _Optional[_Union[IntVector, _Mapping]] = ..., uint_vector_value: _Optional[_Union[UintVector, _Mapping]] = ..., string_vector_value: _Optional[_Union[StringVector, _Mapping]] = ..., filled: _Optional[bool] = ...) -> None: ...
 
 class FloatVector(_message.Message):
     __slots__ = ("values",)
@@ -303,7 +309,7 @@ class FeatureGroup(_message.Message):
     def __init__(self, name: _Optional[str] = ..., traits: _Optional[_Iterable[_Union[Trait, _Mapping]]] = ...) -> None: ...
 
 class Trait(_message.Message):
-    __slots__ = ("name", "type", "vector_size", "nullable", "sparse", "key", "default_word", "default_string", "unit", "scale", "buckets", "list_length_max")
+    __slots__ = ("name", "type", "vector_size", "nullable", "sparse", "key", "default_word", "default_string", "unit", "scale", "buckets", "list_length_max", "filled_before_ts")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     VECTOR_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -316,6 +322,7 @@ class Trait(_message.Message):
     SCALE_FIELD_NUMBER: _ClassVar[int]
     BUCKETS_FIELD_NUMBER: _ClassVar[int]
     LIST_LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
+    FILLED_BEFORE_TS_FIELD_NUMBER: _ClassVar[int]
     name: str
     type: TraitType
     vector_size: int
@@ -328,7 +335,8 @@ class Trait(_message.Message):
     scale: int
     buckets: int
     list_length_max: int
-    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., sparse: _Optional[bool] = ..., key: _Optional[bool] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ..., unit: _Optional[str] = ..., scale: _Optional[int] = ..., buckets: _Optional[int] = ..., list_length_max: _Optional[int] = ...) -> None: ...
+    filled_before_ts: int
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., sparse: _Optional[bool] = ..., key: _Optional[bool] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ..., unit: _Optional[str] = ..., scale: _Optional[int] = ..., buckets: _Optional[int] = ..., list_length_max: _Optional[int] = ..., filled_before_ts: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("examples_max", "response_bytes_max", "streams_max", "request_bytes_max", "calls_max", "inspect_events_max")

@@ -137,6 +137,7 @@ def resolve_tenant(tenant: Tenant, schema: Schema) -> ResolvedProjection:
         tenant.feature_groups,
         tenant.traits,
         schema,
+        as_served=tenant.as_served,
     )
 
 
@@ -152,7 +153,13 @@ def resolve_projection(projection: wire.Projection, schema: Schema) -> ResolvedP
         sequence_length=projection.sequence_length,
         head=projection.truncation == wire.TRUNCATION_HEAD,
     )
-    return _resolved(truncation, projection.feature_groups, projection.traits, schema)
+    return _resolved(
+        truncation,
+        projection.feature_groups,
+        projection.traits,
+        schema,
+        as_served=projection.as_served,
+    )
 
 
 def _resolved(
@@ -160,6 +167,8 @@ def _resolved(
     group_names: Sequence[str],
     trait_names: Sequence[str],
     schema: Schema,
+    *,
+    as_served: bool,
 ) -> ResolvedProjection:
     groups = {group.name: group for group in schema.groups}
     for name in group_names:
@@ -179,6 +188,12 @@ def _resolved(
     else:
         wanted = {EVENT_TS.name, *(trait.name for trait in schema.traits)}
     traits = tuple(trait for trait in (*BUILT_IN, *schema.traits) if trait.name in wanted)
+    filled = [trait.name for trait in traits if trait.filled_before_ts is not None]
+    if as_served and filled:
+        raise RequestError(
+            f"The projection is as_served, and {', '.join(filled)} was filled after events were "
+            f"served; name traits without it, or leave as_served out."
+        )
     return ResolvedProjection(
         truncation=truncation,
         traits=traits,
@@ -206,6 +221,7 @@ def _wire_trait(trait: Trait) -> wire.Trait:
         unit=trait.unit or "",
         scale=trait.scale,
         buckets=trait.buckets or 0,
+        filled_before_ts=trait.filled_before_ts,
     )
     if isinstance(trait.default, str):
         message.default_string = trait.default

@@ -180,7 +180,8 @@ class Tenants:
         tenants = read_tenants(self._config.tenants)
         for name, tenant in tenants.items():
             try:
-                resolve_tenant(tenant, self._schema())
+                # A fill must not keep a server from starting: requests of the tenant are refused.
+                resolve_tenant(tenant.model_copy(update={"as_served": False}), self._schema())
             except RequestError as error:
                 raise InputError(f"{self._config.tenants}: {name}: {error}") from error
         return tenants

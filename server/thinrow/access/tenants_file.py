@@ -28,6 +28,8 @@ class Tenant(BaseModel):
     truncation: Literal["newest", "head"] = "newest"
     feature_groups: tuple[str, ...] = ()
     traits: tuple[str, ...] = ()
+    as_served: bool = False
+    """True refuses traits with values that were filled after the events were served."""
     projections: Literal["own", "any"] = "own"
     """Projections that a token of this tenant may use; "any" also allows Inspect."""
     online: tuple[Literal["append", "export"], ...] = ()

@@ -50,7 +50,11 @@ def history_table(
             cells.append(str(event.event_id) if event.HasField("event_id") else "")
         values = {trait.name: _text(trait) for trait in event.traits}
         table.add_row(*cells, *(values.get(name, "") for name in names))
-    return [heading, table]
+    filled = {trait.name for event in answer.events for trait in event.traits if trait.filled}
+    if not filled:
+        return [heading, table]
+    listed = ", ".join(name for name in names if name in filled)
+    return [heading, table, f"Filled after the events were served: {listed}."]
 
 
 def _text(trait: wire.InspectedTrait) -> str:

@@ -12,11 +12,14 @@ from thinrow.jobs.console import out, readable_bytes
 
 if TYPE_CHECKING:
     from thinrow.store.generations import StoredGeneration
+    from thinrow.store.manifest import Manifest
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Show a store's generations, and roll back to an older one.")
 
+FILLS_SHOWN_MAX = 10
+"""Fills that `list` shows, the newest, and the files of each."""
 Store = Annotated[Path, typer.Option(help="Folder of the store.")]
 
 
@@ -50,10 +53,26 @@ def list_command(store: Store) -> None:
         table.add_row(str(generation.number), _state(generation), *cells)
     out.print(table)
     for generation in found:
+        if generation.is_current and generation.manifest is not None:
+            _print_fills(generation.manifest)
         if generation.problem is not None:
             out.print(f"{generation.folder.name}: {generation.problem}", soft_wrap=True)
     if not any(generation.is_current for generation in found):
         out.print("CURRENT names none of them; choose one with thinrow store rollback.")
+
+
+def _print_fills(manifest: Manifest) -> None:
+    from thinrow.store.times import readable_time
+
+    for record in manifest.fills[-FILLS_SHOWN_MAX:]:
+        files = ", ".join(text.rsplit(" ", 2)[0] for text in record.values[:FILLS_SHOWN_MAX])
+        out.print(
+            f"Fill {record.generation} at {readable_time(record.filled_ts)}: {record.group} "
+            f"({', '.join(record.traits)}) by {', '.join(record.by)}, {record.events:,} events "
+            f"from {files}",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _state(generation: StoredGeneration) -> str:

@@ -147,7 +147,10 @@ def _event(values: dict[str, Any], traits: list[Trait]) -> wire.InspectedEvent:
         event.event_id = values["event_id"]
     for trait in traits:
         if values[trait.name] is not None:
-            event.traits.append(_trait(trait, values[trait.name]))
+            shown = _trait(trait, values[trait.name])
+            before_ts = trait.filled_before_ts
+            shown.filled = before_ts is not None and values["visible_ts"] < before_ts
+            event.traits.append(shown)
     return event
 
 

@@ -100,6 +100,7 @@ class Schema:
                 trait.default if isinstance(trait.default, str) else None,
                 self.group_of[trait.name],
                 trait.length_max,
+                trait.filled_before_ts is not None,
             )
             for trait in self.by_name.values()
         }

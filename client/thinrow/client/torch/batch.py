@@ -69,6 +69,9 @@ class TensorBatch:
     list_lengths_max: dict[str, int] = field(default_factory=dict)
     """Elements of the longest list, by trait of lists."""
 
+    filled: frozenset[str] = frozenset()
+    """Traits with values that were filled after the events were served."""
+
     def __post_init__(self) -> None:
         # Its pipelines require the base class, but importing torchrec for that takes seconds.
         streamable = sys.modules.get("torchrec.streamable")

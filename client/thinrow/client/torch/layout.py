@@ -105,6 +105,7 @@ def lay_out(
         watermark_ts=watermark_ts,
         list_offsets=dict(zip(lists, small[1:], strict=False)),
         list_lengths_max={trait: int(np.diff(of).max(initial=0)) for trait, of in lists.items()},
+        filled=frozenset(trait for trait, kind in kinds.items() if kind.filled),
     )
 
 

@@ -56,6 +56,9 @@ class Batch:
     [list_offsets[j], list_offsets[j + 1]), none where absent. Example i so has those between
     list_offsets[offsets[i]] and list_offsets[offsets[i + 1]]."""
 
+    filled: frozenset[str] = frozenset()
+    """Traits with values that were filled after the events were served."""
+
     def __len__(self) -> int:
         """Returns the number of examples, not of events."""
         return len(self.statuses)
@@ -109,6 +112,7 @@ class Batch:
             strings={},
             generation=oldest.generation,
             watermark_ts=oldest.watermark_ts,
+            filled=frozenset(trait for trait, kind in kinds.items() if kind.filled),
         )
         events = int(offsets[-1])
         for trait, kind in kinds.items():

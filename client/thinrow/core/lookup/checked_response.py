@@ -94,4 +94,9 @@ class CheckedResponse(NamedTuple):
         if isinstance(projection, Projection):
             missing = sorted(set(projection.traits) - set(columns))
             require(not missing, f"it lacks {', '.join(missing)}")
+            filled = [trait for trait, column in columns.items() if column.kind.filled]
+            require(
+                not (projection.as_served and filled),
+                f"{', '.join(filled)} was filled later, but the request was for values as served",
+            )
         return CheckedResponse(examples, response, columns, statuses, starts, lengths)

@@ -177,7 +177,7 @@ class JoinedResponses:
 def joint_kinds(responses: Iterable[Mapping[str, NarrowColumn]]) -> dict[str, ColumnKind]:
     """Returns the kinds that the columns of several responses have together.
 
-    A trait is nullable if it is in one of them.
+    A trait is nullable, or filled, if it is in one of them.
 
     Raises:
         ThinRowError: They differ, because the schema changed between two responses.
@@ -194,7 +194,10 @@ def joint_kinds(responses: Iterable[Mapping[str, NarrowColumn]]) -> dict[str, Co
                 "repeat the request."
             )
         joint = {
-            trait: kind._replace(nullable=kind.nullable or joint[trait].nullable)
+            trait: kind._replace(
+                nullable=kind.nullable or joint[trait].nullable,
+                filled=kind.filled or joint[trait].filled,
+            )
             for trait, kind in kinds.items()
         }
     return joint

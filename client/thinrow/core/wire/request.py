@@ -85,4 +85,5 @@ def to_wire_projection(projection: Projection) -> wire.Projection:
         truncation=TRUNCATIONS[projection.truncation],
         feature_groups=projection.feature_groups,
         traits=projection.traits,
+        as_served=projection.as_served,
     )

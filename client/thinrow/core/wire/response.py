@@ -35,6 +35,7 @@ class Column(NamedTuple):
     default_string: str | None
     list_length_max: int
     list_lengths: NDArray[np.uint8]
+    filled: bool
 
     @staticmethod
     def of(message: wire.Column) -> Column:
@@ -54,6 +55,7 @@ class Column(NamedTuple):
             message.default_string if message.HasField("default_string") else None,
             message.list_length_max,
             np.frombuffer(message.list_lengths, np.uint8),
+            message.filled,
         )
 
 

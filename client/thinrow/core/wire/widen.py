@@ -51,9 +51,12 @@ class ColumnKind(NamedTuple):
     listed: bool = False
     """True if every event has a list of values of the kind."""
 
+    filled: bool = False
+    """True if the store got some values after it served the events."""
+
     def is_like(self, other: ColumnKind) -> bool:
-        """Returns True if the kinds differ at most in their nullability."""
-        return self._replace(nullable=other.nullable) == other
+        """Returns True if the kinds differ at most in their nullability, and in being filled."""
+        return self._replace(nullable=other.nullable, filled=other.filled) == other
 
 
 class NarrowColumn:
@@ -87,6 +90,7 @@ class NarrowColumn:
             column.type == TraitType.STRING,
             column.nullable,
             listed,
+            column.filled,
         )
         counts = block_lengths
         if column.nullable:
