@@ -12,8 +12,10 @@ namespace thinrow {
 namespace {
 
 using Records = nb::typed<nb::list, nb::bytes>;
-// Name, type, words per event, nullable, bytes per word, positions of its words and presence byte.
-using ColumnArguments = std::tuple<std::string, int, int64_t, bool, int64_t, int64_t, int64_t>;
+// Name, type, words per event, nullable, bytes per word, positions of its words and presence byte,
+// limit on the elements of a list.
+using ColumnArguments =
+    std::tuple<std::string, int, int64_t, bool, int64_t, int64_t, int64_t, int64_t>;
 
 std::vector<Bytes> records_of(const nb::list &records) {
   std::vector<Bytes> views = views_of(records);
@@ -26,9 +28,10 @@ void make_format(RecordFormat *made, int number, int64_t record_bytes,
                  const std::vector<ColumnArguments> &arguments) {
   std::vector<RecordColumn> columns;
   columns.reserve(arguments.size());
-  for (const auto &[name, type, size, nullable, word_bytes, word_at, has_at] : arguments)
-    columns.push_back(
-        {name, static_cast<TraitType>(type), size, nullable, word_bytes, word_at, has_at});
+  for (const auto &[name, type, size, nullable, word_bytes, word_at, has_at, length_max] :
+       arguments)
+    columns.push_back({name, static_cast<TraitType>(type), size, nullable, word_bytes, word_at,
+                       has_at, length_max});
   new (made) RecordFormat(number, record_bytes, std::move(columns));
 }
 
@@ -49,9 +52,9 @@ void bind_records(nb::module_ &m) {
 
 Args:
     number: Number of the schema, with which its records begin.
-    record_bytes: Bytes of a record without its texts.
-    columns: Name, thinrow.v1.TraitType, words per event, nullable, bytes per word, and the positions
-        of its words and of its presence byte, of each column.)")
+    record_bytes: Bytes of a record without its texts and lists.
+    columns: Name, thinrow.v1.TraitType, words per event, nullable, bytes per word, the positions of
+        its words and of its presence byte, and the limit on the elements of a list, of each column.)")
       .def("events", &events, "arrival_ts"_a, "records"_a,
            R"(Return the records as an encoded MutableEvents.
 

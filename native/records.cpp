@@ -1,6 +1,7 @@
 #include "records.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <string_view>
 #include <tuple>
@@ -32,53 +33,45 @@ int code_width(size_t bound) { return bound > 1 << 16 ? 4 : bound > 1 << 8 ? 2 :
 // One column of the wire, encoded.
 class RecordsColumn {
  public:
-  // `texts_at` is the position of this column's text in each record; it is advanced past the text.
+  // `rest_at` is the position in each record of this column's text or list; it is advanced past it.
   RecordsColumn(const RecordColumn &column, const std::vector<Bytes> &records,
-                std::vector<int64_t> &texts_at)
+                std::vector<int64_t> &rest_at)
       : column_(column), width_(static_cast<int>(column.word_bytes)) {
     if (column.nullable) present_.assign((records.size() + 7) / 8, 0);
-    const bool is_signed = column.type <= TraitType::int32;
+    is_signed_ = column.type <= TraitType::int32;
     // Signed values are written as offsets from the smallest value of their type.
-    if (is_signed) base_ = static_cast<int64_t>(~uint64_t{0} << (8 * column.word_bytes - 1));
-    const int64_t bytes = column.size * column.word_bytes;
-    if (column.type != TraitType::string) data_.reserve(bytes * records.size());
-    FlatMap<TextKey, uint32_t> by_text;
-    std::vector<uint32_t> codes;
+    if (is_signed_) base_ = static_cast<int64_t>(~uint64_t{0} << (8 * column.word_bytes - 1));
+    if (column.type != TraitType::string && !column.length_max)
+      data_.reserve(column.fixed_bytes() * records.size());
     for (size_t row = 0; row < records.size(); ++row) {
       const uint8_t *word = records[row].data + column.word_at;
       const bool is_there = !column.nullable || records[row].data[column.has_at];
       if (column.nullable && is_there) present_[row / 8] |= static_cast<uint8_t>(1 << row % 8);
-      if (column.type == TraitType::string) {
-        const Bytes value{records[row].data + texts_at[row], load<uint32_t>(word)};
-        require(value.size <= records[row].size - texts_at[row]);
-        texts_at[row] += value.size;
-        if (!is_there) continue;
-        const std::string_view view(reinterpret_cast<const char *>(value.data), value.size);
-        const auto [code, is_new] = by_text.add({view}, static_cast<uint32_t>(texts_.size()));
-        if (is_new) texts_.push_back(value);
-        codes.push_back(code);
-      } else if (!is_there) {
-        continue;
-      } else {
-        data_.insert(data_.end(), word, word + bytes);
-        if (!is_signed) continue;
-        for (size_t at = data_.size() - bytes; at < data_.size(); at += column.word_bytes)
-          data_[at + column.word_bytes - 1] ^= 0x80;
-      }
+      if (column.length_max)
+        add_list(records[row], rest_at[row], is_there, load<uint16_t>(word));
+      else if (column.type == TraitType::string)
+        add_text(records[row], rest_at[row], is_there, load<uint32_t>(word));
+      else if (is_there)
+        add_words(word, column.fixed_bytes());
     }
     if (column.type != TraitType::string) return;
     width_ = code_width(texts_.size());
-    for (const uint32_t code : codes) append_code(data_, code, width_);
+    data_.reserve(width_ * codes_.size());
+    for (const uint32_t code : codes_) append_code(data_, code, width_);
+    codes_ = {};
+    by_text_ = {};
   }
 
   int64_t bytes() const {
     int64_t total = optional_bytes(column::trait, column_.name.size()) +
                     number_bytes(column::type, static_cast<uint64_t>(column_.type)) +
-                    number_bytes(column::vector_size, column_.size) +
+                    number_bytes(column::vector_size, vector_size()) +
                     number_bytes(column::nullable, column_.nullable) +
                     field_bytes(column::bases, 8) + field_bytes(column::widths, 1) +
                     optional_bytes(column::data, data_.size()) +
-                    optional_bytes(column::present, present_.size());
+                    optional_bytes(column::present, present_.size()) +
+                    number_bytes(column::list_length_max, column_.length_max) +
+                    optional_bytes(column::list_lengths, lengths_.size());
     for (const Bytes &value : texts_) total += field_bytes(column::strings, value.size);
     return total;
   }
@@ -86,7 +79,7 @@ class RecordsColumn {
   void write(Writer &out) const {
     out.bytes(column::trait, column_.name.data(), column_.name.size());
     out.number(column::type, static_cast<uint64_t>(column_.type));
-    out.number(column::vector_size, column_.size);
+    out.number(column::vector_size, vector_size());
     out.number(column::nullable, column_.nullable);
     out.bytes(column::bases, &base_, 8);
     const auto width = static_cast<uint8_t>(width_);
@@ -97,14 +90,55 @@ class RecordsColumn {
       out.open(column::strings, value.size);
       out.raw(value.data, value.size);
     }
+    out.number(column::list_length_max, column_.length_max);
+    out.bytes(column::list_lengths, lengths_.data(), lengths_.size());
   }
 
  private:
+  int64_t vector_size() const { return column_.length_max ? 0 : column_.size; }
+
+  void add_words(const uint8_t *words, int64_t bytes) {
+    data_.insert(data_.end(), words, words + bytes);
+    if (!is_signed_) return;
+    for (size_t at = data_.size() - bytes; at < data_.size(); at += column_.word_bytes)
+      data_[at + column_.word_bytes - 1] ^= 0x80;
+  }
+
+  void add_text(Bytes record, int64_t &at, bool is_there, uint32_t size) {
+    require(size <= record.size - at);
+    const Bytes value{record.data + at, size};
+    at += size;
+    if (!is_there) return;
+    const std::string_view view(reinterpret_cast<const char *>(value.data), value.size);
+    const auto [code, is_new] = by_text_.add({view}, static_cast<uint32_t>(texts_.size()));
+    if (is_new) texts_.push_back(value);
+    codes_.push_back(code);
+  }
+
+  void add_list(Bytes record, int64_t &at, bool is_there, uint16_t length) {
+    if (length > column_.length_max) throw Corrupt("a list of the mutable tier exceeds its limit");
+    append_code(lengths_, is_there ? length : 0,
+                static_cast<int>(length_bytes(column_.length_max)));
+    const uint8_t *words = record.data + at;
+    const int64_t bytes = length * column_.word_bytes;
+    require(bytes <= record.size - at);
+    at += bytes;
+    if (column_.type == TraitType::string) {
+      for (int64_t i = 0; i < length; ++i)
+        add_text(record, at, is_there, load<uint32_t>(words + 4 * i));
+    } else if (is_there) {
+      add_words(words, bytes);
+    }
+  }
+
   const RecordColumn &column_;
   int width_;
+  bool is_signed_;
   int64_t base_ = 0;
-  std::vector<uint8_t> data_, present_;
+  std::vector<uint8_t> data_, present_, lengths_;
   std::vector<Bytes> texts_;
+  std::vector<uint32_t> codes_;
+  FlatMap<TextKey, uint32_t> by_text_;
 };
 
 } // namespace
@@ -115,8 +149,9 @@ RecordFormat::RecordFormat(int number, int64_t record_bytes, std::vector<RecordC
   for (const RecordColumn &column : columns_) {
     if (column.word_bytes < 1 || column.word_bytes > 8 || column.size < 1 ||
         column.size > record_bytes / column.word_bytes || column.word_at < 0 ||
-        column.word_at > record_bytes - column.size * column.word_bytes || column.has_at < 0 ||
-        column.has_at >= record_bytes ||
+        column.word_at > record_bytes - column.fixed_bytes() || column.has_at < 0 ||
+        column.has_at >= record_bytes || column.length_max < 0 ||
+        column.length_max > std::numeric_limits<uint16_t>::max() ||
         (column.type == TraitType::string && column.word_bytes != 4) ||
         (column.type == TraitType::categorical && column.word_bytes != 8))
       throw std::invalid_argument("a column lies outside its record");
@@ -133,12 +168,12 @@ std::vector<uint8_t> RecordFormat::events(const std::vector<int64_t> &arrival_ts
   if (arrival_ts.size() != records.size())
     throw std::invalid_argument("arrivals and records differ in number");
   for (const Bytes &record : records) require(record.size >= record_bytes_);
-  std::vector<int64_t> texts_at(records.size(), record_bytes_);
+  std::vector<int64_t> rest_at(records.size(), record_bytes_);
   std::vector<RecordsColumn> columns;
   columns.reserve(columns_.size());
   int64_t total = optional_bytes(fields::mutable_events::arrival_ts, 8 * arrival_ts.size());
   for (const RecordColumn &column : columns_) {
-    columns.emplace_back(column, records, texts_at);
+    columns.emplace_back(column, records, rest_at);
     total += field_bytes(fields::mutable_events::columns, columns.back().bytes());
   }
   std::vector<uint8_t> message(total);

@@ -11,14 +11,20 @@
 
 namespace thinrow {
 
-// The position of one column's value in a record. Texts follow the record, in column order.
+// The position of one column's value in a record. Texts and lists follow the record, in column
+// order: of a list its elements, of a list of texts the size of each text, four bytes, and then the
+// texts.
 struct RecordColumn {
   std::string name;
   TraitType type;
-  int64_t size; // words per event
+  int64_t size; // words per event; 1 for a list
   bool nullable;
-  int64_t word_bytes;
+  int64_t word_bytes;      // of each element of a list
   int64_t word_at, has_at; // has_at: position of the byte that is 0 if the value is absent
+  int64_t length_max;      // limit on the elements of a list, whose number is the word; 0: no list
+
+  // Returns the bytes of the words that lie in the fixed part of a record.
+  int64_t fixed_bytes() const { return length_max ? 2 : size * word_bytes; }
 };
 
 class RecordFormat {

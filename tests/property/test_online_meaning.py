@@ -67,7 +67,7 @@ def put_back(store: Path, rows: ThinRows, wanted: Wanted) -> Batch:
 @examples(8)
 @given(st.data())
 def test_every_snapshot_is_exact_and_can_be_put_back(data: st.DataObject) -> None:
-    schema = data.draw(schemas(lists=False))
+    schema = data.draw(schemas())
     wanted = data.draw(projections(schema))
     rng = data.draw(st.randoms(use_true_random=True))
     with tempfile.TemporaryDirectory() as folder:

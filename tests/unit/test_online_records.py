@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from thinrow import _native
 from thinrow.core.pointers import MutableColumn
-from thinrow.core.wire.columns import to_wire
+from thinrow.core.runs import offsets_of
+from thinrow.core.wire.columns import from_wire, to_wire
 from thinrow.errors import StoreCorruptError
 from thinrow.online.records import RecordFormat
 from thinrow.schema import EVENT_ID, EVENT_TS, Schema, Trait, TraitType, read_schema
+from thinrow.schema.traits import LIST_LABELS
 from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
@@ -22,15 +25,33 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def schema(tmp_path: Path) -> Schema:
-    """Every type, of events that all have it and of events that may not; vectors of floats."""
+    """Every type, of events that all have it and of events that may not; vectors and lists."""
     lines = ["[group]", 'key = { type = "int64", key = true }']
     for kind in TraitType:
         size = ", size = 3" if kind.is_float else ""
         lines.append(f'{kind.label}_one = {{ type = "{kind.label}"{size} }}')
         lines.append(f'{kind.label}_sparse = {{ type = "{kind.label}", sparse = true }}')
+        if f"list<{kind.label}>" in LIST_LABELS:
+            limit, more = (300, ", sparse = true") if kind % 2 else (3, "")
+            form = f'type = "list<{kind.label}>", length_max = {limit}{more}'
+            lines.append(f"{kind.label}_list = {{ {form} }}")
     path = tmp_path / "schema.toml"
     path.write_text("\n".join(lines), encoding="utf-8")
     return read_schema(path)
+
+
+def lists_of(trait: Trait, events: int, rng: np.random.Generator) -> MutableColumn:
+    most = min(trait.length_max, 5)
+    lengths = rng.integers(0, most + 1, events)
+    if events and trait.length_max > most:
+        lengths[events // 2] = trait.length_max
+    present = None
+    if trait.nullable:
+        present = rng.random(events) < rng.choice([0.0, 0.5, 1.0])
+        lengths[~present] = 0
+    elements = replace(trait, length_max=0)
+    values = values_of(elements, int(lengths.sum()), rng)
+    return MutableColumn(values, present, offsets_of(lengths))
 
 
 def values_of(trait: Trait, events: int, rng: np.random.Generator) -> NDArray[Any]:
@@ -52,6 +73,9 @@ def columns_of(
     traits = (EVENT_TS, EVENT_ID, *schema.traits)
     columns = {}
     for trait in traits:
+        if trait.length_max:
+            columns[trait.name] = lists_of(trait, events, rng)
+            continue
         values, present = values_of(trait, events, rng), None
         if trait.nullable:
             present = rng.random(events) < rng.choice([0.0, 0.5, 1.0])
@@ -71,9 +95,20 @@ def test_native_columns_are_those_of_python(schema: Schema, events: int) -> None
     assert list(message.arrival_ts) == list(range(events))
     for trait, column in zip(traits, message.columns, strict=True):
         expected = to_wire(
-            trait.name, trait.type.value, trait.size, trait.nullable, columns[trait.name]
+            trait.name,
+            trait.type.value,
+            0 if trait.length_max else trait.size,
+            trait.nullable,
+            columns[trait.name],
+            trait.length_max,
         )
         assert column.SerializeToString() == expected.SerializeToString(), trait.name
+    again = from_wire(message.columns, events, 1 << 40)
+    decoded = record_format.decode(record_format.encode(columns, events))
+    for name, column in columns.items():
+        for found in (again[name], decoded[name]):
+            assert found.values.dtype in (column.values.dtype, np.int64), name
+            assert repr(found.to_list()) == repr(column.to_list()), name
 
 
 def test_damaged_and_foreign_records(schema: Schema) -> None:

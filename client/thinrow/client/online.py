@@ -155,7 +155,7 @@ class OnlineClient:
             user_ids: int64.
             event_ts: int64, ms, or datetime64.
             traits: By name: arrays of NumPy or Arrow, MutableColumns, or sequences with None for an
-                absent value. Traits that are sparse or have a default may be left out. Values of
+                absent value. Lists come as arrays of Arrow, or as a sequence of sequences. Traits that are sparse or have a default may be left out. Values of
                 another type than their trait's are converted, times and decimals too; floats may
                 round to the trait's width, nothing else may change.
             event_ids: int64, None where an event has none.
@@ -363,17 +363,16 @@ def _request(kind: type[Request], projection: Projection | str, **fields: Any) -
 def _column(trait: wire.Trait, values: Any, events: int) -> wire.Column:  # noqa: ANN401
     try:
         form = form_of(trait)
-        if form.length_max:
-            raise InputError(f"{trait.name} has lists, which the online half does not take yet.")
         if is_arrow(values):
             column = arrow_column(trait.name, values, form)
         else:
             column = as_column(form, values)
         if len(column) == events:
             nullable = trait.nullable or column.present is not None
-            return to_wire(trait.name, trait.type, trait.vector_size, nullable, column)
+            size, length_max = trait.vector_size, trait.list_length_max
+            return to_wire(trait.name, trait.type, size, nullable, column, length_max)
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"The column {trait.name!r} does not fit its trait: {error}.") from error
     raise InputError(
-        f"The column {trait.name!r} has {len(column.values)} values for {events} events."
+        f"The column {trait.name!r} has {len(column)} values for {events} events."
     )

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from thinrow.core.files.arrow import trait_type
+from thinrow.core.files.column_arrays import column_array
 from thinrow.core.pointers import MutableColumn
 from thinrow.core.wire.columns import from_wire
 from thinrow.errors import ThinRowError
@@ -95,14 +96,5 @@ def _record_batch(answer: online_pb2.ExportEventsResponse, schema: pa.Schema) ->
     missing = [name for name in schema.names if name not in given]
     if missing or len(given) != len(schema):
         raise ThinRowError("The tier's schema changed during the export; run it again.")
-    arrays = [_array(given[field.name], field.type) for field in schema]
+    arrays = [column_array(given[field.name], field.type) for field in schema]
     return pa.record_batch(arrays, schema=schema)
-
-
-def _array(column: MutableColumn, kind: pa.DataType) -> pa.Array:
-    mask = None if column.present is None else ~column.present
-    if not pa.types.is_fixed_size_list(kind):
-        return pa.array(column.values, kind, mask=mask)
-    flat = pa.array(np.ascontiguousarray(column.values).reshape(-1), kind.value_type)
-    mask_array = None if mask is None else pa.array(mask)
-    return pa.FixedSizeListArray.from_arrays(flat, kind.list_size, mask=mask_array)

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from thinrow.errors import AnswerTooLargeError
+from thinrow.online.record_parts import TEXT_SIZE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,8 @@ EVENT_BYTES = 256
 """Memory of an event beside its record: Python objects and places in lists."""
 TEXT_BYTES = 64
 """Memory of each of its texts beside the text."""
+TEXT_LIST_COPIES = TEXT_BYTES // TEXT_SIZE_BYTES
+"""The same in proportion to a record, whose lists may be of very short texts."""
 
 
 class MutableEvents:
@@ -53,6 +56,9 @@ class MutableEvents:
         """Memory that the events take while they are answered."""
         text_count = 0 if tier.format is None else tier.format.text_count
         event_bytes = EVENT_BYTES + TEXT_BYTES * text_count
+        copies = COPIES
+        if tier.format is not None and tier.format.has_text_lists:
+            copies += TEXT_LIST_COPIES
         repeats = Counter(self._keys)
         counts: dict[bytes, int] = {}
         left = response_bytes_max
@@ -61,7 +67,7 @@ class MutableEvents:
             most = left // times
             found = None
             if self._read is not None:
-                small = max(0, small_bytes - self.memory_bytes) // (COPIES * times)
+                small = max(0, small_bytes - self.memory_bytes) // (copies * times)
                 found = self._read_small(user_id, min(most, small))
             if found is None:
                 self._read = None
@@ -72,7 +78,7 @@ class MutableEvents:
                 count, size = len(found[1]), sum(map(len, found[1]))
             counts[key] = count
             left -= times * size
-            self.memory_bytes += times * (COPIES * size + event_bytes * count)
+            self.memory_bytes += times * (copies * size + event_bytes * count)
         self.lengths = [counts[key] for key in self._keys]
         """Events of each user of the call."""
 

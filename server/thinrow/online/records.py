@@ -1,17 +1,18 @@
-"""Records of events as the tier stores them: packed fields of fixed size, then the texts."""
+"""Records of events as the tier stores them: packed fields of fixed size, then texts and lists."""
 
 from __future__ import annotations
 
 import struct
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow import _native
 from thinrow.core.pointers import MutableColumn
 from thinrow.core.traits import BATCH_DTYPES
-from thinrow.errors import RequestError, SchemaError
+from thinrow.errors import RequestError
+from thinrow.online.record_parts import decoded_parts, encoded_parts, has_part, part_bytes
 from thinrow.schema import EVENT_ID, EVENT_TS, Schema, Trait, TraitType
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -76,16 +77,10 @@ class RecordFormat:
     """
 
     def __init__(self, schema: Schema, number: int) -> None:
-        for trait in schema.traits:
-            if trait.length_max:
-                raise SchemaError(
-                    f"{trait.name} is a {trait.label}, and the online half has no lists yet; leave "
-                    f"the trait out of its schema."
-                )
         self.schema = schema
         self.number = number
         self._traits = {trait.name: trait for trait in (EVENT_TS, EVENT_ID, *schema.traits)}
-        self._texts = [trait for trait in schema.traits if trait.type is TraitType.STRING]
+        self._in_parts = [trait for trait in schema.traits if has_part(trait)]
         fields: list[tuple[Any, ...]] = [
             ("number", "<u2"),
             ("event_ts", "<i8"),
@@ -95,14 +90,13 @@ class RecordFormat:
         for trait in schema.traits:
             if trait.nullable:
                 fields.append((f"has {trait.name}", "u1"))
-            word = trait.type.word_dtype if trait.type is not TraitType.STRING else np.dtype("u4")
             shape = ((trait.size,),) if trait.size > 1 else ()
-            fields.append((f"trait {trait.name}", word.newbyteorder("<"), *shape))
+            fields.append((f"trait {trait.name}", _field_dtype(trait), *shape))
         self._dtype = np.dtype(fields)
         self._native = _native.RecordFormat(number, self._dtype.itemsize, self._layout())
 
-    def _layout(self) -> list[tuple[str, int, int, bool, int, int, int]]:
-        """Returns name, type, size, nullability and byte places of each column of the wire."""
+    def _layout(self) -> list[tuple[str, int, int, bool, int, int, int, int]]:
+        """Returns the arguments of the native format of each column of the wire."""
 
         fields: Any = self._dtype.fields
 
@@ -116,13 +110,20 @@ class RecordFormat:
             size, at = place(trait.name if is_head else f"trait {trait.name}")
             has_at = place(f"has {trait.name}")[1] if trait.nullable else 0
             words = (trait.name, trait.type.value, trait.size, trait.nullable)
-            layout.append((*words, size // trait.size, at, has_at))
+            word_bytes = part_bytes(trait) if trait.length_max else size // trait.size
+            layout.append((*words, word_bytes, at, has_at, trait.length_max))
         return layout
 
     @property
     def text_count(self) -> int:
-        """Number of text traits."""
-        return len(self._texts)
+        """Number of text traits, lists aside."""
+        texts = [trait for trait in self._in_parts if not trait.length_max]
+        return len(texts)
+
+    @property
+    def has_text_lists(self) -> bool:
+        """True if a trait is a list of texts."""
+        return any(t.length_max and t.type is TraitType.STRING for t in self._in_parts)
 
     def check_types(self, columns: Iterable[wire.Column]) -> None:
         """Compares the types that columns declare with the schema, before their data are decoded.
@@ -132,11 +133,14 @@ class RecordFormat:
         """
         for column in columns:
             trait = self._known(column.trait)
-            if (column.type, column.vector_size) != (trait.type.value, trait.size):
+            size = 0 if trait.length_max else trait.size
+            form = (trait.type.value, size, trait.length_max)
+            if (column.type, column.vector_size, column.list_length_max) != form:
                 raise RequestError(
                     f"{trait.name} comes as {type_name(column.type)} with vector_size "
-                    f"{column.vector_size}; the schema says {type_name(trait.type.value)} with "
-                    f"vector_size {trait.size}."
+                    f"{column.vector_size}{_limit(column.list_length_max)}; the schema says "
+                    f"{type_name(trait.type.value)} with vector_size {size}"
+                    f"{_limit(trait.length_max)}."
                 )
 
     def check_size(self, given: Columns, events: int, bytes_max: int) -> None:
@@ -146,10 +150,15 @@ class RecordFormat:
             RequestError: They exceed ``bytes_max``.
         """
         size = events * self._dtype.itemsize
-        for trait in self._texts:
-            if trait.name in given:
+        for trait in self._in_parts:
+            if trait.name not in given:
+                continue
+            values = given[trait.name].values
+            if trait.length_max:
+                size += part_bytes(trait) * len(values)
+            if trait.type is TraitType.STRING:
                 # A text that many events share travels once, and is stored with each.
-                texts = Counter(given[trait.name].values.tolist())
+                texts = Counter(values.tolist())
                 size += sum(times * len(text.encode()) for text, times in texts.items())
         if size > bytes_max:
             raise RequestError(
@@ -191,53 +200,40 @@ class RecordFormat:
         ids = columns["event_id"]
         records["event_id"] = ids.values[rows]
         records["has event_id"] = True if ids.present is None else ids.present[rows]
-        texts: list[list[bytes]] = []
+        rests: list[Sequence[bytes]] = []
         for trait in self.schema.traits:
-            column = columns[trait.name]
-            values = column.values[rows]
+            column = columns[trait.name][rows]
             if trait.nullable:
-                present = True if column.present is None else column.present[rows]
+                present = True if column.present is None else column.present
                 records[f"has {trait.name}"] = present
-            if trait.type is TraitType.STRING:
-                texts.append([text.encode() for text in values.tolist()])
-                records[f"trait {trait.name}"] = [len(text) for text in texts[-1]]
+            if has_part(trait):
+                lengths, parts = encoded_parts(trait, column)
+                records[f"trait {trait.name}"] = lengths
+                rests.append(parts)
             else:
-                records[f"trait {trait.name}"] = values.view(trait.type.word_dtype)
+                records[f"trait {trait.name}"] = column.values.view(trait.type.word_dtype)
         data, size = records.tobytes(), self._dtype.itemsize
         fixed = [data[at : at + size] for at in range(0, len(data), size)]
-        return [b"".join(parts) for parts in zip(fixed, *texts, strict=True)] if texts else fixed
+        return [b"".join(parts) for parts in zip(fixed, *rests, strict=True)] if rests else fixed
 
     def decode(self, records: Sequence[bytes]) -> dict[str, MutableColumn]:
         """Decodes records to columns; the inverse of :meth:`encode`."""
         size = self._dtype.itemsize
-        whole = records if not self._texts else [record[:size] for record in records]
+        whole = records if not self._in_parts else [record[:size] for record in records]
         array = np.frombuffer(b"".join(whole), self._dtype)
         columns = {
             "event_ts": MutableColumn(array["event_ts"]),
             "event_id": MutableColumn(array["event_id"], _present(array["has event_id"])),
         }
-        texts = self._text_columns(records, array)
+        places = [size] * len(records)
         for trait in self.schema.traits:
-            values = texts.get(trait.name)
-            if values is None:
-                words = np.ascontiguousarray(array[f"trait {trait.name}"])
-                values = words.view(trait.type.value_dtype)
+            words = np.ascontiguousarray(array[f"trait {trait.name}"])
+            if has_part(trait):
+                column = decoded_parts(trait, words, records, places)
+            else:
+                column = MutableColumn(words.view(trait.type.value_dtype))
             present = _present(array[f"has {trait.name}"]) if trait.nullable else None
-            columns[trait.name] = MutableColumn(values, present)
-        return columns
-
-    def _text_columns(
-        self, records: Sequence[bytes], array: NDArray[np.void]
-    ) -> dict[str, NDArray[Any]]:
-        places = [self._dtype.itemsize] * len(records)
-        columns = {}
-        for trait in self._texts:
-            values = np.empty(len(records), object)
-            for row, length in enumerate(array[f"trait {trait.name}"].tolist()):
-                end = places[row] + length
-                values[row] = records[row][places[row] : end].decode()
-                places[row] = end
-            columns[trait.name] = values
+            columns[trait.name] = MutableColumn(column.values, present, column.offsets)
         return columns
 
     def to_wire(self, arrivals: Sequence[int], records: list[bytes]) -> bytes | None:
@@ -256,23 +252,42 @@ def schema_number(record: bytes) -> int:
     return int.from_bytes(record[:2], "little")
 
 
+def _limit(length_max: int) -> str:
+    return f" and lists of at most {length_max}" if length_max else ""
+
+
+def _field_dtype(trait: Trait) -> np.dtype[Any]:
+    """Returns the dtype of a trait's words in the fixed part of a record."""
+    if trait.length_max:
+        return np.dtype("<u2")
+    return (np.dtype("u4") if has_part(trait) else trait.type.word_dtype).newbyteorder("<")
+
+
 def _checked(trait: Trait, column: MutableColumn | None, events: int) -> MutableColumn:
+    is_list = trait.length_max > 0
     shape = (events, trait.size) if trait.size > 1 else (events,)
     dtype = trait.type.value_dtype
     if column is None:
-        column = MutableColumn(np.zeros(shape, dtype), np.zeros(events, np.bool_))
-    elif column.values.shape != shape or column.values.dtype != dtype:
+        offsets = np.zeros(events + 1, np.int64) if is_list else None
+        values = np.zeros(0 if is_list else shape, dtype)
+        column = MutableColumn(values, np.zeros(events, np.bool_), offsets)
+    elif is_list and column.offsets is not None and column.values.dtype == dtype:
+        assert len(column) == events
+    elif is_list or column.values.shape != shape or column.values.dtype != dtype:
         raise RequestError(
             f"{trait.name} has values of {column.values.dtype} and shape "
             f"{column.values.shape[1:]}; the schema says {trait.type.label}, {trait.size} each."
         )
     if column.present is None:
         return column
-    values, present = column.values.copy(), column.present
-    values[~present] = "" if trait.type is TraitType.STRING else 0
+    values, present = column.values, column.present
+    if not is_list:  # a list that is absent has no elements
+        values = values.copy()
+        values[~present] = "" if trait.type is TraitType.STRING else 0
     if trait.default is not None:
-        values[~present] = trait.default
-        return MutableColumn(values)
+        if not is_list:
+            values[~present] = trait.default
+        return MutableColumn(values, None, column.offsets)
     if not trait.nullable and not present.all():
         remedy = "add it"
         if trait is not EVENT_TS:
@@ -281,7 +296,7 @@ def _checked(trait: Trait, column: MutableColumn | None, events: int) -> Mutable
             f"{events - int(present.sum())} events lack {trait.name}, which every event needs; "
             f"{remedy}."
         )
-    return MutableColumn(values, present)
+    return MutableColumn(values, present, column.offsets)
 
 
 def type_name(number: int) -> str:
@@ -296,6 +311,11 @@ def _present(flags: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
 def _order(trait: Trait, column: MutableColumn) -> tuple[object, ...]:
     if column.present is not None:
         return (0,)
+    if trait.length_max:
+        element = replace(trait, length_max=0)
+        values = column.values
+        lists = (_order(element, MutableColumn(values[n : n + 1])) for n in range(len(values)))
+        return (1, tuple(lists))
     value = column.values[0]
     if trait.type is TraitType.STRING:
         return (1, value.encode())

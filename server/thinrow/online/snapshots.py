@@ -356,7 +356,8 @@ def _nothing(projection: ResolvedProjection, users: int) -> bytes:
         answer.columns.add(
             trait=trait.name,
             type=wire_type(trait),
-            vector_size=trait.size,
+            vector_size=0 if trait.length_max else trait.size,
             nullable=trait.nullable,
+            list_length_max=trait.length_max,
         )
     return answer.SerializeToString()

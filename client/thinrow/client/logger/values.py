@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from thinrow.core.files.column_arrays import column_array, fits_exactly, joined_columns
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,32 +58,13 @@ def snapshots_array(snapshots: Sequence[EventView], kind: pa.ListType) -> pa.Lis
 
 def _joined(columns: Sequence[MutableColumn], field: pa.Field) -> pa.Array:
     """Concatenates columns as an array of the field's type."""
-    kind = field.type
     if not columns:
-        return pa.array([], kind)
-    try:
-        scalar = pa.from_numpy_dtype(columns[0].values.dtype)
-    except pa.ArrowNotImplementedError:  # objects
-        scalar = pa.large_string()
-    sizes = {column.values.shape[1:] for column in columns}
-    is_vector = pa.types.is_fixed_size_list(kind) and sizes == {(kind.list_size,)}
-    is_same = (kind.value_type if is_vector else kind) == scalar and (is_vector or sizes == {()})
-    if not is_same or len({column.values.dtype for column in columns}) > 1:
-        return exact([value for column in columns for value in column.to_list()], field)
-    values = np.concatenate([column.values for column in columns])
-    mask = None
-    if any(column.present is not None for column in columns):
-        mask = ~np.concatenate(
-            [
-                np.ones(len(column.values), np.bool_) if column.present is None else column.present
-                for column in columns
-            ]
-        )
-    if not is_vector:
-        return pa.array(values, kind, mask=mask)
-    flat = pa.array(values.reshape(-1), scalar)
-    absent = None if mask is None else pa.array(mask)
-    return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=absent)
+        return pa.array([], field.type)
+    first = columns[0]
+    alike = {(one.values.dtype, one.values.shape[1:], one.offsets is None) for one in columns}
+    if len(alike) == 1 and fits_exactly(first, field.type):
+        return column_array(joined_columns(columns), field.type)
+    return exact([value for column in columns for value in column.to_list()], field)
 
 
 def require_fields(events: Iterable[AbstractSet[str]], kind: pa.StructType) -> None:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from thinrow.core.codes import bucket_codes, require_codes
 from thinrow.core.convert import counted, exact, exact_rows, mask, split_absent
-from thinrow.core.pointers import MutableColumn
-from thinrow.core.traits import BATCH_DTYPES, TraitForm, TraitType
+from thinrow.core.lists import flattened, split_rows
+from thinrow.core.pointers import MutableColumn, is_ascending
+from thinrow.core.runs import offsets_of
+from thinrow.core.traits import BATCH_DTYPES, TraitForm, TraitType, length_bytes
 from thinrow.core.wire.malformed import require
 from thinrow.core.wire.response import Column
 from thinrow.core.wire.sizes import CONSTANT_BYTES_MAX, TEXT_BYTES, require_affordable
@@ -24,23 +26,35 @@ if TYPE_CHECKING:
 __all__ = ["as_column", "form_of", "from_wire", "to_wire"]
 
 
-def to_wire(trait: str, kind: int, size: int, nullable: bool, column: MutableColumn) -> wire.Column:
+def to_wire(
+    trait: str,
+    kind: int,
+    size: int,
+    nullable: bool,
+    column: MutableColumn,
+    length_max: int = 0,
+) -> wire.Column:
     """Encodes one trait of some events.
 
     Args:
         trait: The trait's name.
         kind: Number of a thinrow.v1.TraitType, whose dtype the values have; text as objects.
-        size: Elements of a vector, 1 for a scalar.
+        size: Elements of a vector, 1 for a scalar, 0 for a list.
         nullable: True if events may lack the trait.
         column: The values.
+        length_max: Limit on the elements of a list; 0 for no list.
     """
     values = column.values
     message = wire.Column(trait=trait, type=kind, vector_size=size, nullable=nullable)  # type: ignore[arg-type]
+    if column.offsets is not None:
+        message.list_length_max = length_max
+        lengths = np.diff(column.offsets).astype(f"<u{length_bytes(length_max)}")
+        message.list_lengths = lengths.tobytes()
     if nullable:
         present = column.present
         if present is None:
-            present = np.ones(len(values), np.bool_)
-        else:
+            present = np.ones(len(column), np.bool_)
+        elif column.offsets is None:
             values = values[present]
         message.present = np.packbits(present, bitorder="little").tobytes()
     base = 0
@@ -87,17 +101,19 @@ def from_wire(
         require_own_width(message)
         widened, travelled = widened + narrow.widened_bytes, travelled + narrow.travelled_bytes
         require_affordable(widened, travelled, constant_bytes_max)
-        values = np.empty((events, *narrow.kind.shape), narrow.kind.dtype)
+        offsets = narrow.element_offsets if narrow.kind.listed else None
+        count = events if offsets is None else int(offsets[-1])
+        values = np.empty((count, *narrow.kind.shape), narrow.kind.dtype)
         present = np.empty(events, np.bool_) if message.nullable else None
         narrow.write(values, present)
         if narrow.kind.text:
             texts = np.array([*narrow.message.strings, ""], object)
-            if present is not None:
+            if present is not None and offsets is None:
                 values[~present] = len(narrow.message.strings)
             values = texts[values]
         if present is not None and present.all():
             present = None
-        read[message.trait] = MutableColumn(values, present)
+        read[message.trait] = MutableColumn(values, present, offsets)
     return read
 
 
@@ -145,12 +161,15 @@ def as_column(form: TraitForm, given: Any) -> MutableColumn:  # noqa: ANN401 - w
     """Returns a column from an array, or from a sequence with None for absent values.
 
     Args:
-        form: Form of the trait, which has no lists.
-        given: An array, masked where values are absent; a sequence; or a MutableColumn.
+        form: Form of the trait.
+        given: An array, masked where values are absent; a sequence; or a MutableColumn. Of lists, a
+            sequence of arrays or sequences, or an array of as many elements for each event.
 
     Raises:
         ValueError: A value would change as one of this type.
     """
+    if form.length_max:
+        return list_column(form, given)
     if isinstance(given, MutableColumn):
         values: Any = given.values
         present = given.present
@@ -180,6 +199,39 @@ def as_column(form: TraitForm, given: Any) -> MutableColumn:  # noqa: ANN401 - w
         scattered[:] = ""
     scattered[present] = array
     return MutableColumn(scattered, present)
+
+
+def list_column(form: TraitForm, given: Any) -> MutableColumn:  # noqa: ANN401
+    """Returns a column of lists; see `as_column`."""
+    element = TraitForm(type=form.type)
+    if isinstance(given, MutableColumn) and given.offsets is not None:
+        flat, present = given.values, given.present
+        offsets = exact(given.offsets, np.dtype(np.int64))
+        if present is not None:
+            present = mask(present, len(given))
+    else:
+        rows, present = split_rows(given)
+        flat, lengths = flattened(rows)
+        if present is not None:
+            scattered = np.zeros(len(present), np.int64)
+            scattered[present] = lengths
+            lengths = scattered
+        offsets = offsets_of(lengths)
+    values = as_column(element, flat)
+    if values.present is not None:
+        raise ValueError("it has an absent value within a list; leave such elements out")
+    lengths = np.diff(offsets)
+    if len(offsets) == 0 or not is_ascending(offsets, len(values.values)):
+        raise ValueError(f"its offsets must ascend from 0 to {len(values.values)}")
+    longest = int(lengths.max(initial=0))
+    if longest > form.length_max:
+        raise ValueError(
+            f"it has a list of {longest} elements; the schema says length_max = {form.length_max}, "
+            f"so cut such lists, or give the limit to a new trait"
+        )
+    if present is not None and lengths[~present].any():
+        raise ValueError("it has elements of an event without a list")
+    return MutableColumn(values.values, present, offsets)
 
 
 def _codes(given: Any, buckets: int) -> NDArray[np.int32]:  # noqa: ANN401
