@@ -97,16 +97,16 @@ class RecordFormat:
         self,
         number: int,
         record_bytes: int,
-        columns: Sequence[tuple[str, int, int, bool, int, int, int]],
+        columns: Sequence[tuple[str, int, int, bool, int, int, int, int]],
     ) -> None:
         """
         Check the layout.
 
         Args:
             number: Number of the schema, with which its records begin.
-            record_bytes: Bytes of a record without its texts.
-            columns: Name, thinrow.v1.TraitType, words per event, nullable, bytes per word, and the positions
-                of its words and of its presence byte, of each column.
+            record_bytes: Bytes of a record without its texts and lists.
+            columns: Name, thinrow.v1.TraitType, words per event, nullable, bytes per word, the positions of
+                its words and of its presence byte, and the limit on the elements of a list, of each column.
         """
 
     def events(self, arrival_ts: Sequence[int], records: list[bytes]) -> bytes | None:

@@ -21,7 +21,7 @@ from support.kafka_topics import CountedSource, wait_for
 from support.logged import config_in, parts
 from support.tensor_examples import by_request
 from support.thin_rows import shown
-from support.worlds import World, new_world, running_online
+from support.worlds import SCHEMA, World, new_world, running_online
 from thinrow.client import Projection, connect
 from thinrow.client.logger import FileOutput, KafkaOutput, ThinRowLogger, mutable_type
 from thinrow.client.online import connect_online
@@ -42,6 +42,11 @@ if TYPE_CHECKING:
 ROWS = 250
 USERS = range(1, 9)
 PROJECTION = Projection(sequence_length=20)
+LISTS = """
+[lists]
+tags = { type = "list<string>", length_max = 3, sparse = true }
+codes = { type = "list<uint16>", length_max = 300 }
+"""
 
 
 def train(address: str, source: RowFiles | RowSource) -> Iterator[TensorBatch]:
@@ -62,6 +67,8 @@ def append_some(online: OnlineClient, rng: random.Random, first_id: int) -> None
             "brand": [rng.choice(("a", "é", "")) for _ in range(count)],
             "rating": [rng.choice((None, 1, 5)) for _ in range(count)],
             "price": [rng.random() for _ in range(count)],
+            "tags": [rng.choice((None, [], ["a"], ["é", "", "a"])) for _ in range(count)],
+            "codes": [[rng.getrandbits(16)] * rng.randrange(4) for _ in range(count)],
         },
         [first_id + place for place in range(count)],
     )
@@ -78,7 +85,7 @@ def hand_over(world: World, online: OnlineClient) -> int:
 
 @pytest.mark.timeout(120)
 def test_both_trainings_get_what_inference_saw(tmp_path: Path) -> None:
-    world = new_world(tmp_path / "world")
+    world = new_world(tmp_path / "world", SCHEMA + LISTS)
     mock = {"bootstrap.servers": "mock:1", "test.mock.num.brokers": 1, "log_level": 0}
     producer = Producer(mock)
     (broker,) = producer.list_topics(timeout=60).brokers.values()

@@ -42,11 +42,16 @@ STATUS = {name.removeprefix("STATUS_"): number for name, number in wire.Status.i
 
 SCHEMA = Schema(
     {
-        "item": [Trait("item_id", "int64", key=True), Trait("brand", "string")],
+        "item": [
+            Trait("item_id", "int64", key=True),
+            Trait("brand", "string"),
+            Trait("tags", "string", length_max=3, sparse=True),
+        ],
         "feedback": [
             Trait("rating", "int8", sparse=True),
             Trait("weight", "float32", sparse=True, default=1.5),
             Trait("taste", "float32", size=2),
+            Trait("codes", "int16", length_max=300, sparse=True, default=()),
         ],
     }
 )

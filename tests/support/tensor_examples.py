@@ -22,7 +22,7 @@ def by_request(batches: Iterable[TensorBatch]) -> dict[str, Any]:
             slices = {
                 trait: (values.dtype, values[ends[n] : ends[n + 1]].numpy().tobytes())
                 for trait, values in batch.values.items()
-                if trait not in batch.strings
+                if trait not in batch.strings and trait not in batch.list_offsets
             }
             kinds = {
                 name: column.dtype

@@ -252,22 +252,24 @@ def test_traits_have_a_size_that_products_can_hold() -> None:
         _native.Trait("x", 16, 14, 2, False, None, None, 2)
 
 
-@pytest.mark.parametrize("field", ["size", "word_bytes", "word_at", "has_at"])
+@pytest.mark.parametrize("field", ["size", "word_bytes", "word_at", "has_at", "length_max"])
 @pytest.mark.parametrize("value", [INT64_MIN, INT64_MIN + 1, -1, 10**6, INT64_MAX])
 def test_record_formats_at_the_extremes(field: str, value: int) -> None:
-    column = {"size": 1, "word_bytes": 8, "word_at": 19, "has_at": 10, field: value}
+    column = {"size": 1, "word_bytes": 8, "word_at": 19, "has_at": 10, "length_max": 0}
+    column[field] = value
     with pytest.raises(ValueError, match="outside"):
         _native.RecordFormat(0, 27, [("x", 4, *parts_of(column))])
 
 
 def parts_of(column: dict[str, int]) -> tuple[Any, ...]:
-    return (column["size"], True, column["word_bytes"], column["word_at"], column["has_at"])
+    size, *others = column.values()
+    return (size, True, *others)
 
 
 def test_records_check_their_lengths() -> None:
     with pytest.raises(ValueError, match="head"):
         _native.RecordFormat(0, 18, [])
-    record_format = _native.RecordFormat(0, 27, [("x", 1, 1, False, 8, 19, 0)])
+    record_format = _native.RecordFormat(0, 27, [("x", 1, 1, False, 8, 19, 0, 0)])
     with pytest.raises(ValueError, match="arrivals"):
         record_format.events([1, 2], [bytes(27)])
     assert record_format.events([5], [bytes(27)]) is not None
@@ -275,6 +277,29 @@ def test_records_check_their_lengths() -> None:
         record_format.events([1], [3])  # type: ignore[list-item]
     with pytest.raises(StoreCorruptError, match="cut off"):
         record_format.events([1], [bytes(26)])
+
+
+@pytest.mark.parametrize("kind", [1, 4, 14])
+def test_records_check_their_lists(kind: int) -> None:
+    """A list of four texts or numbers, cut off anywhere, or longer than its limit."""
+    word_bytes = {1: 1, 4: 8, 14: 4}[kind]
+    layout = ("x", kind, 1, False, word_bytes, 19, 0, 5)
+    record_format = _native.RecordFormat(0, 21, [layout])
+    texts = b"\1\0\0\0" * 4 + b"abba"
+    rest = texts if kind == 14 else bytes(4 * word_bytes)
+    record = bytes(19) + b"\4\0" + rest
+    assert record_format.events([1], [record]) is not None
+    for size in range(len(record)):
+        with pytest.raises(StoreCorruptError, match="cut off"):
+            record_format.events([1], [record[:size]])
+    for length in (5, 6, 65535):
+        longer = bytes(19) + length.to_bytes(2, "little") + rest
+        with pytest.raises(StoreCorruptError, match="cut off" if length == 5 else "its limit"):
+            record_format.events([1], [longer])
+    if kind == 14:
+        wild = record[:21] + b"\xff\xff\xff\xff" + record[25:]
+        with pytest.raises(StoreCorruptError, match="cut off"):
+            record_format.events([1], [wild])
 
 
 def test_the_cache_checks_what_it_is_given() -> None:

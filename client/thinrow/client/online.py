@@ -155,9 +155,10 @@ class OnlineClient:
             user_ids: int64.
             event_ts: int64, ms, or datetime64.
             traits: By name: arrays of NumPy or Arrow, MutableColumns, or sequences with None for an
-                absent value. Lists come as arrays of Arrow, or as a sequence of sequences. Traits that are sparse or have a default may be left out. Values of
-                another type than their trait's are converted, times and decimals too; floats may
-                round to the trait's width, nothing else may change.
+                absent value; lists as sequences of sequences or arrays. Traits that are sparse or
+                have a default may be left out. Values of another type than their trait's are
+                converted, times and decimals too; floats may round to the trait's width, nothing
+                else may change.
             event_ids: int64, None where an event has none.
 
         Raises:
@@ -373,6 +374,4 @@ def _column(trait: wire.Trait, values: Any, events: int) -> wire.Column:  # noqa
             return to_wire(trait.name, trait.type, size, nullable, column, length_max)
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"The column {trait.name!r} does not fit its trait: {error}.") from error
-    raise InputError(
-        f"The column {trait.name!r} has {len(column)} values for {events} events."
-    )
+    raise InputError(f"The column {trait.name!r} has {len(column)} values for {events} events.")

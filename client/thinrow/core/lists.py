@@ -41,10 +41,10 @@ def split_rows(given: Any) -> tuple[Any, NDArray[np.bool_] | None]:  # noqa: ANN
             raise ValueError(f"it has the shape {given.shape}, where every event has a list")
         if not np.ma.isMaskedArray(given):
             return given, None
-    rows = given.tolist() if isinstance(given, np.ndarray) else [*_sequence(given)]
+    rows: list[Any] = given.tolist() if isinstance(given, np.ndarray) else [*_sequence(given)]
     if np.ma.isMaskedArray(given):
-        absent = np.ma.getmaskarray(given).reshape(len(given), -1).all(axis=1).tolist()
-        rows = [None if gone else row for row, gone in zip(rows, absent, strict=True)]
+        masked = np.ma.getmaskarray(given).reshape(len(given), -1).tolist()
+        rows = [None if all(gone) else row for row, gone in zip(rows, masked, strict=True)]
     present = np.array([row is not None for row in rows], np.bool_)
     if present.all():
         return rows, None

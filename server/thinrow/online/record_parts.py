@@ -1,7 +1,8 @@
 """Parts of a record that follow its fixed fields: a text, or a list, of any size.
 
-A text is its bytes; its field has their number. The field of a list has the number of elements. A list
-is its elements' words; a list of texts, the sizes of the texts, four bytes each, and then the texts.
+A text is its bytes; its field has their number. The field of a list has the number of elements, and
+the list is its elements' words; a list of texts, the sizes of the texts, four bytes each, and then
+the texts.
 """
 
 from __future__ import annotations

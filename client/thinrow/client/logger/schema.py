@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from itertools import chain
-from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pyarrow as pa
 from thinrow.client.logger.config import never_null
+from thinrow.client.logger.forms import forms_of, with_forms, without_forms
 from thinrow.client.logger.values import (
     UNFIT,
     exact,
     integers,
-    no_floats,
-    refuse_overflow,
-    require_fields,
+    mappings_array,
     snapshots_array,
 )
 from thinrow.core.files.arrow import mutable_type as arrow_mutable_type
 from thinrow.core.files.arrow import uih_type
 from thinrow.core.files.rows import to_thin_rows
 from thinrow.core.thin_row import EventView
+from thinrow.core.wire.columns import form_of
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -47,12 +45,13 @@ class Described(Protocol):
 
 
 def mutable_type(store: Described) -> pa.DataType:
-    """Returns the Arrow type of the column `mutable`, from the schema that a server describes."""
-    return arrow_mutable_type(
-        (trait.name, trait.type, trait.vector_size, trait.list_length_max)
-        for group in store.feature_groups
-        for trait in group.traits
-    )
+    """Returns the Arrow type of the column `mutable`, from the schema that a server describes.
+
+    Its fields know units and scales, so that the logger takes times and decimals for them.
+    """
+    traits = [trait for group in store.feature_groups for trait in group.traits]
+    kind = arrow_mutable_type((t.name, t.type, t.vector_size, t.list_length_max) for t in traits)
+    return with_forms(kind, {trait.name: form_of(trait) for trait in traits})
 
 
 class Tables:
@@ -65,7 +64,9 @@ class Tables:
             pa.field("user_id", pa.int64()),
             pa.field("request_ts", pa.int64()),
         ]
-        thin = [pa.field("uih", UIH), pa.field("mutable", config.mutable)]
+        self._mutable = without_forms(config.mutable)
+        self._forms = forms_of(config.mutable)
+        thin = [pa.field("uih", UIH), pa.field("mutable", self._mutable)]
         features, labels = list(config.features), list(config.labels)
         logged = pa.field("logged_ts", pa.int64())
         self.rows = pa.schema([logged, *own, *features, *thin])
@@ -74,9 +75,6 @@ class Tables:
         """Schema of labels in the journal; null where a call did not give one."""
         self.joined = pa.schema([*own, *features, *labels, *thin]).remove_metadata()
         """Schema of the outputs."""
-        events = config.mutable.value_type
-        integers = [field.name for field in events if pa.types.is_integer(field.type)]
-        self._event_integers = itemgetter(*integers)
 
     def row_batch(
         self, rows: Sequence[tuple[int, str, ThinRow, Mapping[str, object]]]
@@ -173,17 +171,10 @@ class Tables:
 
     def _snapshots(self, snapshots: Sequence[Sequence[Mapping[str, object]]]) -> pa.ListArray:
         """Converts the mutable events of some rows; those of the online client are columns."""
-        kind = self._config.mutable
         views = [snapshot for snapshot in snapshots if isinstance(snapshot, EventView)]
         if len(views) == len(snapshots):
-            return snapshots_array(views, kind)
-        events = list(chain.from_iterable(snapshots))
-        require_fields((event.keys() for event in events), kind.value_type)
-        integers = chain.from_iterable(map(self._event_integers, events))
-        no_floats(set(map(type, integers)), "mutable")
-        array = pa.array([list(snapshot) for snapshot in snapshots], kind)
-        refuse_overflow(array, snapshots, "mutable")
-        return array
+            return snapshots_array(views, self._mutable)
+        return mappings_array(snapshots, self._mutable, self._forms)
 
 
 def require_size(batch: pa.RecordBatch, bytes_max: int) -> None:

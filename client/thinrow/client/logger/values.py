@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.core.files.column_arrays import column_array, fits_exactly, joined_columns
+from thinrow.core.wire.columns import as_column
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from collections.abc import Set as AbstractSet
 
+    from numpy.typing import NDArray
     from thinrow.core.pointers import MutableColumn
     from thinrow.core.thin_row import EventView
+    from thinrow.core.traits import TraitForm
 
 __all__ = [
     "UNFIT",
     "exact",
     "integers",
-    "no_floats",
-    "refuse_overflow",
+    "mappings_array",
     "require_fields",
     "snapshots_array",
 ]
@@ -49,9 +52,48 @@ def snapshots_array(snapshots: Sequence[EventView], kind: pa.ListType) -> pa.Lis
     filled = [snapshot for snapshot in snapshots if len(snapshot)]
     require_fields((snapshot.names for snapshot in filled), events)
     children = [_joined([one.column(field.name) for one in filled], field) for field in events]
+    return _listed(children, ends, kind)
+
+
+def mappings_array(
+    snapshots: Sequence[Sequence[Mapping[str, Any]]],
+    kind: pa.ListType,
+    forms: Mapping[str, TraitForm],
+) -> pa.ListArray:
+    """Converts mutable events that are mappings to a column `mutable`, field by field.
+
+    Args:
+        snapshots: The mutable events of several rows.
+        kind: Type of the column.
+        forms: Forms of fields whose integers count times, decimals or codes of texts.
+    """
+    ends = np.cumsum([len(snapshot) for snapshot in snapshots])
+    events = list(chain.from_iterable(snapshots))
+    require_fields((event.keys() for event in events), kind.value_type)
+    children = []
+    for field in kind.value_type:
+        values, form = [event[field.name] for event in events], forms.get(field.name)
+        if form is None:
+            children.append(exact(values, field))
+            continue
+        no_floats(kinds_of(values), field.name)
+        try:
+            column = as_column(form, values)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InputError(f"mutable.{field.name} does not fit: {error}") from error
+        children.append(column_array(column, pa.from_numpy_dtype(column.values.dtype)))
+    children = [
+        array if array.type == field.type else array.cast(field.type)
+        for array, field in zip(children, kind.value_type, strict=True)
+    ]
+    return _listed(children, ends, kind)
+
+
+def _listed(children: list[pa.Array], ends: NDArray[np.int64], kind: pa.ListType) -> pa.ListArray:
+    """Returns lists of structs that end where `ends` says, of these fields."""
     return pa.ListArray.from_arrays(
         pa.array(np.concatenate([[0], ends]), pa.int32()),
-        pa.StructArray.from_arrays(children, fields=list(events)),
+        pa.StructArray.from_arrays(children, fields=list(kind.value_type)),
         type=kind,
     )
 
