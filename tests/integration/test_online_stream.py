@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from support.worlds import OWN_HOST, freeze, new_world, running_online, some_events
-from thinrow.client import Projection, online_stream
+from thinrow.client import Projection, online_stream, snapshots
 from thinrow.client.online import OnlineClient, connect_online
 from thinrow.core.wire.request import to_wire_projection
 from thinrow.errors import (
@@ -194,3 +194,17 @@ def test_a_closed_client_says_so(tmp_path: Path) -> None:
             client.snapshot(1, ALL)
         with pytest.raises(UnavailableError, match="closed"):
             client.snapshot(1, ALL)
+
+
+def test_the_classes_of_answers_are_never_freed() -> None:
+    """A class that is made when it is first read, and freed with its last message, is no thread's.
+
+    Threads that read the first message within another at once used to crash now and then.
+    """
+    answer = online_pb2.StreamedAnswer(cursor=1)
+    answer.response.mutable.columns.add(trait="x")
+    encoded = online_pb2.SnapshotStreamResponse(answers=[answer]).SerializeToString()
+    [read] = snapshots.decode_stream(encoded).answers
+    for message in (read, read.response, read.response.mutable, read.response.mutable.columns[0]):
+        assert type(message) in snapshots.CLASSES
+        assert type(message) is not type(answer)

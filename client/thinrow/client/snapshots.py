@@ -19,8 +19,9 @@ from thinrow.core.wire.response import Response
 from thinrow.v1 import materialization_pb2, online_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message
     from thinrow.core.pointers import Projection
 
@@ -67,7 +68,24 @@ def _pool() -> descriptor_pool.DescriptorPool:
     return pool
 
 
+def _classes(descriptors: Iterable[Descriptor]) -> Iterator[type[Message]]:
+    """Yields the classes of messages, and of those within them."""
+    for descriptor in descriptors:
+        yield message_factory.GetMessageClass(descriptor)
+        yield from _classes(descriptor.nested_types)
+
+
 POOL = _pool()
+CLASSES = tuple(
+    _classes(
+        descriptor
+        for file in (materialization_pb2.DESCRIPTOR, online_pb2.DESCRIPTOR)
+        for descriptor in POOL.FindFileByName(file.name).message_types_by_name.values()
+    )
+)
+"""Every class of the pool, kept permanently. protobuf makes the class of a message within another when
+it is first read, and frees it with the last such message: two threads that do so at once crash.
+"""
 
 decode_batch: Callable[[bytes], online_pb2.SnapshotBatchResponse]
 decode_batch = _decoder(online_pb2.SnapshotBatchResponse)
