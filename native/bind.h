@@ -10,6 +10,7 @@ void bind_mutable(nanobind::module_ &m);
 void bind_records(nanobind::module_ &m);
 void bind_request(nanobind::module_ &m);
 void bind_response(nanobind::module_ &m);
+void bind_row_index(nanobind::module_ &m);
 void bind_snapshot(nanobind::module_ &m);
 void bind_store(nanobind::module_ &m);
 void bind_stripes(nanobind::module_ &m);

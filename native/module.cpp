@@ -16,6 +16,7 @@ NB_MODULE(_native, m) {
   thinrow::bind_records(m);
   thinrow::bind_request(m);
   thinrow::bind_response(m);
+  thinrow::bind_row_index(m);
   thinrow::bind_store(m);
   thinrow::bind_stripes(m);
   thinrow::bind_snapshot(m);

@@ -293,6 +293,33 @@ def read_stream_response(
         AnswerTooLargeError: Its texts would take many times the bytes of the message.
     """
 
+class RowIndex:
+    """
+    Rows of a table by their key.
+
+    Not safe for calls of several threads at once.
+    """
+
+    def __init__(self, words: NDArray[numpy.uint64], size: int) -> None:
+        """
+        Index the rows.
+
+        Args:
+            words: Keys, one after the other; they must not change.
+            size: Words of each key.
+        """
+
+    def firsts(self) -> NDArray[numpy.int64]:
+        """Return the first row with the key of each row; int64, shape (rows,)."""
+
+    def find(self, words: NDArray[numpy.uint64]) -> NDArray[numpy.int64]:
+        """
+        Return the first row with each of some keys; int64, -1 for none.
+
+        Args:
+            words: Keys, one after the other.
+        """
+
 class Trait:
     """A trait of the schema."""
 

@@ -251,7 +251,7 @@ class _FilledShards:
 
     def _add(self, rows: FillRows) -> None:
         unmatched = rows.unmatched
-        self._rows += len(rows.keys)
+        self._rows += len(rows)
         self._rows_unmatched += len(unmatched)
         self.shown_rows += unmatched[: SHOWN_MAX - len(self.shown_rows)].to_dicts()
 

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+from thinrow import _native
 from thinrow.errors import InputError, UsageError
 from thinrow.filling.config import VALUES_BYTES_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import pyarrow as pa
     from numpy.typing import NDArray
     from thinrow.filling.table import FillTable
@@ -31,48 +30,94 @@ class FillRows:
         frame = pl.from_arrow(rows)
         assert isinstance(frame, pl.DataFrame)
         self.key = list(table.key)
-        frame = _distinct(frame, self.key, table)
-        self._users: NDArray[np.uint64] | None = None
-        if table.by_user:
-            users = frame["user_id"].to_numpy().view(np.uint64)
-            order = np.argsort(users, kind="stable")
-            frame, self._users = frame[order], users[order]
-        self.keys = frame.select(self.key)
-        self.values = frame.select([trait.name for trait in table.filled])
+        self.keys, self.values = frame.select(self.key), frame.select(table.filled_names)
+        self._index = None
+        if all(kind.is_integer() for kind in self.keys.dtypes):
+            words, size = _words(self.keys)
+            self._index = _native.RowIndex(words, size)
+            firsts = self._index.firsts()
+            is_first = firsts == np.arange(len(frame))
+            if not is_first.all():
+                _check_alike(self.keys, self.values, np.flatnonzero(~is_first), firsts, table)
+        else:
+            first = self.keys.with_row_index("row:").unique(
+                self.key, keep="first", maintain_order=True
+            )
+            is_first = np.zeros(len(frame), dtype=np.bool_)
+            is_first[first["row:"].to_numpy()] = True
+            if not is_first.all():
+                firsts = _joined(self.keys, first, self.key)
+                _check_alike(self.keys, self.values, np.flatnonzero(~is_first), firsts, table)
+            self._first = first
+        self._is_first = is_first
         self.matched = np.zeros(len(frame), dtype=np.bool_)
-        """True for rows that an event had, shape (rows,)."""
+        """True for rows that an event had, shape (rows,); of several of a key, for the first."""
+
+    def __len__(self) -> int:
+        """Returns the number of distinct rows."""
+        return int(self._is_first.sum())
 
     def match(self, events: pl.DataFrame) -> NDArray[np.int64]:
         """Finds each event's row.
 
         Args:
-            events: Columns of the key; of users that ascend as keys do.
+            events: Columns of the key.
 
         Returns:
             Number of the row, -1 for none; shape (events,).
         """
-        first, last = 0, len(self.keys)
-        if self._users is not None and len(events):
-            users = events["user_id"].to_numpy().view(np.uint64)
-            first = int(np.searchsorted(self._users, users[0]))
-            last = int(np.searchsorted(self._users, users[-1], side="right"))
-        if first == last or not len(events):
-            return np.full(len(events), -1)
-        numbered = self.keys[first:last].with_columns(
-            pl.Series("row", np.arange(first, last), dtype=pl.Int64)
-        )
-        # Key traits may be null, and then stand for events that lack them.
-        joined = events.join(
-            numbered, on=self.key, how="left", nulls_equal=True, maintain_order="left"
-        )
-        found = joined["row"].fill_null(-1).to_numpy()
+        if self._index is not None:
+            found = self._index.find(_words(events)[0])
+        else:
+            found = _joined(events, self._first, self.key)
         self.matched[found[found >= 0]] = True
         return found
 
     @property
     def unmatched(self) -> pl.DataFrame:
-        """Keys of the rows that no event had."""
-        return self.keys.filter(~self.matched)
+        """Keys of the distinct rows that no event had."""
+        return self.keys.filter(self._is_first & ~self.matched)
+
+
+def _words(keys: pl.DataFrame) -> tuple[NDArray[np.uint64], int]:
+    """Returns keys as words, one key after the other, and the words of a key.
+
+    A column takes two words, of which the first says whether the key has it.
+    """
+    words = np.empty((len(keys), 2 * keys.width), dtype=np.uint64)
+    for place, column in enumerate(keys):
+        words[:, 2 * place] = column.is_not_null().to_numpy()
+        numbers = column.fill_null(0).to_numpy()
+        wide = numbers.astype(np.int64 if numbers.dtype.kind == "i" else np.uint64, copy=False)
+        words[:, 2 * place + 1] = wide.view(np.uint64)
+    return words.reshape(-1), 2 * keys.width
+
+
+def _joined(events: pl.DataFrame, first: pl.DataFrame, key: list[str]) -> NDArray[np.int64]:
+    """The row of each event, of keys with texts or lists; -1 for none."""
+    # Key traits may be null, and then stand for events that lack them.
+    joined = events.join(first, on=key, how="left", nulls_equal=True, maintain_order="left")
+    found: NDArray[np.int64] = joined["row:"].cast(pl.Int64).fill_null(-1).to_numpy()
+    return found
+
+
+def _check_alike(
+    keys: pl.DataFrame,
+    values: pl.DataFrame,
+    others: NDArray[np.int64],
+    firsts: NDArray[np.int64],
+    table: FillTable,
+) -> None:
+    """Raises InputError where rows that repeat a key have other values than the first of it."""
+    for name, column in zip(values.columns, values, strict=True):
+        differs = column.gather(others).ne_missing(column.gather(firsts[others]))
+        if differs.any():
+            row = int(others[differs.arg_max() or 0])
+            raise InputError(
+                f"{table.files[0] if len(table.files) == 1 else 'The files of values'}: rows with "
+                f"{text_of_key(keys.row(row, named=True))} have different values of {name}; keep "
+                f"one of them."
+            )
 
 
 def check_bytes(total: int, *, by_user: bool) -> None:
@@ -89,23 +134,3 @@ def check_bytes(total: int, *, by_user: bool) -> None:
 def text_of_key(row: dict[str, object]) -> str:
     """A row's key as people read it."""
     return ", ".join(f"{name} {value!r}" for name, value in row.items())
-
-
-def _distinct(frame: pl.DataFrame, key: Sequence[str], table: FillTable) -> pl.DataFrame:
-    """One row of each key. Raises InputError where rows contradict one another."""
-    numbered = frame.with_row_index("row:")
-    first = numbered.unique(list(key), keep="first", maintain_order=True)
-    if len(first) == len(frame):
-        return frame
-    others = numbered.join(first.select("row:"), on="row:", how="anti")
-    names = [trait.name for trait in table.filled]
-    both = others.join(first, on=list(key), how="left", nulls_equal=True, suffix=":first")
-    for name in names:
-        differs = both.filter(pl.col(name).ne_missing(pl.col(f"{name}:first")))
-        if len(differs):
-            shown = text_of_key(differs.select(key).row(0, named=True))
-            raise InputError(
-                f"{table.files[0] if len(table.files) == 1 else 'The files of values'}: rows with "
-                f"{shown} have different values of {name}; keep one of them."
-            )
-    return first.drop("row:")

@@ -95,6 +95,11 @@ class FillTable:
         return self.key[0] == "user_id"
 
     @property
+    def filled_names(self) -> list[str]:
+        """Names of the traits that the rows give values for."""
+        return [trait.name for trait in self.filled]
+
+    @property
     def schema(self) -> pa.Schema:
         """Arrow schema of the rows in canonical form."""
         own = [pa.field("user_id", pa.int64())] if self.by_user else []
