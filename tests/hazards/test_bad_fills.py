@@ -45,6 +45,7 @@ from thinrow.materialization.server import Server
 from thinrow.store.generation import Generation
 from thinrow.store.generations import locked_store
 from thinrow.store.history import HistoryPlan
+from thinrow.store.keys import group_and_stripe
 from thinrow.store.manifest import read_manifest, require_current_folder
 from thinrow.store.rollback import rollback
 from thinrow.v1 import materialization_pb2 as wire
@@ -134,6 +135,11 @@ REFUSED: dict[str, tuple[Callable[[], pa.Table], tuple[object, ...], str]] = {
     "no key": (by(shop=SHOP), (), "give --by"),
     "two keys": (by("item_id", "brand", shop=SHOP), (), "several traits (item_id, brand)"),
     "float key": (by("price", shop=SHOP), ("--by", "price"), "rows are joined by a single"),
+    "key of the new group": (
+        lambda: pa.table({"shop": ["a"], "stars": pa.array([1], pa.int8())}),
+        ("--by", "stars"),
+        "--by stars names a trait that no stored event has",
+    ),
     "unknown key": (by("price", shop=SHOP), ("--by", "color"), "--by color names no trait"),
     "key trait left out": (
         by("user_id", "event_ts", shop=SHOP),
@@ -234,6 +240,15 @@ def test_killed(world: World, tmp_path: Path) -> None:
     [steps] = re.findall(r"steps: (\d+)", started(whole, 0).stderr)
     after = read_store(whole.store, POINTERS)
     assert after != before
+    # Other groups are the same, byte by byte, in the very files of the last generation.
+    assert stripes_of(whole.store, but="extra") == stripes_of(world.store, but="extra")
+    files = {
+        path.name: path.stat().st_ino for path in whole.store.glob("generation-000001/*/*.sst")
+    }
+    shared = {
+        path.name: path.stat().st_ino for path in whole.store.glob("generation-000002/*/*.sst")
+    }
+    assert files.items() <= shared.items()
     for step in sample(list(range(1, int(steps) + 1)), times(1, 1000), SEED):
         killed = copied(world, tmp_path / f"killed-{step}")
         assert started(killed, step).returncode == -signal.SIGKILL
@@ -242,6 +257,18 @@ def test_killed(world: World, tmp_path: Path) -> None:
         assert contents(killed.store) == contents(whole.store)
         assert leftovers(killed.store) == []
         assert len(read_manifest(require_current_folder(killed.store)).fills) == 1
+
+
+def stripes_of(store: Path, but: str) -> dict[bytes, bytes]:
+    """Every key and value of a store, but those of one group."""
+    with Generation.open_current(store) as generation:
+        numbers = {group.name: group.number for group in generation.schema.groups}
+        return {
+            key: value
+            for number, shard in generation.shards.items()
+            for key, value in shard.items(generation.manifest.shards[number].keys)
+            if group_and_stripe(key)[0] != numbers.get(but)
+        }
 
 
 def started(world: World, step: int) -> subprocess.CompletedProcess[str]:

@@ -111,6 +111,11 @@ def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillR
     files = data_files(config.values)
     schema, group = _schema(config, previous.schema)
     table = FillTable.of(files, schema, group, config.by)
+    for trait in table.key_traits:
+        if trait.name not in previous.schema.by_name:
+            raise UsageError(
+                f"--by {trait.name} names a trait that no stored event has; join rows by another."
+            )
     manifest = previous.manifest
     record = FillRecord(
         generation=highest_number(config.store) + 1,
