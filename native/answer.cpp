@@ -191,7 +191,8 @@ int64_t AnswerColumn::count_bytes() const {
                   optional_bytes(column::dictionary, 8 * numbers_.size()) +
                   number_bytes(column::list_length_max, trait_.length_max) +
                   optional_bytes(column::list_lengths, lengths_.size()) +
-                  number_bytes(column::filled, trait_.filled);
+                  number_bytes(column::filled, trait_.filled) +
+                  number_bytes(column::codes_end, trait_.codes_end);
   for (const Bytes &value : texts_) total += field_bytes(column::strings, value.size);
   if (!trait_.nullable && trait_.has_default)
     total += has_default_text(trait_)
@@ -229,6 +230,7 @@ void AnswerColumn::write(Writer &out) const {
   out.number(column::list_length_max, trait_.length_max);
   out.bytes(column::list_lengths, lengths_.data(), lengths_.size());
   out.number(column::filled, trait_.filled);
+  out.number(column::codes_end, trait_.codes_end);
 }
 
 Answer::Answer(const Plan &plan, const std::vector<Trait> &traits, int64_t generation,

@@ -76,7 +76,7 @@ class ResponseReader {
  private:
   ColumnTuple column(Bytes content) {
     nb::object trait = nb::str(""), default_word = nb::none(), default_string = nb::none();
-    int64_t type = 0, vector_size = 0, list_length_max = 0;
+    int64_t type = 0, vector_size = 0, list_length_max = 0, codes_end = 0;
     bool nullable = false, filled = false;
     std::vector<int64_t> bases, dictionary;
     Bytes widths, data, present, list_lengths;
@@ -98,13 +98,14 @@ class ResponseReader {
         case column::list_length_max: list_length_max = in.number(); break;
         case column::list_lengths: list_lengths = in.bytes(); break;
         case column::filled: filled = in.number() != 0; break;
+        case column::codes_end: codes_end = in.number(); break;
         default: break; // unknown fields are ignored
       }
     }
     return nb::make_tuple(trait, type, vector_size, nullable, array_of(std::move(bases)),
                           array_view(widths), array_view(data), array_view(present),
                           array_of(std::move(dictionary)), strings, default_word, default_string,
-                          list_length_max, array_view(list_lengths), filled);
+                          list_length_max, array_view(list_lengths), filled, codes_end);
   }
 
   nb::object counted_text_of(Bytes value) {

@@ -156,13 +156,15 @@ class BoundPlan {
 
 void make_trait(Trait *made, std::string name, int number, int type, int64_t size, bool nullable,
                 std::optional<int64_t> default_word, std::optional<std::string> default_text,
-                int group, int64_t length_max, bool filled) {
+                int group, int64_t length_max, bool filled, int64_t codes_end) {
   const auto trait_type = static_cast<TraitType>(type);
   const bool is_indexing = trait_type == TraitType::string || trait_type == TraitType::categorical;
   if (size < 1 || size > trait_size_max || (size > 1 && is_indexing))
     throw std::invalid_argument("no trait has this size");
   if (length_max < 0 || length_max > list_length_max || (length_max && size > 1))
     throw std::invalid_argument("no list has this limit");
+  if (codes_end < 0 || codes_end > codes_end_max)
+    throw std::invalid_argument("no vocabulary has this end");
   const bool has_default = default_word.has_value() || default_text.has_value();
   new (made) Trait{std::move(name),
                    number,
@@ -174,7 +176,8 @@ void make_trait(Trait *made, std::string name, int number, int type, int64_t siz
                    std::move(default_text).value_or(""),
                    group,
                    length_max,
-                   filled};
+                   filled,
+                   codes_end};
 }
 
 void translate_exceptions() {
@@ -199,7 +202,7 @@ void bind_store(nb::module_ &m) {
   nb::class_<Trait>(m, "Trait", "A trait of the schema.")
       .def("__init__", &make_trait, "name"_a, "number"_a, "type"_a, "size"_a, "nullable"_a,
            "default_word"_a.none(), "default_text"_a.none(), "group"_a, "length_max"_a = 0,
-           "filled"_a = false,
+           "filled"_a = false, "codes_end"_a = 0,
            R"(Check the trait.
 
 Args:
@@ -209,7 +212,8 @@ Args:
     default_text: Default of a string, in UTF-8.
     group: Number of the stored group that has the trait.
     length_max: Limit on the elements of a list; 0 if the trait is no list.
-    filled: True if some values came after the events were served.)");
+    filled: True if some values came after the events were served.
+    codes_end: End of the codes of its vocabulary; 0 if it has none.)");
   nb::class_<BoundPlan>(m, "Plan", R"(The resolution of a batch of pointers, in steps.
 
 Methods raise StoreCorruptError if directories and stripes contradict themselves or each other.)")

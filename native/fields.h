@@ -52,7 +52,8 @@ constexpr uint32_t cursor = 1, response = 2;
 namespace column {
 constexpr uint32_t trait = 1, type = 2, vector_size = 3, nullable = 4, bases = 5, widths = 6,
                    data = 7, present = 8, dictionary = 9, strings = 10, default_word = 11,
-                   default_string = 12, list_length_max = 13, list_lengths = 14, filled = 15;
+                   default_string = 12, list_length_max = 13, list_lengths = 14, filled = 15,
+                   codes_end = 16;
 } // namespace column
 
 namespace snapshot_response {

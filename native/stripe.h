@@ -32,6 +32,9 @@ constexpr int64_t list_length_max = (1 << 16) - 1;
 // Returns the bytes of each length of lists, in stripes and on the wire.
 constexpr int64_t length_bytes(int64_t length_max) { return length_max < 1 << 8 ? 1 : 2; }
 
+// Limit on the end of the codes of a vocabulary, which are int32.
+constexpr int64_t codes_end_max = int64_t{1} << 31;
+
 struct Trait {
   std::string name;
   int number;
@@ -42,9 +45,10 @@ struct Trait {
   int64_t default_word;
   std::string default_text;
   int group;
-  int64_t length_max;  // elements of a list; 0 if the trait is no list
-  bool filled = false; // some values came after the events were served
-  int slot = 0;        // place of the group among those that a plan reads
+  int64_t length_max;    // elements of a list; 0 if the trait is no list
+  bool filled = false;   // some values came after the events were served
+  int64_t codes_end = 0; // end of the codes of its vocabulary; 0 if it has none
+  int slot = 0;          // place of the group among those that a plan reads
 };
 
 // One trait of consecutive events of a stripe, encoded, and checked to lie within the stripe.

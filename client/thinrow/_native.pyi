@@ -335,6 +335,7 @@ class Trait:
         group: int,
         length_max: int = 0,
         filled: bool = False,
+        codes_end: int = 0,
     ) -> None:
         """
         Check the trait.
@@ -347,6 +348,7 @@ class Trait:
             group: Number of the stored group that has the trait.
             length_max: Limit on the elements of a list; 0 if the trait is no list.
             filled: True if some values came after the events were served.
+            codes_end: End of the codes of its vocabulary; 0 if it has none.
         """
 
 class Plan:

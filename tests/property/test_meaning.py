@@ -57,7 +57,7 @@ EVERY_COLUMN = Wanted(traits=("event_ts", "event_id", "visible_ts"))
 # Any pointer, any projection, after any compactions.
 
 
-@given(worlds(), st.data())
+@given(worlds(coded=True), st.data())
 @examples(18)
 def test_any_pointer(world: World, data: st.DataObject) -> None:
     rows = data.draw(requested(world))
@@ -71,7 +71,7 @@ def test_any_pointer(world: World, data: st.DataObject) -> None:
                 served.check_examples(rows, projection)
 
 
-@given(worlds(most_runs=3), st.integers(0, 2**32), st.data())
+@given(worlds(most_runs=3, coded=True), st.integers(0, 2**32), st.data())
 @examples(3)
 def test_long_histories(world: World, seed: int, data: st.DataObject) -> None:
     world = bulk(world, seed, 6000)
@@ -109,7 +109,7 @@ class PastRequests(NamedTuple):
 @st.composite
 def past_requests(draw: st.DrawFn) -> PastRequests:
     # Where nothing ever arrived, nothing says when the first generation was cut.
-    world = draw(worlds(3, 2, forgetful=False).filter(lambda world: bool(world.events)))
+    world = draw(worlds(3, 2, forgetful=False, coded=True).filter(lambda world: bool(world.events)))
     cadence_ms = draw(st.sampled_from(CADENCES))
     cadence_offset_ms = draw(st.sampled_from((0, 0, 1, cadence_ms - 1)))
     first_ts = min(moment for moment in world.moments if moment >= 0)
@@ -231,7 +231,7 @@ def test_what_a_request_saw(requested: PastRequests, data: st.DataObject) -> Non
 # Older pointers, requested of every later generation.
 
 
-@given(worlds(), st.data())
+@given(worlds(coded=True), st.data())
 @examples(12)
 def test_later_generations_answer_alike(world: World, data: st.DataObject) -> None:
     later = data.draw(st.sampled_from((0, 1, 60)))
@@ -326,7 +326,7 @@ def alike(one: Built, other: Built, rows: Sequence[Example]) -> None:
     assert digests[0] == digests[1]
 
 
-@given(worlds(most_runs=2), st.data())
+@given(worlds(most_runs=2, coded=True), st.data())
 @examples(10)
 def test_order_files_and_shards(world: World, data: st.DataObject) -> None:
     rows = data.draw(requested(world))
@@ -342,7 +342,7 @@ def test_order_files_and_shards(world: World, data: st.DataObject) -> None:
         alike(one, other, rows)
 
 
-@given(worlds(most_runs=1), st.booleans(), st.data())
+@given(worlds(most_runs=1, coded=True), st.booleans(), st.data())
 @examples(8)
 def test_one_run_or_several(world: World, overlap: bool, data: st.DataObject) -> None:
     (run,) = world.runs

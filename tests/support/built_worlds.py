@@ -19,7 +19,6 @@ from support.oracle import (
     Run,
     Value,
     Wanted,
-    column,
     columns,
     order,
 )
@@ -162,12 +161,12 @@ class Served:
     def check(
         self, rows: Path, wanted: Wanted, expected: Sequence[tuple[str, list[Entry]]]
     ) -> None:
-        schema = self.built.world.schema
+        built = self.built
         answers = self.look_up(rows, wanted)
         assert [answer.status for answer in answers] == [status for status, _ in expected]
         for answer, (_, entries) in zip(answers, expected, strict=True):
             for name, shown in answer.columns.items():
-                right = bits(column(entries, name, schema))
+                right = bits(built.oracle.column(entries, name))
                 if name == "visible_ts":
                     # What has no place yet may say anything here.
                     assert len(shown) == len(right)

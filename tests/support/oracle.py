@@ -39,6 +39,7 @@ class Trait:
     sparse: bool = False
     default: Value = None
     key: bool = False
+    coded: bool = False  # with a vocabulary of the store, whose codes an answer has
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,29 @@ class Oracle:
         self.kept: defaultdict[int, list[Entry]] = defaultdict(list)
         self.dropped: defaultdict[int, list[Entry]] = defaultdict(list)
         self.erased_at: dict[int, int] = {}
+        self.codes: dict[str, dict[Value, int]] = {t.name: {} for t in schema.traits if t.coded}
+
+    def number(self, run: Run) -> None:
+        """Gives codes to new values of a run, in order."""
+        last = self.watermarks[-1] if self.watermarks else None
+        brought = [
+            event
+            for event in run.events
+            if event.arrival_ts < run.watermark_ts
+            and (run.accept_late or last is None or event.arrival_ts >= last)
+            and event.user_id not in run.erase
+        ]
+        for name, codes in self.codes.items():
+            values = {event.traits.get(name) for event in brought} - {None, *codes}
+            for value in sorted(values, key=order):
+                codes[value] = 2 + len(codes)
+
+    def column(self, entries: Iterable[Entry], name: str) -> list[Value]:
+        """One column of a sequence, as an answer has it."""
+        values = column(entries, name, self.schema)
+        if name not in self.codes:
+            return values
+        return [0 if value is None else self.codes[name].get(value, 1) for value in values]
 
     @property
     def event_count(self) -> int:
@@ -247,6 +271,7 @@ class Oracle:
         report = Report(rows_read=len(run.events), erased_users=len(run.erase))
         last = self.watermarks[-1] if self.watermarks else None
         assert last is None or last < run.watermark_ts
+        self.number(run)
         cuts = self.cuts(run)
 
         events = run.events

@@ -81,7 +81,10 @@ def examples(count: int) -> settings:
 
 
 @st.composite
-def traits(draw: st.DrawFn, name: str, lists: bool) -> Trait:
+def traits(draw: st.DrawFn, name: str, lists: bool, coded: bool) -> Trait:
+    if coded and draw(st.sampled_from((False, False, True))):
+        kind = draw(st.sampled_from(("string", "string", "int64", "uint64", "int8")))
+        return Trait(name, kind, sparse=draw(st.booleans()), coded=True)
     kind = draw(st.sampled_from(sorted(POOLS)))
     length_max = draw(st.sampled_from((0, 0, 3, 300))) if lists and kind != "bool" else 0
     size = draw(st.sampled_from((0, 2, 3))) if kind in VECTORS and not length_max else 0
@@ -96,11 +99,11 @@ def traits(draw: st.DrawFn, name: str, lists: bool) -> Trait:
 
 
 @st.composite
-def schemas(draw: st.DrawFn, lists: bool = True) -> Schema:
+def schemas(draw: st.DrawFn, lists: bool = True, coded: bool = False) -> Schema:
     sizes = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
     return Schema(
         {
-            f"group_{g}": [draw(traits(f"trait_{g}{t}", lists)) for t in range(size)]
+            f"group_{g}": [draw(traits(f"trait_{g}{t}", lists, coded)) for t in range(size)]
             for g, size in enumerate(sizes)
         }
     )
@@ -177,10 +180,11 @@ def worlds(
     least_runs: int = 1,
     forgetful: bool = True,
     lists: bool = True,
+    coded: bool = False,
 ) -> World:
-    """`forgetful` worlds have retention and erasure."""
+    """`forgetful` worlds have retention and erasure, `coded` ones vocabularies."""
     fine = draw(st.booleans())
-    schema = draw(schemas(lists))
+    schema = draw(schemas(lists, coded))
     base = draw(st.sampled_from(BASES))
     clocks = draw(st.booleans())
     count = draw(st.integers(least_runs, most_runs))
@@ -317,6 +321,7 @@ def schema_toml(schema: Schema) -> str:
             options |= {"sparse": True} if trait.sparse else {}
             options |= {"default": trait.default} if trait.default is not None else {}
             options |= {"key": True} if trait.key else {}
+            options |= {"codes": "vocabulary"} if trait.coded else {}
             pairs = ", ".join(f"{name} = {toml(value)}" for name, value in options.items())
             short = len(options) == 1
             lines.append(f"{trait.name} = " + (toml(kind) if short else f"{{ {pairs} }}"))

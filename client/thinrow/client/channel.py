@@ -115,6 +115,14 @@ class Channels:
         answer = self.call(lambda channels: channels.stub.DescribeStore, request, deadline_s)
         return answer
 
+    def look_up_codes(
+        self, request: wire.LookUpCodesRequest, deadline_s: float
+    ) -> wire.LookUpCodesResponse:
+        """Returns the codes of values in a vocabulary."""
+        answer: wire.LookUpCodesResponse
+        answer = self.call(lambda channels: channels.stub.LookUpCodes, request, deadline_s)
+        return answer
+
     def fail_over(self, failed: int) -> None:
         """Switches to the replica after `failed`, unless another caller already has."""
         if self.current == failed:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from thinrow.client.channel import Channels
+from thinrow.client.code_book import CodeBook
 from thinrow.client.config import ClientConfig
 from thinrow.client.local_store import LocalStore
 from thinrow.client.request_size import RequestSize
 from thinrow.client.stream import answers
 from thinrow.client.target import parse_targets
+from thinrow.core.codes import FIRST_CODE
 from thinrow.core.lookup.batch import Batch
 from thinrow.core.lookup.batch_lookup import BatchLookup, RequestSlice
 from thinrow.core.wire.request import to_wire_projection
@@ -19,11 +21,12 @@ from thinrow.errors import AnswerTooLargeError, UsageError
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator, Iterable, Sequence
 
     from thinrow.client.target import Target
     from thinrow.client.transport import Transport
     from thinrow.core.lookup.answer import Answer
+    from thinrow.core.lookup.coding import Coder, Value
     from thinrow.core.pointers import Pointers, Projection, ThinRows
     from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 
@@ -72,6 +75,7 @@ class Client:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self._code_book = CodeBook(transport)
 
     def __enter__(self) -> Self:
         return self
@@ -135,13 +139,14 @@ class Client:
         Raises:
             InputError: Mutable events lack a trait they need.
         """
-        lookup = BatchLookup(rows, projection)
+        deadline_s = self._deadline_s(deadline_s)
+        lookup = BatchLookup(rows, projection, self._coder(projection, deadline_s))
         size = RequestSize(self.config, first=self.config.examples_per_request)
         rest: RequestSlice | None = lookup.whole()
         while rest is not None:
             piece, later = rest.cut(size.examples)
             try:
-                answer = self._transport.materialize(piece, self._deadline_s(deadline_s))
+                answer = self._transport.materialize(piece, deadline_s)
                 response = piece.answered(answer)
             except AnswerTooLargeError:
                 if len(piece.examples) <= 1:
@@ -183,7 +188,9 @@ class Client:
         deadline_s: float | None = None,
     ) -> Generator[Answer, None, None]:
         """Yields the same as `stream`, not yet widened."""
-        return answers(self._transport, batches, projection, self._deadline_s(deadline_s))
+        deadline_s = self._deadline_s(deadline_s)
+        coder = self._coder(projection, deadline_s)
+        return answers(self._transport, batches, projection, deadline_s, coder)
 
     def inspect(
         self, user_id: int, as_of_ts: int = 0, projection: Projection | None = None
@@ -200,6 +207,42 @@ class Client:
     def describe_store(self) -> wire.DescribeStoreResponse:
         """Describes the store: schema, watermarks, shards, limits, versions."""
         return self._transport.describe_store(self._deadline_s(None))
+
+    def codes(
+        self, trait: str, values: Sequence[Value], *, deadline_s: float | None = None
+    ) -> list[int]:
+        """Returns the codes that the store's vocabulary of a trait has for values: 1 for unknown.
+
+        Args:
+            trait: A trait with `codes = "vocabulary"`.
+            values: All texts, or all integers, as the trait has them.
+            deadline_s: Time for each request. Default: `config.request_deadline_s`.
+
+        Raises:
+            RequestError: The trait has no vocabulary, or one of other values.
+        """
+        found = self._coder("", self._deadline_s(deadline_s))(
+            trait, list(dict.fromkeys(values)), self._codes_end(trait)
+        )
+        return [found[value] for value in values]
+
+    def _codes_end(self, trait: str) -> int:
+        groups = self.describe_store().feature_groups
+        ends = (
+            each.vocabulary.codes_end
+            for group in groups
+            for each in group.traits
+            if each.name == trait
+        )
+        return next(ends, 0) or FIRST_CODE
+
+    def _coder(self, projection: Projection | str, deadline_s: float) -> Coder:
+        tenant = projection if isinstance(projection, str) else ""
+
+        def codes(trait: str, values: Sequence[Value], codes_end: int) -> dict[Value, int]:
+            return self._code_book.codes(tenant, trait, values, codes_end, deadline_s)
+
+        return codes
 
     def _deadline_s(self, deadline_s: float | None) -> float:
         wanted_s = self.config.request_deadline_s if deadline_s is None else deadline_s

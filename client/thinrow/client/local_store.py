@@ -76,6 +76,12 @@ class LocalStore:
         """Returns a description of the store."""
         return self._submit(self._reader.describe_store).receive(deadline_s, deadline_s)
 
+    def look_up_codes(
+        self, request: wire.LookUpCodesRequest, deadline_s: float
+    ) -> wire.LookUpCodesResponse:
+        """Returns the codes of values in a vocabulary."""
+        return self._submit(self._reader.look_up_codes, request).receive(deadline_s, deadline_s)
+
     def fail_over(self, failed: int) -> None:
         """Does nothing: a store in this process has no replica."""
 

@@ -364,6 +364,10 @@ def _request(kind: type[Request], projection: Projection | str, **fields: Any) -
 def _column(trait: wire.Trait, values: Any, events: int) -> wire.Column:  # noqa: ANN401
     try:
         form = form_of(trait)
+        if form.coded is not None:
+            raise InputError(
+                f'{trait.name} has codes = "vocabulary", which the online half does not take yet.'
+            )
         if is_arrow(values):
             column = arrow_column(trait.name, values, form)
         else:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from thinrow.client.transport import PendingResponse, RequestStream, Transport
     from thinrow.core.lookup.answer import Answer
+    from thinrow.core.lookup.coding import Coder
     from thinrow.core.pointers import Pointers, Projection, ThinRows
 
 __all__ = ["answers"]
@@ -42,6 +43,7 @@ def answers(
     batches: Iterable[ThinRows | Pointers],
     projection: Projection | str,
     deadline_s: float,
+    coder: Coder,
 ) -> Generator[Answer, None, None]:
     """Yields the answers to `batches`; see `Client.answers`."""
     config = transport.config
@@ -66,7 +68,7 @@ def answers(
                     if rows is None:
                         inputs = iter(())
                         break
-                    planned.append(BatchLookup(rows, projection).whole())
+                    planned.append(BatchLookup(rows, projection, coder).whole())
                     draining = not len(rows)
                 if stream is None:
                     stream = transport.open_stream()

@@ -69,6 +69,11 @@ class Transport(Protocol):
     def describe_store(self, deadline_s: float) -> wire.DescribeStoreResponse:
         """Returns a description of the store."""
 
+    def look_up_codes(
+        self, request: wire.LookUpCodesRequest, deadline_s: float
+    ) -> wire.LookUpCodesResponse:
+        """Returns the codes of values in a vocabulary."""
+
     def fail_over(self, failed: int) -> None:
         """Switches to the replica after `failed`, unless another caller already has."""
 

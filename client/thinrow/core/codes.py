@@ -1,7 +1,8 @@
-"""Codes of texts for embeddings: 0 for absent and padding, 1 for unknown, and from 2 on buckets.
+"""Codes of values for embeddings: 0 for absent and padding, 1 for unknown, and others from 2 on.
 
-The code of a text is 2 + hash % buckets, where the hash is BLAKE2b with a digest of 8 bytes
-(RFC 7693) of the text in UTF-8, read as a little-endian integer.
+With buckets, the code of a text is 2 + hash % buckets, where the hash is BLAKE2b with a digest of 8
+bytes (RFC 7693) of the text in UTF-8, read as a little-endian integer. With a vocabulary, the store
+numbers the values that it has.
 """
 
 from __future__ import annotations
@@ -16,12 +17,29 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["BUCKETS_MAX", "FIRST_CODE", "bucket_codes", "require_codes"]
+__all__ = [
+    "ABSENT_CODE",
+    "BUCKETS_MAX",
+    "FIRST_CODE",
+    "UNKNOWN_CODE",
+    "VALUES_MAX",
+    "VALUES_MAX_DEFAULT",
+    "VALUES_PER_REQUEST_MAX",
+    "bucket_codes",
+    "require_codes",
+]
 
+ABSENT_CODE, UNKNOWN_CODE = 0, 1
 FIRST_CODE = 2
 """The first code of a text."""
 BUCKETS_MAX = (1 << 31) - 1 - FIRST_CODE
 """Limit on the buckets of a trait, whose codes are int32."""
+VALUES_MAX = 1 << 28
+"""Limit on the limit that a schema gives the vocabulary of a trait."""
+VALUES_MAX_DEFAULT = 1 << 20
+"""Limit on the values of a vocabulary where the schema gives none."""
+VALUES_PER_REQUEST_MAX = 1 << 14
+"""Limit on the values whose codes one request looks up."""
 
 
 def bucket_codes(texts: Sequence[str], buckets: int) -> NDArray[np.int32]:

@@ -110,11 +110,13 @@ class TraitForm:
     other numbers."""
     buckets: int | None = None
     """Buckets of texts, whose codes integers are (see `thinrow.core.codes`); None for others."""
+    coded: TraitType | None = None
+    """Type of the values whose codes in a store's vocabulary integers are; None for others."""
 
     @property
     def is_counted(self) -> bool:
         """True if integers stand for values of another type."""
-        return (self.unit, self.scale, self.buckets) != (None, None, None)
+        return (self.unit, self.scale, self.buckets, self.coded) != (None, None, None, None)
 
 
 def length_bytes(length_max: int) -> int:

@@ -127,7 +127,7 @@ class MaterializeResponse(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., statuses: _Optional[_Iterable[_Union[Status, str]]] = ..., view_starts: _Optional[_Iterable[int]] = ..., view_lengths: _Optional[_Iterable[int]] = ..., block_lengths: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., sequence_length: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., server_us: _Optional[int] = ...) -> None: ...
 
 class Column(_message.Message):
-    __slots__ = ("trait", "type", "vector_size", "nullable", "bases", "widths", "data", "present", "dictionary", "strings", "default_word", "default_string", "list_length_max", "list_lengths", "filled")
+    __slots__ = ("trait", "type", "vector_size", "nullable", "bases", "widths", "data", "present", "dictionary", "strings", "default_word", "default_string", "list_length_max", "list_lengths", "filled", "codes_end")
     TRAIT_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     VECTOR_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +143,7 @@ class Column(_message.Message):
     LIST_LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
     LIST_LENGTHS_FIELD_NUMBER: _ClassVar[int]
     FILLED_FIELD_NUMBER: _ClassVar[int]
+    CODES_END_FIELD_NUMBER: _ClassVar[int]
     trait: str
     type: TraitType
     vector_size: int
@@ -158,7 +159,8 @@ class Column(_message.Message):
     list_length_max: int
     list_lengths: bytes
     filled: bool
-    def __init__(self, trait: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., bases: _Optional[_Iterable[int]] = ..., widths: _Optional[bytes] = ..., data: _Optional[bytes] = ..., present: _Optional[bytes] = ..., dictionary: _Optional[_Iterable[int]] = ..., strings: _Optional[_Iterable[str]] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ..., list_length_max: _Optional[int] = ..., list_lengths: _Optional[bytes] = ..., filled: _Optional[bool] = ...) -> None: ...
+    codes_end: int
+    def __init__(self, trait: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., bases: _Optional[_Iterable[int]] = ..., widths: _Optional[bytes] = ..., data: _Optional[bytes] = ..., present: _Optional[bytes] = ..., dictionary: _Optional[_Iterable[int]] = ..., strings: _Optional[_Iterable[str]] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ..., list_length_max: _Optional[int] = ..., list_lengths: _Optional[bytes] = ..., filled: _Optional[bool] = ..., codes_end: _Optional[int] = ...) -> None: ...
 
 class MaterializeStreamRequest(_message.Message):
     __slots__ = ("cursor", "request", "traceparent")
@@ -221,8 +223,9 @@ class InspectedEvent(_message.Message):
     def __init__(self, event_ts: _Optional[int] = ..., event_time: _Optional[str] = ..., visible_ts: _Optional[int] = ..., event_id: _Optional[int] = ..., traits: _Optional[_Iterable[_Union[InspectedTrait, _Mapping]]] = ...) -> None: ...
 
 class InspectedTrait(_message.Message):
-    __slots__ = ("name", "int_value", "uint_value", "float_value", "bool_value", "string_value", "vector_value", "int_vector_value", "uint_vector_value", "string_vector_value", "filled")
+    __slots__ = ("name", "code", "int_value", "uint_value", "float_value", "bool_value", "string_value", "vector_value", "int_vector_value", "uint_vector_value", "string_vector_value", "filled")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
     INT_VALUE_FIELD_NUMBER: _ClassVar[int]
     UINT_VALUE_FIELD_NUMBER: _ClassVar[int]
     FLOAT_VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -234,6 +237,7 @@ class InspectedTrait(_message.Message):
     STRING_VECTOR_VALUE_FIELD_NUMBER: _ClassVar[int]
     FILLED_FIELD_NUMBER: _ClassVar[int]
     name: str
+    code: int
     int_value: int
     uint_value: int
     float_value: float
@@ -244,7 +248,7 @@ class InspectedTrait(_message.Message):
     uint_vector_value: UintVector
     string_vector_value: StringVector
     filled: bool
-    def __init__(self, name: _Optional[str] = ..., int_value: _Optional[int] = ..., uint_value: _Optional[int] = ..., float_value: _Optional[float] = ..., bool_value: _Optional[bool] = ..., string_value: _Optional[str] = ..., vector_value: _Optional[_Union[FloatVector, _Mapping]] = ..., int_vector_value: _Optional[_Union[IntVector, _Mapping]] = ..., uint_vector_value: _Optional[_Union[UintVector, _Mapping]] = ..., string_vector_value: _Optional[_Union[StringVector, _Mapping]] = ..., filled: _Optional[bool] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., code: _Optional[int] = ..., int_value: _Optional[int] = ..., uint_value: _Optional[int] = ..., float_value: _Optional[float] = ..., bool_value: _Optional[bool] = ..., string_value: _Optional[str] = ..., vector_value: _Optional[_Union[FloatVector, _Mapping]] = ..., int_vector_value: _Optional[_Union[IntVector, _Mapping]] = ..., uint_vector_value: _Optional[_Union[UintVector, _Mapping]] = ..., string_vector_value: _Optional[_Union[StringVector, _Mapping]] = ..., filled: _Optional[bool] = ...) -> None: ...
 
 class FloatVector(_message.Message):
     __slots__ = ("values",)
@@ -309,7 +313,7 @@ class FeatureGroup(_message.Message):
     def __init__(self, name: _Optional[str] = ..., traits: _Optional[_Iterable[_Union[Trait, _Mapping]]] = ...) -> None: ...
 
 class Trait(_message.Message):
-    __slots__ = ("name", "type", "vector_size", "nullable", "sparse", "key", "default_word", "default_string", "unit", "scale", "buckets", "list_length_max", "filled_before_ts")
+    __slots__ = ("name", "type", "vector_size", "nullable", "sparse", "key", "default_word", "default_string", "unit", "scale", "buckets", "vocabulary", "list_length_max", "filled_before_ts")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     VECTOR_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -321,6 +325,7 @@ class Trait(_message.Message):
     UNIT_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    VOCABULARY_FIELD_NUMBER: _ClassVar[int]
     LIST_LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
     FILLED_BEFORE_TS_FIELD_NUMBER: _ClassVar[int]
     name: str
@@ -334,9 +339,44 @@ class Trait(_message.Message):
     unit: str
     scale: int
     buckets: int
+    vocabulary: Vocabulary
     list_length_max: int
     filled_before_ts: int
-    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., sparse: _Optional[bool] = ..., key: _Optional[bool] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ..., unit: _Optional[str] = ..., scale: _Optional[int] = ..., buckets: _Optional[int] = ..., list_length_max: _Optional[int] = ..., filled_before_ts: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[TraitType, str]] = ..., vector_size: _Optional[int] = ..., nullable: _Optional[bool] = ..., sparse: _Optional[bool] = ..., key: _Optional[bool] = ..., default_word: _Optional[int] = ..., default_string: _Optional[str] = ..., unit: _Optional[str] = ..., scale: _Optional[int] = ..., buckets: _Optional[int] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., list_length_max: _Optional[int] = ..., filled_before_ts: _Optional[int] = ...) -> None: ...
+
+class Vocabulary(_message.Message):
+    __slots__ = ("codes_end", "values_max", "value_type")
+    CODES_END_FIELD_NUMBER: _ClassVar[int]
+    VALUES_MAX_FIELD_NUMBER: _ClassVar[int]
+    VALUE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    codes_end: int
+    values_max: int
+    value_type: TraitType
+    def __init__(self, codes_end: _Optional[int] = ..., values_max: _Optional[int] = ..., value_type: _Optional[_Union[TraitType, str]] = ...) -> None: ...
+
+class LookUpCodesRequest(_message.Message):
+    __slots__ = ("trait", "strings", "integers", "codes_end_min", "tenant")
+    TRAIT_FIELD_NUMBER: _ClassVar[int]
+    STRINGS_FIELD_NUMBER: _ClassVar[int]
+    INTEGERS_FIELD_NUMBER: _ClassVar[int]
+    CODES_END_MIN_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    trait: str
+    strings: _containers.RepeatedScalarFieldContainer[str]
+    integers: _containers.RepeatedScalarFieldContainer[int]
+    codes_end_min: int
+    tenant: str
+    def __init__(self, trait: _Optional[str] = ..., strings: _Optional[_Iterable[str]] = ..., integers: _Optional[_Iterable[int]] = ..., codes_end_min: _Optional[int] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class LookUpCodesResponse(_message.Message):
+    __slots__ = ("generation", "codes_end", "codes")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    CODES_END_FIELD_NUMBER: _ClassVar[int]
+    CODES_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    codes_end: int
+    codes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, generation: _Optional[int] = ..., codes_end: _Optional[int] = ..., codes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("examples_max", "response_bytes_max", "streams_max", "request_bytes_max", "calls_max", "inspect_events_max")

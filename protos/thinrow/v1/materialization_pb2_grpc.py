@@ -60,6 +60,11 @@ class MaterializationServiceStub:
                 request_serializer=thinrow_dot_v1_dot_materialization__pb2.DescribeStoreRequest.SerializeToString,
                 response_deserializer=thinrow_dot_v1_dot_materialization__pb2.DescribeStoreResponse.FromString,
                 _registered_method=True)
+        self.LookUpCodes = channel.unary_unary(
+                '/thinrow.v1.MaterializationService/LookUpCodes',
+                request_serializer=thinrow_dot_v1_dot_materialization__pb2.LookUpCodesRequest.SerializeToString,
+                response_deserializer=thinrow_dot_v1_dot_materialization__pb2.LookUpCodesResponse.FromString,
+                _registered_method=True)
 
 
 class MaterializationServiceServicer:
@@ -109,6 +114,18 @@ class MaterializationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LookUpCodes(self, request, context):
+        """Returns the codes that values have in the vocabulary of a trait. A code never changes, so a
+        client may keep those of values that have one.
+
+        Errors: INVALID_ARGUMENT (a trait without a vocabulary, values of another type, too many
+        values), UNAVAILABLE (the vocabulary ends before `codes_end_min`: retry on another replica),
+        DATA_LOSS (a store file failed its checksum).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MaterializationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -131,6 +148,11 @@ def add_MaterializationServiceServicer_to_server(servicer, server):
                     servicer.DescribeStore,
                     request_deserializer=thinrow_dot_v1_dot_materialization__pb2.DescribeStoreRequest.FromString,
                     response_serializer=thinrow_dot_v1_dot_materialization__pb2.DescribeStoreResponse.SerializeToString,
+            ),
+            'LookUpCodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookUpCodes,
+                    request_deserializer=thinrow_dot_v1_dot_materialization__pb2.LookUpCodesRequest.FromString,
+                    response_serializer=thinrow_dot_v1_dot_materialization__pb2.LookUpCodesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -247,6 +269,33 @@ class MaterializationService:
             '/thinrow.v1.MaterializationService/DescribeStore',
             thinrow_dot_v1_dot_materialization__pb2.DescribeStoreRequest.SerializeToString,
             thinrow_dot_v1_dot_materialization__pb2.DescribeStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookUpCodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thinrow.v1.MaterializationService/LookUpCodes',
+            thinrow_dot_v1_dot_materialization__pb2.LookUpCodesRequest.SerializeToString,
+            thinrow_dot_v1_dot_materialization__pb2.LookUpCodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

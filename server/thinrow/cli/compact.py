@@ -49,6 +49,13 @@ def compact_command(config: CompactionConfig) -> None:
         "stored": readable_bytes(report.stored_bytes),
     }
     out.print(facts(f"Generation {report.generation} of {config.store}", shown))
+    for vocabulary in report.vocabularies:
+        out.print(
+            f"Vocabulary of {vocabulary.trait}: {vocabulary.values:,} of at most "
+            f"{vocabulary.values_max:,} values, {vocabulary.added:,} of them new; an embedding "
+            f"needs {vocabulary.codes_end:,} rows for these.",
+            soft_wrap=True,
+        )
     print_outliers(report.times)
     print_uncut(report)
     print_ties(report)

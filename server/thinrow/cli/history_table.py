@@ -60,6 +60,8 @@ def history_table(
 def _text(trait: wire.InspectedTrait) -> str:
     kind = trait.WhichOneof("value")
     value = getattr(trait, str(kind))
+    if trait.code:
+        return f"{_shown(value)} ({trait.code})"
     if kind is not None and kind.endswith("vector_value"):
         return "[" + ", ".join(map(_shown, value.values)) + "]"
     return _shown(value)

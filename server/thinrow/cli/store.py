@@ -1,4 +1,4 @@
-"""`thinrow store`: the generations of a store, and rollback to an older one."""
+"""`thinrow store`: the generations of a store, its vocabularies, and rollback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Show a store's generations, and roll back to an older one.")
+app = typer.Typer(help="Show a store's generations, export vocabularies, and roll back.")
 
 FILLS_SHOWN_MAX = 10
 """Fills that `list` shows, the newest, and the files of each."""
@@ -84,6 +84,23 @@ def _state(generation: StoredGeneration) -> str:
         is_fill = generation.manifest is not None and generation.manifest.is_fill
         state = "complete, a fill" if is_fill else "complete"
     return f"{state}, current" if generation.is_current else state
+
+
+@command(app, "vocabulary")
+def vocabulary_command(
+    store: Store,
+    trait: Annotated[str, typer.Option(help='A trait with codes = "vocabulary".')],
+    to: Annotated[Path, typer.Option("--out", metavar="FILE", help="Parquet file to write.")],
+) -> None:
+    """Write the vocabulary of a trait: its values and their codes, as Parquet."""
+    from thinrow.jobs.vocabulary import export_vocabulary
+
+    vocabulary = export_vocabulary(store, trait, to)
+    out.print(
+        f"{to}: {len(vocabulary):,} values of {trait}; an embedding needs "
+        f"{vocabulary.codes_end:,} rows for these: 0 is absent and padding, 1 unknown.",
+        soft_wrap=True,
+    )
 
 
 @command(app, "rollback")

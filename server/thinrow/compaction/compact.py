@@ -19,6 +19,12 @@ from thinrow.compaction.config import SHARDS_DEFAULT, CompactionConfig
 from thinrow.compaction.shard import ShardCounts, ShardTask, write_shard
 from thinrow.compaction.shards import previous_shard, write_shards
 from thinrow.compaction.users import read_user_ids
+from thinrow.compaction.vocabularies import (
+    RunValues,
+    VocabularyGrowth,
+    growths,
+    write_vocabularies,
+)
 from thinrow.core.files.paths import data_files
 from thinrow.errors import SchemaError, UsageError
 from thinrow.events.canonical import (
@@ -55,7 +61,7 @@ from thinrow.store.marks import build_folder
 from thinrow.store.shard import storage_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -63,6 +69,7 @@ if TYPE_CHECKING:
     from thinrow.events.order import Cuts
     from thinrow.schema.proposal import ProposedSchema
     from thinrow.store.shard import ShardWriter
+    from thinrow.store.vocabulary import Vocabulary
 
 __all__ = ["CompactionReport", "compact"]
 
@@ -97,6 +104,8 @@ class CompactionReport:
     """Events added whose order only their traits decide, as the input does not define it."""
     uncut_ms: int = 0
     """Span of this run's arrivals that has no watermark inside; 0 with a cadence."""
+    vocabularies: list[VocabularyGrowth] = field(default_factory=list)
+    """Sizes of vocabularies, and their growth in this run."""
 
 
 def compact(
@@ -184,7 +193,18 @@ def _compact(
 
     with build_folder(config.store) as building:
         times = TimeReader(config.time_unit)
-        split = split_events(files, schema, shards, building / "events", times, progress)
+        values = RunValues(
+            config.store,
+            schema,
+            previous,
+            since_ts=None if previous is None or config.accept_late else previous.watermark_ts,
+            watermark_ts=config.watermark_ts,
+            erased=erased,
+        )
+        split = split_events(
+            files, schema.carried, shards, building / "events", times, progress, values.add
+        )
+        vocabularies = values.vocabularies()
         cuts = planned_cuts(
             None if previous is None else previous.watermark_ts,
             split.arrivals.start_ts,
@@ -192,7 +212,9 @@ def _compact(
             config.cadence,
             config.cuts_ts or (),
         )
-        totals, summaries = _write_shards(config, previous, schema, cuts, split, erased, progress)
+        totals, summaries = _write_shards(
+            config, previous, schema, cuts, split, erased, vocabularies, progress
+        )
         shutil.rmtree(building / "events")
         manifest = Manifest(
             format=FORMAT,
@@ -205,6 +227,7 @@ def _compact(
             shards=summaries,
             run=run,
             fills=[] if previous is None else previous.manifest.fills,
+            vocabularies=write_vocabularies(building, schema, vocabularies, previous),
         )
         write_manifest(building, manifest)
         publish_built(building, manifest.number)
@@ -227,6 +250,7 @@ def _compact(
         times=times.spans,
         tied_events=sum(counts.tied for counts in totals),
         uncut_ms=_uncut_ms(config, previous, split.arrivals),
+        vocabularies=growths(schema, vocabularies, previous),
     )
 
 
@@ -266,6 +290,7 @@ def _write_shards(
     cuts: Cuts,
     split: SplitEvents,
     erased: NDArray[np.int64],
+    vocabularies: Mapping[str, Vocabulary],
     progress: Progress,
 ) -> tuple[list[ShardCounts], list[ShardSummary]]:
     """Writes every shard of the next generation."""
@@ -287,6 +312,7 @@ def _write_shards(
             whole=(
                 groups != known or config.lookback_ms is not None or bool((owners == number).any())
             ),
+            vocabularies=vocabularies,
         )
         folder = split.folder.parent / shard_name(number)
         return write_shard(split.read(number), previous_shard(previous, number), task, folder)

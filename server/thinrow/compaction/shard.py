@@ -6,13 +6,14 @@ events (in canonical form, any order) and the shard's previous files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from thinrow.compaction.rewrite import RewritePlan, Rewritten, rewrite_users
+from thinrow.compaction.vocabularies import coded
 from thinrow.core.runs import ranges
 from thinrow.events.order import (
     Cuts,
@@ -30,12 +31,13 @@ from thinrow.store.shard import Shard, ShardWriter
 from thinrow.store.stripe import STRIPE_EVENTS_MAX, decode_stripes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import pyarrow as pa
     from numpy.typing import NDArray
     from thinrow.schema import Schema
+    from thinrow.store.vocabulary import Vocabulary
 
 __all__ = [
     "CONTINUED_USERS_PER_CHUNK",
@@ -71,6 +73,8 @@ class ShardTask:
     accept_late: bool
     whole: bool
     """Rewrites every pair: groups came or went, or something must be gone from the disk."""
+    vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
+    """Those of the schema's traits, by name; they have every value of the events that are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +109,7 @@ def write_shard(
     """Writes the next generation of one shard; its writer is still to be finished.
 
     Args:
-        events: the shard's raw events in canonical form, in any order.
+        events: the shard's raw events in canonical form (of ``task.schema.carried``), in any order.
         previous: the shard so far; None in a first build.
         task: what to do.
         path: folder to create.
@@ -117,8 +121,10 @@ def write_shard(
     frame = pl.from_arrow(events)
     assert isinstance(frame, pl.DataFrame)
     frame = _admitted(frame, previous, task, counts)
-    frame = ordered(placed(frame, task.cuts), task.schema)
+    frame = ordered(placed(frame, task.cuts), task.schema.carried)
     counts.tied = tied_events(frame)
+    # Coded once they are in order, which thus does not depend on codes.
+    frame = coded(frame, task.schema.coded_traits, task.vocabularies)
     horizon_ts = NEVER_TS
     if task.lookback_ms is not None:
         horizon_ts = task.cuts.watermark_ts - task.lookback_ms
@@ -168,7 +174,7 @@ def _admitted(
         counts.late = offered - len(events)
         events = with_late_accepted(events, cuts.previous_ts)
     offered = len(events)
-    events = without_duplicates(events, task.schema)
+    events = without_duplicates(events, task.schema.carried)
     counts.duplicates = offered - len(events)
     if previous is not None:
         assert cuts.previous_ts is not None

@@ -88,8 +88,11 @@ def split_events(
     folder: Path,
     times: TimeReader,
     progress: Progress,
+    observe: Callable[[pa.Table], None] = lambda _: None,
 ) -> SplitEvents:
     """Reads Parquet files of events and writes them by shard into ``folder``, which it makes.
+
+    ``observe`` receives the events, table after table.
 
     Raises:
         InputError: names the file, the column at fault and what would be right.
@@ -99,6 +102,7 @@ def split_events(
     arrivals = TimeSpan()
     tables = (table for file in files for table in read_events(file, schema, times))
     for table in split_by_user(tables, canonical_schema(schema), shards, folder):
+        observe(table)
         rows += table.num_rows
         arrivals.add(TimeSpan.of(table.column("arrival_ts").to_numpy()))
         progress("Reading events", rows, total)

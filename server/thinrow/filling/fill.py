@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from thinrow.compaction.shards import previous_shard, write_shards
+from thinrow.compaction.vocabularies import known_vocabularies, write_vocabularies
 from thinrow.core.files.paths import data_files
 from thinrow.errors import InputError, SchemaError, UsageError
 from thinrow.events.split import read_split, split_by_user
@@ -116,6 +117,12 @@ def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillR
             raise UsageError(
                 f"--by {trait.name} names a trait that no stored event has; join rows by another."
             )
+    for trait in (*table.key_traits, *table.filled):
+        if trait.coded is not None:
+            raise UsageError(
+                f'{trait.name} has codes = "vocabulary", which a fill does not take yet; compact '
+                f"events that have its values, or fill a trait with codes = {{ buckets = N }}."
+            )
     manifest = previous.manifest
     record = FillRecord(
         generation=highest_number(config.store) + 1,
@@ -153,6 +160,9 @@ def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillR
             shards=summaries,
             run=manifest.run,
             fills=[*manifest.fills, record],
+            vocabularies=write_vocabularies(
+                building, schema, known_vocabularies(config.store, schema, previous), previous
+            ),
         )
         shards.remove_scratch()
         write_manifest(building, filled)

@@ -97,7 +97,7 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
                 times = TimeReader(config.time_unit)
                 requests = read_requests(config, request_files, generation, times)
                 split = split_events(
-                    files, generation.schema, shards, scratch / "events", times, progress
+                    files, generation.schema.carried, shards, scratch / "events", times, progress
                 )
                 _check_belonging(generation, split)
                 report = _backfill(
@@ -139,7 +139,9 @@ def _backfill(
     for shard in range(generation.shard_count):
         chosen = np.flatnonzero(owners == shard)
         path = scratch / f"rows-{shard:04d}.arrow"
-        kind = pa.schema([("uih", uih_type()), ("mutable", mutable_type_of(generation.schema))])
+        kind = pa.schema(
+            [("uih", uih_type()), ("mutable", mutable_type_of(generation.schema.carried))]
+        )
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, kind) as writer:
             events = ShardEvents(split.read(shard), requests.user_ids[chosen], generation)
             for rows in events.chunks(requests, chosen):
@@ -155,7 +157,7 @@ def _backfill(
                 progress("Writing thin rows", done, total)
         parts.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
     thin = pa.concat_tables(parts)
-    lean = LeanRows(nullable_traits(generation.schema))
+    lean = LeanRows(nullable_traits(generation.schema.carried))
     lean.add(thin)
     thin = lean.convert(thin)
     order = np.argsort(np.concatenate(places), kind="stable")

@@ -38,7 +38,7 @@ class ShardEvents:
     def __init__(
         self, events: pa.Table, user_ids: NDArray[np.int64], generation: Generation
     ) -> None:
-        schema = generation.schema
+        schema = generation.schema.carried
         frame = pl.from_arrow(events)
         assert isinstance(frame, pl.DataFrame)
         # The raw events may still hold what the store was to erase.

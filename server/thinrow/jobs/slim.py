@@ -124,7 +124,7 @@ def slim(config: SlimConfig, progress: Progress = lambda *_: None) -> SlimReport
         text = derived_schema(files)
     else:
         text = config.schema.read_text(encoding="utf-8")
-    schema = parse_schema(text)
+    schema = parse_schema(text).carried
     if not any(
         passing_columns(file, schema) and open_parquet(file).metadata.num_rows for file in files
     ):

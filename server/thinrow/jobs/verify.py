@@ -21,6 +21,7 @@ from thinrow.errors import InputError
 from thinrow.events.canonical import user_ids
 from thinrow.events.time_columns import other_unit, times_ms
 from thinrow.jobs.fat import WRITTEN, history_lists, is_list
+from thinrow.jobs.fat_codes import fat_codes
 from thinrow.jobs.layout import FatLayout, LayoutTally
 from thinrow.jobs.materialize import STATUS_COLUMN, stream_rows, to_arrow
 from thinrow.jobs.same_values import IncomparableError, differing
@@ -141,7 +142,8 @@ def verify(
     tally = LayoutTally(layout or FatLayout())
     for batch, table in stream_rows(client, rows, projection):
         part = _laid_out(parts.read(len(batch)), report.traits, tally, shown, time_unit)
-        part = _counted(part, {name: forms[name] for name in report.traits if name in forms}, shown)
+        compared = {name: forms[name] for name in report.traits if name in forms}
+        part = _counted(client, part, compared, shown)
         _compare(batch, table, part, report, shown, time_unit)
         progress("Comparing rows", report.rows, total)
     tally.check_padding(shown)
@@ -192,7 +194,9 @@ def _laid_out(
     return fat
 
 
-def _counted(fat: pa.Table, forms: Mapping[str, TraitForm], path: AnyFile) -> pa.Table:
+def _counted(
+    client: Client, fat: pa.Table, forms: Mapping[str, TraitForm], path: AnyFile
+) -> pa.Table:
     """Fat rows with the values that traits hold: counts, codes, and what stands in bytes or NaN."""
     types = pa.types
     for name, form in forms.items():
@@ -203,7 +207,9 @@ def _counted(fat: pa.Table, forms: Mapping[str, TraitForm], path: AnyFile) -> pa
             continue
         lists = one_chunk(fat.column(name)).cast(pa.large_list(kind))
         values = lists.flatten()
-        if has_gaps and not form.is_counted:
+        if form.coded is not None:
+            values = fat_codes(client, path, name, values, form.coded)
+        elif has_gaps and not form.is_counted:
             values = pc.if_else(pc.is_nan(values), None, values)
         else:
             values = one_array(trait_array(path, name, pa.chunked_array([values]), form))

@@ -118,6 +118,15 @@ class StoreReader:
         """Returns a description of the store."""
         return self._service.describe_store(wire.DescribeStoreRequest(), self._call())
 
+    def look_up_codes(self, request: wire.LookUpCodesRequest) -> wire.LookUpCodesResponse:
+        """Returns the codes of values in a vocabulary.
+
+        Raises:
+            RequestError: The trait has no vocabulary, or one of other values.
+            StoreCorruptError: The store is damaged.
+        """
+        return self._service.look_up_codes(request, self._call(request.tenant))
+
     def close(self) -> None:
         """Closes the store, which no thread may be reading."""
         self._stack.close()

@@ -11,7 +11,7 @@ from thinrow.access.projection import resolve_projection
 from thinrow.core.lookup.batch import Batch
 from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.pointers import Pointers, Projection, ThinRows
-from thinrow.errors import AnswerTooLargeError, RequestError
+from thinrow.errors import AnswerTooLargeError, RequestError, StoreCorruptError
 from thinrow.schema import BUILT_IN, EVENT_GROUP, TraitType
 from thinrow.store.history import PointerBatch
 from thinrow.store.times import readable_time
@@ -66,6 +66,7 @@ class Question:
         self.projection = replace(
             resolved, traits=(*BUILT_IN, *self._traits), groups=resolved.groups | {EVENT_GROUP}
         )
+        self._generation = generation
         self._end_ts = _end_ts(generation, request.as_of_ts)
         zero = np.zeros(1, dtype=np.int64)
         self.pointers = PointerBatch(
@@ -105,7 +106,13 @@ class Question:
         batch = Batch.from_answers([piece.lookup.answer()])
         names = [trait.name for trait in self.projection.traits]
         columns = {name: batch.to_lists(name)[0] or [] for name in names}
-        texts = (columns[t.name] for t in self._traits if t.type is TraitType.STRING)
+        known = self._known(columns)
+        texts = [columns[t.name] for t in self._traits if t.type is TraitType.STRING]
+        texts += [
+            list(map(known[t.name].get, columns[t.name]))
+            for t in self._traits
+            if t.coded is TraitType.STRING
+        ]
         if sum(map(_text_length, chain.from_iterable(texts))) > text_bytes_max:
             raise AnswerTooLargeError(
                 "The texts of these events would take more bytes than this server sends "
@@ -119,10 +126,29 @@ class Question:
             event_count=int(selection.available_counts[0]),
             digest=int(selection.digests[0]),
             events=[
-                _event({name: column[row] for name, column in columns.items()}, self._traits)
+                _event({name: column[row] for name, column in columns.items()}, self._traits, known)
                 for row in range(len(columns["event_ts"]))
             ],
         )
+
+    def _known(self, columns: dict[str, list[Any]]) -> dict[str, dict[int, Any]]:
+        """Returns the values of codes by trait.
+
+        Raises:
+            StoreCorruptError: The vocabulary does not have a code.
+        """
+        known = {}
+        for trait in self._traits:
+            if trait.coded is not None:
+                codes = [code for code in dict.fromkeys(columns[trait.name]) if code]
+                values = self._generation.vocabulary(trait).values_of(codes)
+                if None in values:
+                    raise StoreCorruptError(
+                        f"{self._generation.folder} has a code of {trait.name} that its vocabulary "
+                        f"does not have; build the generation again."
+                    )
+                known[trait.name] = dict(zip(codes, values, strict=True))
+        return known
 
 
 def _text_length(value: str | list[str] | None) -> int:
@@ -137,7 +163,9 @@ def _end_ts(generation: Generation, as_of_ts: int) -> int:
     return int(generation.watermarks[place - 1]) if place else 0
 
 
-def _event(values: dict[str, Any], traits: list[Trait]) -> wire.InspectedEvent:
+def _event(
+    values: dict[str, Any], traits: list[Trait], known: dict[str, dict[int, Any]]
+) -> wire.InspectedEvent:
     event = wire.InspectedEvent(
         event_ts=values["event_ts"],
         event_time=readable_time(values["event_ts"]),
@@ -146,10 +174,15 @@ def _event(values: dict[str, Any], traits: list[Trait]) -> wire.InspectedEvent:
     if values["event_id"] is not None:
         event.event_id = values["event_id"]
     for trait in traits:
-        if values[trait.name] is not None:
-            shown = _trait(trait, values[trait.name])
+        value = values[trait.name]
+        code = 0 if trait.coded is None else value
+        if trait.coded is not None:
+            value = known[trait.name].get(code)  # None for 0, the code of absent values
+        if value is not None:
+            shown = _trait(trait.carried, value)
             before_ts = trait.filled_before_ts
             shown.filled = before_ts is not None and values["visible_ts"] < before_ts
+            shown.code = code
             event.traits.append(shown)
     return event
 

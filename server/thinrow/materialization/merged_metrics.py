@@ -22,6 +22,8 @@ _MERGED: dict[str, Callable[[Iterable[float]], float]] = {
     "thinrow_generation_opened_timestamp_seconds": min,
     "thinrow_ready": min,
     "thinrow_ready_seconds": max,
+    "thinrow_vocabulary_values": min,
+    "thinrow_vocabulary_values_max": min,
     "thinrow_watermark_age_seconds": max,
 }
 """Series that are not summed over processes: the value of the worst process is shown."""

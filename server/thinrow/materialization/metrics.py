@@ -6,24 +6,30 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from thinrow.access.metrics import ServiceMetrics
+from thinrow.core.codes import FIRST_CODE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from prometheus_client import Gauge, Histogram
+    from thinrow.schema import Schema
     from thinrow.store.follower import ReadCounts
 
 __all__ = ["METHODS", "STAGES", "Metrics", "Serving", "StoreReads"]
 
 STAGES = ("wait", "plan", "room", "read", "assemble")
-METHODS = ("Materialize", "MaterializeStream", "Inspect", "DescribeStore")
+METHODS = ("Materialize", "MaterializeStream", "Inspect", "DescribeStore", "LookUpCodes")
 
 
 class Serving(Protocol):
     """Values that are looked up at each scrape; GenerationFollower has them."""
+
+    def schema(self) -> Schema:
+        """Returns the schema of the serving generation."""
+        ...
 
     @property
     def opened_ts(self) -> int:
@@ -119,6 +125,7 @@ class Metrics(ServiceMetrics):
         """Sets the object that has the values of the store."""
         self._opened.set_function(lambda: serving.opened_ts / 1000)
         self.registry.register(StoreReads(serving))
+        self.registry.register(VocabularySizes(serving))
 
 
 class StoreReads(Collector):
@@ -138,3 +145,25 @@ class StoreReads(Collector):
         family.add_metric(["memory"], counts.from_memory)
         family.add_metric(["files"], counts.from_files)
         yield family
+
+
+class VocabularySizes(Collector):
+    """Sizes of the serving generation's vocabularies, and their limits."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def collect(self) -> Iterable[Metric]:
+        """Implements Collector."""
+        sizes = GaugeMetricFamily(
+            "thinrow_vocabulary_values", "Values in the vocabulary of a trait.", labels=["trait"]
+        )
+        limits = GaugeMetricFamily(
+            "thinrow_vocabulary_values_max",
+            "Values that the schema allows in the vocabulary of a trait.",
+            labels=["trait"],
+        )
+        for trait in self._serving.schema().coded_traits:
+            sizes.add_metric([trait.name], trait.codes_end - FIRST_CODE)
+            limits.add_metric([trait.name], trait.values_max)
+        return [sizes, limits] if sizes.samples else []

@@ -16,6 +16,7 @@ from thinrow.core.status import Status
 from thinrow.core.tracing import UNTRACED, span_attributes, tracing
 from thinrow.core.wire.response import Response
 from thinrow.errors import PermissionDeniedError, RequestError
+from thinrow.materialization.codes import looked_up
 from thinrow.materialization.inspect import Question
 from thinrow.materialization.request import (
     LocalRequest,
@@ -97,6 +98,11 @@ class MaterializationService:
                 wire.DescribeStoreRequest.FromString,
                 wire.DescribeStoreResponse.SerializeToString,
             ),
+            "LookUpCodes": grpc.unary_unary_rpc_method_handler(
+                self.look_up_codes,
+                wire.LookUpCodesRequest.FromString,
+                wire.LookUpCodesResponse.SerializeToString,
+            ),
         }
         server.add_registered_method_handlers(SERVICE, handlers)
 
@@ -150,6 +156,17 @@ class MaterializationService:
         """Describes schema, watermarks and limits."""
         with self._measured(context, "DescribeStore"), self._current.use() as generation:
             return self._description(generation, context.identity.authenticated)
+
+    def look_up_codes(
+        self, request: wire.LookUpCodesRequest, context: CallContext
+    ) -> wire.LookUpCodesResponse:
+        """Returns the codes of values in a vocabulary."""
+        with self._measured(context, "LookUpCodes"), self._current.use() as generation:
+            if request.tenant:
+                wanted = self._resolved(request.tenant, None, generation).traits
+            else:
+                wanted = generation.schema.traits
+            return looked_up(generation, wanted, request)
 
     def _measured(self, context: CallContext, method: str) -> AbstractContextManager[None]:
         label = self._metrics.tenant(context.identity.effective)
@@ -223,10 +240,15 @@ class MaterializationService:
     def _projection(
         self, request: MaterializeRequest | LocalRequest, generation: Generation
     ) -> ResolvedProjection:
+        return self._resolved(request.tenant, request.projection, generation)
+
+    def _resolved(
+        self, tenant: str, projection: bytes | None, generation: Generation
+    ) -> ResolvedProjection:
         schema = generation.schema
         return self._projections.get(
-            request.tenant,
-            request.projection,
+            tenant,
+            projection,
             schema,
             schema,
             self._tenants.by_name,

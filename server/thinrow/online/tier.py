@@ -14,6 +14,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from thinrow.errors import UsageError
 from thinrow.online.clock import TierClock, Wall, wall_ts
 from thinrow.online.database import TierDatabase
 from thinrow.online.event_log import EventLog
@@ -104,7 +105,16 @@ class MutableTier:
             self.database.require_healthy()
 
     def use_schema(self, schema: Schema) -> RecordFormat:
-        """Returns the format of events of this schema, durably registered if it is new."""
+        """Returns the format of events of this schema, durably registered if it is new.
+
+        Raises:
+            UsageError: The schema has a trait that the online half does not take yet.
+        """
+        for trait in schema.coded_traits:
+            raise UsageError(
+                f'{trait.name} has codes = "vocabulary", which the online half does not take yet; '
+                f"serve this store with thinrow serve, or give the trait codes = {{ buckets = N }}."
+            )
         with self._changed:
             return self.formats.add(schema)
 

@@ -70,7 +70,8 @@ def _check_unchanged(stored: Schema, old: Trait, new: Trait, group: int, group_n
             f"{group_name}.{new.name} was stored in another feature group; leave it there, or "
             f"add a trait of another name."
         )
-    if replace(new, number=old.number) != old:
+    # The limit of a vocabulary may change: no code does.
+    if replace(new, number=old.number) != replace(old, values_max=new.values_max):
         raise SchemaError(
             f"{group_name}.{new.name} differs from the store, which has {_describe(old)}; stored "
             f"histories cannot change, so add a trait of another name."
@@ -79,15 +80,17 @@ def _check_unchanged(stored: Schema, old: Trait, new: Trait, group: int, group_n
 
 def _describe(trait: Trait) -> str:
     label = trait.label if trait.buckets is None else TraitType.STRING.label
+    label = label if trait.coded is None else trait.coded.label
     parts = [f'type = "{label}"']
     parts += [f"size = {trait.size}"] if trait.size > 1 else []
     parts += [f"length_max = {trait.length_max}"] if trait.length_max else []
     parts += ["sparse = true"] if trait.sparse else []
     default: object = [] if trait.default == () else trait.default
-    is_given = default is not None and trait.buckets is None
+    is_given = default is not None and trait.buckets is None and trait.coded is None
     parts += [f"default = {default!r}"] if is_given else []
     parts += ["key = true"] if trait.key else []
     parts += [f'unit = "{trait.unit}"'] if trait.unit is not None else []
     parts += [f"scale = {trait.scale}"] if trait.scale is not None else []
     parts += [f"codes = {{ buckets = {trait.buckets} }}"] if trait.buckets is not None else []
+    parts += ['codes = "vocabulary"'] if trait.coded is not None else []
     return "{ " + ", ".join(parts) + " }"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,22 @@ class Schema:
     def traits(self) -> tuple[Trait, ...]:
         """Every trait, in schema order."""
         return tuple(trait for group in self.groups for trait in group.traits)
+
+    @cached_property
+    def coded_traits(self) -> tuple[Trait, ...]:
+        """Traits with a vocabulary, in schema order."""
+        return tuple(trait for trait in self.traits if trait.coded is not None)
+
+    @cached_property
+    def carried(self) -> Schema:
+        """The schema of events outside of stores, which have values where stores have codes."""
+        if not self.coded_traits:
+            return self
+        groups = (
+            replace(group, traits=tuple(trait.carried for trait in group.traits))
+            for group in self.groups
+        )
+        return replace(self, groups=tuple(groups))
 
     @cached_property
     def by_name(self) -> Mapping[str, Trait]:
@@ -101,6 +117,7 @@ class Schema:
                 self.group_of[trait.name],
                 trait.length_max,
                 trait.filled_before_ts is not None,
+                trait.codes_end,
             )
             for trait in self.by_name.values()
         }

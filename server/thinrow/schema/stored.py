@@ -46,12 +46,17 @@ def to_stored(schema: Schema) -> dict[str, Any]:
     }
 
 
-def from_stored(data: Mapping[str, Any], filled: Mapping[int, int] | None = None) -> Schema:
+def from_stored(
+    data: Mapping[str, Any],
+    filled: Mapping[int, int] | None = None,
+    codes_ends: Mapping[int, int] | None = None,
+) -> Schema:
     """Reads the values of :func:`to_stored`.
 
     Args:
         data: The values.
         filled: `Trait.filled_before_ts` of the traits that were filled, by number.
+        codes_ends: `Trait.codes_end` of the traits that have vocabularies, by number.
 
     Raises:
         StoreError: This release does not know a type.
@@ -66,8 +71,10 @@ def from_stored(data: Mapping[str, Any], filled: Mapping[int, int] | None = None
                         **trait,
                         "type": _stored_type(trait),
                         "default": _default_from_json(trait["default"]),
+                        **({"coded": LABELS[trait["coded"]]} if "coded" in trait else {}),
                     },
                     filled_before_ts=(filled or {}).get(trait["number"]),
+                    codes_end=(codes_ends or {}).get(trait["number"], 0),
                 )
                 for trait in group["traits"]
             ),
@@ -106,5 +113,8 @@ def _default_from_json(value: Any) -> Any:  # noqa: ANN401 - a JSON value
 
 def _counted(trait: Trait) -> dict[str, Any]:
     """Returns the fields that only some traits have; others are stored as they always were."""
+    fields: dict[str, str | int | None]
     fields = {"unit": trait.unit, "scale": trait.scale, "buckets": trait.buckets}
+    if trait.coded is not None:
+        fields |= {"coded": trait.coded.label, "values_max": trait.values_max}
     return {name: value for name, value in fields.items() if value is not None}

@@ -13,6 +13,7 @@ A schema file is TOML, a table per feature group, a line per trait::
     embedding = { type = "float16", size = 16 }                  # a fixed-size vector
     opened = { type = "int64", unit = "ms" }                     # dates, times, durations
     shop = { type = "string", codes = { buckets = 1000 } }       # codes of embeddings
+    city = { type = "string", codes = "vocabulary" }             # the same, numbered by the store
     paid = { type = "int64", scale = 2 }                         # decimals, as hundredths
     tags = { type = "list<string>", length_max = 32 }            # a list of at most 32
 """
@@ -25,7 +26,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.core.codes import BUCKETS_MAX
+from thinrow.core.codes import BUCKETS_MAX, VALUES_MAX, VALUES_MAX_DEFAULT
 from thinrow.core.files.io_errors import failure_reason
 from thinrow.core.traits import (
     LIST_LENGTH_MAX,
@@ -60,6 +61,9 @@ __all__ = [
 GROUPS_MAX = 200
 TRAITS_MAX = 4096
 KEYS = {"codes", "default", "key", "length_max", "scale", "size", "sparse", "type", "unit"}
+KEYS |= {"values_max"}
+VOCABULARY = "vocabulary"
+"""The value of ``codes`` for which the store numbers the values that it has."""
 
 
 def read_schema(path: Path) -> Schema:
@@ -172,9 +176,13 @@ def _parse_trait(where: str, name: str, line: object, number: int) -> Trait:
         raise SchemaError(f"{where}: only single integers have a unit or a scale, and one of them.")
     length_max = _list_length_max(where, fields, is_list=is_list)
     default: Any = fields.get("default")
-    buckets = None
-    if "codes" in fields:
+    buckets, coded, values_max = None, None, _values_max(where, fields)
+    if fields.get("codes") == VOCABULARY:
+        _check_coded(where, fields, kind)
+        coded = kind
+    elif "codes" in fields:
         buckets = _parse_buckets(where, fields)
+    if "codes" in fields:
         kind, default = TraitType.INT32, 0 if fields.get("sparse", False) else None
     if is_list and default is not None:
         if default != []:
@@ -194,6 +202,8 @@ def _parse_trait(where: str, name: str, line: object, number: int) -> Trait:
         unit=unit,
         scale=scale,
         buckets=buckets,
+        coded=coded,
+        values_max=values_max,
     )
 
 
@@ -202,7 +212,8 @@ def _parse_buckets(where: str, fields: Mapping[str, object]) -> int:
     buckets = codes.get("buckets") if isinstance(codes, dict) and len(codes) == 1 else None
     if type(buckets) is not int or not 1 <= buckets <= BUCKETS_MAX:
         raise SchemaError(
-            f"{where}: write codes = {{ buckets = N }}, with N from 1 to {BUCKETS_MAX}."
+            f"{where}: write codes = {{ buckets = N }}, with N from 1 to {BUCKETS_MAX}, or codes = "
+            f'"{VOCABULARY}".'
         )
     if fields["type"] != TraitType.STRING.label or "default" in fields:
         raise SchemaError(
@@ -210,6 +221,37 @@ def _parse_buckets(where: str, fields: Mapping[str, object]) -> int:
             f"there is no default."
         )
     return buckets
+
+
+def _values_max(where: str, fields: Mapping[str, object]) -> int:
+    """Returns the limit of a vocabulary; 0 where the trait has none."""
+    if fields.get("codes") != VOCABULARY:
+        if "values_max" in fields:
+            raise SchemaError(f'{where}: only traits with codes = "{VOCABULARY}" have values_max.')
+        return 0
+    values_max = fields.get("values_max", VALUES_MAX_DEFAULT)
+    if type(values_max) is not int or not 1 <= values_max <= VALUES_MAX:
+        raise SchemaError(f"{where}: values_max is a whole number from 1 to {VALUES_MAX}.")
+    return values_max
+
+
+def _check_coded(where: str, fields: Mapping[str, object], kind: TraitType) -> None:
+    """Refuses a vocabulary of values that have none."""
+    is_single = fields["type"] in LABELS and fields.get("size", 1) == 1
+    if not is_single or not (kind is TraitType.STRING or kind.is_integer):
+        raise SchemaError(
+            f'{where}: codes = "{VOCABULARY}" are those of single strings and integers.'
+        )
+    if {"unit", "scale", "default"} & {*fields}:
+        raise SchemaError(
+            f'{where}: codes = "{VOCABULARY}" are 0 where the trait is absent and count nothing, '
+            f"so there is no default, unit or scale."
+        )
+    if fields.get("key", False):
+        raise SchemaError(
+            f'{where}: a trait with codes = "{VOCABULARY}" is no key, as digests do not depend '
+            f"on the store that gave the codes; add the values as a trait of their own."
+        )
 
 
 def _list_length_max(where: str, fields: Mapping[str, Any], *, is_list: bool) -> int:

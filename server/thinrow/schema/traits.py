@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from thinrow.core.traits import TraitForm, TraitType
@@ -63,6 +63,12 @@ class Trait:
     filled_before_ts: int | None = field(default=None, compare=False)
     """Events with an earlier visible_ts may have values that were filled later; None: all are as
     served. It is a fact of a generation and no part of the trait's identity."""
+    coded: TraitType | None = None
+    """Type of the values that a vocabulary of the store codes as int32; None for other traits."""
+    values_max: int = 0
+    """Limit on the values of the vocabulary; 0 without one."""
+    codes_end: int = field(default=0, compare=False)
+    """End of the codes that the vocabulary of a generation gives out; 0 without one."""
 
     @property
     def form(self) -> TraitForm:
@@ -75,6 +81,13 @@ class Trait:
             scale=self.scale,
             buckets=self.buckets,
         )
+
+    @property
+    def carried(self) -> Trait:
+        """The trait as events have it outside of stores: with a vocabulary, values and no codes."""
+        if self.coded is None:
+            return self
+        return replace(self, type=self.coded, default=None, coded=None, values_max=0, codes_end=0)
 
     @property
     def label(self) -> str:

@@ -20,18 +20,21 @@ from thinrow.store.directory import Directories, parse_directories
 from thinrow.store.hashing import shard_of
 from thinrow.store.keys import KEY_BYTES, USER_BYTES, pack_keys
 from thinrow.store.manifest import (
+    VOCABULARIES,
     check_files,
     generation_name,
     read_manifest,
     require_current_folder,
 )
 from thinrow.store.shard import Shard
+from thinrow.store.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from thinrow.schema import Trait
 
 __all__ = [
     "CACHE_BYTES_MAX",
@@ -89,6 +92,8 @@ class Generation:
         self.cache = _native.ValueCache(cache_bytes_max)
         self.digest_memory = _native.DigestMemory(DIGEST_SUMS_MAX)
         """Recently computed digests; they stay valid, as a generation never changes."""
+        self._vocabularies: dict[int, Vocabulary] = {}
+        self._reading_vocabulary = threading.Lock()
         self._counting = threading.Lock()
         self.values_requested = 0
         """Number of values that requests read."""
@@ -210,6 +215,20 @@ class Generation:
             for place, value in zip(places, found, strict=True):
                 values[place] = value
         return values
+
+    def vocabulary(self, trait: Trait) -> Vocabulary:
+        """Returns the vocabulary of a trait that has one; read from its file once.
+
+        Raises:
+            StoreCorruptError: The file is damaged.
+        """
+        with self._reading_vocabulary:
+            if trait.number not in self._vocabularies:
+                stored = {one.trait: one.file for one in self.manifest.vocabularies}
+                file = stored[trait.number]
+                path = self.folder / VOCABULARIES / file.name
+                self._vocabularies[trait.number] = Vocabulary.read(path, file)
+            return self._vocabularies[trait.number]
 
     @contextmanager
     def naming_damage(self) -> Iterator[None]:

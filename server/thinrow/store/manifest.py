@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
+from thinrow.core.codes import FIRST_CODE
 from thinrow.core.files.io_errors import access_failure, first_line, is_temporary
 from thinrow.core.files.permissions import file_mode
 from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError, StoreUnavailableError
@@ -33,12 +34,14 @@ __all__ = [
     "MANIFEST_BYTES_MAX",
     "NEW",
     "UNPUBLISHED",
+    "VOCABULARIES",
     "Count",
     "FillRecord",
     "Manifest",
     "RunInputs",
     "ShardSummary",
     "StoredFile",
+    "StoredVocabulary",
     "Time",
     "check_files",
     "current_folder",
@@ -57,6 +60,8 @@ __all__ = [
 FORMAT = 2
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
+VOCABULARIES = "vocabularies"
+"""Folder of a generation with its vocabularies, and of a store with those that it keeps."""
 HIGHEST = "HIGHEST"
 """Names the newest generation that was ever published; numbers continue after it."""
 LOCK = "LOCK"
@@ -97,6 +102,21 @@ class ShardSummary(_Record):
     files: list[StoredFile]
     value_bytes_max: Count = 0
     """Bytes of the largest value; 0 if not recorded, as in older stores."""
+
+
+class StoredVocabulary(_Record):
+    """The vocabulary of one trait."""
+
+    trait: Count
+    """Number of the trait."""
+    values: Count
+    file: StoredFile
+    """Its file, in the folder VOCABULARIES of the generation."""
+
+    @property
+    def codes_end(self) -> int:
+        """All codes are below."""
+        return FIRST_CODE + self.values
 
 
 class RunInputs(_Record):
@@ -158,6 +178,8 @@ class Manifest(_Record):
     """The inputs of the last compaction."""
     fills: list[FillRecord] = []
     """Fills so far, the oldest first."""
+    vocabularies: list[StoredVocabulary] = []
+    """Those of traits with codes of a vocabulary, in schema order."""
 
     @property
     def is_fill(self) -> bool:
@@ -175,7 +197,8 @@ class Manifest(_Record):
         filled: dict[int, int] = {}
         for fill in self.fills:
             filled.update(dict.fromkeys(fill.trait_numbers, fill.watermark_ts))
-        return from_stored(self.stored_schema, filled)
+        ends = {one.trait: one.codes_end for one in self.vocabularies}
+        return from_stored(self.stored_schema, filled, ends)
 
     @property
     def shard_count(self) -> int:
@@ -194,8 +217,9 @@ class Manifest(_Record):
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the files of all shards."""
-        return sum(file.bytes for shard in self.shards for file in shard.files)
+        """Bytes of the files of all shards, and of vocabularies."""
+        files = [file for shard in self.shards for file in shard.files]
+        return sum(file.bytes for file in [*files, *(one.file for one in self.vocabularies)])
 
 
 def generation_name(number: int) -> str:
@@ -323,6 +347,13 @@ def check_files(folder: Path, manifest: Manifest, numbers: Collection[int] | Non
                     raise StoreCorruptError(_damaged(path, "its checksum differs"))
             except OSError as error:
                 raise _unreadable(path, error) from error
+    for vocabulary in manifest.vocabularies:
+        path = folder / VOCABULARIES / vocabulary.file.name
+        try:
+            if path.stat().st_size != vocabulary.file.bytes:
+                raise StoreCorruptError(_damaged(path, "its size differs"))
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
 
 def _check_no_more_shards(folder: Path, manifest: Manifest) -> None:

@@ -20,6 +20,7 @@ from thinrow.store.generations import (
 from thinrow.store.manifest import CURRENT, current_folder, generation_name, read_manifest
 from thinrow.store.marks import remove_generation
 from thinrow.store.shard import fsync, storage_error
+from thinrow.store.vocabulary import keep_vocabularies
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,6 +96,10 @@ def _rolled_back(store: Path, folder: Path, newer: Newer) -> RollbackReport:
     erasing = [n for n, path in after.items() if problem_of(path) is None and _has_erased(path)]
     if folder.name == withdrawn_name(number):
         folder = folder.rename(store / generation_name(number))
+    for path in after.values():
+        if problem_of(path) is None:
+            newest = read_manifest(path).vocabularies
+            keep_vocabularies(store, path, [one.file for one in newest])
     # Also records the highest number used so far, which no later generation takes again.
     publish(store, folder)
     for n, path in after.items():

@@ -50,8 +50,12 @@ def mutable_type(store: Described) -> pa.DataType:
     Its fields know units and scales, so that the logger takes times and decimals for them.
     """
     traits = [trait for group in store.feature_groups for trait in group.traits]
-    kind = arrow_mutable_type((t.name, t.type, t.vector_size, t.list_length_max) for t in traits)
-    return with_forms(kind, {trait.name: form_of(trait) for trait in traits})
+    kind = arrow_mutable_type(
+        (t.name, t.vocabulary.value_type or t.type, t.vector_size, t.list_length_max)
+        for t in traits
+    )
+    # Rows have values where the store has codes of a vocabulary.
+    return with_forms(kind, {t.name: form_of(t) for t in traits if not t.HasField("vocabulary")})
 
 
 class Tables:

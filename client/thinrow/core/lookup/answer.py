@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from thinrow.core.lookup.checked_response import CheckedResponse
+    from thinrow.core.lookup.coding import Coder
     from thinrow.core.pointers import MutableEvents, ThinRows
     from thinrow.core.wire.widen import ColumnKind
 
@@ -62,13 +63,15 @@ class Answer:
     """Places of the examples in the joined responses."""
 
     @staticmethod
-    def join(rows: ThinRows, responses: Sequence[CheckedResponse]) -> Answer:
+    def join(
+        rows: ThinRows, responses: Sequence[CheckedResponse], coder: Coder | None = None
+    ) -> Answer:
         """Joins the responses about `rows`; for each example the last one counts.
 
         Raises:
             ThinRowError: They differ, for example because the schema changed.
         """
-        joined, statuses = JoinedResponses.join(rows, responses)
+        joined, statuses = JoinedResponses.join(rows, responses, coder)
         oldest = min((part.response for part in responses), key=lambda part: part.generation)
         return Answer(
             statuses=statuses.astype(np.uint8),
@@ -107,7 +110,7 @@ class Answer:
         later = (
             part._replace(examples=examples[part.examples]) for part in newer._joined.responses
         )
-        return Answer.join(self.rows, [*self._joined.responses, *later])
+        return Answer.join(self.rows, [*self._joined.responses, *later], self._joined.coder)
 
     @property
     def rows(self) -> ThinRows:

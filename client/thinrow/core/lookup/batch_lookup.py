@@ -12,6 +12,7 @@ from thinrow.core.wire.request import to_request
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from thinrow.core.lookup.coding import Coder
     from thinrow.core.pointers import Projection
     from thinrow.core.wire.response import Response
 
@@ -21,13 +22,20 @@ __all__ = ["BatchLookup", "RequestSlice"]
 class BatchLookup:
     """A batch of thin rows that one request or several look up."""
 
-    def __init__(self, rows: ThinRows | Pointers, projection: Projection | str) -> None:
+    def __init__(
+        self,
+        rows: ThinRows | Pointers,
+        projection: Projection | str,
+        coder: Coder | None = None,
+    ) -> None:
+        """Prepares the lookup; `coder` codes the values of mutable events."""
         self.rows = ThinRows(rows) if isinstance(rows, Pointers) else rows
         self.projection = projection
         mutable = self.rows.mutable
         self.mutable_lengths = (
             np.zeros(len(self.rows), np.int64) if mutable is None else mutable.lengths
         )
+        self._coder = coder
         self._responses: list[CheckedResponse] = []
 
     def whole(self) -> RequestSlice:
@@ -59,7 +67,7 @@ class BatchLookup:
 
     def answer(self) -> Answer:
         """Joins the responses, once every slice has one."""
-        return Answer.join(self.rows, self._responses)
+        return Answer.join(self.rows, self._responses, self._coder)
 
 
 class RequestSlice(NamedTuple):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from thinrow import _native as native
+from thinrow.core.lookup.coding import coded_events
 from thinrow.core.lookup.mutable import MutableTail, is_plain
 from thinrow.core.pointers import MutableEvents
 from thinrow.core.runs import offsets_of
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from thinrow.core.lookup.checked_response import CheckedResponse
+    from thinrow.core.lookup.coding import Coder
     from thinrow.core.pointers import Pointers, ThinRows
     from thinrow.core.wire.widen import ColumnKind, NarrowColumn
     from thinrow.core.wire.widen_jobs import Run
@@ -51,8 +53,10 @@ class JoinedResponses:
         starts: NDArray[np.int64],
         lengths: NDArray[np.int64],
         mutable: MutableEvents,
+        coder: Coder | None = None,
     ) -> None:
         self.rows = rows
+        self.coder = coder
         self.responses = responses
         self.response = response
         """Number of the response that holds each example."""
@@ -61,7 +65,7 @@ class JoinedResponses:
         self.lengths = lengths
         """Immutable events."""
         self.mutable = mutable
-        """The mutable events that truncation kept."""
+        """The mutable events that truncation kept, with codes where the store has a vocabulary."""
         self.columns = tuple(part.columns for part in responses)
         self.kinds = joint_kinds(self.columns)
         # Traits that need no conversion are read where they lie, among events of other rows.
@@ -76,7 +80,7 @@ class JoinedResponses:
 
     @staticmethod
     def join(
-        rows: ThinRows, responses: Sequence[CheckedResponse]
+        rows: ThinRows, responses: Sequence[CheckedResponse], coder: Coder | None = None
     ) -> tuple[JoinedResponses, NDArray[np.int64]]:
         """Joins the responses about `rows`; for each example the last one counts.
 
@@ -105,7 +109,9 @@ class JoinedResponses:
         statuses[leaking] = Status.INVALID
         lengths[leaking] = 0
         kept = _truncated(*projections.pop(), mutable, np.where(statuses == Status.OK, lengths, -1))
-        return JoinedResponses(rows, tuple(responses), number, starts, lengths, kept), statuses
+        kept = coded_events(kept, responses, number, coder)
+        joined = JoinedResponses(rows, tuple(responses), number, starts, lengths, kept, coder)
+        return joined, statuses
 
     def select(self, examples: NDArray[np.int64]) -> JoinedResponses:
         """Returns the same for some of the examples."""
@@ -116,6 +122,7 @@ class JoinedResponses:
             self.starts[examples],
             self.lengths[examples],
             self.mutable[examples],
+            self.coder,
         )
 
     def runs(self, trait: str, dtype: np.dtype[Any]) -> list[Run] | None:

@@ -154,6 +154,7 @@ def form_of(trait: wire.Trait) -> TraitForm:
         unit=trait.unit or None,
         scale=trait.scale if trait.HasField("scale") else None,
         buckets=trait.buckets or None,
+        coded=TraitType(trait.vocabulary.value_type) if trait.HasField("vocabulary") else None,
     )
 
 

@@ -36,6 +36,7 @@ class Column(NamedTuple):
     list_length_max: int
     list_lengths: NDArray[np.uint8]
     filled: bool
+    codes_end: int
 
     @staticmethod
     def of(message: wire.Column) -> Column:
@@ -56,6 +57,7 @@ class Column(NamedTuple):
             message.list_length_max,
             np.frombuffer(message.list_lengths, np.uint8),
             message.filled,
+            message.codes_end,
         )
 
 
