@@ -83,7 +83,7 @@ def test_values_of_many_batches_are_few(tmp_path: Path, monkeypatch: pytest.Monk
     assert report.vocabularies[0].values == 10
 
 
-def test_values_that_share_a_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_share_a_hash_have_their_own_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "thinrow.store.vocabulary._hashes",
         lambda values, _: np.array([len(text) for text in values.to_pylist()], np.uint64),

@@ -45,7 +45,7 @@ brand = { type = "string", sparse = true, codes = "vocabulary", values_max = 100
 hash = { type = "uint64", codes = "vocabulary" }
 """
 BRANDS = [["b", None, "a", "", "é"], ["b", "zz", "0", None]]
-"""Of user 1 on days 0 and 1."""
+"""Events of user 1 on days 0 and 1."""
 CODES = [[4, 0, 3, 2, 5], [4, 7, 6, 0]]
 """2 to 5 by the first run in the order of UTF-8 bytes, 6 and 7 by the second."""
 HASHES = [[2**64 - 1, 0, 5, 5, 2**63], [0, 1, 2, 3]]
@@ -220,6 +220,22 @@ def test_the_online_half_refuses_vocabularies_by_name(world: World) -> None:
         running_online(world),
     ):
         pass
+
+
+def test_a_fill_refuses_vocabularies_by_name_and_keeps_them(world: World) -> None:
+    keys = {"user_id": [1] * 5, "event_ts": events(0)["event_ts"]}
+    values = world.write("values.parquet", pa.table({**keys, "brand": ["x"] * 5}))
+    arguments = [world.store, "--by", "event_ts"]
+    fill = ["fill", "item", values, "--store", *arguments]
+    result = CliRunner().invoke(app, list(map(str, fill)))
+    assert result.exit_code == 2 and "brand has codes" in " ".join(result.stderr.split())
+    items = world.write("items.parquet", pa.table({**keys, "item_id": [9] * 5}))
+    command("fill", "item", items, "--store", *arguments)
+    world.compact(events(1), 2)
+    answer = read_store(world.store, pointers_to(days(2), users=[1]))[0][1]
+    assert answer is not None
+    assert (answer["item_id"] or [])[:5] == [9] * 5
+    assert answer["brand"] == CODES[0] + CODES[1]
 
 
 def test_mutable_values_of_another_kind_are_refused(world: World) -> None:

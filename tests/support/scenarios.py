@@ -81,7 +81,7 @@ def examples(count: int) -> settings:
 
 
 @st.composite
-def traits(draw: st.DrawFn, name: str, lists: bool, coded: bool) -> Trait:
+def traits(draw: st.DrawFn, name: str, lists: bool, coded: bool = False) -> Trait:
     if coded and draw(st.sampled_from((False, False, True))):
         kind = draw(st.sampled_from(("string", "string", "int64", "uint64", "int8")))
         return Trait(name, kind, sparse=draw(st.booleans()), coded=True)

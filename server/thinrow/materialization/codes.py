@@ -54,7 +54,7 @@ def looked_up(
     if request.codes_end_min > trait.codes_end:
         raise UnavailableError(
             f"{generation.folder.name} has codes of {trait.name} up to {trait.codes_end}, and the "
-            f"request needs {request.codes_end_min}; repeat it, or ask another replica."
+            f"request needs {request.codes_end_min}; repeat it, or call another replica."
         )
     vocabulary = generation.vocabulary(trait)
     kind = vocabulary.values.type

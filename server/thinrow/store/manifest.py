@@ -111,7 +111,7 @@ class StoredVocabulary(_Record):
     """Number of the trait."""
     values: Count
     file: StoredFile
-    """Its file, in the folder VOCABULARIES of the generation."""
+    """The file, in the folder VOCABULARIES of the generation."""
 
     @property
     def codes_end(self) -> int:

@@ -142,7 +142,7 @@ class Vocabulary:
     @cached_property
     def _index(self) -> tuple[int, NDArray[np.uint64], NDArray[np.int64]]:
         """A seed, the values' hashes in order, and the place of each value in that order."""
-        # Nobody can choose values that share a hash of an unknown seed.
+        # With an unknown seed no caller can choose values that share a hash.
         seed = secrets.randbits(63)
         hashes = _hashes(self.values, seed)
         order = np.argsort(hashes, kind="stable")
