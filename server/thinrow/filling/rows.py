@@ -33,7 +33,8 @@ class FillRows:
         self.keys, self.values = frame.select(self.key), frame.select(table.filled_names)
         self._index = None
         if all(kind.is_integer() for kind in self.keys.dtypes):
-            words, size = _words(self.keys)
+            self._nullable = frozenset(column.name for column in self.keys if column.null_count())
+            words, size = _words(self.keys, self._nullable)
             self._index = _native.RowIndex(words, size)
             firsts = self._index.firsts()
             is_first = firsts == np.arange(len(frame))
@@ -67,7 +68,10 @@ class FillRows:
             Number of the row, -1 for none; shape (events,).
         """
         if self._index is not None:
-            found = self._index.find(_words(events)[0])
+            found = self._index.find(_words(events, self._nullable)[0])
+            for column in events:
+                if column.name not in self._nullable and column.null_count():
+                    found[column.is_null().to_numpy()] = -1
         else:
             found = _joined(events, self._first, self.key)
         self.matched[found[found >= 0]] = True
@@ -79,18 +83,19 @@ class FillRows:
         return self.keys.filter(self._is_first & ~self.matched)
 
 
-def _words(keys: pl.DataFrame) -> tuple[NDArray[np.uint64], int]:
+def _words(keys: pl.DataFrame, nullable: frozenset[str]) -> tuple[NDArray[np.uint64], int]:
     """Returns keys as words, one key after the other, and the words of a key.
 
-    A column takes two words, of which the first says whether the key has it.
+    A word before that of a nullable column says whether the key has it.
     """
-    words = np.empty((len(keys), 2 * keys.width), dtype=np.uint64)
-    for place, column in enumerate(keys):
-        words[:, 2 * place] = column.is_not_null().to_numpy()
+    columns: list[NDArray[np.uint64]] = []
+    for column in keys:
+        if column.name in nullable:
+            columns.append(column.is_not_null().to_numpy().astype(np.uint64))
         numbers = column.fill_null(0).to_numpy()
         wide = numbers.astype(np.int64 if numbers.dtype.kind == "i" else np.uint64, copy=False)
-        words[:, 2 * place + 1] = wide.view(np.uint64)
-    return words.reshape(-1), 2 * keys.width
+        columns.append(wide.view(np.uint64))
+    return np.column_stack(columns).reshape(-1), len(columns)
 
 
 def _joined(events: pl.DataFrame, first: pl.DataFrame, key: list[str]) -> NDArray[np.int64]:
