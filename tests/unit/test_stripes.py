@@ -14,6 +14,7 @@ from support.numpy_stripes import StripeSet
 from support.worlds import DAY_MS, as_of, new_world, running_server, some_events
 from thinrow.client import Pointers, Projection, connect
 from thinrow.compaction.compact import compact
+from thinrow.compaction.shards import is_whole_due
 from thinrow.compaction.trait_values import to_series
 from thinrow.errors import StoreCorruptError
 from thinrow.schema import DIRECTORY_GROUP, FIRST_NUMBER, Trait, TraitType, parse_schema
@@ -104,6 +105,21 @@ def test_only_what_grows_into_a_longer_stripe_is_written_again(tmp_path: Path) -
             shared.append(sum(table.stat().st_nlink > 1 for table in tables))
     assert max(shared) > 1
     assert 0 in shared[5:], "it was never written whole again"
+
+
+def test_shards_are_written_whole_in_turn(tmp_path: Path) -> None:
+    """One in seven each time, by its number, so that no day rewrites the whole store."""
+    world = new_world(tmp_path)
+    world.compact(some_events(3000, USERS), 3, shards=3)
+    for number in range(2, 9):
+        day = number + 2
+        event = some_events(1, USERS, 1, day, first_day=day - 1)
+        world.compact(event, day, shards=None)
+        for shard in range(3):
+            folder = world.store / f"generation-{number:06d}" / f"shard-{shard:04d}"
+            shared = sum(table.stat().st_nlink > 1 for table in folder.glob("*.sst"))
+            assert (shared == 0) == is_whole_due(number, shard), (number, shard)
+            assert is_whole_due(number, shard) == ((number + shard) % 7 == 0)
 
 
 @pytest.mark.parametrize("gone", [None, "erasure", "retention"])

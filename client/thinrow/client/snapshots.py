@@ -83,8 +83,8 @@ CLASSES = tuple(
         for descriptor in POOL.FindFileByName(file.name).message_types_by_name.values()
     )
 )
-"""Every class of the pool, kept permanently. protobuf makes the class of a message within another when
-it is first read, and frees it with the last such message: two threads that do so at once crash.
+"""Every class of the pool, kept permanently. protobuf makes the class of a message within another
+when it is first read, and frees it with the last such message: two threads that do so crash.
 """
 
 decode_batch: Callable[[bytes], online_pb2.SnapshotBatchResponse]

@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 from thinrow.compaction.config import SHARDS_DEFAULT, CompactionConfig
 from thinrow.compaction.shard import ShardCounts, ShardTask, write_shard
-from thinrow.compaction.shards import previous_shard, write_shards
+from thinrow.compaction.shards import is_whole_due, previous_shard, write_shards
 from thinrow.compaction.users import read_user_ids
 from thinrow.compaction.vocabularies import (
     RunValues,
@@ -212,13 +212,14 @@ def _compact(
             config.cadence,
             config.cuts_ts or (),
         )
+        number = highest_number(config.store) + 1
         totals, summaries = _write_shards(
-            config, previous, schema, cuts, split, erased, vocabularies, progress
+            config, previous, number, schema, cuts, split, erased, vocabularies, progress
         )
         shutil.rmtree(building / "events")
         manifest = Manifest(
             format=FORMAT,
-            number=highest_number(config.store) + 1,
+            number=number,
             watermarks=[
                 *([] if previous is None else previous.manifest.watermarks),
                 *cuts.watermarks.tolist(),
@@ -286,6 +287,7 @@ def _uncut_ms(config: CompactionConfig, previous: Generation | None, arrivals: T
 def _write_shards(
     config: CompactionConfig,
     previous: Generation | None,
+    generation: int,
     schema: Schema,
     cuts: Cuts,
     split: SplitEvents,
@@ -310,7 +312,10 @@ def _write_shards(
             erased=erased[owners == number],
             accept_late=config.accept_late,
             whole=(
-                groups != known or config.lookback_ms is not None or bool((owners == number).any())
+                groups != known
+                or config.lookback_ms is not None
+                or bool((owners == number).any())
+                or is_whole_due(generation, number)
             ),
             vocabularies=vocabularies,
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from thinrow.compaction.shard import PreviousShard, ShardCounts
 from thinrow.errors import StoreCorruptError
 from thinrow.store.manifest import ShardSummary, file_summary
+from thinrow.store.shard import LAYERS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +18,18 @@ if TYPE_CHECKING:
     from thinrow.store.generation import Generation
     from thinrow.store.shard import ShardWriter
 
-__all__ = ["previous_shard", "write_shards"]
+__all__ = ["WHOLE_EVERY", "is_whole_due", "previous_shard", "write_shards"]
+
+WHOLE_EVERY = LAYERS_MAX + 1
+"""Generations in which each shard is written whole once, about a seventh of the shards in each."""
+
+
+def is_whole_due(generation: int, shard: int) -> bool:
+    """Returns True if a generation writes a shard whole, whatever its layers.
+
+    The numbers alone decide, so that every engine does the same, and rewrites spread over days.
+    """
+    return (generation + shard) % WHOLE_EVERY == 0
 
 
 def write_shards(
