@@ -125,6 +125,7 @@ def test_model_against_measured_increments(tmp_path: Path) -> None:
         watermark_ts=made.watermark_ts - 6 * DAY_MS,
         cadence_ms=DAY_MS,
         keep=10,
+        shards=1,
     )
     written: list[int] = []
     files: set[int] = set()
