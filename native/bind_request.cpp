@@ -28,6 +28,10 @@ std::optional<nb::bytes> projection_of(const MaterializeRequest &request) {
   return nb::bytes(request.projection()->data(), request.projection()->size());
 }
 
+void set_user_ids(MaterializeRequest &request, const In<int64_t> &ids) {
+  request.set_ids(ids.data(), static_cast<int64_t>(ids.size()));
+}
+
 } // namespace
 
 void bind_request(nb::module_ &m) {
@@ -44,8 +48,22 @@ Raises:
       .def_prop_ro("projection", &projection_of,
                    "The encoded Projection, not checked; None if the request has none.")
       .def_prop_ro("counts", &MaterializeRequest::counts,
-                   R"(Elements of user_ids, start_ts, end_ts, max_lengths, digests, request_ts and
-mutable_lengths.)");
+                   R"(Elements of user_ids, start_ts, end_ts, max_lengths, digests, request_ts,
+mutable_lengths and user_texts.)")
+      .def_prop_ro("user_id_kind", &MaterializeRequest::user_id_kind,
+                   "Number of the kind of user ids that the request names; 0 for none.")
+      .def_prop_ro("user_texts", &MaterializeRequest::texts, "Users given as text.")
+      .def_prop_ro(
+          "user_ids", [](const MaterializeRequest &request) { return array_of(request.ids()); },
+          nb::rv_policy::move, "Users given as ids; int64.")
+      .def("set_user_ids", &set_user_ids, "user_ids"_a,
+           R"(Give each example the key of its user.
+
+Args:
+    user_ids: int64, shape (examples,).
+
+Raises:
+    ValueError: They are not as many as the users.)");
   nb::class_<MaterializeStreamRequest>(m, "MaterializeStreamRequest",
                                        "A decoded MaterializeStreamRequest.")
       .def("__init__", &make_stream_request, "message"_a, "examples_max"_a,

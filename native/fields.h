@@ -32,7 +32,8 @@ namespace fields {
 
 namespace materialize_request {
 constexpr uint32_t tenant = 1, projection = 2, user_ids = 3, start_ts = 4, end_ts = 5,
-                   max_lengths = 6, digests = 7, request_ts = 8, mutable_lengths = 9;
+                   max_lengths = 6, digests = 7, request_ts = 8, mutable_lengths = 9,
+                   user_id_kind = 10, user_texts = 11;
 } // namespace materialize_request
 
 namespace materialize_stream_request {

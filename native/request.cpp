@@ -76,9 +76,31 @@ void MaterializeRequest::merge(Bytes message) {
       case field::digests: fixed(digests, &Pointer::digest); break;
       case field::request_ts: numbers(request_ts, &Pointer::request_ts); break;
       case field::mutable_lengths: numbers(mutable_lengths, &Pointer::mutable_length); break;
+      case field::user_id_kind:
+        if (in.type() == Wire::varint) user_id_kind_ = in.number();
+        break;
+      case field::user_texts:
+        if (in.type() != Wire::length) break;
+        if (counts_[user_texts]++ < examples_max_) texts_.push_back(text_of(in.bytes()));
+        break;
       default: break;
     }
   }
+}
+
+std::vector<int64_t> MaterializeRequest::ids() const {
+  const int64_t kept = std::min(counts_[user_ids], examples_max_);
+  std::vector<int64_t> ids(static_cast<size_t>(kept));
+  for (size_t row = 0; row < ids.size(); ++row) ids[row] = rows_[row].user_id;
+  return ids;
+}
+
+void MaterializeRequest::set_ids(const int64_t *ids, int64_t size) {
+  const int64_t users = std::max(counts_[user_ids], counts_[user_texts]);
+  if (size != users || size > examples_max_)
+    throw std::invalid_argument("keys and users differ in number");
+  counts_[user_ids] = 0;
+  for (int64_t row = 0; row < size; ++row) add(user_ids, &Pointer::user_id, ids[row]);
 }
 
 std::vector<Pointer> MaterializeRequest::pointers() const {

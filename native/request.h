@@ -17,12 +17,21 @@ namespace thinrow {
 class MaterializeRequest {
  public:
   // The columns, in the order of `counts`.
-  enum Column { user_ids, start_ts, end_ts, max_lengths, digests, request_ts, mutable_lengths };
-  static constexpr int columns = 7;
+  enum Column {
+    user_ids,
+    start_ts,
+    end_ts,
+    max_lengths,
+    digests,
+    request_ts,
+    mutable_lengths,
+    user_texts
+  };
+  static constexpr int columns = 8;
 
-  // An example takes at least 8 bytes for its user and 1 for its end, so a message of few bytes
-  // cannot fill many rows.
-  static constexpr int64_t example_bytes_min = 9;
+  // An example takes at least 2 bytes for its user's text and 1 for its end, so a message of few
+  // bytes cannot fill many rows.
+  static constexpr int64_t example_bytes_min = 3;
 
   // `bytes` are those of all messages that will be merged.
   MaterializeRequest(int64_t examples_max, int64_t bytes)
@@ -41,6 +50,15 @@ class MaterializeRequest {
   const std::optional<std::string> &projection() const { return projection_; }
   // Elements of each column. Those beyond `examples_max` are counted, but not kept.
   const std::array<int64_t, columns> &counts() const { return counts_; }
+  // The kind of user ids that the request names; 0 for none.
+  uint64_t user_id_kind() const { return user_id_kind_; }
+  // Users given as text, in place of ids.
+  const std::vector<std::string> &texts() const { return texts_; }
+  // Users given as ids.
+  std::vector<int64_t> ids() const;
+  // Gives each example the key of its user. Throws std::invalid_argument if they are not as many
+  // as the users.
+  void set_ids(const int64_t *ids, int64_t size);
 
  private:
   template <typename Number>
@@ -51,6 +69,8 @@ class MaterializeRequest {
   std::optional<std::string> projection_;
   std::vector<Pointer> rows_;
   std::array<int64_t, columns> counts_{};
+  uint64_t user_id_kind_ = 0;
+  std::vector<std::string> texts_;
 };
 
 // A MaterializeStreamRequest.

@@ -160,8 +160,31 @@ class MaterializeRequest:
     @property
     def counts(self) -> list[int]:
         """
-        Elements of user_ids, start_ts, end_ts, max_lengths, digests, request_ts and
-        mutable_lengths.
+        Elements of user_ids, start_ts, end_ts, max_lengths, digests, request_ts,
+        mutable_lengths and user_texts.
+        """
+
+    @property
+    def user_id_kind(self) -> int:
+        """Number of the kind of user ids that the request names; 0 for none."""
+
+    @property
+    def user_texts(self) -> list[str]:
+        """Users given as text."""
+
+    @property
+    def user_ids(self) -> NDArray[numpy.int64]:
+        """Users given as ids; int64."""
+
+    def set_user_ids(self, user_ids: NDArray[numpy.int64]) -> None:
+        """
+        Give each example the key of its user.
+
+        Args:
+            user_ids: int64, shape (examples,).
+
+        Raises:
+            ValueError: They are not as many as the users.
         """
 
 class MaterializeStreamRequest:

@@ -30,7 +30,7 @@ from support.worlds import (
     thinrow,
 )
 from thinrow.cli.app import app
-from thinrow.client import ClientConfig, Pointers, connect, read_thin_rows
+from thinrow.client import ClientConfig, Pointers, Projection, connect, read_thin_rows
 from thinrow.errors import (
     AnswerTooLargeError,
     InputError,
@@ -573,7 +573,7 @@ UIH = {"start_ts": 0, "end_ts": 0, "max_length": 0, "digest": 0}
         ),
         (
             lambda t: changed(t, "user_id", pa.array([1, 2**63], pa.uint64())),
-            ("user_id", "int64"),
+            ("users of this store are int64", "names them as uint64"),
         ),
         (
             lambda t: changed(t, "mutable", pa.array([[1], [2]])),
@@ -846,7 +846,10 @@ def test_too_much_to_send(served: str) -> None:
 @pytest.mark.parametrize("name", ["user_ids", "end_ts", "start_ts", "max_lengths", "request_ts"])
 def test_arrays_that_are_no_int64(name: str) -> None:
     good: dict[str, Any] = {"user_ids": [1], "end_ts": [as_of(3)]}
-    for wrong in ([1.5], ["1"], [[1]], np.array([2**63], np.uint64), [2**64], [None]):
+    wrongs: list[Any] = [[1.5], [[1]], [2**64], [None], ["1", 1]]
+    if name != "user_ids":
+        wrongs += [["1"], np.array([2**63], np.uint64)]
+    for wrong in wrongs:
         with pytest.raises(InputError, match=name):
             Pointers(**{**good, name: wrong})
 
@@ -854,8 +857,13 @@ def test_arrays_that_are_no_int64(name: str) -> None:
 def test_a_user_id_too_large_is_never_another_user(cut: World, thin: pa.Table) -> None:
     table = changed(thin, "user_id", pa.array([1, 2**64 - 1], pa.uint64()))
     rows = cut.write("bad_rows.parquet", table)
-    with pytest.raises(InputError, match="user_id"):
-        list(read_thin_rows(rows, examples=10))
+    [(read, _)] = read_thin_rows(rows, examples=10)
+    assert [read.pointers.user(place) for place in range(2)] == [1, 2**64 - 1]
+    with (
+        connect(cut.store) as client,
+        pytest.raises(RequestError, match=r"of this store are int64, .* names them as uint64"),
+    ):
+        client.materialize(read, Projection())
 
 
 def test_inspect_refuses(served: str) -> None:

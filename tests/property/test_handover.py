@@ -300,7 +300,9 @@ def test_threads_append_and_look_while_hand_overs_run(tmp_path: Path) -> None:
         assert generation or row.start_ts == row.end_ts
         online.oracle.watermarks = watermarks[:generation]
         lookback_ms = row.request_ts - row.start_ts if row.start_ts else 0
-        pointer, mutable = online.pointer(row.user_id, row.request_ts, lookback_ms, row.max_length)
+        pointer, mutable = online.pointer(
+            int(row.user_id), row.request_ts, lookback_ms, row.max_length
+        )
         online.oracle.watermarks = watermarks
         status, sequence = online.oracle.answer(pointer, wanted, mutable, row.request_ts)
         assert status == "OK"

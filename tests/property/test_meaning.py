@@ -41,6 +41,7 @@ from support.scenarios import (
     values,
     worlds,
 )
+from support.user_kinds import id_array, oracle_id
 from thinrow.jobs.backfill import backfill
 from thinrow.jobs.config import BackfillConfig
 
@@ -144,9 +145,10 @@ def past_requests(draw: st.DrawFn) -> PastRequests:
 
 def backfilled(built: Built, requested: PastRequests) -> tuple[Path, list[dict[str, Any]]]:
     """Thin rows of past requests, and what is in them."""
+    kind = requested.world.schema.user_ids
     requests = pa.table(
         {
-            "user_id": [user for user, _ in requested.requests],
+            "user_id": id_array([user for user, _ in requested.requests], kind),
             "request_ts": [ts for _, ts in requested.requests],
             "label": [f"label {n}" for n in range(len(requested.requests))],
         }
@@ -198,10 +200,11 @@ def test_what_a_request_saw(requested: PastRequests, data: st.DataObject) -> Non
 
         for row, right in zip(shown, seen, strict=True):
             digest = row["uih"].pop("digest")
-            content = built.oracle.digest_content(row["user_id"], right.pointer.end_ts)
+            user_id = oracle_id(row["user_id"], world.schema.user_ids, (*USERS, STRANGER))
+            content = built.oracle.digest_content(user_id, right.pointer.end_ts)
             if right.pointer.start_ts < right.pointer.end_ts:
                 assert (digest != 0) == (content is not None)
-            assert {"user_id": row["user_id"], **row["uih"]} == asdict(right.pointer)
+            assert {"user_id": user_id, **row["uih"]} == asdict(right.pointer)
             mutable = snapshot_bits(row["mutable"], world.schema.traits)
             # What was erased since is not written into new rows, though raw files still have it.
             remembered = [event for event in right.mutable if not erased(event)]

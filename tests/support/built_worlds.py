@@ -31,6 +31,7 @@ from support.scenarios import (
     rows_table,
     schema_toml,
 )
+from support.user_kinds import id_array, known_id
 from thinrow.client import ClientConfig, Projection, StoreConfig, connect, read_thin_rows
 from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig
@@ -79,11 +80,14 @@ class Built:
     def write_users(self, users: frozenset[int]) -> Path | None:
         if not users:
             return None
-        if self.world.plain:
+        kind = self.world.schema.user_ids
+        # A text file has no empty ids, and no ids that contain the end of a line.
+        if self.world.plain and kind != "string":
             path = self.folder / "erase.txt"
-            path.write_text("".join(f"{user}\n" for user in sorted(users)), encoding="utf-8")
+            lines = [f"{known_id(user, kind)}\n" for user in sorted(users)]
+            path.write_text("".join(lines), encoding="utf-8")
             return path
-        return self.write(pa.table({"user_id": pa.array(sorted(users), pa.int64())}))
+        return self.write(pa.table({"user_id": id_array(sorted(users), kind)}))
 
     def compact(self, run: Run, events: Sequence[Path] | None = None) -> None:
         config = CompactionConfig(
@@ -189,10 +193,14 @@ class Served:
     def inspect(self, users: Sequence[int], as_of_ts: int) -> list[wire.InspectResponse]:
         with grpc.insecure_channel(self.address) as channel:
             stub = MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
-            return [
-                stub.Inspect(wire.InspectRequest(user_id=user, as_of_ts=as_of_ts), timeout=60)
-                for user in users
-            ]
+            kind = self.built.world.schema.user_ids
+            requests = [wire.InspectRequest(as_of_ts=as_of_ts) for _ in users]
+            for request, user in zip(requests, users, strict=True):
+                if kind == "int64":
+                    request.user_id = user
+                else:
+                    request.user = str(known_id(user, kind))
+            return [stub.Inspect(request, timeout=60) for request in requests]
 
     def digests(self, watermarks: Sequence[int]) -> dict[tuple[int, int], int]:
         """Pointers as written at these watermarks, by user and watermark."""

@@ -131,7 +131,7 @@ class HandOvers(Online):
         pointer, mutable = self.pointer(user_id, row.request_ts, lookback_ms, max_length)
         self.oracle.watermarks = watermarks  # the newest generation knows the past of all others
         status, sequence = self.oracle.answer(pointer, wanted, mutable, row.request_ts)
-        assert Pointer(row.user_id, row.start_ts, row.end_ts, row.max_length) == pointer
+        assert Pointer(int(row.user_id), row.start_ts, row.end_ts, row.max_length) == pointer
         if status != "OK":
             assert seen.batch.statuses.tolist() == [STATUS[status]] and not row.mutable
             self.counts[status] += 1

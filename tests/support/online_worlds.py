@@ -236,7 +236,7 @@ def projection(wanted: Wanted) -> Projection:
 def as_example(row: ThinRow, schema: Schema) -> Example:
     events = [
         Event(
-            row.user_id,
+            int(row.user_id),
             event["event_ts"],
             event["arrival_ts"],
             event["event_id"],
@@ -244,7 +244,7 @@ def as_example(row: ThinRow, schema: Schema) -> Example:
         )
         for event in row.mutable
     ]
-    pointer = Pointer(row.user_id, row.start_ts, row.end_ts, row.max_length)
+    pointer = Pointer(int(row.user_id), row.start_ts, row.end_ts, row.max_length)
     return Example(pointer, row.request_ts, events)
 
 

@@ -47,6 +47,7 @@ class Schema:
     """Feature groups, in order."""
 
     groups: dict[str, list[Trait]]
+    user_ids: str = "int64"
 
     @property
     def traits(self) -> list[Trait]:

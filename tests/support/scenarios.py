@@ -30,6 +30,7 @@ from support.oracle import (
     event_order,
     trait_value,
 )
+from support.user_kinds import KINDS, id_array
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -181,10 +182,14 @@ def worlds(
     forgetful: bool = True,
     lists: bool = True,
     coded: bool = False,
+    kinds: Sequence[str] = KINDS,
 ) -> World:
-    """`forgetful` worlds have retention and erasure, `coded` ones vocabularies."""
+    """`forgetful` worlds have retention and erasure, `coded` ones vocabularies.
+
+    Users have ids of one of `kinds`.
+    """
     fine = draw(st.booleans())
-    schema = draw(schemas(lists, coded))
+    schema = replace(draw(schemas(lists, coded)), user_ids=draw(st.sampled_from(kinds)))
     base = draw(st.sampled_from(BASES))
     clocks = draw(st.booleans())
     count = draw(st.integers(least_runs, most_runs))
@@ -325,6 +330,8 @@ def schema_toml(schema: Schema) -> str:
             pairs = ", ".join(f"{name} = {toml(value)}" for name, value in options.items())
             short = len(options) == 1
             lines.append(f"{trait.name} = " + (toml(kind) if short else f"{{ {pairs} }}"))
+    if schema.user_ids != "int64":
+        lines += ["[user]", f"id = {toml(schema.user_ids)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -351,7 +358,9 @@ def events_table(events: Sequence[Event], schema: Schema, plain: bool) -> pa.Tab
         ticks = [event.event_ts * 1_000_000 + event.finer_ns for event in events]
         happened = pa.array(ticks, pa.timestamp("ns"))
     data: dict[str, pa.Array] = {
-        "user_id": pa.array([event.user_id for event in events], pa.int64()),
+        "user_id": id_array(
+            [event.user_id for event in events], schema.user_ids, shouted=not plain
+        ),
         "event_ts": happened,
     }
     if not plain or any(event.arrival_ts != event.event_ts for event in events):
@@ -386,7 +395,7 @@ def rows_table(
 
     return pa.table(
         {
-            "user_id": pa.array([row.pointer.user_id for row in rows], pa.int64()),
+            "user_id": id_array([row.pointer.user_id for row in rows], schema.user_ids),
             "request_ts": pa.array([row.request_ts for row in rows], pa.int64()),
             "uih": pa.array(
                 [

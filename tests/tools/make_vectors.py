@@ -25,6 +25,15 @@ BITS = {"INT8": 8, "INT16": 16, "INT32": 32, "INT64": 64}
 FLOATS = {"FLOAT16": 16, "FLOAT32": 32, "FLOAT64": 64}
 USER_IDS = (0, 1, 2, 42, 196, 1 << 32, (1 << 63) - 1, -1, -2, -(1 << 63))
 SHARDS = (1, 2, 3, 16, 64, 1000)
+KNOWN_IDS: dict[str, tuple[int | str, ...]] = {
+    "int64": (0, -1, (1 << 63) - 1),
+    "uint64": (0, 1 << 63, (1 << 64) - 1),
+    "uuid": (
+        "00000000-0000-0000-0000-000000000000",
+        "f81d4fae-7dec-11d0-a765-00a0c91e6bf6",
+    ),
+    "string": ("", "7", "user-1", "é\0", "x" * 17, "y" * 300),
+}
 
 
 class Block(NamedTuple):
@@ -331,6 +340,27 @@ def hashes() -> list[dict[str, Any]]:
     return found
 
 
+def user_keys() -> list[dict[str, Any]]:
+    """Keys of users of each kind, as decimal text of int64, and shards."""
+    found = []
+    for kind, ids in KNOWN_IDS.items():
+        for known in ids:
+            if isinstance(known, str):
+                key = xxhash.xxh3_64_intdigest(known.encode())
+            else:
+                key = known % (1 << 64)
+            number = xxhash.xxh3_64_intdigest(struct.pack("<Q", key))
+            found.append(
+                {
+                    "kind": kind,
+                    "id": str(known),
+                    "key": str(key - (key >> 63 << 64)),
+                    "shard": {str(count): number % count for count in SHARDS},
+                }
+            )
+    return found
+
+
 def vectors() -> dict[str, list[dict[str, Any]]]:
     """Every vector, by kind."""
     integers = [*BITS, *(f"U{kind}" for kind in BITS)]
@@ -345,6 +375,7 @@ def vectors() -> dict[str, list[dict[str, Any]]]:
         "columns": cases + dictionaries() + lists(),
         "malformed": malformed(),
         "shards": hashes(),
+        "user_keys": user_keys(),
         "kafka_example_ids": [
             {
                 "partition": partition,

@@ -78,7 +78,7 @@ def test_texts_may_be_stored_as_a_dictionary(tmp_path: Path) -> None:
     [
         ("user_id", None, "no column user_id"),
         ("mutable", None, "no column mutable"),
-        ("user_id", pa.array(["a", "b"]), "column user_id is string"),
+        ("user_id", pa.array([1.5, 2.5]), "column user_id is double"),
         ("user_id", pa.array([1, None]), "column user_id must not be null"),
         ("uih", pa.array([1, 2]), "column uih is int64"),
         ("uih", pa.array([{"start_ts": 1}] * 2), "no column uih.end_ts"),

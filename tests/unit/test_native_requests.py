@@ -27,7 +27,12 @@ WATERMARKS = np.array([1000], np.int64)
 def some_request(rng: random.Random) -> wire.MaterializeRequest:
     count = rng.choice((0, 1, 3))
     some = [rng.choice((0, 1, -1, 999, rng.getrandbits(62))) for _ in range(count)]
-    request = wire.MaterializeRequest(user_ids=some, end_ts=some)
+    request = wire.MaterializeRequest(end_ts=some)
+    if rng.random() < 0.8:
+        request.user_ids.extend(some)
+    else:
+        request.user_texts.extend(rng.choice(("", "a", "é")) for _ in some)
+        request.user_id_kind = rng.choice([wire.USER_ID_KIND_INT64, wire.USER_ID_KIND_STRING])
     if rng.random() < 0.5:
         request.start_ts.extend(some)
         request.digests.extend(map(abs, some))
@@ -114,7 +119,17 @@ def test_altered_requests_are_read_as_protobuf_reads_them() -> None:
             len(request.digests),
             len(request.request_ts),
             len(request.mutable_lengths),
+            len(request.user_texts),
         ]
+        assert found.request.user_texts == request.user_texts[:EXAMPLES_MAX]
+        assert found.request.user_ids.tolist() == request.user_ids[:EXAMPLES_MAX]
+        assert found.request.user_id_kind == request.user_id_kind % (1 << 64)
+        if request.user_texts:  # the store's keys take their place before a plan
+            if not request.user_ids and len(request.user_texts) <= EXAMPLES_MAX:
+                keys = np.arange(len(request.user_texts))
+                found.request.set_user_ids(keys)
+                assert found.request.user_ids.tolist() == keys.tolist()
+            continue
         try:
             check_examples(found.request, EXAMPLES_MAX)
         except RequestError:
@@ -147,7 +162,7 @@ def test_unknown_fields_are_skipped(unknown: bytes) -> None:
     request = wire.MaterializeRequest(user_ids=[1], end_ts=[2])
     data = unknown + request.SerializeToString()
     assert wire.MaterializeRequest.FromString(data).user_ids == [1]
-    assert list(_native.MaterializeRequest(data, 1).counts) == [1, 0, 1, 0, 0, 0, 0]
+    assert list(_native.MaterializeRequest(data, 1).counts) == [1, 0, 1, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,14 @@ import json
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.paths import DOCS
 from thinrow.client.torch.kafka_messages import OFFSET_BITS, ROW_BITS
 from thinrow.core.wire.response import Column
 from thinrow.core.wire.widen import NarrowColumn
 from thinrow.errors import ThinRowError
+from thinrow.events.user_ids import UserIdReader
 from thinrow.store.hashing import shard_of, xxh3
 from thinrow.v1 import materialization_pb2 as wire
 from tools.make_vectors import as_json
@@ -99,6 +101,17 @@ def test_shards() -> None:
         assert f"0x{int(xxh3(user_id.view(np.uint64))[0]):016x}" == entry["xxh3"]
         for count, shard in entry["shard"].items():
             assert shard_of(user_id, int(count)).tolist() == [shard]
+
+
+def test_user_keys() -> None:
+    for entry in VECTORS["user_keys"]:
+        column = pa.chunked_array([pa.array([entry["id"]])])
+        if entry["kind"] in ("int64", "uint64"):
+            column = pa.chunked_array([pa.array([int(entry["id"])], entry["kind"])])
+        keys = UserIdReader(entry["kind"]).keys("vectors", column)  # type: ignore[arg-type]
+        assert str(keys[0]) == entry["key"]
+        for count, shard in entry["shard"].items():
+            assert shard_of(keys, int(count)).tolist() == [shard]
 
 
 def test_kafka_example_ids() -> None:

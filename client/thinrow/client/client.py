@@ -16,6 +16,7 @@ from thinrow.client.target import parse_targets
 from thinrow.core.codes import FIRST_CODE
 from thinrow.core.lookup.batch import Batch
 from thinrow.core.lookup.batch_lookup import BatchLookup, RequestSlice
+from thinrow.core.user_ids import from_wire_kind, parse_user_id
 from thinrow.core.wire.request import to_wire_projection
 from thinrow.errors import AnswerTooLargeError, UsageError
 from thinrow.v1 import materialization_pb2 as wire
@@ -193,13 +194,29 @@ class Client:
         return answers(self._transport, batches, projection, deadline_s, coder)
 
     def inspect(
-        self, user_id: int, as_of_ts: int = 0, projection: Projection | None = None
+        self, user_id: int | str, as_of_ts: int = 0, projection: Projection | None = None
     ) -> wire.InspectResponse:
         """Returns one history, readable, as a request at `as_of_ts` (ms; 0: now) would see it.
 
         Without a projection, or without its sequence length, these are the newest 20 events.
+
+        Args:
+            user_id: The user, of the store's kind; a text may also write an integer.
+            as_of_ts: The moment.
+            projection: The part of the history to show.
+
+        Raises:
+            InputError: The text is no id of the store's kind.
         """
-        request = wire.InspectRequest(user_id=user_id, as_of_ts=as_of_ts)
+        request = wire.InspectRequest(as_of_ts=as_of_ts)
+        if isinstance(user_id, str) or user_id >= 1 << 63:
+            # Servers that know only int64 would ignore the text.
+            kind = from_wire_kind(self.describe_store().user_id_kind)
+            user_id = parse_user_id(str(user_id), kind)
+        if isinstance(user_id, int) and user_id < 1 << 63:
+            request.user_id = user_id
+        else:
+            request.user = str(user_id)
         if projection is not None:
             request.projection.CopyFrom(to_wire_projection(projection))
         return self._transport.inspect(request, self._deadline_s(None))

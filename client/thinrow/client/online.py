@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
+import numpy as np
 from thinrow.client.channel import open_channel
 from thinrow.client.closable import CLOSED
 from thinrow.client.config import ClientConfig
@@ -38,6 +39,7 @@ from thinrow.client.snapshots import (
 )
 from thinrow.core.files.trait_arrays import arrow_column, is_arrow
 from thinrow.core.pointers import integers
+from thinrow.core.user_ids import from_wire_kind, given_users, shown_ids
 from thinrow.core.wire.columns import as_column, form_of, to_wire
 from thinrow.core.wire.malformed import require
 from thinrow.core.wire.request import to_wire_projection
@@ -48,8 +50,9 @@ from thinrow.v1 import online_pb2, online_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
     from thinrow.core.pointers import Projection
+    from thinrow.core.user_ids import UserIdKind
 
 __all__ = ["Appended", "OnlineClient", "Snapshot", "Snapshots", "connect_online"]
 
@@ -142,6 +145,24 @@ class OnlineClient:
         groups = self.describe().feature_groups
         return {trait.name: trait for group in groups for trait in group.traits}
 
+    @cached_property
+    def user_id_kind(self) -> UserIdKind:
+        """The kind of user ids, as the first call found it."""
+        return from_wire_kind(self.describe().user_id_kind)
+
+    def _keys(self, user_ids: ArrayLike) -> NDArray[np.int64]:
+        """Returns users as messages carry them; raises InputError for those of another kind."""
+        users = given_users("user_ids", user_ids, integers)
+        if users.texts is not None:
+            raise InputError("user_ids must be a flat array of integers, but has texts.")
+        # Integers that both kinds hold need no call to know the kind.
+        if len(users.ids) and users.ids.min() < 0 and self.user_id_kind != users.kind:
+            raise InputError(
+                f"The users of this server are {self.user_id_kind}, and user_ids has ids that "
+                f"only {users.kind} holds."
+            )
+        return users.ids
+
     def events(
         self,
         user_ids: ArrayLike,
@@ -152,7 +173,7 @@ class OnlineClient:
         """Returns a batch of events to append; every argument has shape (events,).
 
         Args:
-            user_ids: int64.
+            user_ids: int64, or uint64 where users are such.
             event_ts: int64, ms, or datetime64.
             traits: By name: arrays of NumPy or Arrow, MutableColumns, or sequences with None for an
                 absent value; lists as sequences of sequences or arrays. Traits that are sparse or
@@ -164,7 +185,7 @@ class OnlineClient:
         Raises:
             InputError: The schema has no such trait, or values do not fit it.
         """
-        users = integers("user_ids", user_ids)
+        users = self._keys(user_ids)
         given = {"event_ts": event_ts, "event_id": event_ids, **traits}
         columns = []
         for name, values in given.items():
@@ -272,10 +293,13 @@ class OnlineClient:
             max_length: Most immutable events, the newest; 0 for no limit.
             deadline_s: Time for the response. Default: `config.request_deadline_s`.
         """
+        key = user_id
+        if isinstance(user_id, int | np.integer) and not 0 <= user_id < 1 << 63:
+            key = int(self._keys([user_id])[0])
         request = _request(
             online_pb2.SnapshotRequest,
             projection,
-            user_id=user_id,
+            user_id=key,
             request_ts=request_ts,
             lookback_ms=lookback_ms,
             max_length=max_length,
@@ -296,7 +320,8 @@ class OnlineClient:
         deadline_s: float | None = None,
     ) -> Snapshots:
         """Returns the histories that these users' requests see at one moment, as `snapshot`."""
-        users = integers("user_ids", user_ids).tolist()
+        keys = self._keys(user_ids)
+        users = keys.tolist()
         request = _request(
             online_pb2.SnapshotBatchRequest,
             projection,
@@ -309,7 +334,10 @@ class OnlineClient:
         answer: online_pb2.SnapshotBatchResponse
         answer = self._call(self._snapshot_batch, request, deadline_s)
         lengths = list(answer.mutable_lengths)
-        return Snapshots(*read_snapshots(answer, users, answer.digests, lengths, projection))
+        shown = users
+        if len(keys) and keys.min() < 0:
+            shown = shown_ids(keys, self.user_id_kind).tolist()
+        return Snapshots(*read_snapshots(answer, shown, answer.digests, lengths, projection))
 
     def export(
         self, request: online_pb2.ExportEventsRequest

@@ -104,7 +104,7 @@ def read_snapshots(
 
     Args:
         answer: Decoded by `decode_batch` or `decode_stream`.
-        user_ids: The users of the request.
+        user_ids: The users of the request, as people know them.
         digests: One for each user.
         lengths: Mutable events of each user.
         projection: That of the request.
@@ -118,7 +118,7 @@ def read_snapshots(
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
     mutable = MutableEvents(offsets, arrival_ts, columns)
     pointers = Pointers(
-        user_ids=np.array(user_ids, np.int64),
+        user_ids=list(user_ids),
         start_ts=np.full(users, answer.start_ts),
         end_ts=np.full(users, answer.end_ts),
         max_lengths=np.full(users, answer.max_length),

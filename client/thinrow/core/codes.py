@@ -27,6 +27,7 @@ __all__ = [
     "VALUES_PER_REQUEST_MAX",
     "bucket_codes",
     "require_codes",
+    "text_hash",
 ]
 
 ABSENT_CODE, UNKNOWN_CODE = 0, 1
@@ -50,9 +51,13 @@ def bucket_codes(texts: Sequence[str], buckets: int) -> NDArray[np.int32]:
 
 
 def _code(text: str, buckets: int, known: dict[str, int]) -> int:
-    digest = blake2b(text.encode(), digest_size=8).digest()
-    code = known[text] = FIRST_CODE + int.from_bytes(digest, "little") % buckets
+    code = known[text] = FIRST_CODE + text_hash(text) % buckets
     return code
+
+
+def text_hash(text: str) -> int:
+    """Returns the hash of a text, unsigned, 64 bits."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def require_codes(codes: NDArray[np.int32], buckets: int) -> None:

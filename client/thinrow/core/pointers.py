@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from thinrow.core.convert import counted, exact, mask
 from thinrow.core.runs import offsets_of, ranges
+from thinrow.core.user_ids import given_users, shown_ids
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
+    from thinrow.core.user_ids import UserIdKind
 
 __all__ = ["MutableColumn", "MutableEvents", "Pointers", "Projection", "ThinRows"]
 
@@ -62,7 +64,9 @@ class Pointers:
     dtype are converted if no value changes, times of datetime64 to ms.
 
     Args:
-        user_ids: The users.
+        user_ids: The users: integers, or texts or UUIDs where the store's users are such. Of
+            integers that exceed int64, `user_ids` then has the same bits; of texts, a number for
+            each within these pointers, and `user_texts` has the texts.
         end_ts: Watermark of the generation that served the request, exclusive.
         start_ts: First visible_ts named, inclusive. Default 0.
         max_lengths: Most immutable events named, the newest; 0, the default, for no limit.
@@ -74,9 +78,21 @@ class Pointers:
         InputError: Arrays differ in length or hold other values.
     """
 
-    __slots__ = ("digests", "end_ts", "max_lengths", "request_ts", "start_ts", "user_ids")
+    __slots__ = (
+        "digests",
+        "end_ts",
+        "max_lengths",
+        "request_ts",
+        "start_ts",
+        "user_id_kind",
+        "user_ids",
+        "user_texts",
+    )
 
     user_ids: NDArray[np.int64]
+    user_id_kind: UserIdKind
+    """``uint64`` if one of the integers given exceeds int64, ``string`` for texts; else int64."""
+    user_texts: NDArray[np.object_] | None
     start_ts: NDArray[np.int64]
     end_ts: NDArray[np.int64]
     max_lengths: NDArray[np.int64]
@@ -93,7 +109,8 @@ class Pointers:
         digests: ArrayLike | None = None,
         request_ts: ArrayLike | None = None,
     ) -> None:
-        self.user_ids = integers("user_ids", user_ids)
+        users = given_users("user_ids", user_ids, integers)
+        self.user_ids, self.user_id_kind, self.user_texts = users
         examples = len(self.user_ids)
         self.end_ts = integers("end_ts", end_ts, examples)
         self.start_ts = integers("start_ts", or_zeros(start_ts, examples), examples)
@@ -111,8 +128,17 @@ class Pointers:
     def __getitem__(self, examples: slice | NDArray[np.int64]) -> Pointers:
         selected = object.__new__(Pointers)
         for name in self.__slots__:  # checked once, when they were made
-            setattr(selected, name, np.ascontiguousarray(getattr(self, name)[examples]))
+            value = getattr(self, name)
+            if isinstance(value, np.ndarray):
+                value = np.ascontiguousarray(value[examples])
+            setattr(selected, name, value)
         return selected
+
+    def user(self, example: int) -> int | str:
+        """Returns the user of an example, as people know the id."""
+        if self.user_texts is not None:
+            return str(self.user_texts[example])
+        return int(shown_ids(self.user_ids, self.user_id_kind)[example])
 
     def __repr__(self) -> str:
         return f"Pointers({len(self)} examples)"

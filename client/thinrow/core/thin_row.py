@@ -75,7 +75,7 @@ class EventView(Sequence[Mapping[str, Any]]):
 class ThinRow:
     """The pointer of one request, and the events too new for its generation. Times are ms."""
 
-    user_id: int
+    user_id: int | str
 
     request_ts: int
     """Time of the request; everything here arrived strictly before."""

@@ -40,6 +40,14 @@ class TraitType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TRAIT_TYPE_BOOL: _ClassVar[TraitType]
     TRAIT_TYPE_CATEGORICAL: _ClassVar[TraitType]
     TRAIT_TYPE_STRING: _ClassVar[TraitType]
+
+class UserIdKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    USER_ID_KIND_UNSPECIFIED: _ClassVar[UserIdKind]
+    USER_ID_KIND_INT64: _ClassVar[UserIdKind]
+    USER_ID_KIND_UINT64: _ClassVar[UserIdKind]
+    USER_ID_KIND_UUID: _ClassVar[UserIdKind]
+    USER_ID_KIND_STRING: _ClassVar[UserIdKind]
 STATUS_UNSPECIFIED: Status
 STATUS_OK: Status
 STATUS_NOT_READY: Status
@@ -65,6 +73,11 @@ TRAIT_TYPE_FLOAT64: TraitType
 TRAIT_TYPE_BOOL: TraitType
 TRAIT_TYPE_CATEGORICAL: TraitType
 TRAIT_TYPE_STRING: TraitType
+USER_ID_KIND_UNSPECIFIED: UserIdKind
+USER_ID_KIND_INT64: UserIdKind
+USER_ID_KIND_UINT64: UserIdKind
+USER_ID_KIND_UUID: UserIdKind
+USER_ID_KIND_STRING: UserIdKind
 
 class Projection(_message.Message):
     __slots__ = ("sequence_length", "truncation", "feature_groups", "traits", "as_served")
@@ -81,7 +94,7 @@ class Projection(_message.Message):
     def __init__(self, sequence_length: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., feature_groups: _Optional[_Iterable[str]] = ..., traits: _Optional[_Iterable[str]] = ..., as_served: _Optional[bool] = ...) -> None: ...
 
 class MaterializeRequest(_message.Message):
-    __slots__ = ("tenant", "projection", "user_ids", "start_ts", "end_ts", "max_lengths", "digests", "request_ts", "mutable_lengths")
+    __slots__ = ("tenant", "projection", "user_ids", "start_ts", "end_ts", "max_lengths", "digests", "request_ts", "mutable_lengths", "user_id_kind", "user_texts")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PROJECTION_FIELD_NUMBER: _ClassVar[int]
     USER_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +104,8 @@ class MaterializeRequest(_message.Message):
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_TS_FIELD_NUMBER: _ClassVar[int]
     MUTABLE_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_KIND_FIELD_NUMBER: _ClassVar[int]
+    USER_TEXTS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     projection: Projection
     user_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -100,7 +115,9 @@ class MaterializeRequest(_message.Message):
     digests: _containers.RepeatedScalarFieldContainer[int]
     request_ts: _containers.RepeatedScalarFieldContainer[int]
     mutable_lengths: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, tenant: _Optional[str] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., user_ids: _Optional[_Iterable[int]] = ..., start_ts: _Optional[_Iterable[int]] = ..., end_ts: _Optional[_Iterable[int]] = ..., max_lengths: _Optional[_Iterable[int]] = ..., digests: _Optional[_Iterable[int]] = ..., request_ts: _Optional[_Iterable[int]] = ..., mutable_lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+    user_id_kind: UserIdKind
+    user_texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tenant: _Optional[str] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., user_ids: _Optional[_Iterable[int]] = ..., start_ts: _Optional[_Iterable[int]] = ..., end_ts: _Optional[_Iterable[int]] = ..., max_lengths: _Optional[_Iterable[int]] = ..., digests: _Optional[_Iterable[int]] = ..., request_ts: _Optional[_Iterable[int]] = ..., mutable_lengths: _Optional[_Iterable[int]] = ..., user_id_kind: _Optional[_Union[UserIdKind, str]] = ..., user_texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MaterializeResponse(_message.Message):
     __slots__ = ("generation", "watermark_ts", "statuses", "view_starts", "view_lengths", "block_lengths", "columns", "sequence_length", "truncation", "server_us")
@@ -181,14 +198,16 @@ class MaterializeStreamResponse(_message.Message):
     def __init__(self, cursor: _Optional[int] = ..., response: _Optional[_Union[MaterializeResponse, _Mapping]] = ...) -> None: ...
 
 class InspectRequest(_message.Message):
-    __slots__ = ("user_id", "as_of_ts", "projection")
+    __slots__ = ("user_id", "as_of_ts", "projection", "user")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     AS_OF_TS_FIELD_NUMBER: _ClassVar[int]
     PROJECTION_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
     user_id: int
     as_of_ts: int
     projection: Projection
-    def __init__(self, user_id: _Optional[int] = ..., as_of_ts: _Optional[int] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ...) -> None: ...
+    user: str
+    def __init__(self, user_id: _Optional[int] = ..., as_of_ts: _Optional[int] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., user: _Optional[str] = ...) -> None: ...
 
 class InspectResponse(_message.Message):
     __slots__ = ("generation", "watermark_ts", "status", "end_ts", "event_count", "digest", "events")
@@ -279,7 +298,7 @@ class DescribeStoreRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeStoreResponse(_message.Message):
-    __slots__ = ("generation", "watermark_ts", "watermarks", "shards", "event_count", "user_count", "stored_bytes", "feature_groups", "tenants", "limits", "server_version")
+    __slots__ = ("generation", "watermark_ts", "watermarks", "shards", "event_count", "user_count", "stored_bytes", "feature_groups", "tenants", "limits", "server_version", "user_id_kind")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     WATERMARK_TS_FIELD_NUMBER: _ClassVar[int]
     WATERMARKS_FIELD_NUMBER: _ClassVar[int]
@@ -291,6 +310,7 @@ class DescribeStoreResponse(_message.Message):
     TENANTS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_KIND_FIELD_NUMBER: _ClassVar[int]
     generation: int
     watermark_ts: int
     watermarks: _containers.RepeatedScalarFieldContainer[int]
@@ -302,7 +322,8 @@ class DescribeStoreResponse(_message.Message):
     tenants: _containers.RepeatedScalarFieldContainer[str]
     limits: Limits
     server_version: str
-    def __init__(self, generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., watermarks: _Optional[_Iterable[int]] = ..., shards: _Optional[int] = ..., event_count: _Optional[int] = ..., user_count: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., feature_groups: _Optional[_Iterable[_Union[FeatureGroup, _Mapping]]] = ..., tenants: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., server_version: _Optional[str] = ...) -> None: ...
+    user_id_kind: UserIdKind
+    def __init__(self, generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., watermarks: _Optional[_Iterable[int]] = ..., shards: _Optional[int] = ..., event_count: _Optional[int] = ..., user_count: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., feature_groups: _Optional[_Iterable[_Union[FeatureGroup, _Mapping]]] = ..., tenants: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., server_version: _Optional[str] = ..., user_id_kind: _Optional[_Union[UserIdKind, str]] = ...) -> None: ...
 
 class FeatureGroup(_message.Message):
     __slots__ = ("name", "traits")

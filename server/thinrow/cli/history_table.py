@@ -16,7 +16,7 @@ __all__ = ["history_table"]
 
 
 def history_table(
-    user_id: int, answer: wire.InspectResponse, traits: list[str]
+    user_id: int | str, answer: wire.InspectResponse, traits: list[str]
 ) -> list[RenderableType]:
     """Table of an Inspect answer: time, size, and the events, oldest first; ``traits`` in order.
 

@@ -19,7 +19,7 @@ app = typer.Typer()
 @command(app, "inspect")
 def inspect_command(
     server: Target,
-    user: Annotated[int, typer.Option(help="Id of the user.")],
+    user: Annotated[str, typer.Option(help="Id of the user.")],
     access: Access,
     as_of: Annotated[
         int,

@@ -35,6 +35,7 @@ from thinrow.events.log_facts import propose_schema
 from thinrow.events.order import planned_cuts
 from thinrow.events.split import Progress, SplitEvents, split_events
 from thinrow.events.time_columns import TimeReader, TimeSpan
+from thinrow.events.user_ids import UserIdReader
 from thinrow.schema import Schema, evolve, parse_schema, read_schema, to_stored
 from thinrow.store.generation import Generation
 from thinrow.store.generations import (
@@ -50,6 +51,7 @@ from thinrow.store.generations import (
 from thinrow.store.hashing import file_fingerprint, shard_of
 from thinrow.store.manifest import (
     FORMAT,
+    USERS_FORMAT,
     Manifest,
     RunInputs,
     ShardSummary,
@@ -59,11 +61,13 @@ from thinrow.store.manifest import (
 )
 from thinrow.store.marks import build_folder
 from thinrow.store.shard import storage_error
+from thinrow.store.user_texts import check_texts, known_texts, unique_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    import pyarrow as pa
     from numpy.typing import NDArray
     from thinrow.core.files.paths import DataFile
     from thinrow.events.order import Cuts
@@ -174,7 +178,12 @@ def _compact(
         schema = evolve(previous.schema, read_schema(config.schema))
         if not config.drop_filled:
             _check_filled_kept(config.schema, previous.schema, schema)
-    erased = np.unique(read_user_ids(config.erase_users))
+    users = UserIdReader(schema.user_ids)
+    erased = np.unique(read_user_ids(config.erase_users, users))
+    erased_texts = users.take_users()
+    if previous is not None and len(erased_texts):
+        named = unique_texts(erased_texts)
+        check_texts(named, known_texts(previous, named.keys), schema.user_ids)
     run = RunInputs(
         events=sorted(file_fingerprint(file, PurePosixPath(file.name).name) for file in files),
         erase_xxh3=xxhash.xxh3_64_hexdigest(erased.tobytes()),
@@ -214,11 +223,20 @@ def _compact(
         )
         number = highest_number(config.store) + 1
         totals, summaries = _write_shards(
-            config, previous, number, schema, cuts, split, erased, vocabularies, progress
+            config,
+            previous,
+            number,
+            schema,
+            cuts,
+            split,
+            erased,
+            erased_texts,
+            vocabularies,
+            progress,
         )
         shutil.rmtree(building / "events")
         manifest = Manifest(
-            format=FORMAT,
+            format=FORMAT if schema.user_ids == "int64" else USERS_FORMAT,
             number=number,
             watermarks=[
                 *([] if previous is None else previous.manifest.watermarks),
@@ -292,6 +310,7 @@ def _write_shards(
     cuts: Cuts,
     split: SplitEvents,
     erased: NDArray[np.int64],
+    erased_texts: pa.Table,
     vocabularies: Mapping[str, Vocabulary],
     progress: Progress,
 ) -> tuple[list[ShardCounts], list[ShardSummary]]:
@@ -305,6 +324,7 @@ def _write_shards(
     def write(number: int) -> tuple[ShardCounts, ShardWriter]:
         task = ShardTask(
             schema=schema,
+            texts=split.read_texts(number, erased_texts),
             new_groups=frozenset(groups - known),
             cuts=cuts,
             dedup_window_ms=config.dedup_window_ms,

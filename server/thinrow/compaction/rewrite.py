@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 from thinrow.compaction.trait_values import digest_fields_of, to_series, to_values
+from thinrow.compaction.user_texts import new_pairs, stored_keys
 from thinrow.core.runs import offsets_of, ranges
 from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS
 from thinrow.store.directory import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.schema import Schema, Trait
     from thinrow.store.shard import Shard
+    from thinrow.store.user_texts import UserTexts
 
 __all__ = ["FRONT", "TAIL", "RewritePlan", "Rewritten", "rewrite_users"]
 
@@ -52,6 +54,8 @@ class RewritePlan:
     erased: NDArray[np.int64]
     """Users to erase, ascending."""
     watermark_ts: int
+    new_texts: UserTexts | None = None
+    """Users whose texts are not stored yet, where ids are texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,12 +139,18 @@ def rewrite_users(
         old, [left_alone, fresh_stripes], fresh_counts, run_sums[TAIL::2], dropped_ts
     )
     keys, values = _encoded(user_ids, new, rows, fresh_stripes, left_alone, plan)
+    replaced = _replaced(user_ids, stored, left_alone, plan)
+    if plan.new_texts is not None:
+        erased = user_ids[np.isin(user_ids, plan.erased)]
+        text_keys, texts = new_pairs(user_ids, plan.new_texts, plan.erased, plan.schema.user_ids)
+        keys, values = _sorted_pairs(keys + text_keys, values + texts)
+        replaced += stored_keys(erased, previous)
     had = stored.event_counts - stored.first_ordinals
     has = new.event_counts - new.first_ordinals
     return Rewritten(
         keys=keys,
         values=values,
-        replaced=_replaced(user_ids, stored, left_alone, plan),
+        replaced=replaced,
         events_added=len(events),
         events_dropped=int((had + fresh_counts - has).sum()),
         users_added=int((has > 0).sum() - (had > 0).sum()),
@@ -357,5 +367,9 @@ def _encoded(
             # Stripes from before the group: bare, so that a missing one is always an error.
             keys += pack_keys(user_ids[left_alone.user], number, left_alone.number)
             values += encode_stripes([], left_alone.counts)
+    return _sorted_pairs(keys, values)
+
+
+def _sorted_pairs(keys: list[bytes], values: list[bytes]) -> tuple[list[bytes], list[bytes]]:
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return [keys[place] for place in order], [values[place] for place in order]

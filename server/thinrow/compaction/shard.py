@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 from thinrow.compaction.rewrite import RewritePlan, Rewritten, rewrite_users
+from thinrow.compaction.user_texts import not_stored
 from thinrow.compaction.vocabularies import coded
 from thinrow.core.runs import ranges
+from thinrow.core.user_ids import is_text_kind
 from thinrow.events.order import (
     Cuts,
     ordered,
@@ -23,7 +25,7 @@ from thinrow.events.order import (
     with_late_accepted,
     without_duplicates,
 )
-from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_ID, VISIBLE_TS
+from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_ID, USER_GROUP, VISIBLE_TS
 from thinrow.store.directory import NEVER_TS, parse_directories
 from thinrow.store.history import bisect_left
 from thinrow.store.keys import USER_BYTES, group_and_stripe, pack_keys
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
     from thinrow.schema import Schema
+    from thinrow.store.user_texts import UserTexts
     from thinrow.store.vocabulary import Vocabulary
 
 __all__ = [
@@ -65,6 +68,8 @@ class ShardTask:
     schema: Schema
     new_groups: frozenset[int]
     """Groups that the previous generation does not have."""
+    texts: UserTexts | None = None
+    """Texts of users of this shard, among them all whose events are given, where ids are texts."""
     cuts: Cuts
     dedup_window_ms: int
     lookback_ms: int | None
@@ -116,8 +121,13 @@ def write_shard(
 
     Raises:
         StoreError: the disk is full, or the previous files are damaged.
+        InputError: Another user has the key of one of the users.
     """
     counts = ShardCounts()
+    new_texts = task.texts
+    if new_texts is not None:
+        stored = None if previous is None else previous.shard
+        new_texts = not_stored(new_texts, stored, task.schema.user_ids)
     frame = pl.from_arrow(events)
     assert isinstance(frame, pl.DataFrame)
     frame = _admitted(frame, previous, task, counts)
@@ -134,6 +144,7 @@ def write_shard(
         horizon_ts=horizon_ts,
         erased=np.sort(task.erased),
         watermark_ts=task.cuts.watermark_ts,
+        new_texts=new_texts,
     )
     if previous is not None:
         counts.events, counts.users = previous.event_count, previous.user_count
@@ -324,6 +335,8 @@ def _merge(
     if previous is not None:
         old = previous.shard.items(previous.key_count)
     groups = {DIRECTORY_GROUP, EVENT_GROUP, *(group.number for group in schema.groups)}
+    if is_text_kind(schema.user_ids):
+        groups.add(USER_GROUP)
     pair = next(old, None)
     for part in parts:
         replaced = set(part.replaced)

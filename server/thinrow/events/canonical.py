@@ -1,9 +1,9 @@
 """Raw events: from Parquet as users write it to one canonical Arrow form.
 
-Canonical columns: ``user_id``, ``event_ts``, ``arrival_ts`` (int64), ``event_id`` (int64, null
-where there is none), FINER_NS, then the traits in schema order as integers of their size: floats
-and bools travel as their bits, so that nothing on the way can change them. Only nullable traits
-hold nulls.
+Canonical columns: ``user_id`` (the user's key), ``event_ts``, ``arrival_ts`` (int64), ``event_id``
+(int64, null where there is none), FINER_NS, then the traits in schema order as integers of their
+size: floats and bools travel as their bits, so that nothing on the way can change them. Only
+nullable traits hold nulls.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.trait_arrays import cast_integers, trait_array
 from thinrow.errors import InputError
 from thinrow.events.exported import is_export
+from thinrow.events.user_ids import UserIdReader
 from thinrow.schema import Schema, Trait, TraitType
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ __all__ = [
     "ignored_columns",
     "read_events",
     "trait_column",
-    "user_ids",
 ]
 
 BATCH_ROWS = 1 << 18
@@ -76,12 +76,6 @@ def check_output(out: Path, inputs: Sequence[DataFile]) -> None:
             raise InputError(f"--out {out} is also an input, and would be lost; name another file.")
 
 
-def user_ids(path: AnyFile, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of users as int64. Raises InputError where it has nulls or does not fit."""
-    _refuse_nulls(path, column, "user_id", "every row needs one")
-    return cast_integers(path, plain(column), "user_id", pa.int64())
-
-
 def ignored_columns(path: AnyFile, schema: Schema) -> list[str]:
     """Columns of a file that are neither an event's own nor a trait."""
     known = {*ID_COLUMNS, *(trait.name for trait in schema.traits)}
@@ -97,8 +91,16 @@ def ignored_columns(path: AnyFile, schema: Schema) -> list[str]:
     return [name for name in names if name not in known]
 
 
-def read_events(path: AnyFile, schema: Schema, times: TimeReader) -> Iterator[pa.Table]:
+def read_events(
+    path: AnyFile, schema: Schema, times: TimeReader, users: UserIdReader | None = None
+) -> Iterator[pa.Table]:
     """Reads one file of events in canonical form, in batches of at most BATCH_ROWS rows.
+
+    Args:
+        path: The file.
+        schema: The schema of the store.
+        times: Reads times.
+        users: Reads users, and keeps the texts that name them; by default a new one.
 
     Raises:
         InputError: names the file, the column at fault and what would be right.
@@ -119,15 +121,23 @@ def read_events(path: AnyFile, schema: Schema, times: TimeReader) -> Iterator[pa
             )
     wanted = [split_name(file.schema_arrow, name)[0] for name in every if name in names]
     for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
-        yield canonical_table(path, schema, pa.table(batch), times)
+        yield canonical_table(path, schema, pa.table(batch), times, users)
     times.finish(path)
 
 
-def canonical_table(path: AnyFile, schema: Schema, table: pa.Table, times: TimeReader) -> pa.Table:
+def canonical_table(
+    path: AnyFile,
+    schema: Schema,
+    table: pa.Table,
+    times: TimeReader,
+    users: UserIdReader | None = None,
+) -> pa.Table:
     """Brings a table with the columns of events, in any layout of Arrow, to canonical form.
 
-    A column of type null is as if it were not there. Raises InputError.
+    A column of type null is as if it were not there. ``users`` reads the users; by default a new
+    reader of the schema's kind. Raises InputError.
     """
+    users = users or UserIdReader(schema.user_ids)
     if not table.num_rows:
         return canonical_schema(schema).empty_table()
     table = with_fields(table, [trait.name for trait in schema.traits if "." in trait.name])
@@ -146,8 +156,8 @@ def canonical_table(path: AnyFile, schema: Schema, table: pa.Table, times: TimeR
         event_id = cast_integers(path, table.column("event_id"), "event_id", pa.int64())
     else:
         event_id = pa.chunked_array([pa.nulls(table.num_rows, pa.int64())])
-    user_id = cast_integers(path, table.column("user_id"), "user_id", pa.int64())
-    _refuse_nulls(path, user_id, "user_id", "every event needs one")
+    _refuse_nulls(path, table.column("user_id"), "user_id", "every event needs one")
+    user_id = pa.chunked_array([pa.array(users.keys(path, table.column("user_id")))])
     traits = [trait_column(path, table, trait) for trait in schema.traits]
     return pa.Table.from_arrays(
         [user_id, event_ts, arrival_ts, event_id, finer_ns, *traits],

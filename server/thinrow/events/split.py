@@ -13,9 +13,12 @@ import numpy as np
 import pyarrow as pa
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.runs import offsets_of
+from thinrow.core.user_ids import is_text_kind
 from thinrow.events.canonical import canonical_schema, read_events
 from thinrow.events.time_columns import TimeSpan
+from thinrow.events.user_ids import USERS, UserIdReader
 from thinrow.store.hashing import shard_of
+from thinrow.store.user_texts import unique_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,11 +26,14 @@ if TYPE_CHECKING:
     from thinrow.core.files.paths import AnyFile
     from thinrow.events.time_columns import TimeReader
     from thinrow.schema import Schema
+    from thinrow.store.user_texts import UserTexts
 
 __all__ = ["Progress", "SplitEvents", "read_split", "split_by_user", "split_events"]
 
 Progress = Callable[[str, int, int], None]
 """Receives the stage, the amount done, and the total."""
+TEXTS = "users"
+"""Folder of the users' texts, where ids are texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +44,28 @@ class SplitEvents:
     shards: int
     rows: int
     arrivals: TimeSpan
+    has_texts: bool = False
+    """True where ids are texts."""
 
     def read(self, shard: int) -> pa.Table:
         """The events of one shard, in no order."""
         return read_split(self.folder, shard)
+
+    def read_texts(self, shard: int, others: pa.Table) -> UserTexts | None:
+        """The texts of one shard's users; None where ids are integers.
+
+        Args:
+            shard: Number of the shard.
+            others: More users, of any shard, to be compared with these.
+
+        Raises:
+            InputError: Two texts have one key.
+        """
+        if not self.has_texts:
+            return None
+        users = read_split(self.folder / TEXTS, shard)
+        owners = shard_of(others.column("user_id").to_numpy(), self.shards)
+        return unique_texts(pa.concat_tables([users, others.filter(pa.array(owners == shard))]))
 
 
 def read_split(folder: Path, shard: int) -> pa.Table:
@@ -100,10 +124,25 @@ def split_events(
     total = sum(open_parquet(file).metadata.num_rows for file in files)
     rows = 0
     arrivals = TimeSpan()
-    tables = (table for file in files for table in read_events(file, schema, times))
+    users = UserIdReader(schema.user_ids)
+    is_done, has_texts = False, is_text_kind(schema.user_ids)
+
+    def texts() -> Iterator[pa.Table]:
+        while not is_done:
+            yield users.take_users()
+
+    tables = (table for file in files for table in read_events(file, schema, times, users))
+    by_text = split_by_user(texts(), USERS, shards, folder / TEXTS)
     for table in split_by_user(tables, canonical_schema(schema), shards, folder):
         observe(table)
+        if has_texts:
+            next(by_text)
         rows += table.num_rows
         arrivals.add(TimeSpan.of(table.column("arrival_ts").to_numpy()))
         progress("Reading events", rows, total)
-    return SplitEvents(folder=folder, shards=shards, rows=rows, arrivals=arrivals)
+    is_done = True
+    if has_texts:
+        next(by_text, None)
+    return SplitEvents(
+        folder=folder, shards=shards, rows=rows, arrivals=arrivals, has_texts=has_texts
+    )

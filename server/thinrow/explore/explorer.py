@@ -117,7 +117,9 @@ class Explorer:
         if self._rows is None:
             raise UsageError(NO_ROWS)
         start = parse_integer("from", given.get("from", "0"), range(self._rows.count + 1))
-        return self._rows.listed(start, parse_user(given["user"]) if "user" in given else None)
+        if "user" not in given:
+            return self._rows.listed(start)
+        return self._rows.listed(start, parse_user(given["user"], self._client.describe_store()))
 
     def _view(self, given: Parameters) -> dict[str, Any]:
         """Shows the moment `a`, beside moment `b` if given, of a `user`.

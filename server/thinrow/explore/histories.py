@@ -130,7 +130,9 @@ class Histories:
             digest=digest,
         )
 
-    def from_place(self, user_id: int, start_ts: int, end_ts: int) -> tuple[list[Event], bool]:
+    def from_place(
+        self, user_id: int | str, start_ts: int, end_ts: int
+    ) -> tuple[list[Event], bool]:
         """Returns the events that the store has now from a place in a history on.
 
         Args:
@@ -186,7 +188,7 @@ class Histories:
 
         Both are None where it names no generation, or where the server shows no histories.
         """
-        user_id, end_ts = int(pointers.user_ids[0]), int(pointers.end_ts[0])
+        user_id, end_ts = pointers.user(0), int(pointers.end_ts[0])
         if pointers.start_ts[0] == pointers.end_ts[0] or end_ts <= 0:
             return None, None
         try:
@@ -201,7 +203,7 @@ class Histories:
 def without_digest(pointers: Pointers) -> Pointers:
     """Returns the same pointers, without a proof of their events."""
     return Pointers(
-        user_ids=pointers.user_ids,
+        user_ids=[pointers.user(place) for place in range(len(pointers))],
         end_ts=pointers.end_ts,
         start_ts=pointers.start_ts,
         max_lengths=pointers.max_lengths,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from thinrow.client import Pointers, ThinRows
+from thinrow.core.user_ids import from_wire_kind, parse_user_id
 from thinrow.errors import UsageError
 from thinrow.explore.values import INT64, parse_integer
 
@@ -34,9 +35,9 @@ class Moment:
     """Other columns of the thin row, by name."""
 
     @property
-    def user_id(self) -> int:
+    def user_id(self) -> int | str:
         """The user."""
-        return int(self.row.pointers.user_ids[0])
+        return self.row.pointers.user(0)
 
     @property
     def start_ts(self) -> int:
@@ -54,9 +55,9 @@ class Moment:
         return int(self.row.pointers.request_ts[0])
 
 
-def parse_user(text: str) -> int:
-    """Reads a user's id. Raises UsageError."""
-    return parse_integer("user", text, INT64)
+def parse_user(text: str, store: wire.DescribeStoreResponse) -> int | str:
+    """Reads a user's id, of the store's kind. Raises UsageError."""
+    return parse_user_id(text, from_wire_kind(store.user_id_kind))
 
 
 def parse_moments(
@@ -78,7 +79,7 @@ def parse_moments(
         raise UsageError(f"Give a moment: {MOMENTS}.")
     read = [thin_row(text, rows) for text in texts]
     user_ids = [moment.user_id for moment in read if moment is not None]
-    user_id = user_ids[0] if user_ids else parse_user(user)
+    user_id = user_ids[0] if user_ids else parse_user(user, store)
     return [
         moment or moment_of(text, user_id, store) for text, moment in zip(texts, read, strict=True)
     ]
@@ -95,7 +96,7 @@ def thin_row(text: str, rows: RowFiles | None) -> Moment | None:
     return Moment("row", row, labels)
 
 
-def moment_of(text: str, user_id: int, store: wire.DescribeStoreResponse) -> Moment:
+def moment_of(text: str, user_id: int | str, store: wire.DescribeStoreResponse) -> Moment:
     """Returns the moment of a time, or now."""
     if text == "now":
         return Moment("now", served_row(user_id, store.watermark_ts, store), {})
@@ -105,7 +106,7 @@ def moment_of(text: str, user_id: int, store: wire.DescribeStoreResponse) -> Mom
     return Moment("at", served_row(user_id, parse_integer("at", value, INT64), store), {})
 
 
-def served_row(user_id: int, request_ts: int, store: wire.DescribeStoreResponse) -> ThinRows:
+def served_row(user_id: int | str, request_ts: int, store: wire.DescribeStoreResponse) -> ThinRows:
     """Returns a pointer to the whole history that the newest generation of a moment has."""
     watermarks = np.array(store.watermarks, dtype=np.int64)
     place = int(np.searchsorted(watermarks, request_ts, side="right"))

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from thinrow.core.files.arrow import plain
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.paths import data_files
 from thinrow.core.files.rows import check, other_columns, to_thin_rows
+from thinrow.core.files.user_columns import uuid_texts
 from thinrow.errors import InputError
 from thinrow.explore.values import value_text
 from thinrow.store.times import readable_time
@@ -70,7 +72,7 @@ class RowFiles:
                 place -= len(batch)
         raise InputError(f"{file} has fewer rows than its footer says; write the file again.")
 
-    def listed(self, start: int, user_id: int | None = None) -> dict[str, Any]:
+    def listed(self, start: int, user_id: int | str | None = None) -> dict[str, Any]:
         """Lists ROWS_LISTED_MAX rows at most, of ROWS_SEARCHED_MAX, from a row on.
 
         Args:
@@ -88,7 +90,8 @@ class RowFiles:
             for batch in self._keys(group):
                 places = range(max(0, start - first), len(batch))
                 if user_id is not None:
-                    is_user = pc.equal(batch["user_id"], pa.scalar(user_id, pa.int64()))
+                    users = uuid_texts(plain(batch["user_id"])).cast(pa.large_string())
+                    is_user = pc.equal(users, pa.scalar(str(user_id), pa.large_string()))
                     of_user = pc.indices_nonzero(is_user.fill_null(False)).to_pylist()
                     places = [place for place in of_user if place in places]
                 for place in places:

@@ -65,7 +65,7 @@ def view(
     users = {moment.user_id for moment in moments}
     if len(users) > 1:
         raise UsageError(
-            f"The moments are of the users {' and '.join(map(str, sorted(users)))}; compare two "
+            f"The moments are of the users {' and '.join(sorted(map(str, users)))}; compare two "
             f"moments of one user."
         )
     sights = [histories.sight(moment.row, model) for moment in moments]

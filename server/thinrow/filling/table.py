@@ -10,14 +10,17 @@ from thinrow.core.files.arrow import plain, plain_schema
 from thinrow.core.files.nested import field_type, split_name, with_fields
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.trait_arrays import cast_integers
+from thinrow.core.user_ids import is_text_kind
 from thinrow.errors import InputError, UsageError
-from thinrow.events.canonical import BATCH_ROWS, canonical_type, trait_column, user_ids
+from thinrow.events.canonical import BATCH_ROWS, canonical_type, trait_column
+from thinrow.events.user_ids import UserIdReader
 from thinrow.schema import EVENT_ID, EVENT_TS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from thinrow.core.files.paths import DataFile
+    from thinrow.core.user_ids import UserIdKind
     from thinrow.events.time_columns import TimeReader
     from thinrow.schema import FeatureGroup, Schema, Trait
 
@@ -37,6 +40,8 @@ class FillTable:
     """Traits that the rows give values for, in schema order."""
     ignored: tuple[str, ...]
     """Other columns."""
+    user_ids: UserIdKind
+    """The kind of the store's user ids."""
 
     @staticmethod
     def of(
@@ -81,7 +86,13 @@ class FillTable:
                     if field_type(table.schema_arrow, name) is None:
                         raise InputError(f"{file} has no column {name}; {_reason(name, key, by)}.")
         used = {split_name(columns, name)[0] for name in wanted}
+        if key[0] == "user_id" and is_text_kind(schema.user_ids):
+            raise UsageError(
+                f"User ids are {schema.user_ids} in this store, and a fill joins rows to users of "
+                f"int64 and uint64 only; fill by the value of a trait with --by."
+            )
         return FillTable(
+            user_ids=schema.user_ids,
             files=files,
             key=key,
             key_traits=key_traits,
@@ -137,7 +148,8 @@ class FillTable:
         for name in self.key:
             column = table.column(name)
             if name == "user_id":
-                arrays.append(user_ids(file, column))
+                users = UserIdReader(self.user_ids).keys(file, column)
+                arrays.append(pa.chunked_array([pa.array(users)]))
             elif name == EVENT_TS.name:
                 arrays.append(times.read(file, column, name).ms)
             elif name == EVENT_ID.name:

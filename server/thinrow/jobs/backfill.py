@@ -23,6 +23,7 @@ from thinrow.events.canonical import (
 )
 from thinrow.events.split import Progress, SplitEvents, split_events
 from thinrow.events.time_columns import TimeReader, TimeSpan
+from thinrow.events.user_ids import USERS, user_column_type
 from thinrow.jobs.served_requests import ServedRequests, read_requests
 from thinrow.jobs.shard_events import ShardEvents, cut_by_events
 from thinrow.jobs.thin_rows import (
@@ -30,7 +31,7 @@ from thinrow.jobs.thin_rows import (
     mutable_type_of,
     nullable_traits,
     uih_column,
-    with_int64_keys,
+    with_plain_keys,
 )
 from thinrow.store.generation import Generation
 from thinrow.store.hashing import shard_of
@@ -38,12 +39,14 @@ from thinrow.store.history import digests_at
 from thinrow.store.scratch import scratch_beside
 from thinrow.store.shard import storage_error
 from thinrow.store.times import DAY_MS, readable_time
+from thinrow.store.user_texts import check_texts, known_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
     from thinrow.core.files.paths import DataFile
+    from thinrow.core.user_ids import UserIdKind
     from thinrow.jobs.config import BackfillConfig
 
 __all__ = ["FAR_MS", "OUTPUT_ROWS", "BackfillReport", "backfill"]
@@ -143,6 +146,10 @@ def _backfill(
             [("uih", uih_type()), ("mutable", mutable_type_of(generation.schema.carried))]
         )
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, kind) as writer:
+            texts = split.read_texts(shard, USERS.empty_table())
+            if texts is not None:
+                stored = known_texts(generation, texts.keys)
+                check_texts(texts, stored, generation.schema.user_ids)
             events = ShardEvents(split.read(shard), requests.user_ids[chosen], generation)
             for rows in events.chunks(requests, chosen):
                 mutable = events.snapshots(requests, rows)
@@ -161,7 +168,8 @@ def _backfill(
     lean.add(thin)
     thin = lean.convert(thin)
     order = np.argsort(np.concatenate(places), kind="stable")
-    digests = _write_rows(config, files, thin, order, scratch / "rows.parquet")
+    kind_of_users = generation.schema.user_ids
+    digests = _write_rows(config, files, thin, order, scratch / "rows.parquet", kind_of_users)
     pointing = requests.pointing
     return BackfillReport(
         rows=total,
@@ -203,6 +211,7 @@ def _write_rows(
     thin: pa.Table,
     order: NDArray[np.int64],
     path: Path,
+    kind: UserIdKind,
 ) -> NDArray[np.uint64]:
     """Writes requests and thin columns side by side; returns the digests, in row order."""
     schema, batches = joined_batches(files, OUTPUT_ROWS)
@@ -211,14 +220,14 @@ def _write_rows(
     start = 0
     with ThinRowsFile(path) as file:
         for origin, batch in batches:
-            table = with_int64_keys(origin, pa.table(batch), config.time_unit)
+            table = with_plain_keys(origin, pa.table(batch), config.time_unit, kind)
             end = start + len(batch)
             for first, last in cut_by_events(carried, start, end):
                 part = thin.take(pa.array(order[first:last]))
                 file.write(table.slice(first - start, last - first), part)
                 digests.append(pc.struct_field(part.column("uih"), "digest").to_numpy())
             start = end
-        for name in ("user_id", "request_ts"):
-            schema = schema.set(schema.get_field_index(name), pa.field(name, pa.int64()))
+        for name, kind_of in (("user_id", user_column_type(kind)), ("request_ts", pa.int64())):
+            schema = schema.set(schema.get_field_index(name), pa.field(name, kind_of))
         file.open(pa.schema([*schema, *thin.schema]))
     return np.concatenate(digests)

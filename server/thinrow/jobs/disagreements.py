@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+from thinrow.core.user_ids import shown_id
 from thinrow.jobs.facts import Disagreement
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def find_disagreements(
             examples.append(
                 Disagreement(
                     kind=kind,
-                    user_id=event_row["user_id"],
+                    user_id=shown_id(event_row["user_id"], stitched.schema.user_ids),
                     event_ts=event_row["event_ts"],
                     request_ts=int(rows.request_ts[row]),
                     seen_request_ts=int(rows.request_ts[seen]),

@@ -14,6 +14,7 @@ from thinrow.core.pointers import MutableColumn
 from thinrow.core.wire.columns import from_wire
 from thinrow.errors import ThinRowError
 from thinrow.events.exported import EARLIEST_TS, Span
+from thinrow.events.user_ids import user_column_type
 from thinrow.store.scratch import scratch_beside
 from thinrow.store.shard import fsync, storage_error
 from thinrow.v1 import materialization_pb2 as wire
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thinrow.client.online import OnlineClient
+    from thinrow.core.user_ids import UserIdKind
 
 __all__ = ["ExportReport", "export_events"]
 
@@ -54,7 +56,7 @@ def export_events(
         StoreError: the file cannot be written.
     """
     request = online_pb2.ExportEventsRequest(watermark_ts=watermark_ts, from_ts=from_ts)
-    schema = _schema(client.traits.values())
+    schema = _schema(client.traits.values(), client.user_id_kind)
     events, start_ts = 0, -1
     try:
         with scratch_beside(path) as scratch:
@@ -76,8 +78,9 @@ def export_events(
     return ExportReport(events=events, from_ts=None if start_ts == EARLIEST_TS else start_ts)
 
 
-def _schema(traits: Iterable[wire.Trait]) -> pa.Schema:
-    ids = [pa.field(name, pa.int64()) for name in ("user_id", "event_ts", "arrival_ts", "event_id")]
+def _schema(traits: Iterable[wire.Trait], kind: UserIdKind) -> pa.Schema:
+    ids = [pa.field("user_id", user_column_type(kind))]
+    ids += [pa.field(name, pa.int64()) for name in ("event_ts", "arrival_ts", "event_id")]
     kinds = [
         (trait.name, trait_type(trait.type, trait.vector_size, trait.list_length_max))
         for trait in traits
@@ -89,7 +92,11 @@ def _record_batch(answer: online_pb2.ExportEventsResponse, schema: pa.Schema) ->
     count = len(answer.events.user_ids)
     columns = from_wire(answer.events.columns, count)
     given = {
-        "user_id": MutableColumn(np.array(answer.events.user_ids, np.int64)),
+        "user_id": MutableColumn(
+            np.array(answer.events.user_ids, np.int64).view(
+                schema.field("user_id").type.to_pandas_dtype()
+            )
+        ),
         "arrival_ts": MutableColumn(np.array(answer.arrival_ts, np.int64)),
         **columns,
     }

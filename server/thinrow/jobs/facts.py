@@ -20,7 +20,7 @@ class Disagreement:
     """One place where rows of a user contradict each other."""
 
     kind: str
-    user_id: int
+    user_id: int | str
     event_ts: int
     request_ts: int
     """Row that lacks the event, or has it elsewhere."""

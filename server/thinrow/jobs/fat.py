@@ -20,10 +20,10 @@ from thinrow.errors import InputError
 from thinrow.events.canonical import (
     canonical_schema,
     canonical_table,
-    user_ids,
 )
+from thinrow.events.user_ids import UserIdReader, user_column
 from thinrow.schema import RESERVED
-from thinrow.schema.proposal import trait_line
+from thinrow.schema.proposal import trait_line, user_id_kind, user_lines
 from thinrow.store.hashing import event_digests, xxh3
 
 if TYPE_CHECKING:
@@ -139,7 +139,9 @@ def derived_schema(files: Sequence[AnyFile]) -> str:
         lines.append(line)
     if len(lines) == 1:
         raise InputError(f"{files[0]} has no list column beside event_ts; it holds no fat rows.")
-    return "\n".join(lines) + "\n"
+    users = field_type(fields, "user_id")
+    of_users = "" if users is None else user_lines(user_id_kind(users))
+    return "\n".join(lines) + "\n" + of_users
 
 
 def _may_lack(path: AnyFile, names: Sequence[str]) -> list[str]:
@@ -265,7 +267,12 @@ def finest_unit(files: Sequence[AnyFile], unit: TimeUnit | None) -> TimeUnit:
 
 
 def fat_batches(
-    piece: Piece, schema: Schema, times: TimeReader, layout: FatLayout, tally: LayoutTally
+    piece: Piece,
+    schema: Schema,
+    times: TimeReader,
+    layout: FatLayout,
+    tally: LayoutTally,
+    users: UserIdReader,
 ) -> Iterator[FatBatch]:
     """Reads a piece, and counts in ``tally`` what shows the layout of its rows.
 
@@ -282,7 +289,7 @@ def fat_batches(
     )
     for batch in batches:
         if len(batch):
-            yield _fat_batch(piece.path, schema, batch, names, times, layout, tally)
+            yield _fat_batch(piece.path, schema, batch, names, times, layout, tally, users)
     times.finish(piece.path)
 
 
@@ -294,9 +301,11 @@ def _fat_batch(
     times: TimeReader,
     layout: FatLayout,
     tally: LayoutTally,
+    reader: UserIdReader,
 ) -> FatBatch:
     table = pa.table(batch)
-    users = user_ids(path, table.column("user_id")).to_numpy()
+    users = reader.keys(path, table.column("user_id"))
+    shown = user_column(path, table.column("user_id"), schema.user_ids).to_numpy()
     request_ts = times.read(path, table.column("request_ts"), "request_ts").ms.to_numpy()
     with_all = with_fields(table, list(names.values()))
     columns = {name: one_array(with_all.column(column)) for name, column in names.items()}
@@ -306,12 +315,13 @@ def _fat_batch(
                 f"{path}: {name} has {column.null_count} null lists; leave out the rows that have "
                 f"no history, and write an empty list for an empty one."
             )
-    lists = layout.lists(path, columns, users, request_ts)
+    lists = layout.lists(path, columns, shown, request_ts)
     lengths = lists.lengths
     events = pa.table({"user_id": np.repeat(users, lengths), **lists.columns})
-    frame = pl.from_arrow(canonical_table(path, schema, events, times))
+    keys_known = UserIdReader("int64")
+    frame = pl.from_arrow(canonical_table(path, schema, events, times, keys_known))
     assert isinstance(frame, pl.DataFrame)
-    tally.add(lists, frame["event_ts"].to_numpy(), users, request_ts)
+    tally.add(lists, frame["event_ts"].to_numpy(), shown, request_ts)
     tally.check_times(path)
     keys = _numbered(event_keys(frame, schema), lengths)
     first = pl.Series(keys).arg_unique().to_numpy()

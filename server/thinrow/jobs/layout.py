@@ -8,7 +8,7 @@ one that they do not name is refused.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -74,7 +74,7 @@ class FatLayout(FatLayoutConfig):
         self,
         path: AnyFile,
         columns: Mapping[str, pa.Array],
-        user_ids: NDArray[np.int64],
+        user_ids: NDArray[Any],
         request_ts: NDArray[np.int64],
     ) -> Lists:
         """Flattens list columns, without padding and oldest first; null lists are empty.
@@ -101,7 +101,7 @@ class FatLayout(FatLayoutConfig):
         self,
         path: AnyFile,
         columns: Mapping[str, pa.Array],
-        user_ids: NDArray[np.int64],
+        user_ids: NDArray[Any],
         request_ts: NDArray[np.int64],
     ) -> Lists:
         counts = {name: _lengths(column) for name, column in columns.items()}
@@ -178,9 +178,9 @@ class LayoutTally:
     """Rows whose times ascend somewhere and never descend; rows of equal times count nowhere."""
     descending: int = 0
     mixed: int = 0
-    example: tuple[int, int] | None = None
+    example: tuple[str, int] | None = None
     """User and request_ts of the first row that descends."""
-    padded: dict[str, tuple[int, int, int, str]] = field(default_factory=dict)
+    padded: dict[str, tuple[int, str, int, str]] = field(default_factory=dict)
     """Rows with fillers for times by side ("" for rows of nothing else), with the user, request_ts
     and value of the first of them."""
     empty_ended: dict[str, int] = field(default_factory=lambda: {"left": 0, "right": 0})
@@ -196,7 +196,7 @@ class LayoutTally:
         self,
         lists: Lists,
         event_ts: NDArray[np.int64],
-        user_ids: NDArray[np.int64],
+        user_ids: NDArray[Any],
         request_ts: NDArray[np.int64],
     ) -> None:
         """Counts some rows; event_ts: ms, shape (events,)."""
@@ -208,7 +208,7 @@ class LayoutTally:
         self,
         lengths: NDArray[np.int64],
         event_ts: NDArray[np.int64],
-        user_ids: NDArray[np.int64],
+        user_ids: NDArray[Any],
         request_ts: NDArray[np.int64],
     ) -> None:
         rows = len(lengths)
@@ -221,13 +221,13 @@ class LayoutTally:
         self.mixed += int((up & down).sum())
         if self.example is None and down.any():
             row = int(np.flatnonzero(down)[0])
-            self.example = int(user_ids[row]), int(request_ts[row])
+            self.example = str(user_ids[row]), int(request_ts[row])
 
     def _add_padding(
         self,
         lists: Lists,
         event_ts: NDArray[np.int64],
-        user_ids: NDArray[np.int64],
+        user_ids: NDArray[Any],
         request_ts: NDArray[np.int64],
     ) -> None:
         lengths = lists.lengths
@@ -251,7 +251,7 @@ class LayoutTally:
                     place = begins[row] + (lengths[row] - 1 if side == "right" else 0)
                     value = _shown(lists.columns[EVENT_TS][int(place)])
                     known = self.padded.get(side)
-                    user_id, ts = int(user_ids[row]), int(request_ts[row])
+                    user_id, ts = str(user_ids[row]), int(request_ts[row])
                     rows, user_id, ts, value = known or (0, user_id, ts, value)
                     self.padded[side] = rows + int(shows.sum()), user_id, ts, value
         traits = [
@@ -343,7 +343,7 @@ class LayoutTally:
 def _require_equal(
     path: AnyFile,
     counts: Mapping[str, NDArray[np.int64]],
-    user_ids: NDArray[np.int64],
+    user_ids: NDArray[Any],
     request_ts: NDArray[np.int64],
 ) -> None:
     """Raises InputError if the lists of a row differ in length."""

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from thinrow.core.files.parquet import open_parquet
+from thinrow.core.user_ids import is_text_kind
 from thinrow.errors import InputError, UsageError
-from thinrow.events.canonical import user_ids
 from thinrow.events.units import PLAUSIBLE_UNTIL_TS
+from thinrow.events.user_ids import UserIdReader, user_column
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.times import Cadence
+from thinrow.store.user_texts import look_up_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pyarrow as pa
     from numpy.typing import NDArray
     from thinrow.core.files.paths import DataFile
     from thinrow.events.time_columns import TimeReader
@@ -64,7 +67,7 @@ def read_requests(
                     f"{path} already has a column {reserved}, which backfill writes; rename it."
                 )
         table = file.read(["user_id", "request_ts"])
-        users_read.append(user_ids(path, table.column("user_id")).to_numpy())
+        users_read.append(_keys(generation, path, table.column("user_id")))
         read = times.read(path, table.column("request_ts"), "request_ts")
         times_read.append(read.ms.to_numpy())
         times.finish(path)
@@ -83,6 +86,17 @@ def read_requests(
         end_ts=end_ts,
         mutable_from_ts=np.where(before_first, NEVER_TS, served_from),
     )
+
+
+def _keys(generation: Generation, path: DataFile, column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Returns the keys of users; another user's key is never that of a text that has none."""
+    kind = generation.schema.user_ids
+    if not is_text_kind(kind):
+        return UserIdReader(kind).keys(path, column)
+    users = user_column(path, column, kind).combine_chunks().dictionary_encode()
+    keys = look_up_keys(generation, users.dictionary.to_pylist())
+    owners: NDArray[np.int64] = keys[users.indices.to_numpy()]
+    return owners
 
 
 def _watermarks(

@@ -30,6 +30,7 @@ from thinrow.events.canonical import (
     check_output,
 )
 from thinrow.events.time_columns import TimeReader, TimeSpan
+from thinrow.events.user_ids import UserIdReader
 from thinrow.jobs.batch_files import LZ4, open_batches, read_batch, write_batches
 from thinrow.jobs.facts import Disagreement, Facts, first_generation, total
 from thinrow.jobs.fat import (
@@ -42,6 +43,7 @@ from thinrow.jobs.fat import (
     passing_columns,
     pieces,
 )
+from thinrow.jobs.fat_users import read_users, with_names, write_users
 from thinrow.jobs.finished_parts import Scratch, locked_folder
 from thinrow.jobs.layout import FatLayout, LayoutTally
 from thinrow.jobs.stitch import FatRows, Stitched
@@ -53,7 +55,7 @@ from thinrow.jobs.thin_rows import (
     nullable_traits,
     uih_column,
     with_finer_times,
-    with_int64_keys,
+    with_plain_keys,
 )
 from thinrow.schema import parse_schema, to_stored
 from thinrow.store.hashing import file_fingerprint, shard_of
@@ -219,7 +221,9 @@ class _Run:
         layout = FatLayout.of(self.config.layout)
         tally = LayoutTally(layout)
         times = TimeReader(self.config.time_unit)
-        batches = list(fat_batches(piece, self.schema, times, layout, tally))
+        users = UserIdReader(self.schema.user_ids)
+        batches = list(fat_batches(piece, self.schema, times, layout, tally, users))
+        write_users(folder, users)
         tally.check_padding(piece.path)
         tally.check_order(piece.path)
         spans = {name: asdict(span) for name, span in times.spans.items()}
@@ -287,11 +291,12 @@ class _Run:
             events=events.unique("key", keep="first", maintain_order=True),
             ids_given=self.ids_given,
         )
+        users = read_users(parts, self.schema.user_ids)
         fat, order = fat.sorted()
         stitched = Stitched(fat, self.schema, self.config.cadence, self.last_request_ts, first)
         history = stitched.history.drop("key", "code", "visible_ts", "generation", "seen_ts")
         with pa.OSFile(str(folder / "events.arrow"), "wb") as sink:
-            written = event_table(history, self.schema)
+            written = event_table(history, self.schema, users)
             if self.ids_given:
                 unit = finest_unit(self.files, self.config.time_unit)
                 written = with_finer_times(written, history[FINER_NS].to_arrow(), unit)
@@ -307,7 +312,8 @@ class _Run:
             for low, high in pairwise(bounds.tolist()):
                 rows = table.column("row").slice(low, high - low).combine_chunks()
                 writer.write_batch(self._thin(stitched, place[low:high], rows))
-        facts = json.dumps(asdict(stitched.facts()))
+        found = with_names(stitched.facts(), users)
+        facts = json.dumps(asdict(found))
         (folder / "facts.json").write_text(facts, encoding="utf-8")
 
     def _thin_schema(self) -> pa.Schema:
@@ -386,7 +392,7 @@ class _Run:
         else:
             conformed = [conformed_batch(path, batch, joint) for batch in batches]
             table = pa.Table.from_batches(conformed, joint)
-        return with_int64_keys(path, table, self.config.time_unit)
+        return with_plain_keys(path, table, self.config.time_unit, self.schema.user_ids)
 
 
 def _piece(number: int) -> str:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from thinrow.core.files.arrow import mutable_type, uih_type
 from thinrow.core.runs import offsets_of
-from thinrow.events.canonical import canonical_type, from_canonical, user_ids
+from thinrow.events.canonical import canonical_type, from_canonical
 from thinrow.events.time_columns import TimeReader
+from thinrow.events.user_ids import user_column, written_ids
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
     import polars as pl
     from numpy.typing import NDArray
     from thinrow.core.files.paths import AnyFile
+    from thinrow.core.user_ids import UserIdKind
     from thinrow.events.units import TimeUnit
     from thinrow.schema import Schema
+    from thinrow.store.user_texts import UserTexts
 
 __all__ = [
     "ThinRowsFile",
@@ -31,7 +34,7 @@ __all__ = [
     "thin_rows_writer",
     "uih_column",
     "with_finer_times",
-    "with_int64_keys",
+    "with_plain_keys",
 ]
 
 NS_PER_MS = 1_000_000
@@ -49,9 +52,21 @@ def nullable_traits(schema: Schema) -> list[str]:
     return [trait.name for trait in schema.traits if trait.nullable]
 
 
-def event_table(events: pl.DataFrame, schema: Schema) -> pa.Table:
-    """Converts events in canonical form to the columns that users read and write."""
+def event_table(events: pl.DataFrame, schema: Schema, users: UserTexts | None = None) -> pa.Table:
+    """Converts events in canonical form to the columns that users read and write.
+
+    Args:
+        events: The events.
+        schema: Their schema.
+        users: The texts of their users; without them users stand by their keys, where ids are
+            texts.
+    """
     columns = {name: events[name].to_arrow() for name in _IDS}
+    keys = events["user_id"].to_numpy()
+    columns["user_id"] = written_ids(keys, schema.user_ids)
+    if users is not None:
+        places = np.searchsorted(users.keys.view(np.uint64), keys.view(np.uint64))
+        columns["user_id"] = pa.array(users.texts, pa.string()).take(pa.array(places))
     for trait in schema.traits:
         canonical = events[trait.name].to_arrow().cast(canonical_type(trait))
         columns[trait.name] = from_canonical(canonical, trait)
@@ -93,15 +108,17 @@ def uih_column(
     )
 
 
-def with_int64_keys(path: AnyFile, table: pa.Table, unit: TimeUnit | None) -> pa.Table:
-    """Converts user_id to int64, and request_ts to int64 milliseconds.
+def with_plain_keys(
+    path: AnyFile, table: pa.Table, unit: TimeUnit | None, kind: UserIdKind
+) -> pa.Table:
+    """Converts user_id to the one type of its kind, and request_ts to int64 milliseconds.
 
     Raises:
         InputError: A column has nulls or values that do not fit.
     """
     times = TimeReader(unit).read(path, table.column("request_ts"), "request_ts")
     for name, column in (
-        ("user_id", user_ids(path, table.column("user_id"))),
+        ("user_id", user_column(path, table.column("user_id"), kind)),
         ("request_ts", times.ms),
     ):
         table = table.set_column(table.column_names.index(name), name, column)

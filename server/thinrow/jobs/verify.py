@@ -16,10 +16,11 @@ from thinrow.core.files.paths import DataFile, data_files
 from thinrow.core.files.trait_arrays import trait_array
 from thinrow.core.runs import offsets_of
 from thinrow.core.status import status_name
+from thinrow.core.user_ids import from_wire_kind
 from thinrow.core.wire.columns import form_of
 from thinrow.errors import InputError
-from thinrow.events.canonical import user_ids
 from thinrow.events.time_columns import other_unit, times_ms
+from thinrow.events.user_ids import user_column
 from thinrow.jobs.fat import WRITTEN, history_lists, is_list
 from thinrow.jobs.fat_codes import fat_codes
 from thinrow.jobs.layout import FatLayout, LayoutTally
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from thinrow.client import Batch, Client
     from thinrow.core.files.paths import AnyFile, Named
     from thinrow.core.traits import TraitForm
+    from thinrow.core.user_ids import UserIdKind
     from thinrow.events.units import TimeUnit
 
 __all__ = [
@@ -58,7 +60,7 @@ class Difference:
     """One place where the two disagree."""
 
     row: int
-    user_id: int
+    user_id: int | str
     request_ts: int
     where: str
     fat: str
@@ -113,7 +115,8 @@ def verify(
         raise InputError(
             f"{rows} has {total} rows and {fat} has {others}; compare files of the same requests."
         )
-    groups = client.describe_store().feature_groups
+    store = client.describe_store()
+    groups, kind = store.feature_groups, from_wire_kind(store.user_id_kind)
     forms = {trait.name: form_of(trait) for group in groups for trait in group.traits}
     stored = list(forms)
     known = {"event_ts", "event_id", "visible_ts", *stored}
@@ -141,10 +144,10 @@ def verify(
     shown = files[0] if len(files) == 1 else DataFile(str(fat))
     tally = LayoutTally(layout or FatLayout())
     for batch, table in stream_rows(client, rows, projection):
-        part = _laid_out(parts.read(len(batch)), report.traits, tally, shown, time_unit)
+        part = _laid_out(parts.read(len(batch)), report.traits, tally, shown, time_unit, kind)
         compared = {name: forms[name] for name in report.traits if name in forms}
         part = _counted(client, part, compared, shown)
-        _compare(batch, table, part, report, shown, time_unit)
+        _compare(batch, with_users(rows, table, kind), part, report, shown, time_unit)
         progress("Comparing rows", report.rows, total)
     tally.check_padding(shown)
     tally.check_direction(shown)
@@ -152,13 +155,18 @@ def verify(
 
 
 def _laid_out(
-    fat: pa.Table, traits: list[str], tally: LayoutTally, path: AnyFile, unit: TimeUnit | None
+    fat: pa.Table,
+    traits: list[str],
+    tally: LayoutTally,
+    path: AnyFile,
+    unit: TimeUnit | None,
+    kind: UserIdKind,
 ) -> pa.Table:
     """Fat rows with their lists oldest first and without padding; keys and times as integers, ms.
 
     Raises InputError if a layout shows that was not named.
     """
-    users = user_ids(path, _whole(path, fat.column("user_id"), "user_id"))
+    users = user_column(path, _whole(path, fat.column("user_id"), "user_id"), kind)
     requested = _whole(path, fat.column("request_ts"), "request_ts")
     times = times_ms(path, requested, "request_ts", unit=unit)
     for name, column in (("user_id", users), ("request_ts", times)):
@@ -192,6 +200,12 @@ def _laid_out(
             )
             fat = fat.set_column(fat.column_names.index(trait), trait, converted)
     return fat
+
+
+def with_users(path: Named, table: pa.Table, kind: UserIdKind) -> pa.Table:
+    """Returns columns of thin rows with the users in the one type of their kind."""
+    users = user_column(DataFile(str(path)), table.column("user_id"), kind)
+    return table.set_column(table.column_names.index("user_id"), "user_id", users)
 
 
 def _counted(
@@ -292,7 +306,7 @@ def _compare(
             report.differences.append(
                 Difference(
                     row=report.rows + row,
-                    user_id=int(keys["user_id"][row]),
+                    user_id=keys["user_id"].tolist()[row],
                     request_ts=int(keys["request_ts"][row]),
                     where=where,
                     fat=str(theirs),

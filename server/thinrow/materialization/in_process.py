@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from thinrow.access.identity import CallContext, CallIdentity
 from thinrow.access.tenants import Tenants
+from thinrow.core.user_ids import to_wire_kind
 from thinrow.core.wire.request import to_wire_projection
 from thinrow.errors import UnknownTenantError
 from thinrow.materialization.metrics import Metrics
@@ -91,6 +92,7 @@ class StoreReader:
                 )
         else:
             wanted = to_wire_projection(projection).SerializeToString()
+        texts = pointers.user_texts
         request = LocalRequest(
             user_ids=pointers.user_ids,
             start_ts=pointers.start_ts,
@@ -101,6 +103,8 @@ class StoreReader:
             mutable_lengths=mutable_lengths,
             tenant=tenant,
             projection=wanted,
+            user_id_kind=to_wire_kind(pointers.user_id_kind) if texts is None else 0,
+            user_texts=() if texts is None else texts.tolist(),
         )
         [message] = self._service.materialize(request, self._call(tenant))
         return message

@@ -12,6 +12,7 @@ from thinrow.core.lookup.batch import Batch
 from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.pointers import Pointers, Projection, ThinRows
 from thinrow.errors import AnswerTooLargeError, RequestError, StoreCorruptError
+from thinrow.materialization.users import inspected_key
 from thinrow.schema import BUILT_IN, EVENT_GROUP, TraitType
 from thinrow.store.history import PointerBatch
 from thinrow.store.times import readable_time
@@ -70,7 +71,7 @@ class Question:
         self._end_ts = _end_ts(generation, request.as_of_ts)
         zero = np.zeros(1, dtype=np.int64)
         self.pointers = PointerBatch(
-            user_ids=zero + request.user_id,
+            user_ids=inspected_key(generation, request),
             start_ts=zero,
             end_ts=zero + self._end_ts,
             max_lengths=zero,

@@ -10,7 +10,7 @@ from thinrow.errors import RequestError
 from thinrow.store.history import PointerBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "LocalRequest",
@@ -29,6 +29,7 @@ COLUMNS = (
     "digests",
     "request_ts",
     "mutable_lengths",
+    "user_texts",
 )
 """Names of `MaterializeRequest.counts`."""
 
@@ -41,11 +42,18 @@ class LocalRequest(PointerBatch):
     """The tenant whose projection applies; "" for none."""
     projection: bytes | None
     """The encoded projection; None for a tenant's."""
+    user_id_kind: int = 0
+    """Number of the kind of integers, where they are not int64."""
+    user_texts: Sequence[str] = ()
+    """Users named by texts, in place of `user_ids`."""
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Elements of each of `COLUMNS`."""
-        return (len(self),) * len(COLUMNS)
+        columns = len(COLUMNS) - 2
+        if self.user_texts:
+            return (0, *(len(self),) * columns, len(self))
+        return (*(len(self),) * (columns + 1), 0)
 
 
 def request_decoder(kind: type[R], examples_max: int) -> Callable[[bytes], R]:
@@ -67,15 +75,17 @@ def check_examples(request: MaterializeRequest | LocalRequest, examples_max: int
         RequestError: Columns differ in length, or there are more than `examples_max` examples.
     """
     counts = dict(zip(COLUMNS, request.counts, strict=True))
-    examples, end_count = counts.pop("user_ids"), counts.pop("end_ts")
+    by_id, by_text = counts.pop("user_ids"), counts.pop("user_texts")
+    examples, end_count = max(by_id, by_text), counts.pop("end_ts")
     if examples > examples_max:
         raise RequestError(
             f"{examples} examples in one request; this server takes {examples_max}, so send "
             f"several."
         )
+    users = "user_texts" if by_text > by_id else "user_ids"
     optional = ((name, count) for name, count in counts.items() if count)
     for name, count in (("end_ts", end_count), *optional):
         if count != examples:
             raise RequestError(
-                f"{name} has {count} elements and user_ids has {examples}; give each example one."
+                f"{name} has {count} elements and {users} has {examples}; give each example one."
             )

@@ -14,6 +14,7 @@ from thinrow.access.fair_scheduler import FairScheduler
 from thinrow.access.projection import ProjectionCache, wire_groups
 from thinrow.core.status import Status
 from thinrow.core.tracing import UNTRACED, span_attributes, tracing
+from thinrow.core.user_ids import to_wire_kind
 from thinrow.core.wire.response import Response
 from thinrow.errors import PermissionDeniedError, RequestError
 from thinrow.materialization.codes import looked_up
@@ -25,6 +26,7 @@ from thinrow.materialization.request import (
     check_examples,
     request_decoder,
 )
+from thinrow.materialization.users import with_keys
 from thinrow.store.budgeted_read import read_within_budget
 from thinrow.store.history import HistoryPlan, PointerBatch
 from thinrow.v1 import materialization_pb2 as wire
@@ -206,12 +208,15 @@ class MaterializationService:
             if span is not None:
                 span.set_attributes(
                     {
-                        **span_attributes(request.tenant, request.counts[0]),
+                        **span_attributes(
+                            request.tenant, max(request.counts[0], request.counts[-1])
+                        ),
                         "thinrow.cursor": cursor or 0,
                     }
                 )
             projection = self._projection(request, generation)
             check_examples(request, self._config.examples_max)
+            request = with_keys(generation, request)
             with self._selected(generation, request, projection, context) as (plan, selection):
                 message, events = plan.answer(
                     projection.traits,
@@ -335,4 +340,5 @@ class MaterializationService:
                 inspect_events_max=config.inspect_events_max if config.inspect else 0,
             ),
             server_version=version("thinrow"),
+            user_id_kind=to_wire_kind(generation.schema.user_ids),
         )

@@ -14,7 +14,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thinrow.errors import UsageError
+from thinrow.core.user_ids import is_text_kind
+from thinrow.errors import SchemaError, UsageError
 from thinrow.online.clock import TierClock, Wall, wall_ts
 from thinrow.online.database import TierDatabase
 from thinrow.online.event_log import EventLog
@@ -109,7 +110,13 @@ class MutableTier:
 
         Raises:
             UsageError: The schema has a trait that the online half does not take yet.
+            SchemaError: Its users are UUIDs or strings.
         """
+        if is_text_kind(schema.user_ids):
+            raise SchemaError(
+                f"User ids are {schema.user_ids}, and thinrow online takes int64 and uint64 only; "
+                f'append hashes of the ids to a store of [user] id = "uint64".'
+            )
         for trait in schema.coded_traits:
             raise UsageError(
                 f'{trait.name} has codes = "vocabulary", which the online half does not take yet; '

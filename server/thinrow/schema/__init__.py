@@ -2,7 +2,14 @@
 
 from thinrow.core.traits import LIST_LENGTH_MAX, VECTOR_SIZE_MAX, TraitType
 from thinrow.schema.evolution import GROUP_NUMBERS, TRAIT_NUMBERS, evolve
-from thinrow.schema.groups import DIRECTORY_GROUP, EVENT_GROUP, FIRST_GROUP, FeatureGroup, Schema
+from thinrow.schema.groups import (
+    DIRECTORY_GROUP,
+    EVENT_GROUP,
+    FIRST_GROUP,
+    USER_GROUP,
+    FeatureGroup,
+    Schema,
+)
 from thinrow.schema.stored import from_stored, to_stored
 from thinrow.schema.toml_file import (
     GROUPS_MAX,
@@ -39,6 +46,7 @@ __all__ = [
     "RESERVED",
     "TRAITS_MAX",
     "TRAIT_NUMBERS",
+    "USER_GROUP",
     "VECTOR_SIZE_MAX",
     "VISIBLE_TS",
     "FeatureGroup",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from thinrow.core.traits import TraitType
+from thinrow.core.user_ids import is_text_kind
 from thinrow.errors import SchemaError
-from thinrow.schema.groups import FeatureGroup, Schema
+from thinrow.schema.groups import USER_GROUP, FeatureGroup, Schema
 from thinrow.schema.traits import RESERVED, Trait
 
 __all__ = ["GROUP_NUMBERS", "TRAIT_NUMBERS", "evolve"]
@@ -22,6 +23,13 @@ def evolve(stored: Schema, wanted: Schema) -> Schema:
     Raises:
         SchemaError: where stored stripes could not be read as ``wanted`` says.
     """
+    if wanted.user_ids != stored.user_ids:
+        raise SchemaError(
+            f"The schema says that user ids are {wanted.user_ids}, and the store's are "
+            f'{stored.user_ids}, which never changes; write [user] id = "{stored.user_ids}", or '
+            f"build a new store."
+        )
+    groups_end = USER_GROUP if is_text_kind(stored.user_ids) else GROUP_NUMBERS
     number, group_number = stored.next_trait, stored.next_group
     known_groups = {group.name: group.number for group in stored.groups}
     groups: list[FeatureGroup] = []
@@ -51,17 +59,32 @@ def evolve(stored: Schema, wanted: Schema) -> Schema:
             number += 1
         groups.append(FeatureGroup(name=group.name, number=this_group, traits=tuple(traits)))
     kept = {trait.name for group in groups for trait in group.traits}
+    if "id" not in kept and any(
+        trait.name == "id"
+        for group in stored.groups
+        if group.name == "user"
+        for trait in group.traits
+    ):
+        raise SchemaError(
+            "The store has a trait id in its group user, and [user] id names the kind of user ids; "
+            'write the trait as id = { type = "int64" }, of its own type.'
+        )
     for trait in stored.key_traits:
         if trait.name not in kept:
             raise SchemaError(
                 f"{trait.name} is a key of the stored digests and cannot be removed; put it back."
             )
-    if group_number > GROUP_NUMBERS or number > TRAIT_NUMBERS:
+    if group_number > groups_end or number > TRAIT_NUMBERS:
         raise SchemaError(
             "The store has given out every number that it has for groups or for traits, which "
             "are never used again; build a new store."
         )
-    return Schema(groups=tuple(groups), next_group=group_number, next_trait=number)
+    return Schema(
+        groups=tuple(groups),
+        next_group=group_number,
+        next_trait=number,
+        user_ids=stored.user_ids,
+    )
 
 
 def _check_unchanged(stored: Schema, old: Trait, new: Trait, group: int, group_name: str) -> None:

@@ -13,14 +13,17 @@ from thinrow.schema.traits import BUILT_IN, EVENT_ID, EVENT_TS, VISIBLE_TS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from thinrow.core.user_ids import UserIdKind
     from thinrow.schema.traits import Trait
 
-__all__ = ["DIRECTORY_GROUP", "EVENT_GROUP", "FIRST_GROUP", "FeatureGroup", "Schema"]
+__all__ = ["DIRECTORY_GROUP", "EVENT_GROUP", "FIRST_GROUP", "USER_GROUP", "FeatureGroup", "Schema"]
 
 DIRECTORY_GROUP = 0
 EVENT_GROUP = 1
 FIRST_GROUP = 2
 """Numbers of the store's own groups, and of the first one of a schema."""
+USER_GROUP = 255
+"""Number under which the texts of users lie, where ids are texts; else a schema's last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,8 @@ class Schema:
     next_group: int
     next_trait: int
     """Numbers that were never given out."""
+    user_ids: UserIdKind = "int64"
+    """The kind of the users' ids."""
 
     @cached_property
     def traits(self) -> tuple[Trait, ...]:

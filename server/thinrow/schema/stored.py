@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any
 
+from thinrow.core.user_ids import USER_ID_KINDS
 from thinrow.errors import StoreError
 from thinrow.schema.groups import FeatureGroup, Schema
 from thinrow.schema.traits import LABELS, LIST_LABELS, Trait
@@ -20,6 +21,7 @@ __all__ = ["from_stored", "to_stored"]
 def to_stored(schema: Schema) -> dict[str, Any]:
     """Returns a schema as plain JSON values, as manifests hold it."""
     return {
+        **({} if schema.user_ids == "int64" else {"user_ids": schema.user_ids}),
         "next_group": schema.next_group,
         "next_trait": schema.next_trait,
         "groups": [
@@ -81,7 +83,18 @@ def from_stored(
         )
         for group in data["groups"]
     )
-    return Schema(groups=groups, next_group=data["next_group"], next_trait=data["next_trait"])
+    user_ids = data.get("user_ids", "int64")
+    if user_ids not in USER_ID_KINDS:
+        raise StoreError(
+            f"The store has users of the kind {user_ids}, which this release does not know; open "
+            f"the store with the release that wrote it."
+        )
+    return Schema(
+        groups=groups,
+        next_group=data["next_group"],
+        next_trait=data["next_trait"],
+        user_ids=user_ids,
+    )
 
 
 def _stored_type(trait: Mapping[str, Any]) -> TraitType:

@@ -16,6 +16,9 @@ A schema file is TOML, a table per feature group, a line per trait::
     city = { type = "string", codes = "vocabulary" }             # the same, numbered by the store
     paid = { type = "int64", scale = 2 }                         # decimals, as hundredths
     tags = { type = "list<string>", length_max = 32 }            # a list of at most 32
+
+    [user]
+    id = "string"                 # the kind of user ids, if it is not int64; this is no trait
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from thinrow.core.traits import (
     VECTOR_SIZE_MAX,
     TraitType,
 )
+from thinrow.core.user_ids import USER_ID_KINDS
 from thinrow.errors import SchemaError
 from thinrow.schema.groups import FIRST_GROUP, FeatureGroup, Schema
 from thinrow.schema.traits import (
@@ -50,6 +54,8 @@ from thinrow.schema.traits import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from thinrow.core.user_ids import UserIdKind
 
 __all__ = [
     "GROUPS_MAX",
@@ -90,6 +96,7 @@ def parse_schema(text: str) -> Schema:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SchemaError(f"Not a TOML file: {error}.") from error
+    user_ids = _take_user_ids(tables)
     if not tables:
         raise SchemaError("No feature groups; write a table per group, such as [item].")
     if len(tables) > GROUPS_MAX:
@@ -120,7 +127,29 @@ def parse_schema(text: str) -> Schema:
         groups.append(FeatureGroup(name=group_name, number=group_number, traits=tuple(traits)))
     if len(owners) > TRAITS_MAX:
         raise SchemaError(f"{len(owners)} traits; at most {TRAITS_MAX} are supported.")
-    return Schema(groups=tuple(groups), next_group=FIRST_GROUP + len(groups), next_trait=number)
+    return Schema(
+        groups=tuple(groups),
+        next_group=FIRST_GROUP + len(groups),
+        next_trait=number,
+        user_ids=user_ids,
+    )
+
+
+def _take_user_ids(tables: dict[str, Any]) -> UserIdKind:
+    """Takes the kind of user ids out of the table ``user``, which may be a feature group, too."""
+    lines = tables.get("user")
+    if not isinstance(lines, dict) or not isinstance(lines.get("id"), str):
+        return "int64"
+    kind = lines.pop("id")
+    if kind not in USER_ID_KINDS:
+        raise SchemaError(
+            f"user.id: {kind!r} is no kind of user ids; use one of {', '.join(USER_ID_KINDS)} (a "
+            f'trait of that name is written as id = {{ type = "{kind}" }}).'
+        )
+    if not lines:
+        del tables["user"]
+    found: UserIdKind = kind
+    return found
 
 
 def _check_name(where: str, name: str) -> None:

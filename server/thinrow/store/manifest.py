@@ -34,6 +34,7 @@ __all__ = [
     "MANIFEST_BYTES_MAX",
     "NEW",
     "UNPUBLISHED",
+    "USERS_FORMAT",
     "VOCABULARIES",
     "Count",
     "FillRecord",
@@ -58,6 +59,8 @@ __all__ = [
 ]
 
 FORMAT = 2
+USERS_FORMAT = 3
+"""Format of stores whose user ids are not int64, so that earlier releases refuse them."""
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
 VOCABULARIES = "vocabularies"
@@ -267,10 +270,10 @@ def read_manifest(folder: Path) -> Manifest:
         body = json.loads(read_small(path, MANIFEST_BYTES_MAX))
         if body.pop("xxh3") != _checksum(body):
             raise ValueError("its checksum does not fit")
-        if body["format"] != FORMAT:
+        if body["format"] not in (FORMAT, USERS_FORMAT):
             raise StoreError(
-                f"{path} has format {body['format']}, and this ThinRow reads format {FORMAT}; use "
-                f"the version that wrote it."
+                f"{path} has format {body['format']}, and this ThinRow reads formats {FORMAT} and "
+                f"{USERS_FORMAT}; use the version that wrote it."
             )
         manifest = Manifest.model_validate(body)
         _check_shards(manifest)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from thinrow.core.user_ids import UserIdKind
+
 __all__ = ["FileOutput", "KafkaOutput", "LoggerConfig"]
 
 MIB = 1 << 20
@@ -95,6 +97,9 @@ class LoggerConfig:
 
     mutable: pa.DataType
     """Type of the column `mutable`; mutable_type() makes it from the store's schema."""
+
+    user_ids: UserIdKind = "int64"
+    """The kind of user ids, as the store's schema has it."""
 
     features: pa.Schema
     """The request's own columns. Each row has them all; numbers, bools and times never null (but

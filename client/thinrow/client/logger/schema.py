@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import pyarrow as pa
 from thinrow.client.logger.config import never_null
@@ -18,6 +18,7 @@ from thinrow.core.files.arrow import mutable_type as arrow_mutable_type
 from thinrow.core.files.arrow import uih_type
 from thinrow.core.files.rows import to_thin_rows
 from thinrow.core.thin_row import EventView
+from thinrow.core.user_ids import canonical_text, is_text_kind
 from thinrow.core.wire.columns import form_of
 from thinrow.errors import InputError, UsageError
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from thinrow.client.logger.config import LoggerConfig
     from thinrow.client.logger.journal import Entries
     from thinrow.core.thin_row import ThinRow
+    from thinrow.core.user_ids import UserIdKind
     from thinrow.v1 import materialization_pb2 as wire
 
 __all__ = ["Tables", "fitting", "mutable_type"]
@@ -34,6 +36,13 @@ __all__ = ["Tables", "fitting", "mutable_type"]
 Entry = TypeVar("Entry")
 
 UIH = uih_type()
+USER_TYPES = {
+    "int64": pa.int64(),
+    "uint64": pa.uint64(),
+    "uuid": pa.string(),
+    "string": pa.string(),
+}
+"""Type of the column `user_id` by kind of ids."""
 
 
 class Described(Protocol):
@@ -65,7 +74,7 @@ class Tables:
         self._config = config
         own = [
             pa.field("request_id", pa.string()),
-            pa.field("user_id", pa.int64()),
+            pa.field("user_id", USER_TYPES[config.user_ids]),
             pa.field("request_ts", pa.int64()),
         ]
         self._mutable = without_forms(config.mutable)
@@ -90,7 +99,7 @@ class Tables:
         columns = [
             pa.array(logged_ts, pa.int64()),
             pa.array(request_ids, pa.string()),
-            integers([row.user_id for row in thin]),
+            users_array([row.user_id for row in thin], config.user_ids),
             integers([row.request_ts for row in thin]),
         ]
         for feature in config.features:
@@ -179,6 +188,13 @@ class Tables:
         if len(views) == len(snapshots):
             return snapshots_array(views, self._mutable)
         return mappings_array(snapshots, self._mutable, self._forms)
+
+
+def users_array(users: Sequence[int | str], kind: UserIdKind) -> pa.Array:
+    """Converts users; raises one of UNFIT for those of another kind."""
+    if not is_text_kind(kind):
+        return integers(cast("Sequence[int]", users), USER_TYPES[kind])
+    return pa.array([canonical_text(cast("str", user), kind) for user in users], pa.string())
 
 
 def require_size(batch: pa.RecordBatch, bytes_max: int) -> None:

@@ -171,7 +171,7 @@ def failure(part: AnsweredRows, place: int) -> StatusError:
     """Returns the error that names an example and the remedy."""
     name = status_name(int(part.answer.statuses[place]))
     return StatusError(
-        f"Example {part.example_ids[place]} of user {part.answer.rows.pointers.user_ids[place]} "
+        f"Example {part.example_ids[place]} of user {part.answer.rows.pointers.user(place)} "
         f"is {name}; {ADVICE.get(name, 'update this client')}, or let the policy for {name} be "
         f"'skip' or 'pass'."
     )

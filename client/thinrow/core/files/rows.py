@@ -8,6 +8,7 @@ import numpy as np
 from thinrow.core.files.arrow import conformed, load_pyarrow, plain, plain_type
 from thinrow.core.files.parquet import joined_batches, open_parquet
 from thinrow.core.files.paths import data_files
+from thinrow.core.files.user_columns import holds_users, user_values
 from thinrow.core.pointers import MutableColumn, MutableEvents, Pointers, ThinRows
 from thinrow.core.runs import offsets_of
 from thinrow.errors import InputError
@@ -100,7 +101,7 @@ def check(path: object, schema: pa.Schema) -> None:
     def is_integer_or_null(kind: pa.DataType) -> bool:
         return bool(types.is_integer(kind) or types.is_null(kind))
 
-    need(schema, "", "user_id", types.is_integer, "int64")
+    need(schema, "", "user_id", holds_users, "integers, texts or UUIDs")
     need(schema, "", "request_ts", types.is_integer, "int64")
     pointer = need(schema, "", "uih", types.is_struct, "a struct")
     for name in ("start_ts", "end_ts", "max_length", "digest"):
@@ -136,7 +137,7 @@ def to_pointers(path: object, batch: pa.RecordBatch) -> Pointers:
     """Takes the pointers of some rows."""
     uih = fields(plain(batch.column("uih")))
     return Pointers(
-        user_ids=complete(path, "user_id", batch.column("user_id")),
+        user_ids=user_values(path, batch.column("user_id")),
         start_ts=complete(path, "uih.start_ts", uih["start_ts"]),
         end_ts=complete(path, "uih.end_ts", uih["end_ts"]),
         max_lengths=complete(path, "uih.max_length", uih["max_length"]),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.core.pointers import MutableColumn
 
-__all__ = ["arrow_column", "cast_integers", "is_arrow", "trait_array"]
+__all__ = ["SAME_BITS", "arrow_column", "cast_integers", "is_arrow", "trait_array"]
 
 SAME_BITS = (
     "; write the same bits as int64 in every table: Polars "

@@ -34,9 +34,14 @@ def to_request(
         head.tenant = projection
     else:
         head.projection.CopyFrom(to_wire_projection(projection))
+    if pointers.user_texts is not None:
+        head.user_texts.extend(pointers.user_texts.tolist())
+    elif pointers.user_id_kind == "uint64":
+        head.user_id_kind = wire.USER_ID_KIND_UINT64
+    users = b"" if pointers.user_texts is not None else pointers.user_ids.tobytes()
     parts = [
         head.SerializeToString(),
-        packed("user_ids", pointers.user_ids.tobytes()),
+        packed("user_ids", users),
         packed("end_ts", native.varints(pointers.end_ts)),
     ]
     if pointers.start_ts.any():

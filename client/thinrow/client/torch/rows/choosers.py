@@ -10,6 +10,7 @@ from thinrow.client.torch.rows.order import mixed
 from thinrow.core.files.arrow import plain_schema
 from thinrow.core.files.row_filter import RowFilter
 from thinrow.core.files.rows import complete
+from thinrow.core.files.user_columns import user_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -107,7 +108,7 @@ class UserShares(EveryGroup):
     def choose(self, batch: pa.RecordBatch, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the share of each row's user; see Chooser."""
         del numbers
-        places = unit_interval(integers(batch, "user_id"), self._seed)
+        places = unit_interval(user_words(batch["user_id"]), self._seed)
         return np.searchsorted(self._ends, places, side="right")
 
 
@@ -135,7 +136,7 @@ class NewestRequests(EveryGroup):
         del numbers
         if not len(self._users):
             return np.zeros(len(batch), np.int64)
-        users, times = integers(batch, "user_id"), integers(batch, "request_ts")
+        users, times = user_words(batch["user_id"]), integers(batch, "request_ts")
         # Users who are not there have no rows to choose from.
         places = np.minimum(np.searchsorted(self._users, users), len(self._users) - 1)
         is_second = times == self._second[places]
@@ -151,7 +152,7 @@ def two_newest(
     for batch, path in rows:
         held.append(
             (
-                complete(path, "user_id", batch["user_id"]).astype(np.int64),
+                user_words(batch["user_id"], path),
                 complete(path, "request_ts", batch["request_ts"]).astype(np.int64),
             )
         )

@@ -23,6 +23,7 @@ from thinrow.core.files.paths import data_files
 from thinrow.core.files.row_filter import known_of_key, known_of_range
 from thinrow.core.files.rows import check, fields, snapshots_type
 from thinrow.core.files.tables import table_name, to_table
+from thinrow.core.files.user_columns import user_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -179,7 +180,9 @@ class TableGroups:
         """Returns a hash of all users, request times and pointers, whatever their layout."""
         digest = hashlib.sha256(repr(sorted(self._table.schema.names)).encode())
         pointers = [fields(plain(chunk)) for chunk in self._table["uih"].chunks]
-        columns = [plain(self._table[name]).chunks for name in ("user_id", "request_ts")]
+        for chunk in self._table["user_id"].chunks:
+            digest.update(user_words(chunk).data)
+        columns = [plain(self._table["request_ts"]).chunks]
         columns += [[chunk[name] for chunk in pointers] for name in POINTER]
         for chunk in itertools.chain.from_iterable(columns):
             numbers = chunk.fill_null(0).to_numpy().astype(np.int64, copy=False)

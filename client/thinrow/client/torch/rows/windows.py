@@ -10,6 +10,7 @@ from thinrow.client.torch.rows.order import mixed, shuffled, shuffled_blocks, so
 from thinrow.client.torch.source import RowChunk
 from thinrow.core.files.arrow import load_pyarrow, one_batch
 from thinrow.core.files.rows import complete, other_columns, to_thin_rows
+from thinrow.core.files.user_columns import user_words
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -60,9 +61,7 @@ class Window:
         order = np.arange(len(self._ids))
         self._is_shuffled = files.order != "files"
         if files.order in ("users", "mixed"):
-            users = np.concatenate(
-                [complete(path, "user_id", batch["user_id"]) for batch, _, path in parts]
-            )
+            users = np.concatenate([user_words(batch["user_id"], path) for batch, _, path in parts])
             order = order[np.argsort(mixed(users, *salts), kind="stable")]
             if files.order == "mixed":
                 order = order[shuffled_blocks(len(order), MIXED_ROWS, *salts)]
