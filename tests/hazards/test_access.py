@@ -48,7 +48,7 @@ online = ["append"]
 
 [ranker]
 traits = ["brand"]
-calls_max = 1
+calls_max = 8
 streams_max = 1
 {hashed(RANKER)}
 

@@ -1,4 +1,4 @@
-"""Memory of a serving process: freed memory is reused, from few heaps."""
+"""Memory of a serving process: freed memory is reused, from one heap."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ __all__ = ["set_up_memory"]
 
 FREED_BYTES_KEPT = 1 << 30
 """Freed memory beyond this goes back to the system."""
-ARENAS_MAX = 2
-"""The default of eight per core may keep more together than the server's memory bound."""
+ARENAS_MAX = 1
+"""Several, by default eight per core, may keep more together than the server's memory bound."""
 
 
 def set_up_memory() -> None:
-    """Makes the process reuse the memory that it frees, from few heaps; call it first of all."""
+    """Makes the process reuse the memory that it frees, from one heap.
+
+    Call it first of all: a heap that a library's thread has made stays.
+    """
     limit_arenas(ARENAS_MAX)
     keep_freed_memory(FREED_BYTES_KEPT)

@@ -15,6 +15,9 @@ app = typer.Typer()
 @command(app, "serve")
 def serve_command(config: ServerConfig) -> None:
     """Serve a store until SIGTERM or Ctrl-C; new generations are taken up as they appear."""
+    from thinrow.access.memory import set_up_memory
+
+    set_up_memory()
     from thinrow.materialization.processes import Processes
     from thinrow.materialization.server import Server
 

@@ -29,13 +29,11 @@ def serve_until_stopped(
         once_serving: Called after `server` was entered.
     """
     from thinrow.access.logs import log_to_stderr
-    from thinrow.access.memory import set_up_memory
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     log_to_stderr()
-    set_up_memory()
     with server:
         once_serving()
         while not stop.wait(SIGNAL_CHECK_S):

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from thinrow.access.logs import log_to_stderr
 from thinrow.access.memory import set_up_memory
 from thinrow.errors import ThinRowError
-from thinrow.materialization.server import Server
 
 if TYPE_CHECKING:
     from thinrow.materialization.config import ServerConfig
@@ -28,6 +27,7 @@ __all__ = ["leave", "main", "serve"]
 
 def main() -> None:
     """Runs the process."""
+    set_up_memory()
     parent: Connection[Any, Any] = Connection(int(sys.argv[1]))
     number, config = parent.recv()
     signal.signal(signal.SIGTERM, leave)
@@ -39,7 +39,6 @@ def main() -> None:
 
     for handler in logging.getLogger("thinrow").handlers:
         handler.addFilter(name)
-    set_up_memory()
     # Without a parent there is no one to report to.
     with suppress(OSError):
         serve(config, parent)
@@ -47,6 +46,8 @@ def main() -> None:
 
 def serve(config: ServerConfig, parent: Connection[Any, Any]) -> None:
     """Serves until it is stopped, one way or another."""
+    from thinrow.materialization.server import Server
+
     server = Server(config)
     try:
         with suppress(SystemExit, EOFError, ConnectionResetError), server:
