@@ -23,6 +23,7 @@ from support.worlds import (
     built_world,
     days,
     leftovers,
+    new_world,
     pointers_to,
     read_store,
     some_events,
@@ -416,3 +417,45 @@ def test_tensors_say_what_was_filled(filled: World) -> None:
     batch = to_tensors([AnsweredRows(answer, columns, ids) for answer in answers], torch.int64)
     for each in (batch, batch.to("cpu"), pickle.loads(pickle.dumps(batch))):  # noqa: S301
         assert each.filled == {"shop"}
+
+
+def test_a_corrected_file_of_the_same_name_and_size_is_a_fill_of_its_own(
+    world: World, tmp_path: Path
+) -> None:
+    filled = copied(world, tmp_path / "filled")
+    sizes = []
+    for added in (0, 1):
+        stars = pa.array([(number + added) % 5 for number in range(ROWS)], pa.int8())
+        # Written in full, so that the footer is the same: no dictionary, no statistics.
+        file = filled.write(
+            "shops.parquet",
+            shops(stars=stars),
+            use_dictionary=False,
+            compression="none",
+            write_statistics=False,
+        )
+        sizes.append(file.stat().st_size)
+        assert not fill(shop_config(filled)).already_published
+        assert fill(shop_config(filled)).already_published
+    assert sizes[0] == sizes[1]
+
+
+def test_rows_are_joined_neither_by_codes_nor_to_other_users(tmp_path: Path) -> None:
+    made = new_world(
+        tmp_path,
+        '[item]\nitem_id = { type = "int64", key = true }\n'
+        'brand = { type = "string", sparse = true, codes = { buckets = 100 } }\n',
+    )
+    event = {"user_id": [1], "event_ts": [days(0)[0]], "item_id": [1], "brand": ["nike"]}
+    made.compact(pa.table(event), 1)
+    (made.folder / "extra.toml").write_text(EXTRA, encoding="utf-8")
+    for columns, reason in (
+        ({"brand": ["brand73"]}, "two texts may share"),
+        ({"user_id": [2], "item_id": [1]}, "fill every user's events"),
+    ):
+        values = made.write("values.parquet", pa.table({**columns, "shop": ["a"]}))
+        config = FillConfig(
+            group="extra", values=values, store=made.store, schema=made.folder / "extra.toml"
+        )
+        with pytest.raises(UsageError, match=reason):
+            fill(config)

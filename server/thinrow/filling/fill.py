@@ -32,7 +32,7 @@ from thinrow.store.generations import (
     publish_built,
     remove_leftovers,
 )
-from thinrow.store.hashing import file_fingerprint
+from thinrow.store.hashing import content_fingerprint
 from thinrow.store.manifest import (
     FillRecord,
     Manifest,
@@ -132,13 +132,15 @@ def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillR
         traits=[trait.name for trait in table.filled],
         trait_numbers=[trait.number for trait in table.filled],
         by=list(table.key),
-        values=sorted(file_fingerprint(file, PurePosixPath(file.name).name) for file in files),
+        time_unit=config.time_unit,
+        values=sorted(content_fingerprint(file, PurePosixPath(file.name).name) for file in files),
         rows=0,
         rows_unmatched=0,
         events=0,
         events_unmatched=0,
     )
-    known = next((each for each in reversed(manifest.fills) if each.group == group.name), None)
+    # Another fill in between may have changed what joins rows to events.
+    known = manifest.fills[-1] if manifest.fills else None
     if known is not None and _inputs(known) == _inputs(record) and schema == previous.schema:
         return FillReport(record=known, already_published=True, stored_bytes=manifest.stored_bytes)
     if len(manifest.fills) >= FILLS_MAX:
@@ -181,7 +183,7 @@ def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillR
 def _inputs(record: FillRecord) -> dict[str, object]:
     """The part of a record that the same fill, run again, has in common with it."""
     return record.model_dump(
-        include={"watermark_ts", "group", "trait_numbers", "by", "values"},
+        include={"watermark_ts", "group", "trait_numbers", "by", "time_unit", "values"},
     )
 
 

@@ -190,6 +190,13 @@ def _first_way(file: DataFile, columns: pa.Schema, schema: Schema, group: Featur
     for name in (EVENT_ID.name, EVENT_TS.name):
         if {"user_id", name} <= {*columns.names}:
             return name
+    for name in ("user_id", EVENT_ID.name):
+        if name in columns.names:
+            raise UsageError(
+                f"{file} has {name}, but not user_id with event_id or event_ts, by which rows are "
+                f"joined to single events; add the other, or give --by with a trait to fill every "
+                f"user's events."
+            )
     own = {trait.name for trait in group.traits if not trait.key}
     others = [
         trait.name
@@ -217,6 +224,11 @@ def _key(schema: Schema, by: str) -> tuple[tuple[str, ...], tuple[Trait, ...]]:
         raise UsageError(
             f"--by {by} names no trait of the store; use event_id, event_ts or one of "
             f"{', '.join(trait.name for trait in schema.traits)}."
+        )
+    if trait.buckets is not None or trait.coded is not None:
+        raise UsageError(
+            f"--by {by}: the store has codes in place of its texts, which two texts may share; use "
+            f"event_id, event_ts or another trait."
         )
     if trait.type.is_float or trait.size > 1 or trait.length_max:
         raise UsageError(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FINGERPRINT_BYTES",
     "close_digest",
+    "content_fingerprint",
     "event_digests",
     "file_fingerprint",
     "fold",
@@ -26,6 +27,7 @@ __all__ = [
     "xxh3",
 ]
 
+BLOCK_BYTES = 1 << 20
 FINGERPRINT_BYTES = 1 << 16
 """Bytes at the end of a file that its fingerprint covers."""
 
@@ -89,6 +91,15 @@ def close_digest(sums: NDArray[np.uint64], event_counts: NDArray[np.int64]) -> N
     """Digests as pointers carry them, never 0: uint64 of the shape of ``sums``."""
     closed = xxh3(sums ^ xxh3(event_counts.astype(np.int64).view(np.uint64) ^ _DIGEST_SEED))
     return np.maximum(closed, np.uint64(1))
+
+
+def content_fingerprint(file: DataFile, name: str) -> str:
+    """Returns a name, the keys of a file's Hive folders, and XXH3 of all of its bytes."""
+    digest = xxhash.xxh3_128()
+    for block in file.blocks(BLOCK_BYTES):
+        digest.update(block)
+    keys = "".join(f"{key}={value}/" for key, value in file.keys)
+    return f"{keys}{name} {digest.hexdigest()}"
 
 
 def file_fingerprint(file: DataFile, name: str) -> str:

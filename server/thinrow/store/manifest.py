@@ -155,8 +155,10 @@ class FillRecord(_Record):
     """Their numbers, which are never used again for other traits."""
     by: list[str]
     """Columns that joined rows to events."""
+    time_unit: str | None = None
+    """Unit of times that are integers; None for ms."""
     values: list[str]
-    """Name, size and XXH3 of the last bytes of each file of values, sorted."""
+    """Name and XXH3 of each file of values, sorted."""
     rows: Count
     """Distinct rows."""
     rows_unmatched: Count

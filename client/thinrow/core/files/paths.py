@@ -54,6 +54,20 @@ class DataFile:
         path, filesystem = located(self.name)
         return Path(path) if filesystem is None else None
 
+    def blocks(self, block_bytes: int) -> Iterator[bytes]:
+        """Yields the bytes of the file.
+
+        Raises:
+            InputError: The file cannot be read.
+        """
+        path, filesystem = located(self.name)
+        try:
+            with Path(path).open("rb") if filesystem is None else filesystem.open(path) as file:
+                while block := file.read(block_bytes):
+                    yield block
+        except OSError as error:
+            raise InputError(f"{self.name} cannot be read: {error.strerror or error}.") from error
+
     def end(self, most: int) -> tuple[int, bytes]:
         """Reads the size and at most `most` of the last bytes.
 
