@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from unittest import mock
 
@@ -459,3 +460,21 @@ def test_rows_are_joined_neither_by_codes_nor_to_other_users(tmp_path: Path) -> 
         )
         with pytest.raises(UsageError, match=reason):
             fill(config)
+
+
+def test_columns_of_every_file_count(world: World, tmp_path: Path) -> None:
+    filled = copied(world, tmp_path / "filled")
+    folder = filled.folder / "my values"
+    folder.mkdir()
+    values = shops(m=pa.array([{"note": 1}] * ROWS))
+    half = ROWS // 2
+    filled.write("my values/a b.parquet", values[:half])
+    more = values[half:].append_column("stars", pa.array([1] * (ROWS - half), pa.int8()))
+    config = replace(shop_config(filled), values=folder)
+    filled.write("my values/c.parquet", more)
+    with pytest.raises(UsageError, match=r"c\.parquet has a column stars, and .*a b\.parquet has not"):
+        fill(config)
+    filled.write("my values/c.parquet", values[half:].append_column("zz", values["shop"][half:]))
+    assert fill(config).ignored_columns == ["m", "zz"]
+    shown = CliRunner().invoke(app, ["store", "list", "--store", str(filled.store)])
+    assert "from a b.parquet, c.parquet" in shown.output

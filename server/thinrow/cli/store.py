@@ -65,7 +65,7 @@ def _print_fills(manifest: Manifest) -> None:
     from thinrow.store.times import readable_time
 
     for record in manifest.fills[-FILLS_SHOWN_MAX:]:
-        files = ", ".join(text.rsplit(" ", 2)[0] for text in record.values[:FILLS_SHOWN_MAX])
+        files = ", ".join(text.rpartition(" ")[0] for text in record.values[:FILLS_SHOWN_MAX])
         out.print(
             f"Fill {record.generation} at {readable_time(record.filled_ts)}: {record.group} "
             f"({', '.join(record.traits)}) by {', '.join(record.by)}, {record.events:,} events "

@@ -25,11 +25,10 @@ from thinrow.compaction.vocabularies import (
     growths,
     write_vocabularies,
 )
+from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.paths import data_files
 from thinrow.errors import SchemaError, UsageError
-from thinrow.events.canonical import (
-    ignored_columns,
-)
+from thinrow.events.canonical import ID_COLUMNS, ignored_columns
 from thinrow.events.exported import check_exports
 from thinrow.events.log_facts import propose_schema
 from thinrow.events.order import planned_cuts
@@ -251,7 +250,10 @@ def _compact(
         write_manifest(building, manifest)
         publish_built(building, manifest.number)
     _prune(config)
-    ignored = {name for file in files for name in ignored_columns(file, schema)}
+    known = {*ID_COLUMNS, *schema.by_name}
+    ignored = {
+        name for file in files for name in ignored_columns(open_parquet(file).schema_arrow, known)
+    }
     return CompactionReport(
         generation=manifest.number,
         watermark_ts=manifest.watermark_ts,

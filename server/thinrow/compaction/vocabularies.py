@@ -8,8 +8,6 @@ a file stand first, and the number of shards, thus have no influence on a code.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +19,7 @@ from thinrow.core.files.arrow import one_array
 from thinrow.core.files.permissions import make_folder
 from thinrow.errors import InputError, StoreCorruptError
 from thinrow.store.manifest import VOCABULARIES, StoredVocabulary
-from thinrow.store.shard import fsync
+from thinrow.store.shard import fsync, link_or_copy
 from thinrow.store.vocabulary import Vocabulary, kept_vocabulary, vocabulary_name
 
 if TYPE_CHECKING:
@@ -187,21 +185,13 @@ def write_vocabularies(
         vocabulary, path = vocabularies[trait.name], folder / vocabulary_name(trait)
         same = before.get(trait.number)
         if same is not None and previous is not None and same.values == len(vocabulary):
-            _share(previous.folder / VOCABULARIES / same.file.name, path)
+            link_or_copy(previous.folder / VOCABULARIES / same.file.name, path)
             file = same.file
         else:
             file = vocabulary.write(path)
         stored.append(StoredVocabulary(trait=trait.number, values=len(vocabulary), file=file))
     fsync(folder)
     return stored
-
-
-def _share(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)
-        fsync(target)
 
 
 def growths(

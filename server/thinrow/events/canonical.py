@@ -24,7 +24,7 @@ from thinrow.events.user_ids import UserIdReader
 from thinrow.schema import Schema, Trait, TraitType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from thinrow.core.files.paths import AnyFile, DataFile
@@ -76,11 +76,9 @@ def check_output(out: Path, inputs: Sequence[DataFile]) -> None:
             raise InputError(f"--out {out} is also an input, and would be lost; name another file.")
 
 
-def ignored_columns(path: AnyFile, schema: Schema) -> list[str]:
-    """Columns of a file that are neither an event's own nor a trait."""
-    known = {*ID_COLUMNS, *(trait.name for trait in schema.traits)}
+def ignored_columns(columns: pa.Schema, known: Collection[str]) -> list[str]:
+    """Columns, and fields of structs, that are none of those known."""
     roots = {name.partition(".")[0] for name in known}
-    columns = open_parquet(path).schema_arrow
     names = [
         name
         for column in columns

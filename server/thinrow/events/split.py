@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +21,14 @@ from thinrow.store.hashing import shard_of
 from thinrow.store.user_texts import unique_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from thinrow.core.files.paths import AnyFile
     from thinrow.events.time_columns import TimeReader
     from thinrow.schema import Schema
     from thinrow.store.user_texts import UserTexts
 
-__all__ = ["Progress", "SplitEvents", "read_split", "split_by_user", "split_events"]
+__all__ = ["Progress", "ShardFiles", "SplitEvents", "read_split", "split_events"]
 
 Progress = Callable[[str, int, int], None]
 """Receives the stage, the amount done, and the total."""
@@ -69,40 +69,56 @@ class SplitEvents:
 
 
 def read_split(folder: Path, shard: int) -> pa.Table:
-    """Reads the rows of one shard that `split_by_user` wrote, in the order of the input."""
+    """Reads the rows of one shard that `ShardFiles` wrote, in the order of the input."""
     with pa.memory_map(str(folder / f"{shard:04d}.arrow")) as source:
         return pa.ipc.open_stream(source).read_all()
 
 
-def split_by_user(
-    tables: Iterator[pa.Table], schema: pa.Schema, shards: int, folder: Path
-) -> Iterator[pa.Table]:
-    """Writes tables with `user_id` by shard into ``folder``, which it makes; yields each again."""
-    folder.mkdir()
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with ExitStack() as stack:
-        writers = [
-            stack.enter_context(
-                pa.ipc.new_stream(
-                    stack.enter_context(pa.OSFile(str(folder / f"{shard:04d}.arrow"), "wb")),
-                    schema,
-                    options=options,
+class ShardFiles:
+    """Files of rows by shard, which are written table after table. A context manager.
+
+    Args:
+        folder: Folder to create.
+        schema: Schema of the tables, which have `user_id`.
+        shards: Number of shards.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema, shards: int) -> None:
+        self._folder, self._schema, self._shards = folder, schema, shards
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir()
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with ExitStack() as stack:
+            self._writers = [
+                stack.enter_context(
+                    pa.ipc.new_stream(
+                        stack.enter_context(
+                            pa.OSFile(str(self._folder / f"{shard:04d}.arrow"), "wb")
+                        ),
+                        self._schema,
+                        options=options,
+                    )
                 )
-            )
-            for shard in range(shards)
-        ]
-        for table in tables:
-            if not table.num_rows:
-                continue
-            owners = shard_of(table.column("user_id").to_numpy(), shards)
-            # Numbers of two bytes are sorted in one pass.
-            order = np.argsort(owners.astype(np.uint16), kind="stable")
-            by_shard = table.take(pa.array(order))
-            bounds = offsets_of(np.bincount(owners, minlength=shards)).tolist()
-            for shard, (first, last) in enumerate(pairwise(bounds)):
-                if first < last:
-                    writers[shard].write_table(by_shard.slice(first, last - first))
-            yield table
+                for shard in range(self._shards)
+            ]
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Writes each row to the file of its shard."""
+        owners = shard_of(table.column("user_id").to_numpy(), self._shards)
+        # Numbers of two bytes are sorted in one pass.
+        order = np.argsort(owners.astype(np.uint16), kind="stable")
+        by_shard = table.take(pa.array(order))
+        bounds = offsets_of(np.bincount(owners, minlength=self._shards)).tolist()
+        for shard, (first, last) in enumerate(pairwise(bounds)):
+            if first < last:
+                self._writers[shard].write_table(by_shard.slice(first, last - first))
 
 
 def split_events(
@@ -125,24 +141,23 @@ def split_events(
     rows = 0
     arrivals = TimeSpan()
     users = UserIdReader(schema.user_ids)
-    is_done, has_texts = False, is_text_kind(schema.user_ids)
-
-    def texts() -> Iterator[pa.Table]:
-        while not is_done:
-            yield users.take_users()
-
-    tables = (table for file in files for table in read_events(file, schema, times, users))
-    by_text = split_by_user(texts(), USERS, shards, folder / TEXTS)
-    for table in split_by_user(tables, canonical_schema(schema), shards, folder):
-        observe(table)
+    has_texts = is_text_kind(schema.user_ids)
+    with ExitStack() as stack:
+        events = stack.enter_context(ShardFiles(folder, canonical_schema(schema), shards))
+        texts = None
         if has_texts:
-            next(by_text)
-        rows += table.num_rows
-        arrivals.add(TimeSpan.of(table.column("arrival_ts").to_numpy()))
-        progress("Reading events", rows, total)
-    is_done = True
-    if has_texts:
-        next(by_text, None)
+            texts = stack.enter_context(ShardFiles(folder / TEXTS, USERS, shards))
+        for file in files:
+            for table in read_events(file, schema, times, users):
+                if not table.num_rows:
+                    continue
+                events.write(table)
+                observe(table)
+                if texts is not None:
+                    texts.write(users.take_users())
+                rows += table.num_rows
+                arrivals.add(TimeSpan.of(table.column("arrival_ts").to_numpy()))
+                progress("Reading events", rows, total)
     return SplitEvents(
         folder=folder, shards=shards, rows=rows, arrivals=arrivals, has_texts=has_texts
     )

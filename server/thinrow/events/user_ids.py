@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.core.files.arrow import one_array, plain, shown_type
 from thinrow.core.files.trait_arrays import SAME_BITS, cast_integers
-from thinrow.core.files.user_columns import uuid_texts
+from thinrow.core.files.user_columns import user_type, uuid_texts
 from thinrow.core.user_ids import (
     USER_ID_BYTES_MAX,
     UUID_TEXT,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.core.files.paths import AnyFile
 
-__all__ = ["USERS", "UserIdReader", "user_column", "user_column_type", "written_ids"]
+__all__ = ["USERS", "UserIdReader", "user_column", "written_ids"]
 
 USERS = pa.schema([("user_id", pa.int64()), ("text", pa.large_string())])
 """Keys and texts of users."""
@@ -64,11 +64,6 @@ class UserIdReader:
         return pa.concat_tables(read) if read else USERS.empty_table()
 
 
-def user_column_type(kind: UserIdKind) -> pa.DataType:
-    """Returns the Arrow type in which files of a store have its users."""
-    return {"int64": pa.int64(), "uint64": pa.uint64()}.get(kind, pa.string())
-
-
 def user_column(path: AnyFile, column: pa.ChunkedArray, kind: UserIdKind) -> pa.ChunkedArray:
     """Converts a column of ids, in any layout of Arrow: int64, uint64, or texts.
 
@@ -77,7 +72,7 @@ def user_column(path: AnyFile, column: pa.ChunkedArray, kind: UserIdKind) -> pa.
     """
     if is_text_kind(kind):
         texts = _texts(path, column, kind).dictionary_decode()
-        return pa.chunked_array([texts.cast(user_column_type(kind))])
+        return pa.chunked_array([texts.cast(user_type(kind))])
     _refuse_nulls(path, column)
     return _integers(path, plain(column), kind)
 
@@ -149,7 +144,7 @@ def _integers(path: AnyFile, column: pa.ChunkedArray, kind: UserIdKind) -> pa.Ch
                 f"{path}: user_id has {least}, and user ids are uint64 here; write the same bits "
                 f"as unsigned integers."
             )
-    return cast_integers(path, column, "user_id", user_column_type(kind))
+    return cast_integers(path, column, "user_id", user_type(kind))
 
 
 def written_ids(keys: NDArray[np.int64], kind: UserIdKind) -> pa.Array:

@@ -18,7 +18,7 @@ from thinrow.compaction.shards import previous_shard, write_shards
 from thinrow.compaction.vocabularies import known_vocabularies, write_vocabularies
 from thinrow.core.files.paths import data_files
 from thinrow.errors import InputError, SchemaError, UsageError
-from thinrow.events.split import read_split, split_by_user
+from thinrow.events.split import ShardFiles, read_split
 from thinrow.events.time_columns import TimeReader
 from thinrow.filling.rows import FillRows, check_bytes, text_of_key
 from thinrow.filling.shard import SHOWN_MAX, FillCounts, FillTask, fill_shard
@@ -208,9 +208,9 @@ class _FilledShards:
         tables = self._counted(task.table.read(times), progress)
         if task.table.by_user:
             self._scratch = building / "values"
-            shards = previous.shard_count
-            for _ in split_by_user(tables, task.table.schema, shards, self._scratch):
-                pass
+            with ShardFiles(self._scratch, task.table.schema, previous.shard_count) as files:
+                for table in tables:
+                    files.write(table)
         else:
             self._of_all = FillRows(_bounded(tables, task.table), task.table)
         if not self.rows_read:

@@ -12,7 +12,7 @@ from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.trait_arrays import cast_integers
 from thinrow.core.user_ids import is_text_kind
 from thinrow.errors import InputError, UsageError
-from thinrow.events.canonical import BATCH_ROWS, canonical_type, trait_column
+from thinrow.events.canonical import BATCH_ROWS, canonical_type, ignored_columns, trait_column
 from thinrow.events.user_ids import UserIdReader
 from thinrow.schema import EVENT_ID, EVENT_TS
 
@@ -80,12 +80,19 @@ class FillTable:
                 f"{' or '.join(own[:3]) or 'of a trait that is no key'}."
             )
         wanted = [*key, *(trait.name for trait in filled)]
+        ignored: dict[str, None] = {}
         for file in files:
             with open_parquet(file) as table:
                 for name in wanted:
                     if field_type(table.schema_arrow, name) is None:
                         raise InputError(f"{file} has no column {name}; {_reason(name, key, by)}.")
-        used = {split_name(columns, name)[0] for name in wanted}
+                for name in (trait.name for trait in group.traits if trait.name not in wanted):
+                    if field_type(table.schema_arrow, name) is not None:
+                        raise InputError(
+                            f"{file} has a column {name}, and {files[0]} has not; give every file "
+                            f"the same columns."
+                        )
+                ignored |= dict.fromkeys(ignored_columns(table.schema_arrow, wanted))
         if key[0] == "user_id" and is_text_kind(schema.user_ids):
             raise UsageError(
                 f"User ids are {schema.user_ids} in this store, and a fill joins rows to users of "
@@ -97,7 +104,7 @@ class FillTable:
             key=key,
             key_traits=key_traits,
             filled=filled,
-            ignored=tuple(name for name in columns.names if name not in used),
+            ignored=tuple(ignored),
         )
 
     @property
@@ -225,7 +232,7 @@ def _key(schema: Schema, by: str) -> tuple[tuple[str, ...], tuple[Trait, ...]]:
             f"--by {by} names no trait of the store; use event_id, event_ts or one of "
             f"{', '.join(trait.name for trait in schema.traits)}."
         )
-    if trait.buckets is not None or trait.coded is not None:
+    if trait.buckets is not None:
         raise UsageError(
             f"--by {by}: the store has codes in place of its texts, which two texts may share; use "
             f"event_id, event_ts or another trait."

@@ -17,13 +17,14 @@ from thinrow.core.files.arrow import uih_type
 from thinrow.core.files.lean import LeanRows
 from thinrow.core.files.parquet import joined_batches
 from thinrow.core.files.paths import data_files
+from thinrow.core.files.user_columns import user_type
 from thinrow.errors import UsageError
 from thinrow.events.canonical import (
     check_output,
 )
 from thinrow.events.split import Progress, SplitEvents, split_events
 from thinrow.events.time_columns import TimeReader, TimeSpan
-from thinrow.events.user_ids import USERS, user_column_type
+from thinrow.events.user_ids import USERS
 from thinrow.jobs.served_requests import ServedRequests, read_requests
 from thinrow.jobs.shard_events import ShardEvents, cut_by_events
 from thinrow.jobs.thin_rows import (
@@ -227,7 +228,7 @@ def _write_rows(
                 file.write(table.slice(first - start, last - first), part)
                 digests.append(pc.struct_field(part.column("uih"), "digest").to_numpy())
             start = end
-        for name, kind_of in (("user_id", user_column_type(kind)), ("request_ts", pa.int64())):
+        for name, kind_of in (("user_id", user_type(kind)), ("request_ts", pa.int64())):
             schema = schema.set(schema.get_field_index(name), pa.field(name, kind_of))
         file.open(pa.schema([*schema, *thin.schema]))
     return np.concatenate(digests)

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from thinrow.core.files.arrow import trait_type
 from thinrow.core.files.column_arrays import column_array
+from thinrow.core.files.user_columns import user_type
 from thinrow.core.pointers import MutableColumn
 from thinrow.core.wire.columns import from_wire
 from thinrow.errors import ThinRowError
 from thinrow.events.exported import EARLIEST_TS, Span
-from thinrow.events.user_ids import user_column_type
 from thinrow.store.scratch import scratch_beside
 from thinrow.store.shard import fsync, storage_error
 from thinrow.v1 import materialization_pb2 as wire
@@ -79,7 +79,7 @@ def export_events(
 
 
 def _schema(traits: Iterable[wire.Trait], kind: UserIdKind) -> pa.Schema:
-    ids = [pa.field("user_id", user_column_type(kind))]
+    ids = [pa.field("user_id", user_type(kind))]
     ids += [pa.field(name, pa.int64()) for name in ("event_ts", "arrival_ts", "event_id")]
     kinds = [
         (trait.name, trait_type(trait.type, trait.vector_size, trait.list_length_max))

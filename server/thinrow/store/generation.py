@@ -193,12 +193,13 @@ class Generation:
         """
         shard, summary = self.shards[number], self.manifest.shards[number]
         listed = {file.name for file in summary.files if file.name.endswith(".sst")}
-        if shard.table_names != listed:
+        tables = shard.tables()
+        if tables.keys() != listed:
             raise StoreCorruptError(
                 f"{shard.path} has other tables than its manifest lists; restore it from a replica "
                 f"or build the generation again."
             )
-        if (self._owners(shard.outer_keys) != number).any():
+        if (self._owners([key for outer in tables.values() for key in outer]) != number).any():
             raise StoreCorruptError(
                 f"{shard.path} holds users of another shard than {number} of {self.shard_count}; "
                 f"restore it from a replica or build the generation again."

@@ -184,15 +184,23 @@ class ShardWriter:
             raise storage_error(error, self.path) from error
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Shares a file with another folder; copies it where the file system has no links."""
+    with suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copyfile(source, target)
+    fsync(target)
+
+
 def _linked(source: Path, target: Path) -> frozenset[str]:
     """Puts a finished shard's files into another folder: tables shared, the others copied."""
     try:
         for file in source.iterdir():
             if file.suffix == ".sst":
-                with suppress(OSError):
-                    os.link(file, target / file.name)
-                    continue
-            shutil.copyfile(file, target / file.name)
+                link_or_copy(file, target / file.name)
+            else:
+                shutil.copyfile(file, target / file.name)
     except OSError as error:
         raise storage_error(error, target) from error
     return frozenset(file.name for file in source.glob("*.sst"))
@@ -299,16 +307,12 @@ class Shard:
         except Exception as error:
             raise storage_error(error, self.path) from error
 
-    @property
-    def table_names(self) -> set[str]:
-        """Names of the files of the tables that are read."""
-        return {table["name"].lstrip("/") for table in self._database.live_files()}
-
-    @property
-    def outer_keys(self) -> list[bytes]:
-        """The first and the last key of each table."""
-        tables = self._database.live_files()
-        return [table[name] for table in tables for name in ("start_key", "end_key")]
+    def tables(self) -> dict[str, tuple[bytes, bytes]]:
+        """Returns the first and the last key of each table, by the name of its file."""
+        return {
+            table["name"].lstrip("/"): (table["start_key"], table["end_key"])
+            for table in self._database.live_files()
+        }
 
     @property
     def takes_layer(self) -> bool:

@@ -23,7 +23,7 @@ from thinrow.core.files.arrow import one_array, trait_type
 from thinrow.core.files.permissions import file_mode, make_folder
 from thinrow.errors import StoreCorruptError
 from thinrow.store.manifest import NEW, VOCABULARIES, StoredFile, file_summary
-from thinrow.store.shard import fsync
+from thinrow.store.shard import fsync, link_or_copy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -182,6 +182,6 @@ def keep_vocabularies(store: Path, folder: Path, files: Sequence[StoredFile]) ->
         if path.exists() and pq.read_metadata(path).num_rows >= pq.read_metadata(source).num_rows:
             continue
         new.unlink(missing_ok=True)
-        os.link(source, new)
+        link_or_copy(source, new)
         new.replace(path)
         fsync(kept)

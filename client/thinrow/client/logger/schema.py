@@ -17,6 +17,7 @@ from thinrow.client.logger.values import (
 from thinrow.core.files.arrow import mutable_type as arrow_mutable_type
 from thinrow.core.files.arrow import uih_type
 from thinrow.core.files.rows import to_thin_rows
+from thinrow.core.files.user_columns import user_type
 from thinrow.core.thin_row import EventView
 from thinrow.core.user_ids import canonical_text, is_text_kind
 from thinrow.core.wire.columns import form_of
@@ -36,13 +37,6 @@ __all__ = ["Tables", "fitting", "mutable_type"]
 Entry = TypeVar("Entry")
 
 UIH = uih_type()
-USER_TYPES = {
-    "int64": pa.int64(),
-    "uint64": pa.uint64(),
-    "uuid": pa.string(),
-    "string": pa.string(),
-}
-"""Type of the column `user_id` by kind of ids."""
 
 
 class Described(Protocol):
@@ -74,7 +68,7 @@ class Tables:
         self._config = config
         own = [
             pa.field("request_id", pa.string()),
-            pa.field("user_id", USER_TYPES[config.user_ids]),
+            pa.field("user_id", user_type(config.user_ids)),
             pa.field("request_ts", pa.int64()),
         ]
         self._mutable = without_forms(config.mutable)
@@ -193,7 +187,7 @@ class Tables:
 def users_array(users: Sequence[int | str], kind: UserIdKind) -> pa.Array:
     """Converts users; raises one of UNFIT for those of another kind."""
     if not is_text_kind(kind):
-        return integers(cast("Sequence[int]", users), USER_TYPES[kind])
+        return integers(cast("Sequence[int]", users), user_type(kind))
     return pa.array([canonical_text(cast("str", user), kind) for user in users], pa.string())
 
 

@@ -12,8 +12,9 @@ from thinrow.errors import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
+    from thinrow.core.user_ids import UserIdKind
 
-__all__ = ["holds_users", "user_values", "user_words", "uuid_texts"]
+__all__ = ["holds_users", "user_type", "user_values", "user_words", "uuid_texts"]
 
 
 def holds_users(kind: pa.DataType) -> bool:
@@ -23,6 +24,12 @@ def holds_users(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_integer(kind) or pa.types.is_large_string(kind) or isinstance(kind, pa.UuidType)
     )
+
+
+def user_type(kind: UserIdKind) -> pa.DataType:
+    """Returns the Arrow type in which files of a store have their users."""
+    pa = load_pyarrow()
+    return {"int64": pa.int64(), "uint64": pa.uint64()}.get(kind, pa.string())
 
 
 def user_values(path: object, array: pa.Array) -> NDArray[Any]:
@@ -76,9 +83,10 @@ def uuid_texts(array: pa.Array) -> pa.Array:
     storage = array.storage if is_uuid else array
     if not (is_uuid or pa.types.is_fixed_size_binary(array.type)):
         return array
-    texts = [
-        None if one is None else "-".join((h[:8], h[8:12], h[12:16], h[16:20], h[20:]))
-        for one in storage.to_pylist()
-        for h in ("" if one is None else one.hex(),)
-    ]
+    texts = [None if one is None else _hyphenated(one.hex()) for one in storage.to_pylist()]
     return pa.array(texts, pa.large_string())
+
+
+def _hyphenated(digits: str) -> str:
+    # Several times as fast as an object of uuid.UUID for each.
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
