@@ -472,7 +472,9 @@ def test_columns_of_every_file_count(world: World, tmp_path: Path) -> None:
     more = values[half:].append_column("stars", pa.array([1] * (ROWS - half), pa.int8()))
     config = replace(shop_config(filled), values=folder)
     filled.write("my values/c.parquet", more)
-    with pytest.raises(UsageError, match=r"c\.parquet has a column stars, and .*a b\.parquet has not"):
+    with pytest.raises(
+        UsageError, match=r"c\.parquet has a column stars, and .*a b\.parquet has not"
+    ):
         fill(config)
     filled.write("my values/c.parquet", values[half:].append_column("zz", values["shop"][half:]))
     assert fill(config).ignored_columns == ["m", "zz"]
