@@ -76,4 +76,4 @@ def print_proposed(proposed: ProposedSchema) -> None:
         "choose otherwise stop, and start with thinrow schema EVENTS --out FILE."
     )
     err.print(reasons(proposed))
-    err.print(proposed.toml, soft_wrap=True, markup=False)
+    err.print(proposed.toml, soft_wrap=True)

@@ -56,4 +56,4 @@ def _print_some(what: str, keys: Sequence[dict[str, object]]) -> None:
 
     if keys:
         shown = "; ".join(map(text_of_key, keys))
-        out.print(f"{what}: such as {shown}", soft_wrap=True, markup=False)
+        out.print(f"{what}: such as {shown}", soft_wrap=True)

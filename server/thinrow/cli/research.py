@@ -40,7 +40,7 @@ def research_command(config: ResearchConfig) -> None:
         )
     out.print(comparison(report), soft_wrap=True)
     out.print("\nThis trains from it:\n")
-    out.print(training_lines(config.out, report.items), markup=False, soft_wrap=True, end="")
+    out.print(training_lines(config.out, report.items), soft_wrap=True, end="")
 
 
 def figures(config: ResearchConfig, report: ResearchReport) -> dict[str, object]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 from thinrow.cli.command import command
 from thinrow.core.files.io_errors import failure_reason
@@ -44,7 +43,7 @@ def schema_command(
         proposed = propose_schema(log_files(events), progress)
     err.print(reasons(proposed))
     if schema is None:
-        out.print(proposed.toml, end="", soft_wrap=True, markup=False)
+        out.print(proposed.toml, end="", soft_wrap=True)
     else:
         try:
             schema.write_text(proposed.toml, encoding="utf-8")
@@ -61,5 +60,5 @@ def reasons(proposed: ProposedSchema) -> Table:
     table = Table("column", "in the log", "group", "why", title="Proposed", title_justify="left")
     for column in proposed.columns:
         why = "; ".join(column.reasons) or "as it is"
-        table.add_row(*map(escape, (column.name, column.kind, column.group or "", why)))
+        table.add_row(column.name, column.kind, column.group or "", why)
     return table

@@ -62,7 +62,7 @@ def slim_command(
     if config.cadence_offset_ms:
         compact += f"--cadence-offset {duration_text(config.cadence_offset_ms)} "
     compact += f"--watermark {report.watermark_ts}"
-    out.print(f"    {compact}", soft_wrap=True, markup=False)
+    out.print(f"    {compact}", soft_wrap=True)
 
 
 def figures(report: SlimReport) -> dict[str, object]:

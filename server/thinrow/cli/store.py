@@ -71,7 +71,6 @@ def _print_fills(manifest: Manifest) -> None:
             f"({', '.join(record.traits)}) by {', '.join(record.by)}, {record.events:,} events "
             f"from {files}",
             soft_wrap=True,
-            markup=False,
         )
 
 

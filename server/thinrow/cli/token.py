@@ -17,5 +17,5 @@ def token_command() -> None:
     from thinrow.access.tenants import new_token
 
     token, token_sha256 = new_token()
-    out.print(f"token: {token}", soft_wrap=True, highlight=False, markup=False)
-    out.print(f'token_sha256 = ["{token_sha256}"]', soft_wrap=True, highlight=False, markup=False)
+    out.print(f"token: {token}", soft_wrap=True)
+    out.print(f'token_sha256 = ["{token_sha256}"]', soft_wrap=True)

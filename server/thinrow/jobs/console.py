@@ -34,8 +34,9 @@ __all__ = [
     "readable_bytes",
 ]
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Names, texts and ids may look like markup or emoji, which no output of ours has.
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
