@@ -52,7 +52,7 @@ def slim_command(
     if report.facts.rows_disagreeing:
         out.print(*disagreements(report), sep="\n")
     if not report.written:
-        out.print("[bold red]Rows disagree, so nothing was written.[/]")
+        out.print("Rows disagree, so nothing was written.", style="bold red")
         raise typer.Exit(EXIT_FAILED)
     out.print("Then build the store that the rows point at:")
     compact = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from thinrow.jobs.console import out
+from thinrow.jobs.console import out, warn
 from thinrow.store.times import DAY_MS, readable_time
 
 if TYPE_CHECKING:
@@ -36,24 +36,22 @@ def print_outliers(times: Mapping[str, TimeSpan]) -> None:
     """Reports times before 1990 or after 2100, which are probably wrong."""
     for name, span in times.items():
         if span.outliers and span.outliers < span.count:
-            out.print(
-                f"[bold yellow]Warning:[/] {span.outliers:,} of {span.count:,} {name} lie before "
+            warn(
+                f"{span.outliers:,} of {span.count:,} {name} lie before "
                 f"1990 ({span.before:,}) or after 2100 ({span.after:,}), and are probably wrong; "
-                f"they were taken as they are. Fix the job that wrote them.",
-                soft_wrap=True,
+                f"they were taken as they are. Fix the job that wrote them."
             )
 
 
 def print_uncut(report: CompactionReport) -> None:
     """Warns where one watermark stands for days of arrivals."""
     if report.uncut_ms > UNCUT_MS:
-        out.print(
-            f"[bold yellow]Warning:[/] without --cadence this run cut one watermark for "
+        warn(
+            f"without --cadence this run cut one watermark for "
             f"{report.uncut_ms / DAY_MS:,.1f} days of arrivals. Thin rows that backfill writes for "
             f"requests within these days cannot point at it: they carry the events inside, without "
             f"a digest before the first watermark, and take as much room as fat rows. To backfill "
-            f"them, build the store again with --cadence 1d.",
-            soft_wrap=True,
+            f"them, build the store again with --cadence 1d."
         )
 
 
@@ -71,14 +69,13 @@ def print_ties(report: CompactionReport) -> None:
 def print_tied_rows(report: BackfillReport) -> None:
     """Warns about rows that leave out history of their own millisecond."""
     if report.crowded_rows:
-        out.print(
-            f"[bold yellow]Warning:[/] {report.crowded_rows:,} of {report.rows:,} rows "
+        warn(
+            f"{report.crowded_rows:,} of {report.rows:,} rows "
             f"({report.crowded_rows / report.rows:.1%}) have the millisecond of several events of "
             f"their user. They leave out all of these, not the label's own alone, because only "
             f"what arrived before the request is history. If the log says which came first, give "
             f"the events of a user times of their own, one millisecond apart in the log's order, "
-            f"and each request the time of its label; then compact and backfill again.",
-            soft_wrap=True,
+            f"and each request the time of its label; then compact and backfill again."
         )
     elif report.tied_rows:
         out.print(
@@ -92,11 +89,10 @@ def print_tied_rows(report: BackfillReport) -> None:
 def print_far_rows(report: BackfillReport) -> None:
     """Warns about rows that carry days of events, as no watermark is near."""
     if report.far_rows:
-        out.print(
-            f"[bold yellow]Warning:[/] for {report.far_rows:,} of {report.rows:,} rows the store "
+        warn(
+            f"for {report.far_rows:,} of {report.rows:,} rows the store "
             f"has no watermark in the two days before the request (its watermarks begin at "
             f"{readable_time(report.first_watermark_ts)}). They carry all events since the last "
             f"one inside; those before the first watermark have no digest and are as large as fat "
-            f"rows. Build the store again with compact --cadence 1d, up to the last request.",
-            soft_wrap=True,
+            f"rows. Build the store again with compact --cadence 1d, up to the last request."
         )

@@ -58,7 +58,7 @@ def verify_command(
     if report.not_in_fat:
         out.print(f"Not in the fat rows, so not compared: {', '.join(report.not_in_fat)}")
     if not report.rows_that_differ:
-        out.print("[bold green]Every event is equal.[/]")
+        out.print("Every event is equal.", style="bold green")
         return
     table = Table("row", "user", "request_ts", "where", "fat row", "thin row")
     for difference in report.differences:

@@ -57,9 +57,10 @@ class Demo:
     def say(self, what: str, *command: object) -> None:
         """Announces a step, with the command that a user would type for it."""
         self.steps += 1
-        out.print(f"\n[bold]{self.steps}. {what}[/]")
+        out.print(f"\n{self.steps}. {what}", style="bold")
         if command:
-            out.print(f"[cyan]$ thinrow {shlex.join(map(str, command))}[/]", soft_wrap=True)
+            line = f"$ thinrow {shlex.join(map(str, command))}"
+            out.print(line, style="cyan", soft_wrap=True)
 
     def write_inputs(self, sample: SampleData, examples_max: int) -> None:
         """Writes events, schema and at most ``examples_max`` requests."""

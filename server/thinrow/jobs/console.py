@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 from thinrow.errors import StoreMissingError, ThinRowError, UsageError
 
 if TYPE_CHECKING:
@@ -32,9 +33,10 @@ __all__ = [
     "out",
     "progress_bar",
     "readable_bytes",
+    "warn",
 ]
 
-# Names, texts and ids may look like markup or emoji, which no output of ours has.
+# Names, texts and ids may look like markup or emoji; what is coloured says so with a style.
 out = Console(highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
@@ -48,16 +50,12 @@ def one_sentence() -> Iterator[None]:
     try:
         yield
     except ThinRowError as error:
-        err.print(f"[bold red]Error:[/] {_escaped(error)}", soft_wrap=True)
+        err.print(Text("Error:", "bold red"), str(error), soft_wrap=True)
         mistake = isinstance(error, UsageError | StoreMissingError)
         raise typer.Exit(EXIT_USAGE if mistake else EXIT_FAILED) from None
     except KeyboardInterrupt:
         err.print("Stopped.")
         raise typer.Exit(130) from None
-
-
-def _escaped(error: Exception) -> str:
-    return str(error).replace("[", r"\[")
 
 
 @contextmanager
@@ -91,6 +89,11 @@ def facts(title: str, rows: dict[str, object]) -> Table:
     for name, value in rows.items():
         table.add_row(name, f"{value:,}" if type(value) is int else str(value))
     return table
+
+
+def warn(sentences: str) -> None:
+    """Prints what a user should know about a result."""
+    out.print(Text("Warning:", "bold yellow"), sentences, soft_wrap=True)
 
 
 def readable_bytes(count: int) -> str:
