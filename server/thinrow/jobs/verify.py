@@ -337,7 +337,7 @@ def _compare(
             row = int(owner[place])
             if row not in seen:
                 seen.add(row)
-                where = f"{trait}\\[{place - int(starts[place])}]"
+                where = f"{trait}[{place - int(starts[place])}]"
                 note(row, where, theirs_flat[place], ours_flat[place])
         report.values += len(ours_flat)
     for name in report.beside:
