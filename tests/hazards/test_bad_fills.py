@@ -17,6 +17,7 @@ import torch
 from support.paths import SUPPORT
 from support.small_store import copied, sample
 from support.store_contents import contents
+from support.thin_rows import EVENT, UIH
 from support.tried import SEED, times
 from support.worlds import (
     World,
@@ -369,6 +370,40 @@ def test_as_served_refuses_what_was_filled(filled: World) -> None:
                 each.inspect(1, 0, Projection(20, as_served=True))
         with pytest.raises(RequestError, match="shop was filled"):
             client.materialize(POINTERS, "audit")
+
+
+def test_commands_name_what_was_filled(filled: World, tmp_path: Path) -> None:
+    uih = {
+        "start_ts": POINTERS.start_ts,
+        "end_ts": POINTERS.end_ts,
+        "max_length": POINTERS.max_lengths,
+        "digest": POINTERS.digests,
+    }
+    kinds = [uih_type.type for uih_type in UIH]
+    parts = [pa.array(values, kind) for values, kind in zip(uih.values(), kinds, strict=True)]
+    pointed = {
+        "user_id": POINTERS.user_ids,
+        "request_ts": POINTERS.request_ts,
+        "uih": pa.StructArray.from_arrays(parts, fields=list(UIH)),
+        "mutable": pa.array([[]] * len(POINTERS), pa.list_(EVENT)),
+    }
+    rows = filled.write("rows.parquet", pa.table(pointed))
+    fat = str(tmp_path / "fat.parquet")
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(app, [*map(str, arguments), "--server", str(filled.store)])
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return f"{result.exit_code}: {' '.join(result.output.split())}"
+
+    command = ("materialize", str(rows), "--out", fat)
+    assert "shop was filled after events were served" in run(*command, "--as-served")
+    as_served = run(*command, "--as-served", "--traits", "item_id,stars")
+    assert as_served.startswith("0:")
+    assert "filled" not in as_served
+    assert "filled after events were served │ shop" in run(*command)
+    verified = run("verify", str(rows), "--against", fat)
+    assert verified.startswith("0:")
+    assert "Filled after events were served, so older fat rows may differ: shop" in verified
 
 
 def test_a_server_that_ignores_as_served_is_found_out(filled: World) -> None:

@@ -8,10 +8,13 @@ from unittest import mock
 import pyarrow as pa
 import pytest
 from support.explored import CHROMIUM, Page, browsed, said
+from support.small_store import copied
 from support.thin_rows import EVENT, UIH
-from support.worlds import DAY_MS, START_TS, days, new_world
+from support.worlds import DAY_MS, START_TS, World, days, new_world
 from thinrow.compaction.compact import compact
 from thinrow.explore.serving import explorer
+from thinrow.filling.config import FillConfig
+from thinrow.filling.fill import fill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,8 +61,8 @@ def thin_row(
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """The page of two generations; the second drops days, and a user."""
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Two generations, the second of which drops days, and a user; and thin rows."""
     world = new_world(tmp_path_factory.mktemp("pointed"))
     users = {STAYS: EVENTS, ERASED: FIRST_EVENTS, EXPIRED: FIRST_EVENTS}
     events = [{"user_id": user, **event(n)} for user, count in users.items() for n in range(count)]
@@ -77,8 +80,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     fields = [("user_id", pa.int64()), ("request_ts", pa.int64()), ("uih", UIH)]
     schema = pa.schema([*fields, ("mutable", pa.list_(EVENT))])
     rows = pa.Table.from_pylist([thin_row(**given) for given in ROWS.values()], schema)
-    path = world.write("rows.parquet", rows)
-    with explorer([str(world.store)], [str(path)]) as address:
+    world.write("rows.parquet", rows)
+    return world
+
+
+@pytest.fixture(scope="module")
+def page(world: World) -> Iterator[Page]:
+    rows = world.folder / "rows.parquet"
+    with explorer([str(world.store)], [str(rows)]) as address:
         yield Page(address)
 
 
@@ -114,6 +123,29 @@ def test_events_without_ids_are_found_in_the_store(page: Page) -> None:
     assert seen(page, "snapshot") == [
         runs(store=range(20), snapshot=range(20, 24), later=range(24, EVENTS))
     ]
+
+
+def test_filled_values_are_marked_and_do_not_part_events(
+    world: World, page: Page, tmp_path: Path
+) -> None:
+    before = seen(page, "snapshot")
+    filled = copied(world, tmp_path / "filled")
+    prices = pa.table({"item_id": range(EVENTS), "price": [n + 0.5 for n in range(EVENTS)]})
+    values = filled.write("prices.parquet", prices)
+    fill(FillConfig(group="feedback", values=values, store=filled.store))
+    rows = filled.folder / "rows.parquet"
+    with explorer([str(filled.store)], [str(rows)]) as address:
+        filled_page = Page(address)
+        assert seen(filled_page, "snapshot") == before
+        moment = f"row:{NUMBERS['snapshot']}"
+        traits = filled_page.get("/api/view", a=moment)["traits"]
+        assert [trait["name"] for trait in traits if trait["filled_before_ts"] is not None] == [
+            "price"
+        ]
+        if CHROMIUM is not None:
+            drawn = browsed(f"http://{address}/#a={moment}", 1280, tmp_path)
+            assert drawn.count('class="text filled"') == EVENTS
+            assert "(filled later)" in drawn
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,9 @@ def materialize_command(
     truncation: Annotated[
         Literal["newest", "head"], typer.Option(help="End of a long history that is kept.")
     ] = "newest",
+    as_served: Annotated[
+        bool, typer.Option(help="Refuse traits that were filled after events were served.")
+    ] = False,
     tenant: Annotated[
         str, typer.Option(help="Use the projection that the server has under this name.")
     ] = "",
@@ -45,14 +48,17 @@ def materialize_command(
             sequence_length,
             traits=("event_ts", *wanted) if parse_names(traits) else (),
             truncation=truncation,
+            as_served=as_served,
         )
-    elif sequence_length or traits or truncation != "newest":
+    elif sequence_length or traits or truncation != "newest" or as_served:
         raise UsageError(
-            "A tenant brings its own length, traits and truncation; give --tenant alone."
+            "A tenant brings its own length, traits, truncation and as_served; give --tenant alone."
         )
     with connected(server, access) as client, progress_bar() as progress:
         report = materialize(client, rows, projection, fat, progress)
     shown: dict[str, object] = {"rows": report.rows, "events": report.events}
     shown |= {f"rows {status}": count for status, count in sorted(report.statuses.items())}
+    if report.filled:
+        shown["filled after events were served"] = ", ".join(report.filled)
     shown["written"] = readable_bytes(fat.stat().st_size)
     out.print(facts(str(fat), shown))

@@ -57,6 +57,11 @@ def verify_command(
         out.print(f"Not in the store, so not compared: {', '.join(report.not_compared)}")
     if report.not_in_fat:
         out.print(f"Not in the fat rows, so not compared: {', '.join(report.not_in_fat)}")
+    if report.filled:
+        out.print(
+            f"Filled after events were served, so older fat rows may differ: "
+            f"{', '.join(report.filled)}"
+        )
     if not report.rows_that_differ:
         out.print("Every event is equal.", style="bold green")
         return

@@ -133,11 +133,15 @@ class Explorer:
             store,
             self._rows,
         )
-        traits = [trait.name for group in store.feature_groups for trait in group.traits]
+        traits = {
+            trait.name: trait.filled_before_ts if trait.HasField("filled_before_ts") else None
+            for group in store.feature_groups
+            for trait in group.traits
+        }
         model: int | str = given.get("tenant", "") or parse_integer(
             "length", given.get("length", "0"), range(LENGTH_MAX + 1)
         )
-        histories = Histories(self._client, traits)
+        histories = Histories(self._client, list(traits))
         return view(histories, moments, model, store.watermark_ts, traits)
 
 

@@ -18,7 +18,7 @@ export function drawTable(view, onlyDifferences, pick) {
     hasIds ? html("th", { scope: "col" }, "event_id") : null,
     ...view.traits.map((trait) => html("th", {
       scope: "col", class: trait.read ? null : "unread", title: trait.read ? null : "The model does not read it.",
-    }, trait.name, trait.read ? "" : " (not read)")));
+    }, trait.name, trait.read ? "" : " (not read)", trait.filled_before_ts === null ? "" : " (filled later)")));
   const columns = moments.length + 2 + hasIds + view.traits.length;
   const body = html("tbody");
   const borders = [...new Set(moments.map((moment) => moment.end_ts))].filter((end) => end !== null).sort((a, b) => a - b);
@@ -55,10 +55,20 @@ function row(view, event, number, hasIds, pick) {
     html("td", { class: late ? "moved" : null, title: late ? lateText(event) : null },
       event.visible_ts === event.event_ts ? "same" : shortTime(placed) + (event.visible_ts === null ? " (arrived)" : "")),
     hasIds ? html("td", {}, event.event_id ?? "") : null,
-    ...event.values.map((value, n) => html("td", {
-      class: `text${view.traits[n].read ? "" : " unread"}`, title: value.length > 24 ? value : null,
-    }, value)));
+    ...event.values.map((value, n) => valueCell(view.traits[n], event, value)));
 }
+
+function valueCell(trait, event, value) {
+  const filled = isFilled(trait, event);
+  const kinds = ["text", trait.read ? "" : "unread", filled ? "filled" : ""].filter(Boolean).join(" ");
+  return html("td", {
+    class: kinds, title: filled ? `${value}: filled after the event was served` : value.length > 24 ? value : null,
+  }, value);
+}
+
+// A fill is recorded by trait and time, not by value.
+const isFilled = (trait, event) =>
+  trait.filled_before_ts !== null && event.visible_ts !== null && event.visible_ts < trait.filled_before_ts;
 
 function lateText(event) {
   const moved = event.visible_ts - event.event_ts;

@@ -12,7 +12,7 @@ from thinrow.explore.values import value_text
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from thinrow.explore.histories import Event, Histories, Sight
     from thinrow.explore.moments import Moment
@@ -48,7 +48,7 @@ def view(
     moments: Sequence[Moment],
     model: int | str,
     watermark_ts: int,
-    traits: Sequence[str],
+    traits: Mapping[str, int | None],
 ) -> dict[str, Any]:
     """Returns all that the page shows of some moments of one user, ready for JSON.
 
@@ -57,7 +57,8 @@ def view(
         moments: One or two.
         model: Most events that the model reads, 0 for all; or the name of its tenant.
         watermark_ts: Watermark of the newest generation, ms.
-        traits: Names of the schema's traits, in order.
+        traits: The schema's traits by name, in order, each with its `filled_before_ts`: events that
+            were visible before it may have values that were filled later, ms. None: none have.
 
     Raises:
         UsageError: The moments are of two users.
@@ -71,11 +72,15 @@ def view(
     sights = [histories.sight(moment.row, model) for moment in moments]
     start_ts = max(0, min(map(first_place, moments, sights)))
     stored, has_more = histories.from_place(moments[0].user_id, start_ts, watermark_ts)
-    lines = joined(stored, sights, [moment.end_ts for moment in moments])
+    as_served = [place for place, filled_ts in enumerate(traits.values()) if filled_ts is None]
+    lines = joined(stored, sights, [moment.end_ts for moment in moments], as_served)
     read = sights[0].traits_read
     return {
         "user": str(moments[0].user_id),
-        "traits": [{"name": name, "read": name in read} for name in traits],
+        "traits": [
+            {"name": name, "read": name in read, "filled_before_ts": filled_ts}
+            for name, filled_ts in traits.items()
+        ],
         "moments": [described(*pair) for pair in zip(moments, sights, strict=True)],
         "events": [shown(line, moments, sights) for line in lines],
         "has_more": has_more,
@@ -88,20 +93,26 @@ def first_place(moment: Moment, sight: Sight) -> int:
     return next(places, moment.end_ts)
 
 
-def joined(stored: Sequence[Event], sights: Sequence[Sight], ends_ts: Sequence[int]) -> list[Line]:
+def joined(
+    stored: Sequence[Event],
+    sights: Sequence[Sight],
+    ends_ts: Sequence[int],
+    as_served: Sequence[int],
+) -> list[Line]:
     """Joins the store's events with those that the moments saw, oldest first.
 
     An event of a snapshot is the one of the same id that the store has after the moment's end;
-    without an id, the one of the same time and values. The store gave it a place of its own.
+    without an id, the one of the same time and values. The store gave it a place of its own, and
+    may have filled traits other than those at the places `as_served`.
     """
     lines = [Line(event, len(sights)) for event in stored]
     for moment, (sight, end_ts) in enumerate(zip(sights, ends_ts, strict=True)):
         unseen: defaultdict[Any, deque[Line]] = defaultdict(deque)
         for line in lines:
             is_new = line.event.visible_ts >= end_ts
-            unseen[identity(line.event, in_snapshot=is_new)].append(line)
+            unseen[identity(line.event, as_served, in_snapshot=is_new)].append(line)
         for place, event in enumerate(sight.events):
-            found = unseen[identity(event, in_snapshot=event.from_snapshot)]
+            found = unseen[identity(event, as_served, in_snapshot=event.from_snapshot)]
             if not found:
                 lines.append(Line(event, len(sights)))
             line = found.popleft() if found else lines[-1]
@@ -117,13 +128,14 @@ def joined(stored: Sequence[Event], sights: Sequence[Sight], ends_ts: Sequence[i
     return lines
 
 
-def identity(event: Event, *, in_snapshot: bool) -> tuple[Any, ...]:
+def identity(event: Event, as_served: Sequence[int], *, in_snapshot: bool) -> tuple[Any, ...]:
     """Returns what identifies an event: in a snapshot, it has no place in the history yet."""
+    values = repr([event.values[place] for place in as_served])
     if not in_snapshot:
-        return (event.visible_ts, event.event_ts, event.event_id, repr(event.values))
+        return (event.visible_ts, event.event_ts, event.event_id, values)
     if event.event_id is not None:
         return (event.event_id,)
-    return (event.event_ts, repr(event.values))
+    return (event.event_ts, values)
 
 
 def described(moment: Moment, sight: Sight) -> dict[str, Any]:

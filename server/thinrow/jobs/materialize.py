@@ -61,6 +61,8 @@ class MaterializeReport:
     events: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
     """Rows by status."""
+    filled: tuple[str, ...] = ()
+    """Traits whose values may have been filled after the events were served."""
 
 
 def stream_rows(
@@ -98,7 +100,9 @@ def materialize(
     writer = None
     group: list[pa.Table] = []
     try:
+        filled: set[str] = set()
         for batch, table in stream_rows(client, rows, projection):
+            filled |= batch.filled
             group.append(to_fat(batch, table, rows))
             if writer is None:
                 fat.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +126,7 @@ def materialize(
             writer.write_table(pa.concat_tables(group))
         writer.close()
         temporary.replace(fat)
+        report.filled = tuple(sorted(filled))
     except (OSError, pa.ArrowException) as error:
         raise storage_error(error, fat) from error
     finally:

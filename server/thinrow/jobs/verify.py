@@ -81,6 +81,8 @@ class VerifyReport:
     """List columns of the fat rows that neither the store nor the thin rows have."""
     not_in_fat: list[str]
     """Traits of the store that the fat rows do not have."""
+    filled: list[str] = field(default_factory=list)
+    """Compared traits whose values may have been filled after the events were served."""
     rows: int = 0
     events: int = 0
     values: int = 0
@@ -344,6 +346,7 @@ def _compare(
         theirs_all, ours_all = one_chunk(fat.column(name)), one_chunk(table.column(name))
         for row in np.flatnonzero(_differing(path, name, theirs_all, ours_all)).tolist():
             note(row, name, theirs_all[row], ours_all[row])
+    report.filled = sorted(batch.filled.intersection(report.traits).union(report.filled))
     report.rows += len(batch)
     report.events += int(batch.offsets[-1])
     report.rows_that_differ += int(differs.sum())
