@@ -82,6 +82,17 @@ def test_what_is_no_list_is_refused() -> None:
         canonical(dense, pa.array([[1], None], pa.list_(pa.int64())))
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.int64()), pa.large_list(pa.int64()), pa.list_(pa.int64(), 1)]
+)
+def test_lists_of_a_trait_without_lists_say_how_to_declare_them(kind: pa.DataType) -> None:
+    schema = parse_schema('[g]\ntags = "int64"\n')
+    with pytest.raises(
+        InputError, match=r'the schema says int64. .*"list<int64>" and a length_max'
+    ):
+        canonical(schema, pa.array([[1]], kind))
+
+
 @pytest.mark.parametrize("default", [None, []])
 def test_a_null_list_is_no_empty_list(default: list[int] | None) -> None:
     line = "sparse = true" if default is None else "sparse = true, default = []"

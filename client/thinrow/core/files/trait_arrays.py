@@ -66,6 +66,11 @@ def trait_array(
     kind, types = column.type, pa.types
     if form.size > 1 or form.length_max:
         return _elements(path, name, column, form)
+    if isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+        raise InputError(
+            f"{path}: {name} is {shown_type(kind)}; the schema says {form.type.label}. A trait "
+            f'of lists has a type such as "list<int64>" and a length_max, one of vectors a size.'
+        )
     own = trait_type(form.type)
     if form.buckets is not None:
         return _codes(path, name, column, form.buckets)
