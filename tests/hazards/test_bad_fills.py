@@ -45,11 +45,12 @@ from thinrow.filling.fill import fill
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.request import MaterializeRequest
 from thinrow.materialization.server import Server
+from thinrow.store.current import require_current_folder
 from thinrow.store.generation import Generation
 from thinrow.store.generations import locked_store
 from thinrow.store.history import HistoryPlan
 from thinrow.store.keys import group_and_stripe
-from thinrow.store.manifest import read_manifest, require_current_folder
+from thinrow.store.manifest import read_manifest
 from thinrow.store.rollback import rollback
 from thinrow.v1 import materialization_pb2 as wire
 from typer.testing import CliRunner

@@ -15,12 +15,8 @@ from thinrow.client import read_thin_rows
 from thinrow.client.torch import RowFiles
 from thinrow.core.files.parquet_sizes import GROUP_BYTES_MAX
 from thinrow.errors import StoreCorruptError
-from thinrow.store.manifest import (
-    CURRENT_BYTES_MAX,
-    MANIFEST_BYTES_MAX,
-    current_folder,
-    read_manifest,
-)
+from thinrow.store.current import CURRENT_BYTES_MAX, current_folder
+from thinrow.store.manifest import MANIFEST_BYTES_MAX, read_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,7 +19,7 @@ from thinrow.events.units import check_typed
 from thinrow.jobs.backfill import backfill
 from thinrow.jobs.config import BackfillConfig
 from thinrow.store.generation import Generation
-from thinrow.store.manifest import MANIFEST
+from thinrow.store.layout import MANIFEST
 from typer.testing import CliRunner
 
 if TYPE_CHECKING:

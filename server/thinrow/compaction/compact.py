@@ -36,6 +36,7 @@ from thinrow.events.split import Progress, SplitEvents, split_events
 from thinrow.events.time_columns import TimeReader, TimeSpan
 from thinrow.events.user_ids import UserIdReader
 from thinrow.schema import Schema, evolve, parse_schema, read_schema, to_stored
+from thinrow.store.current import current_folder
 from thinrow.store.generation import Generation
 from thinrow.store.generations import (
     check_nothing_newer,
@@ -48,14 +49,13 @@ from thinrow.store.generations import (
     remove_leftovers,
 )
 from thinrow.store.hashing import file_fingerprint, shard_of
+from thinrow.store.layout import shard_name
 from thinrow.store.manifest import (
     FORMAT,
     USERS_FORMAT,
     Manifest,
     RunInputs,
     ShardSummary,
-    current_folder,
-    shard_name,
     write_manifest,
 )
 from thinrow.store.marks import build_folder

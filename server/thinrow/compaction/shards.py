@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from thinrow.compaction.shard import PreviousShard, ShardCounts
 from thinrow.errors import StoreCorruptError
-from thinrow.store.manifest import ShardSummary, file_summary
+from thinrow.store.manifest import ShardSummary
 from thinrow.store.shard import LAYERS_MAX
+from thinrow.store.stored_files import file_summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,8 @@ from thinrow.core.codes import UNKNOWN_CODE
 from thinrow.core.files.arrow import one_array
 from thinrow.core.files.permissions import make_folder
 from thinrow.errors import InputError, StoreCorruptError
-from thinrow.store.manifest import VOCABULARIES, StoredVocabulary
+from thinrow.store.layout import VOCABULARIES
+from thinrow.store.manifest import StoredVocabulary
 from thinrow.store.shard import fsync, link_or_copy
 from thinrow.store.vocabulary import Vocabulary, kept_vocabulary, vocabulary_name
 

@@ -24,6 +24,7 @@ from thinrow.filling.rows import FillRows, check_bytes, text_of_key
 from thinrow.filling.shard import SHOWN_MAX, FillCounts, FillTask, fill_shard
 from thinrow.filling.table import FillTable
 from thinrow.schema import Schema, evolve, read_schema, to_stored
+from thinrow.store.current import require_current_folder
 from thinrow.store.generation import Generation
 from thinrow.store.generations import (
     check_nothing_newer,
@@ -33,13 +34,8 @@ from thinrow.store.generations import (
     remove_leftovers,
 )
 from thinrow.store.hashing import content_fingerprint
-from thinrow.store.manifest import (
-    FillRecord,
-    Manifest,
-    require_current_folder,
-    shard_name,
-    write_manifest,
-)
+from thinrow.store.layout import shard_name
+from thinrow.store.manifest import FillRecord, Manifest, write_manifest
 from thinrow.store.marks import build_folder
 from thinrow.store.shard import storage_error
 

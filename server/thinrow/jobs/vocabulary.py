@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 from thinrow.errors import UsageError
 from thinrow.store.generation import Generation
-from thinrow.store.manifest import NEW
+from thinrow.store.layout import NEW
 from thinrow.store.shard import storage_error
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Self
 
 from thinrow.errors import StoreMissingError, ThinRowError
 from thinrow.online.erasure import erase_from_tier
+from thinrow.store.current import current_folder
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.follower import GenerationFollower
-from thinrow.store.manifest import current_folder, read_manifest
+from thinrow.store.manifest import read_manifest
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from thinrow.errors import ThinRowError
+from thinrow.store.current import current_folder
 from thinrow.store.generation import CACHE_BYTES_MAX, Generation
-from thinrow.store.manifest import current_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,16 +16,13 @@ from thinrow.errors import (
     UsageError,
 )
 from thinrow.schema import DIRECTORY_GROUP
+from thinrow.store.completeness import check_files
+from thinrow.store.current import require_current_folder
 from thinrow.store.directory import Directories, parse_directories
 from thinrow.store.hashing import shard_of
 from thinrow.store.keys import KEY_BYTES, USER_BYTES, pack_keys
-from thinrow.store.manifest import (
-    VOCABULARIES,
-    check_files,
-    generation_name,
-    read_manifest,
-    require_current_folder,
-)
+from thinrow.store.layout import VOCABULARIES, generation_name
+from thinrow.store.manifest import read_manifest
 from thinrow.store.shard import Shard
 from thinrow.store.vocabulary import Vocabulary
 

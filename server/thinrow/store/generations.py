@@ -15,24 +15,19 @@ from typing import TYPE_CHECKING
 from thinrow.core.files.io_errors import access_failure
 from thinrow.core.files.permissions import file_mode, make_folder
 from thinrow.errors import StoreCorruptError, StoreError, UsageError
-from thinrow.store.manifest import (
+from thinrow.store.completeness import check_files
+from thinrow.store.current import CURRENT_BYTES_MAX, current_folder
+from thinrow.store.layout import (
     CURRENT,
-    CURRENT_BYTES_MAX,
     HIGHEST,
     LOCK,
     MANIFEST,
     NEW,
     UNPUBLISHED,
-    Manifest,
-    check_files,
-    current_folder,
     generation_name,
     generation_number,
-    read_manifest,
-    read_small,
-    write_atomically,
-    write_beside,
 )
+from thinrow.store.manifest import Manifest, read_manifest
 from thinrow.store.marks import (
     has_manifest,
     is_marked,
@@ -44,6 +39,7 @@ from thinrow.store.marks import (
     remove_scratch,
 )
 from thinrow.store.shard import fsync
+from thinrow.store.small_files import read_small, write_atomically, write_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

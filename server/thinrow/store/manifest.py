@@ -1,100 +1,46 @@
-"""The manifest of a generation, and the pointer to a store's current generation.
+"""The manifest of a generation: its schema, its shards, and the run that made it.
 
-``manifest.json`` is written last: a folder without it is not a generation. ``CURRENT`` names the
-serving generation and is replaced atomically.
+``manifest.json`` is written last: a folder without it is not a generation.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from thinrow.core.codes import FIRST_CODE
-from thinrow.core.files.io_errors import access_failure, first_line, is_temporary
-from thinrow.core.files.permissions import file_mode
-from thinrow.errors import StoreCorruptError, StoreError, StoreMissingError, StoreUnavailableError
+from thinrow.errors import StoreError
 from thinrow.schema import Schema, from_stored
-from thinrow.store.shard import fsync
+from thinrow.store.layout import MANIFEST, shard_name
+from thinrow.store.small_files import read_small, unreadable, write_atomically
+from thinrow.store.stored_files import Count, Record, StoredFile, Time
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from pathlib import Path
 
 __all__ = [
-    "CURRENT",
-    "CURRENT_BYTES_MAX",
     "FORMAT",
-    "HIGHEST",
-    "LOCK",
-    "MANIFEST",
     "MANIFEST_BYTES_MAX",
-    "NEW",
-    "UNPUBLISHED",
     "USERS_FORMAT",
-    "VOCABULARIES",
-    "Count",
     "FillRecord",
     "Manifest",
     "RunInputs",
     "ShardSummary",
-    "StoredFile",
     "StoredVocabulary",
-    "Time",
-    "check_files",
-    "current_folder",
-    "file_summary",
-    "generation_name",
-    "generation_number",
     "read_manifest",
-    "read_small",
-    "require_current_folder",
-    "shard_name",
-    "write_atomically",
-    "write_beside",
     "write_manifest",
 ]
 
 FORMAT = 2
 USERS_FORMAT = 3
 """Format of stores whose user ids are not int64, so that earlier releases refuse them."""
-MANIFEST = "manifest.json"
-CURRENT = "CURRENT"
-VOCABULARIES = "vocabularies"
-"""Folder of a generation with its vocabularies, and of a store with those that it keeps."""
-HIGHEST = "HIGHEST"
-"""Names the newest generation that was ever published; numbers continue after it."""
-LOCK = "LOCK"
-"""Locked while a command changes the store."""
-UNPUBLISHED = "UNPUBLISHED"
-"""Marks a folder that no reader uses: what a run builds, or what it removes."""
 MANIFEST_BYTES_MAX = 64 << 20
 """Limit on a manifest, about a kilobyte a shard: reading one takes many times its size."""
-CURRENT_BYTES_MAX = 1 << 10
-
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-Time = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
-NEW = ".new"
-"""Suffix of a small file that is being replaced."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StoredFile(_Record):
-    """One file of a shard."""
-
-    name: str
-    bytes: Count
-    xxh3: str
-    """XXH3 (64 bits) of the content, hexadecimal."""
-
-
-class ShardSummary(_Record):
+class ShardSummary(Record):
     """One shard."""
 
     name: str
@@ -107,7 +53,7 @@ class ShardSummary(_Record):
     """Bytes of the largest value; 0 if not recorded, as in older stores."""
 
 
-class StoredVocabulary(_Record):
+class StoredVocabulary(Record):
     """The vocabulary of one trait."""
 
     trait: Count
@@ -122,7 +68,7 @@ class StoredVocabulary(_Record):
         return FIRST_CODE + self.values
 
 
-class RunInputs(_Record):
+class RunInputs(Record):
     """The inputs of one compaction, which identify a run that is repeated."""
 
     events: list[str]
@@ -139,7 +85,7 @@ class RunInputs(_Record):
     """XXH3 (64 bits) over the watermarks that were given one by one, hexadecimal."""
 
 
-class FillRecord(_Record):
+class FillRecord(Record):
     """One fill: values that stored events got after they were served."""
 
     generation: Count
@@ -169,7 +115,7 @@ class FillRecord(_Record):
     """Events that no row matched."""
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """A complete generation."""
 
     format: int
@@ -181,9 +127,9 @@ class Manifest(_Record):
     shards: list[ShardSummary]
     run: RunInputs
     """The inputs of the last compaction."""
-    fills: list[FillRecord] = []
+    fills: list[FillRecord] = Field(default_factory=list)
     """Fills so far, the oldest first."""
-    vocabularies: list[StoredVocabulary] = []
+    vocabularies: list[StoredVocabulary] = Field(default_factory=list)
     """Those of traits with codes of a vocabulary, in schema order."""
 
     @property
@@ -227,31 +173,6 @@ class Manifest(_Record):
         return sum(file.bytes for file in [*files, *(one.file for one in self.vocabularies)])
 
 
-def generation_name(number: int) -> str:
-    """The folder's name of a generation."""
-    return f"generation-{number:06d}"
-
-
-def generation_number(name: str) -> int | None:
-    """The inverse; None where the name is not a generation's."""
-    match = re.fullmatch(r"generation-(\d{6,})", name)
-    return int(match[1]) if match else None
-
-
-def shard_name(number: int) -> str:
-    """Returns the folder's name of a shard."""
-    return f"shard-{number:04d}"
-
-
-def file_summary(path: Path) -> StoredFile:
-    """Measures a file."""
-    hasher = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            hasher.update(chunk)
-    return StoredFile(name=path.name, bytes=path.stat().st_size, xxh3=hasher.hexdigest())
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Completes the generation in ``folder``."""
     # Fields that came later are left out at their defaults, so that earlier versions read on.
@@ -281,7 +202,7 @@ def read_manifest(folder: Path) -> Manifest:
         _check_shards(manifest)
         return manifest
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _check_shards(manifest: Manifest) -> None:
@@ -308,190 +229,6 @@ def _check_shards(manifest: Manifest) -> None:
             )
         if any(counts[:2]) and not shard.keys:
             raise ValueError(f"of {shard.name} it lists {shard.users} users and no keys")
-
-
-def read_small(path: Path, bytes_max: int) -> str:
-    """Reads a text file that has a limit. Raises OSError, and ValueError for a larger one."""
-    with path.open("rb") as file:
-        data = file.read(bytes_max + 1)
-    if len(data) > bytes_max:
-        raise ValueError(f"it has more than {bytes_max:,} bytes")
-    return data.decode()
-
-
-def check_files(folder: Path, manifest: Manifest, numbers: Collection[int] | None = None) -> None:
-    """Checks that every file of a generation is there and of the right size.
-
-    Small files are read and checked whole; of the large ones RocksDB checks each block when it
-    reads it.
-
-    Args:
-        folder: Folder of the generation.
-        manifest: The generation's manifest.
-        numbers: Shards that should be there; None for all.
-
-    Raises:
-        StoreCorruptError: names the first file or folder at fault.
-    """
-    _check_no_more_shards(folder, manifest)
-    for number, shard in enumerate(manifest.shards):
-        if numbers is not None and number not in numbers:
-            continue
-        if not (folder / shard.name).exists():
-            raise StoreCorruptError(
-                f"{folder / shard.name} is missing, with the histories of {shard.users} users; "
-                f"copy the generation again, whole, restore it from a replica or build it again."
-            )
-        for expected in shard.files:
-            path = folder / shard.name / expected.name
-            try:
-                if path.stat().st_size != expected.bytes:
-                    raise StoreCorruptError(_damaged(path, "its size differs"))
-                small = not path.name.endswith(".sst")
-                if small and file_summary(path) != expected:
-                    raise StoreCorruptError(_damaged(path, "its checksum differs"))
-            except OSError as error:
-                raise _unreadable(path, error) from error
-    for vocabulary in manifest.vocabularies:
-        path = folder / VOCABULARIES / vocabulary.file.name
-        try:
-            if path.stat().st_size != vocabulary.file.bytes:
-                raise StoreCorruptError(_damaged(path, "its size differs"))
-        except OSError as error:
-            raise _unreadable(path, error) from error
-
-
-def _check_no_more_shards(folder: Path, manifest: Manifest) -> None:
-    """Checks that the folder has no shard that the manifest lacks, and whose users it would hide.
-
-    Raises:
-        StoreCorruptError: Names the shard's folder.
-    """
-    known = {shard.name for shard in manifest.shards}
-    try:
-        names = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-    for name in names:
-        if re.fullmatch(r"shard-\d{4,}", name) and name not in known:
-            raise StoreCorruptError(
-                f"{folder / name} is no shard of this generation, whose manifest lists "
-                f"{len(known)}; the folder mixes two copies, or its manifest is that of another "
-                f"store: restore it from a replica or build the generation again."
-            )
-
-
-def _unreadable(path: Path, error: Exception) -> StoreError:
-    """Distinguishes a damaged file from one that this process cannot read for now."""
-    if (reason := access_failure(error)) is not None:
-        kind = StoreUnavailableError if is_temporary(error) else StoreError
-        return kind(f"Cannot read {path}: {reason}.")
-    return StoreCorruptError(_damaged(path, _reason(error)))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return first_line(error)
-
-
-def _damaged(path: Path, reason: str) -> str:
-    return f"{path} is damaged ({reason}); restore it from a replica or build the generation again."
-
-
-def _damaged_current(store: Path, reason: str) -> str:
-    return (
-        f"{store / CURRENT} is damaged ({reason}); restore it from a replica, or choose a "
-        f"generation with `thinrow store rollback --store {store} --to NUMBER --newer keep`."
-    )
-
-
-def current_folder(store: Path) -> Path | None:
-    """The serving generation's folder; None where nothing was published yet."""
-    try:
-        name = read_small(store / CURRENT, CURRENT_BYTES_MAX).strip()
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        if access_failure(error) is not None:
-            raise _unreadable(store / CURRENT, error) from error
-        raise StoreCorruptError(_damaged_current(store, _reason(error))) from error
-    if generation_number(name) is None:
-        raise StoreCorruptError(_damaged_current(store, "it names no generation"))
-    return store / name
-
-
-def require_current_folder(store: Path) -> Path:
-    """Returns the folder of the current generation.
-
-    Raises:
-        StoreMissingError: There is no store, or nothing was published in it.
-        StoreCorruptError: The folder of the current generation is gone, or CURRENT alone is.
-    """
-    folder = current_folder(store)
-    if folder is None:
-        is_lost = _has_published(store)
-        folder = current_folder(store)  # which may have been published in between
-        if folder is None and is_lost:
-            raise StoreCorruptError(_damaged_current(store, "it is gone"))
-    if folder is None:
-        raise StoreMissingError(_missing(store))
-    if not folder.is_dir():
-        raise StoreCorruptError(_damaged_current(store, f"{folder.name} is gone"))
-    return folder
-
-
-def _has_published(store: Path) -> bool:
-    """Returns whether a folder has a sign that a generation was published in it."""
-    if not store.is_dir():
-        return False
-    if (store / HIGHEST).exists():
-        return True
-    folders = [path for path in store.iterdir() if generation_number(path.name) is not None]
-    return any((path / MANIFEST).exists() and not (path / UNPUBLISHED).exists() for path in folders)
-
-
-def _missing(store: Path) -> str:
-    """Returns why a folder has no current generation, and what to do."""
-    if not store.is_dir():
-        return (
-            f"There is no folder {store}; check the path, or build a store there with thinrow "
-            f"compact … --store {store}."
-        )
-    if (store / MANIFEST).is_file():
-        return f"{store} is one generation of a store; name the store's folder, {store.parent}."
-    names = {path.name for path in store.iterdir()}
-    if names and not names & {LOCK, HIGHEST}:
-        return (
-            f"{store} is a folder without a store; name the folder that was built with thinrow "
-            f"compact … --store."
-        )
-    return (
-        f"{store} holds no published generation; wait for the compaction that may be building it, "
-        f"or build one with thinrow compact … --store {store}."
-    )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a small file so that readers see the old content or the new, also after a crash."""
-    write_beside(path, text).replace(path)
-    fsync(path.parent)
-
-
-def write_beside(path: Path, text: str) -> Path:
-    """Writes what is to replace a small file, on disk when this returns."""
-    temporary = path.with_name(path.name + NEW)
-    temporary.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        with os.fdopen(os.open(temporary, flags, file_mode()), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
 
 
 def _checksum(body: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from thinrow.core.files.permissions import file_mode, private_umask
 from thinrow.errors import StoreLockedError, UsageError
-from thinrow.store.manifest import MANIFEST, NEW, UNPUBLISHED
+from thinrow.store.layout import MANIFEST, NEW, UNPUBLISHED
 from thinrow.store.shard import fsync
 
 if TYPE_CHECKING:

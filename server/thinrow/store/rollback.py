@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import xxhash
 from thinrow.errors import StoreCorruptError, StoreMissingError, UsageError
+from thinrow.store.current import current_folder
 from thinrow.store.generations import (
     generation_folders,
     locked_store,
@@ -17,7 +18,8 @@ from thinrow.store.generations import (
     withdrawn_folders,
     withdrawn_name,
 )
-from thinrow.store.manifest import CURRENT, current_folder, generation_name, read_manifest
+from thinrow.store.layout import CURRENT, generation_name
+from thinrow.store.manifest import read_manifest
 from thinrow.store.marks import remove_generation
 from thinrow.store.shard import fsync, storage_error
 from thinrow.store.vocabulary import keep_vocabularies

@@ -22,8 +22,9 @@ from thinrow.core.codes import ABSENT_CODE, FIRST_CODE, UNKNOWN_CODE
 from thinrow.core.files.arrow import one_array, trait_type
 from thinrow.core.files.permissions import file_mode, make_folder
 from thinrow.errors import StoreCorruptError
-from thinrow.store.manifest import NEW, VOCABULARIES, StoredFile, file_summary
+from thinrow.store.layout import NEW, VOCABULARIES
 from thinrow.store.shard import fsync, link_or_copy
+from thinrow.store.stored_files import StoredFile, file_summary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,7 +130,7 @@ class Vocabulary:
             StoreCorruptError: It is missing or altered.
         """
         try:
-            if expected is not None and file_summary(path) != expected:
+            if expected is not None and not file_summary(path).has_content_of(expected):
                 raise StoreCorruptError(f"{path} is damaged: its checksum differs.")
             table = pq.read_table(path)
             codes = table.column("code").to_numpy()
