@@ -246,7 +246,7 @@ UNBOUNDED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_le
 
 def test_a_request_too_large_is_refused_before_it_costs_memory(world: World) -> None:
     # Of small numbers, which take eight times as much memory as on the wire.
-    huge = wire.MaterializeRequest(user_ids=bytes(64 * MIB))
+    huge = wire.MaterializeRequest(user_ids=bytes(32 * MIB))
     with running_server(world.store) as server:
         with connect(server.address) as client:
             request_twice(client, world)
@@ -266,7 +266,7 @@ def test_a_request_too_large_is_refused_before_it_costs_memory(world: World) -> 
             most = max(most, server.resident_bytes())
             time.sleep(0.005)
         assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * len(callers)
-        assert most - before < 16 * MIB, f"{most - before:,} bytes for 4 x 64 MiB"
+        assert most - before < 16 * MIB, f"{most - before:,} bytes for 4 x 32 MiB"
         with connect(server.address) as client:
             request_twice(client, world)
 

@@ -339,20 +339,20 @@ def test_ctrl_c_is_for_the_parent(world: World) -> None:
 
 def test_a_second_server_is_refused(world: World) -> None:
     """One or several processes first, one or several second."""
-    for first in ((), TWO):
+    for first, seconds in (((), (TWO, ())), (TWO, (TWO,))):
         with running_server(world.store, *first, listen=f"{OWN_HOST}:0") as server:
             listen = ("--listen", server.address, "--metrics", "off")
-            for second in ((), TWO):
+            for second in seconds:
                 refused = thinrow("serve", "--store", world.store, *listen, *second)
                 assert refused.returncode != 0
                 assert f"Cannot listen on {server.address}" in refused.stderr
             assert server.scrape()["thinrow_generation"] == 1
             address = server.address
             assert server.stop() == 0
-        # At once, and whatever connections linger.
-        with running_server(world.store, *TWO, listen=address) as server:
-            assert server.address == address
-            assert server.stop() == 0
+    # At once, and whatever connections linger.
+    with running_server(world.store, *TWO, listen=address) as server:
+        assert server.address == address
+        assert server.stop() == 0
 
 
 def test_a_held_port_is_kept_while_no_process_listens(world: World) -> None:
