@@ -42,7 +42,7 @@ setup: .venv/.installed ## create .venv with everything the other targets need
 .venv/.installed: pyproject.toml $(wildcard native/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[server,torch,kafka]' --group dev $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[server,torch,kafka,remote]' --group dev $(TORCH)
 	$(BIN)/python -m pip install --quiet --no-deps $(SAMPLES)
 	@touch $@
 

@@ -17,6 +17,7 @@ import grpc
 import pytest
 from hypothesis import HealthCheck, settings
 from support.fake_server import ignore_threads_of_others
+from support.object_storage import ObjectStorage, found_by_clients, running_storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,3 +114,18 @@ def guard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     if "not server" in request.config.option.markexpr:
         monkeypatch.setattr(grpc, "server", refuse)
         monkeypatch.setattr(subprocess, "Popen", refuse)
+
+
+@pytest.fixture(scope="session")
+def storage_process() -> Iterator[ObjectStorage]:
+    """An S3 server, which one worker's tests share."""
+    with running_storage() as storage:
+        yield storage
+
+
+@pytest.fixture
+def object_storage(storage_process: ObjectStorage) -> Iterator[ObjectStorage]:
+    """An S3 server that does what it should, found by way of the environment."""
+    storage_process.fail("refused", "GET", 0)
+    with found_by_clients(storage_process):
+        yield storage_process

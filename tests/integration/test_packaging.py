@@ -16,6 +16,7 @@ RANKS = {
     "schema": 0,
     "store": 1,
     "events": 2,
+    "remote": 2,
     "access": 3,
     "compaction": 3,
     "filling": 4,

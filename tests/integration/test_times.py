@@ -303,7 +303,7 @@ def test_rows_far_from_any_watermark_are_counted(world: World) -> None:
     assert backfill(config).far_rows == 2
     again = replace(world.compaction([path], 10, cadence_ms=DAY_MS), store=world.folder / "cut")
     assert compact(again).uncut_ms == 0
-    assert backfill(replace(config, store=again.store)).far_rows == 0
+    assert backfill(replace(config, store=again.folder)).far_rows == 0
 
 
 def test_rows_that_leave_out_events_of_their_millisecond_are_counted(world: World) -> None:

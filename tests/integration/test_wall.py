@@ -133,7 +133,7 @@ def test_model_against_measured_increments(tmp_path: Path) -> None:
         compact(config)
         new = [
             path.stat()
-            for path in config.store.rglob("shard-*/*")
+            for path in config.folder.rglob("shard-*/*")
             if path.stat().st_ino not in files  # tables shared with older generations are links
         ]
         files.update(file.st_ino for file in new)

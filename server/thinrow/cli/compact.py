@@ -26,6 +26,7 @@ YEAR_2000_TS = 946_684_800_000
 def compact_command(config: CompactionConfig) -> None:
     """Build and publish the next generation of a store from raw events."""
     from thinrow.compaction.compact import compact
+    from thinrow.store.place import is_url
     from thinrow.store.times import readable_time
 
     with progress_bar() as progress:
@@ -64,7 +65,12 @@ def compact_command(config: CompactionConfig) -> None:
     elif config.watermark_ts > time.time() * 1000:
         out.print("The watermark lies in the future: events that arrive before it will be late.")
     if config.erase_users is not None and config.keep != 1:
-        out.print("Older generations still hold the users erased: --keep 1 removes those.")
+        how = f"thinrow store gc --store {config.store} --keep 1 --withdrawn"
+        out.print(
+            f"Older generations still hold the users erased: "
+            f"{how if is_url(config.store) else '--keep 1'} removes those.",
+            soft_wrap=True,
+        )
     if report.ignored_columns:
         out.print(f"Not in the schema, so not stored: {', '.join(report.ignored_columns)}")
 

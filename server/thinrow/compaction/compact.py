@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ from thinrow.events.order import planned_cuts
 from thinrow.events.split import Progress, SplitEvents, split_events
 from thinrow.events.time_columns import TimeReader, TimeSpan
 from thinrow.events.user_ids import UserIdReader
+from thinrow.remote.checkout import Checkout
 from thinrow.schema import Schema, evolve, parse_schema, read_schema, to_stored
 from thinrow.store.current import current_folder
 from thinrow.store.generation import Generation
@@ -59,6 +60,7 @@ from thinrow.store.manifest import (
     write_manifest,
 )
 from thinrow.store.marks import build_folder
+from thinrow.store.place import is_url
 from thinrow.store.shard import storage_error
 from thinrow.store.user_texts import check_texts, known_texts, unique_texts
 
@@ -132,20 +134,26 @@ def compact(
         StoreError: the store holds a newer generation than CURRENT names, or no CURRENT.
         StoreFullError: the disk is full.
         StoreCorruptError: a file of the last generation is damaged.
+        StoreUnavailableError: the object store does not answer.
     """
+    if is_url(config.store):
+        with Checkout(str(config.store), config.mirror, progress) as checkout:
+            local = replace(config, store=checkout.folder, mirror=None)
+            report = compact(local, progress, proposed)
+            return replace(report, generation=checkout.publish())
     try:
-        make_store(config.store)
-        with locked_store(config.store), ExitStack() as stack:
-            remove_leftovers(config.store)
-            check_nothing_newer(config.store)
+        make_store(config.folder)
+        with locked_store(config.folder), ExitStack() as stack:
+            remove_leftovers(config.folder)
+            check_nothing_newer(config.folder)
             if config.keep is not None:
-                check_removable(config.store)
+                check_removable(config.folder)
             previous = None
-            if current_folder(config.store) is not None:
-                previous = stack.enter_context(Generation.open_current(config.store))
+            if current_folder(config.folder) is not None:
+                previous = stack.enter_context(Generation.open_current(config.folder))
             return _compact(config, previous, progress, proposed)
     except OSError as error:
-        raise storage_error(error, config.store) from error
+        raise storage_error(error, config.folder) from error
 
 
 def _first_schema(
@@ -199,10 +207,10 @@ def _compact(
     check_exports(files, None if previous is None else previous.watermark_ts, config.watermark_ts)
     shards = _shard_count(config, previous)
 
-    with build_folder(config.store) as building:
+    with build_folder(config.folder) as building:
         times = TimeReader(config.time_unit)
         values = RunValues(
-            config.store,
+            config.folder,
             schema,
             previous,
             since_ts=None if previous is None or config.accept_late else previous.watermark_ts,
@@ -220,7 +228,7 @@ def _compact(
             config.cadence,
             config.cuts_ts or (),
         )
-        number = highest_number(config.store) + 1
+        number = highest_number(config.folder) + 1
         totals, summaries = _write_shards(
             config,
             previous,
@@ -385,4 +393,4 @@ def _shard_count(config: CompactionConfig, previous: Generation | None) -> int:
 def _prune(config: CompactionConfig) -> None:
     if config.keep is not None:
         # A generation that was rolled back and kept holds the users erased as well.
-        prune(config.store, config.keep, withdrawn=config.erase_users is not None)
+        prune(config.folder, config.keep, withdrawn=config.erase_users is not None)

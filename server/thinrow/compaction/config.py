@@ -11,6 +11,7 @@ from thinrow.core.files.paths import Named
 from thinrow.core.settings import check, setting
 from thinrow.errors import UsageError
 from thinrow.events.units import TimeUnit, check_watermark
+from thinrow.store.place import check_place, is_url
 from thinrow.store.times import DAY_MS, Cadence
 
 __all__ = ["DEDUP_WINDOW_MS", "SHARDS_DEFAULT", "SHARDS_MAX", "CompactionConfig"]
@@ -32,7 +33,13 @@ class CompactionConfig:
     events: Named = field(
         metadata=setting("Parquet files, folders, globs, URLs.", argument="EVENTS...")
     )
-    store: Path = field(metadata=setting("Folder of the store; created if it does not exist."))
+    store: str | Path = field(
+        metadata=setting(
+            "Folder or URL (s3://, gs://, az://, file://) of the store; created if it does not "
+            "exist.",
+            metavar="FOLDER|URL",
+        )
+    )
     watermark_ts: int = field(
         metadata=setting("The generation holds every event that arrived before this time.")
     )
@@ -114,9 +121,22 @@ class CompactionConfig:
             "Remove all generations but this number of the newest.", default_text="keep all"
         ),
     )
+    mirror: Path | None = field(
+        default=None,
+        metadata=setting(
+            "For a store at a URL: local folder that keeps the last generation between runs.",
+            default_text="a temporary folder",
+        ),
+    )
 
     def __post_init__(self) -> None:
         check(self)
+        check_place(self.store, self.mirror)
+        if is_url(self.store) and self.keep is not None:
+            raise UsageError(
+                f"keep removes folders; at a URL generations are removed with thinrow store gc "
+                f"--store {self.store} --keep {self.keep}."
+            )
         check_watermark(self.watermark_ts)
         if self.cuts_ts is not None:
             every = [0, *self.cuts_ts, self.watermark_ts]
@@ -129,6 +149,11 @@ class CompactionConfig:
             self.cadence.check("Compaction")
         elif self.cadence_offset_ms:
             raise UsageError("--cadence-offset moves the cuts of --cadence; give both.")
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the store, if it is one."""
+        return Path(self.store)
 
     @property
     def cadence(self) -> Cadence | None:

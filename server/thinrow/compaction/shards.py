@@ -90,8 +90,9 @@ def _finished(
     value_bytes_max = writer.value_bytes_max
     if previous is not None:
         (before,) = (shard for shard in previous.manifest.shards if shard.name == name)
-        for file in set(before.files) - set(files):
-            if file.name in writer.linked:
+        found = {file.name: file for file in files}
+        for file in before.files:
+            if file.name in writer.linked and not found[file.name].has_content_of(file):
                 raise StoreCorruptError(
                     f"{previous.folder / name / file.name} is damaged (its checksum differs); "
                     f"restore it from a replica or build the generation again."

@@ -8,6 +8,7 @@ from pathlib import Path
 from thinrow.core.files.paths import Named
 from thinrow.core.settings import check, setting
 from thinrow.events.units import TimeUnit
+from thinrow.store.place import check_place
 
 __all__ = ["VALUES_BYTES_MAX", "FillConfig"]
 
@@ -28,7 +29,11 @@ class FillConfig:
     values: Named = field(
         metadata=setting("Parquet files, folders, globs, URLs.", argument="VALUES...")
     )
-    store: Path = field(metadata=setting("Folder of the store."))
+    store: str | Path = field(
+        metadata=setting(
+            "Folder or URL (s3://, gs://, az://, file://) of the store.", metavar="FOLDER|URL"
+        )
+    )
     schema: Path | None = field(
         default=None,
         metadata=setting(
@@ -52,5 +57,19 @@ class FillConfig:
         ),
     )
 
+    mirror: Path | None = field(
+        default=None,
+        metadata=setting(
+            "For a store at a URL: local folder that keeps the last generation between runs.",
+            default_text="a temporary folder",
+        ),
+    )
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the store, if it is one."""
+        return Path(self.store)
+
     def __post_init__(self) -> None:
         check(self)
+        check_place(self.store, self.mirror)

@@ -23,6 +23,7 @@ from thinrow.events.time_columns import TimeReader
 from thinrow.filling.rows import FillRows, check_bytes, text_of_key
 from thinrow.filling.shard import SHOWN_MAX, FillCounts, FillTask, fill_shard
 from thinrow.filling.table import FillTable
+from thinrow.remote.checkout import Checkout
 from thinrow.schema import Schema, evolve, read_schema, to_stored
 from thinrow.store.current import require_current_folder
 from thinrow.store.generation import Generation
@@ -37,6 +38,7 @@ from thinrow.store.hashing import content_fingerprint
 from thinrow.store.layout import shard_name
 from thinrow.store.manifest import FillRecord, Manifest, write_manifest
 from thinrow.store.marks import build_folder
+from thinrow.store.place import is_url
 from thinrow.store.shard import storage_error
 
 if TYPE_CHECKING:
@@ -93,15 +95,20 @@ def fill(config: FillConfig, progress: Progress = lambda *_: None) -> FillReport
         StoreFullError: the disk is full.
         StoreCorruptError: a file of the last generation is damaged.
     """
-    require_current_folder(config.store)  # before a lock is made in a folder that is no store
+    if is_url(config.store):
+        with Checkout(str(config.store), config.mirror, progress) as checkout:
+            report = fill(replace(config, store=checkout.folder, mirror=None), progress)
+            checkout.publish()
+            return report
+    require_current_folder(config.folder)  # before a lock is made in a folder that is no store
     try:
-        with locked_store(config.store), ExitStack() as stack:
-            remove_leftovers(config.store)
-            check_nothing_newer(config.store)
-            previous = stack.enter_context(Generation.open_current(config.store))
+        with locked_store(config.folder), ExitStack() as stack:
+            remove_leftovers(config.folder)
+            check_nothing_newer(config.folder)
+            previous = stack.enter_context(Generation.open_current(config.folder))
             return _fill(config, previous, progress)
     except OSError as error:
-        raise storage_error(error, config.store) from error
+        raise storage_error(error, config.folder) from error
 
 
 def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillReport:
@@ -121,7 +128,7 @@ def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillR
             )
     manifest = previous.manifest
     record = FillRecord(
-        generation=highest_number(config.store) + 1,
+        generation=highest_number(config.folder) + 1,
         filled_ts=time.time_ns() // 1_000_000,
         watermark_ts=manifest.watermark_ts,
         group=group.name,
@@ -146,7 +153,7 @@ def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillR
         )
     is_new = group.number not in {each.number for each in previous.schema.groups}
     task = FillTask(schema=schema, group=group, is_new=is_new, table=table)
-    with build_folder(config.store) as building:
+    with build_folder(config.folder) as building:
         shards = _FilledShards(previous, task, building, TimeReader(config.time_unit), progress)
         _, summaries = write_shards(previous.shard_count, shards.write, previous, progress)
         record = shards.completed(record)
@@ -159,7 +166,7 @@ def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillR
             run=manifest.run,
             fills=[*manifest.fills, record],
             vocabularies=write_vocabularies(
-                building, schema, known_vocabularies(config.store, schema, previous), previous
+                building, schema, known_vocabularies(config.folder, schema, previous), previous
             ),
         )
         shards.remove_scratch()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from thinrow.core.files.io_errors import failure_reason
 from thinrow.core.settings import setting
 from thinrow.errors import InputError, UsageError
+from thinrow.remote.reading import is_remote_store, local_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -88,7 +89,7 @@ def connected(
     """Yields a client of servers, or of a store that is read in this process.
 
     Args:
-        targets: Servers, or the folder of one store.
+        targets: Servers, or the folder or the URL of one store. A store at a URL is copied first.
         access: Credentials for servers.
         tenants: File of tenants for a store.
 
@@ -101,6 +102,10 @@ def connected(
     from thinrow.client.target import parse_targets
 
     access = access or Access()
+    if len(targets) == 1 and is_remote_store(targets[0]):
+        with local_store(targets[0]) as folder, connected([str(folder)], access, tenants) as client:
+            yield client
+        return
     if isinstance(parse_targets(targets), Path):
         if access != Access():
             raise UsageError(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from thinrow.core.files.io_errors import access_failure
-from thinrow.errors import StoreCorruptError, StoreMissingError
+from thinrow.errors import StoreCorruptError, StoreMissingError, UsageError
 from thinrow.store.layout import (
     CURRENT,
     HIGHEST,
     LOCK,
     MANIFEST,
+    ROOTS,
     UNPUBLISHED,
     generation_number,
 )
@@ -32,7 +33,12 @@ def _damaged_current(store: Path, reason: str) -> str:
 
 
 def current_folder(store: Path) -> Path | None:
-    """The serving generation's folder; None where nothing was published yet."""
+    """The serving generation's folder; None where nothing was published yet.
+
+    Raises:
+        StoreCorruptError: CURRENT is damaged.
+        UsageError: The folder is not laid out as that of a local store.
+    """
     try:
         name = read_small(store / CURRENT, CURRENT_BYTES_MAX).strip()
     except FileNotFoundError:
@@ -41,6 +47,10 @@ def current_folder(store: Path) -> Path | None:
         if access_failure(error) is not None:
             raise unreadable(store / CURRENT, error) from error
         raise StoreCorruptError(_damaged_current(store, reason_of(error))) from error
+    if generation_number(name) is None and (store / ROOTS).is_dir():
+        raise UsageError(
+            f"{store} holds a store as object stores do; name it file://{store.absolute()}."
+        )
     if generation_number(name) is None:
         raise StoreCorruptError(_damaged_current(store, "it names no generation"))
     return store / name

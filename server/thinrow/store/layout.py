@@ -10,6 +10,7 @@ __all__ = [
     "LOCK",
     "MANIFEST",
     "NEW",
+    "ROOTS",
     "UNPUBLISHED",
     "VOCABULARIES",
     "generation_name",
@@ -23,6 +24,8 @@ MANIFEST = "manifest.json"
 """Root manifest of a generation, written last: a folder without it is not a generation."""
 CURRENT = "CURRENT"
 """Names the serving generation; replaced atomically."""
+ROOTS = "generations"
+"""Folder of manifests in an object store, which no local store has."""
 HIGHEST = "HIGHEST"
 """Names the newest generation that was ever published; numbers continue after it."""
 LOCK = "LOCK"

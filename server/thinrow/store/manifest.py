@@ -29,6 +29,8 @@ __all__ = [
     "RunInputs",
     "ShardSummary",
     "StoredVocabulary",
+    "encode_manifest",
+    "parse_manifest",
     "read_manifest",
     "write_manifest",
 ]
@@ -173,12 +175,41 @@ class Manifest(Record):
         return sum(file.bytes for file in [*files, *(one.file for one in self.vocabularies)])
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Completes the generation in ``folder``."""
+def encode_manifest(manifest: Manifest) -> str:
+    """Returns the text of a manifest."""
     # Fields that came later are left out at their defaults, so that earlier versions read on.
     body = manifest.model_dump(mode="json", exclude_defaults=True)
     body["xxh3"] = _checksum(body)
-    write_atomically(folder / MANIFEST, json.dumps(body, indent=1) + "\n")
+    return json.dumps(body, indent=1) + "\n"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Completes the generation in ``folder``."""
+    write_atomically(folder / MANIFEST, encode_manifest(manifest))
+
+
+def parse_manifest(text: str, name: object) -> Manifest:
+    """Reads and checks the text of a manifest.
+
+    Args:
+        text: The text.
+        name: Path or URL, for the message.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError, RecursionError: It is altered.
+        StoreError: Another version of ThinRow wrote it.
+    """
+    body = json.loads(text)
+    if body.pop("xxh3") != _checksum(body):
+        raise ValueError("its checksum does not fit")
+    if body["format"] not in (FORMAT, USERS_FORMAT):
+        raise StoreError(
+            f"{name} has format {body['format']}, and this ThinRow reads formats {FORMAT} and "
+            f"{USERS_FORMAT}; use the version that wrote it."
+        )
+    manifest = Manifest.model_validate(body)
+    _check_shards(manifest)
+    return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -190,17 +221,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        body = json.loads(read_small(path, MANIFEST_BYTES_MAX))
-        if body.pop("xxh3") != _checksum(body):
-            raise ValueError("its checksum does not fit")
-        if body["format"] not in (FORMAT, USERS_FORMAT):
-            raise StoreError(
-                f"{path} has format {body['format']}, and this ThinRow reads formats {FORMAT} and "
-                f"{USERS_FORMAT}; use the version that wrote it."
-            )
-        manifest = Manifest.model_validate(body)
-        _check_shards(manifest)
-        return manifest
+        return parse_manifest(read_small(path, MANIFEST_BYTES_MAX), path)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise unreadable(path, error) from error
 

@@ -27,7 +27,9 @@ from thinrow.store.vocabulary import keep_vocabularies
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Newer", "RollbackReport", "rollback"]
+    from thinrow.store.manifest import Manifest
+
+__all__ = ["Newer", "RollbackReport", "has_erased", "rollback"]
 
 Newer = Literal["keep", "remove"]
 _NO_USERS_XXH3 = xxhash.xxh3_64_hexdigest(np.empty(0, np.int64).tobytes())
@@ -95,7 +97,11 @@ def _rolled_back(store: Path, folder: Path, newer: Newer) -> RollbackReport:
     manifest = read_manifest(folder)
     number = manifest.number
     after = {n: path for n, path in generation_folders(store).items() if n > number}
-    erasing = [n for n, path in after.items() if problem_of(path) is None and _has_erased(path)]
+    erasing = [
+        n
+        for n, path in after.items()
+        if problem_of(path) is None and has_erased(read_manifest(path))
+    ]
     if folder.name == withdrawn_name(number):
         folder = folder.rename(store / generation_name(number))
     for path in after.values():
@@ -118,8 +124,8 @@ def _rolled_back(store: Path, folder: Path, newer: Newer) -> RollbackReport:
     )
 
 
-def _has_erased(folder: Path) -> bool:
-    manifest = read_manifest(folder)
+def has_erased(manifest: Manifest) -> bool:
+    """Returns True if the run that built a generation erased users."""
     return not manifest.is_fill and manifest.run.erase_xxh3 != _NO_USERS_XXH3
 
 

@@ -1,0 +1,250 @@
+"""Mirror: a local folder that holds verified copies of a store's shards and is a store itself.
+
+MIRROR/objects holds each object under its key, MIRROR/generation-NNNNNN links to them, and
+MIRROR/CURRENT names the generation that is complete here. An object is copied once, however many
+generations share it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from typing import TYPE_CHECKING, Self
+
+import xxhash
+from thinrow.core.files.permissions import file_mode, make_folder
+from thinrow.errors import StoreCorruptError, StoreError, StoreLockedError, UsageError
+from thinrow.remote.copies import OBJECTS, Copies
+from thinrow.remote.current import require_current
+from thinrow.remote.generation_objects import key_of, read_generation, root_key
+from thinrow.store.current import current_folder
+from thinrow.store.generations import generation_folders, locked_store, remove_leftovers
+from thinrow.store.layout import CURRENT, HIGHEST, MANIFEST, VOCABULARIES, generation_name
+from thinrow.store.marks import remove_generation
+from thinrow.store.shard import fsync, link_or_copy, storage_error
+from thinrow.store.small_files import read_small, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from pathlib import Path
+
+    from thinrow.remote.copies import Pull
+    from thinrow.remote.current import Current, CurrentRecord
+    from thinrow.remote.generation_objects import RemoteGeneration
+    from thinrow.remote.object_store import ObjectStore
+
+__all__ = ["CHANGES_MAX", "MARK", "MARK_BYTES_MAX", "Mirror"]
+
+MARK = "MIRROR"
+"""Holds the URL of the store that the folder is a mirror of; locked by the process that uses it."""
+MARK_BYTES_MAX = 4096
+CHANGES_MAX = 5
+"""Times that the serving generation may change while it is copied."""
+_PULLING = "pulling"
+"""The next generation before it is complete."""
+
+
+class Mirror:
+    """A mirror of some shards, or of all. One process uses it; a context manager.
+
+    Args:
+        store: The store.
+        folder: The mirror's folder; created if it does not exist.
+        choose: Receives the count of shards; returns the numbers of those to mirror.
+        report: Receives the progress.
+
+    Raises, when entered:
+        UsageError: The folder holds something else.
+        StoreLockedError: Another process uses it.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        folder: Path,
+        choose: Callable[[int], Collection[int]] = range,
+        report: Callable[[Pull], None] = lambda _: None,
+    ) -> None:
+        self.folder = folder
+        self.store = store
+        self.copies = Copies(store, folder / OBJECTS, report)
+        self.current: Current | None = None
+        """CURRENT of the store, as it was when its generation was last complete here."""
+        self._choose = choose
+        self._complete_xxh3: str | None = None
+        """Checksum of the root manifest of the generation that is here, once it was checked."""
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._claim()
+            with locked_store(self.folder):
+                remove_leftovers(self.folder)
+        except OSError as error:
+            self.__exit__()
+            raise storage_error(error, self.folder) from error
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _claim(self) -> None:
+        """Makes the folder this process's own."""
+        make_folder(self.folder)
+        mark = self.folder / MARK
+        if not mark.exists() and any(self.folder.iterdir()):
+            raise UsageError(
+                f"{self.folder} holds other files and is no mirror; give --mirror a new or an "
+                f"empty folder."
+            )
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._lock = os.open(mark, flags, file_mode())
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreLockedError(
+                f"Another process uses the mirror {self.folder}; give each its own --mirror."
+            ) from error
+        known = read_small(mark, MARK_BYTES_MAX).strip()
+        if not known:
+            os.write(self._lock, f"{self.store.url}\n".encode())
+            os.fsync(self._lock)
+        elif known != self.store.url:
+            raise UsageError(
+                f"{self.folder} is a mirror of {known}, not of {self.store.url}; give --mirror "
+                f"another folder."
+            )
+
+    @property
+    def has_generation(self) -> bool:
+        """True if a complete generation is here."""
+        return current_folder(self.folder) is not None
+
+    def pull(self, *, is_open: bool = False, verify: bool = False) -> bool:
+        """Copies the serving generation, and makes it the one that is here once it is complete.
+
+        Args:
+            is_open: A reader may have the generation that is here open, so its folder stays.
+            verify: Reads what was copied before again, and copies what is damaged once more.
+
+        Returns:
+            True if another generation is here than before.
+
+        Raises:
+            StoreMissingError: The store holds no generation.
+            StoreCorruptError: An object is missing or damaged; what is here stays.
+            StoreFullError: The disk has no room for the generation.
+            StoreUnavailableError: The object store does not answer.
+        """
+        for _ in range(CHANGES_MAX):
+            current = require_current(self.store)
+            record = current.record
+            try:
+                is_new = verify or not self._is_complete(record)
+                if is_new:
+                    self._pull(record, is_open=is_open, verify=verify)
+                self.current = current
+                return is_new
+            except StoreCorruptError:
+                # gc may have removed a generation that was replaced in the meantime.
+                if require_current(self.store).record.number == record.number:
+                    raise
+            except OSError as error:
+                raise storage_error(error, self.folder) from error
+        raise StoreError(f"The serving generation of {self.store.url} keeps changing; try again.")
+
+    def reset(self, highest: int) -> None:
+        """Makes the folder as the store is: without what a run built here and could not publish.
+
+        Args:
+            highest: The number after which the next run counts on.
+        """
+        if self.current is None:
+            (self.folder / CURRENT).unlink(missing_ok=True)
+        write_atomically(self.folder / HIGHEST, generation_name(highest) + "\n")
+        self._remove_generations({current_folder(self.folder)})
+        if (self.folder / VOCABULARIES).exists():
+            shutil.rmtree(self.folder / VOCABULARIES)
+        kept = [] if self.current is None else self.current.record.vocabularies
+        for vocabulary in kept:
+            file = vocabulary.file
+            make_folder(self.folder / VOCABULARIES)
+            path = self.folder / VOCABULARIES / file.name
+            self.store.download(key_of(file), path, file.bytes, file.xxh3)
+
+    def adopt(self, generation: RemoteGeneration) -> None:
+        """Takes over a generation that was built here and published, so that it is not copied."""
+        folder = self.folder / generation_name(generation.manifest.number)
+        for place, file in generation.files:
+            self.copies.adopt(file, folder / place)
+        generation.write_manifests(folder)
+        fsync(folder)
+
+    def _is_complete(self, record: CurrentRecord) -> bool:
+        if self._complete_xxh3 == record.manifest_xxh3:
+            return True
+        folder = current_folder(self.folder)
+        if folder is None or folder.name != generation_name(record.number):
+            return False
+        try:
+            if xxhash.xxh3_64_hexdigest((folder / MANIFEST).read_bytes()) != record.manifest_xxh3:
+                return False
+        except OSError:
+            return False
+        # Another choice of shards than at the last start needs other files.
+        files = self._read(record).files
+        if not all((folder / place).is_file() for place, _ in files):
+            return False
+        self._complete_xxh3 = record.manifest_xxh3
+        return True
+
+    def _read(self, record: CurrentRecord) -> RemoteGeneration:
+        found = read_generation(self.store, record.number, record.manifest_xxh3, self._choose)
+        if found is None:
+            raise self.store.damaged(root_key(record.number), "it is gone")
+        return found
+
+    def _pull(self, record: CurrentRecord, *, is_open: bool, verify: bool) -> None:
+        name = generation_name(record.number)
+        before = current_folder(self.folder)
+        if is_open and before is not None and before.name == name:
+            raise StoreError(
+                f"{self.store.url} has another generation {record.number} than the mirror "
+                f"{self.folder}; restart the server, which copies it again."
+            )
+        generation = self._read(record)
+        files = generation.files
+        keys = {key_of(file) for _, file in files}
+        self._remove_generations({before})
+        self.copies.keep(keys)
+        self.copies.fetch(record.number, [file for _, file in files], verify=verify)
+        pulling = self.folder / _PULLING
+        if pulling.exists():
+            shutil.rmtree(pulling)
+        make_folder(pulling)
+        for number in generation.numbers:
+            make_folder(pulling / generation.manifest.shards[number].name)
+        for place, file in files:
+            make_folder((pulling / place).parent)
+            link_or_copy(self.copies.path(file), pulling / place)
+        generation.write_manifests(pulling)
+        for folder in {pulling, *((pulling / place).parent for place, _ in files)}:
+            fsync(folder)
+        if (self.folder / name).exists():
+            remove_generation(self.folder / name)
+        pulling.rename(self.folder / name)
+        write_atomically(self.folder / CURRENT, name + "\n")
+        self._complete_xxh3 = record.manifest_xxh3
+        self._remove_generations({self.folder / name, before if is_open else None})
+        self.copies.keep(keys)
+
+    def _remove_generations(self, kept: Collection[Path | None]) -> None:
+        for folder in generation_folders(self.folder).values():
+            if folder not in kept:
+                remove_generation(folder)

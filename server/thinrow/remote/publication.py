@@ -1,0 +1,193 @@
+"""Publication: a generation that was built in a local folder becomes the serving one of a store.
+
+Files go first, then the manifests of shards, then the root manifest, created once, then CURRENT by
+compare-and-swap. Killed in between, a run leaves objects that no reader looks at, and gc removes.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from thinrow.errors import StoreLockedError, StoreUnavailableError
+from thinrow.remote.current import (
+    CurrentRecord,
+    now_ts,
+    require_current,
+    swap_current,
+)
+from thinrow.remote.generation_objects import (
+    RUNS,
+    RemoteGeneration,
+    file_key,
+    root_key,
+)
+from thinrow.store.layout import ROOTS, VOCABULARIES, generation_number
+from thinrow.store.manifest import MANIFEST_BYTES_MAX, encode_manifest, read_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from thinrow.remote.current import Current
+    from thinrow.remote.object_store import ObjectStore
+    from thinrow.store.stored_files import StoredFile
+
+__all__ = ["SWAPS_MAX", "UPLOADS_AT_ONCE", "highest_number", "publish"]
+
+UPLOADS_AT_ONCE = 8
+SWAPS_MAX = 5
+"""Times that CURRENT is replaced again after gc has changed it."""
+
+
+def highest_number(store: ObjectStore, current: Current | None) -> int:
+    """Returns the highest number of a generation ever used here; 0 for none."""
+    roots = (one.key.rpartition("/")[2].removesuffix(".json") for one in store.listed(ROOTS))
+    found = [number for number in map(generation_number, roots) if number is not None]
+    return max([*found, 0 if current is None else current.record.highest])
+
+
+def publish(
+    store: ObjectStore,
+    base: Current | None,
+    previous: RemoteGeneration | None,
+    folder: Path,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> RemoteGeneration:
+    """Uploads a complete generation and makes it the serving one.
+
+    Args:
+        store: The store.
+        base: CURRENT as it was when the run began; None for a new store.
+        previous: The generation that it named, whose objects are shared.
+        folder: The generation's folder.
+        progress: Receives stage, files done and files in all.
+
+    Returns:
+        The generation as it is stored.
+
+    Raises:
+        StoreLockedError: Another run has published in the meantime.
+        StoreCorruptError: An object that was written is not there.
+        StoreUnavailableError: The object store does not answer.
+    """
+    run_id = uuid4().hex
+    generation, uploads = _with_objects(folder, run_id, previous)
+    _upload(store, run_id, uploads, progress)
+    _create_root(store, root_key(generation.manifest.number), generation.body)
+    _swap(store, base, generation)
+    return generation
+
+
+def _with_objects(
+    folder: Path, run_id: str, previous: RemoteGeneration | None
+) -> tuple[RemoteGeneration, dict[str, tuple[Path, StoredFile]]]:
+    """Gives every file an object: the last generation's where it is the same, else a new one."""
+    manifest = read_manifest(folder)
+    known = {} if previous is None else dict(previous.files)
+    uploads: dict[str, tuple[Path, StoredFile]] = {}
+
+    def stored(place: str, file: StoredFile) -> StoredFile:
+        before = known.get(place)
+        if before is not None and before.has_content_of(file):
+            return file.model_copy(update={"object": before.object})
+        key = file_key(run_id, place.split("/")[0], file.name)
+        uploads[key] = folder / place, file
+        return file.model_copy(update={"object": key})
+
+    shards = [
+        shard.model_copy(
+            update={"files": [stored(f"{shard.name}/{file.name}", file) for file in shard.files]}
+        )
+        for shard in manifest.shards
+    ]
+    vocabularies = [
+        one.model_copy(update={"file": stored(f"{VOCABULARIES}/{one.file.name}", one.file)})
+        for one in manifest.vocabularies
+    ]
+    manifest = manifest.model_copy(update={"shards": shards, "vocabularies": vocabularies})
+    generation = RemoteGeneration(
+        manifest=manifest,
+        body=encode_manifest(manifest).encode(),
+        numbers=list(range(manifest.shard_count)),
+    )
+    return generation, uploads
+
+
+def _upload(
+    store: ObjectStore,
+    run_id: str,
+    uploads: dict[str, tuple[Path, StoredFile]],
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Uploads files, several at once, and checks that the store lists each with its size."""
+    threads = ThreadPoolExecutor(UPLOADS_AT_ONCE)
+    try:
+        done = threads.map(lambda key: store.upload(key, uploads[key][0]), uploads)
+        for count, _ in enumerate(done, 1):
+            progress("Uploading files", count, len(uploads))
+    finally:
+        threads.shutdown(cancel_futures=True)
+    # A run that was paused for longer than gc's grace period has lost its objects.
+    listed = {one.key: one.bytes for one in store.listed(f"{RUNS}/{run_id}")}
+    for key, (_, file) in uploads.items():
+        if listed.get(key) != file.bytes:
+            raise store.damaged(key, "it is gone, or its size differs")
+
+
+def _create_root(store: ObjectStore, key: str, body: bytes) -> None:
+    """Creates the root manifest; only one run can create that of a number.
+
+    Raises:
+        StoreLockedError: Another run has.
+    """
+    failure = None
+    try:
+        if store.create(key, body):
+            return
+    except StoreUnavailableError as error:
+        failure = error
+    # The answer may have been lost, or that of a first try: what is there decides.
+    found = store.read(key, MANIFEST_BYTES_MAX)
+    if found is None:
+        raise failure or store.damaged(key, "it is gone")
+    if found.data != body:
+        raise _overtaken(store)
+
+
+def _swap(store: ObjectStore, base: Current | None, generation: RemoteGeneration) -> None:
+    """Makes the generation the serving one, if the one that it was built on still serves."""
+    manifest = generation.manifest
+    for _ in range(SWAPS_MAX):
+        fields: dict[str, Any] = {
+            "history": [manifest.number],
+            "manifest_xxh3": generation.xxh3,
+            "changed_ts": now_ts(),
+            "highest": manifest.number,
+        }
+        if base is None:
+            record = CurrentRecord(**fields, write_id=uuid4().hex)
+        else:
+            fields["history"] = [*base.record.history, manifest.number]
+            record = base.record.changed(**fields)
+        try:
+            swap_current(store, base, record)
+            return
+        except StoreLockedError:
+            if base is None:
+                raise _overtaken(store) from None
+        # gc changes CURRENT as well, but not which generation serves.
+        now = require_current(store)
+        is_same = now.record.manifest_xxh3 == base.record.manifest_xxh3
+        if not is_same or now.record.highest >= manifest.number:
+            raise _overtaken(store)
+        base = now
+    raise _overtaken(store)
+
+
+def _overtaken(store: ObjectStore) -> StoreLockedError:
+    return StoreLockedError(
+        f"Another run has published a generation of {store.url} in the meantime; run this one "
+        f"again, which builds on it."
+    )

@@ -1,0 +1,27 @@
+"""Places of stores: a local folder, or the URL of an object store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from thinrow.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["check_place", "is_url"]
+
+
+def is_url(store: str | Path) -> bool:
+    """Returns True if a store is named by a URL, and not by the path of a folder."""
+    return isinstance(store, str) and "://" in store
+
+
+def check_place(store: str | Path, mirror: Path | None) -> None:
+    """Checks that a mirror is named for a store at a URL only.
+
+    Raises:
+        UsageError: The store is a local folder, of which no mirror is kept.
+    """
+    if mirror is not None and not is_url(store):
+        raise UsageError(f"mirror is for stores at a URL; leave it out with the folder {store}.")

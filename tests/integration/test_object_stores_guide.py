@@ -1,0 +1,54 @@
+"""docs/guides/object-stores.md runs as written, against an S3 server."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+from support.paths import ROOT
+from support.worlds import SCHEMA, some_events
+
+if TYPE_CHECKING:
+    from support.object_storage import ObjectStorage
+
+PAGE = ROOT / "docs/guides/object-stores.md"
+
+
+def commands() -> list[str]:
+    """Every command of the page, in order."""
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_commands_of_the_guide(object_storage: ObjectStorage, tmp_path: Path) -> None:
+    (tmp_path / "schema.toml").write_text(SCHEMA, encoding="utf-8")
+    for day in (0, 1):
+        events = some_events(40, days=1, first_day=day)
+        pq.write_table(events, tmp_path / f"events-{day + 1}.parquet")
+    bucket = urllib.request.Request(f"{object_storage.endpoint}/my-bucket", method="PUT")
+    with urllib.request.urlopen(bucket, timeout=60) as answer:
+        assert answer.status == 200
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = [
+        subprocess.run(
+            command,
+            shell=True,
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        for command in commands()
+    ]
+    for each in done:
+        assert each.returncode == 0, (each.args, each.stderr)
+    assert len(done) == 8
+    assert "item_id" in done[-1].stdout
