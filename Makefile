@@ -39,7 +39,7 @@ help: ## list the targets
 
 setup: .venv/.installed ## create .venv with everything the other targets need
 
-.venv/.installed: pyproject.toml $(wildcard native/*)
+.venv/.installed: pyproject.toml $(wildcard native/* native/thinrow/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable '.[server,torch,kafka,remote]' --group dev $(TORCH)

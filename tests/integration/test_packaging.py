@@ -23,6 +23,7 @@ RANKS = {
     "materialization": 4,
     "online": 4,
     "jobs": 5,
+    "api": 6,
     "demo": 6,
     "explore": 6,
     "wall": 6,

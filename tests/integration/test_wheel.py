@@ -47,7 +47,12 @@ def test_wheel_holds_all_and_only_the_product(wheel: Path) -> None:
         for path in (ROOT / side / "thinrow").rglob("*")
         if path.suffix in SUFFIXES
     }
-    wanted |= {"thinrow/errors.py", "thinrow/py.typed", "thinrow/v1/materialization_pb2.py"}
+    wanted |= {
+        "thinrow/__init__.py",
+        "thinrow/errors.py",
+        "thinrow/py.typed",
+        "thinrow/v1/materialization_pb2.py",
+    }
     wanted.add("thinrow/_native" + sysconfig.get_config_var("EXT_SUFFIX"))
     assert wanted <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"thinrow"}

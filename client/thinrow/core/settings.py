@@ -21,9 +21,10 @@ from thinrow.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Setting", "check", "require_bounds", "setting", "settings_of"]
+__all__ = ["Setting", "check", "option_of", "require_bounds", "setting", "settings_of", "unit_ms"]
 
 _KEY = "thinrow"
+_DURATION_UNITS_MS = {"_ms": 1, "_s": 1000}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,20 @@ def settings_of(config: type) -> dict[str, Setting]:
             if _KEY in field.metadata:
                 found[name] = field.metadata[_KEY]
     return found
+
+
+def unit_ms(name: str) -> int | None:
+    """Returns the unit of a field that holds a duration, in ms; None for other fields."""
+    return next((ms for end, ms in _DURATION_UNITS_MS.items() if name.endswith(end)), None)
+
+
+def option_of(name: str, found: Setting) -> str:
+    """Returns the command-line option of a field, which leaves out its unit."""
+    if found.option:
+        return found.option
+    units = (*_DURATION_UNITS_MS, "_ts")
+    stem = next((name.removesuffix(end) for end in units if name.endswith(end)), name)
+    return f"--{stem.replace('_', '-')}"
 
 
 def check(config: Any) -> None:  # noqa: ANN401 - any dataclass

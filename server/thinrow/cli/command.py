@@ -10,10 +10,11 @@ from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
-from thinrow.cli.values import duration_text, parse_duration, parse_time
-from thinrow.core.settings import settings_of
+from thinrow.cli.values import parse_duration, parse_time
+from thinrow.core.settings import option_of, settings_of, unit_ms
 from thinrow.errors import UsageError
 from thinrow.jobs.console import one_sentence
+from thinrow.jobs.option_values import duration_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["TIME", "command"]
 
 TIME = "milliseconds since the epoch, or ISO 8601 in UTC, such as 2026-01-31"
-DURATION_UNITS_MS = {"_ms": 1, "_s": 1000}
 OFF = "off"
 
 
@@ -79,16 +79,7 @@ def _built(config: Any, values: dict[str, Any]) -> Any:  # noqa: ANN401 - any da
         name, _, rest = str(error).partition(" ")
         if name not in values:
             raise
-        raise UsageError(f"{_flag(name, settings_of(config)[name])} {rest}") from error
-
-
-def _flag(name: str, found: Setting) -> str:
-    """Returns the option of a field, without its unit."""
-    if found.option:
-        return found.option
-    units = (*DURATION_UNITS_MS, "_ts")
-    stem = next((name.removesuffix(end) for end in units if name.endswith(end)), name)
-    return f"--{stem.replace('_', '-')}"
+        raise UsageError(f"{option_of(name, settings_of(config)[name])} {rest}") from error
 
 
 def _options(config: type) -> list[inspect.Parameter]:
@@ -106,7 +97,7 @@ def _option(name: str, hint: Any, default: Any, found: Setting) -> inspect.Param
     kinds = [kind for kind in get_args(hint) if kind is not NoneType]
     is_optional = NoneType in get_args(hint)
     given: dict[str, Any] = {"help": found.help, "metavar": found.metavar or None}
-    unit_ms = next((ms for end, ms in DURATION_UNITS_MS.items() if name.endswith(end)), None)
+    unit = unit_ms(name)
     kind: Any = hint
     if get_origin(hint) is not Literal and kinds:
         # A union of a text, a path and several of them is typed as texts, which may be URLs.
@@ -116,17 +107,17 @@ def _option(name: str, hint: Any, default: Any, found: Setting) -> inspect.Param
         kind = list[str] if found.argument.endswith("...") else str
         annotation: Any = Annotated[kind, typer.Argument(metavar=found.argument, help=found.help)]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
-    if unit_ms is not None:
+    if unit is not None:
         kind = int
         given |= {"parser": parse_duration, "metavar": "DURATION"}
         if isinstance(default, int | float):
-            default = duration_text(round(default * unit_ms))
+            default = duration_text(round(default * unit))
     elif name.endswith("_ts"):
         kind = int
         given |= {"parser": parse_time, "metavar": "TIME", "help": f"{found.help[:-1]}: {TIME}."}
     if default is None:
         given["show_default"] = found.default_text or False
-    flag = _flag(name, found)
+    flag = option_of(name, found)
     if kind is bool and default is True:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     annotation = Annotated[kind | None if is_optional else kind, typer.Option(flag, **given)]
@@ -140,5 +131,5 @@ def _option(name: str, hint: Any, default: Any, found: Setting) -> inspect.Param
 def _to_field(name: str, value: Any) -> Any:  # noqa: ANN401 - of the field's type
     """Converts an option's value to the field's: seconds are fractions, `off` means None."""
     if name.endswith("_s") and value is not None:
-        return value / DURATION_UNITS_MS["_s"]
+        return value / 1000
     return None if value == OFF else value

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from thinrow.cli.command import command
-from thinrow.cli.options import SERVER, TARGET
+from thinrow.cli.options import SERVER
+from thinrow.jobs.config import TARGET
 from thinrow.jobs.connecting import Access
 
 if TYPE_CHECKING:

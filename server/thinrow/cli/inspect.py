@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 from thinrow.cli.command import TIME, command
 from thinrow.cli.options import Target, Traits
-from thinrow.cli.values import parse_names, parse_time
+from thinrow.cli.values import parse_time
 from thinrow.jobs.connecting import Access
 from thinrow.jobs.console import out
+from thinrow.jobs.option_values import names_of
 
 __all__ = ["app"]
 
@@ -41,7 +42,7 @@ def inspect_command(
 
     check_typed(as_of, "--as-of")
     with connected(server, access) as client:
-        answer = client.inspect(user, as_of, Projection(limit, traits=parse_names(traits)))
+        answer = client.inspect(user, as_of, Projection(limit, traits=names_of(traits)))
         groups = client.describe_store().feature_groups
     names = [trait.name for group in groups for trait in group.traits]
     out.print(*history_table(user, answer, names), sep="\n", soft_wrap=True)

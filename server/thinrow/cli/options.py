@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from thinrow.jobs.config import TARGET
 
-__all__ = ["SERVER", "TARGET", "SequenceLength", "Target", "Traits"]
+__all__ = ["SERVER", "Target", "Traits"]
 
-TARGET = "HOST:PORT|STORE"
-"""Value of `--server`: the address of a server, or the path of a store."""
 SERVER = typer.Option(
     "--server",
     metavar=TARGET,
@@ -19,7 +18,4 @@ Target = Annotated[list[str], SERVER]
 Traits = Annotated[
     str,
     typer.Option(help="Only these traits, by name with commas between. [default: all]"),
-]
-SequenceLength = Annotated[
-    int, typer.Option(help="Maximum number of events of each history, the newest; 0 for all.")
 ]

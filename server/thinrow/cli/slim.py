@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
 from thinrow.cli.command import command
 from thinrow.cli.time_reports import print_outliers, time_facts
-from thinrow.cli.values import duration_text
 from thinrow.jobs.config import FatLayoutConfig, SlimConfig
 from thinrow.jobs.console import EXIT_FAILED, facts, out, progress_bar, readable_bytes
+from thinrow.jobs.option_values import duration_text
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
@@ -31,20 +31,11 @@ MEANINGS = {
 
 
 @command(app, "slim")
-def slim_command(
-    config: SlimConfig,
-    layout: FatLayoutConfig,
-    on_disagreement: Annotated[
-        Literal["report", "fail"],
-        typer.Option(
-            help="If rows of one user contradict each other: report it, or write nothing."
-        ),
-    ] = "report",
-) -> None:
+def slim_command(config: SlimConfig, layout: FatLayoutConfig) -> None:
     """Turn fat rows into events and thin rows that show the very same histories."""
     from thinrow.jobs.slim import slim
 
-    config = replace(config, layout=layout, fail_on_disagreement=on_disagreement == "fail")
+    config = replace(config, layout=layout)
     with progress_bar() as progress:
         report = slim(config, progress)
     out.print(facts(config.rows.name, figures(report)))

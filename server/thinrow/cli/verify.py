@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 from rich.table import Table
 from thinrow.cli.command import command
-from thinrow.cli.options import SequenceLength, Target
-from thinrow.events.units import TimeUnit
-from thinrow.jobs.config import FatLayoutConfig
+from thinrow.jobs.config import FatLayoutConfig, VerifyConfig
 from thinrow.jobs.connecting import Access
 from thinrow.jobs.console import EXIT_FAILED, facts, out, progress_bar
 
@@ -19,32 +15,13 @@ app = typer.Typer()
 
 
 @command(app, "verify")
-def verify_command(
-    rows: Annotated[str, typer.Argument(help="Parquet of thin rows.")],
-    server: Target,
-    against: Annotated[
-        str, typer.Option(metavar="FAT", help="Parquet of fat rows, in the same order.")
-    ],
-    layout: FatLayoutConfig,
-    access: Access,
-    sequence_length: SequenceLength = 0,
-    time_unit: Annotated[
-        TimeUnit | None,
-        typer.Option(
-            help="Unit of times that are integers. [default: ms; other units are refused]",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
+def verify_command(config: VerifyConfig, layout: FatLayoutConfig, access: Access) -> None:
     """Compare what training would see with fat rows, event by event; exit 1 if they differ."""
-    from thinrow.jobs.connecting import connected
-    from thinrow.jobs.layout import FatLayout
-    from thinrow.jobs.verify import difference_fields, verify
+    from thinrow.jobs.connected_jobs import run_verify
+    from thinrow.jobs.verify import difference_fields
 
-    with connected(server, access) as client, progress_bar() as progress:
-        report = verify(
-            client, rows, against, sequence_length, progress, FatLayout.of(layout), time_unit
-        )
+    with progress_bar() as progress:
+        report = run_verify(config, layout, access, progress)
     shown: dict[str, object] = {
         "compared": ", ".join([*report.traits, *report.beside]),
         "rows": report.rows,
@@ -52,7 +29,7 @@ def verify_command(
         "values": report.values,
         "rows that differ": report.rows_that_differ,
     }
-    out.print(facts(f"{rows} against {against}", shown))
+    out.print(facts(f"{config.rows} against {config.against}", shown))
     if report.not_compared:
         out.print(f"Not in the store, so not compared: {', '.join(report.not_compared)}")
     if report.not_in_fat:

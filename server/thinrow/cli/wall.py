@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from thinrow.cli.command import command
-from thinrow.cli.options import TARGET
+from thinrow.jobs.config import TARGET
 from thinrow.jobs.connecting import Access
 from thinrow.wall.config import GivenFigures, Power
 

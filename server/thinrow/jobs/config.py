@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from thinrow.core.files.paths import Named
+from thinrow.core.files.paths import Named, OneNamed
 from thinrow.core.files.tables import Table
 from thinrow.core.settings import check, setting
 from thinrow.errors import UsageError
-from thinrow.events.units import TimeUnit
+from thinrow.events.units import TimeUnit, check_typed
 from thinrow.store.times import DAY_MS, Cadence
 
 __all__ = [
     "BackfillConfig",
+    "ExportConfig",
     "FatLayoutConfig",
+    "MaterializeConfig",
     "Order",
     "Padding",
     "ResearchConfig",
+    "Servers",
     "SlimConfig",
+    "VerifyConfig",
 ]
 
 Order = Literal["oldest-first", "newest-first", "arrival"]
 Padding = Literal["none", "left", "right"]
+Servers = str | Path | Iterable[str | Path]
+"""A server, its replicas, or the folder of a store."""
 LEAVE_ONE_OUT = "leave-one-out"
+TARGET = "HOST:PORT|STORE"
+"""Value of `--server`: the address of a server, or the path of a store."""
 SUM_ERROR_MAX = 1e-9
+_SERVER = setting(
+    "The server, repeat to name replicas; or the folder of a store, read without one.",
+    metavar=TARGET,
+)
+_SEQUENCE_LENGTH = setting(
+    "Maximum number of events of each history, the newest; 0 for all.", minimum=0
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,9 +196,9 @@ class SlimConfig:
     )
     layout: FatLayoutConfig = field(default_factory=FatLayoutConfig)
     """Order and padding of the lists in the fat rows."""
-    fail_on_disagreement: bool = field(
-        default=False,
-        metadata=setting("Write nothing if rows of a user disagree.", option=None),
+    on_disagreement: Literal["report", "fail"] = field(
+        default="report",
+        metadata=setting("If rows of one user contradict each other: report it, or write nothing."),
     )
 
     def __post_init__(self) -> None:
@@ -265,3 +281,94 @@ class ResearchConfig:
                 f"whose sum is 1, such as time:0.8,0.1,0.1."
             )
         return shares
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaterializeConfig:
+    """One run of materialize.
+
+    Raises:
+        UsageError: A value is out of its range, or contradicts another.
+    """
+
+    rows: OneNamed = field(metadata=setting("Parquet of thin rows.", argument="ROWS"))
+    server: Servers = field(metadata=_SERVER)
+    fat: Path = field(metadata=setting("Parquet file of fat rows to write.", option="--out"))
+    sequence_length: int = field(default=0, metadata=_SEQUENCE_LENGTH)
+    traits: str | Sequence[str] | None = field(
+        default=None,
+        metadata=setting("Only these traits, by name with commas between.", default_text="all"),
+    )
+    truncation: Literal["newest", "head"] = field(
+        default="newest", metadata=setting("End of a long history that is kept.")
+    )
+    as_served: bool = field(
+        default=False,
+        metadata=setting("Refuse traits that were filled after events were served."),
+    )
+    tenant: str = field(
+        default="", metadata=setting("Use the projection that the server has under this name.")
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        own = (self.sequence_length, self.traits, self.truncation != "newest", self.as_served)
+        if self.tenant and any(own):
+            raise UsageError(
+                "A tenant brings its own length, traits, truncation and as_served; give --tenant "
+                "alone."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyConfig:
+    """One run of verify.
+
+    Raises:
+        UsageError: A value is out of its range.
+    """
+
+    rows: OneNamed = field(metadata=setting("Parquet of thin rows.", argument="ROWS"))
+    server: Servers = field(metadata=_SERVER)
+    against: OneNamed = field(
+        metadata=setting("Parquet of fat rows, in the same order.", metavar="FAT")
+    )
+    sequence_length: int = field(default=0, metadata=_SEQUENCE_LENGTH)
+    time_unit: TimeUnit | None = field(
+        default=None,
+        metadata=setting(
+            "Unit of times that are integers.", default_text="ms; other units are refused"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """One export of a mutable tier's events.
+
+    Raises:
+        UsageError: A time makes no sense.
+    """
+
+    online: str = field(metadata=setting("The online server.", metavar="HOST:PORT"))
+    watermark_ts: int = field(
+        metadata=setting(
+            "Write every event that arrived before this time, and close the past: no event can "
+            "arrive before it any more."
+        )
+    )
+    events: Path = field(metadata=setting("Parquet file of events to write.", option="--out"))
+    since_ts: int | None = field(
+        default=None,
+        metadata=setting(
+            "Leave out events that arrived before this time.",
+            default_text="the last published watermark",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_typed(self.watermark_ts, "--watermark")
+        check_typed(self.since_ts or 0, "--since")

@@ -84,7 +84,7 @@ class Access:
 
 @contextmanager
 def connected(
-    targets: Sequence[str], access: Access | None = None, tenants: Path | None = None
+    targets: Sequence[str | Path], access: Access | None = None, tenants: Path | None = None
 ) -> Iterator[Client]:
     """Yields a client of servers, or of a store that is read in this process.
 
@@ -102,8 +102,11 @@ def connected(
     from thinrow.client.target import parse_targets
 
     access = access or Access()
-    if len(targets) == 1 and is_remote_store(targets[0]):
-        with local_store(targets[0]) as folder, connected([str(folder)], access, tenants) as client:
+    if len(targets) == 1 and is_remote_store(str(targets[0])):
+        with (
+            local_store(str(targets[0])) as folder,
+            connected([str(folder)], access, tenants) as client,
+        ):
             yield client
         return
     if isinstance(parse_targets(targets), Path):

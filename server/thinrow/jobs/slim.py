@@ -182,7 +182,7 @@ class _Run:
         """Does the phases."""
         self._split()
         facts = self._stitch()
-        written = not (self.config.fail_on_disagreement and facts.rows_disagreeing)
+        written = not (self.config.on_disagreement == "fail" and facts.rows_disagreeing)
         if written:
             self._write()
         cadence = self.config.cadence

@@ -94,7 +94,12 @@ def close_digest(sums: NDArray[np.uint64], event_counts: NDArray[np.int64]) -> N
 
 
 def content_fingerprint(file: DataFile, name: str) -> str:
-    """Returns a name, the keys of a file's Hive folders, and XXH3 of all of its bytes."""
+    """Returns a name, the keys of a file's Hive folders, and XXH3 of all of its bytes.
+
+    A file that is known by its content already has that fingerprint.
+    """
+    if file.fingerprint:
+        return file.fingerprint
     digest = xxhash.xxh3_128()
     for block in file.blocks(BLOCK_BYTES):
         digest.update(block)
@@ -103,6 +108,11 @@ def content_fingerprint(file: DataFile, name: str) -> str:
 
 
 def file_fingerprint(file: DataFile, name: str) -> str:
-    """Returns a name, a file's size, and XXH3 of its end, where Parquet's footer describes it."""
+    """Returns a name, a file's size, and XXH3 of its end, where Parquet's footer describes it.
+
+    A file that is known by its content already has that fingerprint.
+    """
+    if file.fingerprint:
+        return file.fingerprint
     size, end = file.end(FINGERPRINT_BYTES)
     return f"{name} {size} {xxhash.xxh3_64_hexdigest(end)}"

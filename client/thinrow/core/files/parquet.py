@@ -33,7 +33,7 @@ class ParquetTable:
     """
 
     def __init__(self, file: DataFile) -> None:
-        self.name = file.name
+        self.name = str(file)
         arrow = load_pyarrow()
         keys = dict(file.keys)
         path, filesystem = located(file.name)

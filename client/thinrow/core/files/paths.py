@@ -21,7 +21,7 @@ from thinrow.errors import InputError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["SUFFIXES", "AnyFile", "DataFile", "Named", "data_files", "located"]
+__all__ = ["SUFFIXES", "AnyFile", "DataFile", "Named", "OneNamed", "data_files", "located"]
 
 SUFFIXES = (".parquet", ".parq", ".pq")
 """Extensions of Parquet files."""
@@ -37,7 +37,7 @@ class DataFile:
     """One file to read."""
 
     name: str
-    """Path or URL, as errors show it."""
+    """Path or URL."""
 
     keys: tuple[tuple[str, Any], ...] = ()
     """Columns that the names of its Hive folders give, such as ("dt", date(2024, 1, 2))."""
@@ -45,8 +45,14 @@ class DataFile:
     other_keys: tuple[str, ...] = ()
     """Keys that files beside it have: null here, unless the file has such a column."""
 
+    shown: str = ""
+    """Name of what the file holds, as errors show it instead of the path."""
+
+    fingerprint: str = ""
+    """Identity of the content, which runs record instead of the file's."""
+
     def __str__(self) -> str:
-        return self.name
+        return self.shown or self.name
 
     @property
     def local(self) -> Path | None:
@@ -66,7 +72,7 @@ class DataFile:
                 while block := file.read(block_bytes):
                     yield block
         except OSError as error:
-            raise InputError(f"{self.name} cannot be read: {error.strerror or error}.") from error
+            raise InputError(f"{self} cannot be read: {error.strerror or error}.") from error
 
     def end(self, most: int) -> tuple[int, bytes]:
         """Reads the size and at most `most` of the last bytes.
@@ -81,10 +87,12 @@ class DataFile:
                 file.seek(max(0, size - most))
                 return size, file.read()
         except OSError as error:
-            raise InputError(f"{self.name} cannot be read: {error.strerror or error}.") from error
+            raise InputError(f"{self} cannot be read: {error.strerror or error}.") from error
 
 
-Named = str | Path | Iterable[str | Path]
+OneNamed = str | Path | DataFile
+"""A file, a folder, a glob or a URL."""
+Named = OneNamed | Iterable[OneNamed]
 """Files, folders, globs and URLs, one or several."""
 AnyFile = DataFile | Path
 """A file that was found, or one that is known to be there."""
@@ -104,7 +112,11 @@ def data_files(named: Named, suffixes: Sequence[str] = SUFFIXES) -> list[DataFil
         UsageError: A URL needs a library that is not installed, or a name is no path.
     """
     found: dict[str, DataFile] = {}
-    for one in [named] if isinstance(named, str | Path) else named:
+    given: list[DataFile] = []
+    for one in [named] if isinstance(named, OneNamed) else named:
+        if isinstance(one, DataFile):
+            given.append(one)
+            continue
         if not isinstance(one, str | os.PathLike):
             raise UsageError(
                 f"A {type(one).__name__} is among the names of files, but each must be a path; to "
@@ -119,9 +131,10 @@ def data_files(named: Named, suffixes: Sequence[str] = SUFFIXES) -> list[DataFil
             # A folder gives a file its keys, however else it is named.
             if known is None or len(file.keys) > len(known.keys):
                 found[identity] = file
-    if not found:
+    if not found and not given:
         raise InputError("No file was named; name at least one.")
-    return _typed(sorted(found.values(), key=lambda file: file.name))
+    files = [*_typed(list(found.values())), *given]
+    return sorted(files, key=lambda file: file.name)
 
 
 def located(name: str) -> tuple[str, Any]:

@@ -11,7 +11,7 @@ from thinrow.errors import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Table", "is_table", "table_name", "to_table"]
+__all__ = ["Table", "is_table", "table_name", "to_reader", "to_table"]
 
 
 class Table(Protocol):
@@ -23,7 +23,8 @@ class Table(Protocol):
 
 def is_table(rows: object) -> bool:
     """Returns True for what `to_table` takes."""
-    return hasattr(rows, "__arrow_c_stream__") or _is_pandas(rows) or _is_hugging_face(rows)
+    has_stream = hasattr(rows, "__arrow_c_stream__")
+    return has_stream or _is_pandas(rows) or _is_hugging_face(rows) or _is_spark(rows)
 
 
 def table_name(rows: object) -> str:
@@ -37,7 +38,8 @@ def to_table(rows: Any) -> pa.Table:  # noqa: ANN401 - any class with Arrow's pr
     Args:
         rows: Any object with Arrow's PyCapsule stream (`__arrow_c_stream__`), such as a Table, a
             RecordBatch, a RecordBatchReader (which is read to its end) or a DataFrame of Polars; a
-            DataFrame of pandas, whose index is left out; or a `datasets.Dataset`.
+            DataFrame of pandas, whose index is left out; a `datasets.Dataset`; or a DataFrame of
+            Spark, which its driver collects.
 
     Raises:
         InputError: The data is no table, or Arrow cannot hold it.
@@ -49,11 +51,48 @@ def to_table(rows: Any) -> pa.Table:  # noqa: ANN401 - any class with Arrow's pr
             return pa.Table.from_pandas(rows.copy(), preserve_index=False)
         if _is_hugging_face(rows):
             return rows.with_format("arrow")[:]  # in the order of `select`, `shuffle` and `filter`
+        if _is_spark(rows):
+            return _collected(rows)
         return pa.table(rows)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise InputError(
             f"{table_name(rows)} cannot be read as an Arrow table: {first_line(error)}."
         ) from error
+
+
+def to_reader(rows: Any) -> pa.RecordBatchReader:  # noqa: ANN401
+    """Opens a table in memory as a stream of record batches, of which none is copied.
+
+    Args:
+        rows: As `to_table` takes it. A RecordBatchReader is read as it is used, so that memory
+            holds one of its batches.
+
+    Raises:
+        InputError: The data is no table, or Arrow cannot hold it.
+    """
+    pa = load_pyarrow()
+    if _is_pandas(rows) or not hasattr(rows, "__arrow_c_stream__"):
+        return to_table(rows).to_reader()
+    try:
+        return pa.RecordBatchReader.from_stream(rows)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise InputError(
+            f"{table_name(rows)} cannot be read as an Arrow table: {first_line(error)}."
+        ) from error
+
+
+def _collected(rows: Any) -> pa.Table:  # noqa: ANN401
+    """Collects a frame of Spark. Raises InputError where Spark cannot give Arrow data."""
+    if not hasattr(rows, "toArrow"):
+        raise InputError(
+            "This version of Spark cannot hand a frame over as Arrow data; write it with "
+            "df.write.parquet(FOLDER) and name the folder, or install pyspark 4 or later."
+        )
+    return rows.toArrow()
+
+
+def _is_spark(rows: object) -> bool:
+    return "pyspark.DataFrame" in _class_names(rows)
 
 
 def _is_pandas(rows: object) -> bool:

@@ -1,0 +1,97 @@
+"""The jobs that commands run, as functions for notebooks and orchestrators.
+
+The package `thinrow` has them: `thinrow.compact("events/", store="store", watermark="2026-01-31")`.
+Arguments and options are those of the command of the same name, and the report is what the command
+prints. Inputs are paths, URLs, globs, lists of them, or a table in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from thinrow.api.options import job
+from thinrow.compaction.compact import CompactionReport
+from thinrow.compaction.compact import compact as run_compact
+from thinrow.compaction.config import CompactionConfig
+from thinrow.filling.config import FillConfig
+from thinrow.filling.fill import FillReport
+from thinrow.filling.fill import fill as run_fill
+from thinrow.jobs.backfill import BackfillReport
+from thinrow.jobs.backfill import backfill as run_backfill
+from thinrow.jobs.config import (
+    BackfillConfig,
+    ExportConfig,
+    FatLayoutConfig,
+    MaterializeConfig,
+    ResearchConfig,
+    SlimConfig,
+    VerifyConfig,
+)
+from thinrow.jobs.connected_jobs import run_export, run_materialize, run_verify
+from thinrow.jobs.connecting import Access
+from thinrow.jobs.export import ExportReport
+from thinrow.jobs.materialize import MaterializeReport
+from thinrow.jobs.research import ResearchReport
+from thinrow.jobs.research import research as run_research
+from thinrow.jobs.slim import SlimReport
+from thinrow.jobs.slim import slim as run_slim
+from thinrow.jobs.verify import VerifyReport
+
+__all__ = [
+    "backfill",
+    "compact",
+    "export",
+    "fill",
+    "materialize",
+    "research",
+    "slim",
+    "verify",
+]
+
+
+@job("store")
+def compact(config: CompactionConfig) -> CompactionReport:
+    """Builds and publishes the next generation of a store from raw events."""
+    return run_compact(config)
+
+
+@job("store")
+def fill(config: FillConfig) -> FillReport:
+    """Gives stored events values that came later: a new group, or corrections of one."""
+    return run_fill(config)
+
+
+@job("out")
+def backfill(config: BackfillConfig) -> BackfillReport:
+    """Writes thin rows for past requests, as if they had been logged then."""
+    return run_backfill(config)
+
+
+@job("out_rows")
+def slim(config: SlimConfig, layout: FatLayoutConfig) -> SlimReport:
+    """Turns fat rows into events and thin rows that show the very same histories."""
+    return run_slim(replace(config, layout=layout))
+
+
+@job("out")
+def materialize(config: MaterializeConfig, access: Access) -> MaterializeReport:
+    """Writes fat rows again, for export and audit; each row has its status."""
+    return run_materialize(config, access)
+
+
+@job()
+def verify(config: VerifyConfig, layout: FatLayoutConfig, access: Access) -> VerifyReport:
+    """Compares what training would see with fat rows, event by event."""
+    return run_verify(config, layout, access)
+
+
+@job("out")
+def export(config: ExportConfig, access: Access) -> ExportReport:
+    """Writes the mutable tier's events to a file, for compact; safe to run again."""
+    return run_export(config, access)
+
+
+@job("out")
+def research(config: ResearchConfig) -> ResearchReport:
+    """Turns a raw interaction log into a store and thin rows to train on, validate and test."""
+    return run_research(config)

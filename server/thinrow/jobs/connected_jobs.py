@@ -1,0 +1,85 @@
+"""Jobs that need a server: each connects, runs, and closes its connection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thinrow.client import Projection
+from thinrow.client.online import connect_online
+from thinrow.jobs.connecting import connected
+from thinrow.jobs.export import export_events
+from thinrow.jobs.layout import FatLayout
+from thinrow.jobs.materialize import materialize
+from thinrow.jobs.option_values import names_of
+from thinrow.jobs.verify import verify
+
+if TYPE_CHECKING:
+    from thinrow.events.split import Progress
+    from thinrow.jobs.config import (
+        ExportConfig,
+        FatLayoutConfig,
+        MaterializeConfig,
+        Servers,
+        VerifyConfig,
+    )
+    from thinrow.jobs.connecting import Access
+    from thinrow.jobs.export import ExportReport
+    from thinrow.jobs.materialize import MaterializeReport
+    from thinrow.jobs.verify import VerifyReport
+
+__all__ = ["run_export", "run_materialize", "run_verify"]
+
+
+def run_materialize(
+    config: MaterializeConfig, access: Access, progress: Progress = lambda *_: None
+) -> MaterializeReport:
+    """Writes fat rows; errors as of `connected` and `materialize`."""
+    projection: Projection | str = config.tenant
+    if not config.tenant:
+        given = config.traits or ()
+        traits = names_of(given) if isinstance(given, str) else tuple(given)
+        wanted = [name for name in traits if name != "event_ts"]
+        projection = Projection(
+            config.sequence_length,
+            traits=("event_ts", *wanted) if traits else (),
+            truncation=config.truncation,
+            as_served=config.as_served,
+        )
+    with connected(_targets(config.server), access) as client:
+        return materialize(client, config.rows, projection, config.fat, progress)
+
+
+def run_verify(
+    config: VerifyConfig,
+    layout: FatLayoutConfig,
+    access: Access,
+    progress: Progress = lambda *_: None,
+) -> VerifyReport:
+    """Compares histories with fat rows; errors as of `connected` and `verify`."""
+    with connected(_targets(config.server), access) as client:
+        return verify(
+            client,
+            config.rows,
+            config.against,
+            config.sequence_length,
+            progress,
+            FatLayout.of(layout),
+            config.time_unit,
+        )
+
+
+def run_export(
+    config: ExportConfig, access: Access, progress: Progress = lambda *_: None
+) -> ExportReport:
+    """Writes the mutable tier's events; errors as of `connect_online` and `export_events`."""
+
+    def show(events: int) -> None:
+        progress("Reading events", events, events)
+
+    with connect_online(config.online, access.config()) as client:
+        return export_events(client, config.watermark_ts, config.events, config.since_ts, show)
+
+
+def _targets(server: Servers) -> list[str | Path]:
+    return [server] if isinstance(server, str | Path) else list(server)
