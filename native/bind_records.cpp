@@ -68,9 +68,16 @@ Returns:
 Raises:
     StoreCorruptError: A record is cut off.)");
   m.def(
-      "record_order", [](const Records &records) { return record_order(records_of(records)); },
-      "records"_a,
+      "record_order",
+      [](const Records &records, int event_id) {
+        return record_order(records_of(records), static_cast<TraitType>(event_id));
+      },
+      "records"_a, "event_id"_a,
       R"(Return the order of records by event_ts, presence of event_id, and event_id.
+
+Args:
+    records: Records of one tier, of any of its schemas.
+    event_id: thinrow.v1.TraitType of the ids.
 
 Returns:
     Positions of the records; empty if two records are equal in all three.

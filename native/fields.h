@@ -24,6 +24,7 @@ enum class TraitType : int {
   int16 = 2,
   int32 = 3,
   int64 = 4,
+  uint64 = 8,
   categorical = 13,
   string = 14,
 };

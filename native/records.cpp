@@ -19,6 +19,9 @@ namespace {
 // The head of a record: schema number, event_ts, a byte that is 1 if event_id is present, event_id.
 constexpr int64_t event_ts_at = 2, has_id_at = 10, event_id_at = 11, head_bytes = 19;
 
+// Where event_id is a text, its size, and then its position in the record.
+constexpr int64_t id_size_at = event_id_at, id_place_at = event_id_at + 4;
+
 void require(bool is_whole) {
   if (!is_whole) throw Corrupt("an event of the mutable tier is cut off");
 }
@@ -29,6 +32,35 @@ void append_code(std::vector<uint8_t> &data, uint64_t code, int width) {
 
 // Returns the bytes that a code below `bound` needs.
 int code_width(size_t bound) { return bound > 1 << 16 ? 4 : bound > 1 << 8 ? 2 : 1; }
+
+template <typename Word>
+Word id_word(Bytes record) {
+  return load<Word>(record.data + event_id_at);
+}
+
+std::string_view id_text(Bytes record) {
+  const int64_t size = load<uint32_t>(record.data + id_size_at);
+  const int64_t place = load<uint32_t>(record.data + id_place_at);
+  require(place + size <= record.size);
+  return {reinterpret_cast<const char *>(record.data + place), static_cast<size_t>(size)};
+}
+
+template <typename Id>
+std::vector<int64_t> ordered_by(const std::vector<Bytes> &records, Id (*id_of)(Bytes)) {
+  using Key = std::tuple<int64_t, uint8_t, Id>;
+  std::vector<Key> keys;
+  keys.reserve(records.size());
+  for (const Bytes &record : records)
+    keys.emplace_back(load<int64_t>(record.data + event_ts_at), record.data[has_id_at],
+                      id_of(record));
+  std::vector<int64_t> order(records.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(),
+            [&](int64_t one, int64_t other) { return keys[one] < keys[other]; });
+  for (size_t i = 1; i < order.size(); ++i)
+    if (keys[order[i - 1]] == keys[order[i]]) return {};
+  return order;
+}
 
 // One column of the wire, encoded.
 class RecordsColumn {
@@ -186,22 +218,11 @@ std::vector<uint8_t> RecordFormat::events(const std::vector<int64_t> &arrival_ts
   return message;
 }
 
-std::vector<int64_t> record_order(const std::vector<Bytes> &records) {
-  using Key = std::tuple<int64_t, uint8_t, int64_t>;
-  std::vector<Key> keys;
-  keys.reserve(records.size());
-  for (const Bytes &record : records) {
-    require(record.size >= head_bytes);
-    keys.emplace_back(load<int64_t>(record.data + event_ts_at), record.data[has_id_at],
-                      load<int64_t>(record.data + event_id_at));
-  }
-  std::vector<int64_t> order(records.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(),
-            [&](int64_t one, int64_t other) { return keys[one] < keys[other]; });
-  for (size_t i = 1; i < order.size(); ++i)
-    if (keys[order[i - 1]] == keys[order[i]]) return {};
-  return order;
+std::vector<int64_t> record_order(const std::vector<Bytes> &records, TraitType event_id) {
+  for (const Bytes &record : records) require(record.size >= head_bytes);
+  if (event_id == TraitType::string) return ordered_by(records, id_text);
+  if (event_id == TraitType::uint64) return ordered_by(records, id_word<uint64_t>);
+  return ordered_by(records, id_word<int64_t>);
 }
 
 } // namespace thinrow

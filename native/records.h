@@ -44,9 +44,9 @@ class RecordFormat {
   std::vector<RecordColumn> columns_;
 };
 
-// Returns the order of the records by event_ts, presence of event_id, and event_id. Returns an
-// empty order if two records are equal in all three, since their traits decide then. Throws Corrupt
-// if a record is cut off.
-std::vector<int64_t> record_order(const std::vector<Bytes> &records);
+// Returns the order of the records by event_ts, presence of event_id, and event_id, which has the
+// given type. Returns an empty order if two records are equal in all three, since their traits
+// decide then. Throws Corrupt if a record is cut off.
+std::vector<int64_t> record_order(const std::vector<Bytes> &records, TraitType event_id);
 
 } // namespace thinrow

@@ -124,9 +124,13 @@ class RecordFormat:
             StoreCorruptError: A record is cut off.
         """
 
-def record_order(records: list[bytes]) -> list[int]:
+def record_order(records: list[bytes], event_id: int) -> list[int]:
     """
     Return the order of records by event_ts, presence of event_id, and event_id.
+
+    Args:
+        records: Records of one tier, of any of its schemas.
+        event_id: thinrow.v1.TraitType of the ids.
 
     Returns:
         Positions of the records; empty if two records are equal in all three.

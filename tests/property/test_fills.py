@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.built_worlds import Built, new_folder
+from support.id_kinds import event_id_array, known_id
 from support.oracle import Event, Fill, Pointer, Run, Schema, Value, Wanted, arrow_type, order
 from support.scenarios import (
     STRANGER,
@@ -46,7 +47,9 @@ def later_schemas(draw: st.DrawFn, schema: Schema) -> Schema:
         trait = draw(traits(f"later_{number}", lists=True))
         added.append(replace(trait, sparse=True, key=False))
     groups = {LATER: added, **schema.groups}
-    return Schema(groups if draw(st.booleans()) else {**schema.groups, LATER: added})
+    return replace(
+        schema, groups=groups if draw(st.booleans()) else {**schema.groups, LATER: added}
+    )
 
 
 def drawn_fill(rng: random.Random, built: Built, schema: Schema) -> Fill | None:
@@ -67,7 +70,15 @@ def drawn_fill(rng: random.Random, built: Built, schema: Schema) -> Fill | None:
         return None
     chosen = rng.sample(free, rng.randrange(1, len(free) + 1))
     stored = [entry.event for history in built.oracle.kept.values() for entry in history]
-    others = [Event(STRANGER, 5, 5, 5, {t.name: values(t, rng) for t in schema.traits})]
+    others = [
+        Event(
+            STRANGER,
+            5,
+            5,
+            known_id(5, schema.event_ids),
+            {t.name: values(t, rng) for t in schema.traits},
+        )
+    ]
     by_key = {}
     for event in [*rng.sample(stored, rng.randrange(len(stored) + 1)), *others]:
         row: dict[str, Value] = {
@@ -91,6 +102,7 @@ def default_of(schema: Schema, name: str) -> Value:
 def run_fill(built: Built, wanted: Fill, schema: Schema, whole_file: bool) -> None:
     """Fills the store and the oracle alike; where no event has a row, neither."""
     kinds = {trait.name: arrow_type(trait) for trait in schema.traits}
+    kinds["event_id"] = event_id_array([], schema.event_ids).type
     rows = [*wanted.rows, *wanted.rows[:2]]
     table = pa.table(
         {
@@ -99,7 +111,9 @@ def run_fill(built: Built, wanted: Fill, schema: Schema, whole_file: bool) -> No
         }
     )
     file = built.folder / "fill.toml"
-    named = schema if whole_file else Schema({wanted.group: schema.groups[wanted.group]})
+    named = schema
+    if not whole_file:
+        named = replace(schema, groups={wanted.group: schema.groups[wanted.group]})
     file.write_text(schema_toml(named), encoding="utf-8")
     config = FillConfig(
         group=wanted.group,
@@ -110,7 +124,7 @@ def run_fill(built: Built, wanted: Fill, schema: Schema, whole_file: bool) -> No
         time_unit="ms",
     )
     if not whole_file and LATER not in built.world.schema.groups:
-        schema = Schema({**built.world.schema.groups, **named.groups})
+        schema = replace(schema, groups={**built.world.schema.groups, **named.groups})
     oracle = deepcopy(built.oracle)
     expected = oracle.fill(wanted, schema)
     if not expected.events:

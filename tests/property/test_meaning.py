@@ -13,6 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.built_worlds import Answer, Built, bits, new_folder
+from support.id_kinds import id_array, known_id, oracle_id
 from support.oracle import (
     Event,
     Key,
@@ -41,7 +42,6 @@ from support.scenarios import (
     values,
     worlds,
 )
-from support.user_kinds import id_array, oracle_id
 from thinrow.jobs.backfill import backfill
 from thinrow.jobs.config import BackfillConfig
 
@@ -282,7 +282,7 @@ def altered(draw: st.DrawFn, events: list[Event], schema: Schema) -> list[Event]
         [event, event],
         [replace(event, event_ts=event.event_ts + 1)],
         [replace(event, arrival_ts=event.arrival_ts + 8)],
-        [replace(event, event_id=7)],
+        [replace(event, event_id=known_id(7, schema.event_ids))],
         [replace(event, user_id=USERS[0])],
         *[[replace(event, traits={**event.traits, trait.name: values(trait, rng)})]] * 3,
     ]

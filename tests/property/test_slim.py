@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import datasets, oracle
 from support.fat_tables import SCHEMA, hour_ts, slimmed
+from support.id_kinds import KINDS, event_id_array
 from support.oracle import Event, Past
 from support.paths import SUPPORT
 from support.scenarios import CADENCES, events, examples, schema_toml, schemas, values
@@ -42,7 +43,7 @@ STEPS = SUPPORT / "steps.py"
 @st.composite
 def pasts(draw: st.DrawFn) -> tuple[oracle.Schema, list[Event], Past, int]:
     """Events, some late, some early, some twice, and what requests saw of them."""
-    schema = draw(schemas())
+    schema = replace(draw(schemas()), event_ids=draw(st.sampled_from(KINDS)))
     base = draw(st.sampled_from((0, 1_600_000_000_000)))
     cadence_ms = draw(st.sampled_from(CADENCES))
     times = range(base, base + 120, draw(st.sampled_from((1, 5))))
@@ -89,7 +90,7 @@ def write_fat(
     oracle.fat_rows(path, requests, sequences, schema)
     if ids:
         result = [[entry.event.event_id for entry in sequence] for sequence in sequences]
-        column = pa.array(result, pa.list_(pa.int64()))
+        column = pa.array(result, pa.list_(event_id_array([], schema.event_ids).type))
         pq.write_table(pq.read_table(path).append_column("event_id", column), path)
     return path
 

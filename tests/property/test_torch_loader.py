@@ -89,6 +89,7 @@ def test_tensors_are_what_the_oracle_says(drawn: Drawn, data: st.DataObject) -> 
     wanted = data.draw(projections(drawn.schema))
     names = [trait.name for trait in drawn.schema.traits]
     words = {trait.name for trait in drawn.schema.traits if trait.type == "uint64"}
+    words |= {"event_id"} if drawn.schema.event_ids == "uint64" else set()
     own_words = data.draw(st.booleans())
     wanted = replace(wanted, feature_groups=(), traits=("event_ts", "event_id", *names))
     batch_events = data.draw(st.sampled_from((None, 1, 10, 60)))

@@ -12,6 +12,7 @@ from unittest import mock
 import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
+from support.id_kinds import id_array, known_id
 from support.oracle import (
     Event,
     Key,
@@ -31,7 +32,6 @@ from support.scenarios import (
     rows_table,
     schema_toml,
 )
-from support.user_kinds import id_array, known_id
 from thinrow.client import ClientConfig, Projection, StoreConfig, connect, read_thin_rows
 from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig

@@ -16,7 +16,7 @@ from thinrow.core.runs import offsets_of, ranges
 from thinrow.core.status import Status
 from thinrow.core.traits import length_bytes
 from thinrow.errors import StoreCorruptError
-from thinrow.schema import EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS, TraitType
+from thinrow.schema import EVENT_GROUP, EVENT_TS, VISIBLE_TS, TraitType
 from thinrow.store.digest import digest_fields
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.hashing import close_digest, event_digests
@@ -320,7 +320,7 @@ class NumpyPlan:
         fields = digest_fields(
             decoded(VISIBLE_TS),
             decoded(EVENT_TS),
-            decoded(EVENT_ID),
+            decoded(schema.event_id),
             [decoded(trait) for trait in schema.key_traits],
         )
         terms = event_digests(ranges(self.directories.stripe_ordinals[cut], longest), fields)

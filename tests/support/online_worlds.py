@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from support.id_kinds import EVENT_IDS
 from support.oracle import (
     Entry,
     Event,
@@ -26,7 +27,6 @@ from support.oracle import (
 )
 from support.scenarios import (
     CROWD,
-    EVENT_IDS,
     Example,
     values,
 )
@@ -255,7 +255,7 @@ def some_events(rng: random.Random, schema: Schema, now_ts: int) -> list[Event]:
             rng.choice(CROWD),
             now_ts - rng.choice(skews),
             0,
-            rng.choice(EVENT_IDS),
+            rng.choice(EVENT_IDS[schema.event_ids]),
             {trait.name: values(trait, rng) for trait in schema.traits},
         )
         for _ in range(rng.choice((1, 3, 12)))

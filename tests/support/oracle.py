@@ -48,6 +48,7 @@ class Schema:
 
     groups: dict[str, list[Trait]]
     user_ids: str = "int64"
+    event_ids: str = "int64"
 
     @property
     def traits(self) -> list[Trait]:
@@ -59,7 +60,7 @@ class Event:
     user_id: int
     event_ts: int
     arrival_ts: int
-    event_id: int | None = None
+    event_id: int | str | None = None
     traits: dict[str, Value] = field(default_factory=dict)
     finer_ns: int = 0  # of event_ts, as the input has it; it orders and is not kept
     ordered_by: dict[str, Value] | None = None  # traits before a fill, which leaves the order

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from hypothesis import settings
 from hypothesis import strategies as st
+from support.id_kinds import EVENT_IDS, KINDS, event_id_array, id_array, known_id
 from support.oracle import (
     ARROW,
     BUILT_IN,
@@ -30,7 +31,6 @@ from support.oracle import (
     event_order,
     trait_value,
 )
-from support.user_kinds import KINDS, id_array
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 USERS = (1, 2, 3, -7, 2**40)
 CROWD = (1, 1, 1, 1, 2, 2, *USERS)  # some have more events than others
 STRANGER = 99  # never has events
-EVENT_IDS = (None, None, None, -1, 0, 1, 2, 2**60)
 CADENCES = (7, 10, 50)
 BASES = (0, 1_600_000_000_000)
 
@@ -166,7 +165,7 @@ def events(
                 rng.choice(CROWD),
                 arrival_ts - skew,
                 arrival_ts,
-                rng.choice(EVENT_IDS),
+                rng.choice(EVENT_IDS[schema.event_ids]),
                 {trait.name: values(trait, rng) for trait in schema.traits},
                 rng.choice((0, 1, 1000, 999_999)) if fine else 0,
             )
@@ -183,13 +182,18 @@ def worlds(
     lists: bool = True,
     coded: bool = False,
     kinds: Sequence[str] = KINDS,
+    event_kinds: Sequence[str] = KINDS,
 ) -> World:
     """`forgetful` worlds have retention and erasure, `coded` ones vocabularies.
 
-    Users have ids of one of `kinds`.
+    Users have ids of one of `kinds`, and events of `event_kinds`.
     """
     fine = draw(st.booleans())
-    schema = replace(draw(schemas(lists, coded)), user_ids=draw(st.sampled_from(kinds)))
+    schema = replace(
+        draw(schemas(lists, coded)),
+        user_ids=draw(st.sampled_from(kinds)),
+        event_ids=draw(st.sampled_from(event_kinds)),
+    )
     base = draw(st.sampled_from(BASES))
     clocks = draw(st.booleans())
     count = draw(st.integers(least_runs, most_runs))
@@ -248,7 +252,9 @@ def bulk(world: World, seed: int, count: int) -> World:
         for number in range(count // len(world.runs)):
             arrival_ts = rng.randrange(last_ts, run.watermark_ts)
             known = {trait.name: values(trait, rng) for trait in world.schema.traits}
-            event_id = number if rng.random() < 0.1 else None
+            event_id: int | str | None = number if rng.random() < 0.1 else None
+            if event_id is not None:
+                event_id = known_id(number + 4, world.schema.event_ids)
             skew = rng.choice((0, 3, -3))
             more.append(Event(USERS[0], arrival_ts - skew, arrival_ts, event_id, known))
         last_ts = run.watermark_ts
@@ -332,6 +338,8 @@ def schema_toml(schema: Schema) -> str:
             lines.append(f"{trait.name} = " + (toml(kind) if short else f"{{ {pairs} }}"))
     if schema.user_ids != "int64":
         lines += ["[user]", f"id = {toml(schema.user_ids)}"]
+    if schema.event_ids != "int64":
+        lines += ["[event]", f"id = {toml(schema.event_ids)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -366,7 +374,8 @@ def events_table(events: Sequence[Event], schema: Schema, plain: bool) -> pa.Tab
     if not plain or any(event.arrival_ts != event.event_ts for event in events):
         data["arrival_ts"] = pa.array([event.arrival_ts for event in events], clock)
     if not plain or any(event.event_id is not None for event in events):
-        data["event_id"] = pa.array([event.event_id for event in events], pa.int64())
+        ids = [event.event_id for event in events]
+        data["event_id"] = event_id_array(ids, schema.event_ids, shouted=not plain)
     for trait in schema.traits:
         kind = arrow_type(trait)
         column = [event.traits.get(trait.name) for event in events]
@@ -386,7 +395,8 @@ def rows_table(
         + [("digest", pa.uint64())]
     )
     snapshot = pa.struct(
-        [(name, pa.int64()) for name in ("event_ts", "arrival_ts", "event_id")]
+        [(name, pa.int64()) for name in ("event_ts", "arrival_ts")]
+        + [("event_id", event_id_array([], schema.event_ids).type)]
         + [(trait.name, arrow_type(trait)) for trait in schema.traits]
     )
 

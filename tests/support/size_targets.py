@@ -217,7 +217,9 @@ def records(rng: random.Random) -> None:
 
 def order(rng: random.Random) -> None:
     """Sorts records."""
-    _native.record_order([rng.randbytes(rng.choice((19, 25, 25, 3))) for _ in range(4)])
+    _native.record_order(
+        [rng.randbytes(rng.choice((19, 25, 25, 3))) for _ in range(4)], rng.choice((4, 8, 14))
+    )
 
 
 def plan(rng: random.Random) -> None:

@@ -32,7 +32,7 @@ def some_request(rng: random.Random) -> wire.MaterializeRequest:
         request.user_ids.extend(some)
     else:
         request.user_texts.extend(rng.choice(("", "a", "é")) for _ in some)
-        request.user_id_kind = rng.choice([wire.USER_ID_KIND_INT64, wire.USER_ID_KIND_STRING])
+        request.user_id_kind = rng.choice([wire.ID_KIND_INT64, wire.ID_KIND_STRING])
     if rng.random() < 0.5:
         request.start_ts.extend(some)
         request.digests.extend(map(abs, some))

@@ -14,9 +14,9 @@ from thinrow.client.request_size import RequestSize
 from thinrow.client.stream import answers
 from thinrow.client.target import parse_targets
 from thinrow.core.codes import FIRST_CODE
+from thinrow.core.ids import from_wire_kind, parse_user_id
 from thinrow.core.lookup.batch import Batch
 from thinrow.core.lookup.batch_lookup import BatchLookup, RequestSlice
-from thinrow.core.user_ids import from_wire_kind, parse_user_id
 from thinrow.core.wire.request import to_wire_projection
 from thinrow.errors import AnswerTooLargeError, UsageError
 from thinrow.v1 import materialization_pb2 as wire

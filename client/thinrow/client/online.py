@@ -38,8 +38,8 @@ from thinrow.client.snapshots import (
     read_snapshots,
 )
 from thinrow.core.files.trait_arrays import arrow_column, is_arrow
+from thinrow.core.ids import from_wire_kind, given_users, id_type, shown_ids
 from thinrow.core.pointers import integers
-from thinrow.core.user_ids import from_wire_kind, given_users, shown_ids
 from thinrow.core.wire.columns import as_column, form_of, to_wire
 from thinrow.core.wire.malformed import require
 from thinrow.core.wire.request import to_wire_projection
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping
 
     from numpy.typing import ArrayLike, NDArray
+    from thinrow.core.ids import IdKind
     from thinrow.core.pointers import Projection
-    from thinrow.core.user_ids import UserIdKind
 
 __all__ = ["Appended", "OnlineClient", "Snapshot", "Snapshots", "connect_online"]
 
@@ -60,7 +60,6 @@ Request = TypeVar("Request", online_pb2.SnapshotRequest, online_pb2.SnapshotBatc
 
 SERVICE = online_pb2.DESCRIPTOR.services_by_name["OnlineService"].full_name
 EVENT_TS = wire.Trait(name="event_ts", type=wire.TRAIT_TYPE_INT64, vector_size=1, unit="ms")
-EVENT_ID = wire.Trait(name="event_id", type=wire.TRAIT_TYPE_INT64, vector_size=1, nullable=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +145,19 @@ class OnlineClient:
         return {trait.name: trait for group in groups for trait in group.traits}
 
     @cached_property
-    def user_id_kind(self) -> UserIdKind:
+    def user_id_kind(self) -> IdKind:
         """The kind of user ids, as the first call found it."""
         return from_wire_kind(self.describe().user_id_kind)
+
+    @cached_property
+    def event_id_kind(self) -> IdKind:
+        """The kind of event ids, as the first call found it."""
+        return from_wire_kind(self.describe().event_id_kind)
+
+    @cached_property
+    def _event_id(self) -> wire.Trait:
+        kind = id_type(self.event_id_kind)
+        return wire.Trait(name="event_id", type=kind, vector_size=1, nullable=True)  # type: ignore[arg-type]
 
     def _keys(self, user_ids: ArrayLike) -> NDArray[np.int64]:
         """Returns users as messages carry them; raises InputError for those of another kind."""
@@ -180,7 +189,7 @@ class OnlineClient:
                 have a default may be left out. Values of another type than their trait's are
                 converted, times and decimals too; floats may round to the trait's width, nothing
                 else may change.
-            event_ids: int64, None where an event has none.
+            event_ids: int64, or of the kind that the schema says, None where an event has none.
 
         Raises:
             InputError: The schema has no such trait, or values do not fit it.
@@ -191,13 +200,18 @@ class OnlineClient:
         for name, values in given.items():
             if values is None:
                 continue
-            trait = {"event_ts": EVENT_TS, "event_id": EVENT_ID}.get(name) or self.traits.get(name)
+            trait = self._trait(name)
             if trait is None:
                 raise InputError(
                     f"There is no trait {name!r}; the schema has {', '.join(self.traits)}."
                 )
             columns.append(_column(trait, values, len(users)))
         return online_pb2.EventBatch(user_ids=users.tolist(), columns=columns)
+
+    def _trait(self, name: str) -> wire.Trait | None:
+        if name == "event_id":
+            return self._event_id
+        return EVENT_TS if name == "event_ts" else self.traits.get(name)
 
     def append(
         self,

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from thinrow.core.convert import counted, exact, mask
+from thinrow.core.ids import given_users, shown_ids
 from thinrow.core.runs import offsets_of, ranges
-from thinrow.core.user_ids import given_users, shown_ids
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-    from thinrow.core.user_ids import UserIdKind
+    from thinrow.core.ids import IdKind
 
 __all__ = ["MutableColumn", "MutableEvents", "Pointers", "Projection", "ThinRows"]
 
@@ -90,7 +90,7 @@ class Pointers:
     )
 
     user_ids: NDArray[np.int64]
-    user_id_kind: UserIdKind
+    user_id_kind: IdKind
     """``uint64`` if one of the integers given exceeds int64, ``string`` for texts; else int64."""
     user_texts: NDArray[np.object_] | None
     start_ts: NDArray[np.int64]

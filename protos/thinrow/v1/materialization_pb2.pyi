@@ -41,13 +41,13 @@ class TraitType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TRAIT_TYPE_CATEGORICAL: _ClassVar[TraitType]
     TRAIT_TYPE_STRING: _ClassVar[TraitType]
 
-class UserIdKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+class IdKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
-    USER_ID_KIND_UNSPECIFIED: _ClassVar[UserIdKind]
-    USER_ID_KIND_INT64: _ClassVar[UserIdKind]
-    USER_ID_KIND_UINT64: _ClassVar[UserIdKind]
-    USER_ID_KIND_UUID: _ClassVar[UserIdKind]
-    USER_ID_KIND_STRING: _ClassVar[UserIdKind]
+    ID_KIND_UNSPECIFIED: _ClassVar[IdKind]
+    ID_KIND_INT64: _ClassVar[IdKind]
+    ID_KIND_UINT64: _ClassVar[IdKind]
+    ID_KIND_UUID: _ClassVar[IdKind]
+    ID_KIND_STRING: _ClassVar[IdKind]
 STATUS_UNSPECIFIED: Status
 STATUS_OK: Status
 STATUS_NOT_READY: Status
@@ -73,11 +73,11 @@ TRAIT_TYPE_FLOAT64: TraitType
 TRAIT_TYPE_BOOL: TraitType
 TRAIT_TYPE_CATEGORICAL: TraitType
 TRAIT_TYPE_STRING: TraitType
-USER_ID_KIND_UNSPECIFIED: UserIdKind
-USER_ID_KIND_INT64: UserIdKind
-USER_ID_KIND_UINT64: UserIdKind
-USER_ID_KIND_UUID: UserIdKind
-USER_ID_KIND_STRING: UserIdKind
+ID_KIND_UNSPECIFIED: IdKind
+ID_KIND_INT64: IdKind
+ID_KIND_UINT64: IdKind
+ID_KIND_UUID: IdKind
+ID_KIND_STRING: IdKind
 
 class Projection(_message.Message):
     __slots__ = ("sequence_length", "truncation", "feature_groups", "traits", "as_served")
@@ -115,9 +115,9 @@ class MaterializeRequest(_message.Message):
     digests: _containers.RepeatedScalarFieldContainer[int]
     request_ts: _containers.RepeatedScalarFieldContainer[int]
     mutable_lengths: _containers.RepeatedScalarFieldContainer[int]
-    user_id_kind: UserIdKind
+    user_id_kind: IdKind
     user_texts: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, tenant: _Optional[str] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., user_ids: _Optional[_Iterable[int]] = ..., start_ts: _Optional[_Iterable[int]] = ..., end_ts: _Optional[_Iterable[int]] = ..., max_lengths: _Optional[_Iterable[int]] = ..., digests: _Optional[_Iterable[int]] = ..., request_ts: _Optional[_Iterable[int]] = ..., mutable_lengths: _Optional[_Iterable[int]] = ..., user_id_kind: _Optional[_Union[UserIdKind, str]] = ..., user_texts: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, tenant: _Optional[str] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., user_ids: _Optional[_Iterable[int]] = ..., start_ts: _Optional[_Iterable[int]] = ..., end_ts: _Optional[_Iterable[int]] = ..., max_lengths: _Optional[_Iterable[int]] = ..., digests: _Optional[_Iterable[int]] = ..., request_ts: _Optional[_Iterable[int]] = ..., mutable_lengths: _Optional[_Iterable[int]] = ..., user_id_kind: _Optional[_Union[IdKind, str]] = ..., user_texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MaterializeResponse(_message.Message):
     __slots__ = ("generation", "watermark_ts", "statuses", "view_starts", "view_lengths", "block_lengths", "columns", "sequence_length", "truncation", "server_us")
@@ -228,18 +228,20 @@ class InspectResponse(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., end_ts: _Optional[int] = ..., event_count: _Optional[int] = ..., digest: _Optional[int] = ..., events: _Optional[_Iterable[_Union[InspectedEvent, _Mapping]]] = ...) -> None: ...
 
 class InspectedEvent(_message.Message):
-    __slots__ = ("event_ts", "event_time", "visible_ts", "event_id", "traits")
+    __slots__ = ("event_ts", "event_time", "visible_ts", "event_id", "traits", "event_id_text")
     EVENT_TS_FIELD_NUMBER: _ClassVar[int]
     EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
     VISIBLE_TS_FIELD_NUMBER: _ClassVar[int]
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     TRAITS_FIELD_NUMBER: _ClassVar[int]
+    EVENT_ID_TEXT_FIELD_NUMBER: _ClassVar[int]
     event_ts: int
     event_time: str
     visible_ts: int
     event_id: int
     traits: _containers.RepeatedCompositeFieldContainer[InspectedTrait]
-    def __init__(self, event_ts: _Optional[int] = ..., event_time: _Optional[str] = ..., visible_ts: _Optional[int] = ..., event_id: _Optional[int] = ..., traits: _Optional[_Iterable[_Union[InspectedTrait, _Mapping]]] = ...) -> None: ...
+    event_id_text: str
+    def __init__(self, event_ts: _Optional[int] = ..., event_time: _Optional[str] = ..., visible_ts: _Optional[int] = ..., event_id: _Optional[int] = ..., traits: _Optional[_Iterable[_Union[InspectedTrait, _Mapping]]] = ..., event_id_text: _Optional[str] = ...) -> None: ...
 
 class InspectedTrait(_message.Message):
     __slots__ = ("name", "code", "int_value", "uint_value", "float_value", "bool_value", "string_value", "vector_value", "int_vector_value", "uint_vector_value", "string_vector_value", "filled")
@@ -298,7 +300,7 @@ class DescribeStoreRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeStoreResponse(_message.Message):
-    __slots__ = ("generation", "watermark_ts", "watermarks", "shards", "event_count", "user_count", "stored_bytes", "feature_groups", "tenants", "limits", "server_version", "user_id_kind")
+    __slots__ = ("generation", "watermark_ts", "watermarks", "shards", "event_count", "user_count", "stored_bytes", "feature_groups", "tenants", "limits", "server_version", "user_id_kind", "event_id_kind")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     WATERMARK_TS_FIELD_NUMBER: _ClassVar[int]
     WATERMARKS_FIELD_NUMBER: _ClassVar[int]
@@ -311,6 +313,7 @@ class DescribeStoreResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     USER_ID_KIND_FIELD_NUMBER: _ClassVar[int]
+    EVENT_ID_KIND_FIELD_NUMBER: _ClassVar[int]
     generation: int
     watermark_ts: int
     watermarks: _containers.RepeatedScalarFieldContainer[int]
@@ -322,8 +325,9 @@ class DescribeStoreResponse(_message.Message):
     tenants: _containers.RepeatedScalarFieldContainer[str]
     limits: Limits
     server_version: str
-    user_id_kind: UserIdKind
-    def __init__(self, generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., watermarks: _Optional[_Iterable[int]] = ..., shards: _Optional[int] = ..., event_count: _Optional[int] = ..., user_count: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., feature_groups: _Optional[_Iterable[_Union[FeatureGroup, _Mapping]]] = ..., tenants: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., server_version: _Optional[str] = ..., user_id_kind: _Optional[_Union[UserIdKind, str]] = ...) -> None: ...
+    user_id_kind: IdKind
+    event_id_kind: IdKind
+    def __init__(self, generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., watermarks: _Optional[_Iterable[int]] = ..., shards: _Optional[int] = ..., event_count: _Optional[int] = ..., user_count: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., feature_groups: _Optional[_Iterable[_Union[FeatureGroup, _Mapping]]] = ..., tenants: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., server_version: _Optional[str] = ..., user_id_kind: _Optional[_Union[IdKind, str]] = ..., event_id_kind: _Optional[_Union[IdKind, str]] = ...) -> None: ...
 
 class FeatureGroup(_message.Message):
     __slots__ = ("name", "traits")

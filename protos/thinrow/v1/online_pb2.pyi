@@ -180,7 +180,7 @@ class DescribeTierRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeTierResponse(_message.Message):
-    __slots__ = ("now_ts", "sealed_ts", "generation", "watermark_ts", "kept_from_ts", "feature_groups", "batch_events_max", "batch_users_max", "server_version", "limits", "user_id_kind")
+    __slots__ = ("now_ts", "sealed_ts", "generation", "watermark_ts", "kept_from_ts", "feature_groups", "batch_events_max", "batch_users_max", "server_version", "limits", "user_id_kind", "event_id_kind")
     NOW_TS_FIELD_NUMBER: _ClassVar[int]
     SEALED_TS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +192,7 @@ class DescribeTierResponse(_message.Message):
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     USER_ID_KIND_FIELD_NUMBER: _ClassVar[int]
+    EVENT_ID_KIND_FIELD_NUMBER: _ClassVar[int]
     now_ts: int
     sealed_ts: int
     generation: int
@@ -202,5 +203,6 @@ class DescribeTierResponse(_message.Message):
     batch_users_max: int
     server_version: str
     limits: _materialization_pb2.Limits
-    user_id_kind: _materialization_pb2.UserIdKind
-    def __init__(self, now_ts: _Optional[int] = ..., sealed_ts: _Optional[int] = ..., generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., kept_from_ts: _Optional[int] = ..., feature_groups: _Optional[_Iterable[_Union[_materialization_pb2.FeatureGroup, _Mapping]]] = ..., batch_events_max: _Optional[int] = ..., batch_users_max: _Optional[int] = ..., server_version: _Optional[str] = ..., limits: _Optional[_Union[_materialization_pb2.Limits, _Mapping]] = ..., user_id_kind: _Optional[_Union[_materialization_pb2.UserIdKind, str]] = ...) -> None: ...
+    user_id_kind: _materialization_pb2.IdKind
+    event_id_kind: _materialization_pb2.IdKind
+    def __init__(self, now_ts: _Optional[int] = ..., sealed_ts: _Optional[int] = ..., generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., kept_from_ts: _Optional[int] = ..., feature_groups: _Optional[_Iterable[_Union[_materialization_pb2.FeatureGroup, _Mapping]]] = ..., batch_events_max: _Optional[int] = ..., batch_users_max: _Optional[int] = ..., server_version: _Optional[str] = ..., limits: _Optional[_Union[_materialization_pb2.Limits, _Mapping]] = ..., user_id_kind: _Optional[_Union[_materialization_pb2.IdKind, str]] = ..., event_id_kind: _Optional[_Union[_materialization_pb2.IdKind, str]] = ...) -> None: ...

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 from google.protobuf.message import DecodeError
 from thinrow.core.codes import FIRST_CODE
 from thinrow.errors import RequestError, UnknownTenantError
-from thinrow.schema import BUILT_IN, EVENT_TS, Schema, Trait
+from thinrow.schema import EVENT_TS, Schema, Trait
 from thinrow.store.history import Truncation
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -188,7 +188,7 @@ def _resolved(
         wanted.update(trait.name for name in {*group_names} for trait in groups[name].traits)
     else:
         wanted = {EVENT_TS.name, *(trait.name for trait in schema.traits)}
-    traits = tuple(trait for trait in (*BUILT_IN, *schema.traits) if trait.name in wanted)
+    traits = tuple(trait for trait in (*schema.built_in, *schema.traits) if trait.name in wanted)
     filled = [trait.name for trait in traits if trait.filled_before_ts is not None]
     if as_served and filled:
         raise RequestError(

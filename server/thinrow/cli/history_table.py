@@ -32,22 +32,22 @@ def history_table(
     if not answer.events:
         return [heading, "No events to show."]
     moved = any(event.visible_ts != event.event_ts for event in answer.events)
-    with_ids = any(event.HasField("event_id") for event in answer.events)
+    ids = [_event_id(event) for event in answer.events]
     shown = {trait.name for event in answer.events for trait in event.traits}
     names = [name for name in traits if name in shown]
     table = Table("event time")
     if moved:
         table.add_column("visible since")
-    if with_ids:
+    if any(ids):
         table.add_column("event_id", justify="right")
     for name in names:
         table.add_column(name, justify="right")
-    for event in answer.events:
+    for event, event_id in zip(answer.events, ids, strict=True):
         cells = [event.event_time]
         if moved:
             cells.append(readable_time(event.visible_ts))
-        if with_ids:
-            cells.append(str(event.event_id) if event.HasField("event_id") else "")
+        if any(ids):
+            cells.append(event_id or "")
         values = {trait.name: _text(trait) for trait in event.traits}
         table.add_row(*cells, *(values.get(name, "") for name in names))
     filled = {trait.name for event in answer.events for trait in event.traits if trait.filled}
@@ -55,6 +55,12 @@ def history_table(
         return [heading, table]
     listed = ", ".join(name for name in names if name in filled)
     return [heading, table, f"Filled after the events were served: {listed}."]
+
+
+def _event_id(event: wire.InspectedEvent) -> str | None:
+    if event.HasField("event_id_text"):
+        return event.event_id_text
+    return str(event.event_id) if event.HasField("event_id") else None
 
 
 def _text(trait: wire.InspectedTrait) -> str:

@@ -52,11 +52,10 @@ from thinrow.store.generations import (
 from thinrow.store.hashing import file_fingerprint, shard_of
 from thinrow.store.layout import shard_name
 from thinrow.store.manifest import (
-    FORMAT,
-    USERS_FORMAT,
     Manifest,
     RunInputs,
     ShardSummary,
+    format_of,
     write_manifest,
 )
 from thinrow.store.marks import build_folder
@@ -243,7 +242,7 @@ def _compact(
         )
         shutil.rmtree(building / "events")
         manifest = Manifest(
-            format=FORMAT if schema.user_ids == "int64" else USERS_FORMAT,
+            format=format_of(schema),
             number=number,
             watermarks=[
                 *([] if previous is None else previous.manifest.watermarks),

@@ -14,7 +14,7 @@ import polars as pl
 from thinrow.compaction.trait_values import digest_fields_of, to_series, to_values
 from thinrow.compaction.user_texts import new_pairs, stored_keys
 from thinrow.core.runs import offsets_of, ranges
-from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_ID, EVENT_TS, VISIBLE_TS
+from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_TS, VISIBLE_TS
 from thinrow.store.directory import (
     NEVER_TS,
     Directories,
@@ -39,7 +39,6 @@ __all__ = ["FRONT", "TAIL", "RewritePlan", "Rewritten", "rewrite_users"]
 
 FRONT, TAIL = 0, 1
 """Runs of rows that are cut into stripes: one that retention cut, and a history's end."""
-_EVENT_TRAITS = (VISIBLE_TS, EVENT_TS, EVENT_ID)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +89,7 @@ def rewrite_users(
     fresh = events.select(
         pl.Series("run", 2 * fresh_user + TAIL, dtype=pl.Int64),
         pl.Series("ordinal", ranges(old.event_counts, fresh_counts), dtype=pl.Int64),
-        *(trait.name for trait in (*_EVENT_TRAITS, *plan.schema.traits)),
+        *(trait.name for _, traits in _stored_groups(plan.schema) for trait in traits),
     )
     unchanged, passed = np.zeros_like(tail), np.zeros_like(tail)
     if plan.horizon_ts == NEVER_TS:
@@ -260,7 +259,8 @@ def _unchanged(
 
 
 def _stored_groups(schema: Schema) -> list[tuple[int, tuple[Trait, ...]]]:
-    groups: list[tuple[int, tuple[Trait, ...]]] = [(EVENT_GROUP, _EVENT_TRAITS)]
+    """Returns the groups that hold values, by number, and their traits."""
+    groups = [(EVENT_GROUP, (VISIBLE_TS, EVENT_TS, schema.event_id))]
     return groups + [(group.number, group.traits) for group in schema.groups]
 
 
@@ -275,7 +275,7 @@ def _running_sums(
     rows: pl.DataFrame, run_sums: NDArray[np.uint64], schema: Schema
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Digest sum before each row, and after each run."""
-    fields = digest_fields_of(rows, schema.key_traits)
+    fields = digest_fields_of(rows, schema.event_id, schema.key_traits)
     total = np.zeros(len(rows) + 1, dtype=np.uint64)
     np.cumsum(event_digests(rows["ordinal"].to_numpy(), fields), out=total[1:])
     run = rows["run"].to_numpy()

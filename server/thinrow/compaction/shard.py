@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 from thinrow.compaction.rewrite import RewritePlan, Rewritten, rewrite_users
+from thinrow.compaction.trait_values import to_series
 from thinrow.compaction.user_texts import not_stored
 from thinrow.compaction.vocabularies import coded
+from thinrow.core.ids import is_text_kind
 from thinrow.core.runs import ranges
-from thinrow.core.user_ids import is_text_kind
 from thinrow.events.order import (
     Cuts,
     ordered,
@@ -25,7 +26,7 @@ from thinrow.events.order import (
     with_late_accepted,
     without_duplicates,
 )
-from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_ID, USER_GROUP, VISIBLE_TS
+from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, USER_GROUP, VISIBLE_TS
 from thinrow.store.directory import NEVER_TS, parse_directories
 from thinrow.store.history import bisect_left
 from thinrow.store.keys import USER_BYTES, group_and_stripe, pack_keys
@@ -222,7 +223,7 @@ def _recent_ids(
     """Returns (user, id) of stored events since ``since_ts``, of the users in ``new_events``."""
     with_id = new_events.filter(pl.col("event_id").is_not_null())
     user_ids = with_id["user_id"].unique().sort().to_numpy()
-    parts = [pl.DataFrame(schema={"user_id": pl.Int64, "event_id": pl.Int64})]
+    parts = [new_events.select("user_id", "event_id").clear()]
     for start in range(0, len(user_ids), USERS_PER_CHUNK):
         chunk = user_ids[start : start + USERS_PER_CHUNK]
         directories = parse_directories(shard.get(pack_keys(chunk, DIRECTORY_GROUP, 0)))
@@ -236,16 +237,11 @@ def _recent_ids(
         events = (directories.stripe_ends - directories.stripe_ordinals)[ranges(first, counts)]
         ids, times = (
             decode_stripes(stripes, events, trait, schema.native_traits[trait.name])
-            for trait in (EVENT_ID, VISIBLE_TS)
+            for trait in (schema.event_id, VISIBLE_TS)
         )
-        visible = times.words.view(np.int64)
-        owner = np.repeat(chunk[user], events)
-        if ids.present is not None:
-            visible, owner = visible[ids.present], owner[ids.present]
-        recent = visible >= since_ts
-        parts.append(
-            pl.DataFrame({"user_id": owner[recent], "event_id": ids.words.view(np.int64)[recent]})
-        )
+        owner, recent = np.repeat(chunk[user], events), times.words.view(np.int64) >= since_ts
+        seen = pl.DataFrame({"user_id": owner, "event_id": to_series(ids, len(owner))})
+        parts.append(seen.filter(pl.Series(recent) & pl.col("event_id").is_not_null()))
     return pl.concat(parts).unique()
 
 

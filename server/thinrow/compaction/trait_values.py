@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.core.runs import offsets_of
 from thinrow.events.canonical import canonical_type
-from thinrow.schema import EVENT_ID, EVENT_TS, VISIBLE_TS, TraitType
+from thinrow.schema import EVENT_TS, VISIBLE_TS, TraitType
 from thinrow.store.digest import digest_fields
 from thinrow.store.stripe import TraitValues
 
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["digest_fields_of", "to_series", "to_values"]
 
 
-def digest_fields_of(events: pl.DataFrame, traits: Iterable[Trait]) -> list[NDArray[np.uint64]]:
+def digest_fields_of(
+    events: pl.DataFrame, event_id: Trait, traits: Iterable[Trait]
+) -> list[NDArray[np.uint64]]:
     """Returns the fields of events that enter the digest; ``traits`` in the digest's order."""
     return digest_fields(
         to_values(events["visible_ts"], VISIBLE_TS),
         to_values(events["event_ts"], EVENT_TS),
-        to_values(events["event_id"], EVENT_ID),
+        to_values(events["event_id"], event_id),
         [to_values(events[trait.name], trait) for trait in traits],
     )
 

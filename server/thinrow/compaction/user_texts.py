@@ -11,13 +11,13 @@ from thinrow.store.user_texts import UserTexts, check_texts, to_stored_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from thinrow.core.user_ids import UserIdKind
+    from thinrow.core.ids import IdKind
     from thinrow.store.shard import Shard
 
 __all__ = ["new_pairs", "not_stored", "stored_keys"]
 
 
-def not_stored(texts: UserTexts, previous: Shard | None, kind: UserIdKind) -> UserTexts:
+def not_stored(texts: UserTexts, previous: Shard | None, kind: IdKind) -> UserTexts:
     """Returns the users whose texts a shard does not have yet.
 
     Raises:
@@ -34,7 +34,7 @@ def not_stored(texts: UserTexts, previous: Shard | None, kind: UserIdKind) -> Us
 
 
 def new_pairs(
-    user_ids: NDArray[np.int64], new: UserTexts, erased: NDArray[np.int64], kind: UserIdKind
+    user_ids: NDArray[np.int64], new: UserTexts, erased: NDArray[np.int64], kind: IdKind
 ) -> tuple[list[bytes], list[bytes]]:
     """Returns keys and values of the texts of those among some users who are new and not erased.
 

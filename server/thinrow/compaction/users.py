@@ -10,7 +10,7 @@ import pyarrow as pa
 from thinrow.core.files.io_errors import failure_reason
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.paths import SUFFIXES, DataFile, data_files
-from thinrow.core.user_ids import is_text_kind
+from thinrow.core.ids import is_text_kind
 from thinrow.errors import InputError
 from thinrow.events.user_ids import UserIdReader
 

@@ -1,9 +1,9 @@
 """Raw events: from Parquet as users write it to one canonical Arrow form.
 
 Canonical columns: ``user_id`` (the user's key), ``event_ts``, ``arrival_ts`` (int64), ``event_id``
-(int64, null where there is none), FINER_NS, then the traits in schema order as integers of their
-size: floats and bools travel as their bits, so that nothing on the way can change them. Only
-nullable traits hold nulls.
+(of the schema's kind, null where there is none), FINER_NS, then the traits in schema order as
+integers of their size: floats and bools travel as their bits, so that nothing on the way can change
+them. Only nullable traits hold nulls.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 from thinrow.core.files.arrow import plain, plain_schema, relisted, trait_type
 from thinrow.core.files.nested import field_names, field_type, split_name, with_fields
 from thinrow.core.files.parquet import open_parquet
-from thinrow.core.files.trait_arrays import cast_integers, trait_array
+from thinrow.core.files.trait_arrays import trait_array
 from thinrow.errors import InputError
 from thinrow.events.exported import is_export
+from thinrow.events.id_columns import id_column
 from thinrow.events.user_ids import UserIdReader
 from thinrow.schema import Schema, Trait, TraitType
 
@@ -63,7 +64,8 @@ def canonical_type(trait: Trait) -> pa.DataType:
 
 def canonical_schema(schema: Schema) -> pa.Schema:
     """Arrow schema of events in canonical form."""
-    ids = [pa.field(name, pa.int64()) for name in ID_COLUMNS]
+    ids = [pa.field(name, pa.int64()) for name in ("user_id", "event_ts", "arrival_ts")]
+    ids.append(pa.field("event_id", canonical_type(schema.event_id)))
     ids.append(pa.field(FINER_NS, pa.int32()))
     return pa.schema([*ids, *(pa.field(t.name, canonical_type(t)) for t in schema.traits)])
 
@@ -151,9 +153,9 @@ def canonical_table(
         arrived = times.read(path, table.column("arrival_ts"), "arrival_ts", nullable=True).ms
         arrival_ts = pc.coalesce(arrived, event_ts)
     if "event_id" in table.column_names:
-        event_id = cast_integers(path, table.column("event_id"), "event_id", pa.int64())
+        event_id = id_column(path, table.column("event_id"), schema.event_ids, "event")
     else:
-        event_id = pa.chunked_array([pa.nulls(table.num_rows, pa.int64())])
+        event_id = pa.chunked_array([pa.nulls(table.num_rows, canonical_type(schema.event_id))])
     _refuse_nulls(path, table.column("user_id"), "user_id", "every event needs one")
     user_id = pa.chunked_array([pa.array(users.keys(path, table.column("user_id")))])
     traits = [trait_column(path, table, trait) for trait in schema.traits]

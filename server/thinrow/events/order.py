@@ -103,9 +103,8 @@ def without_duplicates(events: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     repeated = events.filter(
         pl.col("event_id").is_not_null() & pl.struct("user_id", "event_id").is_duplicated()
     )
-    keys = ["user_id", "event_id", "arrival_ts", "event_ts", FINER_NS]
-    order = order_by(repeated, keys, schema.traits)
-    repeated = repeated[order]
+    keys = ["arrival_ts", "event_ts", FINER_NS]
+    repeated = repeated[order_by(repeated, keys, schema.traits)]
     later = repeated.filter(~pl.struct("user_id", "event_id").is_first_distinct())
     return events.join(later.select("row"), on="row", how="anti").drop("row")
 
@@ -137,8 +136,8 @@ def ordered(events: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     if len(places):
         run = np.cumsum(~like_previous)[places]
         tied = order[places]
-        others = ["event_ts", FINER_NS, "event_id"]
-        order[places] = tied[order_by(events[tied], others, schema.traits, first=[run])]
+        others = (schema.event_id, *schema.traits)
+        order[places] = tied[order_by(events[tied], ["event_ts", FINER_NS], others, first=[run])]
     # Rows of many pieces are gathered slowly.
     return events.rechunk()[order]
 
@@ -147,8 +146,8 @@ def tied_events(events: pl.DataFrame) -> int:
     """Counts events of an ordered frame whose place only their traits decide."""
     same = np.ones(max(len(events) - 1, 0), dtype=bool)
     for name in ("user_id", "visible_ts", "event_ts", FINER_NS, "event_id"):
-        for key in _number_keys(events[name]):
-            same &= key[1:] == key[:-1]
+        column = events[name]
+        same &= column[1:].eq_missing(column[:-1]).to_numpy()
     return int((np.append(same, False) | np.append(False, same))[: len(events)].sum())
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import pyarrow as pa
 from thinrow.core.files.parquet import open_parquet
+from thinrow.core.ids import is_text_kind
 from thinrow.core.runs import offsets_of
-from thinrow.core.user_ids import is_text_kind
 from thinrow.events.canonical import canonical_schema, read_events
 from thinrow.events.time_columns import TimeSpan
 from thinrow.events.user_ids import USERS, UserIdReader

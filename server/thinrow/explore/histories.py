@@ -31,7 +31,7 @@ class Event(NamedTuple):
     event_ts: int
     visible_ts: int
     """Place in the history, ms; the time of its arrival where it is of a snapshot."""
-    event_id: int | None
+    event_id: int | str | None
     values: tuple[Any, ...]
     """Values of all traits, in schema order; None where absent."""
     from_snapshot: bool

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from thinrow.client import Pointers, ThinRows
-from thinrow.core.user_ids import from_wire_kind, parse_user_id
+from thinrow.core.ids import from_wire_kind, parse_user_id
 from thinrow.errors import UsageError
 from thinrow.explore.values import INT64, parse_integer
 

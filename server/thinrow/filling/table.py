@@ -9,10 +9,10 @@ import pyarrow as pa
 from thinrow.core.files.arrow import plain, plain_schema
 from thinrow.core.files.nested import field_type, split_name, with_fields
 from thinrow.core.files.parquet import open_parquet
-from thinrow.core.files.trait_arrays import cast_integers
-from thinrow.core.user_ids import is_text_kind
+from thinrow.core.ids import is_text_kind
 from thinrow.errors import InputError, UsageError
 from thinrow.events.canonical import BATCH_ROWS, canonical_type, ignored_columns, trait_column
+from thinrow.events.id_columns import id_column
 from thinrow.events.user_ids import UserIdReader
 from thinrow.schema import EVENT_ID, EVENT_TS
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from thinrow.core.files.paths import DataFile
-    from thinrow.core.user_ids import UserIdKind
+    from thinrow.core.ids import IdKind
     from thinrow.events.time_columns import TimeReader
     from thinrow.schema import FeatureGroup, Schema, Trait
 
@@ -40,8 +40,10 @@ class FillTable:
     """Traits that the rows give values for, in schema order."""
     ignored: tuple[str, ...]
     """Other columns."""
-    user_ids: UserIdKind
+    user_ids: IdKind
     """The kind of the store's user ids."""
+    event_ids: IdKind
+    """The kind of the store's event ids."""
 
     @staticmethod
     def of(
@@ -100,6 +102,7 @@ class FillTable:
             )
         return FillTable(
             user_ids=schema.user_ids,
+            event_ids=schema.event_ids,
             files=files,
             key=key,
             key_traits=key_traits,
@@ -161,7 +164,7 @@ class FillTable:
                 arrays.append(times.read(file, column, name).ms)
             elif name == EVENT_ID.name:
                 _refuse_nulls(file, name, column)
-                arrays.append(cast_integers(file, column, name, pa.int64()))
+                arrays.append(id_column(file, column, self.event_ids, "event"))
             else:
                 arrays.append(self._key_trait(file, table, name))
         arrays += [_known(file, table, trait) for trait in self.filled]
@@ -222,7 +225,7 @@ def _first_way(file: DataFile, columns: pa.Schema, schema: Schema, group: Featur
 def _key(schema: Schema, by: str) -> tuple[tuple[str, ...], tuple[Trait, ...]]:
     """Columns that join rows to events, and the traits among them."""
     if by == EVENT_ID.name:
-        return ("user_id", by), (EVENT_ID,)
+        return ("user_id", by), (schema.event_id,)
     if by == EVENT_TS.name:
         traits = (EVENT_TS, *schema.key_traits)
         return ("user_id", *(trait.name for trait in traits)), traits

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from thinrow.core.files.paths import DataFile
-    from thinrow.core.user_ids import UserIdKind
+    from thinrow.core.ids import IdKind
     from thinrow.jobs.config import BackfillConfig
 
 __all__ = ["FAR_MS", "OUTPUT_ROWS", "BackfillReport", "backfill"]
@@ -212,7 +212,7 @@ def _write_rows(
     thin: pa.Table,
     order: NDArray[np.int64],
     path: Path,
-    kind: UserIdKind,
+    kind: IdKind,
 ) -> NDArray[np.uint64]:
     """Writes requests and thin columns side by side; returns the digests, in row order."""
     schema, batches = joined_batches(files, OUTPUT_ROWS)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-from thinrow.core.user_ids import shown_id
+from thinrow.core.ids import shown_id
 from thinrow.jobs.facts import Disagreement
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from thinrow.core.files.arrow import trait_type
 from thinrow.core.files.column_arrays import column_array
 from thinrow.core.files.user_columns import user_type
+from thinrow.core.ids import id_type
 from thinrow.core.pointers import MutableColumn
 from thinrow.core.wire.columns import from_wire
 from thinrow.errors import ThinRowError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thinrow.client.online import OnlineClient
-    from thinrow.core.user_ids import UserIdKind
+    from thinrow.core.ids import IdKind
 
 __all__ = ["ExportReport", "export_events"]
 
@@ -56,7 +57,7 @@ def export_events(
         StoreError: the file cannot be written.
     """
     request = online_pb2.ExportEventsRequest(watermark_ts=watermark_ts, from_ts=from_ts)
-    schema = _schema(client.traits.values(), client.user_id_kind)
+    schema = _schema(client.traits.values(), client.user_id_kind, client.event_id_kind)
     events, start_ts = 0, -1
     try:
         with scratch_beside(path) as scratch:
@@ -78,9 +79,10 @@ def export_events(
     return ExportReport(events=events, from_ts=None if start_ts == EARLIEST_TS else start_ts)
 
 
-def _schema(traits: Iterable[wire.Trait], kind: UserIdKind) -> pa.Schema:
-    ids = [pa.field("user_id", user_type(kind))]
-    ids += [pa.field(name, pa.int64()) for name in ("event_ts", "arrival_ts", "event_id")]
+def _schema(traits: Iterable[wire.Trait], user_ids: IdKind, event_ids: IdKind) -> pa.Schema:
+    ids = [pa.field("user_id", user_type(user_ids))]
+    ids += [pa.field(name, pa.int64()) for name in ("event_ts", "arrival_ts")]
+    ids.append(pa.field("event_id", trait_type(id_type(event_ids), 1)))
     kinds = [
         (trait.name, trait_type(trait.type, trait.vector_size, trait.list_length_max))
         for trait in traits

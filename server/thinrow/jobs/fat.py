@@ -13,9 +13,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from thinrow.compaction.trait_values import digest_fields_of
-from thinrow.core.files.arrow import one_array, plain_type
+from thinrow.core.files.arrow import is_list_of_any_length, one_array, plain_type
 from thinrow.core.files.nested import field_names, field_type, split_name, with_fields
 from thinrow.core.files.parquet import open_parquet
+from thinrow.core.ids import is_text_kind
 from thinrow.errors import InputError
 from thinrow.events.canonical import (
     canonical_schema,
@@ -23,7 +24,7 @@ from thinrow.events.canonical import (
 )
 from thinrow.events.user_ids import UserIdReader, user_column
 from thinrow.schema import RESERVED
-from thinrow.schema.proposal import trait_line, user_id_kind, user_lines
+from thinrow.schema.proposal import id_kind, id_lines, trait_line
 from thinrow.store.hashing import event_digests, xxh3
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ __all__ = [
     "WRITTEN",
     "FatBatch",
     "Piece",
+    "check_keys",
     "derived_schema",
     "event_keys",
     "event_schema",
@@ -140,8 +142,11 @@ def derived_schema(files: Sequence[AnyFile]) -> str:
     if len(lines) == 1:
         raise InputError(f"{files[0]} has no list column beside event_ts; it holds no fat rows.")
     users = field_type(fields, "user_id")
-    of_users = "" if users is None else user_lines(user_id_kind(users))
-    return "\n".join(lines) + "\n" + of_users
+    ids = "" if users is None else id_lines("user", id_kind(users))
+    events = field_type(fields, lists.get("event_id", "event_id"))
+    if events is not None and is_list_of_any_length(events):
+        ids += id_lines("event", id_kind(events.value_type))
+    return "\n".join(lines) + "\n" + ids
 
 
 def _may_lack(path: AnyFile, names: Sequence[str]) -> list[str]:
@@ -323,7 +328,9 @@ def _fat_batch(
     assert isinstance(frame, pl.DataFrame)
     tally.add(lists, frame["event_ts"].to_numpy(), shown, request_ts)
     tally.check_times(path)
-    keys = _numbered(event_keys(frame, schema), lengths)
+    keys = event_keys(frame, schema)
+    check_keys(frame.with_columns(key=pl.Series(keys)), schema)
+    keys = _numbered(keys, lengths)
     first = pl.Series(keys).arg_unique().to_numpy()
     return FatBatch(
         users, request_ts, lengths, keys, frame[first].with_columns(key=pl.Series(keys[first]))
@@ -333,8 +340,30 @@ def _fat_batch(
 def event_keys(events: pl.DataFrame, schema: Schema) -> NDArray[np.uint64]:
     """A hash of each event's user and values; uint64, shape (events,)."""
     events = events.with_columns(visible_ts="event_ts")
-    fields = digest_fields_of(events, schema.traits)
+    fields = digest_fields_of(events, schema.event_id, schema.traits)
     return event_digests(events["user_id"].to_numpy(), fields[1:])
+
+
+def check_keys(events: pl.DataFrame, schema: Schema) -> None:
+    """Compares the texts that are events' ids, where their keys of 64 bits are equal.
+
+    Args:
+        events: Columns ``event_id`` and ``key``.
+        schema: The kind of ids.
+
+    Raises:
+        InputError: Two ids have one key; names both.
+    """
+    if not is_text_kind(schema.event_ids):
+        return
+    pairs = events.select("key", "event_id").unique()
+    shared = pairs.filter(pl.col("key").is_duplicated()).sort("key", "event_id")
+    if len(shared):
+        first, second = shared["event_id"][:2]
+        raise InputError(
+            f"The events {first!r} and {second!r} have the same key of 64 bits, by which slim "
+            f"knows events, and nothing was written; give one of them another id."
+        )
 
 
 def _numbered(keys: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:

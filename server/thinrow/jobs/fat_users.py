@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from thinrow.core.user_ids import is_text_kind
+from thinrow.core.ids import is_text_kind
 from thinrow.jobs.batch_files import read_batch, write_batches
 from thinrow.store.user_texts import unique_texts
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from thinrow.core.user_ids import UserIdKind
+    from thinrow.core.ids import IdKind
     from thinrow.events.user_ids import UserIdReader
     from thinrow.jobs.facts import Facts
     from thinrow.store.user_texts import UserTexts
@@ -32,7 +32,7 @@ def write_users(folder: Path, users: UserIdReader) -> None:
         write_batches(folder / FILE, texts, np.array([0, len(texts)]))
 
 
-def read_users(parts: Sequence[Path], kind: UserIdKind) -> UserTexts | None:
+def read_users(parts: Sequence[Path], kind: IdKind) -> UserTexts | None:
     """Returns the texts of all users of some parts; None where ids are integers.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from thinrow.core.files.parquet import open_parquet
-from thinrow.core.user_ids import is_text_kind
+from thinrow.core.ids import is_text_kind
 from thinrow.errors import InputError, UsageError
 from thinrow.events.units import PLAUSIBLE_UNTIL_TS
 from thinrow.events.user_ids import UserIdReader, user_column

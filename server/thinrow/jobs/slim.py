@@ -35,6 +35,7 @@ from thinrow.jobs.batch_files import LZ4, open_batches, read_batch, write_batche
 from thinrow.jobs.facts import Disagreement, Facts, first_generation, total
 from thinrow.jobs.fat import (
     Piece,
+    check_keys,
     derived_schema,
     event_schema,
     fat_batches,
@@ -232,9 +233,9 @@ class _Run:
         request_ts = np.concatenate([batch.request_ts for batch in batches])
         lengths = np.concatenate([batch.lengths for batch in batches])
         keys = np.concatenate([batch.keys for batch in batches])
-        events = pl.concat([batch.events for batch in batches]).unique(
-            "key", keep="first", maintain_order=True
-        )
+        events = pl.concat([batch.events for batch in batches])
+        check_keys(events, self.schema)
+        events = events.unique("key", keep="first", maintain_order=True)
         del batches
         owners = shard_of(user_ids, self.partitions)
         order = np.argsort(owners, kind="stable")
@@ -282,6 +283,7 @@ class _Run:
         piece_of = np.repeat(np.arange(len(parts)), [len(table) for table in tables])
         table = pa.concat_tables(tables)
         events = pl.concat([_frame(read_batch(part / "events.arrow", number)) for part in parts])
+        check_keys(events, self.schema)
         keys = [read_batch(part / "keys.arrow", number).column("key") for part in parts]
         fat = FatRows(
             user_ids=table.column("user_id").to_numpy(),

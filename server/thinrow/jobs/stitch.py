@@ -33,6 +33,7 @@ from thinrow.store.history import bisect_left
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from thinrow.core.ids import IdKind
     from thinrow.schema import Schema
     from thinrow.store.times import Cadence
 
@@ -45,6 +46,20 @@ __all__ = [
 
 FIRST_ID = -(1 << 62)
 """Ids of events that have none begin here: far from those that people give."""
+
+
+def _as_kind(numbers: pl.Expr, kind: IdKind) -> pl.Expr:
+    """Converts ids from FIRST_ID on to ids of a kind that are in the same order."""
+    if kind == "int64":
+        return numbers
+    places = numbers - FIRST_ID
+    if kind == "uint64":
+        return places.cast(pl.UInt64) + pl.lit(3 << 62, pl.UInt64)
+    digits = places.cast(pl.String).str.zfill(12)
+    first = "ffffffff-ffff-ffff-ffff-" if kind == "uuid" else "thinrow slim "
+    return pl.concat_str(pl.lit(first), digits)
+
+
 LOWEST_TS = np.iinfo(np.int64).min
 
 
@@ -195,7 +210,9 @@ class Stitched:
             ties = pl.struct("user_id", "event_ts").is_duplicated()
             ids = pl.int_range(pl.len()) + FIRST_ID
             frame = frame.with_columns(
-                pl.when(ties).then(ids.over("user_id")).alias("event_id"),
+                pl.when(ties)
+                .then(_as_kind(ids.over("user_id"), self.schema.event_ids))
+                .alias("event_id"),
                 pl.lit(0, pl.Int32).alias(FINER_NS),
             )
         self.history = ordered(frame, self.schema)
@@ -282,7 +299,7 @@ class Stitched:
         history = self.history
         owners = history["user_id"].to_numpy()
         first = np.searchsorted(owners.view(np.uint64), owners.view(np.uint64), side="left")
-        fields = digest_fields_of(history, self.schema.key_traits)
+        fields = digest_fields_of(history, self.schema.event_id, self.schema.key_traits)
         terms = event_digests(np.arange(len(history)) - first, fields)
         sums = np.zeros(len(history) + 1, dtype=np.uint64)
         np.cumsum(terms, out=sums[1:])
@@ -294,12 +311,11 @@ class Stitched:
         counts = (self.rows.lengths - self.named)[chosen]
         flat = ranges((self.starts[:-1] + self.named)[chosen], counts)
         event, row = self.event[flat], np.repeat(chosen, counts)
+        placed = self.history.select("arrival_ts", "event_id")
         stored = pl.concat(
             [
-                self.history.select("arrival_ts", "event_id"),
-                pl.DataFrame({"arrival_ts": [None], "event_id": [None]}, strict=False).cast(
-                    pl.Int64
-                ),
+                placed,
+                placed.clear(1),
             ]
         )[np.where(self.place[event] < 0, len(self.history), self.place[event])]
         frame = self.rows.events[event]

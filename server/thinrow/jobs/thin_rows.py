@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from thinrow.core.files.arrow import mutable_type, uih_type
 from thinrow.core.runs import offsets_of
-from thinrow.events.canonical import canonical_type, from_canonical
+from thinrow.events.canonical import ID_COLUMNS, canonical_type, from_canonical
 from thinrow.events.time_columns import TimeReader
 from thinrow.events.user_ids import user_column, written_ids
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
     from thinrow.core.files.paths import AnyFile
-    from thinrow.core.user_ids import UserIdKind
+    from thinrow.core.ids import IdKind
     from thinrow.events.units import TimeUnit
     from thinrow.schema import Schema
     from thinrow.store.user_texts import UserTexts
@@ -39,12 +39,12 @@ __all__ = [
 
 NS_PER_MS = 1_000_000
 ZSTD_LEVEL = 9
-_IDS = ("user_id", "event_ts", "arrival_ts", "event_id")
 
 
 def mutable_type_of(schema: Schema) -> pa.ListType:
     """Returns the Arrow type of the column ``mutable`` for a schema."""
-    return mutable_type((t.name, t.type, t.size, t.length_max) for t in schema.traits)
+    traits = ((t.name, t.type, t.size, t.length_max) for t in schema.traits)
+    return mutable_type(traits, schema.event_id.type)
 
 
 def nullable_traits(schema: Schema) -> list[str]:
@@ -61,13 +61,13 @@ def event_table(events: pl.DataFrame, schema: Schema, users: UserTexts | None = 
         users: The texts of their users; without them users stand by their keys, where ids are
             texts.
     """
-    columns = {name: events[name].to_arrow() for name in _IDS}
+    columns = {name: events[name].to_arrow() for name in ID_COLUMNS}
     keys = events["user_id"].to_numpy()
     columns["user_id"] = written_ids(keys, schema.user_ids)
     if users is not None:
         places = np.searchsorted(users.keys.view(np.uint64), keys.view(np.uint64))
         columns["user_id"] = pa.array(users.texts, pa.string()).take(pa.array(places))
-    for trait in schema.traits:
+    for trait in (schema.event_id, *schema.traits):
         canonical = events[trait.name].to_arrow().cast(canonical_type(trait))
         columns[trait.name] = from_canonical(canonical, trait)
     return pa.table(columns)
@@ -109,7 +109,7 @@ def uih_column(
 
 
 def with_plain_keys(
-    path: AnyFile, table: pa.Table, unit: TimeUnit | None, kind: UserIdKind
+    path: AnyFile, table: pa.Table, unit: TimeUnit | None, kind: IdKind
 ) -> pa.Table:
     """Converts user_id to the one type of its kind, and request_ts to int64 milliseconds.
 

@@ -14,9 +14,9 @@ from thinrow.core.files.nested import split_name, with_fields
 from thinrow.core.files.parquet import joined_batches, open_parquet
 from thinrow.core.files.paths import DataFile, data_files
 from thinrow.core.files.trait_arrays import trait_array
+from thinrow.core.ids import from_wire_kind
 from thinrow.core.runs import offsets_of
 from thinrow.core.status import status_name
-from thinrow.core.user_ids import from_wire_kind
 from thinrow.core.wire.columns import form_of
 from thinrow.errors import InputError
 from thinrow.events.time_columns import other_unit, times_ms
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.client import Batch, Client
     from thinrow.core.files.paths import AnyFile, Named
+    from thinrow.core.ids import IdKind
     from thinrow.core.traits import TraitForm
-    from thinrow.core.user_ids import UserIdKind
     from thinrow.events.units import TimeUnit
 
 __all__ = [
@@ -162,7 +162,7 @@ def _laid_out(
     tally: LayoutTally,
     path: AnyFile,
     unit: TimeUnit | None,
-    kind: UserIdKind,
+    kind: IdKind,
 ) -> pa.Table:
     """Fat rows with their lists oldest first and without padding; keys and times as integers, ms.
 
@@ -204,7 +204,7 @@ def _laid_out(
     return fat
 
 
-def with_users(path: Named, table: pa.Table, kind: UserIdKind) -> pa.Table:
+def with_users(path: Named, table: pa.Table, kind: IdKind) -> pa.Table:
     """Returns columns of thin rows with the users in the one type of their kind."""
     users = user_column(DataFile(str(path)), table.column("user_id"), kind)
     return table.set_column(table.column_names.index("user_id"), "user_id", users)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from thinrow.access.identity import CallContext, CallIdentity
 from thinrow.access.tenants import Tenants
-from thinrow.core.user_ids import to_wire_kind
+from thinrow.core.ids import to_wire_kind
 from thinrow.core.wire.request import to_wire_projection
 from thinrow.errors import UnknownTenantError
 from thinrow.materialization.metrics import Metrics

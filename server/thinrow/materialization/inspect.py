@@ -13,12 +13,13 @@ from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.pointers import Pointers, Projection, ThinRows
 from thinrow.errors import AnswerTooLargeError, RequestError, StoreCorruptError
 from thinrow.materialization.users import inspected_key
-from thinrow.schema import BUILT_IN, EVENT_GROUP, TraitType
+from thinrow.schema import BUILT_IN_NAMES, EVENT_GROUP, TraitType
 from thinrow.store.history import PointerBatch
 from thinrow.store.times import readable_time
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
+    from thinrow.core.ids import IdKind
     from thinrow.core.wire.response import Response
     from thinrow.schema import Trait
     from thinrow.store.generation import Generation
@@ -63,9 +64,11 @@ class Question:
                 f"Inspect shows at most {events_max} events; request a shorter sequence_length."
             )
         resolved = resolve_projection(projection, generation.schema)
-        self._traits = [trait for trait in resolved.traits if trait not in BUILT_IN]
+        self._traits = [trait for trait in resolved.traits if trait.name not in BUILT_IN_NAMES]
         self.projection = replace(
-            resolved, traits=(*BUILT_IN, *self._traits), groups=resolved.groups | {EVENT_GROUP}
+            resolved,
+            traits=(*generation.schema.built_in, *self._traits),
+            groups=resolved.groups | {EVENT_GROUP},
         )
         self._generation = generation
         self._end_ts = _end_ts(generation, request.as_of_ts)
@@ -108,7 +111,7 @@ class Question:
         names = [trait.name for trait in self.projection.traits]
         columns = {name: batch.to_lists(name)[0] or [] for name in names}
         known = self._known(columns)
-        texts = [columns[t.name] for t in self._traits if t.type is TraitType.STRING]
+        texts = [columns[t.name] for t in self.projection.traits if t.type is TraitType.STRING]
         texts += [
             list(map(known[t.name].get, columns[t.name]))
             for t in self._traits
@@ -127,7 +130,12 @@ class Question:
             event_count=int(selection.available_counts[0]),
             digest=int(selection.digests[0]),
             events=[
-                _event({name: column[row] for name, column in columns.items()}, self._traits, known)
+                _event(
+                    {name: column[row] for name, column in columns.items()},
+                    self._traits,
+                    known,
+                    self._generation.schema.event_ids,
+                )
                 for row in range(len(columns["event_ts"]))
             ],
         )
@@ -165,7 +173,10 @@ def _end_ts(generation: Generation, as_of_ts: int) -> int:
 
 
 def _event(
-    values: dict[str, Any], traits: list[Trait], known: dict[str, dict[int, Any]]
+    values: dict[str, Any],
+    traits: list[Trait],
+    known: dict[str, dict[int, Any]],
+    event_ids: IdKind,
 ) -> wire.InspectedEvent:
     event = wire.InspectedEvent(
         event_ts=values["event_ts"],
@@ -173,7 +184,10 @@ def _event(
         visible_ts=values["visible_ts"],
     )
     if values["event_id"] is not None:
-        event.event_id = values["event_id"]
+        if event_ids == "int64":
+            event.event_id = values["event_id"]
+        else:
+            event.event_id_text = str(values["event_id"])
     for trait in traits:
         value = values[trait.name]
         code = 0 if trait.coded is None else value

@@ -12,9 +12,9 @@ import grpc
 import numpy as np
 from thinrow.access.fair_scheduler import FairScheduler
 from thinrow.access.projection import ProjectionCache, wire_groups
+from thinrow.core.ids import to_wire_kind
 from thinrow.core.status import Status
 from thinrow.core.tracing import UNTRACED, span_attributes, tracing
-from thinrow.core.user_ids import to_wire_kind
 from thinrow.core.wire.response import Response
 from thinrow.errors import PermissionDeniedError, RequestError
 from thinrow.materialization.codes import looked_up
@@ -341,4 +341,5 @@ class MaterializationService:
             ),
             server_version=version("thinrow"),
             user_id_kind=to_wire_kind(generation.schema.user_ids),
+            event_id_kind=to_wire_kind(generation.schema.event_ids),
         )

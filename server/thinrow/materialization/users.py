@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from thinrow.core.user_ids import (
+from thinrow.core.ids import (
     from_wire_kind,
     is_text_kind,
     parse_user_id,
@@ -18,7 +18,7 @@ from thinrow.store.user_texts import look_up_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from thinrow.core.user_ids import UserIdKind
+    from thinrow.core.ids import IdKind
     from thinrow.materialization.request import MaterializeRequest
     from thinrow.store.generation import Generation
     from thinrow.v1 import materialization_pb2 as wire
@@ -66,7 +66,7 @@ def _kind_text(number: int) -> str:
         return f"kind {number}"
 
 
-def _other_kind(kind: UserIdKind, given: str) -> RequestError:
+def _other_kind(kind: IdKind, given: str) -> RequestError:
     return RequestError(
         f"The users of this store are {kind}, and the request names them as {given}; request "
         f"users of this store."

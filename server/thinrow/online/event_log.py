@@ -139,7 +139,7 @@ class EventLog:
         )
 
     def _ordered(self, records: list[bytes]) -> list[int]:
-        order = _native.record_order(records)
+        order = _native.record_order(records, self._formats.event_id_type)
         if order:
             return order
         full = [self._formats.order(record) for record in records]

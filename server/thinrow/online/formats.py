@@ -10,6 +10,7 @@ from thinrow.schema import Schema, from_stored, to_stored
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from thinrow.core.traits import TraitType
     from thinrow.online.state import StoredState
 
 __all__ = ["RecordFormats"]
@@ -33,6 +34,11 @@ class RecordFormats:
     def newest(self) -> RecordFormat | None:
         """The format of new events; None before the tier has a schema."""
         return self._formats[-1] if self._formats else None
+
+    @property
+    def event_id_type(self) -> TraitType:
+        """The type of the events' ids, which all formats have in common."""
+        return self._formats[-1].schema.event_id.type
 
     def add(self, schema: Schema) -> RecordFormat:
         """Returns the format of events of a schema, durably registered if it is new."""

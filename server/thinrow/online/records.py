@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow import _native
+from thinrow.core.ids import canonical_text, is_text_kind
 from thinrow.core.pointers import MutableColumn
 from thinrow.core.traits import BATCH_DTYPES
-from thinrow.errors import RequestError
+from thinrow.errors import InputError, RequestError
 from thinrow.online.record_parts import decoded_parts, encoded_parts, has_part, part_bytes
-from thinrow.schema import EVENT_ID, EVENT_TS, Schema, Trait, TraitType
+from thinrow.schema import EVENT_TS, Schema, Trait, TraitType
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+    from thinrow.core.ids import IdKind
 
     Columns = Mapping[str, MutableColumn]
 
 __all__ = ["Batch", "RecordFormat", "batch_of", "schema_number", "type_name"]
 
-HEAD = struct.Struct("<HqBq")
-"""Number of the schema, event_ts, whether there is an id, event_id."""
 ENCODED_BYTES_MAX = 4 << 20
 """Limit on the bytes of records, texts aside, that are encoded at once."""
 
@@ -52,15 +51,18 @@ class Batch:
 def batch_of(user_ids: Sequence[int], columns: Columns, record_format: RecordFormat) -> Batch:
     """Makes a batch from checked columns."""
     events = len(user_ids)
-    users = np.array(user_ids, np.int64).astype(">i8")
+    data = np.array(user_ids, np.int64).astype(">i8").tobytes()
+    users = [data[at : at + 8] for at in range(0, len(data), 8)]
     ids = columns["event_id"]
-    pairs = np.empty((events, 2), ">i8")
-    pairs[:, 0], pairs[:, 1] = users, ids.values
-    data, keys = users.tobytes(), pairs.tobytes()
     known = [True] * events if ids.present is None else ids.present.tolist()
+    if is_text_kind(record_format.schema.event_ids):
+        keys = [text.encode() for text in ids.values.tolist()]
+    else:
+        words = ids.values.view(np.int64).astype(">i8").tobytes()
+        keys = [words[at : at + 8] for at in range(0, len(words), 8)]
     return Batch(
-        [data[at : at + 8] for at in range(0, len(data), 8)],
-        [keys[16 * n : 16 * n + 16] if has else None for n, has in enumerate(known)],
+        users,
+        [user + key if has else None for user, key, has in zip(users, keys, known, strict=True)],
         record_format.encode(columns, events),
     )
 
@@ -79,14 +81,19 @@ class RecordFormat:
     def __init__(self, schema: Schema, number: int) -> None:
         self.schema = schema
         self.number = number
-        self._traits = {trait.name: trait for trait in (EVENT_TS, EVENT_ID, *schema.traits)}
-        self._in_parts = [trait for trait in schema.traits if has_part(trait)]
+        event_id = schema.event_id
+        self._traits = {trait.name: trait for trait in (EVENT_TS, event_id, *schema.traits)}
+        self._after_times = (event_id, *schema.traits)
+        self._in_parts = [trait for trait in self._after_times if has_part(trait)]
         fields: list[tuple[Any, ...]] = [
             ("number", "<u2"),
             ("event_ts", "<i8"),
             ("has event_id", "u1"),
-            ("event_id", "<i8"),
+            ("trait event_id", _field_dtype(event_id)),
         ]
+        if has_part(event_id):
+            # The text is where records of every schema say, so that all are ordered alike.
+            fields.append(("event_id at", "<u4"))
         for trait in schema.traits:
             if trait.nullable:
                 fields.append((f"has {trait.name}", "u1"))
@@ -105,9 +112,8 @@ class RecordFormat:
             return kind.itemsize, at
 
         layout = []
-        for trait in (EVENT_TS, EVENT_ID, *self.schema.traits):
-            is_head = trait in (EVENT_TS, EVENT_ID)
-            size, at = place(trait.name if is_head else f"trait {trait.name}")
+        for trait in (EVENT_TS, *self._after_times):
+            size, at = place(trait.name if trait is EVENT_TS else f"trait {trait.name}")
             has_at = place(f"has {trait.name}")[1] if trait.nullable else 0
             words = (trait.name, trait.type.value, trait.size, trait.nullable)
             word_bytes = part_bytes(trait) if trait.length_max else size // trait.size
@@ -182,9 +188,12 @@ class RecordFormat:
         """
         for name in given:
             self._known(name)
-        return {
+        columns = {
             name: _checked(trait, given.get(name), events) for name, trait in self._traits.items()
         }
+        if is_text_kind(self.schema.event_ids):
+            columns["event_id"] = _canonical(columns["event_id"], self.schema.event_ids)
+        return columns
 
     def encode(self, columns: Columns, events: int) -> list[bytes]:
         """Encodes events, given all their columns, as records."""
@@ -197,11 +206,10 @@ class RecordFormat:
         records = np.zeros(rows.stop - rows.start, self._dtype)
         records["number"] = self.number
         records["event_ts"] = columns["event_ts"].values[rows]
-        ids = columns["event_id"]
-        records["event_id"] = ids.values[rows]
-        records["has event_id"] = True if ids.present is None else ids.present[rows]
+        if has_part(self.schema.event_id):
+            records["event_id at"] = self._dtype.itemsize
         rests: list[Sequence[bytes]] = []
-        for trait in self.schema.traits:
+        for trait in self._after_times:
             column = columns[trait.name][rows]
             if trait.nullable:
                 present = True if column.present is None else column.present
@@ -221,12 +229,9 @@ class RecordFormat:
         size = self._dtype.itemsize
         whole = records if not self._in_parts else [record[:size] for record in records]
         array = np.frombuffer(b"".join(whole), self._dtype)
-        columns = {
-            "event_ts": MutableColumn(array["event_ts"]),
-            "event_id": MutableColumn(array["event_id"], _present(array["has event_id"])),
-        }
+        columns = {"event_ts": MutableColumn(array["event_ts"])}
         places = [size] * len(records)
-        for trait in self.schema.traits:
+        for trait in self._after_times:
             words = np.ascontiguousarray(array[f"trait {trait.name}"])
             if has_part(trait):
                 column = decoded_parts(trait, words, records, places)
@@ -243,8 +248,8 @@ class RecordFormat:
     def order(self, record: bytes) -> tuple[object, ...]:
         """Returns a key that sorts an event among others (docs/concepts/semantics.md, Time)."""
         columns = self.decode([record])
-        _, *head = HEAD.unpack_from(record)
-        return (*head, *(_order(t, columns[t.name]) for t in self.schema.traits))
+        event_ts = int(columns["event_ts"].values[0])
+        return (event_ts, *(_order(t, columns[t.name]) for t in self._after_times))
 
 
 def schema_number(record: bytes) -> int:
@@ -297,6 +302,17 @@ def _checked(trait: Trait, column: MutableColumn | None, events: int) -> Mutable
             f"{remedy}."
         )
     return MutableColumn(values, present, column.offsets)
+
+
+def _canonical(ids: MutableColumn, kind: IdKind) -> MutableColumn:
+    """Returns ids of events as stores have them; raises RequestError for those of another kind."""
+    values, present = ids.values.copy(), ids.present
+    rows = np.arange(len(values)) if present is None else np.flatnonzero(present)
+    try:
+        values[rows] = [canonical_text(text, kind, "event") for text in values[rows].tolist()]
+    except InputError as error:
+        raise RequestError(str(error)) from error
+    return MutableColumn(values, present)
 
 
 def type_name(number: int) -> str:

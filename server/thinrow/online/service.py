@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from thinrow.access.projection import wire_groups
 from thinrow.access.wire_errors import wire_message
-from thinrow.core.user_ids import to_wire_kind
+from thinrow.core.ids import to_wire_kind
 from thinrow.errors import (
     DeadlineError,
     RequestError,
@@ -202,6 +202,9 @@ class OnlineService:
             batch_users_max=self._config.batch_users_max,
             server_version=version("thinrow"),
             user_id_kind=to_wire_kind(record_format.schema.user_ids if record_format else "int64"),
+            event_id_kind=to_wire_kind(
+                record_format.schema.event_ids if record_format else "int64"
+            ),
             limits=materialization_pb2.Limits(
                 examples_max=self._config.batch_users_max,
                 response_bytes_max=self._config.response_bytes_max,

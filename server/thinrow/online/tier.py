@@ -14,7 +14,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thinrow.core.user_ids import is_text_kind
+from thinrow.core.ids import is_text_kind
 from thinrow.errors import SchemaError, UsageError
 from thinrow.online.clock import TierClock, Wall, wall_ts
 from thinrow.online.database import TierDatabase

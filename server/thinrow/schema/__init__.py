@@ -18,7 +18,7 @@ from thinrow.schema.toml_file import (
     read_schema,
 )
 from thinrow.schema.traits import (
-    BUILT_IN,
+    BUILT_IN_NAMES,
     EVENT_ID,
     EVENT_TS,
     FIRST_NUMBER,
@@ -31,7 +31,7 @@ from thinrow.schema.traits import (
 )
 
 __all__ = [
-    "BUILT_IN",
+    "BUILT_IN_NAMES",
     "DIRECTORY_GROUP",
     "EVENT_GROUP",
     "EVENT_ID",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from thinrow.core.ids import is_text_kind
 from thinrow.core.traits import TraitType
-from thinrow.core.user_ids import is_text_kind
 from thinrow.errors import SchemaError
 from thinrow.schema.groups import USER_GROUP, FeatureGroup, Schema
 from thinrow.schema.traits import RESERVED, Trait
@@ -23,12 +23,15 @@ def evolve(stored: Schema, wanted: Schema) -> Schema:
     Raises:
         SchemaError: where stored stripes could not be read as ``wanted`` says.
     """
-    if wanted.user_ids != stored.user_ids:
-        raise SchemaError(
-            f"The schema says that user ids are {wanted.user_ids}, and the store's are "
-            f'{stored.user_ids}, which never changes; write [user] id = "{stored.user_ids}", or '
-            f"build a new store."
-        )
+    for table, wants, has in (
+        ("user", wanted.user_ids, stored.user_ids),
+        ("event", wanted.event_ids, stored.event_ids),
+    ):
+        if wants != has:
+            raise SchemaError(
+                f"The schema says that {table} ids are {wants}, and the store's are {has}, which "
+                f'never changes; write [{table}] id = "{has}", or build a new store.'
+            )
     groups_end = USER_GROUP if is_text_kind(stored.user_ids) else GROUP_NUMBERS
     number, group_number = stored.next_trait, stored.next_group
     known_groups = {group.name: group.number for group in stored.groups}
@@ -59,16 +62,17 @@ def evolve(stored: Schema, wanted: Schema) -> Schema:
             number += 1
         groups.append(FeatureGroup(name=group.name, number=this_group, traits=tuple(traits)))
     kept = {trait.name for group in groups for trait in group.traits}
-    if "id" not in kept and any(
-        trait.name == "id"
-        for group in stored.groups
-        if group.name == "user"
-        for trait in group.traits
-    ):
-        raise SchemaError(
-            "The store has a trait id in its group user, and [user] id names the kind of user ids; "
-            'write the trait as id = { type = "int64" }, of its own type.'
-        )
+    for group in stored.groups:
+        if (
+            "id" not in kept
+            and group.name in ("user", "event")
+            and any(trait.name == "id" for trait in group.traits)
+        ):
+            raise SchemaError(
+                f"The store has a trait id in its group {group.name}, and [{group.name}] id names "
+                f"the kind of {group.name} ids; write the trait as "
+                f'id = {{ type = "int64" }}, of its own type.'
+            )
     for trait in stored.key_traits:
         if trait.name not in kept:
             raise SchemaError(
@@ -84,6 +88,7 @@ def evolve(stored: Schema, wanted: Schema) -> Schema:
         next_group=group_number,
         next_trait=number,
         user_ids=stored.user_ids,
+        event_ids=stored.event_ids,
     )
 
 

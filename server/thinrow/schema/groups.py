@@ -7,13 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from thinrow import _native
+from thinrow.core.ids import id_type
 from thinrow.core.traits import TraitType
-from thinrow.schema.traits import BUILT_IN, EVENT_ID, EVENT_TS, VISIBLE_TS
+from thinrow.schema.traits import BUILT_IN_NAMES, EVENT_ID, EVENT_TS, VISIBLE_TS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from thinrow.core.user_ids import UserIdKind
+    from thinrow.core.ids import IdKind
     from thinrow.schema.traits import Trait
 
 __all__ = ["DIRECTORY_GROUP", "EVENT_GROUP", "FIRST_GROUP", "USER_GROUP", "FeatureGroup", "Schema"]
@@ -43,8 +44,20 @@ class Schema:
     next_group: int
     next_trait: int
     """Numbers that were never given out."""
-    user_ids: UserIdKind = "int64"
+    user_ids: IdKind = "int64"
     """The kind of the users' ids."""
+    event_ids: IdKind = "int64"
+    """The kind of the events' ids."""
+
+    @cached_property
+    def event_id(self) -> Trait:
+        """The built-in trait that is an event's id."""
+        return replace(EVENT_ID, type=id_type(self.event_ids))
+
+    @cached_property
+    def built_in(self) -> tuple[Trait, ...]:
+        """Traits that every event has, in the order answers list them."""
+        return (EVENT_TS, self.event_id, VISIBLE_TS)
 
     @cached_property
     def traits(self) -> tuple[Trait, ...]:
@@ -70,12 +83,12 @@ class Schema:
     @cached_property
     def by_name(self) -> Mapping[str, Trait]:
         """Every trait and the built-in ones, by name."""
-        return {trait.name: trait for trait in (*BUILT_IN, *self.traits)}
+        return {trait.name: trait for trait in (*self.built_in, *self.traits)}
 
     @cached_property
     def group_of(self) -> Mapping[str, int]:
         """Number of the stored group that holds a trait, by the trait's name."""
-        built_in = dict.fromkeys((trait.name for trait in BUILT_IN), EVENT_GROUP)
+        built_in = dict.fromkeys(BUILT_IN_NAMES, EVENT_GROUP)
         return built_in | {t.name: group.number for group in self.groups for t in group.traits}
 
     @cached_property
@@ -86,13 +99,14 @@ class Schema:
     @cached_property
     def digest_traits(self) -> tuple[Trait, ...]:
         """Everything of an event that enters the digest, in the digest's order."""
-        return (VISIBLE_TS, EVENT_TS, EVENT_ID, *self.key_traits)
+        return (VISIBLE_TS, EVENT_TS, self.event_id, *self.key_traits)
 
     @cached_property
     def event_bytes(self) -> Mapping[int, int]:
         """Bytes of one event in each stored group, decoded; text counts as its index, a list as
         one element."""
-        groups = {group.number: group.traits for group in self.groups} | {EVENT_GROUP: BUILT_IN}
+        groups = {group.number: group.traits for group in self.groups}
+        groups[EVENT_GROUP] = self.built_in
         return {
             number: sum(trait.type.word_dtype.itemsize * trait.size for trait in traits)
             for number, traits in groups.items()
@@ -101,7 +115,8 @@ class Schema:
     @cached_property
     def has_varying(self) -> Mapping[int, bool]:
         """True for each stored group, by number, with texts or lists: of no size known before."""
-        groups = {group.number: group.traits for group in self.groups} | {EVENT_GROUP: BUILT_IN}
+        groups = {group.number: group.traits for group in self.groups}
+        groups[EVENT_GROUP] = self.built_in
         return {
             number: any(trait.type is TraitType.STRING or trait.length_max for trait in traits)
             for number, traits in groups.items()

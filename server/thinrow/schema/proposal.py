@@ -14,16 +14,16 @@ from thinrow.schema.traits import LABELS, LIST_LABELS, RESERVED, is_trait_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from thinrow.core.user_ids import UserIdKind
+    from thinrow.core.ids import IdKind
 
 __all__ = [
     "ColumnFacts",
     "ProposedColumn",
     "ProposedSchema",
+    "id_kind",
+    "id_lines",
     "propose",
     "trait_line",
-    "user_id_kind",
-    "user_lines",
 ]
 
 CATEGORIES_MAX = 4096
@@ -97,8 +97,10 @@ class ProposedSchema:
 
     columns: tuple[ProposedColumn, ...]
     """Columns in the order of the log."""
-    user_ids: UserIdKind = "int64"
+    user_ids: IdKind = "int64"
     """The kind of the users' ids."""
+    event_ids: IdKind = "int64"
+    """The kind of the events' ids."""
 
     @property
     def toml(self) -> str:
@@ -108,7 +110,8 @@ class ProposedSchema:
             lines = [column.line for column in self.columns if column.group == group]
             if lines:
                 parts.append("\n".join([f"[{group}]", *lines]))
-        return "\n\n".join(parts) + "\n" + user_lines(self.user_ids)
+        ids = id_lines("user", self.user_ids) + id_lines("event", self.event_ids)
+        return "\n\n".join(parts) + "\n" + ids
 
 
 def propose(name: str, columns: Sequence[ColumnFacts]) -> ProposedSchema:
@@ -122,10 +125,11 @@ def propose(name: str, columns: Sequence[ColumnFacts]) -> ProposedSchema:
         InputError: No column can be a trait.
     """
     key = _key(columns)
-    kinds = [user_id_kind(column.kind) for column in columns if column.name == "user_id"]
+    kinds = {column.name: id_kind(column.kind) for column in columns}
     found = ProposedSchema(
         columns=tuple(_proposed(column, key) for column in columns),
-        user_ids=kinds[0] if kinds else "int64",
+        user_ids=kinds.get("user_id", "int64"),
+        event_ids=kinds.get("event_id", "int64"),
     )
     if not any(column.line for column in found.columns):
         raise InputError(
@@ -135,8 +139,8 @@ def propose(name: str, columns: Sequence[ColumnFacts]) -> ProposedSchema:
     return found
 
 
-def user_id_kind(kind: pa.DataType) -> UserIdKind:
-    """Returns the kind of user ids for a column of a type."""
+def id_kind(kind: pa.DataType) -> IdKind:
+    """Returns the kind of ids for a column of a type."""
     kind, types = plain_type(kind), pa.types
     if types.is_uint64(kind):
         return "uint64"
@@ -145,9 +149,9 @@ def user_id_kind(kind: pa.DataType) -> UserIdKind:
     return "string" if types.is_large_string(kind) or types.is_large_binary(kind) else "int64"
 
 
-def user_lines(kind: UserIdKind) -> str:
-    """Returns the lines of a schema file for a kind of user ids, none for int64."""
-    return "" if kind == "int64" else f'\n[user]\nid = "{kind}"\n'
+def id_lines(table: Literal["user", "event"], kind: IdKind) -> str:
+    """Returns the lines of a schema file for a kind of ids, none for int64."""
+    return "" if kind == "int64" else f'\n[{table}]\nid = "{kind}"\n'
 
 
 def trait_line(
@@ -241,8 +245,9 @@ def _proposed(column: ColumnFacts, key: str | None) -> ProposedColumn:
     def left_out(reason: str) -> ProposedColumn:
         return ProposedColumn(name=name, kind=shown, group=None, line="", reasons=(reason,))
 
-    if name == "user_id" and user_id_kind(kind) != "int64":
-        return left_out(f"not a trait: user ids are {user_id_kind(kind)}, as [user] says")
+    if name in ("user_id", "event_id") and id_kind(kind) != "int64":
+        of = name.removesuffix("_id")
+        return left_out(f"not a trait: {of} ids are {id_kind(kind)}, as [{of}] says")
     if name in RESERVED:
         return left_out("not a trait: every event has it, or ThinRow writes it")
     if not is_trait_name(name):

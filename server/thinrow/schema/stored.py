@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any
 
-from thinrow.core.user_ids import USER_ID_KINDS
+from thinrow.core.ids import ID_KINDS
 from thinrow.errors import StoreError
 from thinrow.schema.groups import FeatureGroup, Schema
 from thinrow.schema.traits import LABELS, LIST_LABELS, Trait
@@ -13,6 +13,7 @@ from thinrow.schema.traits import LABELS, LIST_LABELS, Trait
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from thinrow.core.ids import IdKind
     from thinrow.core.traits import TraitType
 
 __all__ = ["from_stored", "to_stored"]
@@ -21,7 +22,7 @@ __all__ = ["from_stored", "to_stored"]
 def to_stored(schema: Schema) -> dict[str, Any]:
     """Returns a schema as plain JSON values, as manifests hold it."""
     return {
-        **({} if schema.user_ids == "int64" else {"user_ids": schema.user_ids}),
+        **_kinds(schema),
         "next_group": schema.next_group,
         "next_trait": schema.next_trait,
         "groups": [
@@ -83,18 +84,35 @@ def from_stored(
         )
         for group in data["groups"]
     )
-    user_ids = data.get("user_ids", "int64")
-    if user_ids not in USER_ID_KINDS:
-        raise StoreError(
-            f"The store has users of the kind {user_ids}, which this release does not know; open "
-            f"the store with the release that wrote it."
-        )
     return Schema(
         groups=groups,
         next_group=data["next_group"],
         next_trait=data["next_trait"],
-        user_ids=user_ids,
+        user_ids=_kind(data, "user_ids"),
+        event_ids=_kind(data, "event_ids"),
     )
+
+
+def _kinds(schema: Schema) -> dict[str, str]:
+    """Returns the kinds of ids that are not int64; those are stored as they always were."""
+    kinds = {"user_ids": schema.user_ids, "event_ids": schema.event_ids}
+    return {name: kind for name, kind in kinds.items() if kind != "int64"}
+
+
+def _kind(data: Mapping[str, Any], name: str) -> IdKind:
+    """Returns a stored kind of ids.
+
+    Raises:
+        StoreError: This release does not know it.
+    """
+    known: dict[str, IdKind] = {kind: kind for kind in ID_KINDS}
+    kind = data.get(name, "int64")
+    if kind not in known:
+        raise StoreError(
+            f"The store has {name.replace('_', ' ')} of the kind {kind}, which this release does "
+            f"not know; open the store with the release that wrote it."
+        )
+    return known[kind]
 
 
 def _stored_type(trait: Mapping[str, Any]) -> TraitType:

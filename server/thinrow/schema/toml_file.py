@@ -19,6 +19,9 @@ A schema file is TOML, a table per feature group, a line per trait::
 
     [user]
     id = "string"                 # the kind of user ids, if it is not int64; this is no trait
+
+    [event]
+    id = "uuid"                   # the same of event ids
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from thinrow.core.codes import BUCKETS_MAX, VALUES_MAX, VALUES_MAX_DEFAULT
 from thinrow.core.files.io_errors import failure_reason
+from thinrow.core.ids import ID_KINDS
 from thinrow.core.traits import (
     LIST_LENGTH_MAX,
     NS_PER_UNIT,
@@ -38,7 +42,6 @@ from thinrow.core.traits import (
     VECTOR_SIZE_MAX,
     TraitType,
 )
-from thinrow.core.user_ids import USER_ID_KINDS
 from thinrow.errors import SchemaError
 from thinrow.schema.groups import FIRST_GROUP, FeatureGroup, Schema
 from thinrow.schema.traits import (
@@ -55,7 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from thinrow.core.user_ids import UserIdKind
+    from thinrow.core.ids import IdKind
 
 __all__ = [
     "GROUPS_MAX",
@@ -96,7 +99,7 @@ def parse_schema(text: str) -> Schema:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SchemaError(f"Not a TOML file: {error}.") from error
-    user_ids = _take_user_ids(tables)
+    user_ids, event_ids = _take_id_kind(tables, "user"), _take_id_kind(tables, "event")
     if not tables:
         raise SchemaError("No feature groups; write a table per group, such as [item].")
     if len(tables) > GROUPS_MAX:
@@ -132,23 +135,24 @@ def parse_schema(text: str) -> Schema:
         next_group=FIRST_GROUP + len(groups),
         next_trait=number,
         user_ids=user_ids,
+        event_ids=event_ids,
     )
 
 
-def _take_user_ids(tables: dict[str, Any]) -> UserIdKind:
-    """Takes the kind of user ids out of the table ``user``, which may be a feature group, too."""
-    lines = tables.get("user")
+def _take_id_kind(tables: dict[str, Any], table: str) -> IdKind:
+    """Takes the kind of ids out of ``user`` or ``event``, which may be a feature group, too."""
+    lines = tables.get(table)
     if not isinstance(lines, dict) or not isinstance(lines.get("id"), str):
         return "int64"
     kind = lines.pop("id")
-    if kind not in USER_ID_KINDS:
+    if kind not in ID_KINDS:
         raise SchemaError(
-            f"user.id: {kind!r} is no kind of user ids; use one of {', '.join(USER_ID_KINDS)} (a "
+            f"{table}.id: {kind!r} is no kind of {table} ids; use one of {', '.join(ID_KINDS)} (a "
             f'trait of that name is written as id = {{ type = "{kind}" }}).'
         )
     if not lines:
-        del tables["user"]
-    found: UserIdKind = kind
+        del tables[table]
+    found: IdKind = kind
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from thinrow.core.traits import TraitForm, TraitType
 
 __all__ = [
-    "BUILT_IN",
+    "BUILT_IN_NAMES",
     "EVENT_ID",
     "EVENT_TS",
     "FIRST_NUMBER",
@@ -111,11 +111,12 @@ class Trait:
 VISIBLE_TS = Trait(name="visible_ts", type=TraitType.INT64, number=1)
 EVENT_TS = Trait(name="event_ts", type=TraitType.INT64, number=2)
 EVENT_ID = Trait(name="event_id", type=TraitType.INT64, number=3, sparse=True)
-BUILT_IN = (EVENT_TS, EVENT_ID, VISIBLE_TS)
-"""Traits that every event has, in the order answers list them."""
+"""The id of an event, where a schema says nothing of its kind."""
+BUILT_IN_NAMES = (EVENT_TS.name, EVENT_ID.name, VISIBLE_TS.name)
+"""Names of the traits that every event has, in the order answers list them."""
 FIRST_NUMBER = 16
 RESERVED = {
     *("user_id", "arrival_ts", "request_ts", "uih", "mutable", "uih_status"),
-    *(trait.name for trait in BUILT_IN),
+    *BUILT_IN_NAMES,
 }
 """Columns of events, requests, thin rows and fat rows that are not traits."""

@@ -22,22 +22,23 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMAT",
+    "IDS_FORMAT",
     "MANIFEST_BYTES_MAX",
-    "USERS_FORMAT",
     "FillRecord",
     "Manifest",
     "RunInputs",
     "ShardSummary",
     "StoredVocabulary",
     "encode_manifest",
+    "format_of",
     "parse_manifest",
     "read_manifest",
     "write_manifest",
 ]
 
 FORMAT = 2
-USERS_FORMAT = 3
-"""Format of stores whose user ids are not int64, so that earlier releases refuse them."""
+IDS_FORMAT = 3
+"""Format of stores with ids that are not int64, so that earlier releases refuse them."""
 MANIFEST_BYTES_MAX = 64 << 20
 """Limit on a manifest, about a kilobyte a shard: reading one takes many times its size."""
 
@@ -175,6 +176,11 @@ class Manifest(Record):
         return sum(file.bytes for file in [*files, *(one.file for one in self.vocabularies)])
 
 
+def format_of(schema: Schema) -> int:
+    """Returns the format of a store with such ids."""
+    return FORMAT if (schema.user_ids, schema.event_ids) == ("int64", "int64") else IDS_FORMAT
+
+
 def encode_manifest(manifest: Manifest) -> str:
     """Returns the text of a manifest."""
     # Fields that came later are left out at their defaults, so that earlier versions read on.
@@ -202,10 +208,10 @@ def parse_manifest(text: str, name: object) -> Manifest:
     body = json.loads(text)
     if body.pop("xxh3") != _checksum(body):
         raise ValueError("its checksum does not fit")
-    if body["format"] not in (FORMAT, USERS_FORMAT):
+    if body["format"] not in (FORMAT, IDS_FORMAT):
         raise StoreError(
             f"{name} has format {body['format']}, and this ThinRow reads formats {FORMAT} and "
-            f"{USERS_FORMAT}; use the version that wrote it."
+            f"{IDS_FORMAT}; use the version that wrote it."
         )
     manifest = Manifest.model_validate(body)
     _check_shards(manifest)

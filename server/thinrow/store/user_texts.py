@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 import xxhash
-from thinrow.core.user_ids import UserIdKind, canonical_text
+from thinrow.core.ids import IdKind, canonical_text
 from thinrow.errors import InputError, StoreError
 from thinrow.schema import DIRECTORY_GROUP, USER_GROUP
 from thinrow.store.keys import pack_keys
@@ -50,12 +50,12 @@ def text_keys(texts: Iterable[bytes], count: int) -> NDArray[np.int64]:
     return np.fromiter(map(text_hash, texts), np.uint64, count).view(np.int64)
 
 
-def to_stored_text(text: str, kind: UserIdKind) -> bytes:
+def to_stored_text(text: str, kind: IdKind) -> bytes:
     """Returns a text as a store holds it: a UUID as 16 bytes."""
     return bytes.fromhex(text.replace("-", "")) if kind == "uuid" else text.encode()
 
 
-def from_stored_text(stored: bytes, kind: UserIdKind) -> str:
+def from_stored_text(stored: bytes, kind: IdKind) -> str:
     """Returns the text that a store holds."""
     return str(uuid.UUID(bytes=stored)) if kind == "uuid" else stored.decode()
 
@@ -88,7 +88,7 @@ def unique_texts(users: pa.Table) -> UserTexts:
     return UserTexts(keys, texts)
 
 
-def check_texts(users: UserTexts, stored: Sequence[bytes | None], kind: UserIdKind) -> None:
+def check_texts(users: UserTexts, stored: Sequence[bytes | None], kind: IdKind) -> None:
     """Compares users with those whom a store has under their keys.
 
     Raises:

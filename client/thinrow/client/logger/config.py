@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from thinrow.core.user_ids import UserIdKind
+    from thinrow.core.ids import IdKind
 
 __all__ = ["FileOutput", "KafkaOutput", "LoggerConfig"]
 
@@ -98,7 +98,7 @@ class LoggerConfig:
     mutable: pa.DataType
     """Type of the column `mutable`; mutable_type() makes it from the store's schema."""
 
-    user_ids: UserIdKind = "int64"
+    user_ids: IdKind = "int64"
     """The kind of user ids, as the store's schema has it."""
 
     features: pa.Schema

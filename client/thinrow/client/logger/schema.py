@@ -18,8 +18,8 @@ from thinrow.core.files.arrow import mutable_type as arrow_mutable_type
 from thinrow.core.files.arrow import uih_type
 from thinrow.core.files.rows import to_thin_rows
 from thinrow.core.files.user_columns import user_type
+from thinrow.core.ids import canonical_text, from_wire_kind, id_type, is_text_kind
 from thinrow.core.thin_row import EventView
-from thinrow.core.user_ids import canonical_text, is_text_kind
 from thinrow.core.wire.columns import form_of
 from thinrow.errors import InputError, UsageError
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from thinrow.client.logger.config import LoggerConfig
     from thinrow.client.logger.journal import Entries
+    from thinrow.core.ids import IdKind
     from thinrow.core.thin_row import ThinRow
-    from thinrow.core.user_ids import UserIdKind
     from thinrow.v1 import materialization_pb2 as wire
 
 __all__ = ["Tables", "fitting", "mutable_type"]
@@ -46,6 +46,10 @@ class Described(Protocol):
     def feature_groups(self) -> Iterable[wire.FeatureGroup]:
         """The schema, in order."""
 
+    @property
+    def event_id_kind(self) -> wire.IdKind:
+        """The kind of the events' ids."""
+
 
 def mutable_type(store: Described) -> pa.DataType:
     """Returns the Arrow type of the column `mutable`, from the schema that a server describes.
@@ -54,8 +58,11 @@ def mutable_type(store: Described) -> pa.DataType:
     """
     traits = [trait for group in store.feature_groups for trait in group.traits]
     kind = arrow_mutable_type(
-        (t.name, t.vocabulary.value_type or t.type, t.vector_size, t.list_length_max)
-        for t in traits
+        (
+            (t.name, t.vocabulary.value_type or t.type, t.vector_size, t.list_length_max)
+            for t in traits
+        ),
+        id_type(from_wire_kind(store.event_id_kind)),
     )
     # Rows have values where the store has codes of a vocabulary.
     return with_forms(kind, {t.name: form_of(t) for t in traits if not t.HasField("vocabulary")})
@@ -184,7 +191,7 @@ class Tables:
         return mappings_array(snapshots, self._mutable, self._forms)
 
 
-def users_array(users: Sequence[int | str], kind: UserIdKind) -> pa.Array:
+def users_array(users: Sequence[int | str], kind: IdKind) -> pa.Array:
     """Converts users; raises one of UNFIT for those of another kind."""
     if not is_text_kind(kind):
         return integers(cast("Sequence[int]", users), user_type(kind))

@@ -70,7 +70,7 @@ class LoaderConfig:
 
     integer_dtype: torch.dtype = torch.int64
     """Dtype of integer traits: torch.int64, or torch.int32, which raises InputError if a value does
-    not fit. Traits named `..._ts` and `event_id` are always int64."""
+    not fit. Traits named `..._ts` are always int64, and so is an `event_id` that is no text."""
 
     uint64_dtype: torch.dtype | None = None
     """Dtype of uint64 traits: torch.uint64, which has few operations, or None for `integer_dtype`.

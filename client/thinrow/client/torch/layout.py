@@ -48,20 +48,23 @@ def lay_out(
         columns: Other columns by name, arrays or lists of shape (examples,).
         generation: See TensorBatch.
         watermark_ts: See TensorBatch.
-        integer_dtype: int32 or int64, for every trait of integers except times and `event_id`,
-            which are int64.
+        integer_dtype: int32 or int64, for every trait of integers except times and an `event_id`
+            that is no text, which are int64.
         uint64_dtype: torch.uint64 for traits of uint64; None for `integer_dtype`.
         allocate: Returns memory of a size in bytes: uint8.
     """
     events = int(lengths.sum())
-    dtypes = {
-        trait: torch.int64
-        if trait.endswith("_ts") or trait == "event_id"
-        else (uint64_dtype if kind.dtype == np.uint64 else None) or integer_dtype
-        if kind.dtype.kind in "iu"
-        else to_torch(kind.dtype)
-        for trait, kind in kinds.items()
-    }
+
+    def dtype_of(trait: str, kind: ColumnKind) -> torch.dtype:
+        if trait.endswith("_ts"):
+            return torch.int64
+        if kind.dtype.kind not in "iu":
+            return to_torch(kind.dtype)
+        if kind.dtype == np.uint64 and uint64_dtype is not None:
+            return uint64_dtype
+        return torch.int64 if trait == "event_id" and not kind.text else integer_dtype
+
+    dtypes = {trait: dtype_of(trait, kind) for trait, kind in kinds.items()}
     traits = sorted(kinds, key=lambda trait: (str(dtypes[trait]), bool(kinds[trait].shape)))
     nullable = [trait for trait, kind in kinds.items() if kind.nullable]
     numbers = {name: of for name, of in columns.items() if isinstance(of, np.ndarray)}

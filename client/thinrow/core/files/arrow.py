@@ -74,14 +74,18 @@ def uih_type() -> pa.StructType:
     return pa.struct([*times, ("digest", pa.uint64())])
 
 
-def mutable_type(traits: Iterable[tuple[str, int, int, int]]) -> pa.ListType:
+def mutable_type(
+    traits: Iterable[tuple[str, int, int, int]], event_id: int = TraitType.INT64
+) -> pa.ListType:
     """Returns the Arrow type of the column ``mutable``: snapshots, oldest event first.
 
     Args:
         traits: Name, type, vector size and limit of lists of each trait, in schema order.
+        event_id: Type of the events' ids.
     """
     pa = load_pyarrow()
-    ids = [(name, pa.int64()) for name in ("event_ts", "arrival_ts", "event_id")]
+    ids = [(name, pa.int64()) for name in ("event_ts", "arrival_ts")]
+    ids.append(("event_id", trait_type(event_id, 1)))
     return pa.list_(pa.struct(ids + [(name, trait_type(*kind)) for name, *kind in traits]))
 
 

@@ -12,7 +12,7 @@ from thinrow.errors import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
-    from thinrow.core.user_ids import UserIdKind
+    from thinrow.core.ids import IdKind
 
 __all__ = ["holds_users", "user_type", "user_values", "user_words", "uuid_texts"]
 
@@ -26,7 +26,7 @@ def holds_users(kind: pa.DataType) -> bool:
     )
 
 
-def user_type(kind: UserIdKind) -> pa.DataType:
+def user_type(kind: IdKind) -> pa.DataType:
     """Returns the Arrow type in which files of a store have their users."""
     pa = load_pyarrow()
     return {"int64": pa.int64(), "uint64": pa.uint64()}.get(kind, pa.string())

@@ -37,7 +37,7 @@ def to_request(
     if pointers.user_texts is not None:
         head.user_texts.extend(pointers.user_texts.tolist())
     elif pointers.user_id_kind == "uint64":
-        head.user_id_kind = wire.USER_ID_KIND_UINT64
+        head.user_id_kind = wire.ID_KIND_UINT64
     users = b"" if pointers.user_texts is not None else pointers.user_ids.tobytes()
     parts = [
         head.SerializeToString(),

@@ -1,9 +1,11 @@
-"""Kinds of user ids, and the int64 keys by which everything else knows users.
+"""Kinds of ids, and the int64 keys by which everything else knows users.
 
 - ``int64``: an id is its own key.
 - ``uint64``: the key has the same 64 bits.
 - ``uuid`` and ``string``: texts, whose keys only a store computes; a UUID is written in lower case
   with hyphens. In a client, the users of one batch have numbers instead.
+
+Events are known by their whole ids, which have no keys.
 
 Conversions happen where ids come in and go out: files, arguments, messages, and what people read.
 """
@@ -15,6 +17,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from thinrow.core.traits import TraitType
 from thinrow.errors import InputError
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -22,14 +25,15 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
-    "USER_ID_BYTES_MAX",
-    "USER_ID_KINDS",
+    "ID_BYTES_MAX",
+    "ID_KINDS",
     "UUID_TEXT",
     "GivenUsers",
-    "UserIdKind",
+    "IdKind",
     "canonical_text",
     "from_wire_kind",
     "given_users",
+    "id_type",
     "is_text_kind",
     "parse_user_id",
     "shown_id",
@@ -37,19 +41,19 @@ __all__ = [
     "to_wire_kind",
 ]
 
-UserIdKind: TypeAlias = Literal["int64", "uint64", "uuid", "string"]
-USER_ID_KINDS: tuple[UserIdKind, ...] = ("int64", "uint64", "uuid", "string")
-USER_ID_BYTES_MAX = 1024
-"""Limit on a text that names a user, in UTF-8."""
+IdKind: TypeAlias = Literal["int64", "uint64", "uuid", "string"]
+ID_KINDS: tuple[IdKind, ...] = ("int64", "uint64", "uuid", "string")
+ID_BYTES_MAX = 1024
+"""Limit on a text that names a user or an event, in UTF-8."""
 
 INT64_END = 1 << 63
 INTEGER = re.compile("-?[0-9]{1,20}")
 UUID_TEXT = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-WIRE_KINDS: dict[UserIdKind, wire.UserIdKind] = {
-    "int64": wire.USER_ID_KIND_INT64,
-    "uint64": wire.USER_ID_KIND_UINT64,
-    "uuid": wire.USER_ID_KIND_UUID,
-    "string": wire.USER_ID_KIND_STRING,
+WIRE_KINDS: dict[IdKind, wire.IdKind] = {
+    "int64": wire.ID_KIND_INT64,
+    "uint64": wire.ID_KIND_UINT64,
+    "uuid": wire.ID_KIND_UUID,
+    "string": wire.ID_KIND_STRING,
 }
 
 
@@ -58,34 +62,34 @@ class GivenUsers(NamedTuple):
 
     ids: NDArray[np.int64]
     """Integers, of unsigned ones the same bits; for texts the number of each within the batch."""
-    kind: UserIdKind
+    kind: IdKind
     """``uint64`` only where an integer exceeds int64; ``string`` for every text."""
     texts: NDArray[np.object_] | None
     """The texts, as str; None for integers."""
 
 
-def is_text_kind(kind: UserIdKind) -> bool:
+def is_text_kind(kind: IdKind) -> bool:
     """Returns True if ids of this kind are texts."""
     return kind in ("uuid", "string")
 
 
-def to_wire_kind(kind: UserIdKind) -> wire.UserIdKind:
+def to_wire_kind(kind: IdKind) -> wire.IdKind:
     """Returns the kind as a message has it: unspecified for int64, as it always was."""
-    return wire.USER_ID_KIND_UNSPECIFIED if kind == "int64" else WIRE_KINDS[kind]
+    return wire.ID_KIND_UNSPECIFIED if kind == "int64" else WIRE_KINDS[kind]
 
 
-def from_wire_kind(number: int) -> UserIdKind:
+def from_wire_kind(number: int) -> IdKind:
     """Returns the kind that a message names.
 
     Raises:
         InputError: This release does not know it.
     """
-    if number == wire.USER_ID_KIND_UNSPECIFIED:
+    if number == wire.ID_KIND_UNSPECIFIED:
         return "int64"
     for kind, known in WIRE_KINDS.items():
         if known == number:
             return kind
-    raise InputError(f"There is no kind of user ids of number {number}; update this client.")
+    raise InputError(f"There is no kind of ids of number {number}; update this client.")
 
 
 def given_users(
@@ -148,21 +152,32 @@ def _large(values: Any) -> NDArray[np.uint64] | None:  # noqa: ANN401
     return np.ascontiguousarray(array)
 
 
-def shown_ids(keys: NDArray[np.int64], kind: UserIdKind) -> NDArray[Any]:
+def shown_ids(keys: NDArray[np.int64], kind: IdKind) -> NDArray[Any]:
     """Returns the integers that people know, of users whose ids are integers."""
     return keys.view(np.uint64) if kind == "uint64" else keys
 
 
-def shown_id(key: int, kind: UserIdKind) -> int:
+def shown_id(key: int, kind: IdKind) -> int:
     """Returns the integer that people know of a user."""
     return key % (2 * INT64_END) if kind == "uint64" else key
 
 
-def canonical_text(text: str, kind: UserIdKind) -> str:
+def id_type(kind: IdKind) -> TraitType:
+    """Returns the type of a trait whose values are ids of a kind."""
+    numbers: dict[IdKind, TraitType] = {"int64": TraitType.INT64, "uint64": TraitType.UINT64}
+    return numbers.get(kind, TraitType.STRING)
+
+
+def canonical_text(text: str, kind: IdKind, of: str = "user") -> str:
     """Returns a text as stores of a kind have it: UUIDs in lower case, with hyphens.
 
+    Args:
+        text: The id.
+        kind: Its kind, uuid or string.
+        of: What it names, for errors: a user or an event.
+
     Raises:
-        InputError: It is no UUID, or longer than USER_ID_BYTES_MAX.
+        InputError: It is no UUID, or longer than ID_BYTES_MAX.
     """
     if kind == "uuid":
         if UUID_TEXT.fullmatch(text):
@@ -170,17 +185,16 @@ def canonical_text(text: str, kind: UserIdKind) -> str:
         try:
             return str(uuid.UUID(text))
         except ValueError as error:
-            raise InputError(f"{text[:80]!r} is no UUID, which user ids are here.") from error
+            raise InputError(f"{text[:80]!r} is no UUID, which {of} ids are here.") from error
     size = len(text.encode())
-    if size > USER_ID_BYTES_MAX:
+    if size > ID_BYTES_MAX:
         raise InputError(
-            f"The user id {text[:40]!r}… has {size} bytes; at most {USER_ID_BYTES_MAX} are "
-            f"supported."
+            f"The {of} id {text[:40]!r}… has {size} bytes; at most {ID_BYTES_MAX} are supported."
         )
     return text
 
 
-def parse_user_id(text: str, kind: UserIdKind) -> int | str:
+def parse_user_id(text: str, kind: IdKind) -> int | str:
     """Reads an id as people write it.
 
     Raises:
