@@ -44,6 +44,7 @@ from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.errors import RequestError
 from thinrow.materialization.config import ServerConfig
 from thinrow.online.config import OnlineConfig
+from thinrow.remote.mirror_metrics import MirrorMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +104,7 @@ def port(address: str) -> int:
 @pytest.mark.parametrize("name", OURS)
 def test_commands_parse_and_find_their_folders(name: str) -> None:
     _, options = command_of(OURS[name])
-    folders = [value for value in options.values() if isinstance(value, Path)]
+    folders = [value for key, value in options.items() if isinstance(value, Path) or key == "store"]
     assert folders
     for folder in folders:
         assert str(folder) in mounts(OURS[name])
@@ -276,6 +277,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """Series of services and a trainer that had some of everything: their labels, by name."""
     world = built_world(tmp_path_factory.mktemp("world"))
     registry = CollectorRegistry()
+    MirrorMetrics(registry)
     with running_server(world.store) as server, connect(server.address) as client:
         assert health_of(server.address) == 0
         client.materialize(Pointers(user_ids=[1, 1], end_ts=[as_of(3), as_of(9)]), Projection(3))

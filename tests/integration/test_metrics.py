@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from support.paths import DOCS
 from support.server_processes import AT_ONCE, TWO, pids, until
@@ -26,6 +27,7 @@ from thinrow.errors import RequestError, UsageError
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.metrics import METHODS, STAGES, Metrics
 from thinrow.materialization.server import Server
+from thinrow.remote.mirror_metrics import MirrorMetrics
 from thinrow.store.generation import Generation
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ OPERATIONS = DOCS / "operations/operations.md"
 ONLY_OF_SEVERAL = {"thinrow_processes", "thinrow_process_deaths_total"}
 ONLY_OF_VOCABULARIES = {"thinrow_vocabulary_values", "thinrow_vocabulary_values_max"}
 """Series of stores that have some; see test_vocabularies.py."""
+MIRRORED = "thinrow_mirror_"
+"""Begins the names of series of servers that have a mirror."""
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +107,21 @@ def test_every_series_is_documented_and_every_documented_one_is_there(
         result = {
             name: labels for name, labels in result.items() if name not in ONLY_OF_VOCABULARIES
         }
-        assert exported(server) == result
+        mirrored = {name for name in result if name.startswith(MIRRORED)}
+        assert mirrored
+        assert exported(server) == {
+            name: labels for name, labels in result.items() if name not in mirrored
+        }
+
+
+def test_series_of_mirrors_are_documented() -> None:
+    registry = CollectorRegistry()
+    MirrorMetrics(registry)
+    own = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in registry.collect()
+    }
+    assert own == {name for name in documented() if name.startswith(MIRRORED)}
 
 
 def test_series_are_there_before_the_first_call(world: World) -> None:

@@ -12,18 +12,22 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 from support.paths import ROOT
-from support.worlds import SCHEMA, some_events
+from support.worlds import SCHEMA, running_server, some_events
 
 if TYPE_CHECKING:
     from support.object_storage import ObjectStorage
 
 PAGE = ROOT / "docs/guides/object-stores.md"
 
+SERVE = "thinrow serve --store s3://my-bucket/histories --mirror mirror-0 --group 0/2"
+
 
 def commands() -> list[str]:
     """Every command of the page, in order."""
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()]
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert [line for line in lines if line.startswith("thinrow serve")] == [SERVE]
+    return [line for line in lines if line != SERVE]
 
 
 def test_commands_of_the_guide(object_storage: ObjectStorage, tmp_path: Path) -> None:
@@ -52,3 +56,8 @@ def test_commands_of_the_guide(object_storage: ObjectStorage, tmp_path: Path) ->
         assert each.returncode == 0, (each.args, each.stderr)
     assert len(done) == 8
     assert "item_id" in done[-1].stdout
+    _, _, _, store, *options = SERVE.split()
+    options[1] = str(tmp_path / options[1])
+    with running_server(store, *options, log=tmp_path / "log") as server:
+        assert server.wait_for("serving")["generation"] == 2
+        assert server.scrape()["thinrow_mirror_generation"] == 2

@@ -88,7 +88,7 @@ class RemoteWorld:
             self.objects.delete([key])
             return
         if kind == "swapped":
-            (other,) = {one for one in self.tables() if one != key and "shard-0001" in one}
+            other = next(one for one in self.tables() if one != key and "shard-0001" in one)
             swapped = self.objects.read(other, 1 << 30)
             assert swapped is not None
             data = bytearray(swapped.data)

@@ -277,11 +277,14 @@ def freeze(pid: int) -> None:
 
 
 @contextmanager
-def running_server(store: Path, *options: object, listen: str = "127.0.0.1:0") -> Iterator[Running]:
+def running_server(
+    store: Path | str, *options: object, listen: str = "127.0.0.1:0", log: Path | None = None
+) -> Iterator[Running]:
     """`thinrow serve`, once it serves; killed at the end."""
-    number = len(list(store.parent.glob("server-*.log")))
-    log = store.parent / f"server-{number}.log"
-    command = [*THINROW, "serve", "--store", store, "--listen", listen]
+    if log is None:
+        folder = Path(store).parent
+        log = folder / f"server-{len(list(folder.glob('server-*.log')))}.log"
+    command: list[object] = [*THINROW, "serve", "--store", store, "--listen", listen]
     command += ["--metrics", "127.0.0.1:0", *options]
     with log.open("wb") as sink:
         process = subprocess.Popen([*map(str, command)], stderr=sink)

@@ -52,7 +52,6 @@ class ServiceConfig:
         UsageError: A value is out of its range.
     """
 
-    store: Path = field(metadata=setting("Folder of the store."))
     listen: str = field(
         metadata=setting("HOST:PORT for gRPC; port 0 takes a free one.", metavar="HOST:PORT")
     )

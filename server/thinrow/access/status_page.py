@@ -40,6 +40,7 @@ __all__ = [
     "Look",
     "StatusPage",
     "counts",
+    "mirror_note",
     "rendered",
     "statuses",
     "tenants",
@@ -205,6 +206,7 @@ def tiles(now: Look, grown: Look, elapsed_s: float | None) -> str:
         except (OverflowError, ValueError, OSError):
             watermark = "beyond the calendar"
     tile("watermark age", age_s, duration, watermark)
+    tile("mirror", now.sum("thinrow_mirror_generation"), integer, mirror_note(now))
     deaths = now.sum("thinrow_process_deaths_total")
     tile(
         "processes",
@@ -241,6 +243,20 @@ def tiles(now: Look, grown: Look, elapsed_s: float | None) -> str:
         for title, value, note in shown
     )
     return f"<dl>{cells}</dl>"
+
+
+def mirror_note(now: Look) -> str:
+    """The state of a mirror: what it copies, why it stands still, or when it was last compared."""
+    copying = now.sum("thinrow_mirror_pulling_generation")
+    if copying:
+        missing = now.sum("thinrow_mirror_pull_bytes") or 0
+        received = now.sum("thinrow_mirror_pull_received_bytes") or 0
+        share = percent(received / missing) if missing else percent(1)
+        return f"copying generation {copying:.0f}: {share} of {bytes_text(missing)}"
+    if now.sum("thinrow_mirror_failing"):
+        return "cannot follow the store: the log says why"
+    checked_s = now.sum("thinrow_mirror_checked_timestamp_seconds")
+    return f"compared {duration(now.at_s - checked_s)} ago" if checked_s else ""
 
 
 def tenants(now: Look, grown: Look, elapsed_s: float | None, period: str) -> str:

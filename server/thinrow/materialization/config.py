@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from thinrow.access.config import (
     BASE_BYTES,
@@ -14,6 +15,10 @@ from thinrow.access.config import (
     ServiceConfig,
 )
 from thinrow.core.settings import setting
+from thinrow.errors import UsageError
+from thinrow.remote.limits import COPY_MEMORY_BYTES
+from thinrow.store.place import check_place, is_url
+from thinrow.store.shard_choice import ShardChoice
 
 __all__ = ["PROCESSES_MAX", "ServerConfig"]
 
@@ -24,6 +29,27 @@ PROCESSES_MAX = 256
 class ServerConfig(ServiceConfig):
     """One server. Limits hold for each of its processes."""
 
+    store: str | Path = field(
+        metadata=setting(
+            "Folder or URL (s3://, gs://, az://, file://) of the store.", metavar="FOLDER|URL"
+        )
+    )
+    mirror: Path | None = field(
+        default=None,
+        metadata=setting("Local folder for verified copies of the shards of a store at a URL."),
+    )
+    shards: str | None = field(
+        default=None,
+        metadata=setting("Shards to serve: A-B, or one number.", metavar="A-B", default_text="all"),
+    )
+    group: str | None = field(
+        default=None,
+        metadata=setting(
+            "Serve the shards of group I, from 0, of G equal groups.",
+            metavar="I/G",
+            default_text="all",
+        ),
+    )
     listen: str = "127.0.0.1:7878"
     metrics: str | None = "127.0.0.1:7879"
     inspect: bool = field(default=True, metadata=setting("Serve Inspect."))
@@ -45,12 +71,37 @@ class ServerConfig(ServiceConfig):
         metadata=setting("Maximum number of events that Inspect shows.", option=None),
     )
 
+    mirror_poll_s: float = field(
+        default=3.0,
+        metadata=setting("Mean interval at which CURRENT of a URL is read.", option=None),
+    )
+
+    def __post_init__(self) -> None:
+        super(ServerConfig, self).__post_init__()
+        check_place(self.store, self.mirror)
+        if is_url(self.store) and self.mirror is None:
+            raise UsageError(
+                f"The store {self.store} is served from a local copy; give --mirror FOLDER."
+            )
+        ShardChoice.parse(self.shards, self.group)
+
+    @property
+    def store_folder(self) -> Path:
+        """Folder that is read: the store's, or its mirror."""
+        return Path(self.store) if self.mirror is None else self.mirror
+
+    @property
+    def shard_choice(self) -> ShardChoice:
+        """The shards to serve."""
+        return ShardChoice.parse(self.shards, self.group)
+
     @property
     def memory_bound_bytes(self) -> int:
         """The most resident memory of a process, whatever callers do."""
         calls = self.calls_max + self.streams_max
         return (
             BASE_BYTES
+            + (COPY_MEMORY_BYTES if self.mirror is not None else 0)
             # Two generations for a moment, each with its values.
             + 2 * self.cache_bytes_max
             + self.work_bytes_max

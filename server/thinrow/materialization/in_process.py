@@ -61,7 +61,11 @@ class StoreReader:
         with ExitStack() as opened:
             current = opened.enter_context(
                 GenerationFollower(
-                    config.store, config.poll_s, metrics.open_failures.inc, config.cache_bytes_max
+                    config.store_folder,
+                    config.poll_s,
+                    metrics.open_failures.inc,
+                    config.cache_bytes_max,
+                    config.shard_choice,
                 )
             )
             self._tenants = opened.enter_context(Tenants(config, current.schema))

@@ -25,6 +25,7 @@ from thinrow.access.address import split_address
 from thinrow.access.metrics_endpoint import MetricsEndpoint
 from thinrow.errors import ThinRowError, UsageError
 from thinrow.materialization.merged_metrics import merged
+from thinrow.materialization.mirroring import mirror_follower
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -97,7 +98,14 @@ class Processes:
         self.address = self._stack.enter_context(held_port(config.listen))
         # Together no more at once than one process would have.
         work_max = max(2, config.work_max // config.processes)
-        own = replace(config, listen=self.address, metrics=None, work_max=work_max)
+        own = replace(
+            config,
+            store=config.store_folder,
+            mirror=None,
+            listen=self.address,
+            metrics=None,
+            work_max=work_max,
+        )
         registry = CollectorRegistry()
         deaths = Counter(
             "thinrow_process_deaths",
@@ -113,6 +121,8 @@ class Processes:
             endpoint = MetricsEndpoint(registry, config.metrics)
             self._stack.callback(endpoint.close)
             self.metrics_address = endpoint.address
+        if config.mirror is not None:
+            self._stack.enter_context(mirror_follower(config, registry))
         for worker in workers:
             worker.start()
             self._stack.callback(worker.join)

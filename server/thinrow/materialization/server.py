@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Self
 
 from thinrow.access.endpoints import start_endpoints
 from thinrow.access.grpc_server import grpc_server
+from thinrow.access.metrics_endpoint import MetricsEndpoint
 from thinrow.access.tenants import Tenants
 from thinrow.core.tracing import tracing
+from thinrow.errors import StoreCorruptError
 from thinrow.materialization.metrics import Metrics
+from thinrow.materialization.mirroring import mirror_follower
 from thinrow.materialization.service import RIGHTS, SERVICE, MaterializationService
 from thinrow.store.follower import GenerationFollower
 
@@ -54,10 +57,7 @@ class Server:
     def _start(self) -> None:
         config = self._config
         metrics = self.metrics
-        current = GenerationFollower(
-            config.store, config.poll_s, metrics.open_failures.inc, config.cache_bytes_max
-        )
-        self._stack.enter_context(current)
+        current = self._stack.enter_context(self._follower())
         tenants = self._stack.enter_context(Tenants(config, current.schema))
         metrics.bind_generation(lambda: current.number, lambda: current.watermark_ts)
         metrics.serve(current)
@@ -87,3 +87,32 @@ class Server:
                 "memory_bound_bytes": config.memory_bound_bytes,
             },
         )
+
+    def _follower(self) -> GenerationFollower:
+        """Opens the store; one at a URL is copied first, while the status page shows how far."""
+        config = self._config
+
+        def follower() -> GenerationFollower:
+            return GenerationFollower(
+                config.store_folder,
+                config.poll_s,
+                self.metrics.open_failures.inc,
+                config.cache_bytes_max,
+                config.shard_choice,
+            )
+
+        if config.mirror is None:
+            return follower()
+        with ExitStack() as copying:
+            if config.metrics is not None:
+                endpoint = MetricsEndpoint(self.metrics.registry, config.metrics)
+                copying.callback(endpoint.close)
+                self.metrics_address = endpoint.address
+                log.info("copying the store", extra={"metrics": endpoint.address})
+            mirror = self._stack.enter_context(mirror_follower(config, self.metrics.registry))
+            try:
+                return follower()
+            except StoreCorruptError as error:
+                log.error("mirror is damaged", extra={"reason": str(error)})
+                mirror.repair()
+                return follower()

@@ -49,6 +49,7 @@ SMALL_REQUEST_BYTES_MAX = MIB // 2
 class OnlineConfig(ServiceConfig):
     """One online server. Its store may hold no generation yet."""
 
+    store: Path = field(metadata=setting("Folder of the store."))
     listen: str = "127.0.0.1:7888"
     metrics: str | None = "127.0.0.1:7889"
     data: Path | None = field(

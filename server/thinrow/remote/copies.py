@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from thinrow.core.files.permissions import make_folder
 from thinrow.errors import StoreFullError, StoreUnavailableError
 from thinrow.remote.generation_objects import key_of
+from thinrow.remote.limits import COPIES_AT_ONCE
 from thinrow.store.shard import fsync, link_or_copy
 from thinrow.store.stored_files import file_summary
 
@@ -22,11 +23,9 @@ if TYPE_CHECKING:
     from thinrow.remote.object_store import ObjectStore
     from thinrow.store.stored_files import StoredFile
 
-__all__ = ["COPIES_AT_ONCE", "OBJECTS", "ROOM_SPARE_BYTES", "Copies", "Pull"]
+__all__ = ["OBJECTS", "ROOM_SPARE_BYTES", "Copies", "Pull"]
 
 OBJECTS = "objects"
-COPIES_AT_ONCE = 8
-"""Objects that are copied at once, each with a piece in memory."""
 ROOM_SPARE_BYTES = 64 << 20
 """Space that copying leaves free on the disk."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import threading
 from typing import TYPE_CHECKING, Self
 
 import xxhash
@@ -18,10 +19,18 @@ from thinrow.errors import StoreCorruptError, StoreError, StoreLockedError, Usag
 from thinrow.remote.copies import OBJECTS, Copies
 from thinrow.remote.current import require_current
 from thinrow.remote.generation_objects import key_of, read_generation, root_key
+from thinrow.store.completeness import check_files
 from thinrow.store.current import current_folder
 from thinrow.store.generations import generation_folders, locked_store, remove_leftovers
-from thinrow.store.layout import CURRENT, HIGHEST, MANIFEST, VOCABULARIES, generation_name
-from thinrow.store.marks import remove_generation
+from thinrow.store.layout import (
+    CURRENT,
+    HIGHEST,
+    MANIFEST,
+    VOCABULARIES,
+    generation_name,
+    generation_number,
+)
+from thinrow.store.manifest import read_manifest
 from thinrow.store.shard import fsync, link_or_copy, storage_error
 from thinrow.store.small_files import read_small, write_atomically
 
@@ -43,6 +52,8 @@ CHANGES_MAX = 5
 """Times that the serving generation may change while it is copied."""
 _PULLING = "pulling"
 """The next generation before it is complete."""
+_REMOVED = "removed"
+"""A generation that is about to be gone."""
 
 
 class Mirror:
@@ -75,12 +86,15 @@ class Mirror:
         self._complete_xxh3: str | None = None
         """Checksum of the root manifest of the generation that is here, once it was checked."""
         self._lock: int | None = None
+        self._pulls = threading.Lock()
 
     def __enter__(self) -> Self:
         try:
             self._claim()
             with locked_store(self.folder):
                 remove_leftovers(self.folder)
+            if (self.folder / _REMOVED).exists():
+                shutil.rmtree(self.folder / _REMOVED)
         except OSError as error:
             self.__exit__()
             raise storage_error(error, self.folder) from error
@@ -122,9 +136,26 @@ class Mirror:
             )
 
     @property
-    def has_generation(self) -> bool:
-        """True if a complete generation is here."""
-        return current_folder(self.folder) is not None
+    def generation(self) -> int:
+        """Number of the generation that is here; 0 for none."""
+        folder = current_folder(self.folder)
+        return 0 if folder is None else generation_number(folder.name) or 0
+
+    def problem(self) -> str | None:
+        """Returns why the generation that is here cannot be opened; None if nothing shows that.
+
+        Raises:
+            UsageError: It has too few shards for the choice.
+        """
+        folder = current_folder(self.folder)
+        if folder is None:
+            return "the mirror is empty"
+        try:
+            manifest = read_manifest(folder)
+            check_files(folder, manifest, self._choose(manifest.shard_count))
+        except StoreError as error:
+            return str(error)
+        return None
 
     def pull(self, *, is_open: bool = False, verify: bool = False) -> bool:
         """Copies the serving generation, and makes it the one that is here once it is complete.
@@ -142,6 +173,10 @@ class Mirror:
             StoreFullError: The disk has no room for the generation.
             StoreUnavailableError: The object store does not answer.
         """
+        with self._pulls:
+            return self._pull_latest(is_open=is_open, verify=verify)
+
+    def _pull_latest(self, *, is_open: bool, verify: bool) -> bool:
         for _ in range(CHANGES_MAX):
             current = require_current(self.store)
             record = current.record
@@ -237,7 +272,7 @@ class Mirror:
         for folder in {pulling, *((pulling / place).parent for place, _ in files)}:
             fsync(folder)
         if (self.folder / name).exists():
-            remove_generation(self.folder / name)
+            (self.folder / name).rename(self.folder / _REMOVED)
         pulling.rename(self.folder / name)
         write_atomically(self.folder / CURRENT, name + "\n")
         self._complete_xxh3 = record.manifest_xxh3
@@ -245,6 +280,10 @@ class Mirror:
         self.copies.keep(keys)
 
     def _remove_generations(self, kept: Collection[Path | None]) -> None:
+        removed = self.folder / _REMOVED
+        if removed.exists():
+            shutil.rmtree(removed)
         for folder in generation_folders(self.folder).values():
             if folder not in kept:
-                remove_generation(folder)
+                folder.rename(removed)
+                shutil.rmtree(removed)

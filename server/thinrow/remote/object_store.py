@@ -19,16 +19,15 @@ from urllib.parse import urlsplit
 import xxhash
 from thinrow.core.files.permissions import file_mode
 from thinrow.errors import StoreCorruptError, StoreError, StoreUnavailableError, UsageError
+from thinrow.remote.limits import PIECE_BYTES
 from thinrow.store.layout import HIGHEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["PIECE_BYTES", "SCHEMES", "Content", "ListedObject", "ObjectStore"]
+__all__ = ["SCHEMES", "Content", "ListedObject", "ObjectStore"]
 
 SCHEMES = ("s3", "gs", "az", "file")
-PIECE_BYTES = 8 << 20
-"""Bytes that one request reads, so that a slow network ends no request of a large object."""
 DELETED_AT_ONCE = 500
 RETRIES_MAX = 5
 RETRY_TIMEOUT_S = 60

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from thinrow.errors import StoreCorruptError
-from thinrow.remote.copies import COPIES_AT_ONCE
 from thinrow.remote.current import require_current
 from thinrow.remote.generation_objects import RUNS, key_of, read_generation, root_key
+from thinrow.remote.limits import COPIES_AT_ONCE
 from thinrow.store.verification import Verification
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 from thinrow.errors import ThinRowError
 from thinrow.store.current import current_folder
 from thinrow.store.generation import CACHE_BYTES_MAX, Generation
+from thinrow.store.shard_choice import ALL_SHARDS, ShardChoice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ class GenerationFollower:
         poll_s: Interval at which CURRENT is read.
         on_failure: Called for each failure to open a new generation.
         cache_bytes_max: Limit on the memory of a generation's cached values.
+        choose: The shards to open.
 
     Raises:
         StoreError: The serving generation cannot be opened.
@@ -57,13 +59,15 @@ class GenerationFollower:
         poll_s: float,
         on_failure: Callable[[], None],
         cache_bytes_max: int = CACHE_BYTES_MAX,
+        choose: ShardChoice = ALL_SHARDS,
     ) -> None:
         self._store = store
         self._cache_bytes_max = cache_bytes_max
         self._poll_s = poll_s
         self._on_failure = on_failure
         self._lock = threading.Lock()
-        self._generation = Generation.open_current(store, cache_bytes_max)
+        self._choose = choose
+        self._generation = Generation.open_current(store, cache_bytes_max, choose)
         self._readers: dict[Generation, int] = {self._generation: 0}
         self._closed_reads = ReadCounts()
         self.opened_ts = time.time_ns() // 1_000_000
@@ -155,7 +159,7 @@ class GenerationFollower:
                 folder = current_folder(self._store)
                 if folder is None or folder.name == self._generation.folder.name:
                     continue
-                opened = Generation.open_current(self._store, self._cache_bytes_max)
+                opened = Generation.open_current(self._store, self._cache_bytes_max, self._choose)
             except (ThinRowError, OSError) as error:
                 # The old generation is complete and keeps serving; the log names each reason once.
                 self._on_failure()

@@ -24,6 +24,7 @@ from thinrow.store.keys import KEY_BYTES, USER_BYTES, pack_keys
 from thinrow.store.layout import VOCABULARIES, generation_name
 from thinrow.store.manifest import read_manifest
 from thinrow.store.shard import Shard
+from thinrow.store.shard_choice import ALL_SHARDS, ShardChoice
 from thinrow.store.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -111,17 +112,31 @@ class Generation:
             raise
 
     @classmethod
-    def open_current(cls, store: Path, cache_bytes_max: int = CACHE_BYTES_MAX) -> Self:
+    def open_current(
+        cls,
+        store: Path,
+        cache_bytes_max: int = CACHE_BYTES_MAX,
+        choose: ShardChoice = ALL_SHARDS,
+    ) -> Self:
         """Opens the serving generation of a store.
 
+        Args:
+            store: Folder of the store.
+            cache_bytes_max: Limit on the memory of cached values.
+            choose: The shards to open.
+
         Raises:
+            UsageError: It has too few shards for the choice.
             StoreMissingError: nothing was published there.
             StoreCorruptError: a file is missing or altered.
         """
         for _ in range(OPEN_ATTEMPTS_MAX):
             folder = require_current_folder(store)
             try:
-                return cls(folder, cache_bytes_max)
+                numbers = None
+                if choose != ALL_SHARDS:
+                    numbers = choose(read_manifest(folder).shard_count)
+                return cls(folder, cache_bytes_max, numbers)
             except StoreError:
                 if require_current_folder(store) == folder:
                     raise

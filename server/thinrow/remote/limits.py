@@ -1,0 +1,12 @@
+"""Limits on copying objects, apart from the code that needs libraries."""
+
+from __future__ import annotations
+
+__all__ = ["COPIES_AT_ONCE", "COPY_MEMORY_BYTES", "PIECE_BYTES"]
+
+PIECE_BYTES = 4 << 20
+"""Bytes that one request reads, so that a slow network ends no request of a large object."""
+COPIES_AT_ONCE = 8
+"""Objects that are copied at once, each with a piece in memory."""
+COPY_MEMORY_BYTES = 3 * COPIES_AT_ONCE * PIECE_BYTES
+"""Memory of copying: a piece is received, joined, and written."""
