@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import urllib.request
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from unittest import mock
 import pytest
 from support.remote_stores import RemoteWorld, remote_world
 from support.server_processes import AT_ONCE, TWO, until
-from support.worlds import ALL, days, pointers_to, running_server, shown
+from support.worlds import ALL, THINROW, Running, days, pointers_to, running_server, shown
 from thinrow.client import connect
 from thinrow.errors import StoreFullError, StoreLockedError, UnavailableError, UsageError
 from thinrow.materialization.config import ServerConfig
@@ -329,6 +330,27 @@ def test_progress_is_visible_while_the_first_copy_is_made(world: RemoteWorld) ->
     with mock.patch.object(ObjectStore, "download", look), server:
         pass
     assert "copying generation 1" in pages[0]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_ends_the_first_copy(
+    on_s3: RemoteWorld, object_storage: ObjectStorage, tmp_path: Path, processes: int
+) -> None:
+    on_s3.compact(3)
+    object_storage.fail("held", "GET", 1000, "runs")
+    log = tmp_path / "log"
+    command = [*THINROW, "serve", "--store", on_s3.url, "--mirror", str(tmp_path / "mirror")]
+    command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
+    with log.open("wb") as sink:
+        process = subprocess.Popen([*command, "--processes", str(processes)], stderr=sink)
+    try:
+        server = Running(process, "", "", log)
+        server.wait_for("copying objects")
+        assert server.stop() == 0
+        assert "serving" not in {line["event"] for line in server.events()}
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_rollback_reaches_servers(world: RemoteWorld) -> None:

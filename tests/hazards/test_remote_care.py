@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.remote_stores import RemoteWorld, remote_world
 from support.worlds import thinrow
@@ -14,6 +16,8 @@ from thinrow.errors import (
     StoreMissingError,
     StoreUnavailableError,
 )
+from thinrow.filling.config import FillConfig
+from thinrow.filling.fill import fill
 from thinrow.remote import gc, publication
 from thinrow.remote.current import require_current, swap_current
 from thinrow.remote.gc import GcReport, collect_garbage
@@ -215,6 +219,20 @@ def test_codes_of_withdrawn_generations_are_never_given_out_again(tmp_path: Path
     (before,), (after,) = second.vocabularies, third.vocabularies
     assert after.values >= before.values
     assert not verify_remote(world.objects).problems
+
+
+def test_a_fill_is_published_as_a_compaction_is(world: RemoteWorld) -> None:
+    world.compact_both(3)
+    events = pq.read_table(world.events(3))
+    table = events.select(["user_id", "event_id"]).append_column("price", pa.array([2.5] * 300))
+    values = world.local.write("prices.parquet", table)
+    for store in (world.url, world.local.store):
+        report = fill(FillConfig(group="feedback", values=values, store=store))
+        assert report.record.generation == 2 and report.record.events == 300
+    assert world.answers(3) == world.local_answers(3)
+    assert {2.5} == {price for _, traits in world.answers(3) for price in traits["price"] or ()}
+    again = fill(FillConfig(group="feedback", values=values, store=world.url))
+    assert again.already_published
 
 
 @pytest.mark.parametrize("kind", ["truncated", "flipped", "lost", "swapped"])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 60
 
 SERVER = """
-import json, sys, threading
+import json, sys, threading, time
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -45,6 +45,8 @@ def app(environ, start_response):
             hit["count"] -= 1
     if hit is not None and hit["kind"] == "refused":
         return answered(start_response, "503 Slow Down")
+    if hit is not None and hit["kind"] == "held":
+        time.sleep(1)
     if hit is not None and hit["kind"] == "lost":
         b"".join(storage(environ, lambda *_: None))
         return answered(start_response, "500 Internal Server Error")
@@ -94,7 +96,8 @@ class ObjectStorage:
         """Makes the next requests fail.
 
         Args:
-            kind: `refused` answers 503 and does nothing; `lost` does it and answers 500.
+            kind: `refused` answers 503 and does nothing; `lost` does it and answers 500; `held`
+                answers a second later.
             method: Method of the requests.
             count: Their number.
             part: Text that their path contains.

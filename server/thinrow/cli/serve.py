@@ -21,4 +21,5 @@ def serve_command(config: ServerConfig) -> None:
     from thinrow.materialization.processes import Processes
     from thinrow.materialization.server import Server
 
-    serve_until_stopped(Server(config) if config.processes == 1 else Processes(config))
+    server = Server(config) if config.processes == 1 else Processes(config)
+    serve_until_stopped(server, may_leave=lambda: server.is_copying)

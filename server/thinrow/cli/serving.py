@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -20,19 +21,28 @@ Python runs the signal's handler only once the wait returns.
 
 
 def serve_until_stopped(
-    server: AbstractContextManager[object], once_serving: Callable[[], None] = lambda: None
+    server: AbstractContextManager[object],
+    once_serving: Callable[[], None] = lambda: None,
+    may_leave: Callable[[], bool] = lambda: False,
 ) -> None:
     """Serves until SIGTERM or Ctrl-C, and logs to standard error.
 
     Args:
         server: Serves between enter and exit.
         once_serving: Called after `server` was entered.
+        may_leave: Returns True while entering takes long and may be interrupted.
     """
     from thinrow.access.logs import log_to_stderr
 
     stop = threading.Event()
+
+    def leave(*_: object) -> None:
+        stop.set()
+        if may_leave():
+            sys.exit()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, leave)
     log_to_stderr()
     with server:
         once_serving()

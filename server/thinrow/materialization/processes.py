@@ -81,6 +81,8 @@ class Processes:
         self.metrics_address: str | None = config.metrics
         """HOST:PORT of the metrics, once entered."""
         self.workers: list[Worker] = []
+        self.is_copying = False
+        """True while a store at a URL is copied before it can be served."""
 
     def __enter__(self) -> Self:
         try:
@@ -122,7 +124,9 @@ class Processes:
             self._stack.callback(endpoint.close)
             self.metrics_address = endpoint.address
         if config.mirror is not None:
+            self.is_copying = True
             self._stack.enter_context(mirror_follower(config, registry))
+            self.is_copying = False
         for worker in workers:
             worker.start()
             self._stack.callback(worker.join)

@@ -42,6 +42,8 @@ class Server:
         self.metrics_address: str | None = config.metrics
         """HOST:PORT of the metrics, once entered."""
         self.metrics = Metrics()
+        self.is_copying = False
+        """True while a store at a URL is copied before it can be served."""
 
     def __enter__(self) -> Self:
         try:
@@ -109,7 +111,9 @@ class Server:
                 copying.callback(endpoint.close)
                 self.metrics_address = endpoint.address
                 log.info("copying the store", extra={"metrics": endpoint.address})
+            self.is_copying = True
             mirror = self._stack.enter_context(mirror_follower(config, self.metrics.registry))
+            self.is_copying = False
             try:
                 return follower()
             except StoreCorruptError as error:

@@ -117,9 +117,11 @@ class Copies:
         self._check_room(pull)
         self._report(pull)
 
+        ended = threading.Event()
+
         def count(byte_count: int, files_received: int = 0) -> None:
             nonlocal pull
-            if self._stopping.is_set():
+            if self._stopping.is_set() or ended.is_set():
                 raise StoreUnavailableError(f"Copying from {self._store.url} was stopped.")
             with self._counting:
                 pull = replace(
@@ -142,6 +144,7 @@ class Copies:
             for _ in threads.map(fetch, missing):
                 pass
         finally:
+            ended.set()  # after an error, the others end with their next piece
             threads.shutdown(cancel_futures=True)
         for folder in {(self._folder / key).parent for key in missing}:
             fsync(folder)

@@ -21,7 +21,12 @@ from thinrow.remote.current import require_current
 from thinrow.remote.generation_objects import key_of, read_generation, root_key
 from thinrow.store.completeness import check_files
 from thinrow.store.current import current_folder
-from thinrow.store.generations import generation_folders, locked_store, remove_leftovers
+from thinrow.store.generations import (
+    FOREIGN_ALLOWED,
+    generation_folders,
+    locked_store,
+    remove_leftovers,
+)
 from thinrow.store.layout import (
     CURRENT,
     HIGHEST,
@@ -32,7 +37,7 @@ from thinrow.store.layout import (
 )
 from thinrow.store.manifest import read_manifest
 from thinrow.store.shard import fsync, link_or_copy, storage_error
-from thinrow.store.small_files import read_small, write_atomically
+from thinrow.store.small_files import read_small, unreadable, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -112,7 +117,8 @@ class Mirror:
         """Makes the folder this process's own."""
         make_folder(self.folder)
         mark = self.folder / MARK
-        if not mark.exists() and any(self.folder.iterdir()):
+        names = [path.name for path in self.folder.iterdir()]
+        if not mark.exists() and set(names) - FOREIGN_ALLOWED:
             raise UsageError(
                 f"{self.folder} holds other files and is no mirror; give --mirror a new or an "
                 f"empty folder."
@@ -125,7 +131,10 @@ class Mirror:
             raise StoreLockedError(
                 f"Another process uses the mirror {self.folder}; give each its own --mirror."
             ) from error
-        known = read_small(mark, MARK_BYTES_MAX).strip()
+        try:
+            known = read_small(mark, MARK_BYTES_MAX).strip()
+        except ValueError as error:
+            raise unreadable(mark, error) from error
         if not known:
             os.write(self._lock, f"{self.store.url}\n".encode())
             os.fsync(self._lock)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import xxhash
-from thinrow.core.files.permissions import file_mode
+from thinrow.core.files.permissions import file_mode, make_folder
 from thinrow.errors import StoreCorruptError, StoreError, StoreUnavailableError, UsageError
 from thinrow.remote.limits import PIECE_BYTES
 from thinrow.store.layout import HIGHEST
@@ -29,6 +29,8 @@ __all__ = ["SCHEMES", "Content", "ListedObject", "ObjectStore"]
 
 SCHEMES = ("s3", "gs", "az", "file")
 DELETED_AT_ONCE = 500
+PARTS_AT_ONCE = 4
+"""Parts of one large file that are uploaded at once, 5 MiB each."""
 RETRIES_MAX = 5
 RETRY_TIMEOUT_S = 60
 """Longest time that one request is retried."""
@@ -86,7 +88,7 @@ class ObjectStore:
                 raise UsageError(f"{url} names no folder; write file:///PATH.")
             self._folder = Path(parts.path)
             if create:
-                options["mkdir"] = True
+                make_folder(self._folder)
             elif not self._folder.is_dir():
                 raise UsageError(f"There is no folder {self._folder}; check the URL {url}.")
             if (self._folder / HIGHEST).exists():
@@ -183,7 +185,7 @@ class ObjectStore:
     def upload(self, key: str, path: Path) -> None:
         """Writes a whole file as one object, which appears once all of it is there."""
         with self._naming(key, "write"):
-            self._api.put(self._store, key, path)
+            self._api.put(self._store, key, path, max_concurrency=PARTS_AT_ONCE)
 
     def download(
         self,

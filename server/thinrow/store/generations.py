@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "FOREIGN_ALLOWED",
     "StoredGeneration",
     "check_nothing_newer",
     "check_removable",
@@ -63,7 +64,7 @@ __all__ = [
     "withdrawn_name",
 ]
 
-_FOREIGN_ALLOWED = ("lost+found",)
+FOREIGN_ALLOWED = frozenset({"lost+found"})
 """Folders that file systems make by themselves; so do names that begin with a dot."""
 _WITHDRAWN = r"withdrawn-(\d{6,})"
 
@@ -101,7 +102,7 @@ def make_store(store: Path) -> None:
         name
         for name in names
         if name.removesuffix(NEW) not in known
-        and name not in _FOREIGN_ALLOWED
+        and name not in FOREIGN_ALLOWED
         and not name.startswith(".")
         and not is_scratch(store / name)  # left by a first run that was killed
     ]
