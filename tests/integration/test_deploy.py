@@ -246,7 +246,8 @@ def locked(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "extras"), [("server", ["server"]), ("trainer", ["server", "torch"]), ("build", [])]
+    ("name", "extras"),
+    [("server", ["server", "remote"]), ("trainer", ["server", "torch"]), ("build", [])],
 )
 def test_locks_hold_what_the_project_requests(name: str, extras: list[str]) -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

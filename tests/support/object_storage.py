@@ -45,6 +45,8 @@ def app(environ, start_response):
             hit["count"] -= 1
     if hit is not None and hit["kind"] == "refused":
         return answered(start_response, "503 Slow Down")
+    if hit is not None and hit["kind"] == "denied":
+        return answered(start_response, "403 Forbidden")
     if hit is not None and hit["kind"] == "held":
         time.sleep(1)
     if hit is not None and hit["kind"] == "lost":
@@ -97,7 +99,7 @@ class ObjectStorage:
 
         Args:
             kind: `refused` answers 503 and does nothing; `lost` does it and answers 500; `held`
-                answers a second later.
+                answers a second later; `denied` answers 403.
             method: Method of the requests.
             count: Their number.
             part: Text that their path contains.

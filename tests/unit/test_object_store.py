@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import xxhash
-from thinrow.errors import StoreCorruptError, StoreUnavailableError, UsageError
+from thinrow.errors import StoreCorruptError, StoreError, StoreUnavailableError, UsageError
 from thinrow.remote import object_store
 from thinrow.remote.object_store import ObjectStore
 
@@ -126,6 +126,19 @@ def test_failures_name_the_object_and_no_secret(object_storage: ObjectStorage) -
     secret = object_storage.environment["AWS_SECRET_ACCESS_KEY"]
     assert secret not in str(raised.value) + repr(store)
     assert raised.value.__cause__ is None
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_permissions_that_are_missing(object_storage: ObjectStorage, method: str) -> None:
+    store = ObjectStore(object_storage.new_url())
+    store.write("x", b"1")
+    object_storage.fail("denied", method, 1)
+    with pytest.raises(StoreError, match="/x: permission denied; check the network") as raised:
+        if method == "GET":
+            store.read("x", 10)
+        else:
+            store.create("x", b"1")
+    assert not isinstance(raised.value, StoreUnavailableError)
 
 
 def test_a_store_out_of_reach_is_reported_soon() -> None:
