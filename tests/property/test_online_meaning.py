@@ -36,7 +36,8 @@ from thinrow.client import Batch, Projection, read_thin_rows
 from thinrow.core.lookup.batch_lookup import BatchLookup
 from thinrow.core.wire.response import Response
 from thinrow.errors import RequestError
-from thinrow.materialization.request import MaterializeRequest
+from thinrow.materialization.request import LocalRequest, MaterializeRequest
+from thinrow.materialization.users import with_keys
 from thinrow.online.clock import AHEAD_MS_MAX
 from thinrow.online.config import OnlineConfig
 from thinrow.store.generation import Generation
@@ -54,8 +55,9 @@ POLL_S = 0.02
 def put_back(store: Path, rows: ThinRows, wanted: Wanted) -> Batch:
     """Batch of training, without a server."""
     piece = BatchLookup(rows, projection(wanted)).whole()
-    request = MaterializeRequest(piece.request(), 1 << 20)
+    request: MaterializeRequest | LocalRequest = MaterializeRequest(piece.request(), 1 << 20)
     with Generation.open_current(store) as generation:
+        request = with_keys(generation, request)
         resolved = resolve(request.tenant, request.projection, generation.schema, {})
         plan = HistoryPlan(generation, request, resolved.truncation, resolved.groups)
         plan.read()
@@ -69,8 +71,11 @@ def put_back(store: Path, rows: ThinRows, wanted: Wanted) -> Batch:
 @examples(8)
 @given(st.data())
 def test_every_snapshot_is_exact_and_can_be_put_back(data: st.DataObject) -> None:
-    kind = data.draw(st.sampled_from(KINDS))
-    schema = replace(data.draw(schemas()), event_ids=kind)
+    schema = replace(
+        data.draw(schemas()),
+        user_ids=data.draw(st.sampled_from(KINDS)),
+        event_ids=data.draw(st.sampled_from(KINDS)),
+    )
     wanted = data.draw(projections(schema))
     rng = data.draw(st.randoms(use_true_random=True))
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from support.id_kinds import EVENT_IDS
+from support.id_kinds import EVENT_IDS, known_id, oracle_id
 from support.oracle import (
     Entry,
     Event,
@@ -27,6 +27,8 @@ from support.oracle import (
 )
 from support.scenarios import (
     CROWD,
+    STRANGER,
+    USERS,
     Example,
     values,
 )
@@ -82,7 +84,7 @@ class Online:
             for trait in self.schema.traits
         }
         answer = self.client.append(
-            [event.user_id for event in events],
+            [known_id(event.user_id, self.schema.user_ids) for event in events],
             [event.event_ts for event in events],
             result,
             [event.event_id for event in events],
@@ -140,7 +142,7 @@ class Online:
         kept_before = self.client.describe().kept_from_ts
         try:
             seen = self.client.snapshot(
-                user_id,
+                known_id(user_id, self.schema.user_ids),
                 projection(wanted),
                 request_ts=moment_ts,
                 lookback_ms=lookback_ms,
@@ -157,7 +159,7 @@ class Online:
             user_id, row.request_ts, lookback_ms, max_length, wanted
         )
         assert (row.user_id, row.start_ts, row.end_ts, row.max_length) == (
-            pointer.user_id,
+            known_id(pointer.user_id, self.schema.user_ids),
             pointer.start_ts,
             pointer.end_ts,
             pointer.max_length,
@@ -234,9 +236,10 @@ def projection(wanted: Wanted) -> Projection:
 
 
 def as_example(row: ThinRow, schema: Schema) -> Example:
+    user_id = oracle_id(row.user_id, schema.user_ids, (*USERS, STRANGER))
     events = [
         Event(
-            int(row.user_id),
+            user_id,
             event["event_ts"],
             event["arrival_ts"],
             event["event_id"],
@@ -244,7 +247,7 @@ def as_example(row: ThinRow, schema: Schema) -> Example:
         )
         for event in row.mutable
     ]
-    pointer = Pointer(int(row.user_id), row.start_ts, row.end_ts, row.max_length)
+    pointer = Pointer(user_id, row.start_ts, row.end_ts, row.max_length)
     return Example(pointer, row.request_ts, events)
 
 

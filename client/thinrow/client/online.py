@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,7 +39,14 @@ from thinrow.client.snapshots import (
     read_snapshots,
 )
 from thinrow.core.files.trait_arrays import arrow_column, is_arrow
-from thinrow.core.ids import from_wire_kind, given_users, id_type, shown_ids
+from thinrow.core.ids import (
+    canonical_text,
+    from_wire_kind,
+    given_users,
+    id_type,
+    is_text_kind,
+    shown_id,
+)
 from thinrow.core.pointers import integers
 from thinrow.core.wire.columns import as_column, form_of, to_wire
 from thinrow.core.wire.malformed import require
@@ -50,7 +58,7 @@ from thinrow.v1 import online_pb2, online_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
     from thinrow.core.ids import IdKind
     from thinrow.core.pointers import Projection
 
@@ -159,18 +167,22 @@ class OnlineClient:
         kind = id_type(self.event_id_kind)
         return wire.Trait(name="event_id", type=kind, vector_size=1, nullable=True)  # type: ignore[arg-type]
 
-    def _keys(self, user_ids: ArrayLike) -> NDArray[np.int64]:
+    def _users(self, user_ids: ArrayLike) -> list[int] | list[str]:
         """Returns users as messages carry them; raises InputError for those of another kind."""
         users = given_users("user_ids", user_ids, integers)
         if users.texts is not None:
-            raise InputError("user_ids must be a flat array of integers, but has texts.")
+            kind = self.user_id_kind
+            if not is_text_kind(kind):
+                raise InputError(f"The users of this server are {kind}, but user_ids has texts.")
+            return [canonical_text(text, kind) for text in users.texts.tolist()]
         # Integers that both kinds hold need no call to know the kind.
         if len(users.ids) and users.ids.min() < 0 and self.user_id_kind != users.kind:
             raise InputError(
                 f"The users of this server are {self.user_id_kind}, and user_ids has ids that "
                 f"only {users.kind} holds."
             )
-        return users.ids
+        keys: list[int] = users.ids.tolist()
+        return keys
 
     def events(
         self,
@@ -182,7 +194,7 @@ class OnlineClient:
         """Returns a batch of events to append; every argument has shape (events,).
 
         Args:
-            user_ids: int64, or uint64 where users are such.
+            user_ids: int64, or of the kind that the schema says.
             event_ts: int64, ms, or datetime64.
             traits: By name: arrays of NumPy or Arrow, MutableColumns, or sequences with None for an
                 absent value; lists as sequences of sequences or arrays. Traits that are sparse or
@@ -194,7 +206,7 @@ class OnlineClient:
         Raises:
             InputError: The schema has no such trait, or values do not fit it.
         """
-        users = self._keys(user_ids)
+        users = self._users(user_ids)
         given = {"event_ts": event_ts, "event_id": event_ids, **traits}
         columns = []
         for name, values in given.items():
@@ -206,7 +218,7 @@ class OnlineClient:
                     f"There is no trait {name!r}; the schema has {', '.join(self.traits)}."
                 )
             columns.append(_column(trait, values, len(users)))
-        return online_pb2.EventBatch(user_ids=users.tolist(), columns=columns)
+        return online_pb2.EventBatch(columns=columns, **_named(users))
 
     def _trait(self, name: str) -> wire.Trait | None:
         if name == "event_id":
@@ -287,7 +299,7 @@ class OnlineClient:
 
     def snapshot(
         self,
-        user_id: int,
+        user_id: int | str | uuid.UUID,
         projection: Projection | str,
         *,
         request_ts: int = 0,
@@ -307,20 +319,24 @@ class OnlineClient:
             max_length: Most immutable events, the newest; 0 for no limit.
             deadline_s: Time for the response. Default: `config.request_deadline_s`.
         """
-        key = user_id
-        if isinstance(user_id, int | np.integer) and not 0 <= user_id < 1 << 63:
-            key = int(self._keys([user_id])[0])
+        named: dict[str, Any] = {"user_id": user_id}
+        shown: Any = user_id
+        if isinstance(user_id, str | uuid.UUID):
+            [shown] = self._users([str(user_id)])
+            named = {"user_text": shown}
+        elif isinstance(user_id, int | np.integer) and not 0 <= user_id < 1 << 63:
+            [named["user_id"]] = self._users([user_id])
         request = _request(
             online_pb2.SnapshotRequest,
             projection,
-            user_id=key,
+            **named,
             request_ts=request_ts,
             lookback_ms=lookback_ms,
             max_length=max_length,
         )
         answer = self._stream.request(request, self._timeout_s(deadline_s))
         lengths = [len(answer.mutable.arrival_ts)]
-        batch, rows = read_snapshots(answer, [user_id], [answer.digest], lengths, projection)
+        batch, rows = read_snapshots(answer, [shown], [answer.digest], lengths, projection)
         return Snapshot(batch, rows[0])
 
     def snapshot_batch(
@@ -334,12 +350,11 @@ class OnlineClient:
         deadline_s: float | None = None,
     ) -> Snapshots:
         """Returns the histories that these users' requests see at one moment, as `snapshot`."""
-        keys = self._keys(user_ids)
-        users = keys.tolist()
+        users = self._users(user_ids)
         request = _request(
             online_pb2.SnapshotBatchRequest,
             projection,
-            user_ids=users,
+            **_named(users),
             request_ts=request_ts,
             lookback_ms=lookback_ms,
             max_length=max_length,
@@ -348,9 +363,10 @@ class OnlineClient:
         answer: online_pb2.SnapshotBatchResponse
         answer = self._call(self._snapshot_batch, request, deadline_s)
         lengths = list(answer.mutable_lengths)
-        shown = users
-        if len(keys) and keys.min() < 0:
-            shown = shown_ids(keys, self.user_id_kind).tolist()
+        shown: list[Any] = [
+            user if isinstance(user, str) or user >= 0 else shown_id(user, self.user_id_kind)
+            for user in users
+        ]
         return Snapshots(*read_snapshots(answer, shown, answer.digests, lengths, projection))
 
     def export(
@@ -386,6 +402,11 @@ class OnlineClient:
                 f"`thinrow online` runs there."
             )
         return failure
+
+
+def _named(users: list[int] | list[str]) -> dict[str, Any]:
+    """Returns the field of a message that names users."""
+    return {"user_texts" if users and isinstance(users[0], str) else "user_ids": users}
 
 
 def _request(kind: type[Request], projection: Projection | str, **fields: Any) -> Request:  # noqa: ANN401

@@ -95,7 +95,7 @@ decode_stream = _decoder(online_pb2.SnapshotStreamResponse)
 
 def read_snapshots(
     answer: online_pb2.SnapshotResponse | online_pb2.SnapshotBatchResponse,
-    user_ids: Sequence[int],
+    user_ids: Sequence[int | str],
     digests: Sequence[int],
     lengths: Sequence[int],
     projection: Projection | str,
@@ -130,7 +130,7 @@ def read_snapshots(
     lookup.add(np.arange(users), Response.read(cast("bytes", answer.immutable)))
     rows = tuple(
         ThinRow(
-            user_id=int(user_id),
+            user_id=user_id if isinstance(user_id, str) else int(user_id),
             request_ts=answer.request_ts,
             start_ts=answer.start_ts,
             end_ts=answer.end_ts,

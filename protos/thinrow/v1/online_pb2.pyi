@@ -8,12 +8,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EventBatch(_message.Message):
-    __slots__ = ("user_ids", "columns")
+    __slots__ = ("user_ids", "columns", "user_texts")
     USER_IDS_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    USER_TEXTS_FIELD_NUMBER: _ClassVar[int]
     user_ids: _containers.RepeatedScalarFieldContainer[int]
     columns: _containers.RepeatedCompositeFieldContainer[_materialization_pb2.Column]
-    def __init__(self, user_ids: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[_Union[_materialization_pb2.Column, _Mapping]]] = ...) -> None: ...
+    user_texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, user_ids: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[_Union[_materialization_pb2.Column, _Mapping]]] = ..., user_texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AppendEventsRequest(_message.Message):
     __slots__ = ("cursor", "events")
@@ -38,20 +40,22 @@ class AppendEventsResponse(_message.Message):
     def __init__(self, cursor: _Optional[int] = ..., appended: _Optional[int] = ..., duplicates: _Optional[int] = ..., arrival_ts: _Optional[int] = ..., refused: _Optional[str] = ...) -> None: ...
 
 class SnapshotRequest(_message.Message):
-    __slots__ = ("user_id", "request_ts", "lookback_ms", "max_length", "tenant", "projection")
+    __slots__ = ("user_id", "request_ts", "lookback_ms", "max_length", "tenant", "projection", "user_text")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_TS_FIELD_NUMBER: _ClassVar[int]
     LOOKBACK_MS_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PROJECTION_FIELD_NUMBER: _ClassVar[int]
+    USER_TEXT_FIELD_NUMBER: _ClassVar[int]
     user_id: int
     request_ts: int
     lookback_ms: int
     max_length: int
     tenant: str
     projection: _materialization_pb2.Projection
-    def __init__(self, user_id: _Optional[int] = ..., request_ts: _Optional[int] = ..., lookback_ms: _Optional[int] = ..., max_length: _Optional[int] = ..., tenant: _Optional[str] = ..., projection: _Optional[_Union[_materialization_pb2.Projection, _Mapping]] = ...) -> None: ...
+    user_text: str
+    def __init__(self, user_id: _Optional[int] = ..., request_ts: _Optional[int] = ..., lookback_ms: _Optional[int] = ..., max_length: _Optional[int] = ..., tenant: _Optional[str] = ..., projection: _Optional[_Union[_materialization_pb2.Projection, _Mapping]] = ..., user_text: _Optional[str] = ...) -> None: ...
 
 class SnapshotResponse(_message.Message):
     __slots__ = ("request_ts", "start_ts", "end_ts", "max_length", "digest", "mutable", "immutable")
@@ -80,20 +84,22 @@ class MutableEvents(_message.Message):
     def __init__(self, arrival_ts: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[_Union[_materialization_pb2.Column, _Mapping]]] = ...) -> None: ...
 
 class SnapshotBatchRequest(_message.Message):
-    __slots__ = ("user_ids", "request_ts", "lookback_ms", "max_length", "tenant", "projection")
+    __slots__ = ("user_ids", "request_ts", "lookback_ms", "max_length", "tenant", "projection", "user_texts")
     USER_IDS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_TS_FIELD_NUMBER: _ClassVar[int]
     LOOKBACK_MS_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PROJECTION_FIELD_NUMBER: _ClassVar[int]
+    USER_TEXTS_FIELD_NUMBER: _ClassVar[int]
     user_ids: _containers.RepeatedScalarFieldContainer[int]
     request_ts: int
     lookback_ms: int
     max_length: int
     tenant: str
     projection: _materialization_pb2.Projection
-    def __init__(self, user_ids: _Optional[_Iterable[int]] = ..., request_ts: _Optional[int] = ..., lookback_ms: _Optional[int] = ..., max_length: _Optional[int] = ..., tenant: _Optional[str] = ..., projection: _Optional[_Union[_materialization_pb2.Projection, _Mapping]] = ...) -> None: ...
+    user_texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, user_ids: _Optional[_Iterable[int]] = ..., request_ts: _Optional[int] = ..., lookback_ms: _Optional[int] = ..., max_length: _Optional[int] = ..., tenant: _Optional[str] = ..., projection: _Optional[_Union[_materialization_pb2.Projection, _Mapping]] = ..., user_texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SnapshotBatchResponse(_message.Message):
     __slots__ = ("request_ts", "start_ts", "end_ts", "max_length", "digests", "mutable", "immutable", "mutable_lengths")

@@ -93,12 +93,13 @@ def _schema(traits: Iterable[wire.Trait], user_ids: IdKind, event_ids: IdKind) -
 def _record_batch(answer: online_pb2.ExportEventsResponse, schema: pa.Schema) -> pa.RecordBatch:
     count = len(answer.events.user_ids)
     columns = from_wire(answer.events.columns, count)
+    kind = schema.field("user_id").type
+    if pa.types.is_string(kind):
+        users = np.array(answer.events.user_texts, object)
+    else:
+        users = np.array(answer.events.user_ids, np.int64).view(kind.to_pandas_dtype())
     given = {
-        "user_id": MutableColumn(
-            np.array(answer.events.user_ids, np.int64).view(
-                schema.field("user_id").type.to_pandas_dtype()
-            )
-        ),
+        "user_id": MutableColumn(users),
         "arrival_ts": MutableColumn(np.array(answer.arrival_ts, np.int64)),
         **columns,
     }

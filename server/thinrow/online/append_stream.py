@@ -10,14 +10,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from thinrow.core.wire.columns import from_wire
 from thinrow.core.wire.malformed import MalformedError
 from thinrow.core.wire.sizes import COLUMNS_MAX
-from thinrow.errors import AnswerTooLargeError, RequestError, ThinRowError
+from thinrow.errors import AnswerTooLargeError, InputError, RequestError, ThinRowError
 from thinrow.events.time_columns import check_milliseconds
 from thinrow.online.config import DECODING_MAX
 from thinrow.online.decoding import request_decoder
 from thinrow.online.records import batch_of
+from thinrow.online.users import named_users
+from thinrow.store.user_texts import UserTexts, check_texts, known_texts
 from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
@@ -26,8 +29,10 @@ if TYPE_CHECKING:
 
     from thinrow.online.appends import Appends
     from thinrow.online.config import OnlineConfig
+    from thinrow.online.follower import TierFollower
     from thinrow.online.records import Batch
     from thinrow.online.tier import CommittedBatch, MutableTier
+    from thinrow.online.users import NamedUsers
 
 __all__ = ["AppendStreams", "SubmittedBatch"]
 
@@ -74,12 +79,20 @@ class AppendStreams:
         config: Limits on a batch.
         tier: Its schema decodes the batches.
         appends: Commits the batches.
+        published: The generation whose users appended ones are compared with.
     """
 
-    def __init__(self, config: OnlineConfig, tier: MutableTier, appends: Appends) -> None:
+    def __init__(
+        self,
+        config: OnlineConfig,
+        tier: MutableTier,
+        appends: Appends,
+        published: TierFollower,
+    ) -> None:
         self._config = config
         self._tier = tier
         self._appends = appends
+        self._published = published
         self._decoders = ThreadPoolExecutor(DECODING_MAX, "thinrow-decode")
 
     def submitted(self, messages: Iterator[bytes]) -> Iterator[SubmittedBatch]:
@@ -144,13 +157,26 @@ class AppendStreams:
             return SubmittedBatch(request.cursor, started_s, error.with_traceback(None))
         return SubmittedBatch(request.cursor, started_s, outcome)
 
+    def _check_stored(self, users: NamedUsers) -> None:
+        """Raises RequestError if the published generation has another text under a user's key."""
+        with self._published.use() as generation:
+            if generation is None or not users.keys:
+                return
+            known = dict(zip(users.keys, users.texts or (), strict=True))
+            keys = np.array([*known], np.int64)
+            texts = UserTexts(keys, [*known.values()])
+            try:
+                check_texts(texts, known_texts(generation, keys), generation.schema.user_ids)
+            except InputError as error:
+                raise RequestError(str(error)) from error
+
     def decode(self, events: online_pb2.EventBatch) -> Batch:
         """Decodes a batch.
 
         Raises:
             RequestError: The batch is too large, malformed, or does not fit the schema.
         """
-        count = len(events.user_ids)
+        count = len(events.user_ids) or len(events.user_texts)
         if count > self._config.batch_events_max:
             raise RequestError(
                 f"{count} events in one batch; this server accepts "
@@ -159,6 +185,9 @@ class AppendStreams:
         record_format = self._tier.format
         if record_format is None:
             raise RequestError("This server has no schema yet; publish a generation first.")
+        users = named_users(events.user_ids, events.user_texts, record_format.schema.user_ids)
+        if users.texts is not None:
+            self._check_stored(users)
         record_format.check_types(events.columns)
         try:
             given = from_wire(events.columns, count, self._config.batch_bytes_max)
@@ -174,4 +203,4 @@ class AppendStreams:
         record_format.check_size(given, count, self._config.batch_bytes_max)
         columns = record_format.checked(given, count)
         check_milliseconds(columns["event_ts"].values)
-        return batch_of(events.user_ids, columns, record_format)
+        return batch_of(users, columns, record_format)

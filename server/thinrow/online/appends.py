@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from thinrow.online.records import Batch
     from thinrow.online.tier import CommittedBatch, MutableTier
 
+    Pending = tuple[Batch, Future[CommittedBatch]]
+
 __all__ = [
     "GROUP_EVENTS_MAX",
     "PENDING_BYTES_MAX",
@@ -42,7 +44,7 @@ class Appends:
 
     def __init__(self, tier: MutableTier) -> None:
         self._tier = tier
-        self._waiting: deque[tuple[Batch, Future[CommittedBatch]]] = deque()
+        self._waiting: deque[Pending] = deque()
         self._events = self._bytes = 0
         self._changed = threading.Condition()
         self._stopping = False
@@ -96,6 +98,7 @@ class Appends:
                 self._renew()
                 continue
             try:
+                group = self._without_collisions(group)
                 committed = self._tier.commit([batch for batch, _ in group])
             except Exception as error:
                 # Whatever it is: this thread serves every stream, and must go on.
@@ -107,8 +110,8 @@ class Appends:
             for (_, future), result in zip(group, committed, strict=True):
                 future.set_result(result)
 
-    def _taken(self) -> list[tuple[Batch, Future[CommittedBatch]]]:
-        group: list[tuple[Batch, Future[CommittedBatch]]] = []
+    def _taken(self) -> list[Pending]:
+        group: list[Pending] = []
         events = size = 0
         while self._waiting and (
             not group or events + len(self._waiting[0][0]) <= GROUP_EVENTS_MAX
@@ -120,6 +123,15 @@ class Appends:
         self._bytes -= size
         self._changed.notify_all()
         return group
+
+    def _without_collisions(self, group: list[Pending]) -> list[Pending]:
+        """Returns the batches that can be committed; the futures of the others get their errors."""
+        users: dict[bytes, str] = {}
+        errors = [self._tier.collision(batch, users) if batch.texts else None for batch, _ in group]
+        for (_, future), error in zip(group, errors, strict=True):
+            if error is not None:
+                future.set_exception(error)
+        return [pair for pair, error in zip(group, errors, strict=True) if error is None]
 
     def _renew(self) -> None:
         try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from rocksdict import WriteBatch
 from thinrow import _native
 from thinrow.errors import AnswerTooLargeError
+from thinrow.online.records import user_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ WRITE_PAIRS_MAX = 64
 SCAN_EVENTS_MAX = 2048
 SCAN_BYTES_MAX = 1024 * 1024
 """Limits on the events of an export in memory; one record may exceed the latter."""
+HIGHEST_TS = (1 << 63) - 1
 _LAST_RUN_KEY = b"\xff" * 12
 
 
@@ -79,15 +81,21 @@ class EventLog:
         self._sequence = (arrival_ts, sequence)
 
     def read(
-        self, user_id: int, from_ts: int, until_ts: int, bytes_max: int = sys.maxsize
+        self,
+        user_id: int,
+        from_ts: int,
+        until_ts: int,
+        bytes_max: int = sys.maxsize,
+        text: bytes | None = None,
     ) -> tuple[list[int], list[bytes]]:
         """Returns a user's events that arrived in ``[from_ts, until_ts)``.
 
         Args:
-            user_id: The user.
+            user_id: The user's key.
             from_ts: First arrival, ms.
             until_ts: End of arrivals, ms; a moment that `MutableTier.begin` returned.
             bytes_max: Limit on the bytes of the records.
+            text: The user, where ids are texts; others of the same key have other events.
 
         Returns:
             Arrival times and records, in the order of a history.
@@ -99,7 +107,7 @@ class EventLog:
         arrivals: list[int] = []
         records: list[bytes] = []
         number = int.from_bytes
-        for key, record in self._of_user(user_id, from_ts, until_ts):
+        for key, record in self._of_user(user_id, from_ts, until_ts, text):
             arrivals.append(number(key[-12:-4], "big"))
             records.append(record)
             bytes_max -= len(record)
@@ -112,7 +120,14 @@ class EventLog:
             records = [records[row] for row in order]
         return arrivals, records
 
-    def measure(self, user_id: int, from_ts: int, until_ts: int, bytes_max: int) -> tuple[int, int]:
+    def measure(
+        self,
+        user_id: int,
+        from_ts: int,
+        until_ts: int,
+        bytes_max: int,
+        text: bytes | None = None,
+    ) -> tuple[int, int]:
         """Returns the number of events that `read` would return, and the bytes of their records.
 
         Raises:
@@ -120,7 +135,7 @@ class EventLog:
             AnswerTooLargeError: The records exceed ``bytes_max``.
         """
         count = size = 0
-        for _, record in self._of_user(user_id, from_ts, until_ts):
+        for _, record in self._of_user(user_id, from_ts, until_ts, text):
             count += 1
             size += len(record)
             if size > bytes_max:
@@ -128,15 +143,28 @@ class EventLog:
         self._state.now.check_kept(from_ts)
         return count, size
 
-    def _of_user(self, user_id: int, from_ts: int, until_ts: int) -> Iterator[tuple[bytes, bytes]]:
+    def text_of(self, user: bytes) -> bytes | None:
+        """Returns the text of the user who has events under a key; None without such a user."""
+        now = self._state.now
+        for epoch in now.epochs(now.kept_from_ts, HIGHEST_TS):
+            prefix = _epoch_prefix(epoch) + user
+            found = next(self._database.items(prefix, prefix + _LAST_RUN_KEY, one_user=True), None)
+            if found is not None:
+                return user_text(found[1])
+        return None
+
+    def _of_user(
+        self, user_id: int, from_ts: int, until_ts: int, text: bytes | None
+    ) -> Iterator[tuple[bytes, bytes]]:
         user = _unsigned(user_id)
         first, last = _unsigned(max(from_ts, 0)), _unsigned(max(until_ts, 0))
         prefixes = (_epoch_prefix(n) + user for n in self._state.now.epochs(from_ts, until_ts))
         # Two generators, one within the other, would take a tenth longer for each event.
-        return chain.from_iterable(
+        found = chain.from_iterable(
             self._database.items(prefix + first, prefix + last, one_user=True)
             for prefix in prefixes
         )
+        return found if text is None else (pair for pair in found if user_text(pair[1]) == text)
 
     def _ordered(self, records: list[bytes]) -> list[int]:
         order = _native.record_order(records, self._formats.event_id_type)

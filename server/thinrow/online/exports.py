@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from thinrow.core.ids import is_text_kind
 from thinrow.core.wire.request import field_head
 from thinrow.errors import RequestError
+from thinrow.online.records import user_text
 from thinrow.store.directory import NEVER_TS
 from thinrow.v1 import online_pb2
 
@@ -53,7 +55,12 @@ class ExportPart:
         head = online_pb2.ExportEventsResponse(from_ts=self.from_ts, arrival_ts=self.arrivals)
         if not self.records:
             return head.SerializeToString()
-        events = self.tier.to_wire(self.users, list(self.records))
+        records = list(self.records)
+        events = self.tier.to_wire(self.users, records)
+        record_format = self.tier.format
+        if record_format is not None and is_text_kind(record_format.schema.user_ids):
+            texts = [user_text(record).decode() for record in records]
+            events += online_pb2.EventBatch(user_texts=texts).SerializeToString()
         return b"".join((head.SerializeToString(), field_head(_EVENTS, len(events)), events))
 
 

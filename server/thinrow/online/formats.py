@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from thinrow.online.records import RecordFormat, schema_number
+from thinrow.online.records import USER, RecordFormat, schema_number
 from thinrow.schema import Schema, from_stored, to_stored
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class RecordFormats:
         if number == newest.number:
             return record
         old = self._formats[number].decode([record])
-        names = {"event_ts", "event_id", *(trait.name for trait in newest.schema.traits)}
+        names = {"event_ts", "event_id", USER.name, *(trait.name for trait in newest.schema.traits)}
         known = {name: column for name, column in old.items() if name in names}
-        return newest.encode(newest.checked(known, 1), 1)[0]
+        user = {USER.name: known.pop(USER.name)} if USER.name in known else {}
+        return newest.encode({**newest.checked(known, 1), **user}, 1)[0]

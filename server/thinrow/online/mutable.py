@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from thinrow.online.tier import MutableTier
+    from thinrow.online.users import NamedUsers
 
 __all__ = ["COPIES", "EVENT_BYTES", "TEXT_BYTES", "MutableEvents"]
 
@@ -35,7 +37,7 @@ class MutableEvents:
     def __init__(
         self,
         tier: MutableTier,
-        user_ids: Sequence[int],
+        named: NamedUsers,
         arrived: tuple[int, int],
         response_bytes_max: int,
         small_bytes: int,
@@ -49,8 +51,11 @@ class MutableEvents:
         self._tier = tier
         self._arrived = arrived
         # By bytes, whose hashes callers cannot choose.
-        self._keys = [user_id.to_bytes(8, "big", signed=True) for user_id in user_ids]
-        self._users = dict(zip(self._keys, user_ids, strict=True))
+        self._keys = [key.to_bytes(8, "big", signed=True) for key in named.keys]
+        texts: Sequence[bytes | None] = [None] * len(self._keys)
+        if named.texts is not None:
+            texts = self._keys = [text.encode() for text in named.texts]
+        self._users = dict(zip(self._keys, zip(named.keys, texts, strict=True), strict=True))
         self._read: dict[bytes, tuple[list[int], list[bytes]]] | None = {}
         self.memory_bytes = 0
         """Memory that the events take while they are answered."""
@@ -62,16 +67,16 @@ class MutableEvents:
         repeats = Counter(self._keys)
         counts: dict[bytes, int] = {}
         left = response_bytes_max
-        for key, user_id in self._users.items():
+        for key, (user_id, text) in self._users.items():
             times = repeats[key]
             most = left // times
             found = None
             if self._read is not None:
                 small = max(0, small_bytes - self.memory_bytes) // (copies * times)
-                found = self._read_small(user_id, min(most, small))
+                found = self._read_small(user_id, min(most, small), text)
             if found is None:
                 self._read = None
-                count, size = tier.measure(user_id, *arrived, most)
+                count, size = tier.measure(user_id, *arrived, most, text)
             else:
                 assert self._read is not None
                 self._read[key] = found
@@ -82,9 +87,11 @@ class MutableEvents:
         self.lengths = [counts[key] for key in self._keys]
         """Events of each user of the call."""
 
-    def _read_small(self, user_id: int, bytes_max: int) -> tuple[list[int], list[bytes]] | None:
+    def _read_small(
+        self, user_id: int, bytes_max: int, text: bytes | None
+    ) -> tuple[list[int], list[bytes]] | None:
         try:
-            return self._tier.read(user_id, *self._arrived, bytes_max)
+            return self._tier.read(user_id, *self._arrived, bytes_max, text)
         except AnswerTooLargeError:
             return None
 
@@ -96,7 +103,7 @@ class MutableEvents:
         """Returns arrival times and records of each user of the call, in order."""
         if self._read is None:
             self._read = {
-                key: self._tier.read(user_id, *self._arrived)
-                for key, user_id in self._users.items()
+                key: self._tier.read(user_id, *self._arrived, sys.maxsize, text)
+                for key, (user_id, text) in self._users.items()
             }
         return [self._read[key] for key in self._keys]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from thinrow.core.pointers import MutableColumn
 from thinrow.core.traits import BATCH_DTYPES
 from thinrow.errors import InputError, RequestError
 from thinrow.online.record_parts import decoded_parts, encoded_parts, has_part, part_bytes
+from thinrow.online.users import NamedUsers
 from thinrow.schema import EVENT_TS, Schema, Trait, TraitType
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -24,8 +26,13 @@ if TYPE_CHECKING:
 
     Columns = Mapping[str, MutableColumn]
 
-__all__ = ["Batch", "RecordFormat", "batch_of", "schema_number", "type_name"]
+__all__ = ["Batch", "RecordFormat", "batch_of", "schema_number", "type_name", "user_text"]
 
+USER = Trait(name="user_id", type=TraitType.STRING, number=0)
+"""The user as records have them, where ids are texts."""
+USER_SIZE = struct.Struct("<I")
+USER_SIZE_AT = 19
+"""Place of the size of that text in every record, after the id of the event."""
 ENCODED_BYTES_MAX = 4 << 20
 """Limit on the bytes of records, texts aside, that are encoded at once."""
 
@@ -38,6 +45,8 @@ class Batch:
     ids: Sequence[bytes | None]
     """User and id of each event, as in a key; None for an event without an id."""
     records: Sequence[bytes]
+    texts: Sequence[str] = ()
+    """The user of each event, where ids are texts."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -48,22 +57,32 @@ class Batch:
         return sum(map(len, self.records))
 
 
-def batch_of(user_ids: Sequence[int], columns: Columns, record_format: RecordFormat) -> Batch:
-    """Makes a batch from checked columns."""
-    events = len(user_ids)
-    data = np.array(user_ids, np.int64).astype(">i8").tobytes()
+def batch_of(
+    users_of: NamedUsers | Sequence[int], columns: Columns, record_format: RecordFormat
+) -> Batch:
+    """Makes a batch from checked columns, less the users'."""
+    named = users_of if isinstance(users_of, NamedUsers) else NamedUsers(users_of)
+    events = len(named.keys)
+    if named.texts is not None:
+        columns = {**columns, USER.name: MutableColumn(np.array(named.texts, object))}
+    numbers = np.array(named.keys, np.int64).astype(">i8")
+    data = numbers.tobytes()
     users = [data[at : at + 8] for at in range(0, len(data), 8)]
     ids = columns["event_id"]
     known = [True] * events if ids.present is None else ids.present.tolist()
     if is_text_kind(record_format.schema.event_ids):
-        keys = [text.encode() for text in ids.values.tolist()]
+        texts = ids.values.tolist()
+        keys = [user + text.encode() for user, text in zip(users, texts, strict=True)]
     else:
-        words = ids.values.view(np.int64).astype(">i8").tobytes()
-        keys = [words[at : at + 8] for at in range(0, len(words), 8)]
+        pairs = np.empty((events, 2), ">i8")
+        pairs[:, 0], pairs[:, 1] = numbers, ids.values.view(np.int64)
+        words = pairs.tobytes()
+        keys = [words[at : at + 16] for at in range(0, len(words), 16)]
     return Batch(
         users,
-        [user + key if has else None for user, key, has in zip(users, keys, known, strict=True)],
+        [key if has else None for key, has in zip(keys, known, strict=True)],
         record_format.encode(columns, events),
+        named.texts or (),
     )
 
 
@@ -84,7 +103,11 @@ class RecordFormat:
         event_id = schema.event_id
         self._traits = {trait.name: trait for trait in (EVENT_TS, event_id, *schema.traits)}
         self._after_times = (event_id, *schema.traits)
-        self._in_parts = [trait for trait in self._after_times if has_part(trait)]
+        # The user comes last, so that a record ends with them whatever its schema.
+        self._stored = self._after_times
+        if is_text_kind(schema.user_ids):
+            self._stored += (USER,)
+        self._in_parts = [trait for trait in self._stored if has_part(trait)]
         fields: list[tuple[Any, ...]] = [
             ("number", "<u2"),
             ("event_ts", "<i8"),
@@ -94,6 +117,8 @@ class RecordFormat:
         if has_part(event_id):
             # The text is where records of every schema say, so that all are ordered alike.
             fields.append(("event_id at", "<u4"))
+        if is_text_kind(schema.user_ids):
+            fields.append((f"trait {USER.name}", _field_dtype(USER)))
         for trait in schema.traits:
             if trait.nullable:
                 fields.append((f"has {trait.name}", "u1"))
@@ -209,7 +234,7 @@ class RecordFormat:
         if has_part(self.schema.event_id):
             records["event_id at"] = self._dtype.itemsize
         rests: list[Sequence[bytes]] = []
-        for trait in self._after_times:
+        for trait in self._stored:
             column = columns[trait.name][rows]
             if trait.nullable:
                 present = True if column.present is None else column.present
@@ -231,7 +256,7 @@ class RecordFormat:
         array = np.frombuffer(b"".join(whole), self._dtype)
         columns = {"event_ts": MutableColumn(array["event_ts"])}
         places = [size] * len(records)
-        for trait in self._after_times:
+        for trait in self._stored:
             words = np.ascontiguousarray(array[f"trait {trait.name}"])
             if has_part(trait):
                 column = decoded_parts(trait, words, records, places)
@@ -250,6 +275,12 @@ class RecordFormat:
         columns = self.decode([record])
         event_ts = int(columns["event_ts"].values[0])
         return (event_ts, *(_order(t, columns[t.name]) for t in self._after_times))
+
+
+def user_text(record: bytes) -> bytes:
+    """Returns the user of a record, where ids are texts."""
+    (size,) = USER_SIZE.unpack_from(record, USER_SIZE_AT)
+    return record[len(record) - size :]
 
 
 def schema_number(record: bytes) -> int:

@@ -66,7 +66,7 @@ class OnlineService:
     ) -> None:
         self._config = config
         self._tier = tier
-        self._append_streams = AppendStreams(config, tier, appends)
+        self._append_streams = AppendStreams(config, tier, appends, published)
         self._exports = Exports(tier, published)
         self._published = published
         self._snapshots = snapshots
@@ -115,9 +115,11 @@ class OnlineService:
         """Answers each batch, in order, once it is durable."""
         for batch in self._append_streams.submitted(messages):
             outcome = batch.outcome
-            if isinstance(outcome, RequestError):
+            # Never raised here: a traceback would keep the whole batch.
+            error = outcome if isinstance(outcome, ThinRowError) else outcome.exception()
+            if isinstance(error, RequestError):
                 self._metrics.refused.inc()
-                refused = " ".join(wire_message(outcome).split())
+                refused = " ".join(wire_message(error).split())
                 yield online_pb2.AppendEventsResponse(cursor=batch.cursor, refused=refused)
                 continue
             if isinstance(outcome, ThinRowError):
@@ -140,7 +142,7 @@ class OnlineService:
         started_s = time.perf_counter()
         with AnswerRoom() as room:
             # One user's snapshot takes less time than a turn of threads.
-            answer = self._snapshots.take([request.user_id], request, context.remaining_s(), room)
+            answer = self._snapshots.take(request, context.remaining_s(), room)
             self._metrics.snapshots.inc()
             self._snapshot_seconds.observe(time.perf_counter() - started_s)
             yield answer
@@ -149,7 +151,8 @@ class OnlineService:
         self, request: online_pb2.SnapshotBatchRequest, context: CallContext
     ) -> Iterator[bytes]:
         """Answers the snapshot of several users at one moment."""
-        users, most = len(request.user_ids), self._config.batch_users_max
+        users = len(request.user_ids) or len(request.user_texts)
+        most = self._config.batch_users_max
         if users > most:
             raise RequestError(
                 f"{users} users in one request; this server accepts {most}, so send several."
@@ -157,7 +160,7 @@ class OnlineService:
         with AnswerRoom() as room:
             with self._working(context):
                 remaining_s = context.remaining_s()
-                answer = self._snapshots.take(request.user_ids, request, remaining_s, room)
+                answer = self._snapshots.take(request, remaining_s, room)
             self._metrics.snapshots.inc(users)
             yield answer
 

@@ -19,6 +19,7 @@ from thinrow.errors import (
 )
 from thinrow.online.cached_path import CachedSnapshotPath
 from thinrow.online.mutable import MutableEvents
+from thinrow.online.users import named_users
 from thinrow.store.budgeted_read import read_within_budget
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.history import HistoryPlan, PointerBatch
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from thinrow.access.tenants_file import Tenant
     from thinrow.online.follower import TierFollower
     from thinrow.online.tier import MutableTier
+    from thinrow.online.users import NamedUsers
     from thinrow.schema import Schema
     from thinrow.store.generation import Generation
 
@@ -112,7 +114,6 @@ class Snapshots:
 
     def take(
         self,
-        user_ids: Sequence[int],
         request: AnySnapshotRequest,
         timeout_s: float | None,
         room: AnswerRoom,
@@ -130,6 +131,7 @@ class Snapshots:
         ):
             if value < 0:
                 raise RequestError(f"{name} is {value}; use 0 for no limit, or more.")
+        named = self._users(request)
         request_ts = self._tier.begin(request.request_ts)
         held: Held | None
         with self._published.use() as generation, ExitStack() as work:
@@ -137,11 +139,12 @@ class Snapshots:
             moment = self._moment(request, request_ts, generation)
             mutable = MutableEvents(
                 self._tier,
-                user_ids,
+                named,
                 (moment.mutable_from_ts, moment.request_ts),
                 self._response_bytes_max,
                 self._small_bytes // SMALL_COPIES,
             )
+            user_ids = named.keys if generation is None else named.stored_keys(generation)
             projection, cached_path = self._projection(request, generation)
             if cached_path is not None and isinstance(request, online_pb2.SnapshotRequest):
                 answer = self._in_memory(cached_path, request, user_ids[0], moment, mutable)
@@ -210,6 +213,15 @@ class Snapshots:
                 room.enter_context(held.part(ANSWER_COPIES * len(answer)))
                 room.is_held = True
             return answer
+
+    def _users(self, request: AnySnapshotRequest) -> NamedUsers:
+        record_format = self._tier.format
+        kind = "int64" if record_format is None else record_format.schema.user_ids
+        if isinstance(request, online_pb2.SnapshotBatchRequest):
+            return named_users(request.user_ids, request.user_texts, kind)
+        if request.HasField("user_text"):
+            return named_users((), (request.user_text,), kind)
+        return named_users((request.user_id,), (), kind)
 
     def _keep_small(self, answer: bytes, room: AnswerRoom) -> None:
         """Counts an answer that holds nothing; many of one message do.

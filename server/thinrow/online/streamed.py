@@ -82,7 +82,7 @@ class StreamedSnapshots:
                 raise RequestError(
                     f"The StreamedRequest with cursor {streamed.cursor} has no request; set it."
                 )
-            response = self._snapshots.take([request.user_id], request, timeout_s, room)
+            response = self._snapshots.take(request, timeout_s, room)
         except DeadlineError as error:
             reason = AnswerTooLargeError(BESIDE_OTHERS) if room.is_held else error
             return self._refused(streamed, reason)

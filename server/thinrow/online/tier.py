@@ -14,8 +14,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thinrow.core.ids import is_text_kind
-from thinrow.errors import SchemaError, UsageError
+from thinrow.errors import RequestError, UsageError
 from thinrow.online.clock import TierClock, Wall, wall_ts
 from thinrow.online.database import TierDatabase
 from thinrow.online.event_log import EventLog
@@ -23,8 +22,10 @@ from thinrow.online.formats import RecordFormats
 from thinrow.online.handover import HandOver
 from thinrow.online.ids import IdIndex
 from thinrow.online.state import StoredState
+from thinrow.schema.evolution import check_id_kinds
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.times import DAY_MS
+from thinrow.store.user_texts import collision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -110,19 +111,17 @@ class MutableTier:
 
         Raises:
             UsageError: The schema has a trait that the online half does not take yet.
-            SchemaError: Its users are UUIDs or strings.
+            SchemaError: Its ids are of another kind than those of the tier.
         """
-        if is_text_kind(schema.user_ids):
-            raise SchemaError(
-                f"User ids are {schema.user_ids}, and thinrow online takes int64 and uint64 only; "
-                f'append hashes of the ids to a store of [user] id = "uint64".'
-            )
         for trait in schema.coded_traits:
             raise UsageError(
                 f'{trait.name} has codes = "vocabulary", which the online half does not take yet; '
                 f"serve this store with thinrow serve, or give the trait codes = {{ buckets = N }}."
             )
         with self._changed:
+            known = self.formats.newest
+            if known is not None:
+                check_id_kinds(known.schema, schema)
             return self.formats.add(schema)
 
     @property
@@ -176,19 +175,51 @@ class MutableTier:
             for batch, rows in zip(batches, chosen, strict=True)
         ]
 
+    def collision(self, batch: Batch, users: dict[bytes, str]) -> RequestError | None:
+        """Returns the error of a batch with a user whose key another text has; None for others.
+
+        The thread that commits calls it, before.
+
+        Args:
+            batch: The batch.
+            users: Texts of users by key, from batches to be committed together; those of this one
+                are added.
+        """
+        own = dict(users)
+        for key, text in zip(batch.users, batch.texts, strict=False):
+            if key not in own:
+                stored = self.events.text_of(key)
+                own[key] = text if stored is None else stored.decode()
+            if own[key] != text:
+                return RequestError(str(collision(own[key], text)))
+        users.update(own)
+        return None
+
     def renew_lease(self) -> None:
         """Keeps the clock's lease, while nothing is committed. Raises StoreError."""
         self.clock.renew_lease()
 
     def read(
-        self, user_id: int, from_ts: int, until_ts: int, bytes_max: int = sys.maxsize
+        self,
+        user_id: int,
+        from_ts: int,
+        until_ts: int,
+        bytes_max: int = sys.maxsize,
+        text: bytes | None = None,
     ) -> tuple[list[int], list[bytes]]:
         """Returns a user's events that arrived in a window; see `EventLog.read`."""
-        return self.events.read(user_id, from_ts, until_ts, bytes_max)
+        return self.events.read(user_id, from_ts, until_ts, bytes_max, text)
 
-    def measure(self, user_id: int, from_ts: int, until_ts: int, bytes_max: int) -> tuple[int, int]:
+    def measure(
+        self,
+        user_id: int,
+        from_ts: int,
+        until_ts: int,
+        bytes_max: int,
+        text: bytes | None = None,
+    ) -> tuple[int, int]:
         """Returns the number and bytes of events that `read` would return."""
-        return self.events.measure(user_id, from_ts, until_ts, bytes_max)
+        return self.events.measure(user_id, from_ts, until_ts, bytes_max, text)
 
     def scan(
         self, from_ts: int, until_ts: int

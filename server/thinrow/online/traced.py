@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from thinrow.online.snapshots import Snapshots
+from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from thinrow.core.tracing import Tracing
     from thinrow.online.snapshots import AnswerRoom, AnySnapshotRequest
     from thinrow.online.tier import MutableTier
@@ -28,18 +27,20 @@ class TracedSnapshots(Snapshots):
 
     def take(
         self,
-        user_ids: Sequence[int],
         request: AnySnapshotRequest,
         timeout_s: float | None,
         room: AnswerRoom,
     ) -> bytes:
         """Takes a snapshot as the base class does, in a span."""
+        users = 1
+        if isinstance(request, online_pb2.SnapshotBatchRequest):
+            users = len(request.user_ids) or len(request.user_texts)
         attributes: dict[str, str | int] = {
             "thinrow.tenant": request.tenant,
-            "thinrow.users": len(user_ids),
+            "thinrow.users": users,
         }
         with self._spans.span("thinrow.snapshot", attributes) as span:
-            answer = super().take(user_ids, request, timeout_s, room)
+            answer = super().take(request, timeout_s, room)
             span.set_attribute("thinrow.bytes", len(answer))
             return answer
 

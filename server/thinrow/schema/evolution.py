@@ -10,7 +10,7 @@ from thinrow.errors import SchemaError
 from thinrow.schema.groups import USER_GROUP, FeatureGroup, Schema
 from thinrow.schema.traits import RESERVED, Trait
 
-__all__ = ["GROUP_NUMBERS", "TRAIT_NUMBERS", "evolve"]
+__all__ = ["GROUP_NUMBERS", "TRAIT_NUMBERS", "check_id_kinds", "evolve"]
 
 GROUP_NUMBERS = 1 << 8
 TRAIT_NUMBERS = 1 << 16
@@ -23,15 +23,7 @@ def evolve(stored: Schema, wanted: Schema) -> Schema:
     Raises:
         SchemaError: where stored stripes could not be read as ``wanted`` says.
     """
-    for table, wants, has in (
-        ("user", wanted.user_ids, stored.user_ids),
-        ("event", wanted.event_ids, stored.event_ids),
-    ):
-        if wants != has:
-            raise SchemaError(
-                f"The schema says that {table} ids are {wants}, and the store's are {has}, which "
-                f'never changes; write [{table}] id = "{has}", or build a new store.'
-            )
+    check_id_kinds(stored, wanted)
     groups_end = USER_GROUP if is_text_kind(stored.user_ids) else GROUP_NUMBERS
     number, group_number = stored.next_trait, stored.next_group
     known_groups = {group.name: group.number for group in stored.groups}
@@ -90,6 +82,19 @@ def evolve(stored: Schema, wanted: Schema) -> Schema:
         user_ids=stored.user_ids,
         event_ids=stored.event_ids,
     )
+
+
+def check_id_kinds(stored: Schema, wanted: Schema) -> None:
+    """Raises SchemaError if ids are of another kind than the stored ones."""
+    for table, wants, has in (
+        ("user", wanted.user_ids, stored.user_ids),
+        ("event", wanted.event_ids, stored.event_ids),
+    ):
+        if wants != has:
+            raise SchemaError(
+                f"The schema says that {table} ids are {wants}, and the store's are {has}, which "
+                f'never changes; write [{table}] id = "{has}", or build a new store.'
+            )
 
 
 def _check_unchanged(stored: Schema, old: Trait, new: Trait, group: int, group_name: str) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "UserTexts",
     "check_texts",
+    "collision",
     "from_stored_text",
     "known_texts",
     "look_up_keys",
@@ -84,7 +85,7 @@ def unique_texts(users: pa.Table) -> UserTexts:
     keys, texts = frame["user_id"].to_numpy(), frame["text"].to_list()
     same = np.flatnonzero(keys[1:] == keys[:-1])
     if len(same):
-        raise _collision(texts[same[0]], texts[same[0] + 1])
+        raise collision(texts[same[0]], texts[same[0] + 1])
     return UserTexts(keys, texts)
 
 
@@ -96,10 +97,11 @@ def check_texts(users: UserTexts, stored: Sequence[bytes | None], kind: IdKind) 
     """
     for text, other in zip(users.texts, stored, strict=True):
         if other is not None and other != to_stored_text(text, kind):
-            raise _collision(from_stored_text(other, kind), text)
+            raise collision(from_stored_text(other, kind), text)
 
 
-def _collision(*texts: str) -> InputError:
+def collision(*texts: str) -> InputError:
+    """Returns the error of two users whose texts have one key."""
     first, second = sorted(texts)
     return InputError(
         f"The users {first!r} and {second!r} have the same key of 64 bits, so that one store "
