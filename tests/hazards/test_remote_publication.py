@@ -10,7 +10,13 @@ from unittest import mock
 import pytest
 from support.remote_stores import RemoteWorld, remote_world
 from support.worlds import days, thinrow
-from thinrow.errors import StoreCorruptError, StoreLockedError, StoreUnavailableError, UsageError
+from thinrow.errors import (
+    StoreCorruptError,
+    StoreError,
+    StoreLockedError,
+    StoreUnavailableError,
+    UsageError,
+)
 from thinrow.remote import object_store, publication
 from thinrow.remote.current import require_current
 from thinrow.remote.object_store import ObjectStore
@@ -180,6 +186,19 @@ def test_no_outcome_is_guessed(on_s3: RemoteWorld, object_storage: ObjectStorage
             on_s3.compact(4)
     assert require_current(on_s3.objects).record.history == [1]
     assert on_s3.compact(4).generation == 3
+
+
+def test_a_store_without_conditional_writes_is_refused(world: RemoteWorld) -> None:
+    def overwrite(store: ObjectStore, key: str, data: bytes) -> bool:
+        store.write(key, data)
+        return True
+
+    with (
+        mock.patch.object(ObjectStore, "create", overwrite),
+        pytest.raises(StoreError, match="ignores If-None-Match"),
+    ):
+        world.compact(3)
+    assert world.objects.read("CURRENT", 1 << 20) is None
 
 
 def test_busy_stores_are_waited_for(on_s3: RemoteWorld, object_storage: ObjectStorage) -> None:

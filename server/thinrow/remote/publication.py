@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from thinrow.errors import StoreLockedError, StoreUnavailableError
+from thinrow.errors import StoreError, StoreLockedError, StoreUnavailableError
 from thinrow.remote.current import (
     CurrentRecord,
     now_ts,
@@ -141,10 +141,16 @@ def _create_root(store: ObjectStore, key: str, body: bytes) -> None:
 
     Raises:
         StoreLockedError: Another run has.
+        StoreError: The object store does not refuse to create what there is.
     """
     failure = None
     try:
         if store.create(key, body):
+            if store.create(key, body):
+                raise StoreError(
+                    f"The server of {store.url} ignores If-None-Match, so two runs could both "
+                    f"publish; use an object store with conditional writes."
+                )
             return
     except StoreUnavailableError as error:
         failure = error
