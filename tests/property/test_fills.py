@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.built_worlds import Built, new_folder
-from support.id_kinds import event_id_array, known_id
+from support.id_kinds import event_id_array, id_array, known_id
 from support.oracle import Event, Fill, Pointer, Run, Schema, Value, Wanted, arrow_type, order
 from support.scenarios import (
     STRANGER,
@@ -104,12 +104,14 @@ def run_fill(built: Built, wanted: Fill, schema: Schema, whole_file: bool) -> No
     kinds = {trait.name: arrow_type(trait) for trait in schema.traits}
     kinds["event_id"] = event_id_array([], schema.event_ids).type
     rows = [*wanted.rows, *wanted.rows[:2]]
-    table = pa.table(
-        {
-            name: pa.array([row[name] for row in rows], kinds.get(name, pa.int64()))
-            for name in (*wanted.key, *wanted.traits)
-        }
-    )
+    columns = {
+        name: pa.array([row[name] for row in rows], kinds.get(name, pa.int64()))
+        for name in (*wanted.key, *wanted.traits)
+    }
+    if "user_id" in columns:
+        users: list[Any] = [row["user_id"] for row in rows]
+        columns["user_id"] = id_array(users, schema.user_ids, shouted=whole_file)
+    table = pa.table(columns)
     file = built.folder / "fill.toml"
     named = schema
     if not whole_file:
@@ -141,7 +143,7 @@ def run_fill(built: Built, wanted: Fill, schema: Schema, whole_file: bool) -> No
     built.schema.write_text(schema_toml(schema), encoding="utf-8")
 
 
-@given(worlds(most_runs=3, kinds=("int64",)), st.data())
+@given(worlds(most_runs=3), st.data())
 @examples(6)
 def test_filled_values(world: World, data: st.DataObject) -> None:
     schema = data.draw(later_schemas(world.schema))

@@ -14,6 +14,8 @@ from support.worlds import DAY_MS, START_TS, as_of, new_world, shown
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.compaction.compact import compact
 from thinrow.errors import InputError, RequestError, SchemaError, UsageError
+from thinrow.filling.config import FillConfig
+from thinrow.filling.fill import fill
 from thinrow.jobs.backfill import backfill
 from thinrow.jobs.config import BackfillConfig
 from thinrow.materialization.config import ServerConfig
@@ -207,3 +209,43 @@ def test_ids_have_a_limit(tmp_path: Path) -> None:
 def test_the_key_of_a_text_is_documented() -> None:
     keys = user_texts.text_keys([b"", "é".encode(), b"user-1"], 3).view(np.uint64).tolist()
     assert keys == [xxhash.xxh3_64_intdigest(text) for text in (b"", "é".encode(), b"user-1")]
+
+
+def fill_of(world: World, users: Sequence[Any], ids: Sequence[int], shops: Sequence[str]) -> Any:  # noqa: ANN401
+    """Gives events of some users a shop, by event_id."""
+    schema = world.folder / "filled.toml"
+    extra = '[extra]\nshop = { type = "string", sparse = true }\n'
+    schema.write_text(world.schema.read_text() + extra)
+    table = pa.table({"user_id": users, "event_id": ids, "shop": shops})
+    values = world.write("values.parquet", table)
+    return fill(FillConfig(group="extra", values=values, store=world.store, schema=schema))
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_fill_names_users_and_never_mixes_two_of_one_key(tmp_path: Path) -> None:
+    world = new(tmp_path, "string")
+    known = events(["ab", "b", "é\0"])
+    world.compact(known.append_column("event_id", pa.array([1, 2, 3])), 1)
+    both = "users 'ab' and 'ac' have the same key"
+    with pytest.raises(InputError, match=both):
+        fill_of(world, ["ac", "b"], [1, 2], ["x", "y"])
+    with pytest.raises(InputError, match="users 'xa' and 'xb' have the same key"):
+        fill_of(world, ["xa", "xb", "b"], [1, 1, 2], ["x", "y", "y"])
+    with pytest.raises(InputError, match="user_id 'b', event_id 2 have different values of shop"):
+        fill_of(world, ["b", "b"], [2, 2], ["x", "y"])
+    report = fill_of(world, ["ab", "é\0", "nobody"], [1, 3, 4], ["x", "y", "z"])
+    assert (report.record.events, report.record.rows_unmatched) == (2, 1)
+    assert report.shown_rows == [{"user_id": "nobody", "event_id": 4}]
+    assert report.shown_events == [{"user_id": "b", "event_id": 2}]
+    with connect(world.store) as client:
+        pointers = Pointers(user_ids=["ab", "b", "é\0", "ac"], end_ts=[as_of(1)] * 4)
+        batch = client.materialize(pointers, Projection(traits=("shop",)))
+        assert batch.to_lists("shop") == [["x"], [None], ["y"], []]
+
+
+def test_a_fill_shows_unsigned_users_as_they_are(tmp_path: Path) -> None:
+    world = new(tmp_path, "uint64")
+    known = events([1 << 63], pa.uint64())
+    world.compact(known.append_column("event_id", pa.array([1])), 1)
+    with pytest.raises(UsageError, match="one row has user_id 18446744073709551615, event_id 1"):
+        fill_of(world, pa.array([(1 << 64) - 1], pa.uint64()), [1], ["x"])

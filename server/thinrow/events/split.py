@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from thinrow.schema import Schema
     from thinrow.store.user_texts import UserTexts
 
-__all__ = ["Progress", "ShardFiles", "SplitEvents", "read_split", "split_events"]
+__all__ = ["TEXTS", "Progress", "ShardFiles", "SplitEvents", "read_split", "split_events"]
 
 Progress = Callable[[str, int, int], None]
 """Receives the stage, the amount done, and the total."""

@@ -17,12 +17,15 @@ import pyarrow as pa
 from thinrow.compaction.shards import previous_shard, write_shards
 from thinrow.compaction.vocabularies import known_vocabularies, write_vocabularies
 from thinrow.core.files.paths import data_files
+from thinrow.core.ids import is_text_kind
 from thinrow.errors import InputError, SchemaError, UsageError
-from thinrow.events.split import ShardFiles, read_split
+from thinrow.events.split import TEXTS, ShardFiles, read_split
 from thinrow.events.time_columns import TimeReader
+from thinrow.events.user_ids import USERS, UserIdReader
 from thinrow.filling.rows import FillRows, check_bytes, text_of_key
 from thinrow.filling.shard import SHOWN_MAX, FillCounts, FillTask, fill_shard
 from thinrow.filling.table import FillTable
+from thinrow.filling.users import FillUsers
 from thinrow.remote.checkout import Checkout
 from thinrow.schema import Schema, evolve, read_schema, to_stored
 from thinrow.store.current import require_current_folder
@@ -208,12 +211,20 @@ class _FilledShards:
         self._rows = self._rows_unmatched = 0
         self._of_all: FillRows | None = None
         self._scratch: Path | None = None
-        tables = self._counted(task.table.read(times), progress)
+        users = UserIdReader(previous.schema.user_ids)
+        tables = self._counted(task.table.read(times, users), progress)
         if task.table.by_user:
             self._scratch = building / "values"
-            with ShardFiles(self._scratch, task.table.schema, previous.shard_count) as files:
+            with ExitStack() as stack:
+                shards, texts = previous.shard_count, None
+                values = ShardFiles(self._scratch, task.table.schema, shards)
+                files = stack.enter_context(values)
+                if is_text_kind(users.kind):
+                    texts = stack.enter_context(ShardFiles(self._scratch / TEXTS, USERS, shards))
                 for table in tables:
                     files.write(table)
+                    if texts is not None:
+                        texts.write(users.take_users())
         else:
             self._of_all = FillRows(_bounded(tables, task.table), task.table)
         if not self.rows_read:
@@ -221,17 +232,22 @@ class _FilledShards:
 
     def write(self, number: int) -> tuple[ShardCounts, ShardWriter]:
         """Writes one shard."""
-        rows = self._of_all
+        rows, users = self._of_all, FillUsers(self._previous)
         if self._scratch is not None:
+            if is_text_kind(self._previous.schema.user_ids):
+                texts = read_split(self._scratch / TEXTS, number)
+                users = FillUsers(self._previous, texts)
             table = read_split(self._scratch, number)
-            rows = FillRows(_bounded(iter([table]), self._task.table), self._task.table)
+            rows = FillRows(_bounded(iter([table]), self._task.table), self._task.table, users)
         shard = previous_shard(self._previous, number)
         assert rows is not None
         assert shard is not None
         folder = self._building / shard_name(number)
+        shown = len(self.counts.shown_events)
         written = fill_shard(rows, shard, self._task, self.counts, folder)
+        self.counts.shown_events[shown:] = map(users.shown, self.counts.shown_events[shown:])
         if self._of_all is None:
-            self._add(rows)
+            self._add(rows, users)
         return written
 
     def completed(self, record: FillRecord) -> FillRecord:
@@ -241,7 +257,7 @@ class _FilledShards:
             UsageError: no row matched an event.
         """
         if self._of_all is not None:
-            self._add(self._of_all)
+            self._add(self._of_all, FillUsers(self._previous))
         if not self.counts.events:
             shown = f"; one row has {text_of_key(self.shown_rows[0])}" if self.shown_rows else ""
             raise UsageError(
@@ -269,11 +285,12 @@ class _FilledShards:
             progress("Reading values", self.rows_read, total)
             yield table
 
-    def _add(self, rows: FillRows) -> None:
+    def _add(self, rows: FillRows, users: FillUsers) -> None:
         unmatched = rows.unmatched
         self._rows += len(rows)
         self._rows_unmatched += len(unmatched)
-        self.shown_rows += unmatched[: SHOWN_MAX - len(self.shown_rows)].to_dicts()
+        some = unmatched[: SHOWN_MAX - len(self.shown_rows)].to_dicts()
+        self.shown_rows += map(users.shown, some)
 
 
 def _bounded(tables: Iterator[pa.Table], table: FillTable) -> pa.Table:

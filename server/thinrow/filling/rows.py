@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
     from thinrow.filling.table import FillTable
+    from thinrow.filling.users import FillUsers
 
 __all__ = ["FillRows", "check_bytes", "text_of_key"]
 
@@ -21,8 +22,8 @@ __all__ = ["FillRows", "check_bytes", "text_of_key"]
 class FillRows:
     """Distinct rows of a table of values."""
 
-    def __init__(self, rows: pa.Table, table: FillTable) -> None:
-        """Takes rows in canonical form.
+    def __init__(self, rows: pa.Table, table: FillTable, users: FillUsers | None = None) -> None:
+        """Takes rows in canonical form; errors name users as `users` does.
 
         Raises:
             InputError: Two rows of one key have different values; names the key and the column.
@@ -39,7 +40,9 @@ class FillRows:
             firsts = self._index.firsts()
             is_first = firsts == np.arange(len(frame))
             if not is_first.all():
-                _check_alike(self.keys, self.values, np.flatnonzero(~is_first), firsts, table)
+                _check_alike(
+                    self.keys, self.values, np.flatnonzero(~is_first), firsts, table, users
+                )
         else:
             first = self.keys.with_row_index("row:").unique(
                 self.key, keep="first", maintain_order=True
@@ -48,7 +51,9 @@ class FillRows:
             is_first[first["row:"].to_numpy()] = True
             if not is_first.all():
                 firsts = _joined(self.keys, first, self.key)
-                _check_alike(self.keys, self.values, np.flatnonzero(~is_first), firsts, table)
+                _check_alike(
+                    self.keys, self.values, np.flatnonzero(~is_first), firsts, table, users
+                )
             self._first = first
         self._is_first = is_first
         self.matched = np.zeros(len(frame), dtype=np.bool_)
@@ -112,15 +117,17 @@ def _check_alike(
     others: NDArray[np.int64],
     firsts: NDArray[np.int64],
     table: FillTable,
+    users: FillUsers | None,
 ) -> None:
     """Raises InputError where rows that repeat a key have other values than the first of it."""
     for name, column in zip(values.columns, values, strict=True):
         differs = column.gather(others).ne_missing(column.gather(firsts[others]))
         if differs.any():
-            row = int(others[differs.arg_max() or 0])
+            key = keys.row(int(others[differs.arg_max() or 0]), named=True)
+            key = key if users is None else users.shown(key)
             raise InputError(
                 f"{table.files[0] if len(table.files) == 1 else 'The files of values'}: rows with "
-                f"{text_of_key(keys.row(row, named=True))} have different values of {name}; keep "
+                f"{text_of_key(key)} have different values of {name}; keep "
                 f"one of them."
             )
 

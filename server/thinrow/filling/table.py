@@ -9,11 +9,9 @@ import pyarrow as pa
 from thinrow.core.files.arrow import plain, plain_schema
 from thinrow.core.files.nested import field_type, split_name, with_fields
 from thinrow.core.files.parquet import open_parquet
-from thinrow.core.ids import is_text_kind
 from thinrow.errors import InputError, UsageError
 from thinrow.events.canonical import BATCH_ROWS, canonical_type, ignored_columns, trait_column
 from thinrow.events.id_columns import id_column
-from thinrow.events.user_ids import UserIdReader
 from thinrow.schema import EVENT_ID, EVENT_TS
 
 if TYPE_CHECKING:
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from thinrow.core.files.paths import DataFile
     from thinrow.core.ids import IdKind
     from thinrow.events.time_columns import TimeReader
+    from thinrow.events.user_ids import UserIdReader
     from thinrow.schema import FeatureGroup, Schema, Trait
 
 __all__ = ["FillTable"]
@@ -40,8 +39,6 @@ class FillTable:
     """Traits that the rows give values for, in schema order."""
     ignored: tuple[str, ...]
     """Other columns."""
-    user_ids: IdKind
-    """The kind of the store's user ids."""
     event_ids: IdKind
     """The kind of the store's event ids."""
 
@@ -95,13 +92,7 @@ class FillTable:
                             f"the same columns."
                         )
                 ignored |= dict.fromkeys(ignored_columns(table.schema_arrow, wanted))
-        if key[0] == "user_id" and is_text_kind(schema.user_ids):
-            raise UsageError(
-                f"User ids are {schema.user_ids} in this store, and a fill joins rows to users of "
-                f"int64 and uint64 only; fill by the value of a trait with --by."
-            )
         return FillTable(
-            user_ids=schema.user_ids,
             event_ids=schema.event_ids,
             files=files,
             key=key,
@@ -133,8 +124,12 @@ class FillTable:
         """Rows by the footers."""
         return sum(open_parquet(file).metadata.num_rows for file in self.files)
 
-    def read(self, times: TimeReader) -> Iterator[pa.Table]:
+    def read(self, times: TimeReader, users: UserIdReader) -> Iterator[pa.Table]:
         """Reads the rows in canonical form, at most BATCH_ROWS at a time.
+
+        Args:
+            times: Reads times.
+            users: Reads users, and keeps the texts that name them.
 
         Raises:
             InputError: names the file, the column at fault and what would be right.
@@ -147,10 +142,12 @@ class FillTable:
                 ]
                 for batch in table.iter_batches(BATCH_ROWS, columns=columns):
                     if batch.num_rows:
-                        yield self._canonical(file, pa.table(batch), times)
+                        yield self._canonical(file, pa.table(batch), times, users)
             times.finish(file)
 
-    def _canonical(self, file: DataFile, table: pa.Table, times: TimeReader) -> pa.Table:
+    def _canonical(
+        self, file: DataFile, table: pa.Table, times: TimeReader, users: UserIdReader
+    ) -> pa.Table:
         traits = (*self.key_traits, *self.filled)
         table = with_fields(table, [trait.name for trait in traits if "." in trait.name])
         table = pa.table([plain(each) for each in table.columns], plain_schema(table.schema))
@@ -158,8 +155,7 @@ class FillTable:
         for name in self.key:
             column = table.column(name)
             if name == "user_id":
-                users = UserIdReader(self.user_ids).keys(file, column)
-                arrays.append(pa.chunked_array([pa.array(users)]))
+                arrays.append(pa.chunked_array([pa.array(users.keys(file, column))]))
             elif name == EVENT_TS.name:
                 arrays.append(times.read(file, column, name).ms)
             elif name == EVENT_ID.name:
