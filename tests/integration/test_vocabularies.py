@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+import grpc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,23 +23,31 @@ from support.worlds import (
     new_world,
     pointers_to,
     read_store,
-    running_online,
     running_server,
 )
 from thinrow.cli.app import app
 from thinrow.client import Client, Projection, connect, read_thin_rows
 from thinrow.client.logger import mutable_type
+from thinrow.client.online import connect_online
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
+from thinrow.compaction.compact import compact
+from thinrow.core.pointers import MutableColumn, MutableEvents, Pointers, ThinRows
 from thinrow.errors import InputError, RequestError, SchemaError, ThinRowError
+from thinrow.jobs.export import export_events
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
+from thinrow.online.config import OnlineConfig
+from thinrow.online.server import OnlineServer
 from thinrow.schema import evolve, from_stored, parse_schema, to_stored
 from thinrow.store.rollback import rollback
+from thinrow.v1 import materialization_pb2, online_pb2
 from typer.testing import CliRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from thinrow.client.online import OnlineClient
 
 SCHEMA = """
 [item]
@@ -214,12 +225,95 @@ def test_sizes_are_metrics(world: World) -> None:
                     client.codes(trait, values)
 
 
-def test_the_online_half_refuses_vocabularies_by_name(world: World) -> None:
-    with (
-        pytest.raises(AssertionError, match=r'brand has codes = "vocabulary"'),
-        running_online(world),
-    ):
-        pass
+APPENDED = [("b", 5), (None, 0), ("new", 9)]
+"""brand and hash of events that arrive online."""
+
+
+@contextmanager
+def online(world: World) -> Iterator[OnlineClient]:
+    config = OnlineConfig(
+        store=world.store, schema=world.schema, listen="127.0.0.1:0", metrics=None, poll_s=0.02
+    )
+    with OnlineServer(config) as server, connect_online(server.address) as client:
+        yield client
+
+
+def append(client: OnlineClient, kind: str = "lists") -> int:
+    """Appends what is appended, for user 1; returns a moment that sees it."""
+    brands, hashes = zip(*APPENDED, strict=True)
+    traits: dict[str, Any] = {"item_id": [0, 1, 2], "brand": brands, "hash": hashes}
+    if kind == "arrow":
+        traits |= {"brand": pa.array(brands), "hash": pa.array(hashes, pa.uint64())}
+    return client.append([1] * 3, [START_TS, START_TS + 1, START_TS + 2], traits).arrival_ts + 1
+
+
+def handed_over(world: World, client: OnlineClient, watermark_ts: int) -> Path:
+    """Exports, compacts and waits until the generation serves."""
+    path = world.folder / f"export-{watermark_ts}.parquet"
+    export_events(client, watermark_ts, path)
+    generation = compact(replace(world.compaction([path], 0), watermark_ts=watermark_ts)).generation
+    while client.describe().generation != generation:
+        time.sleep(0.01)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["lists", "arrow"])
+def test_online_events_have_values_and_batches_have_codes(world: World, kind: str) -> None:
+    """A value is 1 until a generation has it; the thin row has it, and later reads its code."""
+    with online(world) as client:
+        request_ts = append(client, kind)
+        for projection in (ALL, Projection(traits=("hash", "brand"))):
+            seen = client.snapshot(1, projection, request_ts=request_ts)
+            [both] = client.snapshot_batch([1], projection, request_ts=request_ts).thin_rows
+            assert both == seen.thin_row
+            assert seen.batch.to_lists("brand") == [CODES[0] + [4, 0, 1]]
+            assert seen.batch.to_lists("hash") == [HASH_CODES[0] + [3, 2, 1]]
+            assert seen.batch.values["brand"].dtype == np.int32
+        mutable = [(event["brand"], event["hash"]) for event in seen.thin_row.mutable]
+        assert mutable == APPENDED
+        assert mutable_type(client.describe()).value_type.field("brand").type == pa.large_string()
+        exported = handed_over(world, client, request_ts)
+        assert pq.read_table(exported).column("brand").to_pylist() == ["b", None, "new"]
+        assert pq.read_schema(exported).field("hash").type == pa.uint64()
+        append(client)
+        later = client.snapshot(1, ALL, request_ts=client.describe().now_ts + 100)
+        assert later.thin_row.end_ts == request_ts
+        assert later.batch.to_lists("brand") == [CODES[0] + [4, 0, 6] * 2]
+        values = materialization_pb2.LookUpCodesRequest(trait="item_id", integers=[1])
+        with pytest.raises(grpc.RpcError, match="no trait with a vocabulary"):
+            client.stub.LookUpEventCodes(online_pb2.LookUpEventCodesRequest(values=values))
+    row = seen.thin_row
+    pointers = Pointers(
+        user_ids=[1], start_ts=[row.start_ts], end_ts=[row.end_ts], request_ts=[row.request_ts]
+    )
+    carried = MutableEvents(
+        np.array([0, 3]),
+        np.array([event["arrival_ts"] for event in row.mutable]),
+        {
+            "event_ts": MutableColumn(np.array([event["event_ts"] for event in row.mutable])),
+            "item_id": MutableColumn(np.array([0, 1, 2])),
+            "brand": MutableColumn(
+                np.array(["b", "", "new"], object), np.array([True, False, True])
+            ),
+            "hash": MutableColumn(np.array([5, 0, 9], np.uint64)),
+        },
+    )
+    with connect(world.store) as trainer:
+        batch = trainer.materialize(ThinRows(pointers, carried), ALL)
+    assert batch.to_lists("brand") == [CODES[0] + [4, 0, 6]]
+
+
+def test_before_the_first_generation_every_value_is_unknown(tmp_path: Path) -> None:
+    new = new_world(tmp_path, SCHEMA)
+    with online(new) as client:
+        request_ts = append(client)
+        seen = client.snapshot(1, ALL, request_ts=request_ts)
+        assert seen.batch.to_lists("brand") == [[1, 0, 1]]
+        assert seen.batch.to_lists("hash") == [[1, 1, 1]]
+        described = {t.name: t for group in client.describe().feature_groups for t in group.traits}
+        assert described["brand"].vocabulary.codes_end == 2
+        handed_over(new, client, request_ts)
+        assert client.snapshot(1, ALL).batch.to_lists("brand") == [[2, 0, 3]]
 
 
 def test_a_fill_refuses_vocabularies_by_name_and_keeps_them(world: World) -> None:

@@ -294,7 +294,7 @@ def test_a_client_without_the_server_says_what_to_install() -> None:
 
 
 def test_a_table_for_a_store_at_a_url(tmp_path: Path) -> None:
-    """Its scratch lies among temporary files: a URL has no folder beside it."""
+    """A table is split among temporary files, since a URL has no folder beside it."""
     world = new_world(tmp_path)
     url = f"file://{tmp_path}/remote"
     options = {"store": url, "schema": world.schema, "watermark": DAY_2}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from thinrow.client.target import Target
     from thinrow.client.transport import Transport
     from thinrow.core.lookup.answer import Answer
-    from thinrow.core.lookup.coding import Coder, Value
+    from thinrow.core.lookup.coding import Value
     from thinrow.core.pointers import Pointers, Projection, ThinRows
     from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 
@@ -76,7 +76,7 @@ class Client:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._code_book = CodeBook(transport)
+        self._code_book = CodeBook(transport.look_up_codes)
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +141,7 @@ class Client:
             InputError: Mutable events lack a trait they need.
         """
         deadline_s = self._deadline_s(deadline_s)
-        lookup = BatchLookup(rows, projection, self._coder(projection, deadline_s))
+        lookup = BatchLookup(rows, projection, self._code_book.coder(projection, deadline_s))
         size = RequestSize(self.config, first=self.config.examples_per_request)
         rest: RequestSlice | None = lookup.whole()
         while rest is not None:
@@ -190,7 +190,7 @@ class Client:
     ) -> Generator[Answer, None, None]:
         """Yields the same as `stream`, not yet widened."""
         deadline_s = self._deadline_s(deadline_s)
-        coder = self._coder(projection, deadline_s)
+        coder = self._code_book.coder(projection, deadline_s)
         return answers(self._transport, batches, projection, deadline_s, coder)
 
     def inspect(
@@ -238,7 +238,7 @@ class Client:
         Raises:
             RequestError: The trait has no vocabulary, or one of other values.
         """
-        found = self._coder("", self._deadline_s(deadline_s))(
+        found = self._code_book.coder("", self._deadline_s(deadline_s))(
             trait, list(dict.fromkeys(values)), self._codes_end(trait)
         )
         return [found[value] for value in values]
@@ -252,14 +252,6 @@ class Client:
             if each.name == trait
         )
         return next(ends, 0) or FIRST_CODE
-
-    def _coder(self, projection: Projection | str, deadline_s: float) -> Coder:
-        tenant = projection if isinstance(projection, str) else ""
-
-        def codes(trait: str, values: Sequence[Value], codes_end: int) -> dict[Value, int]:
-            return self._code_book.codes(tenant, trait, values, codes_end, deadline_s)
-
-        return codes
 
     def _deadline_s(self, deadline_s: float | None) -> float:
         wanted_s = self.config.request_deadline_s if deadline_s is None else deadline_s

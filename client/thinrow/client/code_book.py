@@ -11,10 +11,13 @@ from thinrow.errors import InputError
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeAlias
 
-    from thinrow.client.transport import Transport
-    from thinrow.core.lookup.coding import Value
+    from thinrow.core.lookup.coding import Coder, Value
+    from thinrow.core.pointers import Projection
+
+    LookUp: TypeAlias = Callable[[wire.LookUpCodesRequest, float], wire.LookUpCodesResponse]
 
 __all__ = ["REQUEST_BYTES", "VALUES_KEPT_MAX", "CodeBook"]
 
@@ -26,14 +29,27 @@ SIGN_BIT = 1 << 63
 
 
 class CodeBook:
-    """Looks codes up, and keeps them: they never change. Thread-safe."""
+    """Looks codes up, and keeps them: they never change. Thread-safe.
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    Args:
+        look_up: Sends one request, with the time for its response.
+    """
+
+    def __init__(self, look_up: LookUp) -> None:
+        self._look_up = look_up
         self._lock = threading.Lock()
         self._known: dict[str, dict[Value, int]] = {}
         self._unknown: dict[str, dict[Value, int]] = {}
         """Ends of the vocabularies that did not have a value."""
+
+    def coder(self, projection: Projection | str, deadline_s: float) -> Coder:
+        """Returns what looks codes up for requests of a projection, or of the tenant it names."""
+        tenant = projection if isinstance(projection, str) else ""
+
+        def codes(trait: str, values: Sequence[Value], codes_end: int) -> dict[Value, int]:
+            return self.codes(tenant, trait, values, codes_end, deadline_s)
+
+        return codes
 
     def codes(
         self, tenant: str, trait: str, values: Sequence[Value], codes_end: int, deadline_s: float
@@ -65,7 +81,7 @@ class CodeBook:
         for part in _parts(missing):
             request = wire.LookUpCodesRequest(trait=trait, codes_end_min=codes_end, tenant=tenant)
             _fill(request, part)
-            response = self._transport.look_up_codes(request, deadline_s)
+            response = self._look_up(request, deadline_s)
             require(len(response.codes) == len(part), "it has another number of codes")
             require(response.codes_end >= codes_end, "its vocabulary ends too early")
             pairs = list(zip(part, response.codes, strict=True))

@@ -17,7 +17,7 @@ import contextlib
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -25,6 +25,7 @@ import grpc
 import numpy as np
 from thinrow.client.channel import open_channel
 from thinrow.client.closable import CLOSED
+from thinrow.client.code_book import CodeBook
 from thinrow.client.config import ClientConfig
 from thinrow.client.counting_channel import CountingChannel
 from thinrow.client.credentials import bearer_metadata
@@ -114,6 +115,7 @@ class OnlineClient:
             request_serializer=online_pb2.SnapshotStreamRequest.SerializeToString,
             response_deserializer=decode_stream,
         )
+        self._code_book = CodeBook(self._look_up_codes)
         self._closed = False
         self._stream = SnapshotStream(stream, lambda: bearer_metadata(config), self._failure)
 
@@ -336,7 +338,8 @@ class OnlineClient:
         )
         answer = self._stream.request(request, self._timeout_s(deadline_s))
         lengths = [len(answer.mutable.arrival_ts)]
-        batch, rows = read_snapshots(answer, [shown], [answer.digest], lengths, projection)
+        coder = self._code_book.coder(projection, self._timeout_s(deadline_s))
+        batch, rows = read_snapshots(answer, [shown], [answer.digest], lengths, projection, coder)
         return Snapshot(batch, rows[0])
 
     def snapshot_batch(
@@ -367,7 +370,8 @@ class OnlineClient:
             user if isinstance(user, str) or user >= 0 else shown_id(user, self.user_id_kind)
             for user in users
         ]
-        return Snapshots(*read_snapshots(answer, shown, answer.digests, lengths, projection))
+        coder = self._code_book.coder(projection, self._timeout_s(deadline_s))
+        return Snapshots(*read_snapshots(answer, shown, answer.digests, lengths, projection, coder))
 
     def export(
         self, request: online_pb2.ExportEventsRequest
@@ -381,6 +385,14 @@ class OnlineClient:
             raise self._failure(error) from error
         finally:
             call.cancel()
+
+    def _look_up_codes(
+        self, request: wire.LookUpCodesRequest, deadline_s: float
+    ) -> wire.LookUpCodesResponse:
+        wrapped = online_pb2.LookUpEventCodesRequest(values=request)
+        answer: online_pb2.LookUpEventCodesResponse
+        answer = self._call(self.stub.LookUpEventCodes, wrapped, deadline_s)
+        return answer.codes
 
     def _timeout_s(self, deadline_s: float | None) -> float:
         return self.config.request_deadline_s if deadline_s is None else deadline_s
@@ -427,10 +439,10 @@ def _request(kind: type[Request], projection: Projection | str, **fields: Any) -
 def _column(trait: wire.Trait, values: Any, events: int) -> wire.Column:  # noqa: ANN401
     try:
         form = form_of(trait)
-        if form.coded is not None:
-            raise InputError(
-                f'{trait.name} has codes = "vocabulary", which the online half does not take yet.'
-            )
+        kind = trait.type
+        if form.coded is not None:  # events have values, which get their codes later
+            kind = trait.vocabulary.value_type
+            form = replace(form, type=form.coded, coded=None)
         if is_arrow(values):
             column = arrow_column(trait.name, values, form)
         else:
@@ -438,7 +450,7 @@ def _column(trait: wire.Trait, values: Any, events: int) -> wire.Column:  # noqa
         if len(column) == events:
             nullable = trait.nullable or column.present is not None
             size, length_max = trait.vector_size, trait.list_length_max
-            return to_wire(trait.name, trait.type, size, nullable, column, length_max)
+            return to_wire(trait.name, kind, size, nullable, column, length_max)
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"The column {trait.name!r} does not fit its trait: {error}.") from error
     raise InputError(f"The column {trait.name!r} has {len(column)} values for {events} events.")

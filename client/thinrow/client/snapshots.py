@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message
+    from thinrow.core.lookup.coding import Coder
     from thinrow.core.pointers import Projection
 
 __all__ = ["Snapshot", "Snapshots", "decode_batch", "decode_stream", "read_snapshots"]
@@ -99,6 +100,7 @@ def read_snapshots(
     digests: Sequence[int],
     lengths: Sequence[int],
     projection: Projection | str,
+    coder: Coder,
 ) -> tuple[Batch, tuple[ThinRow, ...]]:
     """Returns the histories in a response, and the thin rows that name them.
 
@@ -108,6 +110,7 @@ def read_snapshots(
         digests: One for each user.
         lengths: Mutable events of each user.
         projection: That of the request.
+        coder: Looks up the codes of values of mutable events.
 
     Raises:
         ThinRowError: The response contradicts the request or itself.
@@ -126,7 +129,7 @@ def read_snapshots(
         request_ts=np.full(users, answer.request_ts),
     )
     # Training puts the thin row back with the same code.
-    lookup = BatchLookup(ThinRows(pointers, mutable), projection)
+    lookup = BatchLookup(ThinRows(pointers, mutable), projection, coder)
     lookup.add(np.arange(users), Response.read(cast("bytes", answer.immutable)))
     rows = tuple(
         ThinRow(

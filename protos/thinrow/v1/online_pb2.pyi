@@ -181,6 +181,18 @@ class ExportEventsResponse(_message.Message):
     events: EventBatch
     def __init__(self, from_ts: _Optional[int] = ..., arrival_ts: _Optional[_Iterable[int]] = ..., events: _Optional[_Union[EventBatch, _Mapping]] = ...) -> None: ...
 
+class LookUpEventCodesRequest(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _materialization_pb2.LookUpCodesRequest
+    def __init__(self, values: _Optional[_Union[_materialization_pb2.LookUpCodesRequest, _Mapping]] = ...) -> None: ...
+
+class LookUpEventCodesResponse(_message.Message):
+    __slots__ = ("codes",)
+    CODES_FIELD_NUMBER: _ClassVar[int]
+    codes: _materialization_pb2.LookUpCodesResponse
+    def __init__(self, codes: _Optional[_Union[_materialization_pb2.LookUpCodesResponse, _Mapping]] = ...) -> None: ...
+
 class DescribeTierRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

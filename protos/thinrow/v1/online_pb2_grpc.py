@@ -64,6 +64,11 @@ class OnlineServiceStub:
                 request_serializer=thinrow_dot_v1_dot_online__pb2.ExportEventsRequest.SerializeToString,
                 response_deserializer=thinrow_dot_v1_dot_online__pb2.ExportEventsResponse.FromString,
                 _registered_method=True)
+        self.LookUpEventCodes = channel.unary_unary(
+                '/thinrow.v1.OnlineService/LookUpEventCodes',
+                request_serializer=thinrow_dot_v1_dot_online__pb2.LookUpEventCodesRequest.SerializeToString,
+                response_deserializer=thinrow_dot_v1_dot_online__pb2.LookUpEventCodesResponse.FromString,
+                _registered_method=True)
         self.DescribeTier = channel.unary_unary(
                 '/thinrow.v1.OnlineService/DescribeTier',
                 request_serializer=thinrow_dot_v1_dot_online__pb2.DescribeTierRequest.SerializeToString,
@@ -135,6 +140,16 @@ class OnlineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LookUpEventCodes(self, request, context):
+        """Returns the codes that values of mutable events have in the vocabulary of a trait, as
+        LookUpCodes of MaterializationService does; before the first generation no value has one.
+
+        Errors: as LookUpCodes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DescribeTier(self, request, context):
         """Describes the tier: its clock, what it holds, the schema of events, limits.
         """
@@ -169,6 +184,11 @@ def add_OnlineServiceServicer_to_server(servicer, server):
                     servicer.ExportEvents,
                     request_deserializer=thinrow_dot_v1_dot_online__pb2.ExportEventsRequest.FromString,
                     response_serializer=thinrow_dot_v1_dot_online__pb2.ExportEventsResponse.SerializeToString,
+            ),
+            'LookUpEventCodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookUpEventCodes,
+                    request_deserializer=thinrow_dot_v1_dot_online__pb2.LookUpEventCodesRequest.FromString,
+                    response_serializer=thinrow_dot_v1_dot_online__pb2.LookUpEventCodesResponse.SerializeToString,
             ),
             'DescribeTier': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeTier,
@@ -316,6 +336,33 @@ class OnlineService:
             '/thinrow.v1.OnlineService/ExportEvents',
             thinrow_dot_v1_dot_online__pb2.ExportEventsRequest.SerializeToString,
             thinrow_dot_v1_dot_online__pb2.ExportEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookUpEventCodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thinrow.v1.OnlineService/LookUpEventCodes',
+            thinrow_dot_v1_dot_online__pb2.LookUpEventCodesRequest.SerializeToString,
+            thinrow_dot_v1_dot_online__pb2.LookUpEventCodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

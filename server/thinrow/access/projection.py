@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from google.protobuf.message import DecodeError
-from thinrow.core.codes import FIRST_CODE
 from thinrow.errors import RequestError, UnknownTenantError
 from thinrow.schema import EVENT_TS, Schema, Trait
 from thinrow.store.history import Truncation
@@ -225,7 +224,7 @@ def _wire_trait(trait: Trait) -> wire.Trait:
         filled_before_ts=trait.filled_before_ts,
     )
     if trait.coded is not None:
-        message.vocabulary.codes_end = trait.codes_end or FIRST_CODE
+        message.vocabulary.codes_end = trait.codes_end
         message.vocabulary.values_max = trait.values_max
         message.vocabulary.value_type = wire_type(trait.carried)
     if isinstance(trait.default, str):

@@ -84,7 +84,12 @@ def _schema(traits: Iterable[wire.Trait], user_ids: IdKind, event_ids: IdKind) -
     ids += [pa.field(name, pa.int64()) for name in ("event_ts", "arrival_ts")]
     ids.append(pa.field("event_id", trait_type(id_type(event_ids), 1)))
     kinds = [
-        (trait.name, trait_type(trait.type, trait.vector_size, trait.list_length_max))
+        (
+            trait.name,
+            trait_type(
+                trait.vocabulary.value_type or trait.type, trait.vector_size, trait.list_length_max
+            ),
+        )
         for trait in traits
     ]
     return pa.schema(ids + [pa.field(*kind) for kind in kinds])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
+from thinrow.access.code_lookup import looked_up
 from thinrow.access.fair_scheduler import FairScheduler
 from thinrow.access.projection import ProjectionCache, wire_groups
 from thinrow.core.ids import to_wire_kind
@@ -17,7 +18,6 @@ from thinrow.core.status import Status
 from thinrow.core.tracing import UNTRACED, span_attributes, tracing
 from thinrow.core.wire.response import Response
 from thinrow.errors import PermissionDeniedError, RequestError
-from thinrow.materialization.codes import looked_up
 from thinrow.materialization.inspect import Question
 from thinrow.materialization.request import (
     LocalRequest,

@@ -90,7 +90,8 @@ class RecordFormat:
     """Converts events of one schema between records and columns.
 
     Columns are by name: ``event_ts``, ``event_id`` and the traits, in their own dtypes, text as
-    object arrays. An absent value of a trait with a default is that default.
+    object arrays. An absent value of a trait with a default is that default. Traits with a
+    vocabulary have values, since a value may get its code after the event arrived.
 
     Args:
         schema: Defines the traits.
@@ -100,9 +101,9 @@ class RecordFormat:
     def __init__(self, schema: Schema, number: int) -> None:
         self.schema = schema
         self.number = number
-        event_id = schema.event_id
-        self._traits = {trait.name: trait for trait in (EVENT_TS, event_id, *schema.traits)}
-        self._after_times = (event_id, *schema.traits)
+        event_id, traits = schema.event_id, schema.carried.traits
+        self._traits = {trait.name: trait for trait in (EVENT_TS, event_id, *traits)}
+        self._after_times = (event_id, *traits)
         # The user comes last, so that a record ends with them whatever its schema.
         self._stored = self._after_times
         if is_text_kind(schema.user_ids):
@@ -119,7 +120,7 @@ class RecordFormat:
             fields.append(("event_id at", "<u4"))
         if is_text_kind(schema.user_ids):
             fields.append((f"trait {USER.name}", _field_dtype(USER)))
-        for trait in schema.traits:
+        for trait in traits:
             if trait.nullable:
                 fields.append((f"has {trait.name}", "u1"))
             shape = ((trait.size,),) if trait.size > 1 else ()

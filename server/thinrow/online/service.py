@@ -99,6 +99,11 @@ class OnlineService:
                 self.export_events,
                 small_request(wire.ExportEventsRequest),
             ),
+            "LookUpEventCodes": grpc.unary_unary_rpc_method_handler(
+                self.look_up_event_codes,
+                small_request(wire.LookUpEventCodesRequest),
+                wire.LookUpEventCodesResponse.SerializeToString,
+            ),
             "DescribeTier": grpc.unary_unary_rpc_method_handler(
                 self.describe_tier,
                 small_request(wire.DescribeTierRequest),
@@ -185,6 +190,14 @@ class OnlineService:
                     self._metrics.exported.inc(part.events)
                     message = part.encode()
                 yield message
+
+    def look_up_event_codes(
+        self, request: online_pb2.LookUpEventCodesRequest, context: CallContext
+    ) -> online_pb2.LookUpEventCodesResponse:
+        """Returns the codes of values of mutable events."""
+        with self._working(context):
+            codes = self._snapshots.look_up_codes(request.values)
+        return online_pb2.LookUpEventCodesResponse(codes=codes)
 
     def describe_tier(
         self,

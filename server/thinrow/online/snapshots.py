@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from thinrow.access.code_lookup import looked_up
 from thinrow.access.fair_scheduler import FairScheduler
-from thinrow.access.projection import ProjectionCache, wire_type
+from thinrow.access.projection import ProjectionCache, resolve, wire_type
 from thinrow.core.status import Status
 from thinrow.core.wire.request import field_head
 from thinrow.errors import (
@@ -223,6 +224,23 @@ class Snapshots:
             return named_users((), (request.user_text,), kind)
         return named_users((request.user_id,), (), kind)
 
+    def look_up_codes(
+        self, request: materialization_pb2.LookUpCodesRequest
+    ) -> materialization_pb2.LookUpCodesResponse:
+        """Returns the codes of values in the newest generation.
+
+        Raises:
+            RequestError: The trait has no vocabulary, or values are of another type or too many.
+            UnavailableError: The vocabulary ends before the request's least end.
+            StoreError: The vocabulary cannot be read.
+        """
+        with self._published.use() as generation:
+            schema = self._schema(generation)
+            wanted = schema.traits
+            if request.tenant:
+                wanted = resolve(request.tenant, None, schema, self._tenants()).traits
+            return looked_up(generation, wanted, request)
+
     def _keep_small(self, answer: bytes, room: AnswerRoom) -> None:
         """Counts an answer that holds nothing; many of one message do.
 
@@ -367,9 +385,12 @@ def _nothing(projection: ResolvedProjection, users: int) -> bytes:
     for trait in projection.traits:
         answer.columns.add(
             trait=trait.name,
+            codes_end=trait.codes_end,
             type=wire_type(trait),
             vector_size=0 if trait.length_max else trait.size,
             nullable=trait.nullable,
             list_length_max=trait.length_max,
+            # Events lack values, and not codes.
+            default_word=None if trait.coded is None else trait.default_word,
         )
     return answer.SerializeToString()

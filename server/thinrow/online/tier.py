@@ -14,7 +14,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thinrow.errors import RequestError, UsageError
+from thinrow.errors import RequestError
 from thinrow.online.clock import TierClock, Wall, wall_ts
 from thinrow.online.database import TierDatabase
 from thinrow.online.event_log import EventLog
@@ -110,14 +110,8 @@ class MutableTier:
         """Returns the format of events of this schema, durably registered if it is new.
 
         Raises:
-            UsageError: The schema has a trait that the online half does not take yet.
             SchemaError: Its ids are of another kind than those of the tier.
         """
-        for trait in schema.coded_traits:
-            raise UsageError(
-                f'{trait.name} has codes = "vocabulary", which the online half does not take yet; '
-                f"serve this store with thinrow serve, or give the trait codes = {{ buckets = N }}."
-            )
         with self._changed:
             known = self.formats.newest
             if known is not None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from thinrow.core.codes import FIRST_CODE
 from thinrow.core.traits import TraitForm, TraitType
 
 __all__ = [
@@ -69,6 +70,10 @@ class Trait:
     """Limit on the values of the vocabulary; 0 without one."""
     codes_end: int = field(default=0, compare=False)
     """End of the codes that the vocabulary of a generation gives out; 0 without one."""
+
+    def __post_init__(self) -> None:
+        if self.coded is not None and not self.codes_end:
+            object.__setattr__(self, "codes_end", FIRST_CODE)
 
     @property
     def form(self) -> TraitForm:

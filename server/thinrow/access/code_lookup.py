@@ -21,12 +21,13 @@ __all__ = ["looked_up"]
 
 
 def looked_up(
-    generation: Generation, traits: Iterable[Trait], request: wire.LookUpCodesRequest
+    generation: Generation | None, traits: Iterable[Trait], request: wire.LookUpCodesRequest
 ) -> wire.LookUpCodesResponse:
     """Returns the codes of a request's values.
 
     Args:
-        generation: The generation whose vocabulary answers.
+        generation: The generation whose vocabulary answers; before the first, which is None, no
+            value has a code.
         traits: Traits that the request may name.
         request: The request.
 
@@ -53,8 +54,13 @@ def looked_up(
         )
     if request.codes_end_min > trait.codes_end:
         raise UnavailableError(
-            f"{generation.folder.name} has codes of {trait.name} up to {trait.codes_end}, and the "
-            f"request needs {request.codes_end_min}; repeat it, or call another replica."
+            f"{generation.folder.name if generation else 'No generation'} has codes of "
+            f"{trait.name} up to {trait.codes_end}, and the request needs "
+            f"{request.codes_end_min}; repeat it, or call another replica."
+        )
+    if generation is None:
+        return wire.LookUpCodesResponse(
+            codes_end=trait.codes_end, codes=[UNKNOWN_CODE] * len(given)
         )
     vocabulary = generation.vocabulary(trait)
     kind = vocabulary.values.type
