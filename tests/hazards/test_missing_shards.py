@@ -35,7 +35,14 @@ from thinrow.store.generation import Generation
 from thinrow.store.generations import problem_of
 from thinrow.store.hashing import shard_of
 from thinrow.store.history import digests_at
-from thinrow.store.manifest import ShardSummary, read_manifest, write_manifest
+from thinrow.store.manifest import (
+    Manifest,
+    ShardSummary,
+    read_manifest,
+    shard_manifest,
+    write_manifest,
+)
+from thinrow.store.shard_manifest import ShardManifest, write_shard_manifest
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -66,10 +73,12 @@ def serving(world: World) -> Path:
 
 def edit(world: World, shards: list[ShardSummary]) -> None:
     """Writes another manifest, with a right checksum, as a faulty tool would."""
-    folder = serving(world)
-    before = read_manifest(world.store / "generation-000001")
-    after = before.model_copy(update={"number": 2, "shards": shards})
-    write_manifest(folder, after)
+    after = read_manifest_of_first(world).model_copy(update={"number": 2, "shards": shards})
+    write_manifest(serving(world), after)
+
+
+def read_manifest_of_first(world: World) -> Manifest:
+    return read_manifest(world.store / "generation-000001")
 
 
 def online_config(world: World) -> OnlineConfig:
@@ -103,7 +112,11 @@ def check_refused(world: World, match: str, *, is_listed: bool = True) -> None:
 def test_a_manifest_that_lists_some_of_the_shards(world: World, kept: list[int]) -> None:
     shards = read_manifest(serving(world)).shards
     edit(world, [shards[number] for number in kept])
-    check_refused(world, "shard-000|no shard")
+    check_refused(world, f"it lists {len(kept)} of 4 shards")
+    lacking = {"shards": [shards[number] for number in kept], "shard_count": max(len(kept), 1)}
+    second = read_manifest_of_first(world).model_copy(update={"number": 2, **lacking})
+    write_manifest(serving(world), second)
+    check_refused(world, "shard-000. is no shard of|where shard-000. belongs|lists 0 of 1")
 
 
 @pytest.mark.parametrize("order", [[1, 0, 2, 3], [0, 1, 2, 2]])
@@ -115,12 +128,18 @@ def test_a_manifest_that_lists_shards_in_another_order(world: World, order: list
 
 def test_a_manifest_whose_shard_lost_its_tables(world: World) -> None:
     """An empty shard has neither keys nor tables; one that was lost has keys."""
-    shards = read_manifest(serving(world)).shards
-    files = [file for file in shards[2].files if not file.name.endswith(".sst")]
-    lost = [*shards[:2], shards[2].model_copy(update={"files": files}), shards[3]]
-    edit(world, lost)
+    manifest = read_manifest(serving(world))
+    shards = manifest.shards
+    files = shard_manifest(serving(world), manifest, 2).files
+    lost = ShardManifest(
+        name="shard-0002", files=[file for file in files if not file.name.endswith(".sst")]
+    )
+    xxh3 = write_shard_manifest(serving(world), 2, lost)
+    check_refused(world, "shard-0002.json is damaged .its checksum does not fit")
+    without = shards[2].model_copy(update={"manifest_xxh3": xxh3})
+    edit(world, [*shards[:2], without, shards[3]])
     check_refused(world, "shard-0002.*no tables")
-    emptied = shards[2].model_copy(update={"files": files, "keys": 0})
+    emptied = without.model_copy(update={"keys": 0})
     edit(world, [*shards[:2], emptied, shards[3]])
     check_refused(world, "shard-0002.*no keys")
     emptied = emptied.model_copy(update={"users": 0, "events": 0})
@@ -165,9 +184,12 @@ def test_a_shard_more_than_the_manifest_lists(world: World) -> None:
 def test_a_shard_of_another_number_of_shards(world: World) -> None:
     """A shard whose files and counts are right, but to which other users belong."""
     other = new_world(world.folder / "other")
-    other.compact(some_events(600, users=40), 4, shards=3)
+    other.compact(some_events(600, users=40), 4, shards=2)
     shutil.rmtree(serving(world) / "shard-0001")
     shutil.copytree(other.store / "generation-000001" / "shard-0001", serving(world) / "shard-0001")
+    shutil.copyfile(
+        other.store / "generation-000001" / "shard-0001.json", serving(world) / "shard-0001.json"
+    )
     shards = list(read_manifest(serving(world)).shards)
     shards[1] = read_manifest(other.store / "generation-000001").shards[1]
     edit(world, shards)
@@ -220,7 +242,9 @@ def test_a_server_of_some_of_the_shards(world: World) -> None:
     here, elsewhere = held({1, 3})
     opened_whole = Generation.__init__
 
-    def opened_part(self: Generation, folder: Path, cache_bytes_max: int = 1 << 20) -> None:
+    def opened_part(
+        self: Generation, folder: Path, cache_bytes_max: int = 1 << 20, _: object = None
+    ) -> None:
         opened_whole(self, folder, cache_bytes_max, {1, 3})
 
     config = ServerConfig(store=world.store, listen="127.0.0.1:0", metrics=None)

@@ -140,7 +140,7 @@ def test_stores_of_int64_are_as_before_and_others_have_a_format_of_their_own(
     world = new(tmp_path, kind)
     world.compact(events(some_ids(kind), event_id_array([], kind).type), 1)
     with Generation.open_current(world.store) as generation:
-        assert generation.manifest.format == (2 if kind == "int64" else 3)
+        assert generation.manifest.format == 4
         assert ("event_ids" in generation.manifest.stored_schema) == (kind != "int64")
         assert generation.schema.event_ids == kind
 

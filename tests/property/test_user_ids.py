@@ -182,7 +182,7 @@ def test_a_schema_names_the_kind_and_may_have_a_group_of_users(tmp_path: Path) -
     with Generation.open_current(world.store) as generation:
         assert generation.schema.user_ids == "uint64"
         assert [group.name for group in generation.schema.groups] == ["item", "user"]
-        assert generation.manifest.format == 3
+        assert generation.manifest.format == 4
     with pytest.raises(SchemaError, match="'int32' is no kind of user ids; use one of int64, uint"):
         new_world(tmp_path / "other", '[user]\nid = "int32"\n').compact(events([1]), 1)
 

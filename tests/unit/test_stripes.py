@@ -110,12 +110,12 @@ def test_only_what_grows_into_a_longer_stripe_is_written_again(tmp_path: Path) -
 def test_shards_are_written_whole_in_turn(tmp_path: Path) -> None:
     """One in seven each time, by its number, so that no day rewrites the whole store."""
     world = new_world(tmp_path)
-    world.compact(some_events(3000, USERS), 3, shards=3)
+    world.compact(some_events(3000, USERS), 3, shards=4)
     for number in range(2, 9):
         day = number + 2
         event = some_events(1, USERS, 1, day, first_day=day - 1)
         world.compact(event, day, shards=None)
-        for shard in range(3):
+        for shard in range(4):
             folder = world.store / f"generation-{number:06d}" / f"shard-{shard:04d}"
             shared = sum(table.stat().st_nlink > 1 for table in folder.glob("*.sst"))
             assert (shared == 0) == is_whole_due(number, shard), (number, shard)

@@ -40,7 +40,7 @@ def list_command(store: Store) -> None:
         table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
     for generation in found:
         manifest = generation.manifest
-        cells = ["", "", "", ""]
+        cells = [""] * 4
         if manifest is not None:
             cells = [
                 readable_time(manifest.watermark_ts),
@@ -52,6 +52,7 @@ def list_command(store: Store) -> None:
     out.print(table)
     for generation in found:
         if generation.is_current and generation.manifest is not None:
+            _print_writer(generation.manifest)
             _print_fills(generation.manifest)
         if generation.problem is not None:
             out.print(f"{generation.folder.name}: {generation.problem}", soft_wrap=True)
@@ -73,6 +74,17 @@ def _generations(store: str) -> list[StoredGeneration]:
         return stored_generations(Path(store))
     except OSError as error:
         raise storage_error(error, Path(store)) from error
+
+
+def _print_writer(manifest: Manifest) -> None:
+    """Shows the shards of a generation, and the run that wrote it where its manifest names it."""
+    versions = ", ".join(f"{name} {number}" for name, number in manifest.versions.items())
+    written = f", written by run {manifest.run_id} of the {manifest.engine} engine ({versions})"
+    out.print(
+        f"Generation {manifest.number}: {manifest.shard_count:,} shards, manifest format "
+        f"{manifest.format}{'' if manifest.run_id is None else written}",
+        soft_wrap=True,
+    )
 
 
 def _print_fills(manifest: Manifest) -> None:

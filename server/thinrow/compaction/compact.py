@@ -12,12 +12,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import numpy as np
 import xxhash
-from thinrow.compaction.config import SHARDS_DEFAULT, CompactionConfig
+from thinrow.compaction.config import SHARDS_DEFAULT, SHARDS_MAX, CompactionConfig
 from thinrow.compaction.shard import ShardCounts, ShardTask, write_shard
-from thinrow.compaction.shards import is_whole_due, previous_shard, write_shards
+from thinrow.compaction.shards import ENGINE, is_whole_due, previous_shard, write_shards
 from thinrow.compaction.users import read_user_ids
 from thinrow.compaction.vocabularies import (
     RunValues,
@@ -36,7 +37,7 @@ from thinrow.events.split import Progress, SplitEvents, split_events
 from thinrow.events.time_columns import TimeReader, TimeSpan
 from thinrow.events.user_ids import UserIdReader
 from thinrow.remote.checkout import Checkout
-from thinrow.schema import Schema, evolve, parse_schema, read_schema, to_stored
+from thinrow.schema import Schema, evolve, parse_schema, read_schema
 from thinrow.store.current import current_folder
 from thinrow.store.generation import Generation
 from thinrow.store.generations import (
@@ -51,13 +52,7 @@ from thinrow.store.generations import (
 )
 from thinrow.store.hashing import file_fingerprint, shard_of
 from thinrow.store.layout import shard_name
-from thinrow.store.manifest import (
-    Manifest,
-    RunInputs,
-    ShardSummary,
-    format_of,
-    write_manifest,
-)
+from thinrow.store.manifest import RunInputs, ShardSummary, new_manifest, write_manifest
 from thinrow.store.marks import build_folder
 from thinrow.store.place import is_url
 from thinrow.store.shard import storage_error
@@ -241,14 +236,15 @@ def _compact(
             progress,
         )
         shutil.rmtree(building / "events")
-        manifest = Manifest(
-            format=format_of(schema),
+        manifest = new_manifest(
+            run_id=uuid4(),
+            engine=ENGINE,
             number=number,
             watermarks=[
                 *([] if previous is None else previous.manifest.watermarks),
                 *cuts.watermarks.tolist(),
             ],
-            stored_schema=to_stored(schema),
+            schema=schema,
             shards=summaries,
             run=run,
             fills=[] if previous is None else previous.manifest.fills,
@@ -381,7 +377,15 @@ def _already_there(
 
 def _shard_count(config: CompactionConfig, previous: Generation | None) -> int:
     if previous is None:
-        return config.shards or SHARDS_DEFAULT
+        shards = config.shards or SHARDS_DEFAULT
+        # Servers, or row files, by twos and fours can then have whole shards each.
+        if shards & (shards - 1):
+            below = 1 << (shards.bit_length() - 1)
+            raise UsageError(
+                f"--shards is {shards}; a new store has a power of two, such as {below} or "
+                f"{min(2 * below, SHARDS_MAX)}."
+            )
+        return shards
     if config.shards not in (None, previous.shard_count):
         raise UsageError(
             f"The store has {previous.shard_count} shards and keeps them; leave --shards out."

@@ -53,7 +53,7 @@ class CompactionConfig:
     shards: int | None = field(
         default=None,
         metadata=setting(
-            "Shards of a new store; a store keeps the number it was built with.",
+            "Shards of a new store, a power of two; a store keeps the number it was built with.",
             maximum=SHARDS_MAX,
             default_text=str(SHARDS_DEFAULT),
         ),

@@ -30,6 +30,7 @@ from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, USER_GROUP, VISIBLE_TS
 from thinrow.store.directory import NEVER_TS, parse_directories
 from thinrow.store.history import bisect_left
 from thinrow.store.keys import USER_BYTES, group_and_stripe, pack_keys
+from thinrow.store.kv_digest import stream_digest
 from thinrow.store.shard import Shard, ShardWriter
 from thinrow.store.stripe import STRIPE_EVENTS_MAX, decode_stripes
 
@@ -91,6 +92,8 @@ class PreviousShard:
     key_count: int
     event_count: int
     user_count: int
+    kv_xxh3_128: str | None
+    """Digest of its stream of keys and values; None if not recorded, as in older stores."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -172,7 +175,8 @@ def write_parts(
         writer = ShardWriter(path)
         _merge(writer, previous, parts, schema)
         return writer.key_count, writer
-    writer = ShardWriter(path, previous.shard.path)
+    kv_below = previous.kv_xxh3_128 or stream_digest(previous.shard.items(previous.key_count))
+    writer = ShardWriter(path, previous.shard.path, kv_below)
     return previous.key_count + _lay_over(writer, parts), writer
 
 

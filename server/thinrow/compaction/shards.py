@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from thinrow.compaction.shard import PreviousShard, ShardCounts
-from thinrow.errors import StoreCorruptError
-from thinrow.store.manifest import ShardSummary
+from thinrow.store.layout import shard_name
+from thinrow.store.manifest import ShardSummary, shard_manifest
 from thinrow.store.shard import LAYERS_MAX
+from thinrow.store.shard_manifest import ShardManifest, write_shard_manifest
+from thinrow.store.small_files import damaged
 from thinrow.store.stored_files import file_summary
 
 if TYPE_CHECKING:
@@ -19,8 +21,17 @@ if TYPE_CHECKING:
     from thinrow.store.generation import Generation
     from thinrow.store.shard import ShardWriter
 
-__all__ = ["WHOLE_EVERY", "is_whole_due", "previous_shard", "write_shards"]
+__all__ = [
+    "ENGINE",
+    "WHOLE_EVERY",
+    "finish_shard",
+    "is_whole_due",
+    "previous_shard",
+    "write_shards",
+]
 
+ENGINE = "embedded"
+"""Name of the engine that this module is, in manifests."""
 WHOLE_EVERY = LAYERS_MAX + 1
 """Generations in which each shard is written whole once, about a seventh of the shards in each."""
 
@@ -58,7 +69,7 @@ def write_shards(
             counts, writer = write(number)
             totals.append(counts)
             # Much of finishing is waiting for the disk: the next shard is sorted meanwhile.
-            summaries.append(background.submit(_finished, writer, counts, previous))
+            summaries.append(background.submit(finish_shard, number, writer, counts, previous))
         progress("Writing shards", shards, shards)
         return totals, [summary.result() for summary in summaries]
 
@@ -73,38 +84,38 @@ def previous_shard(previous: Generation | None, number: int) -> PreviousShard | 
         key_count=summary.keys,
         event_count=summary.events,
         user_count=summary.users,
+        kv_xxh3_128=summary.kv_xxh3_128,
     )
 
 
-def _finished(
-    writer: ShardWriter, counts: ShardCounts, previous: Generation | None
+def finish_shard(
+    number: int, writer: ShardWriter, counts: ShardCounts, previous: Generation | None
 ) -> ShardSummary:
-    """Finishes a shard and measures it.
+    """Finishes a shard, measures it, and writes its manifest.
 
     Raises:
         StoreError: the disk is full, or a file that it shares with the last generation is damaged.
     """
     writer.finish()
-    name = writer.path.name
+    name = shard_name(number)
+    assert writer.path.name == name
     files = [file_summary(file) for file in sorted(writer.path.iterdir())]
     value_bytes_max = writer.value_bytes_max
-    if previous is not None:
-        (before,) = (shard for shard in previous.manifest.shards if shard.name == name)
-        found = {file.name: file for file in files}
-        for file in before.files:
-            if file.name in writer.linked and not found[file.name].has_content_of(file):
-                raise StoreCorruptError(
-                    f"{previous.folder / name / file.name} is damaged (its checksum differs); "
-                    f"restore it from a replica or build the generation again."
-                )
-        if writer.linked:
-            below = before.value_bytes_max
-            value_bytes_max = below and max(below, value_bytes_max)
+    if previous is not None and writer.linked:
+        now = {file.name: file for file in files}
+        for file in shard_manifest(previous.folder, previous.manifest, number).files:
+            if file.name in writer.linked and not now[file.name].has_content_of(file):
+                raise damaged(previous.folder / name / file.name, "its checksum differs")
+        below = previous.manifest.shards[number].value_bytes_max
+        value_bytes_max = below and max(below, value_bytes_max)
+    manifest = ShardManifest(name=name, files=files)
     return ShardSummary(
         name=name,
         keys=counts.keys,
         events=counts.events,
         users=counts.users,
-        files=files,
         value_bytes_max=value_bytes_max,
+        stored_bytes=manifest.stored_bytes,
+        kv_xxh3_128=writer.kv_xxh3_128,
+        manifest_xxh3=write_shard_manifest(writer.path.parent, number, manifest),
     )

@@ -12,9 +12,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pyarrow as pa
-from thinrow.compaction.shards import previous_shard, write_shards
+from thinrow.compaction.shards import ENGINE, previous_shard, write_shards
 from thinrow.compaction.vocabularies import known_vocabularies, write_vocabularies
 from thinrow.core.files.paths import data_files
 from thinrow.core.ids import is_text_kind
@@ -27,7 +28,7 @@ from thinrow.filling.shard import SHOWN_MAX, FillCounts, FillTask, fill_shard
 from thinrow.filling.table import FillTable
 from thinrow.filling.users import FillUsers
 from thinrow.remote.checkout import Checkout
-from thinrow.schema import Schema, evolve, read_schema, to_stored
+from thinrow.schema import Schema, evolve, read_schema
 from thinrow.store.current import require_current_folder
 from thinrow.store.generation import Generation
 from thinrow.store.generations import (
@@ -39,7 +40,7 @@ from thinrow.store.generations import (
 )
 from thinrow.store.hashing import content_fingerprint
 from thinrow.store.layout import shard_name
-from thinrow.store.manifest import FillRecord, Manifest, write_manifest
+from thinrow.store.manifest import FillRecord, new_manifest, write_manifest
 from thinrow.store.marks import build_folder
 from thinrow.store.place import is_url
 from thinrow.store.shard import storage_error
@@ -160,11 +161,12 @@ def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillR
         shards = _FilledShards(previous, task, building, TimeReader(config.time_unit), progress)
         _, summaries = write_shards(previous.shard_count, shards.write, previous, progress)
         record = shards.completed(record)
-        filled = Manifest(
-            format=manifest.format,
+        filled = new_manifest(
+            run_id=uuid4(),
+            engine=ENGINE,
             number=record.generation,
             watermarks=manifest.watermarks,
-            stored_schema=to_stored(schema),
+            schema=schema,
             shards=summaries,
             run=manifest.run,
             fills=[*manifest.fills, record],

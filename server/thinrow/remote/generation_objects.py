@@ -1,16 +1,18 @@
-"""Objects of one generation: their keys, and its manifest.
+"""Objects of one generation: their keys, and its manifests.
 
     CURRENT                                  what serves (current.py)
-    generations/generation-000007.json       manifest, created once: the claim of the number
+    generations/generation-000007.json       root manifest, created once: the claim of the number
+    runs/RUN/manifests/shard-0003.json       manifest of a shard
     runs/RUN/shard-0003/UUID-000009.sst      a file, which later generations may share
 
-A key below runs/ has the id of the run that wrote it and a UUID, so that no two attempts write the
-same key.
+A key below runs/ has the id of the run that wrote it, and that of a file a UUID, so that no two
+attempts write the same key. The root manifest has the id of the run.
 """
 
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -22,8 +24,10 @@ from thinrow.store.layout import (
     ROOTS,
     VOCABULARIES,
     generation_name,
+    shard_manifest_name,
 )
-from thinrow.store.manifest import MANIFEST_BYTES_MAX, parse_manifest
+from thinrow.store.manifest import MANIFEST_BYTES_MAX, check_shard, parse_manifest
+from thinrow.store.shard_manifest import SHARD_MANIFEST_BYTES_MAX, parse_shard_manifest
 from thinrow.store.small_files import reason_of, write_beside
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
     from thinrow.remote.object_store import ObjectStore
     from thinrow.store.manifest import Manifest
+    from thinrow.store.shard_manifest import ShardManifest
     from thinrow.store.stored_files import StoredFile
 
 __all__ = [
@@ -41,6 +46,7 @@ __all__ = [
     "file_key",
     "read_generation",
     "root_key",
+    "shard_manifest_key",
 ]
 
 RUNS = "runs"
@@ -52,6 +58,12 @@ _KEY = re.compile(r"runs/[\w-]+(/[\w-][\w.-]*)+")
 def root_key(number: int) -> str:
     """Returns the key of a generation's root manifest."""
     return f"{ROOTS}/{generation_name(number)}.json"
+
+
+def shard_manifest_key(manifest: Manifest, number: int) -> str:
+    """Returns the key of the manifest of a shard."""
+    assert manifest.run_id is not None
+    return f"{RUNS}/{manifest.run_id.hex}/manifests/{shard_manifest_name(number)}"
 
 
 def file_key(run_id: str, folder: str, name: str) -> str:
@@ -66,30 +78,47 @@ class RemoteGeneration:
 
     manifest: Manifest
     body: bytes
-    """The manifest as it is stored."""
-    numbers: list[int]
-    """Shards that are wanted, ascending."""
+    """The root manifest as it is stored."""
+    shards: dict[int, ShardManifest]
+    """Manifests of the shards that are wanted, by number, ascending."""
+    texts: dict[int, str]
+    """The same as they are stored."""
+
+    @property
+    def numbers(self) -> list[int]:
+        """Shards that are wanted, ascending."""
+        return list(self.shards)
 
     @property
     def xxh3(self) -> str:
-        """XXH3 (64 bits) of the manifest as it is stored, hexadecimal."""
+        """XXH3 (64 bits) of the root manifest as it is stored, hexadecimal."""
         return xxhash.xxh3_64_hexdigest(self.body)
 
     @property
     def files(self) -> list[tuple[str, StoredFile]]:
         """Every file of these shards and of vocabularies, with its path in a folder."""
-        shards = [self.manifest.shards[number] for number in self.numbers]
+        shards = self.shards.values()
         found = [(f"{shard.name}/{file.name}", file) for shard in shards for file in shard.files]
         vocabularies = [one.file for one in self.manifest.vocabularies]
         return found + [(f"{VOCABULARIES}/{file.name}", file) for file in vocabularies]
 
     @property
     def keys(self) -> set[str]:
-        """Keys of all objects but the manifest."""
-        return {key_of(file) for _, file in self.files}
+        """Keys of all objects but the root manifest."""
+        manifests = {shard_manifest_key(self.manifest, number) for number in self.texts}
+        return manifests | {key_of(file) for _, file in self.files}
+
+    def is_complete_in(self, folder: Path) -> bool:
+        """Returns True if a generation's folder has all files and manifests of these shards."""
+        names = [place for place, _ in self.files]
+        names += map(shard_manifest_name, self.texts)
+        return all((folder / name).is_file() for name in names)
 
     def write_manifests(self, folder: Path) -> None:
-        """Writes the manifest as a generation's folder has it."""
+        """Writes the manifests as a generation's folder has them, the root last."""
+        for number, text in self.texts.items():
+            path = folder / shard_manifest_name(number)
+            write_beside(path, text).replace(path)
         path = folder / MANIFEST
         write_beside(path, self.body.decode()).replace(path)
 
@@ -132,11 +161,35 @@ def read_generation(
     try:
         if xxh3 is not None and xxhash.xxh3_64_hexdigest(content.data) != xxh3:
             raise ValueError("it is another one than CURRENT names")
-        manifest = parse_manifest(content.data.decode(), f"{store.url}/{key}")
-        if manifest.number != number:
-            raise ValueError(f"it is that of generation {manifest.number}")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        text = content.data.decode()
+    except ValueError as error:
         raise store.damaged(key, reason_of(error)) from error
-    return RemoteGeneration(
-        manifest=manifest, body=content.data, numbers=sorted(choose(manifest.shard_count))
-    )
+    manifest = parse_manifest(text, f"{store.url}/{key}")
+    if manifest.number != number:
+        raise store.damaged(key, f"it is that of generation {manifest.number}")
+    if manifest.single:
+        raise store.damaged(key, f"format {manifest.format} is not one of object stores")
+    numbers = sorted(choose(manifest.shard_count))
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+        found = threads.map(lambda shard: _read_shard(store, manifest, shard), numbers)
+        texts, shards = {}, {}
+        for shard, (text, parsed) in zip(numbers, found, strict=True):
+            texts[shard], shards[shard] = text, parsed
+    return RemoteGeneration(manifest=manifest, body=content.data, shards=shards, texts=texts)
+
+
+def _read_shard(store: ObjectStore, manifest: Manifest, number: int) -> tuple[str, ShardManifest]:
+    """Reads the manifest of a shard, as it is stored and parsed."""
+    key = shard_manifest_key(manifest, number)
+    content = store.read(key, SHARD_MANIFEST_BYTES_MAX)
+    if content is None:
+        raise store.damaged(key, "it is gone")
+    summary = manifest.shards[number]
+    assert summary.manifest_xxh3 is not None
+    try:
+        text = content.data.decode()
+        parsed = parse_shard_manifest(text, number, summary.manifest_xxh3)
+        check_shard(summary, parsed)
+    except (ValueError, RecursionError) as error:
+        raise store.damaged(key, reason_of(error)) from error
+    return text, parsed

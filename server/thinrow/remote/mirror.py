@@ -242,8 +242,7 @@ class Mirror:
         except OSError:
             return False
         # Another choice of shards than at the last start needs other files.
-        files = self._read(record).files
-        if not all((folder / place).is_file() for place, _ in files):
+        if not self._read(record).is_complete_in(folder):
             return False
         self._complete_xxh3 = record.manifest_xxh3
         return True

@@ -22,9 +22,16 @@ from thinrow.remote.generation_objects import (
     RemoteGeneration,
     file_key,
     root_key,
+    shard_manifest_key,
 )
 from thinrow.store.layout import ROOTS, VOCABULARIES, generation_number
-from thinrow.store.manifest import MANIFEST_BYTES_MAX, encode_manifest, read_manifest
+from thinrow.store.manifest import (
+    MANIFEST_BYTES_MAX,
+    encode_manifest,
+    read_manifest,
+    shard_manifest,
+)
+from thinrow.store.shard_manifest import encode_shard_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +39,8 @@ if TYPE_CHECKING:
 
     from thinrow.remote.current import Current
     from thinrow.remote.object_store import ObjectStore
+    from thinrow.store.manifest import ShardSummary
+    from thinrow.store.shard_manifest import ShardManifest
     from thinrow.store.stored_files import StoredFile
 
 __all__ = ["SWAPS_MAX", "UPLOADS_AT_ONCE", "highest_number", "publish"]
@@ -72,19 +81,20 @@ def publish(
         StoreCorruptError: An object that was written is not there.
         StoreUnavailableError: The object store does not answer.
     """
-    run_id = uuid4().hex
-    generation, uploads = _with_objects(folder, run_id, previous)
-    _upload(store, run_id, uploads, progress)
+    generation, uploads = _with_objects(folder, previous)
+    _upload(store, generation, uploads, progress)
     _create_root(store, root_key(generation.manifest.number), generation.body)
     _swap(store, base, generation)
     return generation
 
 
 def _with_objects(
-    folder: Path, run_id: str, previous: RemoteGeneration | None
+    folder: Path, previous: RemoteGeneration | None
 ) -> tuple[RemoteGeneration, dict[str, tuple[Path, StoredFile]]]:
     """Gives every file an object: the last generation's where it is the same, else a new one."""
     manifest = read_manifest(folder)
+    run_id = manifest.run_id
+    assert run_id is not None
     known = {} if previous is None else dict(previous.files)
     uploads: dict[str, tuple[Path, StoredFile]] = {}
 
@@ -92,47 +102,62 @@ def _with_objects(
         before = known.get(place)
         if before is not None and before.has_content_of(file):
             return file.model_copy(update={"object": before.object})
-        key = file_key(run_id, place.split("/")[0], file.name)
+        key = file_key(run_id.hex, place.split("/")[0], file.name)
         uploads[key] = folder / place, file
         return file.model_copy(update={"object": key})
 
-    shards = [
-        shard.model_copy(
-            update={"files": [stored(f"{shard.name}/{file.name}", file) for file in shard.files]}
-        )
-        for shard in manifest.shards
-    ]
+    summaries: list[ShardSummary] = []
+    shards: dict[int, ShardManifest] = {}
+    texts: dict[int, str] = {}
+    for number, summary in enumerate(manifest.shards):
+        shard = shard_manifest(folder, manifest, number)
+        files = [stored(f"{shard.name}/{file.name}", file) for file in shard.files]
+        shards[number] = shard.model_copy(update={"files": files})
+        texts[number], xxh3 = encode_shard_manifest(shards[number])
+        summaries.append(summary.model_copy(update={"manifest_xxh3": xxh3}))
     vocabularies = [
         one.model_copy(update={"file": stored(f"{VOCABULARIES}/{one.file.name}", one.file)})
         for one in manifest.vocabularies
     ]
-    manifest = manifest.model_copy(update={"shards": shards, "vocabularies": vocabularies})
+    manifest = manifest.model_copy(update={"shards": summaries, "vocabularies": vocabularies})
     generation = RemoteGeneration(
         manifest=manifest,
         body=encode_manifest(manifest).encode(),
-        numbers=list(range(manifest.shard_count)),
+        shards=shards,
+        texts=texts,
     )
     return generation, uploads
 
 
 def _upload(
     store: ObjectStore,
-    run_id: str,
+    generation: RemoteGeneration,
     uploads: dict[str, tuple[Path, StoredFile]],
     progress: Callable[[str, int, int], None],
 ) -> None:
-    """Uploads files, several at once, and checks that the store lists each with its size."""
+    """Uploads files and manifests of shards, several at once, and checks that the store lists each
+    with its size."""
+    manifests = {
+        shard_manifest_key(generation.manifest, number): text.encode()
+        for number, text in generation.texts.items()
+    }
     threads = ThreadPoolExecutor(UPLOADS_AT_ONCE)
     try:
         done = threads.map(lambda key: store.upload(key, uploads[key][0]), uploads)
         for count, _ in enumerate(done, 1):
             progress("Uploading files", count, len(uploads))
+        # Results are awaited, so that an error is raised.
+        list(threads.map(lambda key: store.write(key, manifests[key]), manifests))
     finally:
         threads.shutdown(cancel_futures=True)
     # A run that was paused for longer than gc's grace period has lost its objects.
-    listed = {one.key: one.bytes for one in store.listed(f"{RUNS}/{run_id}")}
-    for key, (_, file) in uploads.items():
-        if listed.get(key) != file.bytes:
+    run_id = generation.manifest.run_id
+    assert run_id is not None
+    listed = {one.key: one.bytes for one in store.listed(f"{RUNS}/{run_id.hex}")}
+    expected = {key: file.bytes for key, (_, file) in uploads.items()}
+    expected |= {key: len(data) for key, data in manifests.items()}
+    for key, byte_count in expected.items():
+        if listed.get(key) != byte_count:
             raise store.damaged(key, "it is gone, or its size differs")
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from thinrow.errors import StoreCorruptError
 from thinrow.store.layout import VOCABULARIES, is_shard_name
+from thinrow.store.manifest import shard_manifest
 from thinrow.store.small_files import unreadable
 from thinrow.store.stored_files import check_file
 
@@ -14,24 +15,31 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thinrow.store.manifest import Manifest
+    from thinrow.store.shard_manifest import ShardManifest
 
 __all__ = ["check_files"]
 
 
-def check_files(folder: Path, manifest: Manifest, numbers: Collection[int] | None = None) -> None:
+def check_files(
+    folder: Path, manifest: Manifest, numbers: Collection[int] | None = None
+) -> dict[int, ShardManifest]:
     """Checks that every file of a generation is there and of the right size.
 
     Small files are read and checked whole; of the large ones RocksDB checks each block when it
-    reads it.
+    reads it. Of shards that are not in `numbers`, nothing is read.
 
     Args:
         folder: Folder of the generation.
         manifest: The generation's manifest.
         numbers: Shards that should be there; None for all.
 
+    Returns:
+        The manifests of these shards, by number.
+
     Raises:
         StoreCorruptError: names the first file or folder at fault.
     """
+    found = {}
     _check_no_more_shards(folder, manifest)
     for number, shard in enumerate(manifest.shards):
         if numbers is not None and number not in numbers:
@@ -41,12 +49,14 @@ def check_files(folder: Path, manifest: Manifest, numbers: Collection[int] | Non
                 f"{folder / shard.name} is missing, with the histories of {shard.users} users; "
                 f"copy the generation again, whole, restore it from a replica or build it again."
             )
-        for file in shard.files:
+        found[number] = shard_manifest(folder, manifest, number)
+        for file in found[number].files:
             path = folder / shard.name / file.name
             check_file(path, file, content=not file.name.endswith(".sst"))
     for vocabulary in manifest.vocabularies:
         path = folder / VOCABULARIES / vocabulary.file.name
         check_file(path, vocabulary.file, content=False)
+    return found
 
 
 def _check_no_more_shards(folder: Path, manifest: Manifest) -> None:

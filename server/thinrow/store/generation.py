@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from thinrow.schema import Trait
+    from thinrow.store.shard_manifest import ShardManifest
 
 __all__ = [
     "CACHE_BYTES_MAX",
@@ -84,7 +85,7 @@ class Generation:
             raise UsageError(
                 f"{folder} has shards 0 to {self.shard_count - 1}; open only such numbers."
             )
-        check_files(folder, self.manifest, numbers)
+        files = check_files(folder, self.manifest, numbers)
         self.schema = self.manifest.schema_
         self.watermarks = np.array(self.manifest.watermarks, dtype=np.int64)
         self.cache = _native.ValueCache(cache_bytes_max)
@@ -106,7 +107,7 @@ class Generation:
             for number, summary in enumerate(self.manifest.shards):
                 if numbers is None or number in numbers:
                     self.shards[number] = Shard(folder / summary.name)
-                    self._check_shard(number)
+                    self._check_shard(number, files[number])
         except StoreError:
             self.close()
             raise
@@ -197,14 +198,14 @@ class Generation:
         user_ids = np.frombuffer(b"".join(key[:USER_BYTES] for key in keys), dtype=">i8")
         return shard_of(user_ids, self.shard_count)
 
-    def _check_shard(self, number: int) -> None:
+    def _check_shard(self, number: int, files: ShardManifest) -> None:
         """Checks that a shard's database has the manifest's tables, and users of this shard only.
 
         Raises:
             StoreCorruptError: It is another shard, or one of another number of shards.
         """
-        shard, summary = self.shards[number], self.manifest.shards[number]
-        listed = {file.name for file in summary.files if file.name.endswith(".sst")}
+        shard = self.shards[number]
+        listed = {file.name for file in files.files if file.name.endswith(".sst")}
         tables = shard.tables()
         if tables.keys() != listed:
             raise StoreCorruptError(

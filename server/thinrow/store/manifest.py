@@ -1,46 +1,58 @@
-"""The manifest of a generation: its schema, its shards, and the run that made it.
+"""The root manifest of a generation: its schema, its shards, and the run that made it.
 
-``manifest.json`` is written last: a folder without it is not a generation.
+``manifest.json`` is written last: a folder without it is not a generation. The files of each shard
+stand in a manifest of the shard (shard_manifest.py), so that the root stays small.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+import platform
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from uuid import UUID
 
 import xxhash
 from pydantic import Field
 from thinrow.core.codes import FIRST_CODE
 from thinrow.errors import StoreError
-from thinrow.schema import Schema, from_stored
-from thinrow.store.layout import MANIFEST, shard_name
-from thinrow.store.small_files import read_small, unreadable, write_atomically
-from thinrow.store.stored_files import Count, Record, StoredFile, Time
+from thinrow.schema import Schema, from_stored, to_stored
+from thinrow.store.layout import MANIFEST, shard_manifest_name, shard_name
+from thinrow.store.shard_manifest import ShardManifest, read_shard_manifest
+from thinrow.store.single_manifest import SINGLE_FORMATS, split_single
+from thinrow.store.small_files import damaged, read_small, reason_of, unreadable, write_atomically
+from thinrow.store.stored_files import Count, Record, StoredFile, Time, Xxh64, Xxh128
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
     "FORMAT",
-    "IDS_FORMAT",
     "MANIFEST_BYTES_MAX",
+    "PART_FUNCTION",
+    "SHARDS_MAX",
     "FillRecord",
     "Manifest",
     "RunInputs",
     "ShardSummary",
     "StoredVocabulary",
+    "check_shard",
     "encode_manifest",
-    "format_of",
+    "new_manifest",
     "parse_manifest",
     "read_manifest",
+    "shard_manifest",
     "write_manifest",
 ]
 
-FORMAT = 2
-IDS_FORMAT = 3
-"""Format of stores with ids that are not int64, so that earlier releases refuse them."""
+FORMAT = 4
+"""The format that is written; formats 2 and 3 are read, too."""
+PART_FUNCTION: Literal["xxh3_64_le_mod"] = "xxh3_64_le_mod"
+"""Gives each user a shard: XXH3 (64 bits) of the key's eight little-endian bytes, modulo their
+number."""
+SHARDS_MAX = 1 << 16
 MANIFEST_BYTES_MAX = 64 << 20
-"""Limit on a manifest, about a kilobyte a shard: reading one takes many times its size."""
+"""Limit on a root manifest, some 250 bytes a shard: reading one takes many times its size."""
 
 
 class ShardSummary(Record):
@@ -51,9 +63,14 @@ class ShardSummary(Record):
     events: Count
     users: Count
     """Users that have events."""
-    files: list[StoredFile]
     value_bytes_max: Count = 0
     """Bytes of the largest value; 0 if not recorded, as in older stores."""
+    stored_bytes: Count = 0
+    """Bytes of its files."""
+    kv_xxh3_128: Xxh128 | None = None
+    """Digest of its stream of keys and values (kv_digest.py); None in formats 2 and 3."""
+    manifest_xxh3: Xxh64 | None = None
+    """XXH3 (64 bits) of the text of its manifest; None in formats 2 and 3."""
 
 
 class StoredVocabulary(Record):
@@ -127,6 +144,16 @@ class Manifest(Record):
     watermarks: Annotated[list[Time], Field(min_length=1)]
     """Watermarks of all generations so far, ms, ascending; the last is this one's."""
     stored_schema: dict[str, Any]
+    shard_count: Annotated[int, Field(ge=1, le=SHARDS_MAX)]
+    """Shards of the generation, of which a process may have opened fewer."""
+    part_function: Literal["xxh3_64_le_mod"]
+    """Function that gives each user a shard."""
+    run_id: UUID | None
+    """Identity of the run that wrote the generation; None in formats 2 and 3."""
+    engine: str | None
+    """Engine that wrote it, such as `embedded`; None in formats 2 and 3."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Versions of thinrow, rocksdict and Python that wrote it."""
     shards: list[ShardSummary]
     run: RunInputs
     """The inputs of the last compaction."""
@@ -134,6 +161,8 @@ class Manifest(Record):
     """Fills so far, the oldest first."""
     vocabularies: list[StoredVocabulary] = Field(default_factory=list)
     """Those of traits with codes of a vocabulary, in schema order."""
+    single: tuple[ShardManifest, ...] = Field(default=(), exclude=True)
+    """Manifests of all shards, which formats 2 and 3 have in the same file."""
 
     @property
     def is_fill(self) -> bool:
@@ -155,11 +184,6 @@ class Manifest(Record):
         return from_stored(self.stored_schema, filled, ends)
 
     @property
-    def shard_count(self) -> int:
-        """Shards of the generation, of which a process may have opened fewer."""
-        return len(self.shards)
-
-    @property
     def event_count(self) -> int:
         """Events of all shards."""
         return sum(shard.events for shard in self.shards)
@@ -172,21 +196,51 @@ class Manifest(Record):
     @property
     def stored_bytes(self) -> int:
         """Bytes of the files of all shards, and of vocabularies."""
-        files = [file for shard in self.shards for file in shard.files]
-        return sum(file.bytes for file in [*files, *(one.file for one in self.vocabularies)])
+        vocabularies = sum(one.file.bytes for one in self.vocabularies)
+        return sum(shard.stored_bytes for shard in self.shards) + vocabularies
 
 
-def format_of(schema: Schema) -> int:
-    """Returns the format of a store with such ids."""
-    return FORMAT if (schema.user_ids, schema.event_ids) == ("int64", "int64") else IDS_FORMAT
+def new_manifest(
+    *,
+    run_id: UUID,
+    engine: str,
+    number: int,
+    watermarks: list[int],
+    schema: Schema,
+    shards: list[ShardSummary],
+    run: RunInputs,
+    fills: list[FillRecord],
+    vocabularies: list[StoredVocabulary],
+) -> Manifest:
+    """Returns the manifest of a generation that this process writes."""
+    return Manifest(
+        format=FORMAT,
+        number=number,
+        watermarks=watermarks,
+        stored_schema=to_stored(schema),
+        shard_count=len(shards),
+        part_function=PART_FUNCTION,
+        run_id=run_id,
+        engine=engine,
+        versions={
+            "thinrow": version("thinrow"),
+            "rocksdict": version("rocksdict"),
+            "python": platform.python_version(),
+        },
+        shards=shards,
+        run=run,
+        fills=fills,
+        vocabularies=vocabularies,
+    )
 
 
 def encode_manifest(manifest: Manifest) -> str:
-    """Returns the text of a manifest."""
-    # Fields that came later are left out at their defaults, so that earlier versions read on.
+    """Returns the text of a root manifest, which has one line for each shard."""
+    assert manifest.format == FORMAT
     body = manifest.model_dump(mode="json", exclude_defaults=True)
     body["xxh3"] = _checksum(body)
-    return json.dumps(body, indent=1) + "\n"
+    shards = ",\n".join(f"  {json.dumps(shard)}" for shard in body.pop("shards"))
+    return f'{json.dumps(body, indent=1)[:-2]},\n "shards": [\n{shards}\n ]\n}}\n'
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -194,32 +248,44 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / MANIFEST, encode_manifest(manifest))
 
 
-def parse_manifest(text: str, name: object) -> Manifest:
-    """Reads and checks the text of a manifest.
+def parse_manifest(text: str, name: Path | str) -> Manifest:
+    """Reads and checks the text of a root manifest.
 
     Args:
         text: The text.
-        name: Path or URL, for the message.
+        name: The file or object that has it, for errors.
 
     Raises:
-        ValueError, LookupError, TypeError, AttributeError, RecursionError: It is altered.
+        StoreCorruptError: It is altered.
         StoreError: Another version of ThinRow wrote it.
     """
+    try:
+        return _parsed(text, name)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(name, reason_of(error)) from error
+
+
+def _parsed(text: str, name: Path | str) -> Manifest:
     body = json.loads(text)
     if body.pop("xxh3") != _checksum(body):
         raise ValueError("its checksum does not fit")
-    if body["format"] not in (FORMAT, IDS_FORMAT):
+    single: tuple[ShardManifest, ...] = ()
+    if body["format"] in SINGLE_FORMATS:
+        single = split_single(body, PART_FUNCTION)
+    elif body["format"] != FORMAT:
         raise StoreError(
-            f"{name} has format {body['format']}, and this ThinRow reads formats {FORMAT} and "
-            f"{IDS_FORMAT}; use the version that wrote it."
+            f"{name} has format {body['format']}, and this ThinRow reads formats "
+            f"{', '.join(map(str, SINGLE_FORMATS))} and {FORMAT}; use the version that wrote it."
         )
-    manifest = Manifest.model_validate(body)
+    manifest = Manifest.model_validate(body | {"single": single})
+    if not single and (manifest.run_id is None or manifest.engine is None):
+        raise ValueError("it does not name the run that wrote it")
     _check_shards(manifest)
     return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads and checks a manifest.
+    """Reads and checks the root manifest of a generation.
 
     Raises:
         StoreCorruptError: it is missing or altered.
@@ -227,13 +293,33 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        return parse_manifest(read_small(path, MANIFEST_BYTES_MAX), path)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        text = read_small(path, MANIFEST_BYTES_MAX)
+    except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
+    return parse_manifest(text, path)
+
+
+def shard_manifest(folder: Path, manifest: Manifest, number: int) -> ShardManifest:
+    """Returns the manifest of one shard of a generation, checked against the root.
+
+    Raises:
+        StoreCorruptError: It is missing, altered, or contradicts the root manifest.
+        StoreError: It cannot be read for now.
+    """
+    summary = manifest.shards[number]
+    if manifest.single:
+        return manifest.single[number]
+    assert summary.manifest_xxh3 is not None
+    found = read_shard_manifest(folder, number, summary.manifest_xxh3)
+    try:
+        check_shard(summary, found)
+    except ValueError as error:
+        raise damaged(folder / shard_manifest_name(number), str(error)) from error
+    return found
 
 
 def _check_shards(manifest: Manifest) -> None:
-    """Checks that shards are numbered without a gap, and that their counts and files agree.
+    """Checks that shards are numbered without a gap, and that their counts agree.
 
     A user's shard is a number modulo the count of shards: one that is left out or stands in the
     place of another would make users look unknown.
@@ -241,21 +327,35 @@ def _check_shards(manifest: Manifest) -> None:
     Raises:
         ValueError: Names the first shard at fault.
     """
-    if not manifest.shards:
-        raise ValueError("it lists no shard")
+    if len(manifest.shards) != manifest.shard_count:
+        raise ValueError(f"it lists {len(manifest.shards)} of {manifest.shard_count} shards")
     for number, shard in enumerate(manifest.shards):
         if shard.name != shard_name(number):
             raise ValueError(f"it lists {shard.name} where {shard_name(number)} belongs")
-        has_tables = any(file.name.endswith(".sst") for file in shard.files)
-        counts = (shard.users, shard.events, shard.keys)
-        if has_tables != (shard.keys > 0) or bool(shard.users) != bool(shard.events):
+        if bool(shard.users) != bool(shard.events):
             raise ValueError(
-                f"of {shard.name} it lists {shard.users} users, {shard.events} events, "
-                f"{shard.keys} keys and {'' if has_tables else 'no '}tables, which contradict "
-                f"each other"
+                f"of {shard.name} it lists {shard.users} users and {shard.events} events, which "
+                f"contradict each other"
             )
-        if any(counts[:2]) and not shard.keys:
+        if shard.users and not shard.keys:
             raise ValueError(f"of {shard.name} it lists {shard.users} users and no keys")
+        if manifest.single:
+            check_shard(shard, manifest.single[number])
+        elif shard.kv_xxh3_128 is None or shard.manifest_xxh3 is None:
+            raise ValueError(f"of {shard.name} it lacks a digest")
+
+
+def check_shard(summary: ShardSummary, manifest: ShardManifest) -> None:
+    """Checks that a shard's manifest has tables exactly if the root manifest says it has keys.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if manifest.has_tables != (summary.keys > 0):
+        has = "" if manifest.has_tables else "no "
+        raise ValueError(
+            f"of {summary.name} it lists {has}tables, which contradict its {summary.keys} keys"
+        )
 
 
 def _checksum(body: dict[str, Any]) -> str:

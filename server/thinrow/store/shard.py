@@ -29,6 +29,7 @@ from rocksdict import (
 )
 from thinrow.core.files.io_errors import access_failure, first_line, is_temporary
 from thinrow.errors import StoreCorruptError, StoreError, StoreFullError, StoreUnavailableError
+from thinrow.store.kv_digest import KeyValueDigest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -120,8 +121,17 @@ class ShardWriter:
     does not.
     """
 
-    def __init__(self, path: Path, over: Path | None = None) -> None:
+    def __init__(self, path: Path, over: Path | None = None, kv_below: str | None = None) -> None:
+        """Creates the shard's folder.
+
+        Args:
+            path: The folder.
+            over: Folder of the shard over which a layer is written; None to write a whole one.
+            kv_below: Digest of the stream of that shard's keys and values.
+        """
+        assert (over is None) == (kv_below is None)
         self.path = path
+        self._digest = KeyValueDigest(kv_below)
         self.linked: frozenset[str] = frozenset()
         """Names of the files shared."""
         self._files: list[Path] = []
@@ -140,6 +150,7 @@ class ShardWriter:
                 self._files.append(self.path / f"bulk-{len(self._files):06d}.sst")
                 self._writer = SstFileWriter(_options())
                 self._writer.open(str(self._files[-1]))
+            self._digest.add(key, value)
             if value is None:
                 del self._writer[key]
             else:
@@ -154,6 +165,11 @@ class ShardWriter:
         except Exception as error:
             self._writer = None  # closes the file, so that removing it frees space
             raise storage_error(error, self.path) from error
+
+    @property
+    def kv_xxh3_128(self) -> str:
+        """Digest of the stream of keys and values so far (kv_digest.py)."""
+        return self._digest.hexdigest()
 
     def _finish_file(self) -> None:
         if self._writer is not None:

@@ -70,7 +70,7 @@ def reason_of(error: Exception) -> str:
     return first_line(error)
 
 
-def damaged(path: Path, reason: str) -> StoreCorruptError:
+def damaged(path: Path | str, reason: str) -> StoreCorruptError:
     """Returns the error that names a damaged file of a generation."""
     return StoreCorruptError(
         f"{path} is damaged ({reason}); restore it from a replica or build the generation again."

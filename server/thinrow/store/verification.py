@@ -9,6 +9,7 @@ from thinrow.errors import StoreError
 from thinrow.store.current import require_current_folder
 from thinrow.store.generations import stored_generations
 from thinrow.store.layout import VOCABULARIES
+from thinrow.store.manifest import shard_manifest
 from thinrow.store.stored_files import check_file
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ def verify_store(
 def _files(folder: Path, manifest: Manifest) -> list[tuple[Path, StoredFile]]:
     """Returns every file of a generation, with its path."""
     found = [
-        (folder / shard.name / file.name, file) for shard in manifest.shards for file in shard.files
+        (folder / summary.name / file.name, file)
+        for number, summary in enumerate(manifest.shards)
+        for file in shard_manifest(folder, manifest, number).files
     ]
     vocabularies = [one.file for one in manifest.vocabularies]
     return found + [(folder / VOCABULARIES / file.name, file) for file in vocabularies]
