@@ -5,7 +5,7 @@
 "use strict";
 
 const fs = require("node:fs");
-const { call, callStream, connect, decodeColumn, eventBatch, loaded, sequences } = require("./thinrow");
+const { call, callStream, connect, decodeColumn, eventBatch, loaded, named, sequences } = require("./thinrow");
 
 // Numbers that JSON cannot hold go as text.
 function show(value) {
@@ -87,7 +87,7 @@ function columnMessage() {
 
 async function materialize({ materialization }, users) {
   const store = await call(materialization, "DescribeStore", {});
-  const request = { user_ids: users, end_ts: users.map(() => store.watermark_ts) };
+  const request = { ...named(users, store.user_id_kind), end_ts: users.map(() => store.watermark_ts) };
   const answers = await callStream(materialization, "MaterializeStream", [
     { cursor: "1", request },
     { cursor: "2", request: { ...request, projection: { sequence_length: "3" } } },
@@ -97,15 +97,19 @@ async function materialize({ materialization }, users) {
 
 async function append({ online }, file) {
   const events = JSON.parse(fs.readFileSync(file, "utf8"));
-  const { feature_groups } = await call(online, "DescribeTier", {});
+  const tier = await call(online, "DescribeTier", {});
   const [answer] = await callStream(online, "AppendEvents", [
-    { cursor: "1", events: eventBatch(events, feature_groups) },
+    { cursor: "1", events: eventBatch(events, tier) },
   ]);
   if (answer.refused) throw new Error(answer.refused);
   const users = [...new Set(events.map((event) => event.user_id))];
+  const one = (user) => {
+    const { user_ids, user_texts } = named([user], tier.user_id_kind);
+    return user_texts ? { user_text: user } : { user_id: user_ids[0] };
+  };
   const request_ts = String(BigInt(answer.arrival_ts) + 1n);
   const [{ answers }] = await callStream(online, "SnapshotStream", [
-    { requests: users.map((user_id, place) => ({ cursor: place, request: { user_id, request_ts } })) },
+    { requests: users.map((user, place) => ({ cursor: place, request: { ...one(user), request_ts } })) },
   ]);
   const seen = answers.map(({ response }) => {
     const { arrival_ts, columns } = response.mutable;

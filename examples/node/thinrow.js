@@ -14,10 +14,12 @@ const LIST_LENGTH_MAX = 4096;
 const SIGNED = { INT8: 8, INT16: 16, INT32: 32, INT64: 64 };
 const UNSIGNED = { UINT8: 8, UINT16: 16, UINT32: 32, UINT64: 64 };
 const FLOATS = { FLOAT16: 16, FLOAT32: 32, FLOAT64: 64 };
-const BUILT_IN = [
-  { name: "event_ts", type: "TRAIT_TYPE_INT64", vector_size: 1 },
-  { name: "event_id", type: "TRAIT_TYPE_INT64", vector_size: 1, nullable: true },
-];
+const EVENT_TS = { name: "event_ts", type: "TRAIT_TYPE_INT64", vector_size: 1 };
+const EVENT_ID_TYPES = {
+  ID_KIND_UINT64: "TRAIT_TYPE_UINT64",
+  ID_KIND_UUID: "TRAIT_TYPE_STRING",
+  ID_KIND_STRING: "TRAIT_TYPE_STRING",
+};
 
 const loaded = protoLoader.loadSync(FILES, {
   includeDirs: [path.join(ROOT, "protos")],
@@ -193,18 +195,26 @@ function sequences(answer) {
 }
 
 // Makes an EventBatch of events such as {user_id: 7n, event_ts: 1n, item_id: 5n}; a trait that an
-// event lacks is left out. groups: feature_groups of DescribeTier.
-function eventBatch(events, groups) {
-  const traits = [...BUILT_IN, ...groups.flatMap((group) => group.traits)];
+// event lacks is left out. tier: the response of DescribeTier.
+function eventBatch(events, tier) {
+  const type = EVENT_ID_TYPES[tier.event_id_kind] ?? "TRAIT_TYPE_INT64";
+  const eventId = { name: "event_id", type, vector_size: 1, nullable: true };
+  const traits = [EVENT_TS, eventId, ...tier.feature_groups.flatMap((group) => group.traits)];
   const known = new Set(["user_id", ...traits.map((trait) => trait.name)]);
   for (const name of events.flatMap(Object.keys))
     if (!known.has(name)) throw new Error(`There is no trait ${name}.`);
   return {
-    user_ids: events.map((event) => String(event.user_id)),
+    ...named(events.map((event) => event.user_id), tier.user_id_kind),
     columns: traits
       .filter(({ name }) => events.some((event) => name in event))
       .map((trait) => encodeColumn(trait, events.map((event) => event[trait.name] ?? null))),
   };
+}
+
+// The field of a message that names users of a kind.
+function named(users, kind) {
+  const isText = kind === "ID_KIND_UUID" || kind === "ID_KIND_STRING";
+  return { [isText ? "user_texts" : "user_ids"]: users.map(String) };
 }
 
 // Encodes a column of one block: base 0, and the values' own bytes.
@@ -242,4 +252,4 @@ function halfBits(value) {
   throw new Error(`${value} is no float16.`);
 }
 
-module.exports = { call, callStream, connect, decodeColumn, eventBatch, loaded, sequences };
+module.exports = { call, callStream, connect, decodeColumn, eventBatch, loaded, named, sequences };

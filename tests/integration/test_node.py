@@ -196,3 +196,42 @@ def test_what_it_appends_is_what_this_client_sees(
             if kind == pa.float32() and wanted is not None:
                 wanted = float(np.float32(wanted))
             assert seen[item_id][name] == wanted, name
+
+
+@pytest.mark.parametrize(
+    ("users", "ids"), [("string", "uuid"), ("uuid", "string"), ("uint64", "uint64")]
+)
+def test_ids_of_every_kind(modules: Path, tmp_path: Path, users: str, ids: str) -> None:
+    known: dict[str, list[Any]] = {
+        "string": ["", "ä\U0001f600"],
+        "uuid": ["f81d4fae-7dec-11d0-a765-00a0c91e6bf6", "00000000-0000-0000-0000-000000000001"],
+        "uint64": [(1 << 64) - 1, 1],
+    }
+    kinds = f'[user]\nid = "{users}"\n[event]\nid = "{ids}"\n'
+    world = new_world(tmp_path, f'[item]\nitem_id = "int64"\n{kinds}')
+    events = [
+        {
+            # Node reads a large number of JSON as a float.
+            "user_id": str(user),
+            "event_ts": START_TS,
+            "event_id": str(event_id),
+            "item_id": place,
+        }
+        for place, (user, event_id) in enumerate(zip(known[users], known[ids], strict=True))
+    ]
+    if users == "uint64":
+        for event in events:
+            event["user_id"] = str(np.uint64(event["user_id"]).view(np.int64))
+    file = tmp_path / "events.json"
+    file.write_text(json.dumps(events), encoding="utf-8")
+    config = OnlineConfig(
+        store=world.store, schema=world.schema, listen="127.0.0.1:0", metrics=None
+    )
+    with OnlineServer(config) as server, connect_online(server.address) as client:
+        result = answered(node(modules, "append", server.address, file))
+        now_ts = client.describe().now_ts + 500
+        rows = [client.snapshot(user, Projection(), request_ts=now_ts) for user in known[users]]
+    assert result["appended"] == 2
+    seen = [[event["event_id"] for event in row.thin_row.mutable] for row in rows]
+    assert seen == [[event_id] for event_id in known[ids]]
+    assert [each["event_id"] for each in result["seen"]] == [[str(one)] for one in known[ids]]
