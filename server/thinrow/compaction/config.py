@@ -31,7 +31,10 @@ class CompactionConfig:
     """
 
     events: Named = field(
-        metadata=setting("Parquet files, folders, globs, URLs.", argument="EVENTS...")
+        metadata=setting(
+            "Parquet files, folders, globs, URLs; tables as delta:URL@FIRST..LAST.",
+            argument="EVENTS...",
+        )
     )
     store: str | Path = field(
         metadata=setting(

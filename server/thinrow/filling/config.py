@@ -27,7 +27,10 @@ class FillConfig:
 
     group: str = field(metadata=setting("Feature group to fill.", argument="GROUP"))
     values: Named = field(
-        metadata=setting("Parquet files, folders, globs, URLs.", argument="VALUES...")
+        metadata=setting(
+            "Parquet files, folders, globs, URLs; tables as delta:URL@FIRST..LAST.",
+            argument="VALUES...",
+        )
     )
     store: str | Path = field(
         metadata=setting(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from thinrow.core.files.io_errors import failure_reason
+from thinrow.core.files.table_range import TableRange, is_versioned
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -124,6 +125,9 @@ def data_files(named: Named, suffixes: Sequence[str] = SUFFIXES) -> list[DataFil
             )
         if not str(one):
             raise InputError("A file's name is empty; check the names.")
+        if isinstance(one, str) and is_versioned(one):
+            given += _table_files(one)
+            continue
         for file in sorted(_expand(str(one), suffixes), key=lambda file: file.name):
             local = file.local
             identity = file.name if local is None else os.path.realpath(local)
@@ -133,8 +137,16 @@ def data_files(named: Named, suffixes: Sequence[str] = SUFFIXES) -> list[DataFil
                 found[identity] = file
     if not found and not given:
         raise InputError("No file was named; name at least one.")
-    files = [*_typed(list(found.values())), *given]
+    files = [*_typed(list(found.values())), *{file.name: file for file in given}.values()]
     return sorted(files, key=lambda file: file.name)
+
+
+def _table_files(name: str) -> list[DataFile]:
+    """Lists the data files of a table with versions."""
+    # These modules need the names of this one.
+    from thinrow.core.files.delta import delta_files
+
+    return delta_files(TableRange.parse(name))
 
 
 def located(name: str) -> tuple[str, Any]:
