@@ -188,6 +188,8 @@ def test_a_server_killed_while_it_copies_goes_on_where_it_was(
     (mirror / "objects" / copied[0]).with_name("half.part").write_bytes(b"half")
     with running_server(on_s3.url, "--mirror", mirror, log=tmp_path / "log") as server:
         line = server.wait_for("objects copied")
+        begun = [line for line in server.events() if line["event"] == "copying objects"]
+        assert [line["bytes_received"] for line in begun][:1] == [0] and len(begun) == 1
         files = len(on_s3.current().files)
         assert line["files_received"] == files - 3 and line["bytes_shared"] > 0
         assert answers_of(server.address, 3) == on_s3.local_answers(3)

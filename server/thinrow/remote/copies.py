@@ -119,10 +119,13 @@ class Copies:
 
         ended = threading.Event()
 
-        def count(byte_count: int, files_received: int = 0) -> None:
-            nonlocal pull
+        def check_running() -> None:
             if self._stopping.is_set() or ended.is_set():
                 raise StoreUnavailableError(f"Copying from {self._store.url} was stopped.")
+
+        def count(byte_count: int, files_received: int = 0) -> None:
+            nonlocal pull
+            check_running()
             with self._counting:
                 pull = replace(
                     pull,
@@ -133,7 +136,7 @@ class Copies:
 
         def fetch(key: str) -> None:
             path, file = self._folder / key, missing[key]
-            count(0)
+            check_running()
             self._store.download(key, path, file.bytes, file.xxh3, count)
             count(0, 1)
 
