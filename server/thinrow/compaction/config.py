@@ -32,7 +32,7 @@ class CompactionConfig:
 
     events: Named = field(
         metadata=setting(
-            "Parquet files, folders, globs, URLs; tables as delta:URL@FIRST..LAST.",
+            "Parquet files, folders, globs, URLs; tables of Delta Lake and Iceberg.",
             argument="EVENTS...",
         )
     )

@@ -28,7 +28,7 @@ class FillConfig:
     group: str = field(metadata=setting("Feature group to fill.", argument="GROUP"))
     values: Named = field(
         metadata=setting(
-            "Parquet files, folders, globs, URLs; tables as delta:URL@FIRST..LAST.",
+            "Parquet files, folders, globs, URLs; tables of Delta Lake and Iceberg.",
             argument="VALUES...",
         )
     )

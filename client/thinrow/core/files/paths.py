@@ -145,8 +145,10 @@ def _table_files(name: str) -> list[DataFile]:
     """Lists the data files of a table with versions."""
     # These modules need the names of this one.
     from thinrow.core.files.delta import delta_files
+    from thinrow.core.files.iceberg import iceberg_files
 
-    return delta_files(TableRange.parse(name))
+    wanted = TableRange.parse(name)
+    return delta_files(wanted) if name.startswith("delta:") else iceberg_files(wanted)
 
 
 def located(name: str) -> tuple[str, Any]:
