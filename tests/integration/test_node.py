@@ -209,7 +209,7 @@ def test_ids_of_every_kind(modules: Path, tmp_path: Path, users: str, ids: str) 
     }
     kinds = f'[user]\nid = "{users}"\n[event]\nid = "{ids}"\n'
     world = new_world(tmp_path, f'[item]\nitem_id = "int64"\n{kinds}')
-    events = [
+    events: list[dict[str, Any]] = [
         {
             # Node reads a large number of JSON as a float.
             "user_id": str(user),
@@ -221,7 +221,7 @@ def test_ids_of_every_kind(modules: Path, tmp_path: Path, users: str, ids: str) 
     ]
     if users == "uint64":
         for event in events:
-            event["user_id"] = str(np.uint64(event["user_id"]).view(np.int64))
+            event["user_id"] = str(np.array(event["user_id"], np.uint64).view(np.int64))
     file = tmp_path / "events.json"
     file.write_text(json.dumps(events), encoding="utf-8")
     config = OnlineConfig(

@@ -24,6 +24,7 @@ from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.compaction.compact import compact
 from thinrow.compaction.trait_values import digest_fields_of
 from thinrow.errors import InputError, RequestError, SchemaError
+from thinrow.jobs import fat
 from thinrow.jobs.backfill import backfill
 from thinrow.jobs.config import BackfillConfig
 from thinrow.jobs.export import export_events
@@ -91,24 +92,45 @@ def test_ids_that_share_a_hash_are_two_events(
     assert ids_of(world, 2) == ids
 
 
+@pytest.mark.parametrize("ids", [("a", "b"), (1, 2)])
 def test_fat_events_of_one_key_are_an_error_that_names_both(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ids: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    first, second = ids
     table = pa.table(
         {
             "user_id": [1, 1],
             "request_ts": [START_TS + 1, START_TS + 2],
             "event_ts": [[START_TS], [START_TS, START_TS]],
-            "event_id": [["a"], ["a", "b"]],
+            "event_id": [[first], [first, second]],
             "item_id": [[1], [1, 1]],
         }
     )
     pq.write_table(table, tmp_path / "fat.parquet")
     assert slimmed(tmp_path, [tmp_path / "fat.parquet"], None).report.facts.events == 2
     (tmp_path / "other").mkdir()
-    monkeypatch.setattr(xxhash, "xxh3_64_intdigest", lambda *_: 7)
-    with pytest.raises(InputError, match="events 'a' and 'b' have the same key of 64 bits"):
+    monkeypatch.setattr(fat, "event_keys", lambda events, _: np.full(len(events), 7, np.uint64))
+    with pytest.raises(InputError, match=f"events {first!r} and {second!r} have the same key of"):
         slimmed(tmp_path / "other", [tmp_path / "fat.parquet"], None)
+
+
+@pytest.mark.server
+def test_fat_rows_may_write_uuids_in_other_forms(tmp_path: Path) -> None:
+    ids = [one.upper() for one in some_ids("uuid")]
+    table = pa.table(
+        {
+            "user_id": [1, 1],
+            "request_ts": [START_TS + DAY_MS, START_TS + 2 * DAY_MS],
+            "event_ts": [[START_TS] * 2, [START_TS] * 4],
+            "event_id": [ids[:2], ids],
+            "item_id": [[1, 2], [1, 2, 3, 4]],
+        }
+    )
+    pq.write_table(table, tmp_path / "fat.parquet")
+    schema = f'{ITEMS}[event]\nid = "uuid"\n'
+    made = slimmed(tmp_path, [tmp_path / "fat.parquet"], schema)
+    assert made.events["event_id"].to_list() == some_ids("uuid")
+    made.check()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,6 @@ from thinrow.compaction.trait_values import digest_fields_of
 from thinrow.core.files.arrow import is_list_of_any_length, one_array, plain_type
 from thinrow.core.files.nested import field_names, field_type, split_name, with_fields
 from thinrow.core.files.parquet import open_parquet
-from thinrow.core.ids import is_text_kind
 from thinrow.errors import InputError
 from thinrow.events.canonical import (
     canonical_schema,
@@ -329,7 +328,7 @@ def _fat_batch(
     tally.add(lists, frame["event_ts"].to_numpy(), shown, request_ts)
     tally.check_times(path)
     keys = event_keys(frame, schema)
-    check_keys(frame.with_columns(key=pl.Series(keys)), schema)
+    check_keys(frame.with_columns(key=pl.Series(keys)))
     keys = _numbered(keys, lengths)
     first = pl.Series(keys).arg_unique().to_numpy()
     return FatBatch(
@@ -344,17 +343,16 @@ def event_keys(events: pl.DataFrame, schema: Schema) -> NDArray[np.uint64]:
     return event_digests(events["user_id"].to_numpy(), fields[1:])
 
 
-def check_keys(events: pl.DataFrame, schema: Schema) -> None:
-    """Compares the texts that are events' ids, where their keys of 64 bits are equal.
+def check_keys(events: pl.DataFrame) -> None:
+    """Compares the ids of events whose keys of 64 bits are equal.
 
     Args:
         events: Columns ``event_id`` and ``key``.
-        schema: The kind of ids.
 
     Raises:
         InputError: Two ids have one key; names both.
     """
-    if not is_text_kind(schema.event_ids):
+    if events["event_id"].null_count() == len(events):
         return
     pairs = events.select("key", "event_id").unique()
     shared = pairs.filter(pl.col("key").is_duplicated()).sort("key", "event_id")

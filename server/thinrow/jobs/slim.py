@@ -234,7 +234,7 @@ class _Run:
         lengths = np.concatenate([batch.lengths for batch in batches])
         keys = np.concatenate([batch.keys for batch in batches])
         events = pl.concat([batch.events for batch in batches])
-        check_keys(events, self.schema)
+        check_keys(events)
         events = events.unique("key", keep="first", maintain_order=True)
         del batches
         owners = shard_of(user_ids, self.partitions)
@@ -283,7 +283,7 @@ class _Run:
         piece_of = np.repeat(np.arange(len(parts)), [len(table) for table in tables])
         table = pa.concat_tables(tables)
         events = pl.concat([_frame(read_batch(part / "events.arrow", number)) for part in parts])
-        check_keys(events, self.schema)
+        check_keys(events)
         keys = [read_batch(part / "keys.arrow", number).column("key") for part in parts]
         fat = FatRows(
             user_ids=table.column("user_id").to_numpy(),

@@ -14,11 +14,12 @@ from thinrow.core.files.nested import split_name, with_fields
 from thinrow.core.files.parquet import joined_batches, open_parquet
 from thinrow.core.files.paths import DataFile, data_files
 from thinrow.core.files.trait_arrays import trait_array
-from thinrow.core.ids import from_wire_kind
+from thinrow.core.ids import from_wire_kind, is_text_kind
 from thinrow.core.runs import offsets_of
 from thinrow.core.status import status_name
 from thinrow.core.wire.columns import form_of
 from thinrow.errors import InputError
+from thinrow.events.id_columns import id_column
 from thinrow.events.time_columns import other_unit, times_ms
 from thinrow.events.user_ids import user_column
 from thinrow.jobs.fat import WRITTEN, history_lists, is_list
@@ -149,6 +150,7 @@ def verify(
         part = _laid_out(parts.read(len(batch)), report.traits, tally, shown, time_unit, kind)
         compared = {name: forms[name] for name in report.traits if name in forms}
         part = _counted(client, part, compared, shown)
+        part = _with_event_ids(part, from_wire_kind(store.event_id_kind), shown)
         _compare(batch, with_users(rows, table, kind), part, report, shown, time_unit)
         progress("Comparing rows", report.rows, total)
     tally.check_padding(shown)
@@ -208,6 +210,17 @@ def with_users(path: Named, table: pa.Table, kind: IdKind) -> pa.Table:
     """Returns columns of thin rows with the users in the one type of their kind."""
     users = user_column(DataFile(str(path)), table.column("user_id"), kind)
     return table.set_column(table.column_names.index("user_id"), "user_id", users)
+
+
+def _with_event_ids(fat: pa.Table, kind: IdKind, path: AnyFile) -> pa.Table:
+    """Fat rows with event ids as stores have them, where these are texts."""
+    if "event_id" not in fat.column_names or not is_text_kind(kind):
+        return fat
+    lists = one_chunk(fat.column("event_id"))
+    lists = lists.cast(pa.large_list(lists.type.value_type))
+    ids = one_array(id_column(path, pa.chunked_array([lists.flatten()]), kind, "event"))
+    converted = relisted(lists, ids, pa.large_list(ids.type))
+    return fat.set_column(fat.column_names.index("event_id"), "event_id", converted)
 
 
 def _counted(
