@@ -27,7 +27,7 @@ from synthetic import TRAITS, build
 from thinrow.client import Answer, Projection, ThinRows, connect, read_thin_rows
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
 from thinrow.client.torch.device import DeviceCopy
-from thinrow.client.torch.layout import lay_out
+from thinrow.client.torch.layout import BatchExamples, lay_out
 
 from server import machine, serving
 
@@ -187,16 +187,15 @@ def copies(case: Case, answer: Answer, device: torch.device, limit: float) -> li
     examples = len(answer)
 
     def written() -> TensorBatch:
-        batch = lay_out(
-            answer.kinds,
-            answer.lengths,
+        of_batch = BatchExamples(
+            lengths=answer.lengths,
             statuses=answer.statuses,
             example_ids=np.arange(examples),
             columns={},
             generation=answer.generation,
             watermark_ts=answer.watermark_ts,
-            allocate=copy.allocate,
         )
+        [batch] = lay_out(answer.kinds, [of_batch], allocate=copy.allocate)
         for trait, values in batch.values.items():
             answer.write(trait, values.numpy())
         return batch

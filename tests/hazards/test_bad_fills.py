@@ -451,7 +451,8 @@ def test_tensors_say_what_was_filled(filled: World) -> None:
         answers = list(client.answers([POINTERS], Projection(traits=("shop", "price"))))
     columns = pa.table({"label": range(len(POINTERS))})
     ids = torch.arange(len(POINTERS)).numpy()
-    batch = to_tensors([AnsweredRows(answer, columns, ids) for answer in answers], torch.int64)
+    parts = [AnsweredRows(answer, columns, ids) for answer in answers]
+    [batch] = to_tensors([parts], torch.int64)
     for each in (batch, batch.to("cpu"), pickle.loads(pickle.dumps(batch))):  # noqa: S301
         assert each.filled == {"shop"}
 

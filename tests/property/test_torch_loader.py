@@ -33,6 +33,7 @@ from thinrow.client.torch import (
     RowFiles,
     Starvation,
     ThinRowLoader,
+    batching,
 )
 from thinrow.client.torch.starvation import StageClock
 from thinrow.core.status import status_name
@@ -242,6 +243,64 @@ def test_batches_by_events_are_as_full_as_can_be(tmp_path: Path, server: str) ->
             assert len(mine) == 25 or sum(mine) + after[0] > 200
         sizes.append(lengths)
     assert sizes[0] == sizes[1]
+
+
+def memory_of(tensor: torch.Tensor) -> bytes:
+    """Returns the bytes of a tensor's elements, so that NaN equals NaN."""
+    return tensor.numpy().tobytes()
+
+
+def test_small_batches_made_together_are_those_made_alone(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write_rows(tmp_path, [100])
+    config = LoaderConfig(batch_examples=3, lookup_examples=50)
+    made = []
+    for together_bytes_max in (batching.TOGETHER_BYTES_MAX, 4096, 0):
+        monkeypatch.setattr(batching, "TOGETHER_BYTES_MAX", together_bytes_max)
+        with ThinRowLoader(RowFiles(paths, order="files"), server, ALL, config) as loader:
+            batches: list[TensorBatch] = []
+            for batch in loader:
+                assert loader.state_dict()["done"] == min(100, 3 * len(batches) + 3)
+                batches.append(batch)
+        memory = [batch.offsets.untyped_storage().data_ptr() for batch in batches]
+        made.append((batches, len(list(itertools.groupby(memory)))))
+    (together, pieces), (some, of_some), (alone, of_alone) = made
+    assert pieces < of_some < of_alone == len(alone) == len(some) == len(together) == 34
+    for mine, less, theirs in zip(together, some, alone, strict=True):
+        for batch in (mine, less):
+            assert batch.max_seqlen == theirs.max_seqlen
+            assert memory_of(batch.offsets) == memory_of(theirs.offsets)
+            assert memory_of(batch.example_ids) == memory_of(theirs.example_ids)
+            assert batch.strings == theirs.strings
+            for tensors in ("values", "present", "columns"):
+                ours, others = getattr(batch, tensors), getattr(theirs, tensors)
+                assert list(ours) == list(others)
+                for name, expected in others.items():
+                    if isinstance(expected, torch.Tensor):
+                        assert memory_of(ours[name]) == memory_of(expected), name
+                    else:
+                        assert ours[name] == expected
+        # A copy of one batch leaves out the others.
+        copy = mock.Mock(side_effect=torch.clone)
+        assert memory_of(mine._moved(copy).offsets) == memory_of(theirs.offsets)
+        copied_bytes = sum(call.args[0].nbytes for call in copy.call_args_list)
+        tensors_at_most = 3 + len(mine.values) + len(mine.present) + len(mine.columns)
+        assert copied_bytes <= mine.nbytes + 64 * tensors_at_most
+
+
+def test_a_loader_that_is_closed_delivers_no_batch_that_was_made(
+    tmp_path: Path, server: str
+) -> None:
+    config = LoaderConfig(batch_examples=1, lookup_examples=100)
+    with ThinRowLoader(write_rows(tmp_path, [100]), server, ALL, config) as loader:
+        batches = iter(loader)
+        for _ in range(3):
+            next(batches)
+        loader.close()
+        with pytest.raises(UsageError, match="closed"):
+            next(batches)
+        assert loader.state_dict()["done"] == 3
 
 
 def test_no_rows_are_no_batches(tmp_path: Path, server: str) -> None:

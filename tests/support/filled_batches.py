@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from thinrow.client.torch.layout import lay_out
+from thinrow.client.torch.layout import BatchExamples, lay_out
 from thinrow.core.wire.widen import ColumnKind
 
 if TYPE_CHECKING:
@@ -27,16 +27,15 @@ KINDS = {
 
 def filled(number: int, events: int, allocate: Callable[[int], Tensor]) -> TensorBatch:
     """A batch whose every value shows which one it is."""
-    batch = lay_out(
-        KINDS,
-        np.array([events, 0, 1]),
+    examples = BatchExamples(
+        lengths=np.array([events, 0, 1]),
         statuses=np.full(3, number % 256, np.uint8),
         example_ids=np.full(3, number),
         columns={"user_id": np.full(3, number)},
         generation=1,
         watermark_ts=0,
-        allocate=allocate,
     )
+    [batch] = lay_out(KINDS, [examples], allocate=allocate)
     batch.values["item_id"].fill_(number)
     batch.values["rating"].fill_(number)
     batch.values["embedding"].fill_(number % 100)

@@ -23,7 +23,7 @@ from thinrow.client import (
     ThinRows,
     connect,
 )
-from thinrow.client.torch.layout import lay_out
+from thinrow.client.torch.layout import BatchExamples, lay_out
 from thinrow.core.lookup.batch import write_traits
 from thinrow.core.traits import BATCH_DTYPES
 from thinrow.core.wire.response import Column
@@ -90,9 +90,8 @@ def answers_about(
 
 def to_tensors(answers: Sequence[Answer], integer_dtype: torch.dtype = torch.int64) -> TensorBatch:
     examples = sum(map(len, answers))
-    batch = lay_out(
-        Answer.joint_kinds(answers),
-        np.concatenate([answer.lengths for answer in answers]),
+    of_batch = BatchExamples(
+        lengths=np.concatenate([answer.lengths for answer in answers]),
         statuses=np.concatenate([answer.statuses for answer in answers]),
         example_ids=np.arange(100, 100 + examples),
         columns={
@@ -102,8 +101,8 @@ def to_tensors(answers: Sequence[Answer], integer_dtype: torch.dtype = torch.int
         },
         generation=answers[0].generation,
         watermark_ts=answers[0].watermark_ts,
-        integer_dtype=integer_dtype,
     )
+    [batch] = lay_out(Answer.joint_kinds(answers), [of_batch], integer_dtype=integer_dtype)
     write_traits(
         answers,
         {trait: values.numpy() for trait, values in batch.values.items()},

@@ -61,7 +61,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Answer]]:
 def tensors(answers: list[Answer], dtype: torch.dtype = torch.int64) -> TensorBatch:
     columns = pa.table({"label": [0, 1]})
     ids = torch.arange(2).numpy()
-    return to_tensors([AnsweredRows(answer, columns, ids) for answer in answers], dtype)
+    return to_tensors([[AnsweredRows(answer, columns, ids) for answer in answers]], dtype)[0]
 
 
 def lists_of(answers: list[Answer], trait: str) -> list[list[Any]]:

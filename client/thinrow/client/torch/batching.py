@@ -6,16 +6,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from thinrow.client.torch.layout import lay_out
+from thinrow.client.torch.layout import BatchExamples, lay_out
 from thinrow.client.torch.tensor_memory import plain_memory
 from thinrow.core.files.arrow import load_pyarrow, plain
 from thinrow.core.lookup.answer import Answer
-from thinrow.core.lookup.batch import list_offsets, write_traits
+from thinrow.core.lookup.batch import list_offsets, trait_jobs
 from thinrow.core.status import Status, status_name
+from thinrow.core.wire.widen_jobs import Job, run_jobs
 from thinrow.errors import InputError, StatusError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import pyarrow as pa
     import torch
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
     from thinrow.client.torch.config import LoaderConfig
     from thinrow.core.wire.widen import ColumnKind
 
-__all__ = ["AnsweredRows", "BatchParts", "Batcher", "chosen", "to_tensors"]
+__all__ = ["AnsweredRows", "BatchParts", "Batcher", "chosen", "to_tensors", "together"]
+
+TOGETHER_BYTES_MAX = 2 << 20
+"""Values of small batches that are widened and handed over together: each call and each wake-up of
+another thread takes as long as the work on some ten thousand values."""
+VALUE_BYTES = 8
 
 ADVICE = {
     "NOT_READY": "wait for compaction with not_ready_wait_s",
@@ -71,6 +77,17 @@ class BatchParts:
 
     examples: int = 0
     events: int = 0
+
+    @property
+    def value_bytes(self) -> int:
+        """Approximate size of its values."""
+        return self.events * VALUE_BYTES * len(self.parts[0].answer.kinds) if self.parts else 0
+
+    def follows(self, other: BatchParts) -> bool:
+        """Returns True if both batches are slices of one answer."""
+        if len(self.parts) != 1 or len(other.parts) != 1:
+            return False
+        return self.parts[0].answer.shares_responses(other.parts[0].answer)
 
     def count(self, statuses: NDArray[np.uint8]) -> None:
         """Counts rows, both those that stay and those that do not."""
@@ -177,17 +194,43 @@ def failure(part: AnsweredRows, place: int) -> StatusError:
     )
 
 
+def together(batches: Iterable[BatchParts]) -> Iterator[list[BatchParts]]:
+    """Groups small batches that follow one another in one answer.
+
+    Raises:
+        StatusError: That of the batches, after those before it.
+    """
+    held: list[BatchParts] = []
+    held_bytes = 0
+    try:
+        for batch in batches:
+            batch_bytes = batch.value_bytes
+            if held and (
+                held_bytes + batch_bytes > TOGETHER_BYTES_MAX or not batch.follows(held[-1])
+            ):
+                yield held
+                held, held_bytes = [], 0
+            held.append(batch)
+            held_bytes += batch_bytes
+    except StatusError:
+        if held:
+            yield held
+        raise
+    if held:
+        yield held
+
+
 def to_tensors(
-    parts: Sequence[AnsweredRows],
+    batches: Sequence[Sequence[AnsweredRows]],
     integer_dtype: torch.dtype,
     allocate: Callable[[int], torch.Tensor] = plain_memory,
     threads: int = 1,
     uint64_dtype: torch.dtype | None = None,
-) -> TensorBatch:
-    """Widens some examples into tensors, part after part.
+) -> list[TensorBatch]:
+    """Widens the examples of some batches into tensors, part after part.
 
     Args:
-        parts: The examples.
+        batches: The examples of each batch; the traits are of the same kinds in all batches.
         integer_dtype: As in `lay_out`.
         allocate: As in `lay_out`.
         threads: Threads that share the work.
@@ -197,32 +240,53 @@ def to_tensors(
         InputError: A value does not fit `integer_dtype`, or a column has nulls.
         ThinRowError: The schema changed between the answers.
     """
-    answers = [part.answer for part in parts]
-    oldest = min(answers, key=lambda answer: answer.generation)
-    kinds = Answer.joint_kinds(answers)
-    batch = lay_out(
+    kinds = Answer.joint_kinds([part.answer for parts in batches for part in parts])
+    listed = [trait for trait, kind in kinds.items() if kind.listed]
+    made = lay_out(
         kinds,
-        np.concatenate([answer.lengths for answer in answers]),
-        {trait: list_offsets(answers, trait) for trait, kind in kinds.items() if kind.listed},
-        statuses=np.concatenate([answer.statuses for answer in answers]),
-        example_ids=np.concatenate([part.example_ids for part in parts]),
-        columns=to_arrays(load_pyarrow().concat_tables([part.columns for part in parts])),
-        generation=oldest.generation,
-        watermark_ts=oldest.watermark_ts,
+        [examples_of(parts, listed) for parts in batches],
         integer_dtype=integer_dtype,
         uint64_dtype=uint64_dtype,
         allocate=allocate,
     )
+    jobs: list[Job] = []
+    for parts, batch in zip(batches, made, strict=True):
+        jobs += trait_jobs(
+            [part.answer for part in parts],
+            {trait: own_bits(values, kinds[trait]) for trait, values in batch.values.items()},
+            {trait: present.numpy() for trait, present in batch.present.items()},
+            batch.strings,
+            {trait: offsets.numpy() for trait, offsets in batch.list_offsets.items()},
+        )
+    run_jobs(jobs, threads)
+    return made
 
-    write_traits(
-        answers,
-        {trait: own_bits(values, kinds[trait]) for trait, values in batch.values.items()},
-        {trait: present.numpy() for trait, present in batch.present.items()},
-        batch.strings,
-        {trait: offsets.numpy() for trait, offsets in batch.list_offsets.items()},
-        threads,
+
+def examples_of(parts: Sequence[AnsweredRows], listed: Sequence[str]) -> BatchExamples:
+    """Joins the examples of the parts of a batch.
+
+    Args:
+        parts: The parts.
+        listed: Traits of lists.
+    """
+    first, answers = parts[0], [part.answer for part in parts]
+    oldest = min(answers, key=lambda answer: answer.generation)
+    lengths, statuses, example_ids = first.answer.lengths, first.answer.statuses, first.example_ids
+    columns = first.columns
+    if len(parts) > 1:
+        lengths = np.concatenate([answer.lengths for answer in answers])
+        statuses = np.concatenate([answer.statuses for answer in answers])
+        example_ids = np.concatenate([part.example_ids for part in parts])
+        columns = load_pyarrow().concat_tables([part.columns for part in parts])
+    return BatchExamples(
+        lengths=lengths,
+        statuses=statuses,
+        example_ids=example_ids,
+        columns=to_arrays(columns),
+        list_offsets={trait: list_offsets(answers, trait) for trait in listed},
+        generation=oldest.generation,
+        watermark_ts=oldest.watermark_ts,
     )
-    return batch
 
 
 def own_bits(tensor: torch.Tensor, kind: ColumnKind) -> NDArray[Any]:

@@ -94,7 +94,8 @@ class LoaderConfig:
     """Threads that share the widening of a batch."""
 
     batches_ahead: int = 2
-    """Most batches that are ready ahead of the trainer."""
+    """Most batches that are ready ahead of the trainer; small ones, up to 2 MiB together, count as
+    one."""
 
     freed_bytes_kept: int = 0
     """Freed memory that the GNU C library keeps for later allocations, in the whole process; 0

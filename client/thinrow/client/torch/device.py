@@ -10,6 +10,8 @@ from thinrow.client.torch.ring import Ring
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from thinrow.client.torch.batch import TensorBatch
     from torch import Tensor
 
@@ -49,7 +51,7 @@ class DeviceCopy:
         self._slots = slots
         self._stream = torch.cuda.Stream(self.device) if cuda else None  # type: ignore[no-untyped-call]
         # Host memory must outlive the copy that reads it.
-        self._reading: deque[tuple[torch.cuda.Event, TensorBatch]] = deque()
+        self._reading: deque[tuple[torch.cuda.Event, Sequence[TensorBatch]]] = deque()
 
     @property
     def allocations(self) -> int:
@@ -57,7 +59,7 @@ class DeviceCopy:
         return self._ring.allocations
 
     def allocate(self, size_bytes: int) -> Tensor:
-        """Lends host memory for a batch: uint8, shape (size_bytes,). See `lay_out`.
+        """Lends host memory for batches: uint8, shape (size_bytes,). See `lay_out`.
 
         Waits for the oldest copy if all slots are being read.
         """
@@ -72,14 +74,18 @@ class DeviceCopy:
 
     def send(self, batch: TensorBatch) -> PendingCopy:
         """Enqueues the copy of a batch, which must not change any more; does not wait."""
+        return self.send_all([batch])[0]
+
+    def send_all(self, batches: Sequence[TensorBatch]) -> list[PendingCopy]:
+        """Enqueues the copies of batches that lie in one piece of memory; see `send`."""
         if self._stream is None:
-            return PendingCopy(batch, None)
-        self.copied_bytes += batch.nbytes
+            return [PendingCopy(batch, None) for batch in batches]
+        self.copied_bytes += sum(batch.nbytes for batch in batches)
         with torch.cuda.stream(self._stream):
-            moved = batch.to(self.device, non_blocking=True)
+            moved = [batch.to(self.device, non_blocking=True) for batch in batches]
             copied = self._stream.record_event()
-        self._reading.append((copied, batch))
-        return PendingCopy(moved, copied)
+        self._reading.append((copied, batches))
+        return [PendingCopy(batch, copied) for batch in moved]
 
     def receive(self, sent: PendingCopy) -> TensorBatch:
         """Makes the current stream wait for the copy of a batch; the host does not wait."""

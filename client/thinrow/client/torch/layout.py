@@ -1,7 +1,8 @@
-"""The layout of a batch's tensors in one allocation."""
+"""The layout of the tensors of batches in one allocation."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -9,51 +10,65 @@ import numpy as np
 import torch
 from thinrow.client.torch.batch import TensorBatch
 from thinrow.client.torch.tensor_memory import carve, plain_memory
+from thinrow.core.runs import offsets_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from thinrow.core.wire.widen import ColumnKind
     from torch import Tensor
 
-__all__ = ["lay_out"]
+__all__ = ["BatchExamples", "lay_out"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BatchExamples:
+    """The examples of a batch, without the values of their events. Arrays are copied."""
+
+    lengths: NDArray[np.int64]
+    """Shape (examples,): events of each example."""
+
+    statuses: NDArray[np.uint8]
+    """Shape (examples,)."""
+
+    example_ids: NDArray[np.int64]
+    """Shape (examples,)."""
+
+    columns: Mapping[str, NDArray[Any] | list[Any]]
+    """Other columns by name, arrays or lists of shape (examples,)."""
+
+    generation: int
+    """See TensorBatch."""
+
+    watermark_ts: int
+    """See TensorBatch."""
+
+    list_offsets: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Offsets by trait of lists, shape (events + 1,)."""
 
 
 def lay_out(
     kinds: Mapping[str, ColumnKind],
-    lengths: NDArray[np.int64],
-    list_offsets: Mapping[str, NDArray[np.int64]] | None = None,
+    batches: Sequence[BatchExamples],
     *,
-    statuses: NDArray[np.uint8],
-    example_ids: NDArray[np.int64],
-    columns: Mapping[str, NDArray[Any] | list[Any]],
-    generation: int,
-    watermark_ts: int,
     integer_dtype: torch.dtype = torch.int64,
     uint64_dtype: torch.dtype | None = None,
     allocate: Callable[[int], Tensor] = plain_memory,
-) -> TensorBatch:
-    """Returns a batch whose `values` and `present` are not written yet; see Answer.write.
+) -> list[TensorBatch]:
+    """Returns batches whose `values` and `present` are not written yet; see Answer.write.
 
-    All its tensors lie in one allocation, so that one copy moves it. Traits of one dtype are
-    consecutive in the order of `kinds`, scalars before vectors.
+    All tensors lie in one allocation, batch after batch, so that one copy moves a batch. Traits of
+    one dtype are consecutive in the order of `kinds`, scalars before vectors.
 
     Args:
         kinds: Kinds of the traits, as from Answer.joint_kinds.
-        lengths: Shape (examples,): events of each example.
-        list_offsets: By trait of lists, shape (events + 1,); copied.
-        statuses: Shape (examples,); copied, as the next two.
-        example_ids: Shape (examples,).
-        columns: Other columns by name, arrays or lists of shape (examples,).
-        generation: See TensorBatch.
-        watermark_ts: See TensorBatch.
+        batches: Examples of the batches.
         integer_dtype: int32 or int64, for every trait of integers except times and an `event_id`
             that is no text, which are int64.
         uint64_dtype: torch.uint64 for traits of uint64; None for `integer_dtype`.
         allocate: Returns memory of a size in bytes: uint8.
     """
-    events = int(lengths.sum())
 
     def dtype_of(trait: str, kind: ColumnKind) -> torch.dtype:
         if trait.endswith("_ts"):
@@ -67,49 +82,53 @@ def lay_out(
     dtypes = {trait: dtype_of(trait, kind) for trait, kind in kinds.items()}
     traits = sorted(kinds, key=lambda trait: (str(dtypes[trait]), bool(kinds[trait].shape)))
     nullable = [trait for trait, kind in kinds.items() if kind.nullable]
-    numbers = {name: of for name, of in columns.items() if isinstance(of, np.ndarray)}
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    lists = {trait: list_offsets[trait] for trait in kinds if kinds[trait].listed and list_offsets}
-    given = [offsets, *lists.values(), example_ids, statuses, *numbers.values()]
-    counts = {trait: int(of[-1]) for trait, of in lists.items()}
-    tensors = iter(
-        carve(
-            [
-                *(
-                    (dtypes[trait], (counts.get(trait, events), *kinds[trait].shape))
-                    for trait in traits
-                ),
-                *((torch.bool, (events,)) for _ in nullable),
-                *((to_torch(array.dtype), array.shape) for array in given),
-            ],
-            allocate,
+    texts = [trait for trait, kind in kinds.items() if kind.text]
+    filled = frozenset(trait for trait, kind in kinds.items() if kind.filled)
+    given: list[list[NDArray[Any]]] = []
+    parts: list[list[tuple[torch.dtype, tuple[int, ...]]]] = []
+    for batch in batches:
+        lists, offsets = batch.list_offsets, offsets_of(batch.lengths)
+        numbers = [of for of in batch.columns.values() if isinstance(of, np.ndarray)]
+        given.append([offsets, *lists.values(), batch.example_ids, batch.statuses, *numbers])
+        events = int(offsets[-1])
+        of_batch = [
+            (dtypes[trait], (int(lists[trait][-1]) if trait in lists else events, *kind.shape))
+            for trait, kind in ((trait, kinds[trait]) for trait in traits)
+        ]
+        of_batch += [(torch.bool, (events,)) for _ in nullable]
+        of_batch += [(to_torch(array.dtype), array.shape) for array in given[-1]]
+        parts.append(of_batch)
+    made = []
+    for batch, arrays, tensors in zip(batches, given, carve(parts, allocate), strict=True):
+        small = tensors[len(traits) + len(nullable) :]
+        for tensor, array in zip(small, arrays, strict=True):
+            tensor.numpy()[:] = array
+        lists = batch.list_offsets
+        example_ids, statuses, *rest = small[1 + len(lists) :]
+        values, number = dict(zip(traits, tensors, strict=False)), iter(rest)
+        made.append(
+            TensorBatch(
+                offsets=small[0],
+                example_ids=example_ids,
+                statuses=statuses,
+                values={trait: values[trait] for trait in kinds},
+                present=dict(zip(nullable, tensors[len(traits) :], strict=False)),
+                strings={trait: [] for trait in texts},
+                columns={
+                    name: next(number) if isinstance(of, np.ndarray) else of
+                    for name, of in batch.columns.items()
+                },
+                max_seqlen=int(batch.lengths.max(initial=0)),
+                generation=batch.generation,
+                watermark_ts=batch.watermark_ts,
+                list_offsets=dict(zip(lists, small[1:], strict=False)),
+                list_lengths_max={
+                    trait: int(np.diff(of).max(initial=0)) for trait, of in lists.items()
+                },
+                filled=filled,
+            )
         )
-    )
-    values = {trait: next(tensors) for trait in traits}
-    present = {trait: next(tensors) for trait in nullable}
-    small = list(tensors)
-    for tensor, array in zip(small, given, strict=True):
-        tensor.numpy()[:] = array
-    rest = small[1 + len(lists) :]
-    by_name = dict(zip(numbers, rest[2:], strict=True))
-    return TensorBatch(
-        offsets=small[0],
-        example_ids=rest[0],
-        statuses=rest[1],
-        values={trait: values[trait] for trait in kinds},
-        present=present,
-        strings={trait: [] for trait, kind in kinds.items() if kind.text},
-        columns={
-            name: by_name[name] if isinstance(of, np.ndarray) else of
-            for name, of in columns.items()
-        },
-        max_seqlen=int(lengths.max(initial=0)),
-        generation=generation,
-        watermark_ts=watermark_ts,
-        list_offsets=dict(zip(lists, small[1:], strict=False)),
-        list_lengths_max={trait: int(np.diff(of).max(initial=0)) for trait, of in lists.items()},
-        filled=frozenset(trait for trait, kind in kinds.items() if kind.filled),
-    )
+    return made
 
 
 @cache

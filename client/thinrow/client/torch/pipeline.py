@@ -15,7 +15,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-from thinrow.client.torch.batching import AnsweredRows, Batcher, chosen, to_tensors
+from thinrow.client.torch.batching import AnsweredRows, Batcher, chosen, to_tensors, together
 from thinrow.client.torch.queues import BoundedQueue, ClosedError
 from thinrow.client.torch.starvation import StageClock
 from thinrow.core.memory import keep_freed_memory
@@ -24,7 +24,7 @@ from thinrow.core.tracing import UNTRACED, PassTrace, tracing
 from thinrow.errors import ThinRowError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from thinrow.client.client import Client
     from thinrow.client.torch.batch import TensorBatch
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from thinrow.client.torch.config import LoaderConfig
     from thinrow.client.torch.device import DeviceCopy, PendingCopy
     from thinrow.client.torch.source import RowChunk, RowSource
-    from thinrow.client.torch.starvation import Starvation
+    from thinrow.client.torch.starvation import Stage, Starvation
     from thinrow.core.lookup.answer import Answer
     from thinrow.core.pointers import Projection, ThinRows
 
@@ -42,7 +42,8 @@ Item = TypeVar("Item")
 
 log = logging.getLogger("thinrow.loader")
 
-# Batches besides the queued ones: one that the trainer holds, and one that is being written.
+# Batches besides the queued ones: one that the trainer holds, and one that is being written. Small
+# batches that are made together count as one.
 BATCHES_IN_USE = 2
 # Pauses between two requests for examples that are not queued.
 NOT_READY_PAUSE_S_INITIAL = 0.1
@@ -93,7 +94,7 @@ class Pipeline:
         self._chunks: BoundedQueue[RowChunk] = BoundedQueue(config.chunks_ahead)
         self._in_flight: deque[RowChunk] = deque()
         self._answers: BoundedQueue[AnsweredRows] = BoundedQueue(ANSWERS_AHEAD)
-        self._batches: BoundedQueue[QueuedBatch] = BoundedQueue(config.batches_ahead)
+        self._batches: BoundedQueue[list[QueuedBatch]] = BoundedQueue(config.batches_ahead)
         self._input_error: Exception | None = None
         self._closing = threading.Event()
         if config.freed_bytes_kept:
@@ -108,25 +109,24 @@ class Pipeline:
         """Yields the batches, in the trainer's thread."""
         last_s = logged_s = time.perf_counter()
         left_out: dict[str, int] = {}
+        received: deque[QueuedBatch] = deque()
         # A thread inside gRPC at the end of the interpreter would crash it.
         atexit.register(self.close)
         try:
             for thread in self._threads:
                 thread.start()
             while True:
-                started_s = time.perf_counter()
-                try:
-                    queued = next(self._batches, None)
-                except ClosedError:
-                    raise UsageError(
-                        "The loader was closed or has a newer iteration; iterate over it again."
-                    ) from None
-                received_s = time.perf_counter()
+                started_s = received_s = time.perf_counter()
+                waited: dict[Stage, float] = {}
+                if not received or self._closing.is_set():
+                    received.extend(self._next())
+                    received_s = time.perf_counter()
+                    waited = self._clock.between(started_s, received_s)
+                queued = received.popleft() if received else None
                 batch = None
                 if queued is not None and queued.sent is not None:
                     batch = self._copies.receive(queued.sent)
                 now_s = time.perf_counter()
-                waited = self._clock.between(started_s, received_s)
                 waited["copy"] = waited.get("copy", 0.0) + now_s - received_s
                 self._starvation.waited(waited)
                 if self._trace is not None:
@@ -173,6 +173,19 @@ class Pipeline:
             if waits and thread.ident is not None:
                 thread.join()
 
+    def _next(self) -> Sequence[QueuedBatch]:
+        """Waits for the next batches; none at the end of the pass.
+
+        Raises:
+            UsageError: The pipeline was closed.
+        """
+        try:
+            return next(self._batches, ())
+        except ClosedError:
+            raise UsageError(
+                "The loader was closed or has a newer iteration; iterate over it again."
+            ) from None
+
     def _read(self) -> Iterator[RowChunk]:
         return self._source.chunks(self._config.lookup_examples)
 
@@ -180,37 +193,45 @@ class Pipeline:
         with UNTRACED if self._trace is None else self._trace.current():
             yield from self._parts()
 
-    def _widen(self) -> Iterator[QueuedBatch]:
+    def _widen(self) -> Iterator[list[QueuedBatch]]:
         batcher = Batcher(self._config)
         for part in self._answers:
             self._clock.work("widen")
-            for group in batcher.add(part):
-                yield from self._queued(group)
+            for group in together(batcher.add(part)):
+                yield self._queued(group)
             self._clock.rest()
-        yield from self._queued(batcher.rest(), last=True)
+        rest = batcher.rest()
+        if self._config.drop_last and rest.examples < self._config.batch_examples:
+            if rest.examples:
+                log.info("Left out the last %d examples, too few for a batch.", rest.examples)
+            rest.parts = []
+        if rest.rows:
+            yield self._queued([rest])
 
-    def _queued(self, group: BatchParts, *, last: bool = False) -> Iterator[QueuedBatch]:
-        """Yields the batch of a group, or its skipped rows alone."""
-        sent = None
-        if last and self._config.drop_last and group.examples < self._config.batch_examples:
-            if group.examples:
-                log.info("Left out the last %d examples, too few for a batch.", group.examples)
-        elif group.parts:
+    def _queued(self, group: Sequence[BatchParts]) -> list[QueuedBatch]:
+        """Makes the batches of a group, or only counts its skipped rows."""
+        sent: Sequence[PendingCopy | None] = [None]
+        if group[0].parts:
             self._clock.work("widen")
             config = self._config
-            batch = to_tensors(
-                group.parts,
+            batches = to_tensors(
+                [batch.parts for batch in group],
                 config.integer_dtype,
                 self._copies.allocate,
                 config.widen_threads,
                 config.uint64_dtype,
             )
             self._clock.work("copy")
-            sent = self._copies.send(batch)
+            sent = self._copies.send_all(batches)
             self._clock.work("widen")
-        if group.rows:
-            statuses = {status_name(status): count for status, count in group.statuses.items()}
-            yield QueuedBatch(sent, group.rows, statuses)
+        return [
+            QueuedBatch(
+                copy,
+                batch.rows,
+                {status_name(status): count for status, count in batch.statuses.items()},
+            )
+            for copy, batch in zip(sent, group, strict=True)
+        ]
 
     def _parts(self) -> Iterator[AnsweredRows]:
         """Yields the answer to each chunk, in order."""

@@ -24,26 +24,41 @@ def plain_memory(size_bytes: int) -> Tensor:
 
 
 def carve(
-    parts: Sequence[tuple[torch.dtype, tuple[int, ...]]], allocate: Callable[[int], Tensor]
-) -> list[Tensor]:
-    """Cuts one allocation into tensors; neighbours of one dtype have no gap between them."""
-    starts: list[int] = []
+    batches: Sequence[Sequence[tuple[torch.dtype, tuple[int, ...]]]],
+    allocate: Callable[[int], Tensor],
+) -> list[list[Tensor]]:
+    """Cuts one allocation into the tensors of each batch, one batch after the other.
+
+    Neighbours of one dtype within a batch have no gap between them.
+    """
+    # By dtype: sizes of gaps and tensors in turn, in elements, and the end of the last one.
+    sizes: dict[torch.dtype, list[int]] = {}
+    ends: dict[torch.dtype, int] = {}
     end = 0
-    before = None
-    for dtype, shape in parts:
-        if dtype != before:
-            end = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        starts.append(end)
-        end += math.prod(shape) * dtype.itemsize
-        before = dtype
+    for parts in batches:
+        before = None
+        for dtype, shape in parts:
+            if dtype != before:
+                end = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            item_bytes, count = dtype.itemsize, math.prod(shape)
+            gap_bytes = end - ends.get(dtype, 0)
+            sizes.setdefault(dtype, []).extend((gap_bytes // item_bytes, count))
+            end += count * item_bytes
+            ends[dtype] = end
+            before = dtype
     memory = allocate(-(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
-    # Calls into torch cost more than the rest of a small batch: one per tensor, one per dtype.
-    typed = {dtype: memory.view(dtype) for dtype in {dtype for dtype, _ in parts}}
-    tensors = []
-    for start, (dtype, shape) in zip(starts, parts, strict=True):
-        tensor = typed[dtype].narrow(0, start // dtype.itemsize, math.prod(shape))
-        tensors.append(tensor if len(shape) == 1 else tensor.view(shape))
-    return tensors
+    # Calls into torch cost more than the rest of a small batch: these are two for each dtype.
+    pieces = {}
+    for dtype, of_dtype in sizes.items():
+        rest = (memory.nbytes - ends[dtype]) // dtype.itemsize
+        pieces[dtype] = iter(memory.view(dtype).split_with_sizes([*of_dtype, rest])[1::2])
+    return [
+        [
+            next(pieces[dtype]) if len(shape) == 1 else next(pieces[dtype]).view(shape)
+            for dtype, shape in parts
+        ]
+        for parts in batches
+    ]
 
 
 def move_together(tensors: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> list[Tensor]:

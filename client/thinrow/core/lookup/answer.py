@@ -62,6 +62,9 @@ class Answer:
     _examples: NDArray[np.int64]
     """Places of the examples in the joined responses."""
 
+    _cut_from: tuple[Answer, int] | None = None
+    """The answer of which this one is a slice, and the place of its first example there."""
+
     @staticmethod
     def join(
         rows: ThinRows, responses: Sequence[CheckedResponse], coder: Coder | None = None
@@ -96,13 +99,21 @@ class Answer:
 
     def __getitem__(self, examples: slice | NDArray[np.int64]) -> Answer:
         """Returns the answer about some examples: a slice without a step, or their places."""
+        cut_from = None
         if isinstance(examples, slice):
-            examples = slice(*bounds(examples, len(self)))
-        return dataclasses.replace(
-            self,
-            statuses=self.statuses[examples],
-            lengths=self.lengths[examples],
-            _examples=self._examples[examples],
+            first, last = bounds(examples, len(self))
+            whole, place = self._cut_from or (self, 0)
+            examples, cut_from = slice(first, last), (whole, place + first)
+        return Answer(
+            self.statuses[examples],
+            self.lengths[examples],
+            self.generation,
+            self.watermark_ts,
+            self.server_s,
+            self.answer_bytes,
+            self._joined,
+            self._examples[examples],
+            cut_from,
         )
 
     def with_replacements(self, examples: NDArray[np.int64], newer: Answer) -> Answer:
@@ -142,6 +153,10 @@ class Answer:
     def events(self) -> int:
         """Events of all examples."""
         return int(self.lengths.sum())
+
+    def shares_responses(self, other: Answer) -> bool:
+        """Returns True if both are slices of one answer."""
+        return self._joined is other._joined
 
     @staticmethod
     def joint_kinds(answers: Sequence[Answer]) -> dict[str, ColumnKind]:
@@ -241,20 +256,27 @@ class Answer:
         if self._is_whole:
             return self
         own = self._joined.select(self._examples)
-        return dataclasses.replace(self, _joined=own, _examples=np.arange(len(self)))
+        examples = np.arange(len(self))
+        return dataclasses.replace(self, _joined=own, _examples=examples, _cut_from=None)
 
     @cached_property
     def _views(self) -> Views:
-        """Source and place of each example's events: all immutable views, then all mutable ones."""
+        """Source and place of each example's events: its immutable view, then its mutable one."""
+        if self._cut_from is not None:
+            # A batch is one of many slices of an answer, whose views are found together.
+            whole, first = self._cut_from
+            own = slice(2 * first, 2 * (first + len(self)))
+            runs, starts, lengths, places = (array[own] for array in whole._views)
+            return Views(runs, starts, lengths, places - places[0] if len(places) else places)
         joined, examples = self._joined, self._examples
-        lengths, mutable_lengths = joined.lengths[examples], joined.mutable_lengths[examples]
+        views = np.empty((4, len(self), 2), np.int64)
+        runs, starts, lengths, places = views
+        runs[:, 0], runs[:, 1] = joined.response[examples], len(joined.responses)
+        starts[:, 0], starts[:, 1] = joined.starts[examples], joined.mutable_starts[examples]
+        lengths[:, 0], lengths[:, 1] = joined.lengths[examples], joined.mutable_lengths[examples]
         ends = np.cumsum(self.lengths)
-        return Views(
-            np.concatenate([joined.response[examples], np.full(len(self), len(joined.responses))]),
-            np.concatenate([joined.starts[examples], joined.mutable_starts[examples]]),
-            np.concatenate([lengths, mutable_lengths]),
-            np.concatenate([ends - self.lengths, ends - mutable_lengths]),
-        )
+        places[:, 0], places[:, 1] = ends - self.lengths, ends - lengths[:, 1]
+        return Views(*views.reshape(4, -1))
 
     def _value_views(self, trait: str, list_offsets: NDArray[np.int64] | None) -> Views:
         """Source and place of each example's values: of its events, or of their elements."""

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from thinrow.core.lookup.answer import Answer
 from thinrow.core.status import Status
-from thinrow.core.wire.widen_jobs import run_jobs
+from thinrow.core.wire.widen_jobs import Job, run_jobs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["Batch", "list_offsets", "write_traits"]
+__all__ = ["Batch", "list_offsets", "trait_jobs", "write_traits"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,7 +149,6 @@ def write_traits(
     present: Mapping[str, NDArray[np.bool_]],
     strings: Mapping[str, list[str]],
     list_offsets: Mapping[str, NDArray[np.int64]],
-    threads: int = 1,
 ) -> None:
     """Widens the traits of several answers, one after the other; see Answer.write.
 
@@ -159,11 +158,21 @@ def write_traits(
         present: Arrays to write, by nullable trait.
         strings: Lists to extend, by text trait; codes index these joint lists.
         list_offsets: By trait of lists, as `list_offsets` returns them.
-        threads: Threads that share the work.
     """
+    run_jobs(trait_jobs(answers, values, present, strings, list_offsets))
+
+
+def trait_jobs(
+    answers: Sequence[Answer],
+    values: Mapping[str, NDArray[Any]],
+    present: Mapping[str, NDArray[np.bool_]],
+    strings: Mapping[str, list[str]],
+    list_offsets: Mapping[str, NDArray[np.int64]],
+) -> list[Job]:
+    """Does as `write_traits`, but returns the long work as jobs, to be run together with others."""
     ends = list(itertools.accumulate((answer.events for answer in answers), initial=0))
     parts = [(answer, slice(*place)) for answer, place in zip(answers, pairwise(ends), strict=True)]
-    jobs = []
+    jobs: list[Job] = []
     for trait, target in values.items():
         texts = strings.get(trait)
         for answer, events in parts:
@@ -179,4 +188,4 @@ def write_traits(
                 if there is not None and lists is None:
                     target[own][~there] = 0
                 texts += answer.strings(trait)
-    run_jobs(jobs, threads)
+    return jobs
