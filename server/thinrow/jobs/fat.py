@@ -354,10 +354,11 @@ def check_keys(events: pl.DataFrame) -> None:
     """
     if events["event_id"].null_count() == len(events):
         return
-    pairs = events.select("key", "event_id").unique()
-    shared = pairs.filter(pl.col("key").is_duplicated()).sort("key", "event_id")
+    ids = pl.col("event_id")
+    known = events.group_by("key").agg(ids.min().alias("first"), ids.max().alias("second"))
+    shared = known.filter(pl.col("first") != pl.col("second")).sort("key")
     if len(shared):
-        first, second = shared["event_id"][:2]
+        _, first, second = shared.row(0)
         raise InputError(
             f"The events {first!r} and {second!r} have the same key of 64 bits, by which slim "
             f"knows events, and nothing was written; give one of them another id."
