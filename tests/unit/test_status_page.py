@@ -24,6 +24,7 @@ from thinrow.client import connect
 from thinrow.errors import RequestError
 from thinrow.materialization.metrics import STAGES, Metrics
 from thinrow.online.metrics import OnlineMetrics
+from thinrow.remote.mirror_metrics import MirrorMetrics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -282,3 +283,14 @@ def test_a_browser_shows_it(world: World, tmp_path: Path) -> None:
     head = picture.read_bytes()[:24]
     assert head.startswith(b"\x89PNG")
     assert struct.unpack(">II", head[16:]) == (400, 900)
+
+
+def test_a_retry_of_a_mirror_does_not_hide_its_failure() -> None:
+    registry = CollectorRegistry()
+    mirror = MirrorMetrics(registry)
+    mirror.pulling.set(7)
+    mirror.missing_bytes.set(1000)
+    mirror.received_bytes.set(250)
+    assert "copying generation 7: 25" in rendered(Look.of(registry.collect()), None)
+    mirror.failing.set(1)
+    assert "cannot follow the store" in rendered(Look.of(registry.collect()), None)

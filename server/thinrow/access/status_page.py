@@ -247,14 +247,15 @@ def tiles(now: Look, grown: Look, elapsed_s: float | None) -> str:
 
 def mirror_note(now: Look) -> str:
     """The state of a mirror: what it copies, why it stands still, or when it was last compared."""
+    # A retry copies as well, and must not hide that the last try failed.
+    if now.sum("thinrow_mirror_failing"):
+        return "cannot follow the store: the log says why"
     copying = now.sum("thinrow_mirror_pulling_generation")
     if copying:
         missing = now.sum("thinrow_mirror_pull_bytes") or 0
         received = now.sum("thinrow_mirror_pull_received_bytes") or 0
         share = percent(received / missing) if missing else percent(1)
         return f"copying generation {copying:.0f}: {share} of {bytes_text(missing)}"
-    if now.sum("thinrow_mirror_failing"):
-        return "cannot follow the store: the log says why"
     checked_s = now.sum("thinrow_mirror_checked_timestamp_seconds")
     return f"compared {duration(now.at_s - checked_s)} ago" if checked_s else ""
 

@@ -12,7 +12,6 @@ from thinrow.access.grpc_server import grpc_server
 from thinrow.access.metrics_endpoint import MetricsEndpoint
 from thinrow.access.tenants import Tenants
 from thinrow.core.tracing import tracing
-from thinrow.errors import StoreCorruptError
 from thinrow.materialization.metrics import Metrics
 from thinrow.materialization.mirroring import mirror_follower
 from thinrow.materialization.service import RIGHTS, SERVICE, MaterializationService
@@ -91,20 +90,21 @@ class Server:
         )
 
     def _follower(self) -> GenerationFollower:
-        """Opens the store; one at a URL is copied first, while the status page shows how far."""
+        """Opens the store; one at a URL is copied first."""
         config = self._config
+        if config.mirror is not None:
+            self._start_mirror()
+        return GenerationFollower(
+            config.store_folder,
+            config.poll_s,
+            self.metrics.open_failures.inc,
+            config.cache_bytes_max,
+            config.shard_choice,
+        )
 
-        def follower() -> GenerationFollower:
-            return GenerationFollower(
-                config.store_folder,
-                config.poll_s,
-                self.metrics.open_failures.inc,
-                config.cache_bytes_max,
-                config.shard_choice,
-            )
-
-        if config.mirror is None:
-            return follower()
+    def _start_mirror(self) -> None:
+        """Copies the store, while the status page shows how far, and follows it from then on."""
+        config = self._config
         with ExitStack() as copying:
             if config.metrics is not None:
                 endpoint = MetricsEndpoint(self.metrics.registry, config.metrics)
@@ -112,11 +112,5 @@ class Server:
                 self.metrics_address = endpoint.address
                 log.info("copying the store", extra={"metrics": endpoint.address})
             self.is_copying = True
-            mirror = self._stack.enter_context(mirror_follower(config, self.metrics.registry))
+            self._stack.enter_context(mirror_follower(config, self.metrics.registry))
             self.is_copying = False
-            try:
-                return follower()
-            except StoreCorruptError as error:
-                log.error("mirror is damaged", extra={"reason": str(error)})
-                mirror.repair()
-                return follower()

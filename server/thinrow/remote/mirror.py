@@ -19,8 +19,8 @@ from thinrow.errors import StoreCorruptError, StoreError, StoreLockedError, Usag
 from thinrow.remote.copies import OBJECTS, Copies
 from thinrow.remote.current import require_current
 from thinrow.remote.generation_objects import key_of, read_generation, root_key
-from thinrow.store.completeness import check_files
 from thinrow.store.current import current_folder
+from thinrow.store.generation import Generation
 from thinrow.store.generations import (
     FOREIGN_ALLOWED,
     generation_folders,
@@ -151,7 +151,7 @@ class Mirror:
         return 0 if folder is None else generation_number(folder.name) or 0
 
     def problem(self) -> str | None:
-        """Returns why the generation that is here cannot be opened; None if nothing shows that.
+        """Returns why the generation that is here cannot be opened; None if it can.
 
         Raises:
             UsageError: It has too few shards for the choice.
@@ -160,8 +160,8 @@ class Mirror:
         if folder is None:
             return "the mirror is empty"
         try:
-            manifest = read_manifest(folder)
-            check_files(folder, manifest, self._choose(manifest.shard_count))
+            numbers = self._choose(read_manifest(folder).shard_count)
+            Generation(folder, cache_bytes_max=1, numbers=numbers).close()
         except StoreError as error:
             return str(error)
         return None

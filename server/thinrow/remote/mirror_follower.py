@@ -85,14 +85,6 @@ class MirrorFollower:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def repair(self) -> None:
-        """Reads all copies again, and replaces those that are damaged; nothing has them open.
-
-        Raises:
-            StoreError: They cannot be replaced.
-        """
-        self._mirror.pull(verify=True)
-
     def _stop(self) -> None:
         self._stopping.set()
         self._mirror.copies.stop()
