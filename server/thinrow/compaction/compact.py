@@ -17,7 +17,7 @@ from uuid import uuid4
 import numpy as np
 import xxhash
 from thinrow.compaction.config import SHARDS_DEFAULT, SHARDS_MAX, CompactionConfig
-from thinrow.compaction.shard import ShardCounts, ShardTask, write_shard
+from thinrow.compaction.shard import ShardBuild, ShardCounts, ShardTask
 from thinrow.compaction.shards import ENGINE, is_whole_due, previous_shard, write_shards
 from thinrow.compaction.users import read_user_ids
 from thinrow.compaction.vocabularies import (
@@ -345,7 +345,9 @@ def _write_shards(
             vocabularies=vocabularies,
         )
         folder = split.folder.parent / shard_name(number)
-        return write_shard(split.read(number), previous_shard(previous, number), task, folder)
+        build = ShardBuild(previous_shard(previous, number), task, folder)
+        build.add(split.read(number))
+        return build.finish()
 
     return write_shards(split.shards, write, previous, progress)
 

@@ -1,22 +1,22 @@
-"""Sort and write one shard: a plain function over Arrow data.
+"""Sort and write one shard, over Arrow data.
 
-A distributed engine can call it in place of the embedded one; it needs only the shard's raw
-events (in canonical form, any order) and the shard's previous files.
+A distributed engine can do this in place of the embedded one; it needs only the shard's raw events
+(in canonical form, any order), one range of users after the other, and the shard's previous files.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+from thinrow.compaction.pair_writer import PairWriter, PreviousShard
 from thinrow.compaction.rewrite import RewritePlan, Rewritten, rewrite_users
 from thinrow.compaction.trait_values import to_series
 from thinrow.compaction.user_texts import not_stored
 from thinrow.compaction.vocabularies import coded
-from thinrow.core.ids import is_text_kind
 from thinrow.core.runs import ranges
 from thinrow.events.order import (
     Cuts,
@@ -26,12 +26,10 @@ from thinrow.events.order import (
     with_late_accepted,
     without_duplicates,
 )
-from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, USER_GROUP, VISIBLE_TS
+from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, VISIBLE_TS
 from thinrow.store.directory import NEVER_TS, parse_directories
 from thinrow.store.history import bisect_left
-from thinrow.store.keys import USER_BYTES, group_and_stripe, pack_keys
-from thinrow.store.kv_digest import stream_digest
-from thinrow.store.shard import Shard, ShardWriter
+from thinrow.store.keys import USER_BYTES, pack_keys
 from thinrow.store.stripe import STRIPE_EVENTS_MAX, decode_stripes
 
 if TYPE_CHECKING:
@@ -41,24 +39,26 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
     from thinrow.schema import Schema
+    from thinrow.store.shard import Shard, ShardWriter
     from thinrow.store.user_texts import UserTexts
     from thinrow.store.vocabulary import Vocabulary
 
 __all__ = [
     "CONTINUED_USERS_PER_CHUNK",
     "EVENTS_PER_CHUNK",
+    "LAST_USER",
     "USERS_PER_CHUNK",
-    "PreviousShard",
+    "ShardBuild",
     "ShardCounts",
     "ShardTask",
     "directory_chunks",
-    "write_parts",
-    "write_shard",
 ]
 
 USERS_PER_CHUNK = 8192
 EVENTS_PER_CHUNK = 1 << 19
 """Bounds on what is encoded at once; one user's events always stay together."""
+LAST_USER = (1 << 64) - 1
+"""The last user in the order of keys, as an unsigned number."""
 CONTINUED_USERS_PER_CHUNK = EVENTS_PER_CHUNK // STRIPE_EVENTS_MAX
 """The same for users who may each bring an unfinished stripe along."""
 
@@ -84,18 +84,6 @@ class ShardTask:
     """Those of the schema's traits, by name; they have every value of the events that are kept."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreviousShard:
-    """The shard as the last generation left it."""
-
-    shard: Shard
-    key_count: int
-    event_count: int
-    user_count: int
-    kv_xxh3_128: str | None
-    """Digest of its stream of keys and values; None if not recorded, as in older stores."""
-
-
 @dataclass(slots=True, kw_only=True)
 class ShardCounts:
     """Results of a shard and of its input."""
@@ -112,72 +100,81 @@ class ShardCounts:
     """Events added whose order only their traits decide."""
 
 
-def write_shard(
-    events: pa.Table, previous: PreviousShard | None, task: ShardTask, path: Path
-) -> tuple[ShardCounts, ShardWriter]:
-    """Writes the next generation of one shard; its writer is still to be finished.
+class ShardBuild:
+    """The next generation of one shard, which is built one range of users after the other.
+
+    Memory holds the events of one range. Engines may cut ranges as they like: what is written, and
+    its digest, depend on the events alone.
 
     Args:
-        events: the shard's raw events in canonical form (of ``task.schema.carried``), in any order.
-        previous: the shard so far; None in a first build.
-        task: what to do.
-        path: folder to create.
+        previous: The shard so far; None in a first build.
+        task: What to do.
+        path: Folder to create.
 
     Raises:
-        StoreError: the disk is full, or the previous files are damaged.
+        StoreError: The disk is full, or the previous files are damaged.
         InputError: Another user has the key of one of the users.
     """
-    counts = ShardCounts()
-    new_texts = task.texts
-    if new_texts is not None:
-        stored = None if previous is None else previous.shard
-        new_texts = not_stored(new_texts, stored, task.schema.user_ids)
-    frame = pl.from_arrow(events)
-    assert isinstance(frame, pl.DataFrame)
-    frame = _admitted(frame, previous, task, counts)
-    frame = ordered(placed(frame, task.cuts), task.schema.carried)
-    counts.tied = tied_events(frame)
-    # Coded once they are in order, which thus does not depend on codes.
-    frame = coded(frame, task.schema.coded_traits, task.vocabularies)
-    horizon_ts = NEVER_TS
-    if task.lookback_ms is not None:
-        horizon_ts = task.cuts.watermark_ts - task.lookback_ms
-    plan = RewritePlan(
-        schema=task.schema,
-        new_groups=task.new_groups,
-        horizon_ts=horizon_ts,
-        erased=np.sort(task.erased),
-        watermark_ts=task.cuts.watermark_ts,
-        new_texts=new_texts,
-    )
-    if previous is not None:
-        counts.events, counts.users = previous.event_count, previous.user_count
-    touched = _touched_users(frame, previous, plan)
-    parts = _rewritten(touched, frame, previous, plan, counts)
-    counts.keys, writer = write_parts(parts, previous, task.schema, path, whole=task.whole)
-    return counts, writer
 
+    def __init__(self, previous: PreviousShard | None, task: ShardTask, path: Path) -> None:
+        self._previous, self._task = previous, task
+        new_texts = task.texts
+        if new_texts is not None:
+            stored = None if previous is None else previous.shard
+            new_texts = not_stored(new_texts, stored, task.schema.user_ids)
+        horizon_ts = NEVER_TS
+        if task.lookback_ms is not None:
+            horizon_ts = task.cuts.watermark_ts - task.lookback_ms
+        self._plan = RewritePlan(
+            schema=task.schema,
+            new_groups=task.new_groups,
+            horizon_ts=horizon_ts,
+            erased=np.sort(task.erased),
+            watermark_ts=task.cuts.watermark_ts,
+            new_texts=new_texts,
+        )
+        self._counts = ShardCounts()
+        if previous is not None:
+            self._counts.events = previous.event_count
+            self._counts.users = previous.user_count
+        self._pairs = PairWriter(previous, task.schema, path, whole=task.whole)
+        self._first_user = 0
 
-def write_parts(
-    parts: Iterator[Rewritten],
-    previous: PreviousShard | None,
-    schema: Schema,
-    path: Path,
-    *,
-    whole: bool,
-) -> tuple[int, ShardWriter]:
-    """Writes what was rewritten: as a layer over the previous shard, or with it as a whole.
+    def add(self, events: pa.Table, last_user: int = LAST_USER) -> None:
+        """Writes the next range of users.
 
-    Returns:
-        The pairs of the shard, and its writer, which is still to be finished.
-    """
-    if previous is None or whole or not previous.shard.takes_layer:
-        writer = ShardWriter(path)
-        _merge(writer, previous, parts, schema)
-        return writer.key_count, writer
-    kv_below = previous.kv_xxh3_128 or stream_digest(previous.shard.items(previous.key_count))
-    writer = ShardWriter(path, previous.shard.path, kv_below)
-    return previous.key_count + _lay_over(writer, parts), writer
+        Args:
+            events: All raw events of these users in canonical form (of the schema's `carried`), in
+                any order.
+            last_user: Last user of the range, as an unsigned number; ranges ascend, and the last
+                one ends with LAST_USER.
+        """
+        task, previous, counts = self._task, self._previous, self._counts
+        assert self._first_user <= last_user <= LAST_USER
+        frame = pl.from_arrow(events)
+        assert isinstance(frame, pl.DataFrame)
+        users = frame["user_id"].to_numpy().view(np.uint64)
+        is_in_range = not len(users) or self._first_user <= users.min() <= users.max() <= last_user
+        assert is_in_range, "users of another range"
+        frame = _admitted(frame, previous, task, counts)
+        frame = ordered(placed(frame, task.cuts), task.schema.carried)
+        counts.tied += tied_events(frame)
+        # Coded once they are in order, which thus does not depend on codes.
+        frame = coded(frame, task.schema.coded_traits, task.vocabularies)
+        touched = _touched_users(frame, previous, self._plan, self._first_user, last_user)
+        for part in _rewritten(touched, frame, previous, self._plan, counts):
+            self._pairs.add(part)
+        self._first_user = last_user + 1
+
+    def finish(self) -> tuple[ShardCounts, ShardWriter]:
+        """Ends the shard once all users were added.
+
+        Returns:
+            What was counted, and the shard's writer, which is still to be finished.
+        """
+        assert self._first_user == LAST_USER + 1, "a range of users is missing"
+        self._counts.keys, writer = self._pairs.finish()
+        return self._counts, writer
 
 
 def _admitted(
@@ -187,11 +184,11 @@ def _admitted(
     cuts, offered = task.cuts, len(events)
     if previous is not None and cuts.previous_ts is not None and task.accept_late:
         events = _without_erased(events, previous.shard)
-        counts.late = offered - len(events)
+        counts.late += offered - len(events)
         events = with_late_accepted(events, cuts.previous_ts)
     offered = len(events)
     events = without_duplicates(events, task.schema.carried)
-    counts.duplicates = offered - len(events)
+    counts.duplicates += offered - len(events)
     if previous is not None:
         assert cuts.previous_ts is not None
         in_time = events.filter(pl.col("arrival_ts") >= cuts.previous_ts)
@@ -201,9 +198,10 @@ def _admitted(
         events = in_time.join(known, on=["user_id", "event_id"], how="anti")
         counts.duplicates += len(in_time) - len(events)
     arrived = events.filter(pl.col("arrival_ts") < cuts.watermark_ts)
-    counts.left_for_later = len(events) - len(arrived)
+    counts.left_for_later += len(events) - len(arrived)
     staying = arrived.filter(~pl.col("user_id").is_in(task.erased.tolist()))
-    counts.events_added = counts.events_dropped = len(arrived) - len(staying)
+    counts.events_added += len(arrived) - len(staying)
+    counts.events_dropped += len(arrived) - len(staying)
     return staying
 
 
@@ -250,19 +248,33 @@ def _recent_ids(
 
 
 def _touched_users(
-    events: pl.DataFrame, previous: PreviousShard | None, plan: RewritePlan
+    events: pl.DataFrame,
+    previous: PreviousShard | None,
+    plan: RewritePlan,
+    first_user: int,
+    last_user: int,
 ) -> NDArray[np.int64]:
-    """Users whose pairs change, ascending as keys are."""
-    users = [events["user_id"].unique().to_numpy(), plan.erased]
+    """Users of a range whose pairs change, ascending as keys are."""
+    erased = plan.erased.view(np.uint64)
+    users = [
+        events["user_id"].unique().to_numpy(),
+        plan.erased[(erased >= first_user) & (erased <= last_user)],
+    ]
     if previous is not None and (plan.new_groups or plan.horizon_ts != NEVER_TS):
-        users += [_users_to_change(chunk, plan) for chunk in directory_chunks(previous.shard)]
+        chunks = directory_chunks(previous.shard, first_user, last_user)
+        users += [_users_to_change(chunk, plan) for chunk in chunks]
     unsigned = np.unique(np.concatenate(users).astype(np.int64).view(np.uint64))
     return unsigned.view(np.int64)
 
 
-def directory_chunks(shard: Shard) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
-    """Reads the users of a shard and their directories, USERS_PER_CHUNK at a time, in key order."""
-    pairs = shard.first_of_each_prefix(USER_BYTES)
+def directory_chunks(
+    shard: Shard, first_user: int = 0, last_user: int = LAST_USER
+) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
+    """Reads the users of a range and their directories, USERS_PER_CHUNK at a time, in key order."""
+    first, last = (user.to_bytes(USER_BYTES, "big") for user in (first_user, last_user))
+    pairs = takewhile(
+        lambda pair: pair[0][:USER_BYTES] <= last, shard.first_of_each_prefix(USER_BYTES, first)
+    )
     while chunk := list(islice(pairs, USERS_PER_CHUNK)):
         keys = b"".join(key[:USER_BYTES] for key, _ in chunk)
         user_ids = np.frombuffer(keys, dtype=">i8").astype(np.int64)
@@ -310,49 +322,3 @@ def _rewritten(
         counts.users += part.users_added
         yield part
         first_user, first_row = last_user, last_row
-
-
-def _lay_over(writer: ShardWriter, parts: Iterator[Rewritten]) -> int:
-    """Writes what differs from the pairs below; returns by how many pairs there are more now."""
-    more = 0
-    for part in parts:
-        more += len(part.keys) - len(part.replaced)
-        changes: dict[bytes, bytes | None] = dict.fromkeys(part.replaced)
-        changes.update(zip(part.keys, part.values, strict=True))
-        for key in sorted(changes):
-            writer.put(key, changes[key])
-    return more
-
-
-def _merge(
-    writer: ShardWriter,
-    previous: PreviousShard | None,
-    parts: Iterator[Rewritten],
-    schema: Schema,
-) -> None:
-    """Writes new pairs and, between them, the old ones that stay, as they are."""
-    old: Iterator[tuple[bytes, bytes]] = iter(())
-    if previous is not None:
-        old = previous.shard.items(previous.key_count)
-    groups = {DIRECTORY_GROUP, EVENT_GROUP, *(group.number for group in schema.groups)}
-    if is_text_kind(schema.user_ids):
-        groups.add(USER_GROUP)
-    pair = next(old, None)
-    for part in parts:
-        replaced = set(part.replaced)
-        last_user = part.keys[-1][:USER_BYTES]
-        for key, value in zip(part.keys, part.values, strict=True):
-            while pair is not None and pair[0] <= key:
-                if pair[0] not in replaced and group_and_stripe(pair[0])[0] in groups:
-                    writer.put(*pair)
-                pair = next(old, None)
-            writer.put(key, value)
-        # Old pairs of the last user of a part may follow its last new one.
-        while pair is not None and pair[0][:USER_BYTES] == last_user:
-            if pair[0] not in replaced and group_and_stripe(pair[0])[0] in groups:
-                writer.put(*pair)
-            pair = next(old, None)
-    while pair is not None:
-        if group_and_stripe(pair[0])[0] in groups:
-            writer.put(*pair)
-        pair = next(old, None)

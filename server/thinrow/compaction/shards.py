@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from thinrow.compaction.shard import PreviousShard, ShardCounts
+from thinrow.compaction.pair_writer import PreviousShard
 from thinrow.store.layout import shard_name
 from thinrow.store.manifest import ShardSummary, shard_manifest
 from thinrow.store.shard import LAYERS_MAX
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
+    from thinrow.compaction.shard import ShardCounts
     from thinrow.events.split import Progress
     from thinrow.store.generation import Generation
     from thinrow.store.shard import ShardWriter

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+from thinrow.compaction.pair_writer import PairWriter, PreviousShard
 from thinrow.compaction.rewrite import Rewritten
 from thinrow.compaction.shard import (
     EVENTS_PER_CHUNK,
-    PreviousShard,
     ShardCounts,
     directory_chunks,
-    write_parts,
 )
 from thinrow.compaction.trait_values import to_series, to_values
 from thinrow.core.runs import offsets_of, ranges
@@ -77,7 +76,10 @@ def fill_shard(
         StoreError: the disk is full, or the previous files are damaged.
     """
     parts = _filled(rows, previous.shard, task, counts)
-    keys, writer = write_parts(parts, previous, task.schema, path, whole=False)
+    pairs = PairWriter(previous, task.schema, path, whole=False)
+    for part in parts:
+        pairs.add(part)
+    keys, writer = pairs.finish()
     made = ShardCounts(keys=keys, events=previous.event_count, users=previous.user_count)
     return made, writer
 

@@ -301,15 +301,17 @@ class Shard:
                 f"from a replica or build the generation again."
             )
 
-    def first_of_each_prefix(self, prefix_bytes: int) -> Iterator[tuple[bytes, bytes]]:
-        """The first pair of every distinct key prefix, in key order.
+    def first_of_each_prefix(
+        self, prefix_bytes: int, start: bytes = b""
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The first pair of every distinct key prefix, in key order, of keys from `start` on.
 
         Raises:
             StoreCorruptError: a block failed its checksum.
         """
         iterator = self._database.iter()
         try:
-            iterator.seek_to_first()
+            iterator.seek(start)
             while iterator.valid():
                 key = iterator.key()
                 yield key, iterator.value()
