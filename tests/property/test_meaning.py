@@ -335,7 +335,7 @@ def test_order_files_and_shards(world: World, data: st.DataObject) -> None:
     rows = data.draw(requested(world))
     rng = random.Random(data.draw(st.integers(0, 2**32)))
     with new_folder() as folder:
-        one, other = Built(folder / "one", world), Built(folder / "other", world, world.shards + 1)
+        one, other = Built(folder / "one", world), Built(folder / "other", world, 2 * world.shards)
         for run in world.runs:
             one.compact(run)
             shuffled = rng.sample(run.events, len(run.events))
