@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from thinrow.core.codes import UNKNOWN_CODE, VALUES_PER_REQUEST_MAX
+from thinrow.core.ids import utf8
 from thinrow.core.wire.malformed import require
 from thinrow.errors import InputError
 from thinrow.v1 import materialization_pb2 as wire
@@ -104,7 +105,7 @@ def _parts(values: Sequence[Value]) -> Iterator[list[Value]]:
     part: list[Value] = []
     size = 0
     for value in values:
-        bytes_ = len(value.encode()) if isinstance(value, str) else 8
+        bytes_ = len(utf8(value, "values")) if isinstance(value, str) else 8
         if part and (size + bytes_ > REQUEST_BYTES or len(part) == VALUES_PER_REQUEST_MAX):
             yield part
             part, size = [], 0

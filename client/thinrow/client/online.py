@@ -219,6 +219,8 @@ class OnlineClient:
                 raise InputError(
                     f"There is no trait {name!r}; the schema has {', '.join(self.traits)}."
                 )
+            if name == "event_id":
+                values = _uuids_as_texts(values)
             columns.append(_column(trait, values, len(users)))
         return online_pb2.EventBatch(columns=columns, **_named(users))
 
@@ -414,6 +416,14 @@ class OnlineClient:
                 f"`thinrow online` runs there."
             )
         return failure
+
+
+def _uuids_as_texts(values: Any) -> Any:  # noqa: ANN401 - as `OnlineClient.events`
+    """Returns ids with every UUID of Python as its text; others as they are."""
+    # Other arrays cannot hold them, and have types of their own.
+    if isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.dtype == "O"):
+        return [str(value) if isinstance(value, uuid.UUID) else value for value in values]
+    return values
 
 
 def _named(users: list[int] | list[str]) -> dict[str, Any]:

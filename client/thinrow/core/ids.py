@@ -12,6 +12,7 @@ Conversions happen where ids come in and go out: files, arguments, messages, and
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -39,6 +40,7 @@ __all__ = [
     "shown_id",
     "shown_ids",
     "to_wire_kind",
+    "utf8",
 ]
 
 IdKind: TypeAlias = Literal["int64", "uint64", "uuid", "string"]
@@ -49,6 +51,8 @@ ID_BYTES_MAX = 1024
 INT64_END = 1 << 63
 INTEGER = re.compile("-?[0-9]{1,20}")
 UUID_TEXT = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+UUID_FORM = re.compile("(urn:)?(uuid:)?[{]*[0-9a-fA-F-]+[}]*")
+"""Without the underscores, signs, spaces and digits of other scripts that Python takes as well."""
 WIRE_KINDS: dict[IdKind, wire.IdKind] = {
     "int64": wire.ID_KIND_INT64,
     "uint64": wire.ID_KIND_UINT64,
@@ -134,17 +138,31 @@ def _texts(name: str, values: Any) -> NDArray[np.object_] | None:  # noqa: ANN40
                 f"{name} must be all integers or all texts, but has {value!r} among texts."
             )
         texts[place] = str(value)
+        utf8(texts[place], name)
     return texts
+
+
+def utf8(text: str, name: str) -> bytes:
+    """Returns a text in UTF-8; raises InputError for one with half a surrogate pair."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name} has {text[:40]!r}, which UTF-8 cannot hold; check how the text was decoded."
+        ) from error
 
 
 def _large(values: Any) -> NDArray[np.uint64] | None:  # noqa: ANN401
     """Returns integers of which some exceed int64, as uint64; None for others."""
     if isinstance(values, list | tuple):
-        if not any(type(value) is int and value >= INT64_END for value in values):
+        numbers = int | np.integer
+        if not any(isinstance(value, numbers) and value >= INT64_END for value in values):
+            return None
+        if not all(isinstance(v, numbers) and type(v) is not bool and v >= 0 for v in values):
             return None
         try:
-            return np.array(values, np.uint64) if min(values) >= 0 else None
-        except (TypeError, ValueError, OverflowError):
+            return np.array([int(value) for value in values], np.uint64)
+        except OverflowError:
             return None
     array = np.asarray(values)
     if array.dtype != np.uint64 or array.ndim != 1 or not len(array) or array.max() < INT64_END:
@@ -177,16 +195,16 @@ def canonical_text(text: str, kind: IdKind, of: str = "user") -> str:
         of: What it names, for errors: a user or an event.
 
     Raises:
-        InputError: It is no UUID, or longer than ID_BYTES_MAX.
+        InputError: It is no UUID, no text that UTF-8 holds, or longer than ID_BYTES_MAX.
     """
     if kind == "uuid":
         if UUID_TEXT.fullmatch(text):
             return text
-        try:
-            return str(uuid.UUID(text))
-        except ValueError as error:
-            raise InputError(f"{text[:80]!r} is no UUID, which {of} ids are here.") from error
-    size = len(text.encode())
+        with contextlib.suppress(ValueError):
+            if UUID_FORM.fullmatch(text):
+                return str(uuid.UUID(text))
+        raise InputError(f"{text[:80]!r} is no UUID, which {of} ids are here.")
+    size = len(utf8(text, f"{of}_id"))
     if size > ID_BYTES_MAX:
         raise InputError(
             f"The {of} id {text[:40]!r}… has {size} bytes; at most {ID_BYTES_MAX} are supported."

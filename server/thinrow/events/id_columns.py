@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from thinrow.core.files.arrow import one_array, plain, shown_type
+from thinrow.core.files.arrow import one_array, plain, refuse_bad_utf8, shown_type
 from thinrow.core.files.trait_arrays import SAME_BITS, cast_integers
 from thinrow.core.files.user_columns import uuid_texts
 from thinrow.core.ids import ID_BYTES_MAX, UUID_TEXT, IdKind, canonical_text, is_text_kind
@@ -62,6 +62,7 @@ def distinct_texts(
             f"{path}: {name} is {shown_type(found)}, and {of} ids are {kind} here; write them as "
             f"text."
         )
+    refuse_bad_utf8(path, name, column)
     try:
         ids = one_array(column.cast(pa.large_string())).dictionary_encode()
         if _are_canonical(ids.dictionary, kind):

@@ -29,6 +29,7 @@ __all__ = [
     "plain",
     "plain_schema",
     "plain_type",
+    "refuse_bad_utf8",
     "relisted",
     "shown_type",
     "trait_type",
@@ -142,6 +143,16 @@ def plain(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     if is_list_of_any_length(array.type):
         return relisted(array, plain(array.flatten()), kind)
     return array.cast(kind)
+
+
+def refuse_bad_utf8(path: object, name: str, array: pa.Array | pa.ChunkedArray) -> None:
+    """Raises InputError if texts have other bytes, which Arrow keeps as it reads them."""
+    try:
+        array.validate(full=True)
+    except load_pyarrow().ArrowInvalid as error:
+        raise InputError(
+            f"{path}: {name} has bytes that are no UTF-8 ({first_line(error)}); write texts."
+        ) from error
 
 
 def conformed(array: pa.Array, kind: pa.DataType) -> pa.Array:

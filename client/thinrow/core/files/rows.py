@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from thinrow.core.files.arrow import conformed, load_pyarrow, plain, plain_type
+from thinrow.core.files.arrow import (
+    conformed,
+    load_pyarrow,
+    plain,
+    plain_type,
+    refuse_bad_utf8,
+)
 from thinrow.core.files.parquet import joined_batches, open_parquet
 from thinrow.core.files.paths import data_files
 from thinrow.core.files.user_columns import holds_users, user_values
@@ -181,6 +187,7 @@ def complete(path: object, name: str, array: pa.Array) -> NDArray[Any]:
 
 def to_column(path: object, name: str, array: pa.Array) -> MutableColumn:
     """Takes a column that some rows may lack; values there are 0."""
+    refuse_bad_utf8(path, name, array)
     types = load_pyarrow().types
     present = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
     if types.is_large_list(array.type):

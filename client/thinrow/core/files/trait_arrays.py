@@ -14,6 +14,7 @@ from thinrow.core.files.arrow import (
     load_pyarrow,
     one_array,
     plain,
+    refuse_bad_utf8,
     relisted,
     shown_type,
     trait_type,
@@ -63,6 +64,7 @@ def trait_array(
         stored = [chunk.storage for chunk in column.chunks]
         column = pa.chunked_array(stored, column.type.storage_type)
     column = plain(column)
+    refuse_bad_utf8(path, name, column)
     kind, types = column.type, pa.types
     if form.size > 1 or form.length_max:
         return _elements(path, name, column, form)
