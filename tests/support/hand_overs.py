@@ -240,7 +240,7 @@ class HandOvers(Online):
 
     @property
     def shards(self) -> int:
-        return self.seed % 3 + 1
+        return 1 << self.seed % 3
 
     def accept_generation(self) -> None:
         newest = len(self.generations) - 1
