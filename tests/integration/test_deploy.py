@@ -11,14 +11,11 @@ import subprocess
 import sys
 import tomllib
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kubernetes_validate
 import pytest
-import typer
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from prometheus_client import CollectorRegistry, generate_latest
@@ -28,11 +25,19 @@ from support.deployment import (
     COMPOSE,
     DASHBOARD,
     DEPLOY,
+    DOCKERFILE,
     HEALTH,
+    KUBERNETES,
+    KUBERNETES_VERSION,
+    MANIFESTS,
     OURS,
     PANELS,
     SERVICES,
+    limited,
+    memory_bound_bytes,
     mounts,
+    parsed,
+    port,
     read_yaml,
 )
 from support.paths import ROOT
@@ -49,30 +54,13 @@ from thinrow.remote.mirror_metrics import MirrorMetrics
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import typer
     from support.worlds import World
-
-KUBERNETES = DEPLOY / "kubernetes"
-KUBERNETES_VERSION = "1.37"
-
 
 LONG_RUNNING = [name for name, service in SERVICES.items() if "restart" in service]
 PROMETHEUS = read_yaml(DEPLOY / "prometheus/prometheus.yaml")
-DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
-MANIFESTS = {
-    (manifest["kind"], manifest["metadata"]["name"]): manifest
-    for name in read_yaml(KUBERNETES / "kustomization.yaml")["resources"]
-    for manifest in yaml.safe_load_all((KUBERNETES / name).read_text(encoding="utf-8"))
-}
 POD = MANIFESTS["Deployment", "server"]["spec"]["template"]
 [CONTAINER] = POD["spec"]["containers"]
-
-
-def parsed(program: typer.Typer, arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """A command line as the program takes it, options by name; fails where it would."""
-    group = typer.main.get_command(program)
-    name, *rest = arguments
-    command = group.commands[name]  # type: ignore[attr-defined]
-    return name, command.make_context(name, rest).params
 
 
 def demo_program() -> typer.Typer:
@@ -92,10 +80,6 @@ def command_of(service: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     assert service["entrypoint"] == ["python", "/opt/thinrow/bin/demo.py"]
     assert "COPY deploy/demo.py /opt/thinrow/bin/" in DOCKERFILE
     return parsed(demo_program(), service["command"])
-
-
-def port(address: str) -> int:
-    return int(address.rpartition(":")[2])
 
 
 # Compose
@@ -247,7 +231,7 @@ def locked(name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("name", "extras"),
-    [("server", ["server", "remote"]), ("trainer", ["server", "torch"]), ("build", [])],
+    [("server", ["server", "remote"]), ("trainer", ["server", "remote", "torch"]), ("build", [])],
 )
 def test_locks_hold_what_the_project_requests(name: str, extras: list[str]) -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -498,20 +482,6 @@ def test_composed_servers_have_what_their_limits_allow(
     config = limited(kind, command_of(SERVICES[name])[1])
     assert int(limits["memory"].removesuffix("g")) << 30 >= config.memory_bound_bytes
     assert limits["pids"] >= config.threads_max
-
-
-def memory_bound_bytes(options: dict[str, Any]) -> int:
-    """The bound that `thinrow serve` works out from these options."""
-    return limited(ServerConfig, options).memory_bound_bytes
-
-
-def limited(
-    kind: type[ServerConfig | OnlineConfig], options: dict[str, Any]
-) -> ServerConfig | OnlineConfig:
-    """The configuration of a command with these options, as far as its limits go."""
-    names = {field.name for field in fields(kind) if field.name.endswith("_max")}
-    given = {name: options[name] for name in names & options.keys()}
-    return kind(store=options["store"], **given)
 
 
 def test_images_of_others_stand_in_one_place() -> None:

@@ -5,11 +5,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import typer
 import yaml
 from support.paths import ROOT
+from thinrow.materialization.config import ServerConfig
+
+if TYPE_CHECKING:
+    from thinrow.online.config import OnlineConfig
 
 DEPLOY = ROOT / "deploy"
 
@@ -17,8 +23,30 @@ DEPLOY = ROOT / "deploy"
 HEALTH = DEPLOY / "thinrow-health"
 
 
+KUBERNETES = DEPLOY / "kubernetes"
+
+
+KUBERNETES_VERSION = "1.37"
+
+
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+
+
 def read_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def read_manifests(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Manifests that a folder's kustomization lists, by kind and name; other folders left out."""
+    return {
+        (manifest["kind"], manifest["metadata"]["name"]): manifest
+        for name in read_yaml(folder / "kustomization.yaml")["resources"]
+        if (folder / name).is_file()
+        for manifest in yaml.safe_load_all((folder / name).read_text(encoding="utf-8"))
+    }
+
+
+MANIFESTS = read_manifests(KUBERNETES)
 
 
 COMPOSE = read_yaml(DEPLOY / "docker-compose.yaml")
@@ -50,3 +78,31 @@ def mounts(service: dict[str, Any]) -> dict[str, tuple[str, bool]]:
         source, target, *mode = volume.split(":")
         found[target] = (source, mode == ["ro"])
     return found
+
+
+def parsed(program: typer.Typer, arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """A command line as the program takes it, options by name; fails where it would."""
+    command: Any = typer.main.get_command(program)
+    name, rest = "", arguments
+    while hasattr(command, "commands"):
+        name, *rest = rest
+        command = command.commands[name]
+    return name, command.make_context(name, rest).params
+
+
+def port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def memory_bound_bytes(options: dict[str, Any]) -> int:
+    """The bound that `thinrow serve` works out from these options."""
+    return limited(ServerConfig, options).memory_bound_bytes
+
+
+def limited(
+    kind: type[ServerConfig | OnlineConfig], options: dict[str, Any]
+) -> ServerConfig | OnlineConfig:
+    """The configuration of a command with these options, as far as its limits go."""
+    names = {field.name for field in fields(kind) if field.name.endswith("_max")} | {"mirror"}
+    given = {name: options[name] for name in names & options.keys()}
+    return kind(store=options["store"], **given)
