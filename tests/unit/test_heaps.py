@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HEAPS = """
 import ctypes, sys, threading
@@ -35,10 +39,34 @@ c.fflush(None)
 """
 
 
+BEGIN = """
+import os, sys
+from thinrow.access import memory
+from thinrow.cli import entry
+
+LIBRARIES = {"grpc", "obstore", "polars", "pyarrow", "rocksdict", "thinrow._native"}
+
+def begin():
+    print(*sorted(LIBRARIES & sys.modules.keys()), flush=True)
+    os._exit(0)
+
+memory.set_up_memory = begin
+entry.main()
+"""
+
+
 def heaps(argument: str) -> int:
     command = [sys.executable, "-c", HEAPS, argument]
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return run.stdout.count("<heap nr=")
+
+
+@pytest.mark.parametrize("command", ["serve", "online"])
+def test_no_library_is_loaded_before_the_heap_is_made(command: str, tmp_path: Path) -> None:
+    """Its threads would have heaps of their own, which keep memory beyond the bound."""
+    begun = [sys.executable, "-c", BEGIN, command, "--store", str(tmp_path)]
+    run = subprocess.run(begun, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "\n"), run.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="heaps of the GNU C library")

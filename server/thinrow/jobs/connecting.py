@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from thinrow.core.files.io_errors import failure_reason
 from thinrow.core.settings import setting
 from thinrow.errors import InputError, UsageError
-from thinrow.remote.reading import is_remote_store, local_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -100,6 +99,7 @@ def connected(
     """
     from thinrow.client import StoreConfig, connect
     from thinrow.client.target import parse_targets
+    from thinrow.remote.reading import is_remote_store, local_store
 
     access = access or Access()
     if len(targets) == 1 and is_remote_store(str(targets[0])):
