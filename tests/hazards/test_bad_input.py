@@ -633,7 +633,7 @@ def test_what_a_tenant_does_not_go_with(cut: World, served: str, thin: pa.Table)
     refused(*command, "--tenant", "unknown", "--traits", "brand", says="give --tenant alone")
     refused(*command, "--tenant", "nobody", "--truncation", "head", says="give --tenant alone")
     refused(*command, "--traits", "colour", says=("no trait 'colour'", "the store has"))
-    refused(*command, "--sequence-length", "-1", says="--sequence-length is -1; it must be at least 0")
+    refused(*command, "--sequence-length", "-1", says="-length is -1; it must be at least 0")
     assert not list(cut.folder.glob("fat.parquet*"))
 
 

@@ -63,7 +63,7 @@ def heaps(argument: str) -> int:
 
 @pytest.mark.parametrize("command", ["serve", "online"])
 def test_no_library_is_loaded_before_the_heap_is_made(command: str, tmp_path: Path) -> None:
-    """Its threads would have heaps of their own, which keep memory beyond the bound."""
+    """Threads of libraries would have heaps of their own, which keep memory beyond the bound."""
     begun = [sys.executable, "-c", BEGIN, command, "--store", str(tmp_path)]
     run = subprocess.run(begun, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout) == (0, "\n"), run.stderr

@@ -15,7 +15,7 @@ from thinrow.access.config import (
 from thinrow.core.settings import setting
 from thinrow.online.appends import PENDING_BYTES_MAX, PENDING_EVENTS_MAX
 from thinrow.online.clock import Wall, wall_ts
-from thinrow.online.database import BLOCK_CACHE_BYTES, MEMTABLE_BYTES, MEMTABLES_MAX
+from thinrow.online.limits import BLOCK_CACHE_BYTES, MEMTABLE_BYTES, MEMTABLES_MAX
 from thinrow.store.times import DAY_MS
 
 __all__ = [

@@ -23,6 +23,7 @@ from rocksdict import (
 )
 from thinrow.core.files.permissions import make_folder
 from thinrow.errors import StoreError, StoreLockedError, StoreUnavailableError
+from thinrow.online.limits import BLOCK_CACHE_BYTES, MEMTABLE_BYTES, MEMTABLES_MAX
 from thinrow.store.shard import fsync, storage_error
 
 if TYPE_CHECKING:
@@ -30,10 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
-    "BLOCK_CACHE_BYTES",
     "EVERYTHING",
-    "MEMTABLES_MAX",
-    "MEMTABLE_BYTES",
     "KeyRange",
     "TierDatabase",
     "WriteAheadLog",
@@ -43,9 +41,6 @@ KeyRange = tuple[bytes | None, bytes | None]
 """Keys ``[first, last)``; None: unbounded."""
 EVERYTHING: KeyRange = (None, None)
 BLOCK_BYTES = 16 * 1024
-BLOCK_CACHE_BYTES = 256 * 1024 * 1024
-MEMTABLE_BYTES = 16 * 1024 * 1024
-MEMTABLES_MAX = 4
 BLOOM_BITS_PER_KEY = 10
 MEMTABLE_BLOOM_SHARE = 0.05
 PREFIX_BYTES = 13
