@@ -17,10 +17,10 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos protos/thinrow/v1/*.proto 
 DIST := dist
 # Folder of the site that `make docs` builds.
 SITE := .cache/site
-# Many tests wait for processes and timers, so a third worker has something to do on two cores. A worker that
+# Many tests wait for processes and timers, so four workers have something to do on two cores. A worker that
 # has run its tests takes over some of another's; module fixtures are built again there.
-SHARED := --numprocesses 3 --dist worksteal
-# Three workers share the cores, where threads of PyTorch that spin would only take them from each other.
+SHARED := --numprocesses 4 --dist worksteal
+# Four workers share the cores, where threads of PyTorch that spin would only take them from each other.
 test test-recipes test-fast test-long: export OMP_NUM_THREADS := 1
 
 # torchrec, and what importing it needs; without their dependencies, which bring another PyTorch.
@@ -49,7 +49,7 @@ setup: .venv/.installed ## create .venv with everything the other targets need
 demo: setup ## compare thin rows with fat rows on long histories, and train a model from the stream
 	$(BIN)/thinrow demo
 
-test: setup ## run all tests but those of the next three targets, three at a time
+test: setup ## run all tests but those of the next three targets, four at a time
 	$(BIN)/python -m pytest $(SHARED) -m 'not recipes and not wheel and not site'
 
 test-recipes: torchrec trainers ## run the programs of docs/guides/trainers.md, each to its end, and killed and resumed
