@@ -80,7 +80,7 @@ def test_copies_are_verified(store: ObjectStore, tmp_path: Path, body: bytes) ->
     store.upload("x", source)
     digest = xxhash.xxh3_64_hexdigest(body)
     counted: list[int] = []
-    with mock.patch.object(object_store, "PIECE_BYTES", 100_000):
+    with mock.patch.multiple(object_store, RANGE_BYTES=100_000, PIECE_BYTES=30_000):
         store.download("x", target, len(body), digest, counted.append)
     assert target.read_bytes() == body
     assert sum(counted) == len(body)

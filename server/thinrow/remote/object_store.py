@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import xxhash
 from thinrow.core.files.permissions import file_mode, make_folder
 from thinrow.errors import StoreCorruptError, StoreError, StoreUnavailableError, UsageError
-from thinrow.remote.limits import PIECE_BYTES
+from thinrow.remote.limits import PIECE_BYTES, RANGE_BYTES
 from thinrow.store.layout import HIGHEST
 
 if TYPE_CHECKING:
@@ -232,17 +232,19 @@ class ObjectStore:
     def _verified(self, key: str, byte_count: int, xxh3: str) -> Iterator[memoryview]:
         """Yields the pieces of an object; raises StoreCorruptError after the last if it differs."""
         hasher = xxhash.xxh3_64()
-        for start in range(0, byte_count, PIECE_BYTES):
-            piece = self._piece(key, start, min(PIECE_BYTES, byte_count - start))
-            hasher.update(piece)
-            yield piece
+        for start in range(0, byte_count, RANGE_BYTES):
+            for piece in self._pieces(key, start, min(RANGE_BYTES, byte_count - start)):
+                hasher.update(piece)
+                yield piece
         if hasher.hexdigest() != xxh3:
             raise self.damaged(key, "its checksum differs")
 
-    def _piece(self, key: str, start: int, byte_count: int) -> memoryview:
+    def _pieces(self, key: str, start: int, byte_count: int) -> Iterator[memoryview]:
+        """Yields the pieces of one request; raises StoreCorruptError if they are too few bytes."""
+        options = {"range": (start, start + byte_count)}
         with self._naming(key, "read"):
             try:
-                piece = self._api.get_range(self._store, key, start=start, length=byte_count)
+                found = self._api.get(self._store, key, options=options)
             except FileNotFoundError:
                 raise self.damaged(key, "it is gone") from None
             except self._api.exceptions.GenericError as error:
@@ -250,9 +252,17 @@ class ObjectStore:
                 if self._folder is not None or _status(error).startswith("416"):
                     raise self.damaged(key, "it is too short") from None
                 raise
-            if len(piece) != byte_count:
-                raise self.damaged(key, "it is too short")
-            return memoryview(piece)
+        pieces = iter(found.stream(min_chunk_size=PIECE_BYTES))
+        while True:
+            # Apart from what the caller does with a piece, whose errors are others.
+            with self._naming(key, "read"):
+                piece = next(pieces, None)
+            if piece is None:
+                break
+            byte_count -= len(piece)
+            yield memoryview(piece)
+        if byte_count:
+            raise self.damaged(key, "it is too short")
 
     def damaged(self, key: str, reason: str) -> StoreCorruptError:
         """Returns the error that names a missing or altered object."""
