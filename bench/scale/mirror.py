@@ -99,6 +99,8 @@ def object_server() -> Iterator[None]:
                     urllib.request.urlopen(bucket, timeout=60).close()
                     break
                 except OSError:
+                    if process.poll() is not None:
+                        raise
                     time.sleep(0.1)
             os.environ.update(ENVIRONMENT, AWS_ENDPOINT=endpoint)
             yield

@@ -19,9 +19,19 @@ from typing import TYPE_CHECKING, Any
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-__all__ = ["Setting", "check", "option_of", "require_bounds", "setting", "settings_of", "unit_ms"]
+__all__ = [
+    "Setting",
+    "built",
+    "check",
+    "in_unit",
+    "option_of",
+    "require_bounds",
+    "setting",
+    "settings_of",
+    "unit_ms",
+]
 
 _KEY = "thinrow"
 _DURATION_UNITS_MS = {"_ms": 1, "_s": 1000}
@@ -89,6 +99,13 @@ def unit_ms(name: str) -> int | None:
     return next((ms for end, ms in _DURATION_UNITS_MS.items() if name.endswith(end)), None)
 
 
+def in_unit(name: str, span_ms: int) -> float:
+    """Returns a duration as a field has it: an integer of ms, or a fraction of seconds."""
+    unit = unit_ms(name)
+    assert unit is not None
+    return span_ms if unit == 1 else span_ms / unit
+
+
 def option_of(name: str, found: Setting) -> str:
     """Returns the command-line option of a field, which leaves out its unit."""
     if found.option:
@@ -96,6 +113,30 @@ def option_of(name: str, found: Setting) -> str:
     units = (*_DURATION_UNITS_MS, "_ts")
     stem = next((name.removesuffix(end) for end in units if name.endswith(end)), name)
     return f"--{stem.replace('_', '-')}"
+
+
+def built(
+    config: Any,  # noqa: ANN401 - any dataclass
+    values: Mapping[str, object],
+    shown: Callable[[str, Setting], str] = option_of,
+) -> Any:  # noqa: ANN401
+    """Returns a configuration.
+
+    Args:
+        config: Its class.
+        values: Its fields.
+        shown: Returns the name that a user gives a field by.
+
+    Raises:
+        UsageError: A value is wrong; names what the user gave instead of the field.
+    """
+    try:
+        return config(**values)
+    except UsageError as error:
+        name, _, rest = str(error).partition(" ")
+        if name not in values:
+            raise
+        raise UsageError(f"{shown(name, settings_of(config)[name])} {rest}") from error
 
 
 def check(config: Any) -> None:  # noqa: ANN401 - any dataclass

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 
 from thinrow.api.values import convert
-from thinrow.core.settings import option_of, settings_of, unit_ms
+from thinrow.core.settings import built, option_of, settings_of, unit_ms
 from thinrow.errors import UsageError
 from thinrow.jobs.option_values import duration_text
 from thinrow.store.place import is_url
@@ -76,7 +76,10 @@ def job(output: str = "") -> Callable[[Callable[..., R]], Callable[..., R]]:
                     made = convert(name, option.field, option.hint, value, scratch.path)
                     values[option.config][option.field] = made
                 return function(
-                    **{config: _built(kind, values[config]) for config, kind in configs.items()}
+                    **{
+                        config: built(kind, values[config], _shown)
+                        for config, kind in configs.items()
+                    }
                 )
 
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -148,17 +151,6 @@ def _named(
         if option.is_required and name not in named:
             raise UsageError(f"thinrow.{function} needs {name}: {option.setting.help}")
     return named
-
-
-def _built(kind: Any, values: dict[str, object]) -> Any:  # noqa: ANN401 - any dataclass
-    """Returns the configuration. Raises UsageError, which names the option instead of the field."""
-    try:
-        return kind(**values)
-    except UsageError as error:
-        field, _, rest = str(error).partition(" ")
-        if field not in values:
-            raise
-        raise UsageError(f"{_shown(field, settings_of(kind)[field])} {rest}") from error
 
 
 class _Scratch:

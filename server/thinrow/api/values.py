@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from thinrow.core.files.paths import DataFile
 from thinrow.core.files.tables import Table, is_table
-from thinrow.core.settings import unit_ms
+from thinrow.core.settings import in_unit, unit_ms
 from thinrow.errors import UsageError
 from thinrow.jobs.memory_tables import write_scratch
 from thinrow.jobs.option_values import duration_ms, time_ts
@@ -46,7 +46,7 @@ def convert(
         return None
     if unit_ms(field) is not None or field.endswith("_ts"):
         try:
-            return time_ts(value) if field.endswith("_ts") else duration_ms(value)
+            return time_ts(value) if field.endswith("_ts") else in_unit(field, duration_ms(value))
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from None
     if DataFile in kinds:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import typer
 from thinrow.cli.values import parse_duration, parse_time
-from thinrow.core.settings import option_of, settings_of, unit_ms
-from thinrow.errors import UsageError
+from thinrow.core.settings import built, in_unit, option_of, settings_of, unit_ms
 from thinrow.jobs.console import one_sentence
 from thinrow.jobs.option_values import duration_text
 
@@ -50,7 +49,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
                 for each, kind in configs.items():
                     names = [field for field in settings_of(kind) if field in given]
                     values = {field: _to_field(field, given.pop(field)) for field in names}
-                    given[each] = _built(kind, values)
+                    given[each] = built(kind, values)
                 function(**given)
 
         parameters = []
@@ -69,17 +68,6 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
         return function
 
     return decorate
-
-
-def _built(config: Any, values: dict[str, Any]) -> Any:  # noqa: ANN401 - any dataclass
-    """Returns the configuration. Raises UsageError, which names the option instead of the field."""
-    try:
-        return config(**values)
-    except UsageError as error:
-        name, _, rest = str(error).partition(" ")
-        if name not in values:
-            raise
-        raise UsageError(f"{option_of(name, settings_of(config)[name])} {rest}") from error
 
 
 def _options(config: type) -> list[inspect.Parameter]:
@@ -130,6 +118,6 @@ def _option(name: str, hint: Any, default: Any, found: Setting) -> inspect.Param
 
 def _to_field(name: str, value: Any) -> Any:  # noqa: ANN401 - of the field's type
     """Converts an option's value to the field's: seconds are fractions, `off` means None."""
-    if name.endswith("_s") and value is not None:
-        return value / 1000
+    if unit_ms(name) is not None and isinstance(value, int):
+        return in_unit(name, value)
     return None if value == OFF else value
