@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import FrameType
 
     from support.worlds import World
 
@@ -68,19 +71,51 @@ def test_texts_of_files_are_utf8(tmp_path: Path, name: str) -> None:
     assert not (world.store / "CURRENT").exists()
 
 
-@pytest.mark.parametrize("name", ["user_id", "mutable.name"])
-def test_texts_of_thin_rows_are_utf8(tmp_path: Path, name: str) -> None:
-    users: Any = no_utf8(pa.string()) if name == "user_id" else ["a", "b"]
+def thin_rows(users: pa.Array | list[str], names: pa.Array) -> pa.Table:
+    """Two thin rows of an event each, with its name."""
     uih = pa.array([{"start_ts": 0, "end_ts": 1, "max_length": 0, "digest": 0}] * 2)
-    fields = [pa.array([1, 1]), pa.array([1, 1]), no_utf8(pa.string())]
+    fields = [pa.array([1, 1]), pa.array([1, 1]), names]
     events = pa.StructArray.from_arrays(fields, ["event_ts", "arrival_ts", "name"])
     mutable = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), events)
     table = {"user_id": users, "request_ts": [9, 9], "uih": uih, "mutable": mutable}
-    path = new(tmp_path).write("rows.parquet", pa.table(table))
-    with pytest.raises(InputError, match=f"{name} has bytes that are no UTF-8"):
-        list(read_thin_rows(path, examples=8))
-    with pytest.raises(InputError, match="user_id has bytes that are no UTF-8"):
-        user_words(no_utf8(pa.string()))
+    return pa.table(table)
+
+
+@pytest.mark.parametrize("name", ["user_id", "mutable.name", "mutable.name[]"])
+def test_texts_of_thin_rows_are_utf8(tmp_path: Path, name: str) -> None:
+    lists = name.endswith("[]")
+    for kind in (pa.list_(pa.string()),) if lists else TEXTS:
+        bad = no_utf8(kind)
+        is_user = name == "user_id"
+        users, names = (bad, pa.array(["a", "b"])) if is_user else (["a", "b"], bad)
+        path = new(tmp_path).write("rows.parquet", thin_rows(users, names))
+        refused = re.escape(f"rows.parquet: {name} has bytes that are no UTF-8 (Invalid")
+        with pytest.raises(InputError, match=refused):
+            list(read_thin_rows(path, examples=8))
+        if not lists:
+            with pytest.raises(InputError, match="user_id has bytes that are no UTF-8"):
+                user_words(bad)
+
+
+def test_texts_of_thin_rows_are_validated_once(tmp_path: Path) -> None:
+    """The conversion to Python's texts validates them: nothing else reads every text before."""
+    rows = thin_rows(["a", "b"], pa.array(["a", None]))
+    path = new(tmp_path).write("rows.parquet", rows)
+    called: list[str] = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            called.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        read = list(read_thin_rows(path, examples=8))
+        words = user_words(rows["user_id"], path)
+    finally:
+        sys.setprofile(None)
+    assert len(read) == 1 and len(words) == 2
+    assert "to_mutable" in called and "user_words" in called
+    assert "refuse_bad_utf8" not in called
 
 
 @pytest.mark.server

@@ -5,7 +5,7 @@ Offsets of 64 bits hold any amount of text, so that a table always fits into one
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thinrow.core.files.io_errors import first_line
 from thinrow.core.traits import TraitType
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 __all__ = [
     "conformed",
@@ -32,6 +33,8 @@ __all__ = [
     "refuse_bad_utf8",
     "relisted",
     "shown_type",
+    "to_numpy",
+    "to_pylist",
     "trait_type",
     "uih_type",
 ]
@@ -146,13 +149,45 @@ def plain(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 
 def refuse_bad_utf8(path: object, name: str, array: pa.Array | pa.ChunkedArray) -> None:
-    """Raises InputError if texts have other bytes, which Arrow keeps as it reads them."""
+    """Raises InputError if texts have other bytes, which Arrow keeps as it reads them.
+
+    Reads every text: call it where texts leave for an engine that trusts them. Conversions to
+    Python's texts find such bytes themselves: see `to_numpy` and `to_pylist`.
+    """
     try:
         array.validate(full=True)
     except load_pyarrow().ArrowInvalid as error:
         raise InputError(
             f"{path}: {name} has bytes that are no UTF-8 ({first_line(error)}); write texts."
         ) from error
+
+
+def to_numpy(path: object, name: str, array: pa.Array) -> NDArray[Any]:
+    """Converts an array without nulls to NumPy's; texts to an object array of str.
+
+    Raises:
+        InputError: A text has bytes that are no UTF-8.
+    """
+    try:
+        values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    except load_pyarrow().ArrowException:
+        refuse_bad_utf8(path, name, array)  # names the text
+        raise
+    return values
+
+
+def to_pylist(path: object, name: str, array: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Converts an array to Python's values.
+
+    Raises:
+        InputError: A text has bytes that are no UTF-8.
+    """
+    try:
+        values: list[Any] = array.to_pylist()
+    except UnicodeDecodeError:
+        refuse_bad_utf8(path, name, array)
+        raise
+    return values
 
 
 def conformed(array: pa.Array, kind: pa.DataType) -> pa.Array:

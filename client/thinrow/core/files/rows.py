@@ -10,7 +10,7 @@ from thinrow.core.files.arrow import (
     load_pyarrow,
     plain,
     plain_type,
-    refuse_bad_utf8,
+    to_numpy,
 )
 from thinrow.core.files.parquet import joined_batches, open_parquet
 from thinrow.core.files.paths import data_files
@@ -181,13 +181,11 @@ def complete(path: object, name: str, array: pa.Array) -> NDArray[Any]:
         raise InputError(
             f"{path}: column {name} must not be null, but is in {array.null_count} rows."
         )
-    values: NDArray[Any] = plain(array).to_numpy(zero_copy_only=False)
-    return values
+    return to_numpy(path, name, plain(array))
 
 
 def to_column(path: object, name: str, array: pa.Array) -> MutableColumn:
     """Takes a column that some rows may lack; values there are 0."""
-    refuse_bad_utf8(path, name, array)
     types = load_pyarrow().types
     present = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
     if types.is_large_list(array.type):
@@ -198,7 +196,7 @@ def to_column(path: object, name: str, array: pa.Array) -> MutableColumn:
         # Here, too, `flatten` leaves out what absent vectors hold.
         values = complete(path, name, array.flatten()).reshape(-1, array.type.list_size)
     else:
-        values = array.drop_null().to_numpy(zero_copy_only=False)
+        values = to_numpy(path, name, array.drop_null())
     if present is None:
         return MutableColumn(values)
     scattered = np.zeros((len(array), *values.shape[1:]), values.dtype)

@@ -17,6 +17,7 @@ from thinrow.core.files.arrow import (
     refuse_bad_utf8,
     relisted,
     shown_type,
+    to_pylist,
     trait_type,
 )
 from thinrow.core.files.io_errors import first_line
@@ -64,7 +65,6 @@ def trait_array(
         stored = [chunk.storage for chunk in column.chunks]
         column = pa.chunked_array(stored, column.type.storage_type)
     column = plain(column)
-    refuse_bad_utf8(path, name, column)
     kind, types = column.type, pa.types
     if form.size > 1 or form.length_max:
         return _elements(path, name, column, form)
@@ -83,6 +83,8 @@ def trait_array(
     if form.type is TraitType.STRING:
         # Writers without logical types, such as Impala, store text as bytes.
         fits = types.is_large_string(kind) or types.is_large_binary(kind)
+        if types.is_large_string(kind):  # casting bytes finds what is no UTF-8
+            refuse_bad_utf8(path, name, column)
     elif form.type is TraitType.BOOL:
         fits = types.is_boolean(kind)
         if types.is_integer(kind) and _is_zero_or_one(column):
@@ -210,7 +212,7 @@ def _codes(path: object, name: str, column: pa.ChunkedArray, buckets: int) -> pa
             raise InputError(f"{path}: {name}: {error}.") from error
         return codes
     texts = one_array(_fitted(path, column, name, pa.large_string())).dictionary_encode()
-    codes = pa.array(bucket_codes(texts.dictionary.to_pylist(), buckets))
+    codes = pa.array(bucket_codes(to_pylist(path, name, texts.dictionary), buckets))
     return pa.chunked_array([codes.take(texts.indices)])
 
 

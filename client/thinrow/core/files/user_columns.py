@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from thinrow.core.codes import text_hash
-from thinrow.core.files.arrow import load_pyarrow, plain, plain_type, refuse_bad_utf8
+from thinrow.core.files.arrow import load_pyarrow, plain, plain_type, to_numpy, to_pylist
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,10 +39,7 @@ def user_values(path: object, array: pa.Array) -> NDArray[Any]:
         InputError: A row has none, or bytes that are no UTF-8.
     """
     _refuse_nulls(path, array)
-    array = plain(array)
-    refuse_bad_utf8(path, "user_id", array)
-    values: NDArray[Any] = uuid_texts(array).to_numpy(zero_copy_only=False)
-    return values
+    return to_numpy(path, "user_id", uuid_texts(plain(array)))
 
 
 def user_words(array: pa.Array, path: object | None = None) -> NDArray[np.int64]:
@@ -60,14 +57,13 @@ def user_words(array: pa.Array, path: object | None = None) -> NDArray[np.int64]
     if path is not None:
         _refuse_nulls(path, array)
     array = uuid_texts(plain(array))
-    refuse_bad_utf8(path or "The rows", "user_id", array)
     if load_pyarrow().types.is_integer(array.type):
         words: NDArray[np.int64] = array.fill_null(0).to_numpy().astype(np.int64)
         return words
     known: dict[str, int] = {}
     hashes = [
         0 if text is None else known.get(text) or known.setdefault(text, text_hash(text))
-        for text in array.to_pylist()
+        for text in to_pylist(path or "The rows", "user_id", array)
     ]
     return np.array(hashes, np.uint64).view(np.int64)
 
