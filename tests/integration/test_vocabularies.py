@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.store_contents import contents
 from support.worlds import (
     ALL,
     DAY_MS,
@@ -316,20 +317,87 @@ def test_before_the_first_generation_every_value_is_unknown(tmp_path: Path) -> N
         assert client.snapshot(1, ALL).batch.to_lists("brand") == [[2, 0, 3]]
 
 
-def test_a_fill_refuses_vocabularies_by_name_and_keeps_them(world: World) -> None:
-    keys = {"user_id": [1] * 5, "event_ts": events(0)["event_ts"]}
-    values = world.write("values.parquet", pa.table({**keys, "brand": ["x"] * 5}))
-    arguments = [world.store, "--by", "event_ts"]
-    fill = ["fill", "item", values, "--store", *arguments]
-    result = CliRunner().invoke(app, list(map(str, fill)))
-    assert result.exit_code == 2 and "brand has codes" in " ".join(result.stderr.split())
-    items = world.write("items.parquet", pa.table({**keys, "item_id": [9] * 5}))
-    command("fill", "item", items, "--store", *arguments)
+CITY = """
+[shop]
+city = { type = "string", sparse = true, codes = "vocabulary", values_max = 3 }
+"""
+
+
+def test_a_fill_extends_vocabularies(world: World) -> None:
+    """New values get codes behind the last one, in order, and later runs go on behind those."""
+    keys = {"user_id": [1] * 4, "event_ts": events(0)["event_ts"][:4], "item_id": [0, 1, 2, 3]}
+    brands = pa.array(["y", None, "b", "x"])
+    hashes = pa.array([7, 5, 6, 7], pa.uint64())
+    values = world.write("values.parquet", pa.table({**keys, "brand": brands, "hash": hashes}))
+    report = command("fill", "item", values, "--store", world.store)
+    assert (
+        "Vocabulary of brand: 6 of at most 100 values, 2 of them new; an embedding needs 8 rows"
+        in report
+    )
+    filled = ([7, 0, 4, 6, 5], [7, 3, 6, 7, 4])
+    with clients(world.store) as both:
+        for client in both:
+            batch = client.materialize(pointers_to(days(1), users=[1]), ALL)
+            assert (batch.to_lists("brand"), batch.to_lists("hash")) == ([filled[0]], [filled[1]])
+            assert client.codes("brand", ["x", "y", "z"]) == [6, 7, 1]
     world.compact(events(1), 2)
-    answer = read_store(world.store, pointers_to(days(2), users=[1]))[0][1]
+    [(_, answer)] = read_store(world.store, pointers_to(days(2), users=[1]))
     assert answer is not None
-    assert (answer["item_id"] or [])[:5] == [9] * 5
-    assert answer["brand"] == CODES[0] + CODES[1]
+    assert answer["brand"] == [*filled[0], 4, 9, 8, 0]
+    assert answer["hash"] == [*filled[1], 2, 8, 9, 10]
+    rollback(world.store, 1, "remove")
+    command("fill", "item", values, "--store", world.store)
+    [(_, again)] = read_store(world.store, pointers_to(days(1), users=[1]))
+    assert again is not None and (again["brand"], again["hash"]) == filled
+
+
+def test_a_fill_joins_by_the_values_of_a_vocabulary(world: World) -> None:
+    """Values that no event has are no codes of the store, and differ from one another."""
+    (world.folder / "city.toml").write_text(CITY, encoding="utf-8")
+    values = world.write(
+        "cities.parquet",
+        pa.table({"brand": ["b", "new", "é", "zz", "a"], "city": ["y", "y", None, "z", "x"]}),
+    )
+    arguments = ("fill", "shop", values, "--store", world.store)
+    report = command(*arguments, "--schema", world.folder / "city.toml")
+    assert "Vocabulary of city: 3 of at most 3 values, 3 of them new" in report
+    assert "Rows that match no event: such as brand 'new'; brand 'zz'" in report
+    assert "the traits: such as brand None; brand ''" in report
+    [(_, answer)] = read_store(world.store, pointers_to(days(1), users=[1]))
+    assert answer is not None
+    assert (answer["brand"], answer["city"]) == (CODES[0], [3, 0, 2, 0, 0])
+    numbers = {"hash": pa.array([5, 2**64 - 1], pa.uint64()), "city": ["z", "x"]}
+    command("fill", "shop", world.write("n.parquet", pa.table(numbers)), "--store", world.store)
+    [(_, answer)] = read_store(world.store, pointers_to(days(1), users=[1]))
+    assert answer is not None and answer["city"] == [2, 0, 4, 4, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"brand": ["b"], "city": ["w"]}, "vocabulary of city would have 4 values"),
+        ({"brand": [4], "city": ["x"]}, "brand is int64"),
+        ({"brand": ["b"], "city": [2]}, "city is int64"),
+        ({"brand": ["b", None], "city": ["x", "x"]}, "brand has 1 nulls; every row needs one"),
+        ({"brand": ["é", "é"], "city": ["x", "y"]}, "rows with brand 'é' have different values"),
+        ({"brand": ["new"], "city": ["x"]}, "None of the 1 rows matches an event by brand"),
+        ({"item_id": [1], "hash": pa.array([None], pa.uint64())}, "hash has 1 nulls"),
+    ],
+)
+def test_a_fill_that_a_vocabulary_cannot_take_changes_nothing(
+    world: World, columns: dict[str, Any], says: str
+) -> None:
+    (world.folder / "city.toml").write_text(CITY, encoding="utf-8")
+    first = world.write("first.parquet", pa.table({"brand": ["b", "u", "v"], "city": [*"xyz"]}))
+    command(
+        *("fill", "shop", first, "--store", world.store, "--schema", world.folder / "city.toml")
+    )
+    before = contents(world.store)
+    values = world.write("values.parquet", pa.table(columns))
+    how = ["item", "--by", "item_id"] if "hash" in columns else ["shop"]
+    result = CliRunner().invoke(app, ["fill", *how, str(values), "--store", str(world.store)])
+    assert result.exit_code != 0 and says in " ".join(result.stderr.split())
+    assert contents(world.store) == before
 
 
 def test_mutable_values_of_another_kind_are_refused(world: World) -> None:

@@ -44,7 +44,7 @@ def later_schemas(draw: st.DrawFn, schema: Schema) -> Schema:
     """The schema with one more group, whose traits old events may lack."""
     added = []
     for number in range(draw(st.integers(1, 2))):
-        trait = draw(traits(f"later_{number}", lists=True))
+        trait = draw(traits(f"later_{number}", lists=True, coded=True))
         added.append(replace(trait, sparse=True, key=False))
     groups = {LATER: added, **schema.groups}
     return replace(
@@ -143,7 +143,7 @@ def run_fill(built: Built, wanted: Fill, schema: Schema, whole_file: bool) -> No
     built.schema.write_text(schema_toml(schema), encoding="utf-8")
 
 
-@given(worlds(most_runs=3), st.data())
+@given(worlds(most_runs=3, coded=True), st.data())
 @examples(6)
 def test_filled_values(world: World, data: st.DataObject) -> None:
     schema = data.draw(later_schemas(world.schema))

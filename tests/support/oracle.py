@@ -223,7 +223,7 @@ class Oracle:
         self.codes: dict[str, dict[Value, int]] = {t.name: {} for t in schema.traits if t.coded}
 
     def number(self, run: Run) -> None:
-        """Gives codes to new values of a run, in order."""
+        """Gives codes to new values of a run."""
         last = self.watermarks[-1] if self.watermarks else None
         brought = [
             event
@@ -232,10 +232,14 @@ class Oracle:
             and (run.accept_late or last is None or event.arrival_ts >= last)
             and event.user_id not in run.erase
         ]
-        for name, codes in self.codes.items():
-            values = {event.traits.get(name) for event in brought} - {None, *codes}
-            for value in sorted(values, key=order):
-                codes[value] = 2 + len(codes)
+        for name in self.codes:
+            self.add_codes(name, [event.traits.get(name) for event in brought])
+
+    def add_codes(self, name: str, values: Iterable[Value]) -> None:
+        """Gives codes to new values of a trait, in order."""
+        codes = self.codes[name]
+        for value in sorted({*values} - {None, *codes}, key=order):
+            codes[value] = 2 + len(codes)
 
     def column(self, entries: Iterable[Entry], name: str) -> list[Value]:
         """One column of a sequence, as an answer has it."""
@@ -336,6 +340,11 @@ class Oracle:
         counts = FillCounts(rows=len(rows))
         found = set()
         self.schema = schema
+        for trait in schema.traits:
+            if trait.coded:
+                self.codes.setdefault(trait.name, {})
+                if trait.name in fill.traits:
+                    self.add_codes(trait.name, [row[trait.name] for row in fill.rows])
         for history in self.kept.values():
             for place, (visible_ts, event) in enumerate(history):
                 key = tuple(value(event, name) for name in fill.key)

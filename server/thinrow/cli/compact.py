@@ -9,6 +9,7 @@ import typer
 from thinrow.cli.command import command
 from thinrow.cli.schema import reasons
 from thinrow.cli.time_reports import print_outliers, print_ties, print_uncut, time_facts
+from thinrow.cli.vocabulary_reports import print_vocabularies
 from thinrow.compaction.config import CompactionConfig
 from thinrow.jobs.console import err, facts, out, progress_bar, readable_bytes
 
@@ -50,13 +51,7 @@ def compact_command(config: CompactionConfig) -> None:
         "stored": readable_bytes(report.stored_bytes),
     }
     out.print(facts(f"Generation {report.generation} of {config.store}", shown))
-    for vocabulary in report.vocabularies:
-        out.print(
-            f"Vocabulary of {vocabulary.trait}: {vocabulary.values:,} of at most "
-            f"{vocabulary.values_max:,} values, {vocabulary.added:,} of them new; an embedding "
-            f"needs {vocabulary.codes_end:,} rows for these.",
-            soft_wrap=True,
-        )
+    print_vocabularies(report.vocabularies)
     print_outliers(report.times)
     print_uncut(report)
     print_ties(report)

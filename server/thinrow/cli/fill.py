@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 from thinrow.cli.command import command
+from thinrow.cli.vocabulary_reports import print_vocabularies
 from thinrow.filling.config import FillConfig
 from thinrow.jobs.console import facts, out, progress_bar, readable_bytes
 
@@ -41,6 +42,7 @@ def fill_command(config: FillConfig) -> None:
         "stored": readable_bytes(report.stored_bytes),
     }
     out.print(facts(f"Generation {record.generation} of {config.store}", shown))
+    print_vocabularies(report.vocabularies)
     _print_some("Rows that match no event", report.shown_rows)
     kept = "which read as without the traits" if report.is_new_group else "which stay as they were"
     _print_some(f"Events that match no row, {kept}", report.shown_events)

@@ -1,9 +1,10 @@
 """Vocabularies of the next generation: those of the store, and the values that a run brings.
 
-The values of a run are those of its events that arrived before its watermark, and not before the
-last one unless late events are accepted; those of users whom the run erases are left out. New ones
-get codes in ascending order: texts as their UTF-8 bytes are, integers as numbers. Which events of
-a file stand first, and the number of shards, thus have no influence on a code.
+The values of a compaction are those of its events that arrived before its watermark, and not before
+the last one unless late events are accepted; those of users whom it erases are left out. The values
+of a fill are those of its rows. New ones get codes in ascending order: texts as their UTF-8 bytes
+are, integers as numbers. Which events of a file stand first, and the number of shards, thus have no
+influence on a code.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PENDING_MAX",
+    "NewValues",
     "RunValues",
     "VocabularyGrowth",
     "coded",
@@ -59,52 +61,26 @@ class VocabularyGrowth:
     """All codes are below: the number of rows of an embedding."""
 
 
-class RunValues:
-    """Collects the values of a run, and numbers those that the store does not have yet.
+class NewValues:
+    """Collects values of traits, and numbers those that their vocabularies do not have yet.
 
     Args:
-        store: Folder of the store.
-        schema: The next generation's schema.
-        previous: The generation so far; None in a first build.
-        since_ts: Arrivals before are late, and skipped; None where none are.
-        watermark_ts: Arrivals from here on are left for later.
-        erased: Users whom the run erases.
+        traits: Traits with a vocabulary.
+        known: The vocabularies so far, by trait.
     """
 
-    def __init__(
-        self,
-        store: Path,
-        schema: Schema,
-        previous: Generation | None,
-        *,
-        since_ts: int | None,
-        watermark_ts: int,
-        erased: NDArray[np.int64],
-    ) -> None:
-        self._traits = schema.coded_traits
-        self._since_ts, self._watermark_ts, self._erased = since_ts, watermark_ts, erased
-        self._known = known_vocabularies(store, schema, previous)
-        self._new: dict[str, list[pl.Series]] = {t.name: [] for t in self._traits}
+    def __init__(self, traits: Sequence[Trait], known: Mapping[str, Vocabulary]) -> None:
+        self._traits, self._known = traits, known
+        self._new: dict[str, list[pl.Series]] = {trait.name: [] for trait in traits}
 
-    def add(self, events: pa.Table) -> None:
-        """Collects the values of some events in canonical form.
+    def add(self, table: pa.Table) -> None:
+        """Collects the values of a table, which has a column for each trait.
 
         Raises:
             InputError: A vocabulary has more values than the schema allows.
         """
-        if not self._traits:
-            return
-        arrival_ts = events.column("arrival_ts").to_numpy()
-        counts = arrival_ts < self._watermark_ts
-        if self._since_ts is not None:
-            counts &= arrival_ts >= self._since_ts
-        if len(self._erased):
-            counts &= ~np.isin(events.column("user_id").to_numpy(), self._erased)
-        mask = None if counts.all() else pa.array(counts)
         for trait in self._traits:
-            column = events.column(trait.name)
-            column = column if mask is None else column.filter(mask)
-            values = one_array(column).unique().drop_null()
+            values = one_array(table.column(trait.name)).unique().drop_null()
             values = values.filter(pa.array(self._known[trait.name].places(values) < 0))
             if not len(values):
                 continue
@@ -114,7 +90,7 @@ class RunValues:
                 self._new[trait.name] = [self._distinct(trait)]
 
     def vocabularies(self) -> dict[str, Vocabulary]:
-        """Returns the next generation's vocabularies by trait.
+        """Returns the vocabularies with the values collected, by trait.
 
         Raises:
             InputError: One has more values than the schema allows.
@@ -139,6 +115,60 @@ class RunValues:
                 f"values_max, or a new trait codes = {{ buckets = N }}."
             )
         return new
+
+
+class RunValues:
+    """Collects the values of a compaction, and numbers those that the store does not have yet.
+
+    Args:
+        store: Folder of the store.
+        schema: The next generation's schema.
+        previous: The generation so far; None in a first build.
+        since_ts: Arrivals before are late, and skipped; None where none are.
+        watermark_ts: Arrivals from here on are left for later.
+        erased: Users whom the run erases.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        schema: Schema,
+        previous: Generation | None,
+        *,
+        since_ts: int | None,
+        watermark_ts: int,
+        erased: NDArray[np.int64],
+    ) -> None:
+        self._names = [trait.name for trait in schema.coded_traits]
+        self._since_ts, self._watermark_ts, self._erased = since_ts, watermark_ts, erased
+        known = known_vocabularies(store, schema, previous)
+        self._values = NewValues(schema.coded_traits, known)
+
+    def add(self, events: pa.Table) -> None:
+        """Collects the values of some events in canonical form.
+
+        Raises:
+            InputError: A vocabulary has more values than the schema allows.
+        """
+        if not self._names:
+            return
+        arrival_ts = events.column("arrival_ts").to_numpy()
+        counts = arrival_ts < self._watermark_ts
+        if self._since_ts is not None:
+            counts &= arrival_ts >= self._since_ts
+        if len(self._erased):
+            counts &= ~np.isin(events.column("user_id").to_numpy(), self._erased)
+        if not counts.all():
+            events = events.select(self._names).filter(pa.array(counts))
+        self._values.add(events)
+
+    def vocabularies(self) -> dict[str, Vocabulary]:
+        """Returns the next generation's vocabularies by trait.
+
+        Raises:
+            InputError: One has more values than the schema allows.
+        """
+        return self._values.vocabularies()
 
 
 def known_vocabularies(

@@ -14,19 +14,27 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import polars as pl
 import pyarrow as pa
 from thinrow.compaction.shards import ENGINE, previous_shard, write_shards
-from thinrow.compaction.vocabularies import known_vocabularies, write_vocabularies
+from thinrow.compaction.vocabularies import (
+    NewValues,
+    VocabularyGrowth,
+    coded,
+    growths,
+    known_vocabularies,
+    write_vocabularies,
+)
 from thinrow.core.files.paths import data_files
 from thinrow.core.ids import is_text_kind
 from thinrow.errors import InputError, SchemaError, UsageError
 from thinrow.events.split import TEXTS, ShardFiles, read_split
 from thinrow.events.time_columns import TimeReader
 from thinrow.events.user_ids import USERS, UserIdReader
+from thinrow.filling.key_names import KeyNames
 from thinrow.filling.rows import FillRows, check_bytes, text_of_key
 from thinrow.filling.shard import SHOWN_MAX, FillCounts, FillTask, fill_shard
 from thinrow.filling.table import FillTable
-from thinrow.filling.users import FillUsers
 from thinrow.remote.checkout import Checkout
 from thinrow.schema import Schema, evolve, read_schema
 from thinrow.store.current import require_current_folder
@@ -46,7 +54,7 @@ from thinrow.store.place import is_url
 from thinrow.store.shard import storage_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from thinrow.compaction.shard import ShardCounts
@@ -54,6 +62,7 @@ if TYPE_CHECKING:
     from thinrow.filling.config import FillConfig
     from thinrow.schema import FeatureGroup
     from thinrow.store.shard import ShardWriter
+    from thinrow.store.vocabulary import Vocabulary
 
 __all__ = ["FILLS_MAX", "FillReport", "fill"]
 
@@ -80,6 +89,8 @@ class FillReport:
     """Input columns that are neither of the key nor of the group."""
     stored_bytes: int = 0
     """Bytes of the generation."""
+    vocabularies: list[VocabularyGrowth] = field(default_factory=list)
+    """Sizes of the vocabularies of traits that were filled, and their growth."""
 
 
 def fill(config: FillConfig, progress: Progress = lambda *_: None) -> FillReport:
@@ -124,12 +135,6 @@ def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillR
             raise UsageError(
                 f"--by {trait.name} names a trait that no stored event has; join rows by another."
             )
-    for trait in (*table.key_traits, *table.filled):
-        if trait.coded is not None:
-            raise UsageError(
-                f'{trait.name} has codes = "vocabulary", which a fill does not take yet; compact '
-                f"events that have its values, or fill a trait with codes = {{ buckets = N }}."
-            )
     manifest = previous.manifest
     record = FillRecord(
         generation=highest_number(config.folder) + 1,
@@ -157,8 +162,11 @@ def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillR
         )
     is_new = group.number not in {each.number for each in previous.schema.groups}
     task = FillTask(schema=schema, group=group, is_new=is_new, table=table)
+    known_values = known_vocabularies(config.folder, schema, previous)
     with build_folder(config.folder) as building:
-        shards = _FilledShards(previous, task, building, TimeReader(config.time_unit), progress)
+        times = TimeReader(config.time_unit)
+        shards = _FilledShards(previous, task, known_values, building, times, progress)
+        vocabularies = known_values | shards.new_vocabularies
         _, summaries = write_shards(previous.shard_count, shards.write, previous, progress)
         record = shards.completed(record)
         filled = new_manifest(
@@ -170,9 +178,7 @@ def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillR
             shards=summaries,
             run=manifest.run,
             fills=[*manifest.fills, record],
-            vocabularies=write_vocabularies(
-                building, schema, known_vocabularies(config.folder, schema, previous), previous
-            ),
+            vocabularies=write_vocabularies(building, schema, vocabularies, previous),
         )
         shards.remove_scratch()
         write_manifest(building, filled)
@@ -185,6 +191,11 @@ def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillR
         shown_events=shards.counts.shown_events,
         ignored_columns=list(table.ignored),
         stored_bytes=filled.stored_bytes,
+        vocabularies=[
+            growth
+            for growth in growths(schema, vocabularies, previous)
+            if growth.trait in shards.new_vocabularies
+        ],
     )
 
 
@@ -202,6 +213,7 @@ class _FilledShards:
         self,
         previous: Generation,
         task: FillTask,
+        known: Mapping[str, Vocabulary],
         building: Path,
         times: TimeReader,
         progress: Progress,
@@ -213,6 +225,7 @@ class _FilledShards:
         self._rows = self._rows_unmatched = 0
         self._of_all: FillRows | None = None
         self._scratch: Path | None = None
+        self._values = NewValues((*task.table.coded_key, *task.table.coded_filled), known)
         users = UserIdReader(previous.schema.user_ids)
         tables = self._counted(task.table.read(times, users), progress)
         if task.table.by_user:
@@ -227,29 +240,35 @@ class _FilledShards:
                     files.write(table)
                     if texts is not None:
                         texts.write(users.take_users())
+            self._vocabularies = self._values.vocabularies()
         else:
-            self._of_all = FillRows(_bounded(tables, task.table), task.table)
+            table = _bounded(tables, task.table)
+            self._vocabularies = self._values.vocabularies()
+            self._of_all = self._fill_rows(table, self._names())
         if not self.rows_read:
             raise InputError(f"{task.table.files[0]} has no rows; there is nothing to fill.")
 
+    @property
+    def new_vocabularies(self) -> dict[str, Vocabulary]:
+        """Vocabularies of the traits that are filled, with the values of the rows, by trait."""
+        filled = [trait.name for trait in self._task.table.coded_filled]
+        return {name: self._vocabularies[name] for name in filled}
+
     def write(self, number: int) -> tuple[ShardCounts, ShardWriter]:
         """Writes one shard."""
-        rows, users = self._of_all, FillUsers(self._previous)
+        rows, names = self._of_all, self._names()
         if self._scratch is not None:
             if is_text_kind(self._previous.schema.user_ids):
-                texts = read_split(self._scratch / TEXTS, number)
-                users = FillUsers(self._previous, texts)
+                names = self._names(read_split(self._scratch / TEXTS, number))
             table = read_split(self._scratch, number)
-            rows = FillRows(_bounded(iter([table]), self._task.table), self._task.table, users)
+            rows = self._fill_rows(_bounded(iter([table]), self._task.table), names)
         shard = previous_shard(self._previous, number)
         assert rows is not None
         assert shard is not None
         folder = self._building / shard_name(number)
-        shown = len(self.counts.shown_events)
-        written = fill_shard(rows, shard, self._task, self.counts, folder)
-        self.counts.shown_events[shown:] = map(users.shown, self.counts.shown_events[shown:])
+        written = fill_shard(rows, shard, self._task, self.counts, names, folder)
         if self._of_all is None:
-            self._add(rows, users)
+            self._add(rows, names)
         return written
 
     def completed(self, record: FillRecord) -> FillRecord:
@@ -259,7 +278,7 @@ class _FilledShards:
             UsageError: no row matched an event.
         """
         if self._of_all is not None:
-            self._add(self._of_all, FillUsers(self._previous))
+            self._add(self._of_all, self._names())
         if not self.counts.events:
             shown = f"; one row has {text_of_key(self.shown_rows[0])}" if self.shown_rows else ""
             raise UsageError(
@@ -284,15 +303,29 @@ class _FilledShards:
         total = self._task.table.row_count
         for table in tables:
             self.rows_read += table.num_rows
+            self._values.add(table)
             progress("Reading values", self.rows_read, total)
             yield table
 
-    def _add(self, rows: FillRows, users: FillUsers) -> None:
+    def _names(self, texts: pa.Table | None = None) -> KeyNames:
+        """Names keys; those of users by the texts of a shard, where ids are texts."""
+        key = [trait.name for trait in self._task.table.coded_key]
+        codes = {name: self._vocabularies[name] for name in key}
+        return KeyNames(self._previous, codes, texts)
+
+    def _fill_rows(self, table: pa.Table, names: KeyNames) -> FillRows:
+        """Takes rows in canonical form, whose values get codes."""
+        frame, own = pl.from_arrow(table), self._task.table
+        assert isinstance(frame, pl.DataFrame)
+        frame = coded(frame, (*own.coded_key, *own.coded_filled), self._vocabularies)
+        return FillRows(frame, own, names)
+
+    def _add(self, rows: FillRows, names: KeyNames) -> None:
         unmatched = rows.unmatched
         self._rows += len(rows)
         self._rows_unmatched += len(unmatched)
         some = unmatched[: SHOWN_MAX - len(self.shown_rows)].to_dicts()
-        self.shown_rows += map(users.shown, some)
+        self.shown_rows += map(names.shown, some)
 
 
 def _bounded(tables: Iterator[pa.Table], table: FillTable) -> pa.Table:

@@ -11,10 +11,9 @@ from thinrow.errors import InputError, UsageError
 from thinrow.filling.config import VALUES_BYTES_MAX
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from numpy.typing import NDArray
+    from thinrow.filling.key_names import KeyNames
     from thinrow.filling.table import FillTable
-    from thinrow.filling.users import FillUsers
 
 __all__ = ["FillRows", "check_bytes", "text_of_key"]
 
@@ -22,14 +21,17 @@ __all__ = ["FillRows", "check_bytes", "text_of_key"]
 class FillRows:
     """Distinct rows of a table of values."""
 
-    def __init__(self, rows: pa.Table, table: FillTable, users: FillUsers | None = None) -> None:
-        """Takes rows in canonical form; errors name users as `users` does.
+    def __init__(self, frame: pl.DataFrame, table: FillTable, names: KeyNames) -> None:
+        """Takes rows in the form in which they are stored.
+
+        Args:
+            frame: The rows.
+            table: Their columns.
+            names: Names keys in errors.
 
         Raises:
             InputError: Two rows of one key have different values; names the key and the column.
         """
-        frame = pl.from_arrow(rows)
-        assert isinstance(frame, pl.DataFrame)
         self.key = list(table.key)
         self.keys, self.values = frame.select(self.key), frame.select(table.filled_names)
         self._index = None
@@ -41,7 +43,7 @@ class FillRows:
             is_first = firsts == np.arange(len(frame))
             if not is_first.all():
                 _check_alike(
-                    self.keys, self.values, np.flatnonzero(~is_first), firsts, table, users
+                    self.keys, self.values, np.flatnonzero(~is_first), firsts, table, names
                 )
         else:
             first = self.keys.with_row_index("row:").unique(
@@ -52,7 +54,7 @@ class FillRows:
             if not is_first.all():
                 firsts = _joined(self.keys, first, self.key)
                 _check_alike(
-                    self.keys, self.values, np.flatnonzero(~is_first), firsts, table, users
+                    self.keys, self.values, np.flatnonzero(~is_first), firsts, table, names
                 )
             self._first = first
         self._is_first = is_first
@@ -117,14 +119,13 @@ def _check_alike(
     others: NDArray[np.int64],
     firsts: NDArray[np.int64],
     table: FillTable,
-    users: FillUsers | None,
+    names: KeyNames,
 ) -> None:
     """Raises InputError where rows that repeat a key have other values than the first of it."""
     for name, column in zip(values.columns, values, strict=True):
         differs = column.gather(others).ne_missing(column.gather(firsts[others]))
         if differs.any():
-            key = keys.row(int(others[differs.arg_max() or 0]), named=True)
-            key = key if users is None else users.shown(key)
+            key = names.shown(keys.row(int(others[differs.arg_max() or 0]), named=True))
             raise InputError(
                 f"{table.files[0] if len(table.files) == 1 else 'The files of values'}: rows with "
                 f"{text_of_key(key)} have different values of {name}; keep "

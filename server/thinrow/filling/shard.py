@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from thinrow.filling.key_names import KeyNames
     from thinrow.filling.rows import FillRows
     from thinrow.filling.table import FillTable
     from thinrow.schema import FeatureGroup, Schema, Trait
@@ -61,7 +62,12 @@ class FillCounts:
 
 
 def fill_shard(
-    rows: FillRows, previous: PreviousShard, task: FillTask, counts: FillCounts, path: Path
+    rows: FillRows,
+    previous: PreviousShard,
+    task: FillTask,
+    counts: FillCounts,
+    names: KeyNames,
+    path: Path,
 ) -> tuple[ShardCounts, ShardWriter]:
     """Writes the next generation of one shard; its writer is still to be finished.
 
@@ -70,12 +76,13 @@ def fill_shard(
         previous: The shard so far.
         task: What to do.
         counts: Counts what is done.
+        names: Names the keys of events that are shown.
         path: Folder to create.
 
     Raises:
         StoreError: the disk is full, or the previous files are damaged.
     """
-    parts = _filled(rows, previous.shard, task, counts)
+    parts = _filled(rows, previous.shard, task, counts, names)
     pairs = PairWriter(previous, task.schema, path, whole=False)
     for part in parts:
         pairs.add(part)
@@ -85,7 +92,7 @@ def fill_shard(
 
 
 def _filled(
-    rows: FillRows, shard: Shard, task: FillTask, counts: FillCounts
+    rows: FillRows, shard: Shard, task: FillTask, counts: FillCounts, names: KeyNames
 ) -> Iterator[Rewritten]:
     for user_ids, values in directory_chunks(shard):
         directories = parse_directories(values)
@@ -95,7 +102,7 @@ def _filled(
             full = np.searchsorted(events, events[first] + EVENTS_PER_CHUNK, side="right") - 1
             last = min(max(int(full), first + 1), len(user_ids))
             stripes = _Stripes.of(user_ids[first:last], values[first:last], shard)
-            part = _filled_stripes(stripes, rows, task, counts)
+            part = _filled_stripes(stripes, rows, task, counts, names)
             if part.keys:
                 yield part
             first = last
@@ -165,7 +172,7 @@ class _Stripes:
 
 
 def _filled_stripes(
-    stripes: _Stripes, rows: FillRows, task: FillTask, counts: FillCounts
+    stripes: _Stripes, rows: FillRows, task: FillTask, counts: FillCounts, names: KeyNames
 ) -> Rewritten:
     """The stripes of some users that change."""
     new_group = task.group.number if task.is_new else None
@@ -175,7 +182,7 @@ def _filled_stripes(
     columns |= stripes.columns(task.table.key_traits, task.schema, new_group)
     events = pl.DataFrame(columns)
     found = rows.match(events)
-    _count(found, events, counts)
+    _count(found, events, counts, names)
     has = np.zeros(len(stripes.counts), dtype=np.bool_)
     if len(has):
         has = np.logical_or.reduceat(found >= 0, offsets_of(stripes.counts)[:-1])
@@ -201,14 +208,18 @@ def _rewritten(keys: list[bytes], values: list[bytes], replaced: list[bytes]) ->
     )
 
 
-def _count(found: NDArray[np.int64], events: pl.DataFrame, counts: FillCounts) -> None:
+def _count(
+    found: NDArray[np.int64], events: pl.DataFrame, counts: FillCounts, names: KeyNames
+) -> None:
     unmatched = np.flatnonzero(found < 0)
     counts.events += len(found) - len(unmatched)
     counts.events_unmatched += len(unmatched)
     if len(unmatched) and len(counts.shown_events) < SHOWN_MAX:
-        some = events[unmatched[:SEARCHED_MAX]].unique(maintain_order=True).to_dicts()
+        some = events[unmatched[:SEARCHED_MAX]].unique(maintain_order=True)
         shown = counts.shown_events
-        shown += [key for key in some if key not in shown][: SHOWN_MAX - len(shown)]
+        # Of as many as are shown in all, at least those that are still wanted are new.
+        new = [key for key in map(names.shown, some[:SHOWN_MAX].to_dicts()) if key not in shown]
+        shown += new[: SHOWN_MAX - len(shown)]
 
 
 def _encoded(

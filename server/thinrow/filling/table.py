@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from thinrow.core.codes import VALUES_MAX
 from thinrow.core.files.arrow import plain, plain_schema
 from thinrow.core.files.nested import field_type, split_name, with_fields
 from thinrow.core.files.parquet import open_parquet
@@ -112,12 +113,29 @@ class FillTable:
         return [trait.name for trait in self.filled]
 
     @property
-    def schema(self) -> pa.Schema:
-        """Arrow schema of the rows in canonical form."""
-        own = [pa.field("user_id", pa.int64())] if self.by_user else []
-        return pa.schema(
-            [*own, *(pa.field(t.name, canonical_type(t)) for t in (*self.key_traits, *self.filled))]
+    def coded_key(self) -> tuple[Trait, ...]:
+        """Traits that join rows to events and have codes in the store.
+
+        Values that no event has get codes, too, but of one fill only: the limit of the schema does
+        not count, and int32 has room for all that memory holds.
+        """
+        return tuple(
+            replace(trait, values_max=2 * VALUES_MAX)
+            for trait in self.key_traits
+            if trait.coded is not None
         )
+
+    @property
+    def coded_filled(self) -> tuple[Trait, ...]:
+        """Traits that the rows give values for, and that have codes in the store."""
+        return tuple(trait for trait in self.filled if trait.coded is not None)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of the rows in canonical form, with values where the store has codes."""
+        own = [pa.field("user_id", pa.int64())] if self.by_user else []
+        traits = (trait.carried for trait in (*self.key_traits, *self.filled))
+        return pa.schema([*own, *(pa.field(t.name, canonical_type(t)) for t in traits)])
 
     @property
     def row_count(self) -> int:
@@ -180,7 +198,7 @@ def _known(file: DataFile, table: pa.Table, trait: Trait) -> pa.ChunkedArray:
     """A trait's column, which may be of nulls alone."""
     if pa.types.is_null(table.schema.field(trait.name).type):
         table = table.drop_columns([trait.name])
-    return trait_column(file, table, trait)
+    return trait_column(file, table, trait.carried)
 
 
 def _refuse_nulls(file: DataFile, name: str, column: pa.ChunkedArray) -> None:
