@@ -15,15 +15,18 @@ from support.worlds import START_TS
 from thinrow.errors import StoreError
 from thinrow.online.clock import LEASE_MS, Lease
 from thinrow.online.database import WriteAheadLog
+from thinrow.online.records import Batch
 from thinrow.store.directory import NEVER_TS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from thinrow.online.tier import MutableTier
 
 THREADS = 4
 SEALS = 200
+BATCHES = 200
 
 
 @pytest.fixture
@@ -198,3 +201,38 @@ def test_epochs_are_forgotten_with_their_generations(tmp_path: Path, now: list[i
     with opened(tmp_path / "tier", now, retention_ms=10_000) as tier:
         assert tier.read(1, tier.kept_from_ts, until_ts) == kept
         assert len(kept[0]) >= 10
+
+
+class CountedUsers(dict[bytes, str]):
+    """Users, and how many of them were read."""
+
+    read = 0
+
+    def get(self, key: bytes, default: Any = None) -> Any:  # noqa: ANN401
+        self.read += 1
+        return super().get(key, default)
+
+    def __getitem__(self, key: bytes) -> str:
+        self.read += 1
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for key in super().__iter__():
+            self.read += 1
+            yield key
+
+
+def test_a_user_of_a_batch_is_compared_with_one_other(tmp_path: Path, now: list[int]) -> None:
+    """Many small batches are committed together: none copies the users of those before it."""
+    users = CountedUsers()
+    with opened(tmp_path / "tier", now) as tier:
+        for number in range(BATCHES):
+            key, text = b"%08d" % number, f"user-{number}"
+            batch = Batch([key, key], [None, None], [b"", b""], [text, text])
+            assert tier.collision(batch, users) is None
+        assert users.read <= 2 * BATCHES
+        known, new = b"%08d" % 7, b"%08d" % BATCHES
+        other = Batch([new, known], [None, None], [b"", b""], ["new", "other"])
+        refused = tier.collision(other, users)
+    assert refused is not None and "'other' and 'user-7' have the same key" in str(refused)
+    assert len(users) == BATCHES and new not in users

@@ -179,14 +179,15 @@ class MutableTier:
             users: Texts of users by key, from batches to be committed together; those of this one
                 are added.
         """
-        own = dict(users)
+        added: dict[bytes, str] = {}
         for key, text in zip(batch.users, batch.texts, strict=False):
-            if key not in own:
+            known = users.get(key, added.get(key))
+            if known is None:
                 stored = self.events.text_of(key)
-                own[key] = text if stored is None else stored.decode()
-            if own[key] != text:
-                return RequestError(str(collision(own[key], text)))
-        users.update(own)
+                known = added[key] = text if stored is None else stored.decode()
+            if known != text:
+                return RequestError(str(collision(known, text)))
+        users.update(added)
         return None
 
     def renew_lease(self) -> None:
