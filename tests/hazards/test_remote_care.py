@@ -203,14 +203,20 @@ def test_a_rollback_serves_the_past_and_comes_back(world: RemoteWorld, tmp_path:
     assert collected(world, 2, keep=2, withdrawn=True).generations == [2]
 
 
-def test_codes_of_withdrawn_generations_are_never_given_out_again(tmp_path: Path) -> None:
-    (tmp_path / "bucket").mkdir()
-    world = remote_world(tmp_path / "world", f"file://{tmp_path}/bucket/store")
+def world_of_codes(folder: Path) -> RemoteWorld:
+    """A store in a folder, whose brands have codes of a vocabulary."""
+    (folder / "bucket").mkdir()
+    world = remote_world(folder / "world", f"file://{folder}/bucket/store")
     text = world.local.schema.read_text(encoding="utf-8")
     world.local.schema.write_text(
         text.replace('brand = "string"', 'brand = { type = "string", codes = "vocabulary" }'),
         encoding="utf-8",
     )
+    return world
+
+
+def test_codes_of_withdrawn_generations_are_never_given_out_again(tmp_path: Path) -> None:
+    world = world_of_codes(tmp_path)
     world.compact(3)
     second = world.compact(4)
     roll_back(world.objects, 1)
@@ -219,6 +225,35 @@ def test_codes_of_withdrawn_generations_are_never_given_out_again(tmp_path: Path
     (before,), (after,) = second.vocabularies, third.vocabularies
     assert after.values >= before.values
     assert not verify_remote(world.objects).problems
+
+
+@pytest.mark.parametrize("kind", ["truncated", "flipped", "lost"])
+def test_verify_names_a_vocabulary_that_only_current_keeps(tmp_path: Path, kind: str) -> None:
+    """The next run counts codes on from it, though its generation is gone."""
+    world = world_of_codes(tmp_path)
+    world.compact(3)
+    later = pq.read_table(world.events(4))
+    brand = later.column_names.index("brand")
+    world.local.write("events-4.parquet", later.set_column(brand, "brand", pa.array(["new"] * 20)))
+    world.compact(4)
+    roll_back(world.objects, 1)
+    assert collected(world, 2, withdrawn=True).generations == [2]
+    (kept,) = require_current(world.objects).record.vocabularies
+    key = kept.file.object
+    assert key is not None and key not in world.current().keys
+    world.damage(key, kind)
+    (problem,) = verify_remote(world.objects).problems
+    assert f"{world.url}/{key} is damaged" in problem
+    found = verify_remote(world.objects, sizes_only=True).problems
+    assert found == ([] if kind == "flipped" else [problem])
+
+
+def test_a_lost_manifest_of_a_newer_generation_stops_a_rollback(world: RemoteWorld) -> None:
+    world.compact_both(3, 4)
+    key = "generations/generation-000002.json"
+    world.damage(key, "lost")
+    with pytest.raises(StoreCorruptError, match=rf"{world.url}/{key} is damaged \(it is gone\)"):
+        roll_back(world.objects, 1)
 
 
 def test_a_fill_is_published_as_a_compaction_is(world: RemoteWorld) -> None:

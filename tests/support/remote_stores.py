@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from support.worlds import World, days, new_world, pointers_to, read_store, some_events
 from thinrow.compaction.compact import compact
 from thinrow.remote.current import require_current
-from thinrow.remote.generation_objects import RemoteGeneration, key_of, read_generation
+from thinrow.remote.generation_objects import RemoteGeneration, key_of, require_generation
 from thinrow.remote.object_store import ObjectStore
 from thinrow.remote.reading import local_store
 
@@ -58,9 +58,7 @@ class RemoteWorld:
     def current(self) -> RemoteGeneration:
         """The serving generation."""
         record = require_current(self.objects).record
-        found = read_generation(self.objects, record.number, record.manifest_xxh3)
-        assert found is not None
-        return found
+        return require_generation(self.objects, record.number, record.manifest_xxh3)
 
     def keys(self) -> set[str]:
         """Keys of all objects."""

@@ -12,8 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from thinrow.remote.current import now_ts, require_current, swap_current
-from thinrow.remote.generation_objects import RUNS, key_of, read_generation, root_key
-from thinrow.store.layout import ROOTS, generation_number
+from thinrow.remote.generation_objects import (
+    RUNS,
+    key_of,
+    listed_roots,
+    read_generation,
+    root_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,11 +73,7 @@ def collect_garbage(
     """
     current = require_current(store)
     ends_ts = _time_ts(store, is_trial=is_trial) - grace_ms
-    roots = {
-        number: one
-        for one in store.listed(ROOTS)
-        if (number := generation_number(one.key.rpartition("/")[2].removesuffix(".json")))
-    }
+    roots = listed_roots(store)
     doomed = _doomed(current.record, roots, keep, ends_ts, withdrawn=withdrawn)
     needed = _needed(store, current, sorted(roots.keys() - doomed), progress)
     listed = [one for one in store.listed(RUNS) if one.key not in needed]

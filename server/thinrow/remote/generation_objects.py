@@ -24,6 +24,7 @@ from thinrow.store.layout import (
     ROOTS,
     VOCABULARIES,
     generation_name,
+    generation_number,
     shard_manifest_name,
 )
 from thinrow.store.manifest import MANIFEST_BYTES_MAX, check_shard, parse_manifest
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
-    from thinrow.remote.object_store import ObjectStore
+    from thinrow.remote.object_store import ListedObject, ObjectStore
     from thinrow.store.manifest import Manifest
     from thinrow.store.shard_manifest import ShardManifest
     from thinrow.store.stored_files import StoredFile
@@ -44,7 +45,9 @@ __all__ = [
     "RUNS",
     "RemoteGeneration",
     "file_key",
+    "listed_roots",
     "read_generation",
+    "require_generation",
     "root_key",
     "shard_manifest_key",
 ]
@@ -58,6 +61,13 @@ _KEY = re.compile(r"runs/[\w-]+(/[\w-][\w.-]*)+")
 def root_key(number: int) -> str:
     """Returns the key of a generation's root manifest."""
     return f"{ROOTS}/{generation_name(number)}.json"
+
+
+def listed_roots(store: ObjectStore) -> dict[int, ListedObject]:
+    """Returns the root manifests that a store has, by the number of the generation."""
+    names = ((one.key.rpartition("/")[2].removesuffix(".json"), one) for one in store.listed(ROOTS))
+    found = ((generation_number(name), one) for name, one in names)
+    return {number: one for number, one in found if number is not None}
 
 
 def shard_manifest_key(manifest: Manifest, number: int) -> str:
@@ -176,6 +186,23 @@ def read_generation(
         for shard, (text, parsed) in zip(numbers, found, strict=True):
             texts[shard], shards[shard] = text, parsed
     return RemoteGeneration(manifest=manifest, body=content.data, shards=shards, texts=texts)
+
+
+def require_generation(
+    store: ObjectStore,
+    number: int,
+    xxh3: str | None = None,
+    choose: Callable[[int], Collection[int]] = range,
+) -> RemoteGeneration:
+    """Reads the manifests of a generation that the store must have; see `read_generation`.
+
+    Raises:
+        StoreCorruptError: A manifest, the root one among them, is missing or altered.
+    """
+    found = read_generation(store, number, xxh3, choose)
+    if found is None:
+        raise store.damaged(root_key(number), "it is gone")
+    return found
 
 
 def _read_shard(store: ObjectStore, manifest: Manifest, number: int) -> tuple[str, ShardManifest]:

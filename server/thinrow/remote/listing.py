@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from thinrow.errors import StoreCorruptError
 from thinrow.remote.current import require_current
-from thinrow.remote.generation_objects import read_generation
+from thinrow.remote.generation_objects import listed_roots, read_generation
 from thinrow.store.generations import StoredGeneration
-from thinrow.store.layout import ROOTS, generation_name, generation_number
+from thinrow.store.layout import generation_name
 
 if TYPE_CHECKING:
     from thinrow.remote.object_store import ObjectStore
@@ -29,10 +29,8 @@ def remote_generations(store: ObjectStore) -> list[StoredGeneration]:
         StoreUnavailableError: The object store does not answer.
     """
     record = require_current(store).record
-    listed = (one.key.rpartition("/")[2].removesuffix(".json") for one in store.listed(ROOTS))
-    known = {number for number in map(generation_number, listed) if number is not None}
     found = []
-    for number in sorted({*known, *record.history, *record.withdrawn}):
+    for number in sorted({*listed_roots(store), *record.history, *record.withdrawn}):
         manifest = problem = None
         try:
             xxh3 = record.manifest_xxh3 if number == record.number else None

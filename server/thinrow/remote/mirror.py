@@ -18,7 +18,7 @@ from thinrow.core.files.permissions import file_mode, make_folder
 from thinrow.errors import StoreCorruptError, StoreError, StoreLockedError, UsageError
 from thinrow.remote.copies import OBJECTS, Copies
 from thinrow.remote.current import require_current
-from thinrow.remote.generation_objects import key_of, read_generation, root_key
+from thinrow.remote.generation_objects import key_of, require_generation
 from thinrow.store.current import current_folder
 from thinrow.store.generation import Generation
 from thinrow.store.generations import (
@@ -248,10 +248,7 @@ class Mirror:
         return True
 
     def _read(self, record: CurrentRecord) -> RemoteGeneration:
-        found = read_generation(self.store, record.number, record.manifest_xxh3, self._choose)
-        if found is None:
-            raise self.store.damaged(root_key(record.number), "it is gone")
-        return found
+        return require_generation(self.store, record.number, record.manifest_xxh3, self._choose)
 
     def _pull(self, record: CurrentRecord, *, is_open: bool, verify: bool) -> None:
         name = generation_name(record.number)

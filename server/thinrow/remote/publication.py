@@ -21,10 +21,11 @@ from thinrow.remote.generation_objects import (
     RUNS,
     RemoteGeneration,
     file_key,
+    listed_roots,
     root_key,
     shard_manifest_key,
 )
-from thinrow.store.layout import ROOTS, VOCABULARIES, generation_number
+from thinrow.store.layout import VOCABULARIES
 from thinrow.store.manifest import (
     MANIFEST_BYTES_MAX,
     encode_manifest,
@@ -52,9 +53,7 @@ SWAPS_MAX = 5
 
 def highest_number(store: ObjectStore, current: Current | None) -> int:
     """Returns the highest number of a generation ever used here; 0 for none."""
-    roots = (one.key.rpartition("/")[2].removesuffix(".json") for one in store.listed(ROOTS))
-    found = [number for number in map(generation_number, roots) if number is not None]
-    return max([*found, 0 if current is None else current.record.highest])
+    return max([*listed_roots(store), 0 if current is None else current.record.highest])
 
 
 def publish(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from thinrow.errors import StoreMissingError
 from thinrow.remote.current import now_ts, require_current, swap_current
-from thinrow.remote.generation_objects import read_generation
+from thinrow.remote.generation_objects import read_generation, require_generation
 from thinrow.remote.verification import missing_objects
 from thinrow.store.rollback import RollbackReport, has_erased
 
@@ -27,7 +27,8 @@ def roll_back(store: ObjectStore, number: int) -> RollbackReport:
 
     Raises:
         StoreMissingError: The store has no such generation.
-        StoreCorruptError: The generation is not complete.
+        StoreCorruptError: The generation is not complete, or the manifest of one that is to be set
+            aside is lost or damaged.
         StoreLockedError: Another command changed the store.
     """
     current = require_current(store)
@@ -41,10 +42,11 @@ def roll_back(store: ObjectStore, number: int) -> RollbackReport:
             f"{store.url} has no generation {number} that served before; `thinrow store list` "
             f"shows those it has: {known}."
         )
-    for problem in missing_objects(store, generation):
+    for problem in missing_objects(store, [file for _, file in generation.files]):
         raise problem
     after = [each for each in record.history if each > number]
-    manifests = [_manifest(store, each) for each in after]
+    # Were one lost, codes in use since could be given out again.
+    manifests = [require_generation(store, each, choose=lambda _: ()).manifest for each in after]
     changed = record.changed(
         history=[*(each for each in record.history if each < number), number],
         withdrawn=sorted({*record.withdrawn, *after} - {number}),
@@ -58,18 +60,6 @@ def roll_back(store: ObjectStore, number: int) -> RollbackReport:
         withdrawn=after,
         erasing=[one.number for one in manifests if has_erased(one)],
     )
-
-
-def _manifest(store: ObjectStore, number: int) -> Manifest:
-    """Returns the root manifest of a generation that is to be set aside.
-
-    Raises:
-        StoreCorruptError: It is damaged, so that codes in use since could be given out again.
-    """
-    found = read_generation(store, number, choose=lambda _: ())
-    if found is None:
-        raise store.damaged(str(number), "its root manifest is gone")
-    return found.manifest
 
 
 def _longest(record: CurrentRecord, manifests: list[Manifest]) -> list[StoredVocabulary]:

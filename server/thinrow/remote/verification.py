@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from thinrow.errors import StoreCorruptError
 from thinrow.remote.current import require_current
-from thinrow.remote.generation_objects import RUNS, key_of, read_generation, root_key
+from thinrow.remote.generation_objects import RUNS, key_of, require_generation
 from thinrow.remote.limits import COPIES_AT_ONCE
 from thinrow.store.verification import Verification
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from thinrow.remote.generation_objects import RemoteGeneration
     from thinrow.remote.object_store import ObjectStore
     from thinrow.store.stored_files import StoredFile
 
@@ -22,18 +21,18 @@ __all__ = ["missing_objects", "verify_remote"]
 
 
 def missing_objects(
-    store: ObjectStore, generation: RemoteGeneration, sizes: dict[str, int] | None = None
+    store: ObjectStore, files: Iterable[StoredFile], sizes: dict[str, int] | None = None
 ) -> Iterator[StoreCorruptError]:
-    """Yields an error for each object of a generation that is missing or of another size.
+    """Yields an error for each file whose object is missing or of another size.
 
     Args:
         store: The store.
-        generation: The generation.
+        files: Files of a generation, or that CURRENT keeps.
         sizes: Bytes of all objects by key, if they were listed before.
     """
     if sizes is None:
         sizes = {one.key: one.bytes for one in store.listed(RUNS)}
-    for _, file in generation.files:
+    for file in files:
         key = key_of(file)
         if key not in sizes:
             yield store.damaged(key, "it is gone")
@@ -65,16 +64,13 @@ def verify_remote(
     for number in numbers:
         xxh3 = record.manifest_xxh3 if number == record.number else None
         try:
-            generation = read_generation(store, number, xxh3)
-            if generation is None:
-                raise store.damaged(root_key(number), "it is gone")
+            generation = require_generation(store, number, xxh3)
         except StoreCorruptError as error:
             problems.append(str(error))
             continue
-        problems += map(str, missing_objects(store, generation, sizes))
         files |= {key_of(file): file for _, file in generation.files}
-    for vocabulary in record.vocabularies:
-        files[key_of(vocabulary.file)] = vocabulary.file
+    files |= {key_of(one.file): one.file for one in record.vocabularies}
+    problems += map(str, missing_objects(store, files.values(), sizes))
     byte_count = sum(file.bytes for file in files.values())
     whole = {key: file for key, file in files.items() if sizes.get(key) == file.bytes}
     done = 0
