@@ -92,26 +92,43 @@ def test_ids_that_share_a_hash_are_two_events(
     assert ids_of(world, 2) == ids
 
 
-@pytest.mark.parametrize("ids", [("a", "b"), (1, 2)])
+ALIKE: dict[str, Any] = {
+    "user_id": [1, 2],
+    "request_ts": [START_TS + 1, START_TS + 1],
+    "event_ts": [[START_TS], [START_TS]],
+    "event_id": [[1], [1]],
+    "item_id": [[1], [1]],
+    "tags": [[[1, 2]], [[1, 2]]],
+}
+"""Rows of two users, whose events are alike."""
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({}, "event 1 and the event 1"),
+        ({"user_id": [1, 1], "event_id": [["a"], ["b"]]}, "event 'a' and the event 'b'"),
+        ({"user_id": [1, 1], "event_id": [[1], [2]]}, "event 1 and the event 2"),
+        ({"user_id": [1, 1], "event_id": [[1], [None]]}, f"1 and the event at event_ts {START_TS}"),
+        ({"user_id": [1, 1], "event_ts": [[START_TS], [START_TS - 1]]}, "event 1 and the event 1"),
+        ({"user_id": [1, 1], "item_id": [[1], [2]]}, "event 1 and the event 1"),
+        ({"user_id": [1, 1], "tags": [[[1, 2]], [[1]]]}, "event 1 and the event 1"),
+        ({"user_id": [1, 1], "tags": [[[1, 2]], [None]]}, "event 1 and the event 1"),
+    ],
+)
+@pytest.mark.parametrize("apart", [False, True])
 def test_fat_events_of_one_key_are_an_error_that_names_both(
-    tmp_path: Path, ids: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, columns: dict[str, Any], says: str, apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = ids
-    table = pa.table(
-        {
-            "user_id": [1, 1],
-            "request_ts": [START_TS + 1, START_TS + 2],
-            "event_ts": [[START_TS], [START_TS, START_TS]],
-            "event_id": [[first], [first, second]],
-            "item_id": [[1], [1, 1]],
-        }
-    )
-    pq.write_table(table, tmp_path / "fat.parquet")
-    assert slimmed(tmp_path, [tmp_path / "fat.parquet"], None).report.facts.events == 2
-    (tmp_path / "other").mkdir()
+    """Compare within a batch, and pieces that meet in a partition."""
+    table = pa.table(ALIKE | columns)
+    pq.write_table(table, tmp_path / "fat.parquet", row_group_size=1 if apart else 2)
+    monkeypatch.setattr(fat, "PIECE_EVENTS", 1)
     monkeypatch.setattr(fat, "event_keys", lambda events, _: np.full(len(events), 7, np.uint64))
-    with pytest.raises(InputError, match=f"events {first!r} and {second!r} have the same key of"):
-        slimmed(tmp_path / "other", [tmp_path / "fat.parquet"], None)
+    schema = ITEMS + 'tags = { type = "list<int64>", length_max = 2, sparse = true }\n'
+    schema += '[event]\nid = "string"\n' if "'" in says else ""
+    with pytest.raises(InputError, match=f"{says} have the same key of 64 bits"):
+        slimmed(tmp_path, [tmp_path / "fat.parquet"], schema)
 
 
 @pytest.mark.server

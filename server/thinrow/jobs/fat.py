@@ -18,6 +18,7 @@ from thinrow.core.files.nested import field_names, field_type, split_name, with_
 from thinrow.core.files.parquet import open_parquet
 from thinrow.errors import InputError
 from thinrow.events.canonical import (
+    FINER_NS,
     canonical_schema,
     canonical_table,
 )
@@ -327,9 +328,8 @@ def _fat_batch(
     assert isinstance(frame, pl.DataFrame)
     tally.add(lists, frame["event_ts"].to_numpy(), shown, request_ts)
     tally.check_times(path)
-    keys = event_keys(frame, schema)
+    keys = _numbered(event_keys(frame, schema), lengths)
     check_keys(frame.with_columns(key=pl.Series(keys)))
-    keys = _numbered(keys, lengths)
     first = pl.Series(keys).arg_unique().to_numpy()
     return FatBatch(
         users, request_ts, lengths, keys, frame[first].with_columns(key=pl.Series(keys[first]))
@@ -344,25 +344,35 @@ def event_keys(events: pl.DataFrame, schema: Schema) -> NDArray[np.uint64]:
 
 
 def check_keys(events: pl.DataFrame) -> None:
-    """Compares the ids of events whose keys of 64 bits are equal.
+    """Compares the users, ids and values of events whose keys of 64 bits are equal.
 
     Args:
-        events: Columns ``event_id`` and ``key``.
+        events: Events in canonical form, and their ``key``.
 
     Raises:
-        InputError: Two ids have one key; names both.
+        InputError: Two events have one key; names both.
     """
-    if events["event_id"].null_count() == len(events):
-        return
-    ids = pl.col("event_id")
-    known = events.group_by("key").agg(ids.min().alias("first"), ids.max().alias("second"))
-    shared = known.filter(pl.col("first") != pl.col("second")).sort("key")
-    if len(shared):
-        _, first, second = shared.row(0)
-        raise InputError(
-            f"The events {first!r} and {second!r} have the same key of 64 bits, by which slim "
-            f"knows events, and nothing was written; give one of them another id."
-        )
+    numbered = events.select("key").with_row_index("number")
+    first = numbered.select(pl.col("number").first().over("key")).to_series().to_numpy()
+    again = np.flatnonzero(first != np.arange(len(events)))
+    # Neither enters the key: fat rows have no arrivals, and the finer part is not stored.
+    for column in events.drop("key", "arrival_ts", FINER_NS):
+        differs = column.gather(again).ne_missing(column.gather(first[again]))
+        if differs.any():
+            second = int(again[differs.arg_max() or 0])
+            one, other = (_named(events, number) for number in (int(first[second]), second))
+            raise InputError(
+                f"The {one} and the {other} have the same key of 64 bits, by which slim knows "
+                f"events, and nothing was written; give one of them an event_id, or another one."
+            )
+
+
+def _named(events: pl.DataFrame, number: int) -> str:
+    """Names an event in an error: by its id, or by its time where it has none."""
+    event_id, event_ts = events.select("event_id", "event_ts").row(number)
+    if event_id is None:
+        return f"event at event_ts {event_ts}"
+    return f"event {event_id!r}"
 
 
 def _numbered(keys: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
