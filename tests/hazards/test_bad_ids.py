@@ -8,6 +8,8 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 from support.worlds import START_TS, as_of, new_world
@@ -167,6 +169,77 @@ def test_ids_come_as_pythons_uuids_and_numpys_integers(tmp_path: Path) -> None:
     assert given_users.user_ids.tolist() == [2**63 + 5 - 2**64, 7]
     with pytest.raises(InputError, match="has True"):
         Pointers(user_ids=[2**63, True], end_ts=[1, 1])
+
+
+UUIDS = [uuid.UUID(int=5), uuid.UUID(int=2**127)]
+STORED = pa.array([one.bytes for one in UUIDS], pa.binary(16))
+ARROW_UUIDS = pa.ExtensionArray.from_storage(pa.uuid(), STORED)
+
+
+def test_arrays_of_uuids_name_users() -> None:
+    forms: list[Any] = [ARROW_UUIDS, pa.chunked_array([ARROW_UUIDS]), pd.Series(UUIDS)]
+    for users in (*forms, tuple(UUIDS)):
+        given = Pointers(user_ids=users, end_ts=[1, 1])
+        assert [given.user(example) for example in range(2)] == list(map(str, UUIDS))
+
+
+BOOLS: dict[str, Any] = {
+    "bool": [True, 2],
+    "NumPy's bool": [np.True_, 2],
+    "only NumPy's": [np.True_, np.False_],
+    "array": np.array([True, False]),
+    "array of objects": np.array([True, 2], object),
+    "pyarrow": pa.array([True, False]),
+    "chunks": pa.chunked_array([[True], [False]]),
+    "polars": pl.Series([True, False]),
+    "pandas": pd.Series([True, False]),
+    "pandas with gaps": pd.Series([True, False], dtype="boolean"),
+    "among large ones": [2**63, np.True_],
+}
+
+
+@pytest.mark.parametrize("case", BOOLS)
+def test_bools_name_no_user(case: str) -> None:
+    """Elsewhere they are the integers 0 and 1, and would be other users."""
+    with pytest.raises(InputError, match=r"user_ids must be .*(True|mask of bools)"):
+        Pointers(user_ids=BOOLS[case], end_ts=[1, 1])
+
+
+def test_bytes_and_times_name_no_user() -> None:
+    forms: list[Any] = [STORED, STORED.to_pylist(), np.array(STORED.to_pylist(), "O")]
+    for users in forms:
+        with pytest.raises(InputError, match=r"user_ids has bytes; give UUIDs as uuid.UUID"):
+            Pointers(user_ids=users, end_ts=[1, 1])
+    with pytest.raises(InputError, match=r"user_ids must be .* datetime64"):
+        Pointers(user_ids=np.array([1, 2], "M8[ms]"), end_ts=[1, 1])
+
+
+@pytest.mark.server
+def test_bools_name_nothing_online(tmp_path: Path) -> None:
+    world = new(tmp_path, "int64", "int64")
+    world.compact(pa.table({"user_id": [1], "event_ts": [START_TS]}), 1)
+    config = OnlineConfig(
+        store=world.store, schema=world.schema, listen="127.0.0.1:0", metrics=None
+    )
+    with (
+        OnlineServer(config) as server,
+        connect_online(server.address) as online,
+        connect(world.store) as client,
+    ):
+        masked = np.ma.masked_array([True, False], [False, True])
+        ids = BOOLS | {"nulls": [True, None], "masked": masked}
+        for given in ids.values():
+            with pytest.raises(InputError, match="event_id"):
+                online.append([1, 1], [START_TS] * 2, {}, given)
+        wrong: list[Any] = [True, np.True_, 1.0]
+        for user in wrong:
+            with pytest.raises(InputError, match="user_ids must be"):
+                online.snapshot(user, WANTED)
+            with pytest.raises(InputError, match="user_id must be"):
+                client.inspect(user)
+        one: Any = np.int64(1)
+        assert online.snapshot(one, WANTED).thin_row.user_id == 1
+        assert client.inspect(one).event_count == 1
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from thinrow.client.channel import Channels
 from thinrow.client.code_book import CodeBook
@@ -14,14 +14,16 @@ from thinrow.client.request_size import RequestSize
 from thinrow.client.stream import answers
 from thinrow.client.target import parse_targets
 from thinrow.core.codes import FIRST_CODE
-from thinrow.core.ids import from_wire_kind, parse_user_id
+from thinrow.core.ids import from_wire_kind, given_users, parse_user_id
 from thinrow.core.lookup.batch import Batch
 from thinrow.core.lookup.batch_lookup import BatchLookup, RequestSlice
+from thinrow.core.pointers import integers
 from thinrow.core.wire.request import to_wire_projection
 from thinrow.errors import AnswerTooLargeError, UsageError
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
+    import uuid
     from collections.abc import Generator, Iterable, Sequence
 
     from thinrow.client.target import Target
@@ -194,7 +196,10 @@ class Client:
         return answers(self._transport, batches, projection, deadline_s, coder)
 
     def inspect(
-        self, user_id: int | str, as_of_ts: int = 0, projection: Projection | None = None
+        self,
+        user_id: int | str | uuid.UUID,
+        as_of_ts: int = 0,
+        projection: Projection | None = None,
     ) -> wire.InspectResponse:
         """Returns one history, readable, as a request at `as_of_ts` (ms; 0: now) would see it.
 
@@ -206,17 +211,20 @@ class Client:
             projection: The part of the history to show.
 
         Raises:
-            InputError: The text is no id of the store's kind.
+            InputError: It is no id of the store's kind.
         """
         request = wire.InspectRequest(as_of_ts=as_of_ts)
-        if isinstance(user_id, str) or user_id >= 1 << 63:
+        users: Any = [user_id]
+        given = given_users("user_id", users, integers)
+        known: int | str = int(given.ids[0])
+        if given.kind != "int64":
             # Servers that know only int64 would ignore the text.
             kind = from_wire_kind(self.describe_store().user_id_kind)
-            user_id = parse_user_id(str(user_id), kind)
-        if isinstance(user_id, int) and user_id < 1 << 63:
-            request.user_id = user_id
+            known = parse_user_id(str(user_id), kind)
+        if isinstance(known, int) and known < 1 << 63:
+            request.user_id = known
         else:
-            request.user = str(user_id)
+            request.user = str(known)
         if projection is not None:
             request.projection.CopyFrom(to_wire_projection(projection))
         return self._transport.inspect(request, self._deadline_s(None))

@@ -220,7 +220,7 @@ class OnlineClient:
                     f"There is no trait {name!r}; the schema has {', '.join(self.traits)}."
                 )
             if name == "event_id":
-                values = _uuids_as_texts(values)
+                values = _event_ids(values)
             columns.append(_column(trait, values, len(users)))
         return online_pb2.EventBatch(columns=columns, **_named(users))
 
@@ -328,7 +328,7 @@ class OnlineClient:
         if isinstance(user_id, str | uuid.UUID):
             [shown] = self._users([str(user_id)])
             named = {"user_text": shown}
-        elif isinstance(user_id, int | np.integer) and not 0 <= user_id < 1 << 63:
+        elif type(user_id) is not int or not 0 <= user_id < 1 << 63:
             [named["user_id"]] = self._users([user_id])
         request = _request(
             online_pb2.SnapshotRequest,
@@ -418,10 +418,23 @@ class OnlineClient:
         return failure
 
 
-def _uuids_as_texts(values: Any) -> Any:  # noqa: ANN401 - as `OnlineClient.events`
-    """Returns ids with every UUID of Python as its text; others as they are."""
-    # Other arrays cannot hold them, and have types of their own.
-    if isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.dtype == "O"):
+def _event_ids(values: Any) -> Any:  # noqa: ANN401 - as `OnlineClient.events`
+    """Returns ids with every UUID of Python as its text; others as they are.
+
+    Raises:
+        InputError: There are bools, which elsewhere are the integers 0 and 1.
+    """
+    if is_arrow(values):  # whose types say what they are
+        return values
+    is_plain = isinstance(values, np.ndarray) and values.dtype != object
+    if not is_plain and hasattr(values, "tolist"):
+        values = values.tolist()
+    kinds = {values.dtype.type} if is_plain else set()
+    if isinstance(values, list | tuple):
+        kinds = set(map(type, values))
+    if kinds & {bool, np.bool_}:
+        raise InputError("event_ids has bools, where ids must be.")
+    if uuid.UUID in kinds:
         return [str(value) if isinstance(value, uuid.UUID) else value for value in values]
     return values
 

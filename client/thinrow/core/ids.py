@@ -119,7 +119,7 @@ def given_users(
     unsigned = _large(values)
     if unsigned is not None:
         return GivenUsers(integers(name, unsigned.view(np.int64)), "uint64", None)
-    return GivenUsers(integers(name, values), "int64", None)
+    return GivenUsers(integers(name, values, unit=None), "int64", None)
 
 
 def _texts(name: str, values: Any) -> NDArray[np.object_] | None:  # noqa: ANN401
@@ -128,7 +128,10 @@ def _texts(name: str, values: Any) -> NDArray[np.object_] | None:  # noqa: ANN40
         array = np.asarray(values)
         if array.dtype.kind not in "OUT" or array.ndim != 1:
             return None
-        values = array.tolist()
+        # Arrow's lists have UUIDs where its arrays have bytes.
+        values = values.to_pylist() if hasattr(values, "to_pylist") else array.tolist()
+    if any(isinstance(value, bytes) for value in values):
+        raise InputError(f"{name} has bytes; give UUIDs as uuid.UUID, as text or as pa.uuid().")
     if not any(isinstance(value, str | uuid.UUID) for value in values):
         return None
     texts = np.empty(len(values), object)

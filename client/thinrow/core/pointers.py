@@ -13,6 +13,9 @@ from thinrow.core.runs import offsets_of, ranges
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import UnionType
+
     from numpy.typing import ArrayLike, NDArray
     from thinrow.core.ids import IdKind
 
@@ -380,19 +383,25 @@ def or_zeros(values: ArrayLike | None, length: int) -> ArrayLike:
     return np.zeros(length, np.int64) if values is None else values
 
 
-def integers(name: str, values: ArrayLike, length: int | None = None) -> NDArray[np.int64]:
-    """Returns an int64 array of shape (length,), or raises InputError, which names it."""
+def integers(
+    name: str, values: ArrayLike, length: int | None = None, unit: str | None = "ms"
+) -> NDArray[np.int64]:
+    """Returns an int64 array of shape (length,), or raises InputError, which names it.
+
+    Times become counts of the unit; without one they are refused.
+    """
     if getattr(values, "dtype", None) == np.bool_:
         raise InputError(f"{name} must be a flat array of int64, but is a mask of bools.")
     if getattr(getattr(values, "dtype", None), "kind", "") == "m":
         raise InputError(f"{name} must be a flat array of int64, but has durations.")
     if isinstance(values, list | tuple):
         # An array may be of floats because its library has no integers with gaps; a list may not.
-        wrong = next((value for value in values if isinstance(value, float | bool)), None)
-        if wrong is not None:
-            raise InputError(f"{name} must be a flat array of int64, but has {wrong!r}.")
+        _refuse(name, values, float)
     try:
-        array = np.ascontiguousarray(exact(counted(values, "ms"), np.dtype(np.int64)))
+        given = counted(values, unit)
+        # Of other libraries' arrays, too, which are lists here.
+        _refuse(name, given if isinstance(given, list) else (), bool | np.bool_)
+        array = np.ascontiguousarray(exact(given, np.dtype(np.int64)))
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name} must be a flat array of int64, but {error}.") from error
     if array.ndim != 1:
@@ -400,6 +409,13 @@ def integers(name: str, values: ArrayLike, length: int | None = None) -> NDArray
     if length is not None and len(array) != length:
         raise InputError(f"{name} has {len(array)} elements for {length} examples.")
     return array
+
+
+def _refuse(name: str, values: Sequence[object], kinds: type | UnionType) -> None:
+    """Raises InputError for values of some types, and names the first."""
+    wrong = next((value for value in values if isinstance(value, kinds)), None)
+    if wrong is not None:
+        raise InputError(f"{name} must be a flat array of int64, but has {wrong!r}.")
 
 
 def words(name: str, values: ArrayLike, length: int) -> NDArray[np.uint64]:

@@ -39,7 +39,10 @@ def exact(values: Sequence[object], field: pa.Field) -> pa.Array:
     """Converts a column whose values must not change; floats may round to the column's width."""
     for kind, leaf in leaves(values, field.type):
         if pa.types.is_integer(kind) or pa.types.is_temporal(kind):
-            no_floats(kinds_of(leaf), field.name)
+            kinds = kinds_of(leaf)
+            no_floats(kinds, field.name)
+            if np.bool_ in kinds:  # which Arrow takes, unlike a bool
+                raise InputError(f"{field.name} has a bool, where integers must be")
     array = pa.array([plain(value) for value in values], field.type)
     refuse_overflow(array, values, field.name)
     return array
