@@ -20,6 +20,7 @@
     │   ├── ShardMissingError           this process has not opened the user's shard
     │   ├── StoreUnavailableError       files, memory or a mount are missing for now
     │   └── StoreCorruptError           a file is missing or failed its checksum
+    ├── EngineError                     the cluster did not finish a job
     ├── StatusError                     an example has a status that the loader's policy fails on
     ├── LoggerFullError                 a bound of the thin-row logger is reached
     ├── JournalError                    the logger's journal cannot be used
@@ -36,6 +37,7 @@ from typing import ClassVar
 __all__ = [
     "AnswerTooLargeError",
     "DeadlineError",
+    "EngineError",
     "InputError",
     "JournalError",
     "LoggerFullError",
@@ -180,6 +182,12 @@ class StoreCorruptError(StoreError):
 
     name = "STORE_CORRUPT"
     grpc_code = "DATA_LOSS"
+
+
+class EngineError(ThinRowError):
+    """The engine of a job, such as a cluster of Spark, did not finish it; nothing was published."""
+
+    name = "ENGINE_FAILED"
 
 
 class StatusError(ThinRowError):

@@ -35,7 +35,7 @@ def world(tmp_path: Path) -> RemoteWorld:
 def manifest_keys(world: RemoteWorld, number: int = 2) -> list[str]:
     found = read_generation(world.objects, number)
     assert found is not None
-    return [shard_manifest_key(found.manifest, shard) for shard in range(2)]
+    return [shard_manifest_key(found.manifest.run_id, shard) for shard in range(2)]
 
 
 def test_a_manifest_of_a_shard_names_objects(world: RemoteWorld) -> None:

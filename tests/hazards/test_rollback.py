@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from thinrow.compaction.compact import CompactionReport
+    from thinrow.compaction.report import CompactionReport
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from thinrow.store.user_texts import UserTexts
 
 at_once = ShardBuild.add
 
@@ -31,14 +32,19 @@ at_once = ShardBuild.add
 def in_ranges(rng: random.Random, count: int) -> mock._patch[object]:
     """Lets builds take their events in ranges of users, cut at users and between them."""
 
-    def add(build: ShardBuild, events: pa.Table, last_user: int = LAST_USER) -> None:
+    def add(
+        build: ShardBuild,
+        events: pa.Table,
+        last_user: int = LAST_USER,
+        texts: UserTexts | None = None,
+    ) -> None:
         assert last_user == LAST_USER
         users = events.column("user_id").to_numpy().view(np.uint64)
         cuts = {rng.choice([0, rng.getrandbits(64), *users.tolist()]) for _ in range(count)}
         first = 0
         for last in sorted({*cuts, LAST_USER}):
             is_in = (users >= np.uint64(first)) & (users <= np.uint64(last))
-            at_once(build, events.filter(is_in), last)
+            at_once(build, events.filter(is_in), last, texts)
             first = last + 1
 
     return mock.patch.object(ShardBuild, "add", add)
@@ -95,11 +101,11 @@ def test_ranges_of_many_users(tmp_path: Path) -> None:
 def test_ranges_cover_all_users(tmp_path: Path) -> None:
     """A mistake of an engine is found before anything is published."""
 
-    def half(build: ShardBuild, events: pa.Table) -> None:
+    def half(build: ShardBuild, events: pa.Table, **_: object) -> None:
         few = events.filter(pc.less(events.column("user_id"), 3))
         at_once(build, few, 3)
 
-    def outside(build: ShardBuild, events: pa.Table) -> None:
+    def outside(build: ShardBuild, events: pa.Table, **_: object) -> None:
         at_once(build, events.slice(0, 0), 1 << 40)
         at_once(build, events)
 

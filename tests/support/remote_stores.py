@@ -15,7 +15,7 @@ from thinrow.remote.reading import local_store
 
 if TYPE_CHECKING:
     from support.worlds import Answers
-    from thinrow.compaction.compact import CompactionReport
+    from thinrow.compaction.report import CompactionReport
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from thinrow.store.history import HistoryPlan
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from thinrow.compaction.compact import CompactionReport
+    from thinrow.compaction.report import CompactionReport
 
 DAY_MS = 86_400_000
 START_TS = 19_675 * DAY_MS

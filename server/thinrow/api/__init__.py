@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from thinrow.api.options import job
-from thinrow.compaction.compact import CompactionReport
-from thinrow.compaction.compact import compact as run_compact
 from thinrow.compaction.config import CompactionConfig
+from thinrow.compaction.report import CompactionReport
+from thinrow.core.engine_config import EngineConfig
+from thinrow.engines.choice import run_compact
 from thinrow.filling.config import FillConfig
 from thinrow.filling.fill import FillReport
 from thinrow.filling.fill import fill as run_fill
@@ -50,9 +51,9 @@ __all__ = [
 
 
 @job("store")
-def compact(config: CompactionConfig) -> CompactionReport:
+def compact(config: CompactionConfig, engine: EngineConfig) -> CompactionReport:
     """Builds and publishes the next generation of a store from raw events."""
-    return run_compact(config)
+    return run_compact(config, engine)
 
 
 @job("store")

@@ -61,7 +61,7 @@ def convert(
         return operator.index(value)
     if any(kind in kinds and isinstance(value, kind) for kind in (str, bool)):
         return value
-    is_several = Sequence[str] in kinds and isinstance(value, list | tuple)
+    is_several = Sequence[str] in (hint, *kinds) and isinstance(value, list | tuple)
     if is_several and all(isinstance(each, str) for each in value):
         return value
     raise UsageError(f"{name} is {value!r}; give {_named(kinds)}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import wraps
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -91,6 +91,8 @@ def _option(name: str, hint: Any, default: Any, found: Setting) -> inspect.Param
         # A union of a text, a path and several of them is typed as texts, which may be URLs.
         is_many = any(get_origin(each) is Iterable for each in kinds)
         kind = kinds[0] if len(kinds) == 1 else list[str] if is_many else str
+    if get_origin(hint) is Sequence:
+        kind = list[str]
     if found.argument:
         kind = list[str] if found.argument.endswith("...") else str
         annotation: Any = Annotated[kind, typer.Argument(metavar=found.argument, help=found.help)]

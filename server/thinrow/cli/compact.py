@@ -11,6 +11,7 @@ from thinrow.cli.schema import reasons
 from thinrow.cli.time_reports import print_outliers, print_ties, print_uncut, time_facts
 from thinrow.cli.vocabulary_reports import print_vocabularies
 from thinrow.compaction.config import CompactionConfig
+from thinrow.core.engine_config import EngineConfig
 from thinrow.jobs.console import err, facts, out, progress_bar, readable_bytes
 
 if TYPE_CHECKING:
@@ -24,14 +25,14 @@ YEAR_2000_TS = 946_684_800_000
 
 
 @command(app, "compact")
-def compact_command(config: CompactionConfig) -> None:
+def compact_command(config: CompactionConfig, engine: EngineConfig) -> None:
     """Build and publish the next generation of a store from raw events."""
-    from thinrow.compaction.compact import compact
+    from thinrow.engines.choice import run_compact
     from thinrow.store.place import is_url
     from thinrow.store.times import readable_time
 
     with progress_bar() as progress:
-        report = compact(config, progress, print_proposed)
+        report = run_compact(config, engine, progress, print_proposed)
     if report.already_published:
         out.print(f"Generation {report.generation} was already built by this very run.")
         return

@@ -10,7 +10,7 @@ from thinrow.store.times import DAY_MS, readable_time
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from thinrow.compaction.compact import CompactionReport
+    from thinrow.compaction.report import CompactionReport
     from thinrow.events.time_columns import TimeSpan
     from thinrow.jobs.backfill import BackfillReport
 

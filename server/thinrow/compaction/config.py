@@ -11,14 +11,15 @@ from thinrow.core.files.paths import Named
 from thinrow.core.settings import check, setting
 from thinrow.errors import UsageError
 from thinrow.events.units import TimeUnit, check_watermark
+from thinrow.store.layout import SHARDS_MAX
 from thinrow.store.place import check_place, is_url
 from thinrow.store.times import DAY_MS, Cadence
 
-__all__ = ["DEDUP_WINDOW_MS", "SHARDS_DEFAULT", "SHARDS_MAX", "CompactionConfig"]
+__all__ = ["DEDUP_WINDOW_MS", "EMBEDDED_SHARDS_MAX", "SHARDS_DEFAULT", "CompactionConfig"]
 
 SHARDS_DEFAULT = 4
-SHARDS_MAX = 512
-"""Each is a file while events are split, and at least one open file in a server."""
+EMBEDDED_SHARDS_MAX = 512
+"""Each is a file while events are split, and at least one open file in a server of all shards."""
 DEDUP_WINDOW_MS = 7 * DAY_MS
 
 
@@ -56,7 +57,8 @@ class CompactionConfig:
     shards: int | None = field(
         default=None,
         metadata=setting(
-            "Shards of a new store, a power of two; a store keeps the number it was built with.",
+            "Shards of a new store, a power of two, at most 512 without Spark; a store keeps the "
+            "number that it was built with.",
             maximum=SHARDS_MAX,
             default_text=str(SHARDS_DEFAULT),
         ),

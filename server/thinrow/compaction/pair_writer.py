@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from thinrow.compaction.rewrite import Rewritten
     from thinrow.schema import Schema
+    from thinrow.store.manifest import ShardSummary
     from thinrow.store.shard import Shard
+    from thinrow.store.shard_manifest import ShardManifest
 
 __all__ = ["PairWriter", "PreviousShard"]
 
@@ -27,11 +29,8 @@ class PreviousShard:
     """The shard as the last generation left it."""
 
     shard: Shard
-    key_count: int
-    event_count: int
-    user_count: int
-    kv_xxh3_128: str | None
-    """Digest of its stream of keys and values; None if not recorded, as in older stores."""
+    summary: ShardSummary
+    manifest: ShardManifest
 
 
 class PairWriter:
@@ -50,13 +49,15 @@ class PairWriter:
         self._old: Iterator[tuple[bytes, bytes]] = iter(())
         self._is_layer = previous is not None and not whole and previous.shard.takes_layer
         if previous is not None and self._is_layer:
-            below = previous.kv_xxh3_128 or stream_digest(previous.shard.items(previous.key_count))
+            below = previous.summary.kv_xxh3_128 or stream_digest(
+                previous.shard.items(previous.summary.keys)
+            )
             self._writer = ShardWriter(path, previous.shard.path, below)
-            self._key_count = previous.key_count
+            self._key_count = previous.summary.keys
         else:
             self._writer = ShardWriter(path)
             if previous is not None:
-                self._old = previous.shard.items(previous.key_count)
+                self._old = previous.shard.items(previous.summary.keys)
         self._groups = {DIRECTORY_GROUP, EVENT_GROUP, *(group.number for group in schema.groups)}
         if is_text_kind(schema.user_ids):
             self._groups.add(USER_GROUP)

@@ -6,7 +6,7 @@ A distributed engine can do this in place of the embedded one; it needs only the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from thinrow.compaction.rewrite import RewritePlan, Rewritten, rewrite_users
 from thinrow.compaction.trait_values import to_series
 from thinrow.compaction.user_texts import not_stored
 from thinrow.compaction.vocabularies import coded
+from thinrow.core.ids import is_text_kind
 from thinrow.core.runs import ranges
 from thinrow.events.order import (
     Cuts,
@@ -70,8 +71,6 @@ class ShardTask:
     schema: Schema
     new_groups: frozenset[int]
     """Groups that the previous generation does not have."""
-    texts: UserTexts | None = None
-    """Texts of users of this shard, among them all whose events are given, where ids are texts."""
     cuts: Cuts
     dedup_window_ms: int
     lookback_ms: int | None
@@ -113,15 +112,10 @@ class ShardBuild:
 
     Raises:
         StoreError: The disk is full, or the previous files are damaged.
-        InputError: Another user has the key of one of the users.
     """
 
     def __init__(self, previous: PreviousShard | None, task: ShardTask, path: Path) -> None:
         self._previous, self._task = previous, task
-        new_texts = task.texts
-        if new_texts is not None:
-            stored = None if previous is None else previous.shard
-            new_texts = not_stored(new_texts, stored, task.schema.user_ids)
         horizon_ts = NEVER_TS
         if task.lookback_ms is not None:
             horizon_ts = task.cuts.watermark_ts - task.lookback_ms
@@ -131,16 +125,17 @@ class ShardBuild:
             horizon_ts=horizon_ts,
             erased=np.sort(task.erased),
             watermark_ts=task.cuts.watermark_ts,
-            new_texts=new_texts,
         )
         self._counts = ShardCounts()
         if previous is not None:
-            self._counts.events = previous.event_count
-            self._counts.users = previous.user_count
+            self._counts.events = previous.summary.events
+            self._counts.users = previous.summary.users
         self._pairs = PairWriter(previous, task.schema, path, whole=task.whole)
         self._first_user = 0
 
-    def add(self, events: pa.Table, last_user: int = LAST_USER) -> None:
+    def add(
+        self, events: pa.Table, last_user: int = LAST_USER, texts: UserTexts | None = None
+    ) -> None:
         """Writes the next range of users.
 
         Args:
@@ -148,7 +143,18 @@ class ShardBuild:
                 any order.
             last_user: Last user of the range, as an unsigned number; ranges ascend, and the last
                 one ends with LAST_USER.
+            texts: Where ids are texts, those of users of this shard, among them all whose events
+                are given.
+
+        Raises:
+            InputError: Another user has the key of one of the users.
         """
+        assert (texts is None) != is_text_kind(self._task.schema.user_ids)
+        plan = self._plan
+        if texts is not None:
+            stored = None if self._previous is None else self._previous.shard
+            new_texts = not_stored(texts, stored, plan.schema.user_ids)
+            plan = replace(plan, new_texts=new_texts)
         task, previous, counts = self._task, self._previous, self._counts
         assert self._first_user <= last_user <= LAST_USER
         frame = pl.from_arrow(events)
@@ -161,8 +167,8 @@ class ShardBuild:
         counts.tied += tied_events(frame)
         # Coded once they are in order, which thus does not depend on codes.
         frame = coded(frame, task.schema.coded_traits, task.vocabularies)
-        touched = _touched_users(frame, previous, self._plan, self._first_user, last_user)
-        for part in _rewritten(touched, frame, previous, self._plan, counts):
+        touched = _touched_users(frame, previous, plan, self._first_user, last_user)
+        for part in _rewritten(touched, frame, previous, plan, counts):
             self._pairs.add(part)
         self._first_user = last_user + 1
 

@@ -70,29 +70,39 @@ def write_shards(
             counts, writer = write(number)
             totals.append(counts)
             # Much of finishing is waiting for the disk: the next shard is sorted meanwhile.
-            summaries.append(background.submit(finish_shard, number, writer, counts, previous))
+            below = previous_shard(previous, number)
+            summaries.append(background.submit(_finished, number, writer, counts, below))
         progress("Writing shards", shards, shards)
         return totals, [summary.result() for summary in summaries]
+
+
+def _finished(
+    number: int, writer: ShardWriter, counts: ShardCounts, previous: PreviousShard | None
+) -> ShardSummary:
+    """Finishes a shard, and writes its manifest beside it."""
+    summary, manifest = finish_shard(number, writer, counts, previous)
+    xxh3 = write_shard_manifest(writer.path.parent, number, manifest)
+    return summary.model_copy(update={"manifest_xxh3": xxh3})
 
 
 def previous_shard(previous: Generation | None, number: int) -> PreviousShard | None:
     """Returns a shard as the last generation left it; None in a first build."""
     if previous is None:
         return None
-    summary = previous.manifest.shards[number]
     return PreviousShard(
         shard=previous.shard(number),
-        key_count=summary.keys,
-        event_count=summary.events,
-        user_count=summary.users,
-        kv_xxh3_128=summary.kv_xxh3_128,
+        summary=previous.manifest.shards[number],
+        manifest=shard_manifest(previous.folder, previous.manifest, number),
     )
 
 
 def finish_shard(
-    number: int, writer: ShardWriter, counts: ShardCounts, previous: Generation | None
-) -> ShardSummary:
-    """Finishes a shard, measures it, and writes its manifest.
+    number: int, writer: ShardWriter, counts: ShardCounts, previous: PreviousShard | None
+) -> tuple[ShardSummary, ShardManifest]:
+    """Finishes a shard, and measures it.
+
+    Returns:
+        Its part of the root manifest, without the checksum of its own, and its own.
 
     Raises:
         StoreError: the disk is full, or a file that it shares with the last generation is damaged.
@@ -104,13 +114,13 @@ def finish_shard(
     value_bytes_max = writer.value_bytes_max
     if previous is not None and writer.linked:
         now = {file.name: file for file in files}
-        for file in shard_manifest(previous.folder, previous.manifest, number).files:
+        for file in previous.manifest.files:
             if file.name in writer.linked and not now[file.name].has_content_of(file):
-                raise damaged(previous.folder / name / file.name, "its checksum differs")
-        below = previous.manifest.shards[number].value_bytes_max
+                raise damaged(previous.shard.path / file.name, "its checksum differs")
+        below = previous.summary.value_bytes_max
         value_bytes_max = below and max(below, value_bytes_max)
     manifest = ShardManifest(name=name, files=files)
-    return ShardSummary(
+    summary = ShardSummary(
         name=name,
         keys=counts.keys,
         events=counts.events,
@@ -118,5 +128,5 @@ def finish_shard(
         value_bytes_max=value_bytes_max,
         stored_bytes=manifest.stored_bytes,
         kv_xxh3_128=writer.kv_xxh3_128,
-        manifest_xxh3=write_shard_manifest(writer.path.parent, number, manifest),
     )
+    return summary, manifest

@@ -89,6 +89,20 @@ class NewValues:
             if sum(map(len, parts)) > PENDING_MAX:
                 self._new[trait.name] = [self._distinct(trait)]
 
+    def found(self) -> dict[str, pa.Array]:
+        """Returns the values that are not known yet, each once, by trait."""
+        return {
+            trait.name: self._distinct(trait).to_arrow().cast(self._known[trait.name].values.type)
+            for trait in self._traits
+            if self._new[trait.name]
+        }
+
+    def add_found(self, trait: str, values: pa.Array) -> None:
+        """Collects values that other tasks found."""
+        values = values.filter(pa.array(self._known[trait].places(values) < 0))
+        if len(values):
+            self._new[trait].append(pl.Series(pl.from_arrow(values)))
+
     def vocabularies(self) -> dict[str, Vocabulary]:
         """Returns the vocabularies with the values collected, by trait.
 
@@ -121,9 +135,8 @@ class RunValues:
     """Collects the values of a compaction, and numbers those that the store does not have yet.
 
     Args:
-        store: Folder of the store.
         schema: The next generation's schema.
-        previous: The generation so far; None in a first build.
+        known: Vocabularies that the store has had, by trait.
         since_ts: Arrivals before are late, and skipped; None where none are.
         watermark_ts: Arrivals from here on are left for later.
         erased: Users whom the run erases.
@@ -131,9 +144,8 @@ class RunValues:
 
     def __init__(
         self,
-        store: Path,
         schema: Schema,
-        previous: Generation | None,
+        known: Mapping[str, Vocabulary],
         *,
         since_ts: int | None,
         watermark_ts: int,
@@ -141,8 +153,8 @@ class RunValues:
     ) -> None:
         self._names = [trait.name for trait in schema.coded_traits]
         self._since_ts, self._watermark_ts, self._erased = since_ts, watermark_ts, erased
-        known = known_vocabularies(store, schema, previous)
-        self._values = NewValues(schema.coded_traits, known)
+        self.values = NewValues(schema.coded_traits, known)
+        """The values so far."""
 
     def add(self, events: pa.Table) -> None:
         """Collects the values of some events in canonical form.
@@ -160,15 +172,7 @@ class RunValues:
             counts &= ~np.isin(events.column("user_id").to_numpy(), self._erased)
         if not counts.all():
             events = events.select(self._names).filter(pa.array(counts))
-        self._values.add(events)
-
-    def vocabularies(self) -> dict[str, Vocabulary]:
-        """Returns the next generation's vocabularies by trait.
-
-        Raises:
-            InputError: One has more values than the schema allows.
-        """
-        return self._values.vocabularies()
+        self.values.add(events)
 
 
 def known_vocabularies(

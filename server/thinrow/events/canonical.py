@@ -92,7 +92,11 @@ def ignored_columns(columns: pa.Schema, known: Collection[str]) -> list[str]:
 
 
 def read_events(
-    path: AnyFile, schema: Schema, times: TimeReader, users: UserIdReader | None = None
+    path: AnyFile,
+    schema: Schema,
+    times: TimeReader,
+    users: UserIdReader | None = None,
+    row_groups: Sequence[int] | None = None,
 ) -> Iterator[pa.Table]:
     """Reads one file of events in canonical form, in batches of at most BATCH_ROWS rows.
 
@@ -101,6 +105,7 @@ def read_events(
         schema: The schema of the store.
         times: Reads times.
         users: Reads users, and keeps the texts that name them; by default a new one.
+        row_groups: Numbers of the row groups to read; None for all.
 
     Raises:
         InputError: names the file, the column at fault and what would be right.
@@ -120,7 +125,7 @@ def read_events(
                 f"trait sparse = true or a default."
             )
     wanted = [split_name(file.schema_arrow, name)[0] for name in every if name in names]
-    for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
+    for batch in file.iter_batches(BATCH_ROWS, columns=wanted, row_groups=row_groups):
         yield canonical_table(path, schema, pa.table(batch), times, users)
     times.finish(path)
 

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from thinrow.core.files.parquet import ParquetTable
     from thinrow.core.files.paths import AnyFile
 
-__all__ = ["EARLIEST_TS", "FROM_KEY", "UNTIL_KEY", "Span", "check_exports", "is_export"]
+__all__ = [
+    "EARLIEST_TS",
+    "FROM_KEY",
+    "UNTIL_KEY",
+    "Span",
+    "check_exports",
+    "export_span",
+    "is_export",
+]
 
 FROM_KEY, UNTIL_KEY = b"thinrow.exported_from_ts", b"thinrow.exported_until_ts"
 EARLIEST_TS = int(np.iinfo(np.int64).min)
@@ -40,18 +48,13 @@ def is_export(file: ParquetTable) -> bool:
     return UNTIL_KEY in (file.metadata.metadata or {})
 
 
-def check_exports(files: Sequence[AnyFile], previous_ts: int | None, watermark_ts: int) -> None:
+def check_exports(spans: Sequence[Span], previous_ts: int | None, watermark_ts: int) -> None:
     """Refuses exports that lack events between two watermarks, or have some of them twice.
 
-    Files without a span are taken as they are.
-
     Raises:
-        InputError: a file's span cannot be read.
         UsageError: Says what to compact instead.
     """
-    spans = sorted(
-        (span for file in files if (span := _span(file)) is not None), key=lambda span: span[:2]
-    )
+    spans = sorted(spans, key=lambda span: span[:2])
     if not spans:
         return
     for earlier, later in pairwise(spans):
@@ -72,7 +75,12 @@ def check_exports(files: Sequence[AnyFile], previous_ts: int | None, watermark_t
         )
 
 
-def _span(path: AnyFile) -> Span | None:
+def export_span(path: AnyFile) -> Span | None:
+    """Returns the span of a file; None if no online tier exported it.
+
+    Raises:
+        InputError: The file or its span cannot be read.
+    """
     file = open_parquet(path)
     if not is_export(file):
         return None

@@ -87,7 +87,7 @@ def fill_shard(
     for part in parts:
         pairs.add(part)
     keys, writer = pairs.finish()
-    made = ShardCounts(keys=keys, events=previous.event_count, users=previous.user_count)
+    made = ShardCounts(keys=keys, events=previous.summary.events, users=previous.summary.users)
     return made, writer
 
 

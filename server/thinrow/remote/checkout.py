@@ -19,9 +19,10 @@ from thinrow.store.manifest import read_manifest, write_manifest
 from thinrow.store.small_files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from thinrow.remote.copies import Pull
+    from thinrow.remote.current import Current
 
 __all__ = ["Checkout"]
 
@@ -33,6 +34,8 @@ class Checkout:
         url: URL of the store; a new store begins there with its first publication.
         mirror: Folder that keeps the last generation between runs; None for a temporary one.
         progress: Receives a stage, what is done of it, and all of it.
+        choose: Receives the count of shards; returns the numbers of those to copy. With others the
+            folder has manifests and vocabularies only.
 
     Raises, when entered:
         UsageError: The URL or the folder cannot be used.
@@ -45,10 +48,12 @@ class Checkout:
         url: str,
         mirror: Path | None = None,
         progress: Callable[[str, int, int], None] = lambda *_: None,
+        choose: Callable[[int], Collection[int]] = range,
     ) -> None:
         self._url = url
         self._folder = mirror
         self._progress = progress
+        self._choose = choose
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -57,7 +62,7 @@ class Checkout:
             folder = self._folder
             if folder is None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(suffix="-thinrow")))
-            self._mirror = stack.enter_context(Mirror(self.store, folder, report=self._show))
+            self._mirror = stack.enter_context(Mirror(self.store, folder, self._choose, self._show))
             if read_current(self.store) is not None:
                 self._mirror.pull()
             self._highest = highest_number(self.store, self._mirror.current)
@@ -74,6 +79,16 @@ class Checkout:
         """Folder of the local store."""
         return self._mirror.folder
 
+    @property
+    def current(self) -> Current | None:
+        """CURRENT of the store as the run found it; None for a new store."""
+        return self._mirror.current
+
+    @property
+    def next_number(self) -> int:
+        """Number of the generation to be built."""
+        return self._highest + 1
+
     def publish(self) -> int:
         """Publishes what was built, if anything was.
 
@@ -84,7 +99,7 @@ class Checkout:
             StoreLockedError: Another run has published in the meantime.
             StoreError: It cannot be uploaded.
         """
-        base = self._mirror.current
+        base = self.current
         folder = require_current_folder(self.folder)
         previous = None
         if base is None:
@@ -104,7 +119,7 @@ class Checkout:
 
     def _numbered(self, folder: Path) -> Path:
         """Gives a first generation its number, which follows those of runs that did not publish."""
-        manifest = read_manifest(folder).model_copy(update={"number": self._highest + 1})
+        manifest = read_manifest(folder).model_copy(update={"number": self.next_number})
         write_manifest(folder, manifest)
         folder = folder.rename(folder.with_name(generation_name(manifest.number)))
         write_atomically(self.folder / CURRENT, folder.name + "\n")

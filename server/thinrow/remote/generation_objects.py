@@ -34,9 +34,10 @@ from thinrow.store.small_files import reason_of, write_beside
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
+    from uuid import UUID
 
     from thinrow.remote.object_store import ListedObject, ObjectStore
-    from thinrow.store.manifest import Manifest
+    from thinrow.store.manifest import Manifest, ShardSummary
     from thinrow.store.shard_manifest import ShardManifest
     from thinrow.store.stored_files import StoredFile
 
@@ -47,6 +48,7 @@ __all__ = [
     "file_key",
     "listed_roots",
     "read_generation",
+    "read_shard",
     "require_generation",
     "root_key",
     "shard_manifest_key",
@@ -70,10 +72,10 @@ def listed_roots(store: ObjectStore) -> dict[int, ListedObject]:
     return {number: one for number, one in found if number is not None}
 
 
-def shard_manifest_key(manifest: Manifest, number: int) -> str:
+def shard_manifest_key(run_id: UUID | None, number: int) -> str:
     """Returns the key of the manifest of a shard."""
-    assert manifest.run_id is not None
-    return f"{RUNS}/{manifest.run_id.hex}/manifests/{shard_manifest_name(number)}"
+    assert run_id is not None
+    return f"{RUNS}/{run_id.hex}/manifests/{shard_manifest_name(number)}"
 
 
 def file_key(run_id: str, folder: str, name: str) -> str:
@@ -115,7 +117,7 @@ class RemoteGeneration:
     @property
     def keys(self) -> set[str]:
         """Keys of all objects but the root manifest."""
-        manifests = {shard_manifest_key(self.manifest, number) for number in self.texts}
+        manifests = {shard_manifest_key(self.manifest.run_id, number) for number in self.texts}
         return manifests | {key_of(file) for _, file in self.files}
 
     def is_complete_in(self, folder: Path) -> bool:
@@ -181,7 +183,9 @@ def read_generation(
         raise store.damaged(key, f"format {manifest.format} is not one of object stores")
     numbers = sorted(choose(manifest.shard_count))
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-        found = threads.map(lambda shard: _read_shard(store, manifest, shard), numbers)
+        found = threads.map(
+            lambda shard: read_shard(store, manifest.run_id, shard, manifest.shards[shard]), numbers
+        )
         texts, shards = {}, {}
         for shard, (text, parsed) in zip(numbers, found, strict=True):
             texts[shard], shards[shard] = text, parsed
@@ -205,13 +209,27 @@ def require_generation(
     return found
 
 
-def _read_shard(store: ObjectStore, manifest: Manifest, number: int) -> tuple[str, ShardManifest]:
-    """Reads the manifest of a shard, as it is stored and parsed."""
-    key = shard_manifest_key(manifest, number)
+def read_shard(
+    store: ObjectStore, run_id: UUID | None, number: int, summary: ShardSummary
+) -> tuple[str, ShardManifest]:
+    """Reads the manifest of a shard.
+
+    Args:
+        store: The store.
+        run_id: Identity of the run that wrote the generation.
+        number: Number of the shard.
+        summary: What the root manifest has of it.
+
+    Returns:
+        The manifest as it is stored, and parsed.
+
+    Raises:
+        StoreCorruptError: It is missing or altered.
+    """
+    key = shard_manifest_key(run_id, number)
     content = store.read(key, SHARD_MANIFEST_BYTES_MAX)
     if content is None:
         raise store.damaged(key, "it is gone")
-    summary = manifest.shards[number]
     assert summary.manifest_xxh3 is not None
     try:
         text = content.data.decode()

@@ -21,6 +21,7 @@ from thinrow.remote.generation_objects import (
     RUNS,
     RemoteGeneration,
     file_key,
+    key_of,
     listed_roots,
     root_key,
     shard_manifest_key,
@@ -35,16 +36,25 @@ from thinrow.store.manifest import (
 from thinrow.store.shard_manifest import encode_shard_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from thinrow.remote.current import Current
     from thinrow.remote.object_store import ObjectStore
-    from thinrow.store.manifest import ShardSummary
+    from thinrow.store.manifest import Manifest, ShardSummary
     from thinrow.store.shard_manifest import ShardManifest
     from thinrow.store.stored_files import StoredFile
 
-__all__ = ["SWAPS_MAX", "UPLOADS_AT_ONCE", "highest_number", "publish"]
+__all__ = [
+    "SWAPS_MAX",
+    "UPLOADS_AT_ONCE",
+    "commit",
+    "complete_generation",
+    "highest_number",
+    "publish",
+    "upload_files",
+    "with_object",
+]
 
 UPLOADS_AT_ONCE = 8
 SWAPS_MAX = 5
@@ -81,10 +91,33 @@ def publish(
         StoreUnavailableError: The object store does not answer.
     """
     generation, uploads = _with_objects(folder, previous)
-    _upload(store, generation, uploads, progress)
+    upload_files(store, uploads, progress)
+    commit(store, base, generation, {key: file.bytes for key, (_, file) in uploads.items()})
+    return generation
+
+
+def commit(
+    store: ObjectStore,
+    base: Current | None,
+    generation: RemoteGeneration,
+    uploaded: Mapping[str, int],
+) -> None:
+    """Makes a generation whose files were uploaded the serving one.
+
+    Args:
+        store: The store.
+        base: CURRENT as it was when the run began; None for a new store.
+        generation: The generation, with all of its shards.
+        uploaded: Bytes of each object that the run uploaded for it, by key.
+
+    Raises:
+        StoreLockedError: Another run has published in the meantime.
+        StoreCorruptError: An object that was written is not there.
+        StoreUnavailableError: The object store does not answer.
+    """
+    _write_manifests(store, generation, uploaded)
     _create_root(store, root_key(generation.manifest.number), generation.body)
     _swap(store, base, generation)
-    return generation
 
 
 def _with_objects(
@@ -92,70 +125,97 @@ def _with_objects(
 ) -> tuple[RemoteGeneration, dict[str, tuple[Path, StoredFile]]]:
     """Gives every file an object: the last generation's where it is the same, else a new one."""
     manifest = read_manifest(folder)
-    run_id = manifest.run_id
-    assert run_id is not None
+    assert manifest.run_id is not None
+    run_id = manifest.run_id.hex
     known = {} if previous is None else dict(previous.files)
+    kept = {file.object for file in known.values()}
     uploads: dict[str, tuple[Path, StoredFile]] = {}
 
     def stored(place: str, file: StoredFile) -> StoredFile:
-        before = known.get(place)
-        if before is not None and before.has_content_of(file):
-            return file.model_copy(update={"object": before.object})
-        key = file_key(run_id.hex, place.split("/")[0], file.name)
-        uploads[key] = folder / place, file
-        return file.model_copy(update={"object": key})
+        placed = with_object(file, known.get(place), run_id, place.split("/")[0])
+        if placed.object not in kept:
+            uploads[key_of(placed)] = folder / place, file
+        return placed
 
-    summaries: list[ShardSummary] = []
     shards: dict[int, ShardManifest] = {}
-    texts: dict[int, str] = {}
-    for number, summary in enumerate(manifest.shards):
+    for number in range(manifest.shard_count):
         shard = shard_manifest(folder, manifest, number)
         files = [stored(f"{shard.name}/{file.name}", file) for file in shard.files]
         shards[number] = shard.model_copy(update={"files": files})
-        texts[number], xxh3 = encode_shard_manifest(shards[number])
-        summaries.append(summary.model_copy(update={"manifest_xxh3": xxh3}))
     vocabularies = [
         one.model_copy(update={"file": stored(f"{VOCABULARIES}/{one.file.name}", one.file)})
         for one in manifest.vocabularies
     ]
-    manifest = manifest.model_copy(update={"shards": summaries, "vocabularies": vocabularies})
-    generation = RemoteGeneration(
-        manifest=manifest,
-        body=encode_manifest(manifest).encode(),
-        shards=shards,
-        texts=texts,
+    manifest = manifest.model_copy(update={"vocabularies": vocabularies})
+    return complete_generation(manifest, shards), uploads
+
+
+def with_object(
+    file: StoredFile, before: StoredFile | None, run_id: str, folder: str
+) -> StoredFile:
+    """Returns a file with its object: the last generation's where it is the same, else a new one.
+
+    Args:
+        file: The file.
+        before: The last generation's file of that name; None for none.
+        run_id: Identity of the run.
+        folder: Name of the file's folder in the generation.
+    """
+    if before is not None and before.has_content_of(file):
+        return file.model_copy(update={"object": before.object})
+    return file.model_copy(update={"object": file_key(run_id, folder, file.name)})
+
+
+def complete_generation(manifest: Manifest, shards: dict[int, ShardManifest]) -> RemoteGeneration:
+    """Returns a generation as it will be stored.
+
+    Args:
+        manifest: The root manifest, whose checksums of shards are set here.
+        shards: Manifests of all shards, whose files have objects.
+    """
+    texts: dict[int, str] = {}
+    summaries: list[ShardSummary] = []
+    for number, summary in enumerate(manifest.shards):
+        texts[number], xxh3 = encode_shard_manifest(shards[number])
+        summaries.append(summary.model_copy(update={"manifest_xxh3": xxh3}))
+    manifest = manifest.model_copy(update={"shards": summaries})
+    return RemoteGeneration(
+        manifest=manifest, body=encode_manifest(manifest).encode(), shards=shards, texts=texts
     )
-    return generation, uploads
 
 
-def _upload(
+def upload_files(
     store: ObjectStore,
-    generation: RemoteGeneration,
-    uploads: dict[str, tuple[Path, StoredFile]],
-    progress: Callable[[str, int, int], None],
+    uploads: Mapping[str, tuple[Path, StoredFile]],
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> None:
-    """Uploads files and manifests of shards, several at once, and checks that the store lists each
-    with its size."""
-    manifests = {
-        shard_manifest_key(generation.manifest, number): text.encode()
-        for number, text in generation.texts.items()
-    }
+    """Uploads files by key, several at once."""
     threads = ThreadPoolExecutor(UPLOADS_AT_ONCE)
     try:
         done = threads.map(lambda key: store.upload(key, uploads[key][0]), uploads)
         for count, _ in enumerate(done, 1):
             progress("Uploading files", count, len(uploads))
-        # Results are awaited, so that an error is raised.
-        list(threads.map(lambda key: store.write(key, manifests[key]), manifests))
     finally:
         threads.shutdown(cancel_futures=True)
+
+
+def _write_manifests(
+    store: ObjectStore, generation: RemoteGeneration, uploaded: Mapping[str, int]
+) -> None:
+    """Uploads manifests of shards, and checks that the store lists all objects of the run with
+    their sizes."""
+    manifests = {
+        shard_manifest_key(generation.manifest.run_id, number): text.encode()
+        for number, text in generation.texts.items()
+    }
+    with ThreadPoolExecutor(UPLOADS_AT_ONCE) as threads:
+        # Results are awaited, so that an error is raised.
+        list(threads.map(lambda key: store.write(key, manifests[key]), manifests))
     # A run that was paused for longer than gc's grace period has lost its objects.
     run_id = generation.manifest.run_id
     assert run_id is not None
     listed = {one.key: one.bytes for one in store.listed(f"{RUNS}/{run_id.hex}")}
-    expected = {key: file.bytes for key, (_, file) in uploads.items()}
-    expected |= {key: len(data) for key, data in manifests.items()}
-    for key, byte_count in expected.items():
+    for key, byte_count in {**uploaded, **{k: len(text) for k, text in manifests.items()}}.items():
         if listed.get(key) != byte_count:
             raise store.damaged(key, "it is gone, or its size differs")
 

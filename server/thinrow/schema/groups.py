@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,10 @@ class Schema:
     """The kind of the users' ids."""
     event_ids: IdKind = "int64"
     """The kind of the events' ids."""
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leaves out what is computed: some of it belongs to this process."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def event_id(self) -> Trait:

@@ -17,7 +17,7 @@ from pydantic import Field
 from thinrow.core.codes import FIRST_CODE
 from thinrow.errors import StoreError
 from thinrow.schema import Schema, from_stored, to_stored
-from thinrow.store.layout import MANIFEST, shard_manifest_name, shard_name
+from thinrow.store.layout import MANIFEST, SHARDS_MAX, shard_manifest_name, shard_name
 from thinrow.store.shard_manifest import ShardManifest, read_shard_manifest
 from thinrow.store.single_manifest import SINGLE_FORMATS, split_single
 from thinrow.store.small_files import damaged, read_small, reason_of, unreadable, write_atomically
@@ -30,7 +30,6 @@ __all__ = [
     "FORMAT",
     "MANIFEST_BYTES_MAX",
     "PART_FUNCTION",
-    "SHARDS_MAX",
     "FillRecord",
     "Manifest",
     "RunInputs",
@@ -50,7 +49,6 @@ FORMAT = 4
 PART_FUNCTION: Literal["xxh3_64_le_mod"] = "xxh3_64_le_mod"
 """Gives each user a shard: XXH3 (64 bits) of the key's eight little-endian bytes, modulo their
 number."""
-SHARDS_MAX = 1 << 16
 MANIFEST_BYTES_MAX = 64 << 20
 """Limit on a root manifest, some 250 bytes a shard: reading one takes many times its size."""
 

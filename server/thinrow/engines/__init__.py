@@ -1,0 +1,1 @@
+"""Engines of jobs: this process, and clusters."""

@@ -1,0 +1,1 @@
+"""Jobs on Apache Spark, with the same output as in one process."""

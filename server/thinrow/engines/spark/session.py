@@ -1,0 +1,229 @@
+"""A session of Spark for one job: its properties, its progress, and failures in one sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+import warnings
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
+
+from thinrow.core.files.io_errors import first_line
+from thinrow.engines.spark.tasks import failure_of
+from thinrow.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from thinrow.events.split import Progress
+
+__all__ = ["ARROW_BATCH_BYTES", "POLL_S", "Spark"]
+
+ARROW_BATCH_BYTES = 32 << 20
+"""Bytes of the batches in which Spark gives rows to Python, about: rows have large values here."""
+POLL_S = 0.5
+"""Interval at which the progress of a job is read."""
+_DEFAULTS = {
+    "spark.app.name": "thinrow",
+    "spark.log.level": "ERROR",
+    "spark.ui.showConsoleProgress": "false",
+}
+_RUNTIME = {
+    "spark.sql.execution.arrow.maxBytesPerBatch": str(ARROW_BATCH_BYTES),
+    # Rows have some MB each, so that the default of 10,000 would not fit into memory.
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "64",
+}
+_PYTHON = "spark.pyspark.python"
+_CAUSE = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .+", re.MULTILINE)
+
+
+class Spark:
+    """The user's session, or one that is opened here and stopped at the end. A context manager.
+
+    In a notebook the active session is used. Otherwise properties come from `properties`, from
+    spark-submit, or from SPARK_HOME's configuration; with none, Spark runs in this process.
+
+    Args:
+        properties: Properties of Spark by name.
+        progress: Receives a stage, tasks done, and all of its tasks.
+
+    Raises, when entered:
+        UsageError: pyspark is not installed, or is too old.
+        EngineError: No session can be opened.
+    """
+
+    def __init__(self, properties: Mapping[str, str], progress: Progress = lambda *_: None) -> None:
+        self._properties = properties
+        self._progress = progress
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.session = stack.enter_context(_session(self._properties))
+            stack.enter_context(_runtime_properties(self.session))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def numbers(self, count: int) -> Any:  # noqa: ANN401 - pyspark may not be installed
+        """Returns a frame of the numbers below `count` in a column `id`, each in its own task."""
+        return self.session.range(0, count, 1, count)
+
+    def rows(self, frame: Any, stage: str) -> list[Any]:  # noqa: ANN401
+        """Returns the rows of a frame, which its tasks make.
+
+        Args:
+            frame: The frame.
+            stage: Description of the work, as the progress and Spark's pages show it.
+
+        Raises:
+            ThinRowError: What a task raised of ours.
+            EngineError: Spark could not finish the tasks.
+        """
+        with _described(self.session, stage, self._progress):
+            try:
+                rows: list[Any] = frame.collect()
+            except Exception as error:
+                raise failure_of(str(error)) or EngineError(
+                    f"Spark did not finish: {stage[0].lower()}{stage[1:]}: {_cause(error)}; its "
+                    f"pages and the executors' logs have more."
+                ) from error
+            return rows
+
+
+@contextmanager
+def _session(properties: Mapping[str, str]) -> Iterator[Any]:
+    try:
+        # Only Arrow data passes between Spark and Python here.
+        warnings.filterwarnings(
+            "ignore", "PySpark does not yet fully support pandas", FutureWarning
+        )
+        import pyspark
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise UsageError(
+            f"--engine spark needs {error.name}; pip install 'thinrow[spark]'."
+        ) from error
+    if tuple(map(int, pyspark.__version__.split(".")[:2])) < (4, 1):
+        raise UsageError(
+            f"--engine spark needs pyspark 4.1 or later, and {pyspark.__version__} is installed; "
+            f"pip install 'thinrow[spark]'."
+        )
+    active = SparkSession.getActiveSession()
+    wanted = dict(properties) if active is not None else {**_DEFAULTS, **properties}
+    if active is None and wanted.get("spark.master", "local").startswith("local"):
+        # Else the first python3 of the path is taken, which may lack everything.
+        wanted.setdefault(_PYTHON, os.environ.get("PYSPARK_PYTHON", sys.executable))
+    builder = SparkSession.builder
+    for key, value in wanted.items():
+        builder = builder.remote(value) if key == "spark.remote" else builder.config(key, value)
+    try:
+        with _python_of_tasks(wanted.get(_PYTHON)):
+            session = builder.getOrCreate()
+    except Exception as error:
+        raise EngineError(
+            f"No session of Spark can be opened: {_cause(error)}; check --spark-conf, and that "
+            f"Java 17 or later is installed."
+        ) from error
+    try:
+        yield session
+    finally:
+        if active is None:
+            session.stop()
+
+
+@contextmanager
+def _python_of_tasks(path: str | None) -> Iterator[None]:
+    """Sets the variable that pyspark reads where spark-submit reads a property."""
+    before = os.environ.get("PYSPARK_PYTHON")
+    if path is not None:
+        os.environ["PYSPARK_PYTHON"] = path
+    try:
+        yield
+    finally:
+        if path is not None:
+            os.environ.pop("PYSPARK_PYTHON")
+        if before is not None:
+            os.environ["PYSPARK_PYTHON"] = before
+
+
+@contextmanager
+def _runtime_properties(session: Any) -> Iterator[None]:  # noqa: ANN401
+    """Sets what jobs here need, and what was set before at the end."""
+    before = {key: session.conf.get(key, None) for key in _RUNTIME}
+    for key, value in _RUNTIME.items():
+        session.conf.set(key, value)
+    try:
+        yield
+    finally:
+        with suppress(Exception):  # the session may be gone
+            for key, value in before.items():
+                if value is None:
+                    session.conf.unset(key)
+                else:
+                    session.conf.set(key, value)
+
+
+@contextmanager
+def _described(session: Any, stage: str, progress: Progress) -> Iterator[None]:  # noqa: ANN401
+    """Names the jobs of the block, shows their progress, and cancels them if it is interrupted."""
+    context = getattr(session, "_sc", None)
+    if context is None:  # Spark Connect
+        session.addTag(_tag(stage))
+        try:
+            yield
+        finally:
+            session.removeTag(_tag(stage))
+        return
+    group = uuid4().hex
+    context.setJobGroup(group, stage, interruptOnCancel=True)
+    ended = threading.Event()
+    watcher = threading.Thread(
+        target=_watch, args=(context.statusTracker(), group, stage, progress, ended), daemon=True
+    )
+    watcher.start()
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            context.cancelJobGroup(group)
+        raise
+    finally:
+        ended.set()
+        watcher.join()
+        with suppress(Exception):
+            context.setLocalProperty("spark.jobGroup.id", None)
+            context.setLocalProperty("spark.job.description", None)
+
+
+def _tag(stage: str) -> str:
+    return re.sub(r"[^\w-]+", "-", stage)
+
+
+def _watch(
+    tracker: Any,  # noqa: ANN401
+    group: str,
+    stage: str,
+    progress: Progress,
+    ended: threading.Event,
+) -> None:
+    """Reports the tasks of a group of jobs until it ends."""
+    while not ended.wait(POLL_S):
+        with suppress(Exception):  # a tracker of a session that is going away
+            jobs = map(tracker.getJobInfo, tracker.getJobIdsForGroup(group))
+            numbers = {number for job in jobs if job is not None for number in job.stageIds}
+            stages = [info for info in map(tracker.getStageInfo, sorted(numbers)) if info]
+            done = sum(info.numCompletedTasks for info in stages)
+            if stages:
+                progress(stage, done, sum(info.numTasks for info in stages))
+
+
+def _cause(error: Exception) -> str:
+    """Returns the line of Spark's report that names the cause."""
+    found = _CAUSE.findall(str(error))
+    return (found[-1] if found else first_line(error)).rstrip(". ")

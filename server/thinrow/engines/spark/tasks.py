@@ -1,0 +1,87 @@
+"""Tasks on executors: the software there, folders for their files, and errors for the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import tempfile
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import thinrow.errors
+from thinrow.errors import EngineError, ThinRowError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Software", "attempt_name", "failure_of", "task"]
+
+Software = dict[str, str]
+"""Versions of what writes a store."""
+_FAILURE = re.compile(r"THINROW_TASK (\{.*?\}) END")
+
+
+def software() -> Software:
+    """Returns the versions in this process that the driver and all executors must share."""
+    return {
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+        **{name: version(name) for name in ("thinrow", "rocksdict", "polars", "pyarrow")},
+    }
+
+
+@contextmanager
+def task(expected: Software) -> Iterator[Path]:
+    """Yields a folder for the files of a task; it is removed at the end.
+
+    An error of ours reaches the driver as what it is (`failure_of`).
+
+    Args:
+        expected: Versions that the driver has.
+
+    Raises:
+        RuntimeError: Carries an error of ours through Spark.
+    """
+    try:
+        for name, here in software().items():
+            if here != expected[name]:
+                raise EngineError(
+                    f"An executor has {name} {here}, and the driver {expected[name]}; run both "
+                    f"from one image."
+                )
+        # The executor's disk for such files; its working folder may be small.
+        parents = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")
+        with tempfile.TemporaryDirectory(prefix="thinrow-", dir=parents[0] or None) as folder:
+            yield Path(folder)
+    except ThinRowError as error:
+        text = json.dumps({"kind": type(error).__name__, "message": str(error)})
+        raise RuntimeError(f"THINROW_TASK {text} END") from error
+
+
+def attempt_name() -> str:
+    """Returns a name of the running attempt of a task, for the keys of its objects.
+
+    Attempts are numbered from 0 again in a stage that runs once more, so a key has a UUID besides.
+    """
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    assert context is not None
+    return f"stage-{context.stageId()}-task-{context.taskAttemptId()}"
+
+
+def failure_of(report: str) -> ThinRowError | None:
+    """Returns the error of ours that ended a task; None if it was another.
+
+    Args:
+        report: Text of Spark's exception.
+    """
+    found = _FAILURE.search(report)
+    if found is None:
+        return None
+    failure = json.loads(found[1])
+    kind: type[ThinRowError] = getattr(thinrow.errors, failure["kind"])
+    return kind(failure["message"])
