@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import threading
 import urllib.request
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from thinrow.client import connect
 from thinrow.errors import StoreFullError, StoreLockedError, UnavailableError, UsageError
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
-from thinrow.remote import copies, object_store
+from thinrow.remote import copies, mirror_follower, object_store
 from thinrow.remote.mirror import Mirror
 from thinrow.remote.object_store import ObjectStore
 from thinrow.remote.rollback import roll_back
@@ -334,25 +335,55 @@ def test_progress_is_visible_while_the_first_copy_is_made(world: RemoteWorld) ->
     assert "copying generation 1" in pages[0]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_ends_the_first_copy(
-    on_s3: RemoteWorld, object_storage: ObjectStorage, tmp_path: Path, processes: int
+@pytest.mark.parametrize(
+    ("when", "processes"), [("first copy", 1), ("first copy", 2), ("CURRENT", 1)]
+)
+def test_sigterm_ends_a_server_whose_store_never_answers(
+    on_s3: RemoteWorld,
+    object_storage: ObjectStorage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+    processes: int,
 ) -> None:
+    monkeypatch.setenv("AWS_TIMEOUT", "1 hour")
     on_s3.compact(3)
-    object_storage.fail("held", "GET", 1000, "runs")
     log = tmp_path / "log"
     command = [*THINROW, "serve", "--store", on_s3.url, "--mirror", str(tmp_path / "mirror")]
     command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
+    if when == "first copy":
+        object_storage.fail("hung", "GET", 1000, ".sst")
     with log.open("wb") as sink:
         process = subprocess.Popen([*command, "--processes", str(processes)], stderr=sink)
     try:
         server = Running(process, "", "", log)
-        server.wait_for("copying objects")
+        server.wait_for("copying objects" if when == "first copy" else "serving")
+        if when == "CURRENT":
+            object_storage.fail("hung", "GET", 1000, "CURRENT")
+        until(lambda: object_storage.hung() > 0)
         assert server.stop() == 0
-        assert "serving" not in {line["event"] for line in server.events()}
+        assert ("serving" in {line["event"] for line in server.events()}) == (when == "CURRENT")
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_mirror_that_waits_for_its_store_stays_locked(
+    on_s3: RemoteWorld, object_storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is closed while a request hangs may not share its folder with the next."""
+    on_s3.compact_both(3)
+    monkeypatch.setattr(mirror_follower, "STOP_S", 0.1)
+    with serving(on_s3):
+        object_storage.fail("held", "GET", 1000, "CURRENT")
+        until(lambda: object_storage.hung() > 0)
+    folder = on_s3.local.folder.parent / "mirror"
+    with pytest.raises(StoreLockedError, match="its own --mirror"), Mirror(on_s3.objects, folder):
+        pass
+    object_storage.fail("held", "GET", 0)
+    until(lambda: not any(thread.name == "thinrow-mirror" for thread in threading.enumerate()))
+    with Mirror(on_s3.objects, folder):
+        pass
 
 
 def test_a_rollback_reaches_servers(world: RemoteWorld) -> None:

@@ -25,7 +25,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 storage = DomainDispatcherApplication(create_backend_app)
 lock, faults = threading.Lock(), []
-served = {"requests": 0, "bytes": 0}
+served = {"requests": 0, "bytes": 0, "hung": 0}
 
 def answered(start_response, status, body=b""):
     start_response(status, [("Content-Length", str(len(body)))])
@@ -34,6 +34,7 @@ def answered(start_response, status, body=b""):
 def app(environ, start_response):
     method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
     if path == "/-/faults":
+        served["hung"] = 0
         faults[:] = [json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))]
         return answered(start_response, "200 OK")
     if path == "/-/served":
@@ -47,16 +48,32 @@ def app(environ, start_response):
         return answered(start_response, "503 Slow Down")
     if hit is not None and hit["kind"] == "denied":
         return answered(start_response, "403 Forbidden")
-    if hit is not None and hit["kind"] == "held":
-        time.sleep(1)
+    if hit is not None and hit["kind"] in ("held", "hung"):
+        with lock:
+            served["hung"] += 1
+        time.sleep(1 if hit["kind"] == "held" else 3600)
     if hit is not None and hit["kind"] == "lost":
         b"".join(storage(environ, lambda *_: None))
         return answered(start_response, "500 Internal Server Error")
     body = list(storage(environ, start_response))
+    if hit is not None and hit["kind"] in ("cut", "slow", "flipped"):
+        return altered(hit["kind"], b"".join(body))
     with lock:
         served["requests"] += method == "GET"
         served["bytes"] += sum(map(len, body)) if method == "GET" else 0
     return body
+
+def altered(kind, body):
+    half = len(body) // 2
+    if kind == "flipped":
+        yield body[:half] + bytes([body[half] ^ 4]) + body[half + 1:]
+        return
+    yield body[:half]
+    if kind == "cut":
+        raise ConnectionError
+    for start in range(half, len(body), 1 + half // 8):
+        time.sleep(0.5)
+        yield body[start:start + 1 + half // 8]
 
 class Silent(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -99,7 +116,9 @@ class ObjectStorage:
 
         Args:
             kind: `refused` answers 503 and does nothing; `lost` does it and answers 500; `held`
-                answers a second later; `denied` answers 403.
+                answers a second later, `hung` never; `denied` answers 403; `cut` closes the
+                connection in the middle of the answer, `slow` sends its second half within four
+                seconds, and `flipped` alters a bit of it.
             method: Method of the requests.
             count: Their number.
             part: Text that their path contains.
@@ -111,6 +130,10 @@ class ObjectStorage:
         """Requests to read, and bytes of their answers, so far."""
         found: dict[str, int] = json.loads(self._send("GET", "/-/served"))
         return found
+
+    def hung(self) -> int:
+        """Requests since the last `fail` whose answer was held."""
+        return self.served()["hung"]
 
     def _send(self, method: str, path: str, body: bytes | None = None) -> bytes:
         request = urllib.request.Request(self.endpoint + path, method=method, data=body)

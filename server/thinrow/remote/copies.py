@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from thinrow.core.files.permissions import make_folder
 from thinrow.errors import StoreFullError, StoreUnavailableError
 from thinrow.remote.generation_objects import key_of
 from thinrow.remote.limits import COPIES_AT_ONCE
+from thinrow.remote.threads import map_in_threads
 from thinrow.store.shard import fsync, link_or_copy
 from thinrow.store.stored_files import file_summary
 
@@ -136,19 +136,21 @@ class Copies:
 
         def fetch(key: str) -> None:
             path, file = self._folder / key, missing[key]
-            check_running()
-            self._store.download(key, path, file.bytes, file.xxh3, count)
-            count(0, 1)
+            try:
+                check_running()
+                self._store.download(key, path, file.bytes, file.xxh3, count)
+                count(0, 1)
+            except BaseException:
+                ended.set()  # the others end with their next piece
+                raise
 
         for folder in {(self._folder / key).parent for key in missing}:
             make_folder(folder)
-        threads = ThreadPoolExecutor(COPIES_AT_ONCE)
         try:
-            for _ in threads.map(fetch, missing):
+            for _ in map_in_threads(fetch, missing, COPIES_AT_ONCE, self._stopping):
                 pass
         finally:
-            ended.set()  # after an error, the others end with their next piece
-            threads.shutdown(cancel_futures=True)
+            ended.set()
         for folder in {(self._folder / key).parent for key in missing}:
             fsync(folder)
         self._report(replace(pull, is_complete=True))

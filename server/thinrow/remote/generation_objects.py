@@ -12,13 +12,13 @@ attempts write the same key. The root manifest has the id of the run.
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import xxhash
 from thinrow.errors import StoreCorruptError
+from thinrow.remote.threads import map_in_threads
 from thinrow.store.layout import (
     MANIFEST,
     ROOTS,
@@ -182,13 +182,14 @@ def read_generation(
     if manifest.single:
         raise store.damaged(key, f"format {manifest.format} is not one of object stores")
     numbers = sorted(choose(manifest.shard_count))
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-        found = threads.map(
-            lambda shard: read_shard(store, manifest.run_id, shard, manifest.shards[shard]), numbers
-        )
-        texts, shards = {}, {}
-        for shard, (text, parsed) in zip(numbers, found, strict=True):
-            texts[shard], shards[shard] = text, parsed
+    texts, shards = {}, {}
+    found = map_in_threads(
+        lambda shard: read_shard(store, manifest.run_id, shard, manifest.shards[shard]),
+        numbers,
+        REQUESTS_AT_ONCE,
+    )
+    for shard, (text, parsed) in zip(numbers, found, strict=True):
+        texts[shard], shards[shard] = text, parsed
     return RemoteGeneration(manifest=manifest, body=content.data, shards=shards, texts=texts)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thinrow.errors import StoreCorruptError
-from thinrow.remote.current import require_current
+from thinrow.remote.current import recovered_current
 from thinrow.remote.generation_objects import listed_roots, read_generation
 from thinrow.store.generations import StoredGeneration
 from thinrow.store.layout import generation_name
@@ -28,7 +28,8 @@ def remote_generations(store: ObjectStore) -> list[StoredGeneration]:
         StoreMissingError: Nothing was published.
         StoreUnavailableError: The object store does not answer.
     """
-    record = require_current(store).record
+    current = recovered_current(store)
+    record, is_known = current.record, current.is_intact
     found = []
     for number in sorted({*listed_roots(store), *record.history, *record.withdrawn}):
         manifest = problem = None
@@ -47,7 +48,7 @@ def remote_generations(store: ObjectStore) -> list[StoredGeneration]:
             StoredGeneration(
                 number=number,
                 folder=Path(generation_name(number)),
-                is_current=number == record.number,
+                is_current=is_known and number == record.number,
                 is_withdrawn=number in record.withdrawn,
                 manifest=manifest,
                 problem=problem,

@@ -35,7 +35,7 @@ from thinrow.store.layout import (
     generation_name,
     generation_number,
 )
-from thinrow.store.manifest import read_manifest
+from thinrow.store.manifest import read_manifest, shard_manifest
 from thinrow.store.shard import fsync, link_or_copy, storage_error
 from thinrow.store.small_files import read_small, unreadable, write_atomically
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from thinrow.remote.current import Current, CurrentRecord
     from thinrow.remote.generation_objects import RemoteGeneration
     from thinrow.remote.object_store import ObjectStore
+    from thinrow.store.manifest import Manifest
 
 __all__ = ["CHANGES_MAX", "MARK", "MARK_BYTES_MAX", "Mirror"]
 
@@ -160,7 +161,10 @@ class Mirror:
         if folder is None:
             return "the mirror is empty"
         try:
-            numbers = self._choose(read_manifest(folder).shard_count)
+            manifest = read_manifest(folder)
+            numbers = self._choose(manifest.shard_count)
+            if not _is_published(folder, manifest, min(numbers)):
+                return f"{folder.name} was built here, and not published"
             Generation(folder, cache_bytes_max=1, numbers=numbers).close()
         except StoreError as error:
             return str(error)
@@ -187,7 +191,7 @@ class Mirror:
 
     def _pull_latest(self, *, is_open: bool, verify: bool) -> bool:
         for _ in range(CHANGES_MAX):
-            current = require_current(self.store)
+            current = require_current(self.store, self.current)
             record = current.record
             try:
                 is_new = verify or not self._is_complete(record)
@@ -292,3 +296,9 @@ class Mirror:
             if folder not in kept:
                 folder.rename(removed)
                 shutil.rmtree(removed)
+
+
+def _is_published(folder: Path, manifest: Manifest, number: int) -> bool:
+    """Returns False if a run that ended before it published has built a generation."""
+    files = shard_manifest(folder, manifest, number).files
+    return all(file.object is not None for file in files)

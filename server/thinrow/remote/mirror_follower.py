@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from contextlib import ExitStack
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Self
 
 from thinrow.errors import StoreCorruptError, StoreFullError, StoreUnavailableError, ThinRowError
@@ -29,6 +29,10 @@ PAUSE_S_MAX = 60.0
 """Longest pause after failures, which doubles with each."""
 REPORT_S = 5.0
 """Interval at which the log shows the progress of a pull."""
+STOP_S = 2.0
+"""Longest time that closing waits for a request to an object store that does not answer."""
+SIGNAL_CHECK_S = 1.0
+"""Interval at which the first copy lets the handlers of signals run."""
 
 
 class MirrorFollower:
@@ -61,34 +65,45 @@ class MirrorFollower:
         self._mirror = Mirror(ObjectStore(url), folder, choose, self._show)
         self._poll_s = poll_s
         self._metrics = MirrorMetrics(registry)
-        self._stack = ExitStack()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="thinrow-mirror", daemon=True)
+        # A daemon, since a request to an object store that does not answer takes a minute to fail.
+        self._thread = threading.Thread(target=self._run, name="thinrow-mirror", daemon=True)
+        self._ready: Future[None] = Future()
         self._failed: str | None = None
         self._failures = 0
         self._received_bytes = 0
         self._reported_s = 0.0
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            mirror = stack.enter_context(self._mirror)
-            problem = mirror.problem()
-            if problem is not None:
-                log.info("copying before serving", extra={"reason": problem})
-                mirror.pull(verify=mirror.generation > 0)
-            self._metrics.generation.set(mirror.generation)
-            stack.callback(self._stop)
-            self._thread.start()
-            self._stack = stack.pop_all()
+        self._thread.start()
+        try:
+            while not self._ready.done():
+                wait([self._ready], SIGNAL_CHECK_S)
+            self._ready.result()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def _stop(self) -> None:
         self._stopping.set()
         self._mirror.copies.stop()
-        self._thread.join()
+        self._thread.join(STOP_S)
+
+    def _run(self) -> None:
+        """Copies what is missing, then follows; the mirror is locked until the thread ends."""
+        try:
+            with self._mirror as mirror:
+                problem = mirror.problem()
+                if problem is not None:
+                    log.info("copying before serving", extra={"reason": problem})
+                    mirror.pull(verify=mirror.generation > 0)
+                self._metrics.generation.set(mirror.generation)
+                self._ready.set_result(None)
+                self._follow()
+        except BaseException as error:
+            if not self._ready.done():
+                self._ready.set_exception(error)
 
     def _follow(self) -> None:
         pause_s = 0.0  # a mirror of before may be old

@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import xxhash
 from thinrow.core.files.permissions import file_mode, make_folder
@@ -202,21 +203,21 @@ class ObjectStore:
             path: The file; its folder exists.
             byte_count: Size that it must have.
             xxh3: XXH3 (64 bits) that it must have, hexadecimal.
-            received: Receives the bytes of each piece.
+            received: Receives the bytes of each piece; may raise an error to end the copy.
 
         Raises:
             StoreCorruptError: The object is missing, or another one than expected.
             StoreUnavailableError: The store does not answer.
             OSError: The file cannot be written.
         """
-        part = path.with_name(f"{path.name}.part")
-        part.unlink(missing_ok=True)
+        # A name of its own: a thread that was not waited for may still write to the last one.
+        part = path.with_name(f"{path.name}.{uuid4().hex}.part")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             with os.fdopen(os.open(part, flags, file_mode()), "wb") as file:
                 for piece in self._verified(key, byte_count, xxh3):
-                    file.write(piece)
                     received(len(piece))
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:

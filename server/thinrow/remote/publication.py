@@ -6,7 +6,6 @@ compare-and-swap. Killed in between, a run leaves objects that no reader looks a
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -26,6 +25,7 @@ from thinrow.remote.generation_objects import (
     root_key,
     shard_manifest_key,
 )
+from thinrow.remote.threads import map_in_threads
 from thinrow.store.layout import VOCABULARIES
 from thinrow.store.manifest import (
     MANIFEST_BYTES_MAX,
@@ -190,13 +190,9 @@ def upload_files(
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> None:
     """Uploads files by key, several at once."""
-    threads = ThreadPoolExecutor(UPLOADS_AT_ONCE)
-    try:
-        done = threads.map(lambda key: store.upload(key, uploads[key][0]), uploads)
-        for count, _ in enumerate(done, 1):
-            progress("Uploading files", count, len(uploads))
-    finally:
-        threads.shutdown(cancel_futures=True)
+    done = map_in_threads(lambda key: store.upload(key, uploads[key][0]), uploads, UPLOADS_AT_ONCE)
+    for count, _ in enumerate(done, 1):
+        progress("Uploading files", count, len(uploads))
 
 
 def _write_manifests(
@@ -208,9 +204,8 @@ def _write_manifests(
         shard_manifest_key(generation.manifest.run_id, number): text.encode()
         for number, text in generation.texts.items()
     }
-    with ThreadPoolExecutor(UPLOADS_AT_ONCE) as threads:
-        # Results are awaited, so that an error is raised.
-        list(threads.map(lambda key: store.write(key, manifests[key]), manifests))
+    # Results are read, so that an error is raised.
+    list(map_in_threads(lambda key: store.write(key, manifests[key]), manifests, UPLOADS_AT_ONCE))
     # A run that was paused for longer than gc's grace period has lost its objects.
     run_id = generation.manifest.run_id
     assert run_id is not None

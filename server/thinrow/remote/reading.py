@@ -49,7 +49,7 @@ def local_store(
         progress("Copying the store", pull.bytes_received, pull.bytes_missing)
 
     with (
-        tempfile.TemporaryDirectory(suffix="-thinrow") as folder,
+        tempfile.TemporaryDirectory(suffix="-thinrow", ignore_cleanup_errors=True) as folder,
         Mirror(ObjectStore(str(store)), Path(folder), report=show) as mirror,
     ):
         mirror.pull()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from thinrow.errors import StoreMissingError
-from thinrow.remote.current import now_ts, require_current, swap_current
+from thinrow.remote.current import now_ts, recovered_current, swap_current
 from thinrow.remote.generation_objects import read_generation, require_generation
 from thinrow.remote.verification import missing_objects
 from thinrow.store.rollback import RollbackReport, has_erased
@@ -23,7 +23,8 @@ def roll_back(store: ObjectStore, number: int) -> RollbackReport:
 
     Args:
         store: The store.
-        number: The generation to serve. One that an earlier rollback set aside is taken back.
+        number: The generation to serve. One that an earlier rollback set aside is taken back; the
+            one that serves replaces a damaged CURRENT.
 
     Raises:
         StoreMissingError: The store has no such generation.
@@ -31,11 +32,12 @@ def roll_back(store: ObjectStore, number: int) -> RollbackReport:
             aside is lost or damaged.
         StoreLockedError: Another command changed the store.
     """
-    current = require_current(store)
+    current = recovered_current(store)
     record = current.record
     generation = None
     if number in (*record.history, *record.withdrawn):
-        generation = read_generation(store, number)
+        xxh3 = record.manifest_xxh3 if number == record.number else None
+        generation = read_generation(store, number, xxh3)
     if generation is None:
         known = ", ".join(map(str, sorted({*record.history, *record.withdrawn})))
         raise StoreMissingError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from thinrow.errors import StoreCorruptError
 from thinrow.remote.current import require_current
 from thinrow.remote.generation_objects import RUNS, key_of, require_generation
 from thinrow.remote.limits import COPIES_AT_ONCE
+from thinrow.remote.threads import map_in_threads
 from thinrow.store.verification import Verification
 
 if TYPE_CHECKING:
@@ -82,12 +82,11 @@ def verify_remote(
             return whole[key].bytes, str(error)
         return whole[key].bytes, None
 
-    with ThreadPoolExecutor(COPIES_AT_ONCE) as threads:
-        for size, problem in threads.map(check, () if sizes_only else whole):
-            done += size
-            progress("Reading objects", done, byte_count)
-            if problem is not None:
-                problems.append(problem)
+    for size, problem in map_in_threads(check, () if sizes_only else whole, COPIES_AT_ONCE):
+        done += size
+        progress("Reading objects", done, byte_count)
+        if problem is not None:
+            problems.append(problem)
     return Verification(
         generations=numbers,
         file_count=len(files),
