@@ -28,9 +28,13 @@ TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict
 	tqdm==4.70.1 pyre-extensions==0.0.32 typing-inspect==0.9.0 mypy-extensions==1.2.0 iopath==0.1.10 \
 	portalocker==4.4.2 lightning-utilities==0.15.3 cloudpickle==3.1.2 psutil==7.2.2 pandas==3.1.1
 
+# pyspark, without pandas, of which it wants an older one than the tests have: only Arrow data passes here.
+SPARK := pyspark==4.3.0 py4j==0.10.9.9
+
 TRAINERS := lightning==2.6.6 transformers==5.24.0 accelerate==1.15.0 datasets==5.2.0
 
-.PHONY: help setup demo test test-recipes test-wheel test-docs test-fast test-long torchrec trainers faults
+.PHONY: help setup demo test test-recipes test-wheel test-docs test-fast test-long fleet-test
+.PHONY: torchrec trainers spark faults
 .PHONY: check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors
 .PHONY: bench bench-peers bench-short bench-scale bench-research gpu docs wheel wheels lock pin-images image-test
 
@@ -49,8 +53,8 @@ setup: .venv/.installed ## create .venv with everything the other targets need
 demo: setup ## compare thin rows with fat rows on long histories, and train a model from the stream
 	$(BIN)/thinrow demo
 
-test: setup ## run all tests but those of the next three targets, four at a time
-	$(BIN)/python -m pytest $(SHARED) -m 'not recipes and not wheel and not site'
+test: setup ## run all tests but those of the next four targets, four at a time
+	$(BIN)/python -m pytest $(SHARED) -m 'not recipes and not wheel and not site and not fleet'
 
 test-recipes: torchrec trainers ## run the programs of docs/guides/trainers.md, each to its end, and killed and resumed
 	$(BIN)/python -m pytest $(SHARED) -m recipes
@@ -61,14 +65,21 @@ test-wheel: setup ## build a wheel, and try it in environments without a compile
 test-docs: setup ## build the documentation site, check its links, and show it in a browser
 	$(BIN)/python -m pytest -m site tests/integration/test_site.py
 
+fleet-test: spark ## run jobs on Spark, with executors that are killed and object stores that fail; needs Java 17
+	@command -v java > /dev/null || { echo 'Install Java 17: apt-get install openjdk-17-jre-headless' >&2; exit 1; }
+	$(BIN)/python -m pytest -m fleet tests/fleet
+
 test-fast: setup ## run the tests that start no server and no process, in a minute
-	THINROW_EXAMPLES=0.2 $(BIN)/python -m pytest $(SHARED) -m 'not server and not slow and not gpu and not recipes'
+	THINROW_EXAMPLES=0.2 $(BIN)/python -m pytest $(SHARED) -m 'not server and not slow and not gpu and not recipes and not fleet'
 
 test-long: setup ## run the tests on whole data sets, with eight times the examples
-	THINROW_EXAMPLES=8 $(BIN)/python -m pytest $(SHARED) --timeout 1800 -m 'not wheel and not site'
+	THINROW_EXAMPLES=8 $(BIN)/python -m pytest $(SHARED) --timeout 1800 -m 'not wheel and not site and not fleet'
 
 torchrec: setup ## install torchrec, so that its tests run rather than skip
 	$(BIN)/python -m pip install --quiet --no-deps $(TORCHREC)
+
+spark: setup ## install pyspark, so that its tests run rather than skip
+	@$(BIN)/python -m pip install --quiet --no-deps $(SPARK)
 
 trainers: setup ## install Lightning, transformers and datasets, so that their tests run rather than skip
 	$(BIN)/python -m pip install --quiet $(TRAINERS)
