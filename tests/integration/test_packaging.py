@@ -23,11 +23,12 @@ RANKS = {
     "materialization": 4,
     "online": 4,
     "jobs": 5,
-    "api": 6,
-    "demo": 6,
-    "explore": 6,
-    "wall": 6,
-    "cli": 7,
+    "engines": 6,
+    "api": 7,
+    "demo": 7,
+    "explore": 7,
+    "wall": 7,
+    "cli": 8,
 }
 """Packages of the server: each imports only itself and what ranks below."""
 LOADS_THE_SERVER = ROOT / "client/thinrow/client/local_store.py"
