@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from support.id_kinds import EVENT_IDS, known_id, oracle_id
+import pyarrow as pa
+from support.id_kinds import EVENT_IDS, id_array, known_id, oracle_id
 from support.oracle import (
     Entry,
     Event,
@@ -19,7 +20,6 @@ from support.oracle import (
     Run,
     Schema,
     Wanted,
-    column,
     columns,
     event_order,
     trait_value,
@@ -175,7 +175,7 @@ class Online:
         for name in names:
             [shown] = batch.to_lists(name)
             assert shown is not None
-            result = column(sequence, name, self.schema)
+            result = self.oracle.column(sequence, name)
             if name == "visible_ts":  # a mutable event has no place in a history yet
                 result = [
                     e.event.arrival_ts if e.visible_ts is None else e.visible_ts for e in sequence
@@ -191,7 +191,7 @@ class Online:
             **traits,
         }
 
-    def hand_over(self) -> None:
+    def hand_over(self, erase: frozenset[int] = frozenset()) -> None:
         """Exports up to now, compacts, publishes; the server takes it up."""
         watermark_ts = self.client.describe().now_ts
         if self.oracle.watermarks and watermark_ts <= self.oracle.watermarks[-1]:
@@ -208,8 +208,13 @@ class Online:
             if event.arrival_ts < watermark_ts and (last is None or event.arrival_ts >= last)
         ]
         assert report.events == len(due)
-        result = compact(replace(self.world.compaction([path], 0), watermark_ts=watermark_ts))
-        run = Run(due, watermark_ts)
+        users = None
+        if erase:
+            ids = id_array(sorted(erase), self.schema.user_ids)
+            users = self.world.write("erase.parquet", pa.table({"user_id": ids}))
+        config = self.world.compaction([path], 0, erase_users=users)
+        result = compact(replace(config, watermark_ts=watermark_ts))
+        run = Run(due, watermark_ts, erase=erase)
         assert result.events_added == self.oracle.compact(run).events_added == len(due)
         self.wait_for(result.generation)
 

@@ -11,10 +11,27 @@ from thinrow.core.files.trait_arrays import trait_array
 from thinrow.core.traits import TraitForm, TraitType
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from thinrow.client import Client
     from thinrow.core.files.paths import AnyFile
 
-__all__ = ["fat_codes"]
+__all__ = ["codes_of", "fat_codes", "with_codes_named"]
+
+CODES = b"thinrow:codes"
+"""Metadata of a file of fat rows: the traits that it has codes of, one a line."""
+
+
+def with_codes_named(fields: pa.Schema, names: Iterable[str]) -> pa.Schema:
+    """Returns the schema of a file that says which of its traits are codes."""
+    coded = [name for name in fields.names if name in {*names}]
+    return fields.with_metadata((fields.metadata or {}) | {CODES: "\n".join(coded).encode()})
+
+
+def codes_of(fields: pa.Schema) -> list[str]:
+    """Returns the traits of which a file says that it has codes."""
+    named: bytes = (fields.metadata or {}).get(CODES, b"")
+    return named.decode().splitlines()
 
 
 def fat_codes(

@@ -18,6 +18,7 @@ from thinrow.core.runs import offsets_of
 from thinrow.core.status import status_name
 from thinrow.errors import InputError
 from thinrow.events.canonical import check_output
+from thinrow.jobs.fat_codes import with_codes_named
 from thinrow.store.shard import storage_error
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -106,7 +107,8 @@ def materialize(
             group.append(to_fat(batch, table, rows))
             if writer is None:
                 fat.parent.mkdir(parents=True, exist_ok=True)
-                writer = pq.ParquetWriter(temporary, group[0].schema, compression="zstd")
+                fields = with_codes_named(group[0].schema, _coded(client))
+                writer = pq.ParquetWriter(temporary, fields, compression="zstd")
             if (
                 sum(len(part) for part in group) >= ROW_GROUP_ROWS
                 or sum(part.nbytes for part in group) >= ROW_GROUP_BYTES
@@ -137,6 +139,12 @@ def materialize(
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     return report
+
+
+def _coded(client: Client) -> list[str]:
+    """Returns the traits of a store that have a vocabulary."""
+    groups = client.describe_store().feature_groups
+    return [t.name for group in groups for t in group.traits if t.HasField("vocabulary")]
 
 
 def to_fat(batch: Batch, table: pa.Table, source: Named) -> pa.Table:

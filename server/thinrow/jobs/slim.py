@@ -44,6 +44,7 @@ from thinrow.jobs.fat import (
     passing_columns,
     pieces,
 )
+from thinrow.jobs.fat_codes import codes_of
 from thinrow.jobs.fat_users import read_users, with_names, write_users
 from thinrow.jobs.finished_parts import Scratch, locked_folder
 from thinrow.jobs.layout import FatLayout, LayoutTally
@@ -127,7 +128,9 @@ def slim(config: SlimConfig, progress: Progress = lambda *_: None) -> SlimReport
         text = derived_schema(files)
     else:
         text = config.schema.read_text(encoding="utf-8")
-    schema = parse_schema(text).carried
+    parsed = parse_schema(text)
+    _refuse_codes(files, parsed)
+    schema = parsed.carried
     if not any(
         passing_columns(file, schema) and open_parquet(file).metadata.num_rows for file in files
     ):
@@ -143,6 +146,18 @@ def slim(config: SlimConfig, progress: Progress = lambda *_: None) -> SlimReport
         return report
     except (OSError, pa.ArrowException) as error:
         raise storage_error(error, config.rows) from error
+
+
+def _refuse_codes(files: list[DataFile], schema: Schema) -> None:
+    """Refuses files of `thinrow materialize`, which have codes where events have values."""
+    coded = {trait.name for trait in schema.coded_traits}
+    for file in files:
+        for name in codes_of(open_parquet(file).schema_arrow):
+            if name in coded:
+                raise InputError(
+                    f"{file} has codes of {name} and no values; slim the fat rows that it was "
+                    f"made from, or leave the column out."
+                )
 
 
 class _Run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from thinrow.events.id_columns import id_column
 from thinrow.events.time_columns import other_unit, times_ms
 from thinrow.events.user_ids import user_column
 from thinrow.jobs.fat import WRITTEN, history_lists, is_list
-from thinrow.jobs.fat_codes import fat_codes
+from thinrow.jobs.fat_codes import codes_of, fat_codes
 from thinrow.jobs.layout import FatLayout, LayoutTally
 from thinrow.jobs.materialize import STATUS_COLUMN, stream_rows, to_arrow
 from thinrow.jobs.same_values import IncomparableError, differing
@@ -121,6 +121,9 @@ def verify(
     store = client.describe_store()
     groups, kind = store.feature_groups, from_wire_kind(store.user_id_kind)
     forms = {trait.name: form_of(trait) for group in groups for trait in group.traits}
+    for name in codes_of(file.schema_arrow):
+        if name in forms:
+            forms[name] = replace(forms[name], coded=None)
     stored = list(forms)
     known = {"event_ts", "event_id", "visible_ts", *stored}
     lists = history_lists(files[0], file.schema_arrow)
