@@ -33,8 +33,8 @@ _DEFAULTS = {
 }
 _RUNTIME = {
     "spark.sql.execution.arrow.maxBytesPerBatch": str(ARROW_BATCH_BYTES),
-    # Rows have some MB each, so that the default of 10,000 would not fit into memory.
-    "spark.sql.execution.arrow.maxRecordsPerBatch": "64",
+    # Rows have up to a MB each, so that the default of 10,000 would not fit into memory.
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "128",
 }
 _PYTHON = "spark.pyspark.python"
 _CAUSE = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .+", re.MULTILINE)
