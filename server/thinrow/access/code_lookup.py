@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 from thinrow.core.codes import UNKNOWN_CODE, VALUES_PER_REQUEST_MAX
 from thinrow.errors import RequestError, UnavailableError
 from thinrow.schema import TraitType
@@ -62,6 +61,8 @@ def looked_up(
         return wire.LookUpCodesResponse(
             codes_end=trait.codes_end, codes=[UNKNOWN_CODE] * len(given)
         )
+    import pyarrow as pa  # which takes long to load, and stores without vocabularies never need
+
     vocabulary = generation.vocabulary(trait)
     kind = vocabulary.values.type
     if is_text:

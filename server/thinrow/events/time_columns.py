@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.core.files.arrow import shown_type
 from thinrow.core.files.io_errors import first_line
-from thinrow.errors import InputError, RequestError
+from thinrow.errors import InputError
 from thinrow.events.units import (
     NS_PER,
     NS_PER_MS,
@@ -30,8 +30,6 @@ __all__ = [
     "TimeReader",
     "TimeSpan",
     "Times",
-    "check_milliseconds",
-    "other_unit",
     "times_ms",
 ]
 
@@ -243,27 +241,6 @@ def times_ms(
         InputError: It is neither an integer nor a timestamp, or holds nulls and must not.
     """
     return TimeReader(unit or "ms").read(path, column, name, nullable=nullable).ms
-
-
-def other_unit(times: NDArray[np.int64]) -> TimeUnit | None:
-    """Returns the unit that most times are probably in; None where milliseconds may be right."""
-    unit = likely_unit(int(np.median(times))) if len(times) else None
-    return None if unit == "ms" else unit
-
-
-def check_milliseconds(event_ts: NDArray[np.int64]) -> None:
-    """Refuses times of one batch that are probably in another unit than milliseconds.
-
-    Raises:
-        RequestError: As another unit, their median is a time from 1990 to 2100.
-    """
-    unit = other_unit(event_ts)
-    if unit is not None:
-        raise RequestError(
-            f"event_ts is in milliseconds, and as such most of these {len(event_ts)} events lie "
-            f"near {readable_time(int(np.median(event_ts)))}; they look like {UNIT_NAMES[unit]}, "
-            f"so convert them and append them again."
-        )
 
 
 def _split(path: AnyFile, ticks: pa.ChunkedArray, name: str, unit: TimeUnit) -> Times:

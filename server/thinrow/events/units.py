@@ -1,11 +1,15 @@
-"""Units of times, and scalars that are probably in another unit than milliseconds."""
+"""Units of times, and numbers that are probably in another unit than milliseconds."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from thinrow.errors import UsageError
+import numpy as np
+from thinrow.errors import RequestError, UsageError
 from thinrow.store.times import readable_time
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "NS_PER",
@@ -14,9 +18,11 @@ __all__ = [
     "PLAUSIBLE_UNTIL_TS",
     "UNIT_NAMES",
     "TimeUnit",
+    "check_milliseconds",
     "check_typed",
     "check_watermark",
     "likely_unit",
+    "other_unit",
 ]
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
@@ -69,4 +75,25 @@ def check_watermark(watermark_ts: int) -> None:
         raise UsageError(
             f"--watermark {watermark_ts} means {readable_time(watermark_ts)}, in milliseconds; no "
             f"generation could follow it, so give a time before 2100."
+        )
+
+
+def other_unit(times: NDArray[np.int64]) -> TimeUnit | None:
+    """Returns the unit that most times are probably in; None where milliseconds may be right."""
+    unit = likely_unit(int(np.median(times))) if len(times) else None
+    return None if unit == "ms" else unit
+
+
+def check_milliseconds(event_ts: NDArray[np.int64]) -> None:
+    """Refuses times of one batch that are probably in another unit than milliseconds.
+
+    Raises:
+        RequestError: As another unit, their median is a time from 1990 to 2100.
+    """
+    unit = other_unit(event_ts)
+    if unit is not None:
+        raise RequestError(
+            f"event_ts is in milliseconds, and as such most of these {len(event_ts)} events lie "
+            f"near {readable_time(int(np.median(event_ts)))}; they look like {UNIT_NAMES[unit]}, "
+            f"so convert them and append them again."
         )

@@ -20,7 +20,8 @@ from thinrow.core.status import status_name
 from thinrow.core.wire.columns import form_of
 from thinrow.errors import InputError
 from thinrow.events.id_columns import id_column
-from thinrow.events.time_columns import other_unit, times_ms
+from thinrow.events.time_columns import times_ms
+from thinrow.events.units import other_unit
 from thinrow.events.user_ids import user_column
 from thinrow.jobs.fat import WRITTEN, history_lists, is_list
 from thinrow.jobs.fat_codes import codes_of, fat_codes

@@ -15,7 +15,7 @@ from thinrow.core.wire.columns import from_wire
 from thinrow.core.wire.malformed import MalformedError
 from thinrow.core.wire.sizes import COLUMNS_MAX
 from thinrow.errors import AnswerTooLargeError, InputError, RequestError, ThinRowError
-from thinrow.events.time_columns import check_milliseconds
+from thinrow.events.units import check_milliseconds
 from thinrow.online.config import DECODING_MAX
 from thinrow.online.decoding import request_decoder
 from thinrow.online.records import batch_of

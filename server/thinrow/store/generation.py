@@ -25,7 +25,6 @@ from thinrow.store.layout import VOCABULARIES, generation_name
 from thinrow.store.manifest import read_manifest
 from thinrow.store.shard import Shard
 from thinrow.store.shard_choice import ALL_SHARDS, ShardChoice
-from thinrow.store.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.schema import Trait
     from thinrow.store.shard_manifest import ShardManifest
+    from thinrow.store.vocabulary import Vocabulary
 
 __all__ = [
     "CACHE_BYTES_MAX",
@@ -85,6 +85,9 @@ class Generation:
             raise UsageError(
                 f"{folder} has shards 0 to {self.shard_count - 1}; open only such numbers."
             )
+        if self.manifest.vocabularies:
+            # Polars and pyarrow take long to load: now, and not within the first request.
+            import thinrow.store.vocabulary  # noqa: F401
         files = check_files(folder, self.manifest, numbers)
         self.schema = self.manifest.schema_
         self.watermarks = np.array(self.manifest.watermarks, dtype=np.int64)
@@ -236,6 +239,8 @@ class Generation:
         Raises:
             StoreCorruptError: The file is damaged.
         """
+        from thinrow.store.vocabulary import Vocabulary
+
         with self._reading_vocabulary:
             if trait.number not in self._vocabularies:
                 stored = {one.trait: one.file for one in self.manifest.vocabularies}

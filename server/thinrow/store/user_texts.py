@@ -10,7 +10,6 @@ import uuid
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import polars as pl
 import xxhash
 from thinrow.core.ids import IdKind, canonical_text
 from thinrow.errors import InputError, StoreError
@@ -77,6 +76,8 @@ def unique_texts(users: pa.Table) -> UserTexts:
     Raises:
         InputError: Two texts have one key.
     """
+    import polars as pl  # which takes long to load, and servers never need
+
     frame = pl.from_arrow(users)
     assert isinstance(frame, pl.DataFrame)
     frame = frame.unique()
