@@ -22,6 +22,8 @@ SITE := .cache/site
 SHARED := --numprocesses 4 --dist worksteal
 # Four workers share the cores, where threads of PyTorch that spin would only take them from each other.
 test test-recipes test-fast test-long: export OMP_NUM_THREADS := 1
+# Containers often set it: every worker, and every process that a test starts, would then compile all modules again.
+test test-recipes test-fast test-long: export PYTHONDONTWRITEBYTECODE :=
 
 # torchrec, and what importing it needs; without their dependencies, which bring another PyTorch.
 TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict==0.15.3 pyvers==0.2.3 \
