@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from support.worlds import World, days, new_world, pointers_to, read_store, some_events
+from support.worlds import SCHEMA, World, days, new_world, pointers_to, read_store, some_events
 from thinrow.compaction.compact import compact
 from thinrow.remote.current import require_current
 from thinrow.remote.generation_objects import RemoteGeneration, key_of, require_generation
@@ -98,6 +98,6 @@ class RemoteWorld:
         self.objects.write(key, bytes(data))
 
 
-def remote_world(folder: Path, url: str) -> RemoteWorld:
+def remote_world(folder: Path, url: str, schema: str = SCHEMA) -> RemoteWorld:
     """A store at a URL that is still empty."""
-    return RemoteWorld(new_world(folder), url)
+    return RemoteWorld(new_world(folder, schema), url)

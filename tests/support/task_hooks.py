@@ -6,10 +6,8 @@ file that THINROW_TASK_HOOKS names, and tests/support/spark_daemon.py applies th
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
-import shutil
 import signal
 import time
 from contextlib import ExitStack, contextmanager, suppress
@@ -58,6 +56,7 @@ class Fault:
         at_most: Number of calls that have the fault, in all workers together.
         when: Before the call, or after it.
         argument: What `act` needs.
+        only: Text that the arguments of the calls contain.
     """
 
     name: str
@@ -66,6 +65,7 @@ class Fault:
     at_most: int = 1
     when: Literal["before", "after"] = "before"
     argument: Any = None
+    only: str = ""
 
     def applied(self) -> AbstractContextManager[object]:
         place, _, name = self.name.rpartition(".")
@@ -76,7 +76,7 @@ class Fault:
             result = None
             if self.when == "after":
                 result = real(*arguments, **named)
-            if self._is_chosen():
+            if self.only in str(arguments) and self._is_chosen():
                 ACTS[self.act](self)
             return result if self.when == "after" else real(*arguments, **named)
 
@@ -132,20 +132,17 @@ def wait_for_twin(fault: Fault) -> None:
         time.sleep(POLL_S)
 
 
-def full_disk(_: Fault) -> None:
-    """Raises what the operating system says of a full disk."""
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def note(_: Fault) -> None:
+    """Only leaves its trace, so that calls are counted."""
 
 
-def call(fault: Fault) -> None:
-    """Calls a function of this module's caller: the argument is a module's function and more."""
-    function, *arguments = fault.argument
-    function(*arguments)
+def other_version(_: str) -> str:
+    """Stands for `importlib.metadata.version` of another image."""
+    return "0.0.9"
 
 
 ACTS: dict[str, Callable[[Fault], None]] = {
-    one.__name__: one
-    for one in (kill_executor, kill_worker, lose_shuffle, wait_for_twin, full_disk, call)
+    one.__name__: one for one in (kill_executor, kill_worker, lose_shuffle, wait_for_twin, note)
 }
 
 
@@ -175,10 +172,3 @@ def hooks_of_task() -> Iterator[None]:
             for hook in pickle.loads(path.read_bytes()):  # noqa: S301 - this test wrote it
                 stack.enter_context(hook.applied())
         yield
-
-
-def emptied(folder: Path) -> Path:
-    """Returns an empty folder of that path."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder

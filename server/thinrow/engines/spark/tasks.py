@@ -22,7 +22,7 @@ __all__ = ["Software", "attempt_name", "failure_of", "task"]
 
 Software = dict[str, str]
 """Versions of what writes a store."""
-_FAILURE = re.compile(r"THINROW_TASK (\{.*?\}) END")
+_FAILURE = re.compile(r'THINROW_TASK (?=\{")')
 
 
 def software() -> Software:
@@ -58,7 +58,7 @@ def task(expected: Software) -> Iterator[Path]:
             yield Path(folder)
     except ThinRowError as error:
         text = json.dumps({"kind": type(error).__name__, "message": str(error)})
-        raise RuntimeError(f"THINROW_TASK {text} END") from error
+        raise RuntimeError(f"THINROW_TASK {text}") from error
 
 
 def attempt_name() -> str:
@@ -79,9 +79,10 @@ def failure_of(report: str) -> ThinRowError | None:
     Args:
         report: Text of Spark's exception.
     """
+    # The report has the lines of the source as well, in its traceback.
     found = _FAILURE.search(report)
     if found is None:
         return None
-    failure = json.loads(found[1])
+    failure, _ = json.JSONDecoder().raw_decode(report, found.end())
     kind: type[ThinRowError] = getattr(thinrow.errors, failure["kind"])
     return kind(failure["message"])

@@ -1,0 +1,36 @@
+"""Errors of tasks reach the driver as they were, through whatever Spark reports around them."""
+
+from __future__ import annotations
+
+import traceback
+
+import pytest
+from thinrow.engines.spark.tasks import failure_of, software, task
+from thinrow.errors import EngineError, InputError, StoreFullError, ThinRowError
+
+
+def report_of(error: ThinRowError) -> str:
+    """The text of Spark's exception: Python's traceback, which quotes lines of the source."""
+    try:
+        with task(software()):
+            raise error
+    except RuntimeError as carried:
+        return "Job aborted.\n" + "".join(traceback.format_exception(carried)) + "\tat java.Main\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError('a.parquet: "user_id" {is} text} END; write\nit {"as": 1}.'),
+        StoreFullError("The disk that holds /tmp/é is full."),
+        EngineError("An executor has other software."),
+    ],
+)
+def test_an_error_of_ours_is_found_in_a_report(error: ThinRowError) -> None:
+    found = failure_of(report_of(error))
+    assert type(found) is type(error)
+    assert str(found) == str(error)
+
+
+def test_a_report_of_another_error_has_none_of_ours() -> None:
+    assert failure_of("Job aborted: OutOfMemoryError: Java heap space") is None
