@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-from thinrow.compaction.trait_values import digest_fields_of, to_series, to_values
+from thinrow.compaction.trait_values import to_series, to_values
 from thinrow.compaction.user_texts import new_pairs, stored_keys
 from thinrow.core.runs import offsets_of, ranges
 from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, EVENT_TS, VISIBLE_TS
+from thinrow.store.digest import digest_fields
 from thinrow.store.directory import (
     NEVER_TS,
     Directories,
@@ -28,11 +29,12 @@ from thinrow.store.stripe import STRIPE_EVENTS_MAX, decode_stripes, encode_strip
 from thinrow.store.striping import cut_stripes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from thinrow.schema import Schema, Trait
     from thinrow.store.shard import Shard
+    from thinrow.store.stripe import TraitValues
     from thinrow.store.user_texts import UserTexts
 
 __all__ = ["FRONT", "TAIL", "RewritePlan", "Rewritten", "rewrite_users"]
@@ -102,14 +104,15 @@ def rewrite_users(
         rows = rows[np.argsort(rows["run"].to_numpy(), kind="stable")]
 
     run_sums = np.stack([_sum_before(old, cut), _sum_before(old, tail)], axis=1).reshape(-1)
-    before, run_sums = _running_sums(rows, run_sums, plan.schema)
+    known = _digest_values(rows, plan.schema)
+    before, run_sums = _running_sums(rows, run_sums, known, plan.schema)
     kept = rows["visible_ts"].to_numpy() >= plan.horizon_ts
     dropped_ts = old.dropped_ts.copy()
     np.maximum.at(
         dropped_ts, rows["run"].to_numpy()[~kept] // 2, rows["visible_ts"].to_numpy()[~kept]
     )
     if not kept.all():
-        rows, before = rows.filter(kept), before[kept]
+        rows, before, known = rows.filter(kept), before[kept], {}
 
     # Each run is cut into stripes that continue the numbers of those before it.
     run = rows["run"].to_numpy()
@@ -137,7 +140,7 @@ def rewrite_users(
     new = _new_directories(
         old, [left_alone, fresh_stripes], fresh_counts, run_sums[TAIL::2], dropped_ts
     )
-    keys, values = _encoded(user_ids, new, rows, fresh_stripes, left_alone, plan)
+    keys, values = _encoded(user_ids, new, rows, known, fresh_stripes, left_alone, plan)
     replaced = _replaced(user_ids, stored, left_alone, plan)
     if plan.new_texts is not None:
         erased = user_ids[np.isin(user_ids, plan.erased)]
@@ -271,11 +274,24 @@ def _sum_before(old: Directories, stripes: NDArray[np.int64]) -> NDArray[np.uint
     return np.where(stripes >= 0, old.stripe_sums[stripes], old.digest_sums)
 
 
+def _digest_values(rows: pl.DataFrame, schema: Schema) -> dict[str, TraitValues]:
+    """Values that enter digests, by trait."""
+    traits = (VISIBLE_TS, EVENT_TS, schema.event_id, *schema.key_traits)
+    return {trait.name: to_values(rows[trait.name], trait) for trait in traits}
+
+
 def _running_sums(
-    rows: pl.DataFrame, run_sums: NDArray[np.uint64], schema: Schema
+    rows: pl.DataFrame,
+    run_sums: NDArray[np.uint64],
+    values: Mapping[str, TraitValues],
+    schema: Schema,
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Digest sum before each row, and after each run."""
-    fields = digest_fields_of(rows, schema.event_id, schema.key_traits)
+    visible_ts, event_ts, event_id = (
+        values[trait.name] for trait in (VISIBLE_TS, EVENT_TS, schema.event_id)
+    )
+    keys = [values[trait.name] for trait in schema.key_traits]
+    fields = digest_fields(visible_ts, event_ts, event_id, keys)
     total = np.zeros(len(rows) + 1, dtype=np.uint64)
     np.cumsum(event_digests(rows["ordinal"].to_numpy(), fields), out=total[1:])
     run = rows["run"].to_numpy()
@@ -351,16 +367,20 @@ def _encoded(
     user_ids: NDArray[np.int64],
     directories: Directories,
     rows: pl.DataFrame,
+    known: Mapping[str, TraitValues],
     fresh: _Stripes,
     left_alone: _Stripes,
     plan: RewritePlan,
 ) -> tuple[list[bytes], list[bytes]]:
-    """All new pairs, ascending by key."""
+    """All new pairs, ascending by key; `known` has values of rows that were converted before."""
     keys = pack_keys(user_ids, DIRECTORY_GROUP, 0)
     values = encode_directories(directories)
     for number, traits in _stored_groups(plan.schema):
         ascending = sorted(traits, key=lambda trait: trait.number)
-        columns = [to_values(rows[trait.name], trait) for trait in ascending]
+        columns = [
+            known[trait.name] if trait.name in known else to_values(rows[trait.name], trait)
+            for trait in ascending
+        ]
         keys += pack_keys(user_ids[fresh.user], number, fresh.number)
         values += encode_stripes(columns, fresh.counts)
         if number in plan.new_groups:

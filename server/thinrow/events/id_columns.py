@@ -33,6 +33,12 @@ def id_column(path: AnyFile, column: pa.ChunkedArray, kind: IdKind, of: Of) -> p
         InputError: The column has ids of another kind.
     """
     if is_text_kind(kind):
+        known = plain(column)
+        if pa.types.is_large_string(known.type):
+            refuse_bad_utf8(path, f"{of}_id", known)
+            # Ids of events are mostly distinct: a dictionary would cost more than it saves.
+            if _are_canonical(known, kind):
+                return known
         return pa.chunked_array([distinct_texts(path, column, kind, of).dictionary_decode()])
     return _integers(path, plain(column), kind, of)
 
@@ -78,7 +84,7 @@ def distinct_texts(
     return ids
 
 
-def _are_canonical(texts: pa.Array, kind: IdKind) -> bool:
+def _are_canonical(texts: pa.Array | pa.ChunkedArray, kind: IdKind) -> bool:
     """Returns True if all texts are as stores have them, without looking at each in Python."""
     if kind == "uuid":
         fits = pc.match_substring_regex(texts, f"^{UUID_TEXT.pattern}$")

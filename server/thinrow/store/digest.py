@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 from thinrow.core.runs import offsets_of
 from thinrow.store.hashing import fold
@@ -57,5 +58,6 @@ def _canonical(values: TraitValues) -> NDArray[np.uint64]:
     """Words that mean the same whatever dictionary a stripe happens to have."""
     if values.texts is None:
         return values.words
-    hashes = [xxhash.xxh3_64_intdigest(text.encode()) for text in values.texts.to_pylist()]
-    return np.array(hashes, dtype=np.uint64)[values.words]
+    texts = values.texts.cast(pa.large_binary()).to_pylist()
+    hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, texts), np.uint64, len(texts))
+    return hashes[values.words]

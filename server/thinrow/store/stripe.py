@@ -16,11 +16,11 @@ list behind the bitmap, as its record says, and the words of every element.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from thinrow import _native
 from thinrow.core.runs import offsets_of, ranges
 from thinrow.core.traits import length_bytes
@@ -255,13 +255,24 @@ def _numbered(
 
 def _text_dictionaries(texts: pa.Array, starts: NDArray[np.int64]) -> list[bytes]:
     # Each dictionary: u32 end of every text, then the texts' UTF-8.
-    encoded = [text.encode() for text in texts.to_pylist()]
-    pieces = []
-    for first, last in pairwise(starts.tolist()):
-        chosen = encoded[first:last]
-        ends = np.cumsum(_lengths(chosen)).astype("<u4").tobytes()
-        pieces.append(ends + b"".join(chosen))
-    return pieces
+    counts = np.diff(starts)
+    lengths = pc.binary_length(texts).to_numpy()
+    offsets = offsets_of(lengths)
+    ends = (offsets[1:] - np.repeat(offsets[starts[:-1]], counts)).astype("<u4").tobytes()
+    utf8 = _utf8(texts)
+    first, last = offsets[starts[:-1]], offsets[starts[1:]]
+    heads = _cut(ends, 4 * starts[:-1], 4 * counts)
+    bodies = _cut(utf8, first, last - first)
+    return [head + body for head, body in zip(heads, bodies, strict=True)]
+
+
+def _utf8(texts: pa.Array) -> bytes:
+    """The texts of an array without nulls, one after the other."""
+    if not len(texts):
+        return b""
+    _, ends, data = texts.buffers()
+    first, last = np.frombuffer(ends, np.int64)[[texts.offset, texts.offset + len(texts)]].tolist()
+    return bytes(memoryview(data)[first:last]) if data is not None else b""
 
 
 def decode_stripes(
