@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -36,8 +37,11 @@ _RUNTIME = {
     # Rows have up to a MB each, so that the default of 10,000 would not fit into memory.
     "spark.sql.execution.arrow.maxRecordsPerBatch": "128",
 }
+_SHOWN = "org.apache.spark.scheduler.TaskSchedulerImpl"
+"""Logger that warns while no executor takes tasks; otherwise a job would wait in silence."""
 _PYTHON = "spark.pyspark.python"
-_CAUSE = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .+", re.MULTILINE)
+_NO_THINROW = "ModuleNotFoundError: No module named 'thinrow"
+_CAUSE = re.compile(r"^(?:: )?((?:\w+\.)*\w*(?:Error|Exception): .+)", re.MULTILINE)
 
 
 class Spark:
@@ -89,10 +93,7 @@ class Spark:
             try:
                 rows: list[Any] = frame.collect()
             except Exception as error:
-                raise failure_of(str(error)) or EngineError(
-                    f"Spark did not finish: {stage[0].lower()}{stage[1:]}: {_cause(error)}; its "
-                    f"pages and the executors' logs have more."
-                ) from error
+                raise failure_of(str(error)) or _failure(error, stage) from error
             return rows
 
 
@@ -105,6 +106,9 @@ def _session(properties: Mapping[str, str]) -> Iterator[Any]:
         )
         import pyspark
         from pyspark.sql import SparkSession
+
+        # An interrupted call is logged with its traceback where no one has configured logging.
+        logging.getLogger("py4j").addHandler(logging.NullHandler())
     except ImportError as error:
         raise UsageError(
             f"--engine spark needs {error.name}; pip install 'thinrow[spark]'."
@@ -127,14 +131,24 @@ def _session(properties: Mapping[str, str]) -> Iterator[Any]:
             session = builder.getOrCreate()
     except Exception as error:
         raise EngineError(
-            f"No session of Spark can be opened: {_cause(error)}; check --spark-conf, and that "
-            f"Java 17 or later is installed."
+            f"No session of Spark can be opened: {_cause(error)}; check that spark.master answers, "
+            f"the other properties of --spark-conf, and that Java 17 or later is installed."
         ) from error
     try:
+        if active is None and "spark.log.level" not in properties:
+            _show_waiting(session)
         yield session
     finally:
         if active is None:
             session.stop()
+
+
+def _show_waiting(session: Any) -> None:  # noqa: ANN401
+    """Shows Spark's warning that no executor takes tasks, beside its errors."""
+    jvm = getattr(session, "_jvm", None)
+    if jvm is not None:  # not Spark Connect
+        log4j = jvm.org.apache.logging.log4j
+        log4j.core.config.Configurator.setLevel(_SHOWN, log4j.Level.WARN)
 
 
 @contextmanager
@@ -221,6 +235,19 @@ def _watch(
             done = sum(info.numCompletedTasks for info in stages)
             if stages:
                 progress(stage, done, sum(info.numTasks for info in stages))
+
+
+def _failure(error: Exception, stage: str) -> EngineError:
+    """Returns the error of a job that ended by none of ours."""
+    if _NO_THINROW in str(error):
+        return EngineError(
+            "Python on the executors has no thinrow; run them from the driver's image, or name "
+            "a Python there that has it: --spark-conf spark.pyspark.python=PATH."
+        )
+    return EngineError(
+        f"Spark did not finish: {stage[0].lower()}{stage[1:]}: {_cause(error)}; its pages and the "
+        f"executors' logs have more."
+    )
 
 
 def _cause(error: Exception) -> str:
