@@ -179,6 +179,7 @@ lock: setup ## lock what the images install, at the versions of .venv; UV_FIND_L
 	@mkdir -p .cache && $(BIN)/python -m pip freeze --exclude-editable > .cache/versions.txt
 	$(LOCK)/server.txt pyproject.toml --extra server --extra remote
 	$(LOCK)/trainer.txt pyproject.toml --extra server --extra remote --extra torch
+	$(LOCK)/spark.txt pyproject.toml deploy/requirements/spark.in --extra spark
 	$(LOCK)/build.txt deploy/requirements/build.in
 	$(LOCK)/samples.txt deploy/requirements/samples.in --no-deps
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,17 @@ DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/thinrow.json").read_text(en
 
 
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+def locked(name: str) -> dict[str, str]:
+    """Versions by package, of a file in which every one has hashes."""
+    text = (DEPLOY / f"requirements/{name}.txt").read_text(encoding="utf-8")
+    assert "://" not in text
+    entries = [
+        entry for entry in re.split(r"\n(?=\S)", text) if entry.strip() and entry[0] not in "#-"
+    ]
+    assert all("--hash=sha256:" in entry for entry in entries)
+    return dict(entry.split()[0].split("==") for entry in entries)
 
 
 def mounts(service: dict[str, Any]) -> dict[str, tuple[str, bool]]:
