@@ -38,7 +38,7 @@ TRAINERS := lightning==2.6.6 transformers==5.24.0 accelerate==1.15.0 datasets==5
 .PHONY: help setup demo test test-recipes test-wheel test-docs test-fast test-long fleet-test
 .PHONY: torchrec trainers spark faults
 .PHONY: check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors
-.PHONY: bench bench-peers bench-short bench-scale bench-research gpu docs wheel wheels lock pin-images image-test
+.PHONY: bench bench-peers bench-short bench-scale bench-spark bench-research gpu docs wheel wheels lock pin-images image-test
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -146,6 +146,10 @@ bench-short: setup ## measure short, shuffled and fresh histories, into docs/rep
 
 bench-scale: setup ## measure mirrors of stores in an object store, into docs/reports/scale.md
 	PYTHONPATH=bench $(BIN)/python bench/scale/mirror.py $(OPTIONS)
+
+bench-spark: setup ## measure compaction on Spark, into docs/reports/compaction-spark.md; needs Java
+	$(MAKE) spark
+	PYTHONPATH=bench $(BIN)/python bench/scale/compaction.py $(OPTIONS)
 
 bench-research: torchrec ## train Meta's research HSTU from both, into docs/reports/research-trainer.md; needs its clone
 	@test -d '$(GENERATIVE_RECOMMENDERS)' || { echo 'Run: git clone https://github.com/facebookresearch/generative-recommenders, and name its folder: GENERATIVE_RECOMMENDERS=…' >&2; exit 1; }
