@@ -26,6 +26,7 @@ import numpy as np
 import obstore
 import pyarrow as pa
 import thinrow
+import xxhash
 from obstore.store import S3Store
 from page import table
 from thinrow.remote.current import require_current
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from thinrow.remote.copies import Pull
+    from thinrow.store.stored_files import StoredFile
 
 BUCKET = "bench"
 URL = f"s3://{BUCKET}/histories"
@@ -117,11 +119,6 @@ def current() -> RemoteGeneration:
     return found
 
 
-def sizes(generation: RemoteGeneration) -> dict[str, int]:
-    """Returns the bytes of each file of a generation by its key."""
-    return {key_of(file): file.bytes for _, file in generation.files}
-
-
 def pull_s(folder: Path) -> tuple[float, int]:
     """Returns the seconds until a mirror can serve what is newest, and the bytes of files."""
     received = 0
@@ -137,20 +134,28 @@ def pull_s(folder: Path) -> tuple[float, int]:
     return time.perf_counter() - started_s, received
 
 
-def bare_s(keys: list[str], folder: Path) -> float:
-    """Returns the seconds of downloading objects to files, several at once, and syncing them."""
+def bare_s(files: dict[str, StoredFile], folder: Path) -> float:
+    """Returns the seconds of downloading objects to files, several at once, and syncing them.
+
+    Args:
+        files: The files by key; sizes and checksums are verified.
+        folder: An empty folder.
+    """
     store = S3Store(BUCKET, prefix=URL.removeprefix(f"s3://{BUCKET}/"))
 
     def fetch(numbered: tuple[int, str]) -> None:
         number, key = numbered
+        hasher, received = xxhash.xxh3_64(), 0
         with (folder / str(number)).open("wb") as file:
             for piece in obstore.get(store, key).stream():
-                file.write(piece)
+                hasher.update(memoryview(piece))
+                received += file.write(piece)
             os.fsync(file.fileno())
+        assert (received, hasher.hexdigest()) == (files[key].bytes, files[key].xxh3)
 
     started_s = time.perf_counter()
     with ThreadPoolExecutor(COPIES_AT_ONCE) as threads:
-        list(threads.map(fetch, enumerate(keys)))
+        list(threads.map(fetch, enumerate(files)))
     return time.perf_counter() - started_s
 
 
@@ -158,19 +163,20 @@ def measured(name: str, scratch: Path, base: Path | None, rounds: int) -> list[s
     """Measures pulls of the newest generation into copies of a mirror; a row of the table."""
     generation = current()
     has = set() if base is None else {path.name for path in base.rglob("*") if path.is_file()}
-    missing = {k: size for k, size in sizes(generation).items() if k.rpartition("/")[2] not in has}
+    files = {key_of(file): file for _, file in generation.files}
+    missing = {key: file for key, file in files.items() if key.rpartition("/")[2] not in has}
     pulls, bares, received = [], [], 0
     for number in range(rounds):
         bare, mirror = scratch / f"bare-{number}", scratch / f"mirror-{number}"
         bare.mkdir()
-        bares.append(bare_s([*missing], bare))
+        bares.append(bare_s(missing, bare))
         if base is not None:
             shutil.copytree(base, mirror, symlinks=True)
         second, received = pull_s(mirror)
         pulls.append(second)
         shutil.rmtree(bare)
         shutil.rmtree(mirror)
-    changed = sum(missing.values())
+    changed = sum(file.bytes for file in missing.values())
     moved = received + len(generation.body) + sum(map(len, generation.texts.values()))
     pull, plain = statistics.median(pulls), statistics.median(bares)
     return [

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.remote_stores import remote_world
 from support.row_answers import answers
-from support.worlds import DAY_MS, World, as_of, new_world
+from support.worlds import DAY_MS, World, as_of, days, new_world
 from thinrow.client import Projection, connect
-from thinrow.errors import InputError
+from thinrow.errors import InputError, UsageError
 from thinrow.jobs.backfill import backfill
 from thinrow.jobs.config import BackfillConfig
 from thinrow.jobs.materialize import materialize
+from thinrow.remote.object_store import ObjectStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,3 +115,31 @@ def test_late_events_do_not_undo_an_erasure(tmp_path: Path) -> None:
     report = world.compact(raw, 3, accept_late=True)
     assert (report.late, report.events_added) == (1, 1)
     assert report.user_count == 1
+
+
+def test_a_store_at_a_url_is_copied_for_a_backfill(tmp_path: Path) -> None:
+    """The rows are the same bytes as of a local store, and a mirror is copied to once."""
+    (tmp_path / "bucket").mkdir()
+    world = remote_world(tmp_path / "world", f"file://{tmp_path}/bucket/store")
+    world.compact_both(3)
+    requests = world.local.write(
+        "requests.parquet",
+        pa.table({"user_id": [1, 2, 3], "request_ts": [int(days(3)[0]) + 5] * 3}),
+    )
+    config = BackfillConfig(
+        requests=requests,
+        store=world.local.store,
+        events=[world.events(3)],
+        rows=tmp_path / "rows.parquet",
+    )
+    backfill(config)
+    rows = config.rows.read_bytes()
+    mirror = tmp_path / "mirror"
+    backfill(replace(config, store=world.url))
+    assert config.rows.read_bytes() == rows
+    backfill(replace(config, store=world.url, mirror=mirror))
+    with mock.patch.object(ObjectStore, "download", side_effect=AssertionError("copied")):
+        backfill(replace(config, store=world.url, mirror=mirror))
+    assert config.rows.read_bytes() == rows
+    with pytest.raises(UsageError, match="leave it out with the folder"):
+        replace(config, mirror=mirror)

@@ -25,8 +25,8 @@ def explore_command(
     access: Access,
     server: Annotated[list[str] | None, SERVER] = None,
     store: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="The folder of a store, instead of --server."),
+        str | None,
+        typer.Option(metavar="FOLDER|URL", help="A store, instead of --server."),
     ] = None,
     rows: Annotated[
         list[str] | None,
@@ -45,10 +45,13 @@ def explore_command(
     from thinrow.errors import UsageError
     from thinrow.explore.serving import explorer
     from thinrow.jobs.console import out
+    from thinrow.store.place import is_url
 
     if bool(server) == (store is not None):
-        raise UsageError(f"Give --server {TARGET} or --store FOLDER, one of the two.")
-    targets = [str(store.absolute())] if store else server or []
+        raise UsageError(f"Give --server {TARGET} or --store FOLDER|URL, one of the two.")
+    targets = server or []
+    if store is not None:
+        targets = [store if is_url(store) else str(Path(store).absolute())]
 
     @contextmanager
     def page() -> Iterator[None]:

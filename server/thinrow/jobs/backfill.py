@@ -34,6 +34,7 @@ from thinrow.jobs.thin_rows import (
     uih_column,
     with_plain_keys,
 )
+from thinrow.remote.reading import local_store
 from thinrow.store.generation import Generation
 from thinrow.store.hashing import shard_of
 from thinrow.store.history import digests_at
@@ -91,7 +92,10 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
         InputError: a file cannot be used as it is.
         StoreError: the store cannot be read, or the disk is full.
     """
-    with Generation.open_current(config.store) as generation:
+    with (
+        local_store(config.store, progress, config.mirror) as store,
+        Generation.open_current(store) as generation,
+    ):
         files = data_files(config.events)
         request_files = data_files(config.requests)
         check_output(config.rows, [*request_files, *files])

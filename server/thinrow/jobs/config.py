@@ -13,6 +13,7 @@ from thinrow.core.files.tables import Table
 from thinrow.core.settings import check, setting
 from thinrow.errors import UsageError
 from thinrow.events.units import TimeUnit, check_typed
+from thinrow.store.place import check_place
 from thinrow.store.times import DAY_MS, Cadence
 
 __all__ = [
@@ -59,7 +60,9 @@ class BackfillConfig:
             argument="REQUESTS",
         )
     )
-    store: Path = field(metadata=setting("Folder of the store that the rows point at."))
+    store: str | Path = field(
+        metadata=setting("Folder or URL of the store that the rows point at.", metavar="FOLDER|URL")
+    )
     events: Named = field(metadata=setting("Raw events as given to compact; may be repeated."))
     rows: Path = field(metadata=setting("Parquet file of thin rows to write.", option="--out"))
     cadence_ms: int | None = field(
@@ -98,8 +101,17 @@ class BackfillConfig:
         ),
     )
 
+    mirror: Path | None = field(
+        default=None,
+        metadata=setting(
+            "For a store at a URL: local folder that keeps its copy between runs.",
+            default_text="a temporary folder",
+        ),
+    )
+
     def __post_init__(self) -> None:
         check(self)
+        check_place(self.store, self.mirror)
         if self.cadence is not None:
             self.cadence.check("Backfill")
         elif self.cadence_offset_ms:

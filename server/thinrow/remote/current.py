@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 from thinrow.errors import (
     StoreCorruptError,
@@ -66,6 +67,8 @@ class CurrentRecord(BaseModel):
     """The longest vocabularies of generations that were set aside, whose codes stay in use."""
     write_id: str
     """Identifies this very write, so that no two contents of CURRENT are equal."""
+    xxh3: str | None = None
+    """XXH3 (64 bits) of the content without this field, which is the last, hexadecimal."""
 
     @property
     def number(self) -> int:
@@ -75,6 +78,11 @@ class CurrentRecord(BaseModel):
     def changed(self, **fields: Any) -> CurrentRecord:  # noqa: ANN401 - what the fields are
         """Returns a record that may follow this one."""
         return CurrentRecord(**{**dict(self), **fields, "write_id": uuid4().hex})
+
+    def encoded(self) -> bytes:
+        """Returns the content of CURRENT."""
+        body = self.model_dump_json(exclude={"xxh3"}).encode()
+        return body[:-1] + f',"xxh3":"{xxhash.xxh3_64_hexdigest(body)}"}}'.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +149,8 @@ def _parsed(store: ObjectStore, content: Content | None) -> Current | None:
 def _record(data: bytes) -> CurrentRecord:
     """Parses the content of CURRENT. Raises ValueError if it is damaged."""
     record = CurrentRecord.model_validate_json(data)
-    if record.format != FORMAT:
-        raise ValueError(record.format)
+    if record.format != FORMAT or (record.xxh3 is not None and record.encoded() != data):
+        raise ValueError(data)
     return record
 
 
@@ -200,7 +208,7 @@ def swap_current(store: ObjectStore, replaced: Current | None, record: CurrentRe
     failure = None
     try:
         content = None if replaced is None else replaced.content
-        if store.replace(CURRENT, record.model_dump_json().encode(), content):
+        if store.replace(CURRENT, record.encoded(), content):
             _keep_copy(store)
             return
     except StoreUnavailableError as error:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["COPIES_AT_ONCE", "COPY_MEMORY_BYTES", "PIECE_BYTES", "RANGE_BYTES"]
+__all__ = ["COPIES_AT_ONCE", "COPY_MEMORY_BYTES", "PIECE_BYTES"]
 
-RANGE_BYTES = 32 << 20
-"""Bytes that one request reads, so that a slow network ends no request of a large object."""
-PIECE_BYTES = 4 << 20
-"""Bytes of a request that are received together."""
+PIECE_BYTES = 1 << 20
+"""Bytes of a request that are received together; so few that a processor's cache still has them
+when they are hashed and written."""
 COPIES_AT_ONCE = 8
 """Objects that are copied at once, each with a piece in memory."""
 COPY_MEMORY_BYTES = 3 * COPIES_AT_ONCE * PIECE_BYTES

@@ -20,7 +20,7 @@ from uuid import uuid4
 import xxhash
 from thinrow.core.files.permissions import file_mode, make_folder
 from thinrow.errors import StoreCorruptError, StoreError, StoreUnavailableError, UsageError
-from thinrow.remote.limits import PIECE_BYTES, RANGE_BYTES
+from thinrow.remote.limits import PIECE_BYTES
 from thinrow.store.layout import HIGHEST
 
 if TYPE_CHECKING:
@@ -233,16 +233,24 @@ class ObjectStore:
     def _verified(self, key: str, byte_count: int, xxh3: str) -> Iterator[memoryview]:
         """Yields the pieces of an object; raises StoreCorruptError after the last if it differs."""
         hasher = xxhash.xxh3_64()
-        for start in range(0, byte_count, RANGE_BYTES):
-            for piece in self._pieces(key, start, min(RANGE_BYTES, byte_count - start)):
-                hasher.update(piece)
-                yield piece
+        done = start = 0
+        while done < byte_count:
+            try:
+                for piece in self._pieces(key, start, byte_count - start):
+                    hasher.update(piece)
+                    done += len(piece)
+                    yield piece
+            except StoreUnavailableError:
+                # A slow network may end any request; as long as each brings something, go on.
+                if done == start:
+                    raise
+            start = done
         if hasher.hexdigest() != xxh3:
             raise self.damaged(key, "its checksum differs")
 
     def _pieces(self, key: str, start: int, byte_count: int) -> Iterator[memoryview]:
         """Yields the pieces of one request; raises StoreCorruptError if they are too few bytes."""
-        options = {"range": (start, start + byte_count)}
+        options = {"range": (start, start + byte_count)} if start else {}
         with self._naming(key, "read"):
             try:
                 found = self._api.get(self._store, key, options=options)
@@ -253,6 +261,8 @@ class ObjectStore:
                 if self._folder is not None or _status(error).startswith("416"):
                     raise self.damaged(key, "it is too short") from None
                 raise
+        if found.meta["size"] != start + byte_count:
+            raise self.damaged(key, "its size differs")
         pieces = iter(found.stream(min_chunk_size=PIECE_BYTES))
         while True:
             # Apart from what the caller does with a piece, whose errors are others.

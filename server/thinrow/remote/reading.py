@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,13 +30,16 @@ def is_remote_store(target: str) -> bool:
 
 @contextmanager
 def local_store(
-    store: str | Path, progress: Callable[[str, int, int], None] = lambda *_: None
+    store: str | Path,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+    mirror: Path | None = None,
 ) -> Iterator[Path]:
-    """Yields the folder of a store, or of a copy that lasts until the block ends.
+    """Yields the folder of a store, or of a copy of it.
 
     Args:
         store: Folder or URL.
         progress: Receives stage, bytes copied and bytes to copy.
+        mirror: Folder that keeps the copy; None for one that lasts until the block ends.
 
     Raises:
         StoreError: The store cannot be copied.
@@ -48,9 +51,12 @@ def local_store(
     def show(pull: Pull) -> None:
         progress("Copying the store", pull.bytes_received, pull.bytes_missing)
 
-    with (
-        tempfile.TemporaryDirectory(suffix="-thinrow", ignore_cleanup_errors=True) as folder,
-        Mirror(ObjectStore(str(store)), Path(folder), report=show) as mirror,
-    ):
-        mirror.pull()
-        yield mirror.folder
+    with ExitStack() as stack:
+        folder = mirror
+        if folder is None:
+            # After an interrupt a thread may still write, for which no cleanup waits.
+            temporary = tempfile.TemporaryDirectory(suffix="-thinrow", ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(temporary))
+        copy = stack.enter_context(Mirror(ObjectStore(str(store)), folder, report=show))
+        copy.pull()
+        yield copy.folder
