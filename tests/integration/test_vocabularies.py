@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import thinrow
 import torch
 from support.store_contents import contents
 from support.worlds import (
@@ -202,9 +203,16 @@ def test_slim_verify_and_materialize(world: World) -> None:
     [codes] = pq.read_table(whole).column("brand").to_pylist()
     assert codes[:2] == [5, 0] and set(codes) == {0, *range(2, 8)}
     command("verify", rows, "--server", new.store, "--against", fat)
-    # Integers of a file are codes of texts, and values of a trait of integers.
-    texts = world.write("texts.parquet", pq.read_table(whole).drop_columns(["hash"]))
+    command("verify", rows, "--server", new.store, "--against", whole)
+    # Without a word of the file, integers are codes of texts, and values of a trait of integers.
+    unsaid = pq.read_table(whole).replace_schema_metadata({b"thinrow:codes": b"\xff"})
+    texts = world.write("texts.parquet", unsaid.drop_columns(["hash"]))
     command("verify", rows, "--server", new.store, "--against", texts)
+    path = world.write("unsaid.parquet", unsaid)
+    result = CliRunner().invoke(
+        app, ["verify", str(rows), "--server", str(new.store), "--against", str(path)]
+    )
+    assert result.exit_code == 1 and "hash" in result.output
     columns["brand"] = pa.array([["b", *columns["brand"].to_pylist()[0][1:-1], "never seen"]])
     other = world.write("other.parquet", pa.table({**ids, **columns}))
     result = CliRunner().invoke(
@@ -462,6 +470,17 @@ def test_a_new_trait_reads_as_absent_in_old_events(world: World) -> None:
     world.compact(events(1).append_column("city", pa.array(["x", "y", None, "x"])), 2)
     answer = read_store(world.store, pointers_to(days(2), users=[1]))[0][1]
     assert answer is not None and answer["city"] == [0] * 5 + [2, 3, 0, 2]
+
+
+def test_a_limit_below_what_is_stored_is_refused(world: World) -> None:
+    world.schema.write_text(SCHEMA.replace("values_max = 100", "values_max = 3"), encoding="utf-8")
+    says = "vocabulary of brand has 4 values, and the schema says values_max = 3"
+    with pytest.raises(ThinRowError, match=says):
+        world.compact(events(1).slice(0, 0), 2)
+    rows = {"user_id": [1], "event_ts": events(0)["event_ts"][:1], "item_id": [0]}
+    values = world.write("values.parquet", pa.table(rows | {"hash": pa.array([0], pa.uint64())}))
+    with pytest.raises(ThinRowError, match=says):
+        thinrow.fill("item", values, store=world.store, schema=world.schema, by="event_ts")
 
 
 def test_a_value_past_the_limit_is_refused_by_name(world: World) -> None:

@@ -265,7 +265,7 @@ def _from_objects(values: Sequence[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     plain = [value.item() if hasattr(value, "item") else value for value in values]
     for value in plain:
         if not isinstance(value, int | float):
-            raise ValueError(f"{value!r} is no number")
+            raise ValueError(f"{value!r:.80} is no number")
         if dtype.kind in "iu" and not (
             value == value // 1 and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
         ):

@@ -182,8 +182,16 @@ def known_vocabularies(
 
     Raises:
         StoreCorruptError: A vocabulary is damaged, or the previous generation's is no part of it.
+        InputError: One has more values than the schema allows.
     """
-    return {trait.name: _known(store, trait, previous) for trait in schema.coded_traits}
+    found = {trait.name: _known(store, trait, previous) for trait in schema.coded_traits}
+    for trait in schema.coded_traits:
+        if len(found[trait.name]) > trait.values_max:
+            raise InputError(
+                f"The vocabulary of {trait.name} has {len(found[trait.name]):,} values, and the "
+                f"schema says values_max = {trait.values_max}; give it a larger values_max."
+            )
+    return found
 
 
 def _known(store: Path, trait: Trait, previous: Generation | None) -> Vocabulary:

@@ -31,7 +31,7 @@ def with_codes_named(fields: pa.Schema, names: Iterable[str]) -> pa.Schema:
 def codes_of(fields: pa.Schema) -> list[str]:
     """Returns the traits of which a file says that it has codes."""
     named: bytes = (fields.metadata or {}).get(CODES, b"")
-    return named.decode().splitlines()
+    return named.decode(errors="replace").splitlines()
 
 
 def fat_codes(

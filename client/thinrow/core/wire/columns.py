@@ -250,7 +250,7 @@ def texts(given: Any) -> NDArray[Any]:  # noqa: ANN401 - what numpy takes
     values = given.tolist() if isinstance(given, np.ndarray) else list(given)
     other = next((value for value in values if not isinstance(value, str)), None)
     if other is not None:
-        raise ValueError(f"{other!r} is no text")
+        raise ValueError(f"{other!r:.80} is no text")
     array = np.empty(len(values), object)
     array[:] = values
     return array
