@@ -1,12 +1,14 @@
-"""The heaps of a serving process."""
+"""The memory of a process: heaps, and what is garbage."""
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from thinrow.access.memory import loading
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,3 +75,13 @@ def test_no_library_is_loaded_before_the_heap_is_made(command: str, tmp_path: Pa
 def test_threads_share_one_heap() -> None:
     assert heaps("as it comes") > 2
     assert heaps("set up") == 1
+
+
+def test_what_is_loaded_is_never_garbage() -> None:
+    before = gc.get_freeze_count()
+    with pytest.raises(ImportError), loading():
+        assert not gc.isenabled()
+        made: list[list[int]] = [[] for _ in range(1000)]
+        raise ImportError
+    assert gc.isenabled()
+    assert gc.get_freeze_count() >= before + len(made)

@@ -1,10 +1,17 @@
-"""Memory of a serving process: freed memory is reused, from one heap."""
+"""Memory of a process: freed memory is reused, from one heap, and modules are no garbage."""
 
 from __future__ import annotations
 
+import gc
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 from thinrow.core.memory import keep_freed_memory, limit_arenas
 
-__all__ = ["set_up_memory"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["loading", "set_up_memory"]
 
 FREED_BYTES_KEPT = 1 << 30
 """Freed memory beyond this goes back to the system."""
@@ -19,3 +26,18 @@ def set_up_memory() -> None:
     """
     limit_arenas(ARENAS_MAX)
     keep_freed_memory(FREED_BYTES_KEPT)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Exempts from garbage collection what a block imports: modules stay as long as the process.
+
+    The collector, which runs again and again while a thousand modules are loaded, and at the end of
+    the process, took a quarter of the processor time of a short command.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

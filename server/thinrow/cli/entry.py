@@ -15,9 +15,12 @@ def main() -> None:
     # gRPC's own complaints would stand beside our sentence; set the variable to see them.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        from thinrow.cli.app import app
-        from thinrow.core.files.permissions import private_umask
-        from thinrow.errors import UsageError
+        from thinrow.access.memory import loading
+
+        with loading():
+            from thinrow.cli.app import app
+            from thinrow.core.files.permissions import private_umask
+            from thinrow.errors import UsageError
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("thinrow"):
             raise

@@ -17,10 +17,11 @@ app = typer.Typer()
 @command(app, "online")
 def online_command(config: OnlineConfig) -> None:
     """Take events and answer snapshots until SIGTERM or Ctrl-C."""
-    from thinrow.access.memory import set_up_memory
+    from thinrow.access.memory import loading, set_up_memory
 
     set_up_memory()
-    from thinrow.online.server import OnlineServer
+    with loading():
+        from thinrow.online.server import OnlineServer
 
     # A garbage collection over everything that the start allocated would delay requests.
     serve_until_stopped(OnlineServer(config), _freeze_garbage)

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from thinrow.access.logs import log_to_stderr
-from thinrow.access.memory import set_up_memory
+from thinrow.access.memory import loading, set_up_memory
 from thinrow.errors import ThinRowError
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def main() -> None:
 
 def serve(config: ServerConfig, parent: Connection[Any, Any]) -> None:
     """Serves until it is stopped, one way or another."""
-    from thinrow.materialization.server import Server
+    with loading():
+        from thinrow.materialization.server import Server
 
     server = Server(config)
     try:
