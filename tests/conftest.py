@@ -5,6 +5,7 @@ THINROW_EXAMPLES multiplies the examples of property tests (see scenarios.py).
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import subprocess
@@ -20,7 +21,7 @@ from support.fake_server import ignore_threads_of_others
 from support.object_storage import ObjectStorage, found_by_clients, running_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 COMMON: dict[str, Any] = {
     # Each example builds stores on disk: slow by nature.
@@ -41,6 +42,17 @@ STARTERS = frozenset(
 """Names by which tests and their helpers start servers and processes."""
 
 TESTS = str(Path(__file__).parent)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keeps the garbage collector from modules, which stay: each worker loads over a thousand."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
