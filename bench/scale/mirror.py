@@ -169,9 +169,12 @@ def measured(name: str, scratch: Path, base: Path | None, rounds: int) -> list[s
     for number in range(rounds):
         bare, mirror = scratch / f"bare-{number}", scratch / f"mirror-{number}"
         bare.mkdir()
+        os.sync()
         bares.append(bare_s(missing, bare))
         if base is not None:
-            shutil.copytree(base, mirror, symlinks=True)
+            # Links, as copies would still be on their way to the disk while the pull is measured.
+            shutil.copytree(base, mirror, copy_function=os.link)
+        os.sync()
         second, received = pull_s(mirror)
         pulls.append(second)
         shutil.rmtree(bare)

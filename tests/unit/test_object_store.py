@@ -135,6 +135,14 @@ def test_busy_stores_are_retried(object_storage: ObjectStorage) -> None:
     assert found is not None and found.data == b"1"
 
 
+def test_a_server_without_tls_is_named(
+    object_storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ALLOW_HTTP")
+    with pytest.raises(StoreUnavailableError, match="no TLS, which AWS_ALLOW_HTTP=true allows"):
+        ObjectStore(object_storage.new_url()).read("x", 10)
+
+
 def test_failures_name_the_object_and_no_secret(object_storage: ObjectStorage) -> None:
     store = ObjectStore(object_storage.new_url())
     store.write("x", b"1")

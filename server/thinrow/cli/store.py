@@ -260,6 +260,12 @@ def gc_command(
         f"{report.kept_by_grace:,} more are not needed and stay until their grace period ends.",
         soft_wrap=True,
     )
+    if report.generations_kept_by_grace:
+        out.print(
+            f"Kept {_named(report.generations_kept_by_grace)} until the grace period after what "
+            f"replaced it ends.",
+            soft_wrap=True,
+        )
     if report.has_versions:
         out.print(
             "The bucket keeps versions of objects: only a lifecycle rule of the bucket removes "

@@ -94,6 +94,8 @@ class Copies:
     def fetch(self, generation: int, files: Sequence[StoredFile], *, verify: bool = False) -> None:
         """Copies the objects that are not here, several at once, each verified and on disk.
 
+        The caller syncs the folders that name them.
+
         Args:
             generation: Number of their generation, for the progress.
             files: The files.
@@ -151,8 +153,6 @@ class Copies:
                 pass
         finally:
             ended.set()
-        for folder in {(self._folder / key).parent for key in missing}:
-            fsync(folder)
         self._report(replace(pull, is_complete=True))
 
     def _has(self, file: StoredFile, verify: bool) -> bool:

@@ -41,6 +41,8 @@ class GcReport:
     object_count: int = 0
     """Objects removed, manifests included."""
     byte_count: int = 0
+    generations_kept_by_grace: list[int] = field(default_factory=list)
+    """Generations that a later run with the same options removes."""
     kept_by_grace: int = 0
     """Objects that nothing needs, and whose grace period has not ended."""
     has_versions: bool = False
@@ -75,6 +77,8 @@ def collect_garbage(
     ends_ts = _time_ts(store, is_trial=is_trial) - grace_ms
     roots = listed_roots(store)
     doomed = _doomed(current.record, roots, keep, ends_ts, withdrawn=withdrawn)
+    wanted = _doomed(current.record, roots, keep, now_ts() + grace_ms, withdrawn=withdrawn)
+    published = {*current.record.history, *current.record.withdrawn}
     needed = _needed(store, current, sorted(roots.keys() - doomed), progress)
     listed = [one for one in store.listed(RUNS) if one.key not in needed]
     # Each upload prolongs the life of a run's earlier ones.
@@ -93,6 +97,7 @@ def collect_garbage(
         generations=sorted(doomed),
         object_count=len(old) + len(doomed),
         byte_count=sum(one.bytes for one in [*old, *(roots[number] for number in doomed)]),
+        generations_kept_by_grace=sorted((wanted - doomed) & published),
         kept_by_grace=len(listed) - len(old),
         has_versions=store.has_versions(root_key(current.record.number)),
     )

@@ -19,6 +19,7 @@ from thinrow.errors import StoreCorruptError, StoreError, StoreLockedError, Usag
 from thinrow.remote.copies import OBJECTS, Copies
 from thinrow.remote.current import require_current
 from thinrow.remote.generation_objects import key_of, require_generation
+from thinrow.remote.threads import map_in_threads
 from thinrow.store.current import current_folder
 from thinrow.store.generation import Generation
 from thinrow.store.generations import (
@@ -56,6 +57,8 @@ MARK = "MIRROR"
 MARK_BYTES_MAX = 4096
 CHANGES_MAX = 5
 """Times that the serving generation may change while it is copied."""
+SYNCS_AT_ONCE = 32
+"""Folders that are synced at once."""
 _PULLING = "pulling"
 """The next generation before it is complete."""
 _REMOVED = "removed"
@@ -278,8 +281,11 @@ class Mirror:
             make_folder((pulling / place).parent)
             link_or_copy(self.copies.path(file), pulling / place)
         generation.write_manifests(pulling)
-        for folder in {pulling, *((pulling / place).parent for place, _ in files)}:
-            fsync(folder)
+        folders = {pulling, *((pulling / place).parent for place, _ in files)}
+        folders |= {self.copies.path(file).parent for _, file in files}
+        # At once, so that the file system writes its journal a few times and not for each.
+        for _ in map_in_threads(fsync, folders, SYNCS_AT_ONCE):
+            pass
         if (self.folder / name).exists():
             (self.folder / name).rename(self.folder / _REMOVED)
         pulling.rename(self.folder / name)

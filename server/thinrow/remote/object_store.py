@@ -347,6 +347,8 @@ class ObjectStore:
 def _status(error: Exception) -> str:
     """Returns the part of a library's error that cannot hold a signature or a token."""
     text = str(error)
+    if "BadScheme" in text:
+        return "its server has no TLS, which AWS_ALLOW_HTTP=true allows"
     match = re.search(r"status code: (\d{3}[A-Za-z ]*)", text)
     if match:
         return match[1].strip()
