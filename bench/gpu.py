@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NOTHING = "These figures were made without a GPU or in a hurry: they mean nothing."
-RUNS = 20
 WARM_STEPS = 5
 LIMIT_BYTES = 1 << 30
 STEPS_AHEAD = 1
@@ -58,10 +57,12 @@ class Case(NamedTuple):
     items: int
     width: int
     layers: int
+    runs: int = 20
+    """Times that each thing is measured."""
 
 
 CASES = [Case(4096, 16, 128, 20, 100_000, 256, 4), Case(16_384, 4, 64, 10, 100_000, 256, 4)]
-QUICK = [Case(64, 4, 16, 10, 100, 16, 1), Case(256, 2, 16, 5, 100, 16, 1)]
+QUICK = [Case(64, 4, 8, 4, 100, 16, 1, runs=2), Case(256, 2, 8, 2, 100, 16, 1, runs=2)]
 
 
 class Block(torch.nn.Module):
@@ -153,10 +154,10 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
+def seconds(work: Callable[[], object], device: torch.device, runs: int) -> float:
     """Median seconds of something, the device's part of it included."""
     taken = []
-    for _ in range(RUNS + 2):
+    for _ in range(runs + 2):
         synchronize(device)
         start_s = time.perf_counter()
         work()
@@ -165,11 +166,11 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return median(taken[2:])
 
 
-def limit_bytes_per_s(device: torch.device, size_bytes: int) -> float:
+def limit_bytes_per_s(device: torch.device, size_bytes: int, runs: int) -> float:
     """The fastest copy from the host there is: pinned, and large."""
     source = torch.ones(size_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
     target = torch.empty(size_bytes, dtype=torch.uint8, device=device)
-    return size_bytes / seconds(lambda: target.copy_(source, non_blocking=True), device)
+    return size_bytes / seconds(lambda: target.copy_(source, non_blocking=True), device, runs)
 
 
 def first_answer(sample: Sample, case: Case, address: str) -> Answer:
@@ -206,7 +207,7 @@ def copies(case: Case, answer: Answer, device: torch.device, limit: float) -> li
         ("copied only", lambda: copy.receive(copy.send(batch))),
         ("widened and copied", lambda: copy.receive(copy.send(written()))),
     ):
-        taken_s = seconds(work, device)
+        taken_s = seconds(work, device, case.runs)
         rows.append(
             [
                 f"{case.events:,} x {case.batch_examples}",
@@ -229,7 +230,7 @@ def training(case: Case, sample: Sample, address: str, device: torch.device) -> 
         sample.rows, address, Projection(case.events, traits=TRAITS), config, device=device
     ) as loader:
         resident = next(iter(loader))
-    resident_s = trainer.step_s(itertools.repeat(resident, WARM_STEPS + RUNS))
+    resident_s = trainer.step_s(itertools.repeat(resident, WARM_STEPS + case.runs))
     with ThinRowLoader(
         sample.rows, address, Projection(case.events, traits=TRAITS), config, device=device
     ) as loader:
@@ -281,11 +282,12 @@ def main() -> None:
         raise SystemExit("There is no CUDA device here; --device cpu --quick tries the script out.")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
     meaningless = device.type != "cuda" or arguments.quick
-    limit = limit_bytes_per_s(device, LIMIT_BYTES >> (6 * arguments.quick))
+    cases = QUICK if arguments.quick else CASES
+    limit = limit_bytes_per_s(device, LIMIT_BYTES >> (6 * arguments.quick), cases[0].runs)
     copied: list[list[str]] = []
     trained: list[list[str]] = []
     with tempfile.TemporaryDirectory(prefix="thinrow-bench-") as scratch:
-        for number, case in enumerate(QUICK if arguments.quick else CASES):
+        for number, case in enumerate(cases):
             folder = Path(scratch) / str(number)
             sample = build(folder, users=case.users, events=case.events, requests=case.requests)
             with serving(sample.store, folder / "server.log") as served:
