@@ -79,6 +79,11 @@ def processes_reached(address: str, calls: int = 40) -> set[str]:
     return reached
 
 
+def config_of(world: World, listen: str) -> ServerConfig:
+    """Two processes whose parent is this one."""
+    return ServerConfig(store=world.store, listen=listen, metrics="127.0.0.1:0", processes=2)
+
+
 # Serving.
 
 
@@ -208,10 +213,7 @@ def test_a_worker_that_hangs_is_killed_and_started_again(
     """And one that only waits, or drains, is not."""
     monkeypatch.setattr(processes, "BEAT_S", 0.1)
     monkeypatch.setattr(processes, "HANG_S", 6.0)
-    config = ServerConfig(
-        store=world.store, listen="127.0.0.1:0", metrics="127.0.0.1:0", processes=2
-    )
-    with Processes(config) as server:
+    with Processes(config_of(world, "127.0.0.1:0")) as server:
         workers = server.workers
 
         def alive() -> list[int]:
@@ -408,7 +410,7 @@ def test_names_and_other_families(world: World, listen: str) -> None:
             socket.create_server(("::1", 0), family=socket.AF_INET6).close()
         except OSError:
             pytest.skip("this machine has no IPv6")
-    with running_server(world.store, *TWO, listen=listen) as server:
+    with Processes(config_of(world, listen)) as server:
         host, port = server.address.rsplit(":", 1)
         assert host == listen.rsplit(":", 1)[0]
         with connect(f"localhost:{port}", AT_ONCE) as client:
