@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from support.small_disks import run
 from support.worlds import DAY_MS, running_server, thinrow
@@ -204,9 +205,10 @@ def test_rows_beyond_what_was_measured() -> None:
 
 def test_command(built: Path) -> None:
     picture = built / "plots" / "wall.png"
+    pq.write_table(pq.read_table(built / "rows.parquet").slice(0, 100), built / "some.parquet")
     with running_server(built / "store") as server:
         result = thinrow(
-            *("wall", "--rows", built / "rows.parquet", "--server", server.address),
+            *("wall", "--rows", built / "some.parquet", "--server", server.address),
             *("--tenant", "long=2000", "--tenant", "short=50", "--out", picture),
             timeout_s=120,
         )
