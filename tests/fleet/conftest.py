@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 from support.object_storage import found_by_clients
 from support.spark_cluster import Sparked, active_session, properties, running_cluster
+from support.spark_worlds import SparkWorld, spark_world
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from support.object_storage import ObjectStorage
 
@@ -47,5 +49,17 @@ def cluster_spark(
             spark_speculation_interval="100ms",
             spark_speculation_quantile="0.5",
         )
-        with active_session(folder, wanted) as spark:
+        with active_session(folder, wanted, cluster.disk) as spark:
             yield spark
+
+
+@pytest.fixture
+def new_world(tmp_path: Path, object_storage: ObjectStorage) -> Callable[[], SparkWorld]:
+    """Makes stores of one generation in S3."""
+    made: list[SparkWorld] = []
+
+    def new() -> SparkWorld:
+        made.append(spark_world(tmp_path / f"world-{len(made)}", object_storage.new_url()))
+        return made[-1]
+
+    return new

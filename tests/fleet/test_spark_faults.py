@@ -6,19 +6,22 @@ serves; run again, it ends as if nothing had failed.
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from support.spark_worlds import FILES, SHARDS, SparkWorld, spark_world
+from support.spark_cluster import EXECUTOR_DISK_BYTES
+from support.spark_worlds import FILES, SHARDS, SparkWorld
 from support.task_hooks import Fault, Hook, Patch, hooked, other_version
-from support.tried import Tried, times
-from thinrow.errors import EngineError
+from support.tried import SEED, Tried, times
+from thinrow.errors import EngineError, StoreFullError, ThinRowError
+from thinrow.remote.copies import ROOM_SPARE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from support.object_storage import ObjectStorage
     from support.spark_cluster import Sparked
 
 pytestmark = pytest.mark.timeout(1800)
@@ -27,19 +30,6 @@ FINISH = "thinrow.engines.spark.building.finish_shard"
 UPLOAD_ALL = "thinrow.engines.spark.building.upload_files"
 UPLOAD_ONE = "thinrow.remote.object_store.ObjectStore.upload"
 RIGHT = "0 lost, doubled or wrong"
-
-
-@pytest.fixture
-def new_world(tmp_path: Path, object_storage: ObjectStorage) -> Callable[[], SparkWorld]:
-    """Makes stores of one generation in S3."""
-    made: list[SparkWorld] = []
-
-    def new() -> SparkWorld:
-        world = spark_world(tmp_path / f"world-{len(made)}", object_storage.new_url())
-        made.append(world)
-        return world
-
-    return new
 
 
 def faults(folder: Path, *wanted: tuple[str, str, str]) -> list[Fault]:
@@ -185,4 +175,36 @@ def test_an_executor_with_other_software(
         1,
         "Refused in one sentence before anything is written",
         "1 refused by name, 0 objects written",
+    ).keep()
+
+
+def test_the_disk_of_an_executor_is_full(
+    cluster_spark: Sparked, new_world: Callable[[], SparkWorld]
+) -> None:
+    """Tasks fail there, and may succeed elsewhere, with room for some bytes drawn by chance."""
+    disk, rng, seen = cluster_spark.disk, random.Random(SEED), Counter[str]()
+    if disk is None:
+        pytest.skip("needs the right to mount a tmpfs, which root has on a machine of its own")
+    for number in range(times(1, 20)):
+        world = new_world()
+        before = world.remote.objects.read("CURRENT", 1 << 20)
+        disk.leave(0 if number == 0 else rng.choice((0, ROOM_SPARE_BYTES)) + rng.randrange(200_000))
+        try:
+            world.build(4)
+            seen["ended right"] += 1
+        except ThinRowError as error:
+            assert "\n" not in str(error)
+            assert isinstance(error, StoreFullError) or "No space left on device" in str(error)
+            assert world.remote.objects.read("CURRENT", 1 << 20) == before
+            seen["refused"] += 1
+        finally:
+            disk.resize(EXECUTOR_DISK_BYTES)
+        world.build(4)  # does nothing where it ended
+        world.build_locally(4)
+        world.check(3, 4)
+    Tried(
+        "`--engine spark`: the disk of one of two executors is full, or nearly",
+        sum(seen.values()),
+        "Tasks succeed elsewhere, or the run is refused in one sentence; with room it ends right",
+        f"{seen['ended right']} ended right, {seen['refused']} refused by name; {RIGHT}",
     ).keep()

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,17 @@ from unittest import mock
 
 import pytest
 from support.paths import ROOT
+from support.small_disks import small_disk
 from support.task_hooks import VARIABLE, write_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from support.small_disks import Disk
+
 START_S = 120
 MASTER, *WORKERS = "127.0.0.1", "127.0.0.2", "127.0.0.3"
+EXECUTOR_DISK_BYTES = 512 << 20
 JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss2m"
 """Short runs end before more of a compiler or of a collector pays."""
 
@@ -52,6 +56,8 @@ class Sparked:
     """File for hooks of its tasks: see task_hooks.py."""
     folder: Path
     """Folder below which executors have their files."""
+    disk: Disk | None = None
+    """Disk of the executors of the first worker; None where none can be mounted."""
 
 
 def properties(folder: Path, **more: str) -> dict[str, str]:
@@ -90,7 +96,9 @@ def properties(folder: Path, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def active_session(folder: Path, wanted: Mapping[str, str]) -> Iterator[Sparked]:
+def active_session(
+    folder: Path, wanted: Mapping[str, str], disk: Disk | None = None
+) -> Iterator[Sparked]:
     """Opens a session that jobs of this process use, until the block ends."""
     spark_home()
     from pyspark.sql import SparkSession
@@ -103,7 +111,7 @@ def active_session(folder: Path, wanted: Mapping[str, str]) -> Iterator[Sparked]
     with mock.patch.dict(os.environ, environment):
         session = builder.getOrCreate()
         try:
-            yield Sparked(session, folder / "hooks", folder)
+            yield Sparked(session, folder / "hooks", folder, disk)
         finally:
             session.stop()
 
@@ -113,7 +121,7 @@ class Cluster:
     """A running master."""
 
     url: str
-    folder: Path
+    disk: Disk | None
 
 
 @contextmanager
@@ -124,6 +132,11 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
         folder: Folder for their files; the local folders of executors lie in `local`.
     """
     started: list[subprocess.Popen[bytes]] = []
+    (folder / "local").mkdir()
+    stack, disk = ExitStack(), None
+    with suppress(pytest.skip.Exception):
+        disk = stack.enter_context(small_disk(folder / "local" / WORKERS[0]))
+        disk.resize(EXECUTOR_DISK_BYTES)
     try:
         master = ["master.Master", "--host", MASTER, "--port", "0", "--webui-port", "0"]
         log = _daemon(folder, "master", MASTER, master, started)
@@ -134,12 +147,13 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
             log = _daemon(folder, host, host, ["worker.Worker", *options, url], started)
         for host in WORKERS:
             _wait_for(folder / f"{host}.log", "(Successfully registered with master)", started)
-        yield Cluster(url, folder)
+        yield Cluster(url, disk)
     finally:
         for process in started:
             process.kill()
         for process in started:
             process.wait()
+        stack.close()
 
 
 def _daemon(

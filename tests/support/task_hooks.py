@@ -117,6 +117,16 @@ def kill_worker(_: Fault) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def kill_driver(_: Fault) -> None:
+    """Kills the program that started Spark in its process: the executor is its child."""
+    driver = parent_of(parent_of(os.getppid()))
+    command = Path(f"/proc/{driver}/cmdline").read_bytes()
+    assert b"compact" in command, command
+    os.kill(driver, signal.SIGKILL)
+    time.sleep(WAIT_S)  # this worker ends with the driver
+    raise AssertionError("the driver was killed, and its worker lives on")
+
+
 def lose_shuffle(fault: Fault) -> None:
     """Removes the output of all maps, as a lost disk does; the argument is a folder."""
     lost = [path for path in Path(fault.argument).rglob("shuffle_*") if path.is_file()]
@@ -142,7 +152,12 @@ def other_version(_: str) -> str:
 
 
 ACTS: dict[str, Callable[[Fault], None]] = {
-    one.__name__: one for one in (kill_executor, kill_worker, lose_shuffle, wait_for_twin, note)
+    "kill_driver": kill_driver,
+    "kill_executor": kill_executor,
+    "kill_worker": kill_worker,
+    "lose_shuffle": lose_shuffle,
+    "wait_for_twin": wait_for_twin,
+    "note": note,
 }
 
 

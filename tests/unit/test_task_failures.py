@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
+from socket import gethostname
+from typing import TYPE_CHECKING
 
 import pytest
 from thinrow.engines.spark.tasks import failure_of, software, task
 from thinrow.errors import EngineError, InputError, StoreFullError, ThinRowError
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def report_of(error: ThinRowError) -> str:
+
+def report_of(error: Exception) -> str:
     """The text of Spark's exception: Python's traceback, which quotes lines of the source."""
     try:
         with task(software()):
@@ -30,6 +36,13 @@ def test_an_error_of_ours_is_found_in_a_report(error: ThinRowError) -> None:
     found = failure_of(report_of(error))
     assert type(found) is type(error)
     assert str(found) == str(error)
+
+
+def test_a_full_disk_has_its_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPARK_LOCAL_DIRS", f"{tmp_path},/elsewhere")
+    found = failure_of(report_of(OSError(errno.ENOSPC, "No space left on device")))
+    assert isinstance(found, StoreFullError)
+    assert f"The disk that holds {gethostname()}:{tmp_path} is full; free" in str(found)
 
 
 def test_a_report_of_another_error_has_none_of_ours() -> None:

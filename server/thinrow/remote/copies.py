@@ -52,14 +52,20 @@ class Copies:
         store: The store.
         folder: The folder; created when the first copy is made.
         report: Receives the progress, also from other threads, one call at a time.
+        remedy: What users can do about a disk that is full.
     """
 
     def __init__(
-        self, store: ObjectStore, folder: Path, report: Callable[[Pull], None] = lambda _: None
+        self,
+        store: ObjectStore,
+        folder: Path,
+        report: Callable[[Pull], None] = lambda _: None,
+        remedy: str = "give --mirror a larger disk",
     ) -> None:
         self._store = store
         self._folder = folder
         self._report = report
+        self._remedy = remedy
         self._stopping = threading.Event()
         self._counting = threading.Lock()
 
@@ -172,5 +178,5 @@ class Copies:
             raise StoreFullError(
                 f"Generation {pull.generation} of {self._store.url} needs {needed:,} bytes more, "
                 f"and the disk that holds {self._folder} has {free:,} free; free some space, or "
-                f"give --mirror a larger disk."
+                f"{self._remedy}."
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from socket import gethostname
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -172,7 +173,8 @@ class BuildPlan:
             return None
         summary = ShardSummary.model_validate_json(self.previous[shard])
         _, manifest = read_shard(store, self.previous_run_id, shard, summary)
-        copies = Copies(store, folder / "objects")
+        remedy = f"give executors on {gethostname()} a larger disk (spark.local.dir)"
+        copies = Copies(store, folder / "objects", remedy=remedy)
         copies.fetch(self.shards.generation - 1, manifest.files)
         path = folder / "previous" / manifest.name
         path.mkdir(parents=True)

@@ -29,7 +29,8 @@ POLL_S = 0.5
 """Interval at which the progress of a job is read."""
 _DEFAULTS = {
     "spark.app.name": "thinrow",
-    "spark.log.level": "ERROR",
+    # An error of a task is shown in one sentence; Spark would log it as well, with its stack.
+    "spark.log.level": "FATAL",
     "spark.ui.showConsoleProgress": "false",
 }
 _RUNTIME = {

@@ -99,7 +99,8 @@ def user_bounds(slices: Sequence[Slice], kind: IdKind, shards: int) -> NDArray[n
                 group.column(place).total_compressed_size for place in range(group.num_columns)
             )
             batch = next(file.iter_batches(SAMPLED_ROWS, columns=["user_id"], row_groups=[0]))
-            column = pa.table(batch).column("user_id")
+            # Nulls are refused by the tasks, which read all rows.
+            column = pa.table(batch).column("user_id").drop_null()
             keys.append(UserIdReader(kind).keys(one.file, column))
     if not rows:
         return np.empty(0, np.uint64)

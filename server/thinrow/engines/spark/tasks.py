@@ -10,10 +10,12 @@ import tempfile
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING
 
 import thinrow.errors
 from thinrow.errors import EngineError, ThinRowError
+from thinrow.store.shard import storage_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +39,7 @@ def software() -> Software:
 def task(expected: Software) -> Iterator[Path]:
     """Yields a folder for the files of a task; it is removed at the end.
 
-    An error of ours reaches the driver as what it is (`failure_of`).
+    An error of ours, or of the executor's disk, reaches the driver as what it is (`failure_of`).
 
     Args:
         expected: Versions that the driver has.
@@ -45,6 +47,8 @@ def task(expected: Software) -> Iterator[Path]:
     Raises:
         RuntimeError: Carries an error of ours through Spark.
     """
+    # The executor's disk for such files; its working folder may be small.
+    parent = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0] or tempfile.gettempdir()
     try:
         for name, here in software().items():
             if here != expected[name]:
@@ -52,12 +56,13 @@ def task(expected: Software) -> Iterator[Path]:
                     f"An executor has {name} {here}, and the driver {expected[name]}; run both "
                     f"from one image."
                 )
-        # The executor's disk for such files; its working folder may be small.
-        parents = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")
-        with tempfile.TemporaryDirectory(prefix="thinrow-", dir=parents[0] or None) as folder:
+        with tempfile.TemporaryDirectory(prefix="thinrow-", dir=parent) as folder:
             yield Path(folder)
-    except ThinRowError as error:
-        text = json.dumps({"kind": type(error).__name__, "message": str(error)})
+    except (ThinRowError, OSError) as error:
+        ours = error
+        if isinstance(error, OSError):
+            ours = storage_error(error, Path(f"{gethostname()}:{parent}"))
+        text = json.dumps({"kind": type(ours).__name__, "message": str(ours)})
         raise RuntimeError(f"THINROW_TASK {text}") from error
 
 
