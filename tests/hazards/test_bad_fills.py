@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from unittest import mock
 
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
@@ -497,6 +498,19 @@ def test_rows_are_joined_neither_by_codes_nor_to_other_users(tmp_path: Path) -> 
         )
         with pytest.raises(UsageError, match=reason):
             fill(config)
+
+
+def test_texts_of_equal_hashes_are_two_keys(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled = copied(world, tmp_path / "filled")
+    brands = COLUMNS["brand"].to_pylist()
+    assert len({*brands}) > 1
+    filled.write("shops.parquet", pa.table({"brand": [brands[0]], "shop": ["s"]}))
+    monkeypatch.setattr(
+        pl.Series, "hash", lambda self, _: pl.zeros(len(self), pl.UInt64, eager=True)
+    )
+    assert fill(shop_config(filled)).record.events == brands.count(brands[0])
 
 
 def test_columns_of_every_file_count(world: World, tmp_path: Path) -> None:

@@ -1,16 +1,17 @@
-"""Rows of a fill in memory: each key once, found for events by a join."""
+"""Rows of a fill in memory: each key once, found for events by an index."""
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 from thinrow import _native
 from thinrow.errors import InputError, UsageError
 from thinrow.filling.config import VALUES_BYTES_MAX
 
 if TYPE_CHECKING:
+    import polars as pl
     from numpy.typing import NDArray
     from thinrow.filling.key_names import KeyNames
     from thinrow.filling.table import FillTable
@@ -34,29 +35,14 @@ class FillRows:
         """
         self.key = list(table.key)
         self.keys, self.values = frame.select(self.key), frame.select(table.filled_names)
-        self._index = None
-        if all(kind.is_integer() for kind in self.keys.dtypes):
-            self._nullable = frozenset(column.name for column in self.keys if column.null_count())
-            words, size = _words(self.keys, self._nullable)
-            self._index = _native.RowIndex(words, size)
-            firsts = self._index.firsts()
-            is_first = firsts == np.arange(len(frame))
-            if not is_first.all():
-                _check_alike(
-                    self.keys, self.values, np.flatnonzero(~is_first), firsts, table, names
-                )
-        else:
-            first = self.keys.with_row_index("row:").unique(
-                self.key, keep="first", maintain_order=True
-            )
-            is_first = np.zeros(len(frame), dtype=np.bool_)
-            is_first[first["row:"].to_numpy()] = True
-            if not is_first.all():
-                firsts = _joined(self.keys, first, self.key)
-                _check_alike(
-                    self.keys, self.values, np.flatnonzero(~is_first), firsts, table, names
-                )
-            self._first = first
+        self._nullable = frozenset(column.name for column in self.keys if column.null_count())
+        self._seeds = secrets.randbits(63), secrets.randbits(63)
+        self._index = _native.RowIndex(*self._words(self.keys))
+        firsts = self._index.firsts()
+        is_first = firsts == np.arange(len(frame))
+        assert not self._differs(self.keys, firsts).any(), "two hashes of 128 bits are equal"
+        if not is_first.all():
+            _check_alike(self.keys, self.values, np.flatnonzero(~is_first), firsts, table, names)
         self._is_first = is_first
         self.matched = np.zeros(len(frame), dtype=np.bool_)
         """True for rows that an event had, shape (rows,); of several of a key, for the first."""
@@ -74,13 +60,11 @@ class FillRows:
         Returns:
             Number of the row, -1 for none; shape (events,).
         """
-        if self._index is not None:
-            found = self._index.find(_words(events, self._nullable)[0])
-            for column in events:
-                if column.name not in self._nullable and column.null_count():
-                    found[column.is_null().to_numpy()] = -1
-        else:
-            found = _joined(events, self._first, self.key)
+        found = self._index.find(self._words(events)[0])
+        for column in events:
+            if column.name not in self._nullable and column.null_count():
+                found[column.is_null().to_numpy()] = -1
+        found[self._differs(events, found)] = -1
         self.matched[found[found >= 0]] = True
         return found
 
@@ -89,28 +73,33 @@ class FillRows:
         """Keys of the distinct rows that no event had."""
         return self.keys.filter(self._is_first & ~self.matched)
 
+    def _words(self, keys: pl.DataFrame) -> tuple[NDArray[np.uint64], int]:
+        """Returns keys as words, one key after the other, and the words of a key.
 
-def _words(keys: pl.DataFrame, nullable: frozenset[str]) -> tuple[NDArray[np.uint64], int]:
-    """Returns keys as words, one key after the other, and the words of a key.
+        A word before that of a nullable column says whether the key has it. Texts and lists are two
+        hashes under seeds of this table, so that no one can choose some that share them.
+        """
+        columns: list[NDArray[np.uint64]] = []
+        for column in keys:
+            if column.name in self._nullable:
+                columns.append(column.is_not_null().to_numpy().astype(np.uint64))
+            if not column.dtype.is_integer():
+                columns += [column.hash(seed).to_numpy() for seed in self._seeds]
+                continue
+            numbers = column.fill_null(0).to_numpy()
+            wide = numbers.astype(np.int64 if numbers.dtype.kind == "i" else np.uint64, copy=False)
+            columns.append(wide.view(np.uint64))
+        return np.column_stack(columns).reshape(-1), len(columns)
 
-    A word before that of a nullable column says whether the key has it.
-    """
-    columns: list[NDArray[np.uint64]] = []
-    for column in keys:
-        if column.name in nullable:
-            columns.append(column.is_not_null().to_numpy().astype(np.uint64))
-        numbers = column.fill_null(0).to_numpy()
-        wide = numbers.astype(np.int64 if numbers.dtype.kind == "i" else np.uint64, copy=False)
-        columns.append(wide.view(np.uint64))
-    return np.column_stack(columns).reshape(-1), len(columns)
-
-
-def _joined(events: pl.DataFrame, first: pl.DataFrame, key: list[str]) -> NDArray[np.int64]:
-    """The row of each event, of keys with texts or lists; -1 for none."""
-    # Key traits may be null, and then stand for events that lack them.
-    joined = events.join(first, on=key, how="left", nulls_equal=True, maintain_order="left")
-    found: NDArray[np.int64] = joined["row:"].cast(pl.Int64).fill_null(-1).to_numpy()
-    return found
+    def _differs(self, events: pl.DataFrame, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Returns True where an event has a row of equal hashes whose texts or lists differ."""
+        differs = np.zeros(len(rows), np.bool_)
+        has = np.flatnonzero(rows >= 0)
+        for column in events:
+            if not column.dtype.is_integer():
+                known = self.keys[column.name].gather(rows[has])
+                differs[has] |= column.gather(has).ne_missing(known).to_numpy()
+        return differs
 
 
 def _check_alike(
