@@ -327,7 +327,7 @@ def test_requests_fail(object_storage: ObjectStorage, tmp_path: Path) -> None:
 def test_serve_killed_in_a_pull(on_files: Published, tmp_path: Path) -> None:
     """SIGKILL at steps of the server on its mirror's folder."""
     served = {"old": 0, "new": 0}
-    for step in sample(list(range(5, 130)), times(1, 30), SEED):
+    for step in sample(list(range(5, 305)), times(1, 30), SEED):
         folder = on_files.mirrored(tmp_path / "mirror")
         command = [sys.executable, STEPS, str(step), folder, "serve"]
         command += ["--store", on_files.world.url, "--mirror", folder]

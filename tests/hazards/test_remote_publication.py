@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -17,13 +18,12 @@ from thinrow.errors import (
     StoreUnavailableError,
     UsageError,
 )
+from thinrow.online.config import OnlineConfig
 from thinrow.remote import object_store, publication
 from thinrow.remote.current import require_current
 from thinrow.remote.object_store import ObjectStore
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from support.object_storage import ObjectStorage
 
 
@@ -277,3 +277,5 @@ def test_options_that_do_not_fit_the_place(world: RemoteWorld, tmp_path: Path) -
     (tmp_path / "other").write_text("", encoding="utf-8")
     with pytest.raises(UsageError, match="holds other files and is no mirror"):
         world.compact(3, mirror=tmp_path)
+    with pytest.raises(UsageError, match="is a URL; give the folder of a mirror"):
+        OnlineConfig(store=Path(world.url))

@@ -16,6 +16,7 @@ from thinrow.core.settings import setting
 from thinrow.online.appends import PENDING_BYTES_MAX, PENDING_EVENTS_MAX
 from thinrow.online.clock import Wall, wall_ts
 from thinrow.online.limits import BLOCK_CACHE_BYTES, MEMTABLE_BYTES, MEMTABLES_MAX
+from thinrow.store.place import check_folder
 from thinrow.store.times import DAY_MS
 
 __all__ = [
@@ -49,7 +50,7 @@ SMALL_REQUEST_BYTES_MAX = MIB // 2
 class OnlineConfig(ServiceConfig):
     """One online server. Its store may hold no generation yet."""
 
-    store: Path = field(metadata=setting("Folder of the store."))
+    store: Path = field(metadata=setting("Folder of the store, or of a mirror of one at a URL."))
     listen: str = "127.0.0.1:7888"
     metrics: str | None = "127.0.0.1:7889"
     data: Path | None = field(
@@ -133,6 +134,10 @@ class OnlineConfig(ServiceConfig):
             * (DECODED_BYTES_PER_BYTE * self.request_bytes_max + BATCH_COPIES * batch)
             + 2 * (PENDING_BYTES_MAX + RECORD_BYTES * PENDING_EVENTS_MAX + batch)
         )
+
+    def __post_init__(self) -> None:
+        super(OnlineConfig, self).__post_init__()
+        check_folder(self.store)
 
     @property
     def folder(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from thinrow.errors import UsageError
@@ -9,7 +10,7 @@ from thinrow.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["check_place", "is_url"]
+__all__ = ["check_folder", "check_place", "is_url"]
 
 
 def is_url(store: str | Path) -> bool:
@@ -25,3 +26,16 @@ def check_place(store: str | Path, mirror: Path | None) -> None:
     """
     if mirror is not None and not is_url(store):
         raise UsageError(f"mirror is for stores at a URL; leave it out with the folder {store}.")
+
+
+def check_folder(store: Path) -> None:
+    """Checks that a store that is read where it lies is a folder.
+
+    Raises:
+        UsageError: It is a URL, which as a path has lost one of its slashes.
+    """
+    if re.match(r"(s3|gs|az|file):/", str(store)):
+        raise UsageError(
+            f"{store} is a URL; give the folder of a mirror, which thinrow serve --mirror keeps "
+            f"like the store."
+        )
