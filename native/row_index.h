@@ -44,7 +44,7 @@ class RowIndex {
     uint32_t tag = 0, row = 0; // the row's number plus 1; 0 for an empty slot
   };
 
-  static constexpr int64_t rows_max = (1LL << 32) - 1, ahead = 16;
+  static constexpr int64_t rows_max = (1LL << 32) - 1, ahead = 16, near = 8;
 
   static uint32_t tag_of(uint64_t hash) { return static_cast<uint32_t>(hash >> 32); }
 
@@ -54,7 +54,8 @@ class RowIndex {
     return hash.finish();
   }
 
-  // Calls `visit` with each key's place and hash; slots of the next keys are fetched meanwhile.
+  // Calls `visit` with each key's place and hash; the slots of later keys, and nearer to their turn
+  // the rows that these slots name, are fetched meanwhile.
   template <typename Visit>
   void each(const uint64_t *words, int64_t count, const Visit &visit) {
     std::array<uint64_t, ahead> hashes;
@@ -66,6 +67,10 @@ class RowIndex {
     for (int64_t place = 0; place < std::min(ahead, count); ++place) prepare(place);
     for (int64_t place = 0; place < count; ++place) {
       const uint64_t hash = hashes[place % ahead];
+      if (place + near < count) {
+        const Slot &slot = slots_[hashes[(place + near) % ahead] & (slots_.size() - 1)];
+        if (slot.row) __builtin_prefetch(words_ + (static_cast<int64_t>(slot.row) - 1) * size_);
+      }
       visit(place, hash);
       if (place + ahead < count) prepare(place + ahead);
     }
