@@ -158,6 +158,15 @@ def test_a_log_that_was_cleaned_up(tmp_path: Path) -> None:
     assert users(f"delta:{tmp_path}") == [0, 1, 2]
 
 
+def test_partitions_of_bytes_are_refused(tmp_path: Path) -> None:
+    """The log has them as text, which readers would take for the bytes."""
+    table = pa.table({"user_id": [1], "device": [b"\x00a"]})
+    write_deltalake(tmp_path, table, partition_by=["device"])
+    for name in (f"delta:{tmp_path}", f"delta:{tmp_path}@0..0"):
+        with pytest.raises(InputError, match="partitioned by device, whose values are bytes"):
+            data_files(name)
+
+
 def test_without_deltalake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deltalake", None)
     with pytest.raises(UsageError, match=r"needs deltalake; pip install 'thinrow\[delta\]'"):

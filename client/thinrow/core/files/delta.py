@@ -62,7 +62,15 @@ def delta_files(wanted: TableRange) -> list[DataFile]:
             f"{wanted.name} has column mapping, so its files have other names for columns; write "
             f"the events to a table without delta.columnMapping.mode."
         )
-    schema = load_pyarrow().schema(table.schema().to_arrow())
+    pa = load_pyarrow()
+    schema = pa.schema(table.schema().to_arrow())
+    for name in metadata.partition_columns:
+        kind = schema.field(name).type
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or kind == pa.binary_view():
+            raise InputError(
+                f"{wanted.name} is partitioned by {name}, whose values are bytes, and writers "
+                f"escape those in different ways; write the events to a table that is not."
+            )
     if wanted.first is None:
         added = _added_until(table, metadata.partition_columns)
         version = f"@{last}"
