@@ -27,7 +27,7 @@ from support.remote_stores import RemoteWorld, remote_world
 from support.request_steps import before_request
 from support.small_disks import ROOMY, small_disk
 from support.small_store import sample
-from support.tried import SEED, Tried, times
+from support.tried import FULL, SEED, Tried, times
 from support.worlds import compact_command, days, pointers_to, read_store, thinrow
 from thinrow.errors import (
     StoreCorruptError,
@@ -314,7 +314,7 @@ def test_requests_fail(object_storage: ObjectStorage, tmp_path: Path) -> None:
                 assert pulling.generation == require_current(world.objects).record.number
         number_now = require_current(world.objects).record.number
         assert len(world.answers(*range(3, 3 + number_now))) == 6 * number_now
-    assert seen["right"]
+    assert (seen["right"] and seen["refused"]) or not FULL
     Tried(
         fault="Requests to an object store refused (503), cut, slow, or done and their answer lost",
         times=seen["right"] + seen["refused"],
