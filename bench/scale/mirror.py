@@ -262,6 +262,7 @@ def main() -> None:
         machine=machine(),
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         copies=COPIES_AT_ONCE,
+        load=os.getloadavg()[1],
         rounds=given.rounds,
         pulls=table(
             "pull | changed, bytes: | moved, bytes: | ratio: | bare download: | until ready: | "
