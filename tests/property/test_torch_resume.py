@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.scenarios import examples
 from support.thin_rows import rows_table, shown, write_rows
-from support.worlds import built_world, running_server
+from support.worlds import SCHEMA, built_world, new_world, running_server, some_events
 from thinrow.client import Projection
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowDataset, ThinRowLoader
 from torch.utils.data import DataLoader
@@ -249,10 +249,15 @@ for in_worker in DataLoader(dataset, batch_size=None, num_workers=1):
 
 @pytest.mark.parametrize("in_process", [False, True])
 def test_forked_workers_load_no_library_of_their_own(
-    tmp_path: Path, server: Running, world: World, in_process: bool
+    tmp_path: Path, server: Running, in_process: bool
 ) -> None:
     paths = write_rows(tmp_path, [5])
-    target = str(world.store) if in_process else server.address
+    target = server.address
+    if in_process:
+        coded = 'brand = { type = "string", codes = "vocabulary" }'
+        world = new_world(tmp_path, SCHEMA.replace('brand = "string"', coded))
+        world.compact(some_events(), 3)
+        target = str(world.store)
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LIBRARIES, paths, target],
         stdout=subprocess.PIPE,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+# Stores with vocabularies need its libraries, which a process that is forked later must not load.
+import thinrow.store.vocabulary  # noqa: F401
 from thinrow.access.identity import CallContext, CallIdentity
 from thinrow.access.tenants import Tenants
 from thinrow.core.ids import to_wire_kind

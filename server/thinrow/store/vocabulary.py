@@ -132,7 +132,9 @@ class Vocabulary:
         try:
             if expected is not None and not file_summary(path).has_content_of(expected):
                 raise StoreCorruptError(f"{path} is damaged: its checksum differs.")
-            table = pq.read_table(path)
+            # `read_table` would load libraries for data sets of many files.
+            with pq.ParquetFile(path) as file:
+                table = file.read()
             codes = table.column("code").to_numpy()
             if not np.array_equal(codes, np.arange(FIRST_CODE, FIRST_CODE + len(codes))):
                 raise StoreCorruptError(f"{path} is damaged: its codes do not ascend by 1.")
