@@ -31,7 +31,8 @@ TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict
 	portalocker==4.4.2 lightning-utilities==0.15.3 cloudpickle==3.1.2 psutil==7.2.2 pandas==3.1.1
 
 # pyspark, without pandas, of which it wants an older one than the tests have: only Arrow data passes here.
-SPARK := pyspark==4.3.0 py4j==0.10.9.9
+# Spark Connect needs grpcio-status.
+SPARK := pyspark==4.3.0 py4j==0.10.9.9 grpcio-status==1.85.3
 
 TRAINERS := lightning==2.6.6 transformers==5.24.0 accelerate==1.15.0 datasets==5.2.0
 

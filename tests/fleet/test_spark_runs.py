@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -262,3 +263,23 @@ def test_a_mistake_of_a_user_is_one_sentence(
         "One sentence, the embedded engine's; nothing is published",
         "1 refused by name",
     ).keep()
+
+
+def test_spark_connect(new_world: Callable[[], SparkWorld], tmp_path: Path) -> None:
+    """A driver that has no Spark of its own, but a server's; tasks, errors and all are the same."""
+    pytest.importorskip("grpc_status", reason="grpcio-status is not installed: make spark")
+    world = new_world()
+    options = ["--spark-conf", "spark.remote=local[2]"]
+    program = "import sys; sys.argv[0] = 'thinrow'; from thinrow.cli.entry import main; main()"
+    environment = {**os.environ, "SPARK_LOCAL_IP": MASTER, "SPARK_LOCAL_DIRS": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, *command(world, 4), *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert ended.returncode == 0, ended.stderr
+    world.build_locally(4)
+    world.check(3, 4)

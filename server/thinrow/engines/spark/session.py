@@ -128,7 +128,10 @@ def _session(properties: Mapping[str, str]) -> Iterator[Any]:
     for key, value in wanted.items():
         builder = builder.remote(value) if key == "spark.remote" else builder.config(key, value)
     try:
-        with _python_of_tasks(wanted.get(_PYTHON)):
+        with _python_of_tasks(wanted.get(_PYTHON)), warnings.catch_warnings():
+            # A server of Spark Connect keeps its own.
+            for key in wanted.keys() - properties.keys():
+                warnings.filterwarnings("ignore", f"Failed to set {re.escape(key)} ", UserWarning)
             session = builder.getOrCreate()
     except Exception as error:
         raise EngineError(
