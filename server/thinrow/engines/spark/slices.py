@@ -91,14 +91,18 @@ def user_bounds(slices: Sequence[Slice], kind: IdKind, shards: int) -> NDArray[n
     keys, rows, group_bytes = [np.empty(0, np.int64)], 0, 0
     for one in slices[::step][:SAMPLED_FILES]:
         with open_parquet(one.file) as file:
-            if not file.metadata.num_rows or "user_id" not in file.schema_arrow.names:
+            found = (file.metadata.row_group(n) for n in range(file.metadata.num_row_groups))
+            # Writers may leave a first group without rows.
+            sampled = next(((n, group) for n, group in enumerate(found) if group.num_rows), None)
+            if sampled is None or "user_id" not in file.schema_arrow.names:
                 continue
-            group = file.metadata.row_group(0)
+            number, group = sampled
             rows += group.num_rows
             group_bytes += sum(
                 group.column(place).total_compressed_size for place in range(group.num_columns)
             )
-            batch = next(file.iter_batches(SAMPLED_ROWS, columns=["user_id"], row_groups=[0]))
+            pieces = file.iter_batches(SAMPLED_ROWS, columns=["user_id"], row_groups=[number])
+            batch = next(pieces)
             # Nulls are refused by the tasks, which read all rows.
             column = pa.table(batch).column("user_id").drop_null()
             keys.append(UserIdReader(kind).keys(one.file, column))
