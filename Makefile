@@ -39,7 +39,7 @@ TRAINERS := lightning==2.6.6 transformers==5.24.0 accelerate==1.15.0 datasets==5
 .PHONY: help setup demo test test-recipes test-wheel test-docs test-fast test-long fleet-test
 .PHONY: torchrec trainers spark faults
 .PHONY: check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors
-.PHONY: bench bench-peers bench-short bench-scale bench-spark bench-research gpu docs wheel wheels lock pin-images image-test
+.PHONY: bench bench-peers bench-short bench-ids bench-scale bench-spark bench-research gpu docs wheel wheels lock pin-images image-test
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -144,6 +144,9 @@ bench-peers: setup ## measure against other systems, into docs/reports/benchmark
 
 bench-short: setup ## measure short, shuffled and fresh histories, into docs/reports/benchmarks-short.md
 	$(BIN)/python bench/short.py $(OPTIONS)
+
+bench-ids: setup ## measure ids of every kind, lists and fills, into docs/reports/ids.md
+	$(BIN)/python bench/ids.py $(OPTIONS)
 
 bench-scale: setup ## measure mirrors of stores in an object store, into docs/reports/scale.md
 	PYTHONPATH=bench $(BIN)/python bench/scale/mirror.py $(OPTIONS)
