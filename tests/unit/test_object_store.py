@@ -9,8 +9,10 @@ from unittest import mock
 
 import pytest
 import xxhash
+from support.peak import peak_of
 from thinrow.errors import StoreCorruptError, StoreError, StoreUnavailableError, UsageError
 from thinrow.remote import object_store
+from thinrow.remote.limits import COPIES_AT_ONCE, COPY_MEMORY_BYTES
 from thinrow.remote.object_store import ObjectStore
 
 if TYPE_CHECKING:
@@ -208,3 +210,27 @@ def test_the_library_is_named_where_it_is_missing() -> None:
         pytest.raises(UsageError, match=r"thinrow\[remote\]"),
     ):
         ObjectStore("s3://bucket/store")
+
+
+def test_copying_stays_within_its_memory(object_storage: ObjectStorage, tmp_path: Path) -> None:
+    """Large objects, all that a mirror copies at once; the bound of a server counts their memory."""
+    source = tmp_path / "source"
+    source.write_bytes(bytes(24 << 20))
+    store = ObjectStore(object_storage.new_url())
+    store.upload("x", source)
+    arguments = (24 << 20, xxhash.xxh3_64_hexdigest(source.read_bytes()))
+    prelude = (
+        "from pathlib import Path\n"
+        "from thinrow.remote.limits import COPIES_AT_ONCE\n"
+        "from thinrow.remote.object_store import ObjectStore\n"
+        "from thinrow.remote.threads import map_in_threads\n"
+        f"store = ObjectStore({store.url!r})\n"
+        "def copy(number):\n"
+        f"    store.download('x', Path({str(tmp_path)!r}) / str(number), *{arguments!r})\n"
+        "def copies(count):\n"
+        "    return len(list(map_in_threads(copy, range(count), COPIES_AT_ONCE)))\n"
+        "copies(1)"
+    )
+    peak = peak_of(f"copies({2 * COPIES_AT_ONCE})", prelude)
+    assert peak.outcome == str(2 * COPIES_AT_ONCE)
+    assert peak.grown_bytes <= COPY_MEMORY_BYTES
