@@ -213,7 +213,7 @@ def test_the_library_is_named_where_it_is_missing() -> None:
 
 
 def test_copying_stays_within_its_memory(object_storage: ObjectStorage, tmp_path: Path) -> None:
-    """Large objects, all that a mirror copies at once; the bound of a server counts their memory."""
+    """Large objects, all that a mirror copies at once; a server's bound counts their memory."""
     source = tmp_path / "source"
     source.write_bytes(bytes(24 << 20))
     store = ObjectStore(object_storage.new_url())
