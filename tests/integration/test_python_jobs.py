@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,8 +19,6 @@ from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import dagster as dg
     import pytest
 
@@ -65,6 +66,7 @@ def test_daily_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] = START_TS + DAY_MS + 1
 
         monkeypatch.setenv("THINROW_FIRST_DAY", DAY)
+        monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         example = runpy.run_path(str(ROOT / "examples/dagster_daily.py"))
         places = example["Places"](
             online=server.address,
@@ -75,9 +77,8 @@ def test_daily_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
         def run() -> dg.ExecuteInProcessResult:
-            assets = [
-                example[name] for name in ("exported_events", "generation", "verified_sample")
-            ]
+            names = ("exported_events", "generation", "verified_sample", "collected_garbage")
+            assets = [example[name] for name in names]
             return dg.materialize(
                 assets, partition_key=DAY, resources={"places": places}, raise_on_error=False
             )
@@ -96,6 +97,7 @@ def test_daily_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert metadata(second, "generation")["generation"].value == 1
         assert metadata(second, "generation")["events_added"].value == 0
         assert metadata(second, "verified_sample")["rows"].value == 2
+        assert "Removed no generation" in metadata(second, "collected_garbage")["report"].value
 
         write_sample(
             world, tmp_path / "exports" / f"{DAY}.parquet", sample, histories=[[5, 8], [6]]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from thinrow.events.split import Progress
 
-__all__ = ["ARROW_BATCH_BYTES", "POLL_S", "Spark"]
+__all__ = ["ARROW_BATCH_BYTES", "POLL_S", "Spark", "session_properties"]
 
 ARROW_BATCH_BYTES = 32 << 20
 """Bytes of the batches in which Spark gives rows to Python, about: rows have large values here."""
@@ -41,6 +43,8 @@ _RUNTIME = {
 _SHOWN = "org.apache.spark.scheduler.TaskSchedulerImpl"
 """Logger that warns while no executor takes tasks; otherwise a job would wait in silence."""
 _PYTHON = "spark.pyspark.python"
+_PROPERTY = re.compile(r"\s*(spark\.[^\s=:]+)[\s=:]+(.*)")
+"""Line of a file of properties of Java."""
 _NO_THINROW = "ModuleNotFoundError: No module named 'thinrow"
 _CAUSE = re.compile(r"^(?:: )?((?:\w+\.)*\w*(?:Error|Exception): .+)", re.MULTILINE)
 
@@ -49,7 +53,7 @@ class Spark:
     """The user's session, or one that is opened here and stopped at the end. A context manager.
 
     In a notebook the active session is used. Otherwise properties come from `properties`, from
-    spark-submit, or from SPARK_HOME's configuration; with none, Spark runs in this process.
+    spark-submit, or from spark-defaults.conf; with none, Spark runs in this process.
 
     Args:
         properties: Properties of Spark by name.
@@ -107,9 +111,6 @@ def _session(properties: Mapping[str, str]) -> Iterator[Any]:
         )
         import pyspark
         from pyspark.sql import SparkSession
-
-        # An interrupted call is logged with its traceback where no one has configured logging.
-        logging.getLogger("py4j").addHandler(logging.NullHandler())
     except ImportError as error:
         raise UsageError(
             f"--engine spark needs {error.name}; pip install 'thinrow[spark]'."
@@ -120,11 +121,30 @@ def _session(properties: Mapping[str, str]) -> Iterator[Any]:
             f"pip install 'thinrow[spark]'."
         )
     active = SparkSession.getActiveSession()
-    wanted = dict(properties) if active is not None else {**_DEFAULTS, **properties}
-    if active is None and wanted.get("spark.master", "local").startswith("local"):
-        # Else the first python3 of the path is taken, which may lack everything.
-        wanted.setdefault(_PYTHON, os.environ.get("PYSPARK_PYTHON", sys.executable))
-    builder = SparkSession.builder
+    if active is not None:
+        yield _opened(SparkSession.builder, properties, properties)
+        return
+    root = logging.getLogger()
+    root.addFilter(_is_worth_logging)
+    interrupted = signal.getsignal(signal.SIGINT)
+    try:
+        wanted = session_properties(properties)
+        session = _opened(SparkSession.builder, wanted, properties)
+        if threading.current_thread() is threading.main_thread():
+            # pyspark's own handler calls Java while a call to Java waits, which fails.
+            signal.signal(signal.SIGINT, interrupted)
+        try:
+            if "spark.log.level" not in properties:
+                _show_waiting(session)
+            yield session
+        finally:
+            session.stop()
+    finally:
+        root.removeFilter(_is_worth_logging)
+
+
+def _opened(builder: Any, wanted: Mapping[str, str], properties: Mapping[str, str]) -> Any:  # noqa: ANN401
+    """Opens a session with properties, of which some are the user's. Raises EngineError."""
     for key, value in wanted.items():
         builder = builder.remote(value) if key == "spark.remote" else builder.config(key, value)
     try:
@@ -132,19 +152,47 @@ def _session(properties: Mapping[str, str]) -> Iterator[Any]:
             # A server of Spark Connect keeps its own.
             for key in wanted.keys() - properties.keys():
                 warnings.filterwarnings("ignore", f"Failed to set {re.escape(key)} ", UserWarning)
-            session = builder.getOrCreate()
+            return builder.getOrCreate()
     except Exception as error:
         raise EngineError(
             f"No session of Spark can be opened: {_cause(error)}; check that spark.master answers, "
             f"the other properties of --spark-conf, and that Java 17 or later is installed."
         ) from error
-    try:
-        if active is None and "spark.log.level" not in properties:
-            _show_waiting(session)
-        yield session
-    finally:
-        if active is None:
-            session.stop()
+
+
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Drops py4j's tracebacks of calls that an interrupt ended; others are raised besides."""
+    return "py4j" not in Path(record.pathname).parts
+
+
+def session_properties(properties: Mapping[str, str]) -> dict[str, str]:
+    """Returns what a new session is opened with, beside the configuration of Spark.
+
+    Args:
+        properties: Properties of the user, which come first.
+    """
+    configured = _configured()
+    wanted = {key: value for key, value in _DEFAULTS.items() if key not in configured}
+    wanted |= properties
+    is_submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit has set master and Python
+    if _PYTHON in configured:
+        wanted.setdefault(_PYTHON, configured[_PYTHON])
+    master = wanted.get("spark.master", configured.get("spark.master", "local"))
+    if master.startswith("local") and not is_submitted:
+        # Else the first python3 of the path is taken, which may lack everything.
+        wanted.setdefault(_PYTHON, os.environ.get("PYSPARK_PYTHON", sys.executable))
+    return wanted
+
+
+def _configured() -> dict[str, str]:
+    """Reads spark-defaults.conf where Spark does."""
+    home = os.environ.get("SPARK_HOME")
+    folder = os.environ.get("SPARK_CONF_DIR", home and f"{home}/conf")
+    path = Path(folder or "", "spark-defaults.conf")
+    if folder is None or not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {line[1]: line[2].strip() for line in map(_PROPERTY.match, lines) if line}
 
 
 def _show_waiting(session: Any) -> None:  # noqa: ANN401
