@@ -24,6 +24,8 @@ def worker(sock: socket.socket, authenticated: bool) -> int:
     main = pyspark.worker.main
 
     def with_hooks(infile: Any, outfile: Any) -> None:  # noqa: ANN401
+        # A worker that is used again waits for its task here, whose hooks may not be there yet.
+        infile.peek(1)
         with hooks_of_task():
             main(infile, outfile)
 
