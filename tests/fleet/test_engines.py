@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 from unittest import mock
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from support.built_worlds import Built, new_folder
 from support.scenarios import World, bulk, events_table, examples, worlds
 from support.store_contents import contents
-from support.task_hooks import Patch, hooked
+from support.task_sizes import SIZES, Sizes
 from thinrow.compaction.compact import compact
 from thinrow.core.engine_config import EngineConfig
 from thinrow.engines.choice import run_compact
@@ -34,31 +33,7 @@ if TYPE_CHECKING:
     from thinrow.store.manifest import Manifest
 
 ON_SPARK = EngineConfig(engine="spark")
-SHUFFLED = "thinrow.engines.spark.shuffled"
 STRIPES = "thinrow.compaction.rewrite.STRIPE_EVENTS_MAX"
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of what passes between the driver and tasks; no answer depends on them."""
-
-    slice_bytes: int
-    range_events: int
-    flush_bytes: int
-    message_bytes: int
-    batch_bytes: int
-    rows_per_batch: int
-
-
-SIZES = st.builds(
-    Sizes,
-    slice_bytes=st.sampled_from((64 << 20, 3000, 1500)),
-    range_events=st.sampled_from((1 << 21, 20, 1)),
-    flush_bytes=st.sampled_from((96 << 20, 500, 1)),
-    message_bytes=st.sampled_from((4 << 20, 200, 1)),
-    batch_bytes=st.sampled_from((16 << 20, 1000, 1)),
-    rows_per_batch=st.sampled_from((64, 3, 1)),
-)
 
 
 def manifest_at(url: str) -> Manifest:
@@ -100,20 +75,7 @@ class Twins:
         if sizes is None:
             with mock.patch(STRIPES, self.world.stripe_events):
                 return compact(config)
-        slices, session = "thinrow.engines.spark.slices", "thinrow.engines.spark.session"
-        rows = {"spark.sql.execution.arrow.maxRecordsPerBatch": str(sizes.rows_per_batch)}
-        with ExitStack() as stack:
-            stack.enter_context(mock.patch(f"{slices}.SLICE_BYTES", sizes.slice_bytes))
-            stack.enter_context(mock.patch(f"{slices}.RANGE_EVENTS", sizes.range_events))
-            stack.enter_context(mock.patch.dict(f"{session}._RUNTIME", rows))
-            patches = {
-                STRIPES: self.world.stripe_events,
-                f"{SHUFFLED}.FLUSH_BYTES": sizes.flush_bytes,
-                f"{SHUFFLED}.MESSAGE_BYTES": sizes.message_bytes,
-                f"{SHUFFLED}.BATCH_BYTES": sizes.batch_bytes,
-            }
-            hooks = [Patch(name, value) for name, value in patches.items()]
-            stack.enter_context(hooked(self.spark.hooks, *hooks))
+        with sizes.applied(self.spark, {STRIPES: self.world.stripe_events}):
             return run_compact(config, ON_SPARK)
 
     def check(self, run: Run, sizes: Sizes | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
@@ -21,7 +22,6 @@ from thinrow.remote.object_store import ObjectStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 SCHEMA = '[item]\nitem_id = "int64"\n'
 
@@ -133,13 +133,13 @@ def test_a_store_at_a_url_is_copied_for_a_backfill(tmp_path: Path) -> None:
         rows=tmp_path / "rows.parquet",
     )
     backfill(config)
-    rows = config.rows.read_bytes()
+    rows = Path(config.rows).read_bytes()
     mirror = tmp_path / "mirror"
     backfill(replace(config, store=world.url))
-    assert config.rows.read_bytes() == rows
+    assert Path(config.rows).read_bytes() == rows
     backfill(replace(config, store=world.url, mirror=mirror))
     with mock.patch.object(ObjectStore, "download", side_effect=AssertionError("copied")):
         backfill(replace(config, store=world.url, mirror=mirror))
-    assert config.rows.read_bytes() == rows
+    assert Path(config.rows).read_bytes() == rows
     with pytest.raises(UsageError, match="leave it out with the folder"):
         replace(config, mirror=mirror)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import random
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.built_worlds import Answer, Built, bits, new_folder
-from support.id_kinds import id_array, known_id, oracle_id
+from support.id_kinds import known_id, oracle_id
 from support.oracle import (
     Event,
     Key,
     Oracle,
-    Past,
     Pointer,
     Run,
     Schema,
@@ -27,9 +25,9 @@ from support.oracle import (
     trait_value,
     truncate,
 )
+from support.past_requests import PastRequests, past_requests
 from support.scenarios import (
     CADENCES,
-    CROWD,
     STRANGER,
     USERS,
     Example,
@@ -43,7 +41,6 @@ from support.scenarios import (
     worlds,
 )
 from thinrow.jobs.backfill import backfill
-from thinrow.jobs.config import BackfillConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,82 +87,12 @@ def test_long_histories(world: World, seed: int, data: st.DataObject) -> None:
 # What a request saw, put back.
 
 
-class PastRequests(NamedTuple):
-    """Requests of the past, to a store that one run built with a cadence."""
-
-    world: World
-    requests: list[tuple[int, int]]
-    cadence_ms: int
-    publish_delay_ms: int
-    lookback_ms: int | None
-    max_length: int
-    cadence_offset_ms: int
-
-    @property
-    def past(self) -> Past:
-        last_cut = self.world.runs[-1].watermark_ts
-        return Past(self.world.events, self.world.schema, *self[2:], last_cut=last_cut)
-
-
-@st.composite
-def past_requests(draw: st.DrawFn) -> PastRequests:
-    # Where nothing ever arrived, nothing says when the first generation was cut.
-    world = draw(worlds(3, 2, forgetful=False, coded=True).filter(lambda world: bool(world.events)))
-    cadence_ms = draw(st.sampled_from(CADENCES))
-    cadence_offset_ms = draw(st.sampled_from((0, 0, 1, cadence_ms - 1)))
-    first_ts = min(moment for moment in world.moments if moment >= 0)
-    last_ts = world.moments[-1]
-    times = [ts for ts in world.moments if ts >= first_ts] + [
-        ts + 1 for ts in range(first_ts, last_ts, 9)
-    ]
-    rng = draw(st.randoms(use_true_random=True))
-    requests = [
-        (rng.choice((*CROWD, STRANGER)), rng.choice(times))
-        for _ in range(draw(st.sampled_from((1, 20, 20))))
-    ]
-    run = Run(
-        world.events,
-        # Up to the last request, so that no pointer is newer than the store.
-        last_ts + draw(st.sampled_from((0, 1, 30))),
-        cadence_ms,
-        cadence_offset_ms,
-        lookback_ms=draw(st.sampled_from((None, None, 40))),
-        erase=draw(st.sampled_from((frozenset[int](), frozenset(USERS[:1])))),
-    )
-    return PastRequests(
-        replace(world, runs=[run]),
-        requests,
-        cadence_ms,
-        draw(st.sampled_from((0, 0, 1, 5, 60))),
-        draw(st.sampled_from((None, None, 1, 20, 60))),
-        draw(st.sampled_from((0, 0, 1, 3))),
-        cadence_offset_ms,
-    )
-
-
 def backfilled(built: Built, requested: PastRequests) -> tuple[Path, list[dict[str, Any]]]:
     """Thin rows of past requests, and what is in them."""
-    kind = requested.world.schema.user_ids
-    requests = pa.table(
-        {
-            "user_id": id_array([user for user, _ in requested.requests], kind),
-            "request_ts": [ts for _, ts in requested.requests],
-            "label": [f"label {n}" for n in range(len(requested.requests))],
-        }
-    )
+    requests = requested.table
     rows = built.folder / "rows.parquet"
-    backfill(
-        BackfillConfig(
-            requests=built.write(requests),
-            store=built.store,
-            events=[built.write_events(requested.world.events)],
-            rows=rows,
-            time_unit="ms",
-            publish_delay_ms=requested.publish_delay_ms,
-            lookback_ms=requested.lookback_ms,
-            max_length=requested.max_length,
-        )
-    )
+    events = [built.write_events(requested.world.events)]
+    backfill(requested.config(built.write(requests), built.store, events, rows))
     table = pq.read_table(rows)
     assert table.select(requests.column_names).to_pylist() == requests.to_pylist()
     return rows, table.to_pylist()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 from support.paths import NATIVE, SUPPORT
 
 if TYPE_CHECKING:
@@ -71,3 +72,8 @@ def chosen_keys(count: int, zeros: int = 24) -> dict[str, Keys]:
         "golden ratio": steps * 0x9E3779B97F4A7C15,
         "swapped": steps.byteswap(),
     }
+
+
+def narrow_hash(text: bytes, seed: int = 0) -> int:
+    """Returns a key of a text by its first letter alone."""
+    return xxhash.xxh3_64_intdigest(text if seed else text[:1], seed)

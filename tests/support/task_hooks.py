@@ -6,6 +6,7 @@ file that THINROW_TASK_HOOKS names, and tests/support/spark_daemon.py applies th
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -151,6 +152,11 @@ def other_version(_: str) -> str:
     return "0.0.9"
 
 
+def full_disk(_: Fault) -> None:
+    """Raises what the operating system says of a full disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 ACTS: dict[str, Callable[[Fault], None]] = {
     "kill_driver": kill_driver,
     "kill_executor": kill_executor,
@@ -158,7 +164,14 @@ ACTS: dict[str, Callable[[Fault], None]] = {
     "lose_shuffle": lose_shuffle,
     "wait_for_twin": wait_for_twin,
     "note": note,
+    "full_disk": full_disk,
 }
+
+
+def new_traces(folder: Path) -> Path:
+    """Makes the folder for the traces of a fault."""
+    folder.mkdir()
+    return folder
 
 
 def write_hooks(path: Path, hooks: Sequence[Hook]) -> None:

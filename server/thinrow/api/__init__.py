@@ -13,12 +13,11 @@ from thinrow.api.options import job
 from thinrow.compaction.config import CompactionConfig
 from thinrow.compaction.report import CompactionReport
 from thinrow.core.engine_config import EngineConfig
-from thinrow.engines.choice import run_compact
+from thinrow.engines.choice import run_backfill, run_compact, run_slim, run_verify
 from thinrow.filling.config import FillConfig
 from thinrow.filling.fill import FillReport
 from thinrow.filling.fill import fill as run_fill
 from thinrow.jobs.backfill import BackfillReport
-from thinrow.jobs.backfill import backfill as run_backfill
 from thinrow.jobs.config import (
     BackfillConfig,
     ExportConfig,
@@ -28,14 +27,13 @@ from thinrow.jobs.config import (
     SlimConfig,
     VerifyConfig,
 )
-from thinrow.jobs.connected_jobs import run_export, run_materialize, run_verify
+from thinrow.jobs.connected_jobs import run_export, run_materialize
 from thinrow.jobs.connecting import Access
 from thinrow.jobs.export import ExportReport
 from thinrow.jobs.materialize import MaterializeReport
 from thinrow.jobs.research import ResearchReport
 from thinrow.jobs.research import research as run_research
 from thinrow.jobs.slim import SlimReport
-from thinrow.jobs.slim import slim as run_slim
 from thinrow.jobs.verify import VerifyReport
 
 __all__ = [
@@ -63,15 +61,15 @@ def fill(config: FillConfig) -> FillReport:
 
 
 @job("out")
-def backfill(config: BackfillConfig) -> BackfillReport:
+def backfill(config: BackfillConfig, engine: EngineConfig) -> BackfillReport:
     """Writes thin rows for past requests, as if they had been logged then."""
-    return run_backfill(config)
+    return run_backfill(config, engine)
 
 
 @job("out_rows")
-def slim(config: SlimConfig, layout: FatLayoutConfig) -> SlimReport:
+def slim(config: SlimConfig, layout: FatLayoutConfig, engine: EngineConfig) -> SlimReport:
     """Turns fat rows into events and thin rows that show the very same histories."""
-    return run_slim(replace(config, layout=layout))
+    return run_slim(replace(config, layout=layout), engine)
 
 
 @job("out")
@@ -81,9 +79,11 @@ def materialize(config: MaterializeConfig, access: Access) -> MaterializeReport:
 
 
 @job()
-def verify(config: VerifyConfig, layout: FatLayoutConfig, access: Access) -> VerifyReport:
+def verify(
+    config: VerifyConfig, layout: FatLayoutConfig, access: Access, engine: EngineConfig
+) -> VerifyReport:
     """Compares what training would see with fat rows, event by event."""
-    return run_verify(config, layout, access)
+    return run_verify(config, layout, access, engine)
 
 
 @job("out")

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from thinrow.cli.command import command
 from thinrow.cli.time_reports import print_outliers, time_facts
+from thinrow.core.engine_config import EngineConfig
 from thinrow.jobs.config import FatLayoutConfig, SlimConfig
 from thinrow.jobs.console import EXIT_FAILED, facts, out, progress_bar, readable_bytes
 from thinrow.jobs.option_values import duration_text
@@ -31,14 +32,14 @@ MEANINGS = {
 
 
 @command(app, "slim")
-def slim_command(config: SlimConfig, layout: FatLayoutConfig) -> None:
+def slim_command(config: SlimConfig, layout: FatLayoutConfig, engine: EngineConfig) -> None:
     """Turn fat rows into events and thin rows that show the very same histories."""
-    from thinrow.jobs.slim import slim
+    from thinrow.engines.choice import run_slim
 
     config = replace(config, layout=layout)
     with progress_bar() as progress:
-        report = slim(config, progress)
-    out.print(facts(config.rows.name, figures(report)))
+        report = run_slim(config, engine, progress)
+    out.print(facts(str(config.rows), figures(report)))
     print_outliers(report.times)
     if report.facts.rows_disagreeing:
         out.print(*disagreements(report), sep="\n")

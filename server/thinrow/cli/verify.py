@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 from rich.table import Table
 from thinrow.cli.command import command
+from thinrow.core.engine_config import EngineConfig
 from thinrow.jobs.config import FatLayoutConfig, VerifyConfig
 from thinrow.jobs.connecting import Access
 from thinrow.jobs.console import EXIT_FAILED, facts, out, progress_bar
@@ -15,13 +16,15 @@ app = typer.Typer()
 
 
 @command(app, "verify")
-def verify_command(config: VerifyConfig, layout: FatLayoutConfig, access: Access) -> None:
+def verify_command(
+    config: VerifyConfig, layout: FatLayoutConfig, access: Access, engine: EngineConfig
+) -> None:
     """Compare what training would see with fat rows, event by event; exit 1 if they differ."""
-    from thinrow.jobs.connected_jobs import run_verify
+    from thinrow.engines.choice import run_verify
     from thinrow.jobs.verify import difference_fields
 
     with progress_bar() as progress:
-        report = run_verify(config, layout, access, progress)
+        report = run_verify(config, layout, access, engine, progress)
     shown: dict[str, object] = {
         "compared": ", ".join([*report.traits, *report.beside]),
         "rows": report.rows,

@@ -6,7 +6,7 @@ store computes the digests, which prove that pointers and store belong together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,7 @@ from thinrow.core.files.parquet import joined_batches
 from thinrow.core.files.paths import data_files
 from thinrow.core.files.user_columns import user_type
 from thinrow.errors import UsageError
-from thinrow.events.canonical import (
-    check_output,
-)
+from thinrow.events.canonical import check_output
 from thinrow.events.split import Progress, SplitEvents, split_events
 from thinrow.events.time_columns import TimeReader, TimeSpan
 from thinrow.events.user_ids import USERS
@@ -38,20 +36,38 @@ from thinrow.remote.reading import local_store
 from thinrow.store.generation import Generation
 from thinrow.store.hashing import shard_of
 from thinrow.store.history import digests_at
+from thinrow.store.place import is_url
 from thinrow.store.scratch import scratch_beside
 from thinrow.store.shard import storage_error
 from thinrow.store.times import DAY_MS, readable_time
 from thinrow.store.user_texts import check_texts, known_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from thinrow.core.files.paths import DataFile
     from thinrow.core.ids import IdKind
     from thinrow.jobs.config import BackfillConfig
+    from thinrow.schema import Schema
+    from thinrow.store.manifest import Manifest
 
-__all__ = ["FAR_MS", "OUTPUT_ROWS", "BackfillReport", "backfill"]
+__all__ = [
+    "FAR_MS",
+    "OUTPUT_ROWS",
+    "TIES",
+    "BackfillReport",
+    "RowCounts",
+    "backfill",
+    "check_belonging",
+    "thin_columns",
+    "thin_schema",
+    "write_rows",
+    "written_schema",
+]
+
+TIES = "ties"
+"""Column of the events of a user that arrived in the millisecond of the request."""
 
 FAR_MS = 2 * DAY_MS
 """Rows that follow a watermark by more than this are reported: they carry many events inside."""
@@ -60,15 +76,15 @@ OUTPUT_ROWS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BackfillReport:
-    """Report of a run."""
+class RowCounts:
+    """Counts of some thin rows."""
 
-    rows: int
-    mutable_events: int
+    rows: int = 0
+    mutable_events: int = 0
     """Events carried inside the rows."""
-    before_first_generation: int
+    before_first_generation: int = 0
     """Rows that carry their whole history."""
-    without_digest: int
+    without_digest: int = 0
     """Rows whose digest the store can no longer compute, for retention or erasure."""
     tied_rows: int = 0
     """Rows that leave out events of their user, as these arrived in the millisecond of the request
@@ -78,8 +94,49 @@ class BackfillReport:
     far_rows: int = 0
     """Rows for which the store has no watermark in the FAR_MS before them, though events arrived
     earlier: they carry what arrived since inside."""
+
+    @staticmethod
+    def of(requests: ServedRequests, thin: pa.Table, start_ts: int | None) -> RowCounts:
+        """Counts rows.
+
+        Args:
+            requests: The requests of the rows.
+            thin: Their columns of `thin_schema`.
+            start_ts: Time at which the events begin, ms; None without events.
+        """
+        carried = pc.list_value_length(thin.column("mutable")).to_numpy()
+        digests = pc.struct_field(thin.column("uih"), "digest").to_numpy()
+        ties = thin.column(TIES).to_numpy()
+        far = 0
+        if start_ts is not None:
+            since_ts = np.maximum(requests.mutable_from_ts, start_ts)
+            far = int((requests.request_ts - since_ts > FAR_MS).sum())
+        return RowCounts(
+            rows=thin.num_rows,
+            mutable_events=int(carried.sum()),
+            before_first_generation=int((~requests.pointing).sum()),
+            without_digest=int((requests.pointing & (digests == 0)).sum()),
+            tied_rows=int((ties > 0).sum()),
+            crowded_rows=int((ties > 1).sum()),
+            far_rows=far,
+        )
+
+    @staticmethod
+    def total(counts: Iterable[RowCounts]) -> RowCounts:
+        """Returns the counts of all rows."""
+        names = [item.name for item in fields(RowCounts)]
+        every = list(counts)
+        return RowCounts(**{name: sum(getattr(one, name) for one in every) for name in names})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackfillReport(RowCounts):
+    """Report of a run."""
+
     first_watermark_ts: int = 0
     """The store's first watermark, ms."""
+    row_bytes: int = 0
+    """Bytes that were written."""
     times: dict[str, TimeSpan] = field(default_factory=dict)
     """Range of the times read, by time column."""
 
@@ -92,43 +149,115 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
         InputError: a file cannot be used as it is.
         StoreError: the store cannot be read, or the disk is full.
     """
+    if is_url(config.rows):
+        raise UsageError(
+            f"--out is {config.rows}; without --engine spark it is the path of a file."
+        )
+    rows = Path(config.rows)
     with (
         local_store(config.store, progress, config.mirror) as store,
         Generation.open_current(store) as generation,
     ):
         files = data_files(config.events)
         request_files = data_files(config.requests)
-        check_output(config.rows, [*request_files, *files])
+        check_output(rows, [*request_files, *files])
         try:
-            with scratch_beside(config.rows) as scratch:
+            with scratch_beside(rows) as scratch:
                 shards = generation.shard_count
                 times = TimeReader(config.time_unit)
                 requests = read_requests(config, request_files, generation, times)
                 split = split_events(
                     files, generation.schema.carried, shards, scratch / "events", times, progress
                 )
-                _check_belonging(generation, split)
-                report = _backfill(
+                check_belonging(generation.manifest, split.arrivals)
+                counts = _backfill(
                     config, request_files, generation, split, requests, scratch, progress
                 )
-                report = replace(report, times=times.spans)
-                (scratch / "rows.parquet").replace(config.rows)
+                (scratch / "rows.parquet").replace(rows)
+                return BackfillReport(
+                    **asdict(counts),
+                    first_watermark_ts=int(generation.watermarks[0]),
+                    row_bytes=rows.stat().st_size,
+                    times=times.spans,
+                )
         except (OSError, pa.ArrowException) as error:
-            raise storage_error(error, config.rows) from error
-    return report
+            raise storage_error(error, rows) from error
 
 
-def _check_belonging(generation: Generation, split: SplitEvents) -> None:
-    """Refuses events that all arrived after the store's last watermark, though it holds some."""
-    start_ts = split.arrivals.start_ts
-    if not generation.manifest.event_count or start_ts is None:
+def check_belonging(manifest: Manifest, arrivals: TimeSpan) -> None:
+    """Refuses events that all arrived after a store's last watermark, though it holds some.
+
+    Raises:
+        UsageError: They did.
+    """
+    start_ts = arrivals.start_ts
+    if not manifest.event_count or start_ts is None:
         return
-    if start_ts >= generation.watermark_ts:
+    if start_ts >= manifest.watermark_ts:
         raise UsageError(
             f"The events begin at {readable_time(start_ts)}, after the store's last watermark "
-            f"{readable_time(generation.watermark_ts)}; give all events that the store was built "
+            f"{readable_time(manifest.watermark_ts)}; give all events that the store was built "
             f"from, in the same --time-unit."
         )
+
+
+def thin_schema(schema: Schema) -> pa.Schema:
+    """Returns the columns that backfill computes for the rows of a store of a schema."""
+    return pa.schema(
+        [("uih", uih_type()), ("mutable", mutable_type_of(schema.carried)), (TIES, pa.int64())]
+    )
+
+
+def thin_columns(
+    config: BackfillConfig,
+    generation: Generation,
+    events: ShardEvents,
+    requests: ServedRequests,
+    chosen: NDArray[np.int64],
+) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
+    """Computes pointers and mutable events of requests.
+
+    Args:
+        config: The run.
+        generation: The store, with the shards of these requests open.
+        events: Raw events of the requests' users.
+        requests: Requests.
+        chosen: Places of those to compute.
+
+    Yields:
+        Places, in the order of `chosen`, and their columns of `thin_schema`; few events at once.
+    """
+    kind = thin_schema(generation.schema)
+    for rows in events.chunks(requests, chosen):
+        mutable = events.snapshots(requests, rows)
+        uih = _pointers(config, generation, requests, rows)
+        ties = pa.array(events.ties(requests, rows))
+        yield rows, pa.record_batch([uih, mutable, ties], schema=kind)
+
+
+def written_schema(requests: pa.Schema, thin: pa.Schema, kind: IdKind) -> pa.Schema:
+    """Returns the columns of thin rows: those of requests, and `thin` beside them."""
+    for name, kind_of in (("user_id", user_type(kind)), ("request_ts", pa.int64())):
+        requests = requests.set(requests.get_field_index(name), pa.field(name, kind_of))
+    return pa.schema([*requests, *thin])
+
+
+def write_rows(
+    file: ThinRowsFile,
+    requests: pa.Table,
+    carried: NDArray[np.int64],
+    take: Callable[[int, int], pa.Table],
+) -> None:
+    """Writes requests and thin columns side by side, few events at once.
+
+    Args:
+        file: The file to write.
+        requests: The requests' columns, with plain keys.
+        carried: Events that each row carries; shape (rows,).
+        take: Returns the thin columns of a range of these rows.
+    """
+    for first, last in cut_by_events(np.cumsum(carried), 0, requests.num_rows):
+        file.write(requests.slice(first, last - first), take(first, last))
 
 
 def _backfill(
@@ -139,33 +268,28 @@ def _backfill(
     requests: ServedRequests,
     scratch: Path,
     progress: Progress,
-) -> BackfillReport:
+) -> RowCounts:
     owners = shard_of(requests.user_ids, generation.shard_count)
-    parts, places = [], [np.empty(0, dtype=np.int64)]
-    done = mutable_events = tied_rows = crowded_rows = 0
-    total = len(requests.user_ids)
+    parts, places, counts = [], [np.empty(0, dtype=np.int64)], []
+    done, total = 0, len(requests.user_ids)
     for shard in range(generation.shard_count):
         chosen = np.flatnonzero(owners == shard)
         path = scratch / f"rows-{shard:04d}.arrow"
-        kind = pa.schema(
-            [("uih", uih_type()), ("mutable", mutable_type_of(generation.schema.carried))]
-        )
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, kind) as writer:
+        with (
+            pa.OSFile(str(path), "wb") as sink,
+            pa.ipc.new_file(sink, thin_schema(generation.schema)) as writer,
+        ):
             texts = split.read_texts(shard, USERS.empty_table())
             if texts is not None:
                 stored = known_texts(generation, texts.keys)
                 check_texts(texts, stored, generation.schema.user_ids)
             events = ShardEvents(split.read(shard), requests.user_ids[chosen], generation)
-            for rows in events.chunks(requests, chosen):
-                mutable = events.snapshots(requests, rows)
-                uih = _pointers(config, generation, requests, rows)
-                writer.write_batch(pa.record_batch([uih, mutable], schema=kind))
+            for rows, batch in thin_columns(config, generation, events, requests, chosen):
+                writer.write_batch(batch)
                 places.append(rows)
+                start_ts = split.arrivals.start_ts
+                counts.append(RowCounts.of(requests.take(rows), pa.table(batch), start_ts))
                 done += len(rows)
-                mutable_events += len(mutable.values)
-                ties = events.ties(requests, rows)
-                tied_rows += int((ties > 0).sum())
-                crowded_rows += int((ties > 1).sum())
                 progress("Writing thin rows", done, total)
         parts.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
     thin = pa.concat_tables(parts)
@@ -174,25 +298,8 @@ def _backfill(
     thin = lean.convert(thin)
     order = np.argsort(np.concatenate(places), kind="stable")
     kind_of_users = generation.schema.user_ids
-    digests = _write_rows(config, files, thin, order, scratch / "rows.parquet", kind_of_users)
-    pointing = requests.pointing
-    return BackfillReport(
-        rows=total,
-        mutable_events=mutable_events,
-        before_first_generation=int((~pointing).sum()),
-        without_digest=int((pointing & (digests == 0)).sum()),
-        tied_rows=tied_rows,
-        crowded_rows=crowded_rows,
-        far_rows=_far_rows(requests, split.arrivals.start_ts),
-        first_watermark_ts=int(generation.watermarks[0]),
-    )
-
-
-def _far_rows(requests: ServedRequests, start_ts: int | None) -> int:
-    if start_ts is None:
-        return 0
-    since_ts = np.maximum(requests.mutable_from_ts, start_ts)
-    return int((requests.request_ts - since_ts > FAR_MS).sum())
+    _write_rows(config, files, thin, order, scratch / "rows.parquet", kind_of_users)
+    return RowCounts.total(counts)
 
 
 def _pointers(
@@ -217,22 +324,19 @@ def _write_rows(
     order: NDArray[np.int64],
     path: Path,
     kind: IdKind,
-) -> NDArray[np.uint64]:
-    """Writes requests and thin columns side by side; returns the digests, in row order."""
+) -> None:
+    """Writes all rows, in the order of the requests."""
     schema, batches = joined_batches(files, OUTPUT_ROWS)
-    digests = [np.empty(0, dtype=np.uint64)]
-    carried = np.cumsum(pc.list_value_length(thin.column("mutable")).to_numpy()[order])
+    carried = pc.list_value_length(thin.column("mutable")).to_numpy()
     start = 0
     with ThinRowsFile(path) as file:
         for origin, batch in batches:
             table = with_plain_keys(origin, pa.table(batch), config.time_unit, kind)
-            end = start + len(batch)
-            for first, last in cut_by_events(carried, start, end):
-                part = thin.take(pa.array(order[first:last]))
-                file.write(table.slice(first - start, last - first), part)
-                digests.append(pc.struct_field(part.column("uih"), "digest").to_numpy())
-            start = end
-        for name, kind_of in (("user_id", user_type(kind)), ("request_ts", pa.int64())):
-            schema = schema.set(schema.get_field_index(name), pa.field(name, kind_of))
-        file.open(pa.schema([*schema, *thin.schema]))
-    return np.concatenate(digests)
+            places = order[start : start + len(batch)]
+
+            def take(first: int, last: int, places: NDArray[np.int64] = places) -> pa.Table:
+                return thin.take(pa.array(places[first:last]))
+
+            write_rows(file, table, carried[places], take)
+            start += len(batch)
+        file.open(written_schema(schema, thin.schema, kind))

@@ -13,7 +13,7 @@ from thinrow.core.files.tables import Table
 from thinrow.core.settings import check, setting
 from thinrow.errors import UsageError
 from thinrow.events.units import TimeUnit, check_typed
-from thinrow.store.place import check_place
+from thinrow.store.place import check_place, is_url
 from thinrow.store.times import DAY_MS, Cadence
 
 __all__ = [
@@ -64,7 +64,14 @@ class BackfillConfig:
         metadata=setting("Folder or URL of the store that the rows point at.", metavar="FOLDER|URL")
     )
     events: Named = field(metadata=setting("Raw events as given to compact; may be repeated."))
-    rows: Path = field(metadata=setting("Parquet file of thin rows to write.", option="--out"))
+    rows: str | Path = field(
+        metadata=setting(
+            "Parquet file of thin rows to write; with --engine spark a new folder or URL of such "
+            "files.",
+            option="--out",
+            metavar="FILE|FOLDER|URL",
+        )
+    )
     cadence_ms: int | None = field(
         default=None,
         metadata=setting(
@@ -174,13 +181,19 @@ class SlimConfig:
     fat: Named = field(
         metadata=setting("Parquet of fat rows: files, folders, globs, URLs.", argument="FAT...")
     )
-    events: Path = field(
-        metadata=setting("Parquet file of events to write.", option="--out-events")
-    )
-    rows: Path = field(
+    events: str | Path = field(
         metadata=setting(
-            "Parquet file of thin rows to write, in the order of the fat rows.",
+            "Parquet file of events to write; with --engine spark a new folder or URL of such "
+            "files.",
+            option="--out-events",
+            metavar="FILE|FOLDER|URL",
+        )
+    )
+    rows: str | Path = field(
+        metadata=setting(
+            "The same of thin rows, in the order of the fat rows.",
             option="--out-rows",
+            metavar="FILE|FOLDER|URL",
         )
     )
     schema: Path | None = field(
@@ -215,7 +228,7 @@ class SlimConfig:
 
     def __post_init__(self) -> None:
         self.cadence.check("Slim")
-        if self.events == self.rows:
+        if str(self.events) == str(self.rows):
             raise UsageError("--out-events and --out-rows are one file; name two.")
 
     @property
@@ -224,9 +237,11 @@ class SlimConfig:
         return Cadence(self.cadence_ms, self.cadence_offset_ms)
 
     @property
-    def written_schema(self) -> Path:
-        """Path of the schema that fits the events."""
-        return self.schema or self.events.with_suffix(".toml")
+    def written_schema(self) -> str | Path:
+        """Path or URL of the schema that fits the events."""
+        if is_url(self.events):
+            return self.schema or f"{str(self.events).rstrip('/')}.toml"
+        return self.schema or Path(self.events).with_suffix(".toml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

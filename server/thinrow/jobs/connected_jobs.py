@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from thinrow.jobs.materialize import MaterializeReport
     from thinrow.jobs.verify import VerifyReport
 
-__all__ = ["run_export", "run_materialize", "run_verify"]
+__all__ = ["run_export", "run_materialize", "run_verify", "targets_of"]
 
 
 def run_materialize(
@@ -46,7 +46,7 @@ def run_materialize(
             truncation=config.truncation,
             as_served=config.as_served,
         )
-    with connected(_targets(config.server), access) as client:
+    with connected(targets_of(config.server), access) as client:
         return materialize(client, config.rows, projection, config.fat, progress)
 
 
@@ -57,7 +57,7 @@ def run_verify(
     progress: Progress = lambda *_: None,
 ) -> VerifyReport:
     """Compares histories with fat rows; errors as of `connected` and `verify`."""
-    with connected(_targets(config.server), access) as client:
+    with connected(targets_of(config.server), access) as client:
         return verify(
             client,
             config.rows,
@@ -81,5 +81,6 @@ def run_export(
         return export_events(client, config.watermark_ts, config.events, config.since_ts, show)
 
 
-def _targets(server: Servers) -> list[str | Path]:
+def targets_of(server: Servers) -> list[str | Path]:
+    """Returns the servers, or the store, that a job names."""
     return [server] if isinstance(server, str | Path) else list(server)

@@ -204,6 +204,22 @@ class LayoutTally:
         if self.layout.padding != "none":
             self._add_padding(lists, event_ts, user_ids, request_ts)
 
+    def add_tally(self, other: LayoutTally) -> None:
+        """Takes in what was counted of rows that follow these."""
+        self.ascending += other.ascending
+        self.descending += other.descending
+        self.mixed += other.mixed
+        self.example = self.example or other.example
+        for side, found in other.padded.items():
+            known = self.padded.get(side)
+            self.padded[side] = found if known is None else (known[0] + found[0], *known[1:])
+        for side, rows in other.empty_ended.items():
+            self.empty_ended[side] += rows
+        self.empty_inside += other.empty_inside
+        self.empty_longest = max(self.empty_longest, other.empty_longest)
+        self.empty_lengths |= other.empty_lengths
+        self.longest = max(self.longest, other.longest)
+
     def _add_order(
         self,
         lengths: NDArray[np.int64],

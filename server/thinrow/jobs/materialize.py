@@ -23,7 +23,7 @@ from thinrow.store.shard import storage_error
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -38,6 +38,7 @@ __all__ = [
     "TEXT_BYTES_MAX",
     "MaterializeReport",
     "materialize",
+    "stream_read",
     "stream_rows",
     "text_bounds",
     "to_arrow",
@@ -70,14 +71,21 @@ def stream_rows(
     client: Client, rows: Named, projection: Projection | str, examples: int = BATCH_EXAMPLES
 ) -> Iterator[tuple[Batch, pa.Table]]:
     """The histories of a file of thin rows, batch by batch, and the columns beside them."""
+    return stream_read(client, read_thin_rows(rows, examples=examples), projection)
+
+
+def stream_read(
+    client: Client, read: Iterable[tuple[ThinRows, pa.Table]], projection: Projection | str
+) -> Iterator[tuple[Batch, pa.Table]]:
+    """The histories of thin rows, batch by batch, and the columns that came with them."""
     tables: deque[pa.Table] = deque()
 
-    def read() -> Iterator[ThinRows]:
-        for thin_rows, table in read_thin_rows(rows, examples=examples):
+    def thin_rows() -> Iterator[ThinRows]:
+        for rows, table in read:
             tables.append(table)
-            yield thin_rows
+            yield rows
 
-    for batch in client.stream(read(), projection):
+    for batch in client.stream(thin_rows(), projection):
         yield batch, tables.popleft()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,8 +24,15 @@ if TYPE_CHECKING:
     from thinrow.events.time_columns import TimeReader
     from thinrow.jobs.config import BackfillConfig
     from thinrow.store.generation import Generation
+    from thinrow.store.manifest import Manifest
 
-__all__ = ["ServedRequests", "read_requests"]
+__all__ = [
+    "PastWatermarks",
+    "ServedRequests",
+    "check_request_columns",
+    "read_requests",
+    "text_user_keys",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +51,84 @@ class ServedRequests:
         """True for requests that a published generation served; shape (requests,)."""
         return np.asarray(self.mutable_from_ts != NEVER_TS)
 
+    def take(self, rows: NDArray[np.int64]) -> ServedRequests:
+        """Returns some of the requests, by their places."""
+        columns = {item.name: getattr(self, item.name)[rows] for item in fields(self)}
+        return ServedRequests(**columns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastWatermarks:
+    """Watermarks that a store was published with, by which past requests were served."""
+
+    watermarks: NDArray[np.int64]
+    """Ascending; shape (watermarks,)."""
+    cadence: Cadence | None
+    """The grid that the last run cut the store at."""
+
+    @staticmethod
+    def of(manifest: Manifest) -> PastWatermarks:
+        """Returns those of a generation's history."""
+        run = manifest.run
+        grid = None if run.cadence_ms is None else Cadence(run.cadence_ms, run.cadence_offset_ms)
+        return PastWatermarks(
+            watermarks=np.array(manifest.watermarks, dtype=np.int64), cadence=grid
+        )
+
+    def check(self, config: BackfillConfig, request_ts: NDArray[np.int64]) -> None:
+        """Checks that the store has what served some requests.
+
+        Args:
+            config: The run.
+            request_ts: Times of the requests, the latest plausible one and the latest among them.
+
+        Raises:
+            UsageError: The store does not reach the requests, or was cut at other watermarks.
+        """
+        stored = self.watermarks
+        published_ts = request_ts - config.publish_delay_ms
+        newest = np.searchsorted(stored, published_ts, side="right") - 1
+        if config.cadence is not None:
+            _check_cut(config.cadence, stored[: int(newest.max(initial=-1)) + 1])
+        cadence = config.cadence or self.cadence
+        plausible = published_ts[request_ts < PLAUSIBLE_UNTIL_TS]
+        if cadence is not None and len(plausible):
+            wanted = cadence.at_or_before(int(plausible.max()))
+            if wanted > stored[-1]:
+                raise UsageError(
+                    f"The last requests were served from watermark {wanted}, and the store only "
+                    f"reaches {stored[-1]}; compact up to --watermark {wanted} first."
+                )
+
+    def serve(
+        self,
+        config: BackfillConfig,
+        user_ids: NDArray[np.int64],
+        request_ts: NDArray[np.int64],
+    ) -> ServedRequests:
+        """Finds the generation and the history of each request.
+
+        Args:
+            config: The run.
+            user_ids: Keys of the requests' users; int64, shape (requests,).
+            request_ts: Times of the requests, ms; shape (requests,).
+        """
+        stored = self.watermarks
+        newest = np.searchsorted(stored, request_ts - config.publish_delay_ms, side="right") - 1
+        before_first = newest < 0
+        start_ts = np.zeros_like(request_ts)
+        if config.lookback_ms is not None:
+            start_ts = request_ts - config.lookback_ms
+        end_ts = np.where(before_first, start_ts, stored[newest])
+        return ServedRequests(
+            user_ids=user_ids,
+            request_ts=request_ts,
+            # A lookback shorter than the generation is old leaves nothing of it: an empty window.
+            start_ts=np.minimum(start_ts, end_ts),
+            end_ts=end_ts,
+            mutable_from_ts=np.where(before_first, NEVER_TS, stored[newest]),
+        )
+
 
 def read_requests(
     config: BackfillConfig, files: Sequence[DataFile], generation: Generation, times: TimeReader
@@ -56,36 +141,33 @@ def read_requests(
     """
     users_read, times_read = [], []
     for path in files:
-        file = open_parquet(path)
-        names = file.schema_arrow.names
-        for required in ("user_id", "request_ts"):
-            if required not in names:
-                raise InputError(f"{path} has no column {required}; every request needs one.")
-        for reserved in ("uih", "mutable"):
-            if reserved in names:
-                raise InputError(
-                    f"{path} already has a column {reserved}, which backfill writes; rename it."
-                )
-        table = file.read(["user_id", "request_ts"])
+        with open_parquet(path) as file:
+            check_request_columns(path, file.schema_arrow.names)
+            table = file.read(["user_id", "request_ts"])
         users_read.append(_keys(generation, path, table.column("user_id")))
         read = times.read(path, table.column("request_ts"), "request_ts")
         times_read.append(read.ms.to_numpy())
         times.finish(path)
+    past = PastWatermarks.of(generation.manifest)
     request_ts = np.concatenate(times_read)
-    served_from = _watermarks(config, generation, request_ts)
-    start_ts = np.zeros_like(request_ts)
-    if config.lookback_ms is not None:
-        start_ts = request_ts - config.lookback_ms
-    before_first = served_from < generation.watermarks[0]
-    end_ts = np.where(before_first, start_ts, served_from)
-    return ServedRequests(
-        user_ids=np.concatenate(users_read),
-        request_ts=request_ts,
-        # A lookback shorter than the generation is old leaves nothing of it: an empty window.
-        start_ts=np.minimum(start_ts, end_ts),
-        end_ts=end_ts,
-        mutable_from_ts=np.where(before_first, NEVER_TS, served_from),
-    )
+    past.check(config, request_ts)
+    return past.serve(config, np.concatenate(users_read), request_ts)
+
+
+def check_request_columns(path: DataFile, names: Sequence[str]) -> None:
+    """Checks the columns of a file of requests.
+
+    Raises:
+        InputError: It lacks one, or has one that backfill writes.
+    """
+    for required in ("user_id", "request_ts"):
+        if required not in names:
+            raise InputError(f"{path} has no column {required}; every request needs one.")
+    for reserved in ("uih", "mutable"):
+        if reserved in names:
+            raise InputError(
+                f"{path} already has a column {reserved}, which backfill writes; rename it."
+            )
 
 
 def _keys(generation: Generation, path: DataFile, column: pa.ChunkedArray) -> NDArray[np.int64]:
@@ -93,34 +175,15 @@ def _keys(generation: Generation, path: DataFile, column: pa.ChunkedArray) -> ND
     kind = generation.schema.user_ids
     if not is_text_kind(kind):
         return UserIdReader(kind).keys(path, column)
-    users = user_column(path, column, kind).combine_chunks().dictionary_encode()
+    return text_user_keys(generation, user_column(path, column, kind).combine_chunks())
+
+
+def text_user_keys(generation: Generation, texts: pa.Array) -> NDArray[np.int64]:
+    """Returns the keys of users of requests, by their texts: see `look_up_keys`."""
+    users = texts.dictionary_encode()
     keys = look_up_keys(generation, users.dictionary.to_pylist())
     owners: NDArray[np.int64] = keys[users.indices.to_numpy()]
     return owners
-
-
-def _watermarks(
-    config: BackfillConfig, generation: Generation, request_ts: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """The newest watermark published by each request; below the first where there was none."""
-    stored = generation.watermarks
-    published_ts = request_ts - config.publish_delay_ms
-    newest = np.searchsorted(stored, published_ts, side="right") - 1
-    if config.cadence is not None:
-        _check_cut(config.cadence, stored[: int(newest.max(initial=-1)) + 1])
-    cadence = config.cadence
-    run = generation.manifest.run
-    if cadence is None and run.cadence_ms is not None:
-        cadence = Cadence(run.cadence_ms, run.cadence_offset_ms)
-    plausible = published_ts[request_ts < PLAUSIBLE_UNTIL_TS]
-    if cadence is not None and len(plausible):
-        wanted = cadence.at_or_before(int(plausible.max()))
-        if wanted > stored[-1]:
-            raise UsageError(
-                f"The last requests were served from watermark {wanted}, and the store only "
-                f"reaches {stored[-1]}; compact up to --watermark {wanted} first."
-            )
-    return np.where(newest < 0, stored[0] - 1, stored[newest])
 
 
 def _check_cut(cadence: Cadence, cut: NDArray[np.int64]) -> None:

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from thinrow.core.files.arrow import conformed_batch, joint_schema, uih_type
+from thinrow.core.files.arrow import uih_type
 from thinrow.core.files.lean import LeanRows
-from thinrow.core.files.parquet import open_parquet
-from thinrow.core.files.paths import data_files
+from thinrow.core.files.parquet import JointColumns, open_parquet
+from thinrow.core.files.paths import DataFile, data_files
 from thinrow.core.runs import offsets_of, ranges
-from thinrow.errors import InputError
+from thinrow.errors import InputError, UsageError
 from thinrow.events.canonical import (
     FINER_NS,
     check_output,
@@ -61,16 +62,18 @@ from thinrow.jobs.thin_rows import (
 )
 from thinrow.schema import parse_schema, to_stored
 from thinrow.store.hashing import file_fingerprint, shard_of
+from thinrow.store.place import is_url
 from thinrow.store.shard import storage_error
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from thinrow.core.files.paths import DataFile
     from thinrow.events.split import Progress
+    from thinrow.events.units import TimeUnit
     from thinrow.jobs.config import SlimConfig
     from thinrow.schema import Schema
+    from thinrow.store.user_texts import UserTexts
 
 __all__ = [
     "KEYS",
@@ -79,8 +82,16 @@ __all__ = [
     "PARTITION_EVENTS",
     "ROWS",
     "VERSION",
+    "SlimPlan",
     "SlimReport",
+    "StitchedRows",
+    "facts_of",
+    "frame_of",
+    "is_stitched_again",
+    "last_request_ts",
     "slim",
+    "thin_schema",
+    "write_thin_rows",
 ]
 
 PARTITION_EVENTS = 1 << 23
@@ -92,6 +103,7 @@ VERSION = 3
 """Format of the scratch folder."""
 
 ROWS = pa.schema([(name, pa.int64()) for name in ("row", "user_id", "request_ts", "length")])
+"""Rows of a piece: their place in it, and the number of their events."""
 KEYS = pa.schema([("key", pa.uint64())])
 
 
@@ -121,34 +133,31 @@ def slim(config: SlimConfig, progress: Progress = lambda *_: None) -> SlimReport
         UsageError: another run is at work on the same outputs.
         StoreError: the disk is full, or fails.
     """
-    files = data_files(config.fat)
-    for out in (config.events, config.rows, config.written_schema):
-        check_output(out, files)
-    if config.schema is None:
-        text = derived_schema(files)
-    else:
-        text = config.schema.read_text(encoding="utf-8")
-    parsed = parse_schema(text)
-    _refuse_codes(files, parsed)
-    schema = parsed.carried
-    if not any(
-        passing_columns(file, schema) and open_parquet(file).metadata.num_rows for file in files
-    ):
-        raise InputError(f"There are no fat rows in {files[0]}; name the right files.")
+    for option, place in (("--out-events", config.events), ("--out-rows", config.rows)):
+        if is_url(place):
+            raise UsageError(
+                f"{option} is {place}; without --engine spark it is the path of a file."
+            )
+    events, rows, schema = (
+        Path(each) for each in (config.events, config.rows, config.written_schema)
+    )
+    plan, text = SlimPlan.of(config)
+    for out in (events, rows, schema):
+        check_output(out, plan.files)
     try:
-        config.events.parent.mkdir(parents=True, exist_ok=True)
-        folder = config.rows.with_name(f".{config.rows.name}-slim")
+        events.parent.mkdir(parents=True, exist_ok=True)
+        folder = rows.with_name(f".{rows.name}-slim")
         with locked_folder(folder):
-            report = _Run(config, files, schema, folder, progress).report()
+            report = _Run(plan, events, rows, folder, progress).report()
             if report.written and config.schema is None:
-                config.written_schema.write_text(text, encoding="utf-8")
+                schema.write_text(text, encoding="utf-8")
             shutil.rmtree(folder)
         return report
     except (OSError, pa.ArrowException) as error:
-        raise storage_error(error, config.rows) from error
+        raise storage_error(error, rows) from error
 
 
-def _refuse_codes(files: list[DataFile], schema: Schema) -> None:
+def _refuse_codes(files: Sequence[DataFile], schema: Schema) -> None:
     """Refuses files of `thinrow materialize`, which have codes where events have values."""
     coded = {trait.name for trait in schema.coded_traits}
     for file in files:
@@ -160,22 +169,251 @@ def _refuse_codes(files: list[DataFile], schema: Schema) -> None:
                 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlimPlan:
+    """Work of one run, which engines share."""
+
+    config: SlimConfig
+    files: list[DataFile]
+    schema: Schema
+    """Schema of the events."""
+    pieces: list[Piece]
+    partitions: int
+    """Partitions of the users."""
+    ids_given: bool
+    """True if the rows have each event's id, or that it has none."""
+    unit: TimeUnit
+    """Finest unit of the events' times."""
+
+    @staticmethod
+    def of(config: SlimConfig, partitions_max: int = PARTITIONS_MAX) -> tuple[SlimPlan, str]:
+        """Finds the work, and the schema file that fits the events.
+
+        Raises:
+            InputError: A file cannot be used as it is.
+        """
+        files = data_files(config.fat)
+        if config.schema is None:
+            text = derived_schema(files)
+        else:
+            text = config.schema.read_text(encoding="utf-8")
+        parsed = parse_schema(text)
+        _refuse_codes(files, parsed)
+        schema = parsed.carried
+        if not any(
+            passing_columns(file, schema) and open_parquet(file).metadata.num_rows for file in files
+        ):
+            raise InputError(f"There are no fat rows in {files[0]}; name the right files.")
+        found = pieces(files)
+        events = sum(piece.events for piece in found)
+        ids_given = any(map(has_event_ids, files))
+        plan = SlimPlan(
+            config=config,
+            files=files,
+            schema=schema,
+            pieces=found,
+            partitions=min(events // PARTITION_EVENTS + 1, partitions_max),
+            ids_given=ids_given,
+            unit=finest_unit(files, config.time_unit) if ids_given else "ms",
+        )
+        return plan, text
+
+    def read(self, piece: Piece) -> PieceRows:
+        """Reads a piece. Raises InputError."""
+        layout = FatLayout.of(self.config.layout)
+        tally = LayoutTally(layout)
+        times = TimeReader(self.config.time_unit)
+        users = UserIdReader(self.schema.user_ids)
+        batches = list(fat_batches(piece, self.schema, times, layout, tally, users))
+        tally.check_padding(piece.path)
+        tally.check_order(piece.path)
+        events = pl.concat([batch.events for batch in batches])
+        check_keys(events)
+        return PieceRows(
+            user_ids=np.concatenate([batch.user_ids for batch in batches]),
+            request_ts=np.concatenate([batch.request_ts for batch in batches]),
+            lengths=np.concatenate([batch.lengths for batch in batches]),
+            keys=np.concatenate([batch.keys for batch in batches]),
+            events=events.unique("key", keep="first", maintain_order=True),
+            users=users,
+            times=times.spans,
+        )
+
+    def stitch(
+        self,
+        rows: pa.Table,
+        keys: NDArray[np.uint64],
+        events: pl.DataFrame,
+        users: UserTexts | None,
+        last_request_ts: int,
+        first: int,
+    ) -> StitchedRows:
+        """Stitches the rows of some users, all that there are of them.
+
+        Args:
+            rows: The rows, of ROWS, piece after piece.
+            keys: Keys of their events, row after row.
+            events: The events by key, piece after piece, some of them repeatedly.
+            users: Texts of the users, where ids are texts.
+            last_request_ts: The last request of all users: see `last_request_ts`.
+            first: Number of the earliest generation; -1 where it is not known yet.
+
+        Raises:
+            InputError: Two events have one key.
+        """
+        check_keys(events)
+        fat = FatRows(
+            user_ids=rows.column("user_id").to_numpy(),
+            request_ts=rows.column("request_ts").to_numpy(),
+            lengths=rows.column("length").to_numpy(),
+            keys=keys,
+            events=events.unique("key", keep="first", maintain_order=True),
+            ids_given=self.ids_given,
+        )
+        fat, order = fat.sorted()
+        stitched = Stitched(fat, self.schema, self.config.cadence, last_request_ts, first)
+        history = stitched.history.drop("key", "code", "visible_ts", "generation", "seen_ts")
+        written = event_table(history, self.schema, users)
+        if self.ids_given:
+            written = with_finer_times(written, history[FINER_NS].to_arrow(), self.unit)
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        return StitchedRows(
+            self.schema,
+            stitched,
+            place,
+            rows.column("row").to_numpy(),
+            events=written,
+            facts=with_names(stitched.facts(), users),
+        )
+
+    @property
+    def absolute(self) -> SlimPlan:
+        """The same work on files by paths that hold in every folder."""
+        absolute = {file: file.absolute for file in self.files}
+        found = [replace(piece, path=absolute[_data_file(piece)]) for piece in self.pieces]
+        return replace(self, files=[*absolute.values()], pieces=found)
+
+    def passing(self) -> JointColumns:
+        """Finds the columns that thin rows take over.
+
+        Raises:
+            InputError: Files have others, or other types.
+        """
+        every = dict.fromkeys(
+            name for file in self.files for name in passing_columns(file, self.schema)
+        )
+        return JointColumns.of(self.files, [*every])
+
+    def report(
+        self, facts: Facts, times: dict[str, TimeSpan], event_bytes: int, row_bytes: int
+    ) -> SlimReport:
+        """Returns the report of a run; bytes of the files that were written."""
+        cadence = self.config.cadence
+        last = max(int(cadence.number(last_request_ts(times["request_ts"]))), 1)
+        if facts.events:
+            last = max(last, first_generation([facts]) + 1)
+        return SlimReport(
+            facts=facts,
+            fat_bytes=sum(file.end(0)[0] for file in self.files),
+            event_bytes=event_bytes,
+            row_bytes=row_bytes,
+            watermark_ts=cadence.start_of(last),
+            written=self.writes(facts),
+            times=times,
+        )
+
+    def writes(self, facts: Facts) -> bool:
+        """Returns False where rows disagree and nothing is to be written then."""
+        return not (self.config.on_disagreement == "fail" and facts.rows_disagreeing)
+
+
+def last_request_ts(requests: TimeSpan) -> int:
+    """Returns the last plausible request, ms, or the last one where none is plausible."""
+    last_ts = requests.latest_plausible_ts
+    return requests.latest_ts if last_ts is None else last_ts
+
+
+def is_stitched_again(facts: Facts, first: int) -> bool:
+    """Returns True for users who have something before the earliest generation of all users."""
+    return facts.earliest_below == first or facts.lowest_generation < first
+
+
+def facts_of(text: str) -> Facts:
+    """Reads facts from the JSON of their fields."""
+    found = json.loads(text)
+    found["examples"] = [Disagreement(**example) for example in found["examples"]]
+    return Facts(**found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PieceRows:
+    """The rows of a piece, in their order."""
+
+    user_ids: NDArray[np.int64]
+    request_ts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+    """Keys of every event, row after row."""
+    events: pl.DataFrame
+    """Each key once, with the event in canonical form."""
+    users: UserIdReader
+    """Has the texts of the users, where ids are texts."""
+    times: dict[str, TimeSpan]
+
+
+class StitchedRows:
+    """The rows of some users, stitched.
+
+    Attributes:
+        events: The events of their histories, as they are written.
+        facts: Findings.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        stitched: Stitched,
+        place: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        *,
+        events: pa.Table,
+        facts: Facts,
+    ) -> None:
+        self._schema, self._stitched, self._place, self._rows = schema, stitched, place, rows
+        self.events, self.facts = events, facts
+
+    def thin(self, low: int, high: int) -> pa.RecordBatch:
+        """Makes the pointers and snapshots of rows `[low, high)`, with their places in a piece."""
+        stitched, chosen = self._stitched, self._place[low:high]
+        counts, carried = stitched.carried(chosen)
+        uih = uih_column(
+            stitched.start_ts[chosen],
+            stitched.end_ts[chosen],
+            stitched.named[chosen],
+            stitched.digests[chosen],
+        )
+        mutable = mutable_column(carried, counts, self._schema)
+        rows = pa.array(self._rows[low:high])
+        return pa.record_batch([rows, uih, mutable], schema=thin_schema(self._schema))
+
+
+def thin_schema(schema: Schema) -> pa.Schema:
+    """Returns the columns of `StitchedRows.thin`."""
+    return pa.schema(
+        [("row", pa.int64()), ("uih", uih_type()), ("mutable", mutable_type_of(schema))]
+    )
+
+
 class _Run:
     """One run, and where its parts are."""
 
     def __init__(
-        self,
-        config: SlimConfig,
-        files: list[DataFile],
-        schema: Schema,
-        folder: Path,
-        progress: Progress,
+        self, plan: SlimPlan, events: Path, rows: Path, folder: Path, progress: Progress
     ) -> None:
-        self.config, self.files, self.schema, self.progress = config, files, schema, progress
-        self.pieces = pieces(files)
-        events = sum(piece.events for piece in self.pieces)
-        self.partitions = min(events // PARTITION_EVENTS + 1, PARTITIONS_MAX)
-        self.ids_given = any(map(has_event_ids, files))
+        self.plan, self.progress = plan, progress
+        self.events, self.rows = events, rows
+        config = plan.config
         self.times: dict[str, TimeSpan] = {}
         self.scratch = Scratch(
             folder,
@@ -183,14 +421,14 @@ class _Run:
                 "version": VERSION,
                 "files": [
                     file_fingerprint(file, str(file.local.absolute()) if file.local else file.name)
-                    for file in files
+                    for file in plan.files
                 ],
-                "pieces": [[str(piece.path), str(piece.row_groups)] for piece in self.pieces],
-                "schema": to_stored(schema),
+                "pieces": [[str(piece.path), str(piece.row_groups)] for piece in plan.pieces],
+                "schema": to_stored(plan.schema),
                 "cadence": asdict(config.cadence),
                 "time_unit": config.time_unit,
                 "layout": asdict(config.layout),
-                "partitions": self.partitions,
+                "partitions": plan.partitions,
             },
         )
 
@@ -198,27 +436,16 @@ class _Run:
         """Does the phases."""
         self._split()
         facts = self._stitch()
-        written = not (self.config.on_disagreement == "fail" and facts.rows_disagreeing)
-        if written:
+        event_bytes = row_bytes = 0
+        if self.plan.writes(facts):
             self._write()
-        cadence = self.config.cadence
-        last = max(int(cadence.number(self.last_request_ts)), 1)
-        if facts.events:
-            last = max(last, first_generation([facts]) + 1)
-        return SlimReport(
-            facts=facts,
-            fat_bytes=sum(file.end(0)[0] for file in self.files),
-            event_bytes=self.config.events.stat().st_size if written else 0,
-            row_bytes=self.config.rows.stat().st_size if written else 0,
-            watermark_ts=cadence.start_of(last),
-            written=written,
-            times=self.times,
-        )
+            event_bytes, row_bytes = self.events.stat().st_size, self.rows.stat().st_size
+        return self.plan.report(facts, self.times, event_bytes, row_bytes)
 
     def _split(self) -> None:
         """Reads every piece; its rows, their keys, and its events, by partition."""
-        total, done = sum(piece.events for piece in self.pieces), 0
-        for number, piece in enumerate(self.pieces):
+        total, done = sum(piece.events for piece in self.plan.pieces), 0
+        for number, piece in enumerate(self.plan.pieces):
             self.progress("Reading fat events", done, total)
             folder = self.scratch.part(_piece(number), partial(self._read, piece))
             spans = json.loads((folder / "times.json").read_text(encoding="utf-8"))
@@ -227,59 +454,41 @@ class _Run:
             done += piece.events
             self.progress("Reading fat events", done, total)
 
-    @property
-    def last_request_ts(self) -> int:
-        """The last plausible request, ms, or the last one where none is plausible."""
-        span = self.times["request_ts"]
-        return span.latest_ts if span.latest_plausible_ts is None else span.latest_plausible_ts
-
     def _read(self, piece: Piece, folder: Path) -> None:
-        layout = FatLayout.of(self.config.layout)
-        tally = LayoutTally(layout)
-        times = TimeReader(self.config.time_unit)
-        users = UserIdReader(self.schema.user_ids)
-        batches = list(fat_batches(piece, self.schema, times, layout, tally, users))
-        write_users(folder, users)
-        tally.check_padding(piece.path)
-        tally.check_order(piece.path)
-        spans = {name: asdict(span) for name, span in times.spans.items()}
+        found = self.plan.read(piece)
+        write_users(folder, found.users)
+        spans = {name: asdict(span) for name, span in found.times.items()}
         (folder / "times.json").write_text(json.dumps(spans), encoding="utf-8")
-        user_ids = np.concatenate([batch.user_ids for batch in batches])
-        request_ts = np.concatenate([batch.request_ts for batch in batches])
-        lengths = np.concatenate([batch.lengths for batch in batches])
-        keys = np.concatenate([batch.keys for batch in batches])
-        events = pl.concat([batch.events for batch in batches])
-        check_keys(events)
-        events = events.unique("key", keep="first", maintain_order=True)
-        del batches
-        owners = shard_of(user_ids, self.partitions)
+        partitions, lengths = self.plan.partitions, found.lengths
+        owners = shard_of(found.user_ids, partitions)
         order = np.argsort(owners, kind="stable")
-        row_bounds = offsets_of(np.bincount(owners, minlength=self.partitions))
-        rows = pa.table([order, user_ids[order], request_ts[order], lengths[order]], schema=ROWS)
+        row_bounds = offsets_of(np.bincount(owners, minlength=partitions))
+        columns = [order, found.user_ids[order], found.request_ts[order], lengths[order]]
+        rows = pa.table(columns, schema=ROWS)
         key_bounds = offsets_of(lengths[order])[row_bounds]
-        keys = keys[ranges(offsets_of(lengths)[:-1][order], lengths[order])]
-        owners = shard_of(events["user_id"].to_numpy(), self.partitions)
-        events = events[np.argsort(owners, kind="stable")]
-        event_bounds = offsets_of(np.bincount(owners, minlength=self.partitions))
+        keys = found.keys[ranges(offsets_of(lengths)[:-1][order], lengths[order])]
+        owners = shard_of(found.events["user_id"].to_numpy(), partitions)
+        events = found.events[np.argsort(owners, kind="stable")]
+        event_bounds = offsets_of(np.bincount(owners, minlength=partitions))
         write_batches(folder / "rows.arrow", rows, row_bounds)
         write_batches(folder / "keys.arrow", pa.table([keys], schema=KEYS), key_bounds)
         write_batches(
             folder / "events.arrow",
-            events.to_arrow().cast(event_schema(self.schema)),
+            events.to_arrow().cast(event_schema(self.plan.schema)),
             event_bounds,
         )
 
     def _stitch(self) -> Facts:
         """Stitches every partition; some again, once the earliest generation is known."""
-        found = []
-        for number in range(self.partitions):
-            self.progress("Stitching histories", number, self.partitions)
+        found, partitions = [], self.plan.partitions
+        for number in range(partitions):
+            self.progress("Stitching histories", number, partitions)
             found.append(self._stitched(number, -1))
         first = first_generation(found)
         for number, facts in enumerate(found):
-            if facts.earliest_below == first or facts.lowest_generation < first:
+            if is_stitched_again(facts, first):
                 found[number] = self._stitched(number, first)
-        self.progress("Stitching histories", self.partitions, self.partitions)
+        self.progress("Stitching histories", partitions, partitions)
         return total(found)
 
     def _partition(self, number: int, first: int) -> str:
@@ -288,73 +497,39 @@ class _Run:
     def _stitched(self, number: int, first: int) -> Facts:
         name = self._partition(number, first)
         folder = self.scratch.part(name, partial(self._stitch_one, number, first))
-        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        facts["examples"] = [Disagreement(**example) for example in facts["examples"]]
-        return Facts(**facts)
+        return facts_of((folder / "facts.json").read_text(encoding="utf-8"))
 
     def _stitch_one(self, number: int, first: int, folder: Path) -> None:
-        parts = [self.scratch.folder / _piece(n) for n in range(len(self.pieces))]
+        parts = [self.scratch.folder / _piece(n) for n in range(len(self.plan.pieces))]
         tables = [read_batch(part / "rows.arrow", number) for part in parts]
-        piece_of = np.repeat(np.arange(len(parts)), [len(table) for table in tables])
-        table = pa.concat_tables(tables)
-        events = pl.concat([_frame(read_batch(part / "events.arrow", number)) for part in parts])
-        check_keys(events)
         keys = [read_batch(part / "keys.arrow", number).column("key") for part in parts]
-        fat = FatRows(
-            user_ids=table.column("user_id").to_numpy(),
-            request_ts=table.column("request_ts").to_numpy(),
-            lengths=table.column("length").to_numpy(),
-            keys=np.concatenate([column.to_numpy() for column in keys]),
-            events=events.unique("key", keep="first", maintain_order=True),
-            ids_given=self.ids_given,
+        stitched = self.plan.stitch(
+            pa.concat_tables(tables),
+            np.concatenate([column.to_numpy() for column in keys]),
+            pl.concat([frame_of(read_batch(part / "events.arrow", number)) for part in parts]),
+            read_users(parts, self.plan.schema.user_ids),
+            last_request_ts(self.times["request_ts"]),
+            first,
         )
-        users = read_users(parts, self.schema.user_ids)
-        fat, order = fat.sorted()
-        stitched = Stitched(fat, self.schema, self.config.cadence, self.last_request_ts, first)
-        history = stitched.history.drop("key", "code", "visible_ts", "generation", "seen_ts")
-        with pa.OSFile(str(folder / "events.arrow"), "wb") as sink:
-            written = event_table(history, self.schema, users)
-            if self.ids_given:
-                unit = finest_unit(self.files, self.config.time_unit)
-                written = with_finer_times(written, history[FINER_NS].to_arrow(), unit)
-            with pa.ipc.new_file(sink, written.schema, options=LZ4) as writer:
-                writer.write_table(written)
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        bounds = offsets_of(np.bincount(piece_of, minlength=len(parts)))
+        with (
+            pa.OSFile(str(folder / "events.arrow"), "wb") as sink,
+            pa.ipc.new_file(sink, stitched.events.schema, options=LZ4) as writer,
+        ):
+            writer.write_table(stitched.events)
+        bounds = offsets_of(np.array([len(table) for table in tables]))
         with (
             pa.OSFile(str(folder / "rows.arrow"), "wb") as sink,
-            pa.ipc.new_file(sink, self._thin_schema(), options=LZ4) as writer,
+            pa.ipc.new_file(sink, thin_schema(self.plan.schema), options=LZ4) as writer,
         ):
             for low, high in pairwise(bounds.tolist()):
-                rows = table.column("row").slice(low, high - low).combine_chunks()
-                writer.write_batch(self._thin(stitched, place[low:high], rows))
-        found = with_names(stitched.facts(), users)
-        facts = json.dumps(asdict(found))
+                writer.write_batch(stitched.thin(low, high))
+        facts = json.dumps(asdict(stitched.facts))
         (folder / "facts.json").write_text(facts, encoding="utf-8")
-
-    def _thin_schema(self) -> pa.Schema:
-        mutable = mutable_type_of(self.schema)
-        return pa.schema([("row", pa.int64()), ("uih", uih_type()), ("mutable", mutable)])
-
-    def _thin(
-        self, stitched: Stitched, chosen: NDArray[np.int64], rows: pa.Array
-    ) -> pa.RecordBatch:
-        """Makes the pointers and snapshots of some rows."""
-        counts, carried = stitched.carried(chosen)
-        uih = uih_column(
-            stitched.start_ts[chosen],
-            stitched.end_ts[chosen],
-            stitched.named[chosen],
-            stitched.digests[chosen],
-        )
-        mutable = mutable_column(carried, counts, self.schema)
-        return pa.record_batch([rows, uih, mutable], schema=self._thin_schema())
 
     def _parts(self) -> list[Path]:
         """The folder of each partition, as it was stitched last."""
         found = []
-        for number in range(self.partitions):
+        for number in range(self.plan.partitions):
             again = self.scratch.folder / self._partition(number, 0)
             once = self.scratch.folder / self._partition(number, -1)
             found.append(again if again.exists() else once)
@@ -364,7 +539,7 @@ class _Run:
         """Puts the outputs together, and in place."""
         parts = self._parts()
         new_events, new_rows = (
-            path.with_name(path.name + ".new") for path in (self.config.events, self.config.rows)
+            path.with_name(path.name + ".new") for path in (self.events, self.rows)
         )
         kind = open_batches(parts[0] / "events.arrow").schema
         with pq.ParquetWriter(new_events, kind, compression="zstd") as writer:
@@ -375,48 +550,58 @@ class _Run:
                     writer.write_batch(file.get_batch(place))
         self.progress("Writing events", len(parts), len(parts))
         thin = [open_batches(part / "rows.arrow") for part in parts]
-        lean = LeanRows(nullable_traits(self.schema))
+        lean = LeanRows(nullable_traits(self.plan.schema))
         for file in thin:
             for number in range(file.num_record_batches):
                 lean.add(pa.table(file.get_batch(number)))
-        total, done = sum(piece.rows for piece in self.pieces), 0
+        total, done = sum(piece.rows for piece in self.plan.pieces), 0
+        passing = self.plan.passing()
         with ThinRowsFile(new_rows) as out:
-            for number, piece in enumerate(self.pieces):
+            for number, piece in enumerate(self.plan.pieces):
                 self.progress("Writing thin rows", done, total)
-                table = self._passing(piece)
                 added = pa.concat_tables(pa.table(file.get_batch(number)) for file in thin)
                 order = np.argsort(added.column("row").to_numpy())
-                added = lean.convert(added)
-                for low in range(0, table.num_rows, OUTPUT_ROWS):
-                    chosen = pa.array(order[low : low + OUTPUT_ROWS])
-                    out.write(table.slice(low, OUTPUT_ROWS), added.take(chosen))
+                write_thin_rows(
+                    out, self.plan, passing, piece, lean.convert(added).take(pa.array(order))
+                )
                 done += piece.rows
             self.progress("Writing thin rows", done, total)
-        new_events.replace(self.config.events)
-        new_rows.replace(self.config.rows)
+        new_events.replace(self.events)
+        new_rows.replace(self.rows)
 
-    def _passing(self, piece: Piece) -> pa.Table:
-        """The columns that thin rows take over."""
-        path = piece.path
-        names = passing_columns(path, self.schema)
-        file = open_parquet(path)
-        schemas = [open_parquet(one).schema_arrow for one in self.files]
-        joint = joint_schema(self.files, schemas, names)
-        batches = file.iter_batches(OUTPUT_ROWS, columns=names, row_groups=list(piece.row_groups))
-        if all(schema.equals(schemas[0]) for schema in schemas):
-            joint = pa.schema([file.schema_arrow.field(name) for name in names])
-            table = pa.Table.from_batches([batch.cast(joint) for batch in batches], joint)
-        else:
-            conformed = [conformed_batch(path, batch, joint) for batch in batches]
-            table = pa.Table.from_batches(conformed, joint)
-        return with_plain_keys(path, table, self.config.time_unit, self.schema.user_ids)
+
+def write_thin_rows(
+    out: ThinRowsFile, plan: SlimPlan, columns: JointColumns, piece: Piece, added: pa.Table
+) -> None:
+    """Writes the thin rows of a piece.
+
+    Args:
+        out: The file.
+        plan: The run.
+        columns: The columns that thin rows take over.
+        piece: The piece.
+        added: What they have besides, in the order of the rows.
+    """
+    file = _data_file(piece)
+    batches = columns.batches(file, OUTPUT_ROWS, list(piece.row_groups))
+    joined = [batch.cast(columns.schema) for batch in batches]
+    table = pa.Table.from_batches(joined, columns.schema)
+    table = with_plain_keys(file, table, plan.config.time_unit, plan.schema.user_ids)
+    for low in range(0, table.num_rows, OUTPUT_ROWS):
+        out.write(table.slice(low, OUTPUT_ROWS), added.slice(low, OUTPUT_ROWS))
+
+
+def _data_file(piece: Piece) -> DataFile:
+    assert isinstance(piece.path, DataFile)
+    return piece.path
 
 
 def _piece(number: int) -> str:
     return f"piece-{number:06d}"
 
 
-def _frame(table: pa.Table) -> pl.DataFrame:
+def frame_of(table: pa.Table) -> pl.DataFrame:
+    """Returns a table as Polars has it."""
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame

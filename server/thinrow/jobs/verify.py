@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ import pyarrow.compute as pc
 from thinrow.client import Projection, row_count
 from thinrow.core.files.arrow import one_array, one_batch, plain_schema, relisted, shown_type
 from thinrow.core.files.nested import split_name, with_fields
-from thinrow.core.files.parquet import joined_batches, open_parquet
+from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.paths import DataFile, data_files
+from thinrow.core.files.row_ranges import RowRanges
+from thinrow.core.files.rows import split_thin_rows, thin_row_files
 from thinrow.core.files.trait_arrays import trait_array
 from thinrow.core.ids import from_wire_kind, is_text_kind
 from thinrow.core.runs import offsets_of
@@ -26,12 +29,12 @@ from thinrow.events.user_ids import user_column
 from thinrow.jobs.fat import WRITTEN, history_lists, is_list
 from thinrow.jobs.fat_codes import codes_of, fat_codes
 from thinrow.jobs.layout import FatLayout, LayoutTally
-from thinrow.jobs.materialize import STATUS_COLUMN, stream_rows, to_arrow
+from thinrow.jobs.materialize import BATCH_EXAMPLES, STATUS_COLUMN, stream_read, to_arrow
 from thinrow.jobs.same_values import IncomparableError, differing
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
     from thinrow.client import Batch, Client
@@ -44,6 +47,8 @@ __all__ = [
     "DIFFERENCES_SHOWN",
     "KEYS",
     "TIMES",
+    "ComparedRows",
+    "Comparison",
     "Difference",
     "VerifyReport",
     "difference_fields",
@@ -53,6 +58,8 @@ __all__ = [
 ]
 
 DIFFERENCES_SHOWN = 20
+FAT_ROWS = 8192
+"""Most fat rows that are read at once."""
 KEYS = ("user_id", "request_ts")
 TIMES = ("event_ts", "visible_ts")
 
@@ -112,54 +119,161 @@ def verify(
         InputError: the files cannot be compared, or ``fat`` has another layout than ``layout``.
         ThinRowError: the server failed, or cannot be reached.
     """
-    files = data_files(fat)
-    file = open_parquet(files[0])
-    total, others = row_count(rows), row_count(fat)
-    if total != others:
-        raise InputError(
-            f"{rows} has {total} rows and {fat} has {others}; compare files of the same requests."
+    comparison = Comparison.of(client, rows, fat, sequence_length, layout, time_unit)
+    total = comparison.rows.rows
+    whole = comparison.compare(client, 0, total, progress)
+    return comparison.total([whole])
+
+
+@dataclass(slots=True)
+class ComparedRows:
+    """Findings in a range of rows."""
+
+    report: VerifyReport
+    """Differences in it are the first few of the range."""
+    tally: LayoutTally
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Thin rows and fat rows to be compared, in one range of rows or several."""
+
+    rows: RowRanges
+    """The thin rows."""
+    fat: RowRanges
+    """The columns of the fat rows that are compared."""
+    fields: dict[str, str]
+    """Columns of the fat rows, or fields of them, by the names that they get."""
+    rows_shown: str
+    fat_shown: DataFile
+    """Both as errors name them."""
+    report: VerifyReport
+    """Names of the columns that are compared; no rows."""
+    forms: dict[str, TraitForm]
+    """Forms of the traits that are compared."""
+    user_ids: IdKind
+    event_ids: IdKind
+    sequence_length: int
+    layout: FatLayout
+    time_unit: TimeUnit | None
+
+    @staticmethod
+    def of(
+        client: Client,
+        rows: Named,
+        fat: Named,
+        sequence_length: int = 0,
+        layout: FatLayout | None = None,
+        time_unit: TimeUnit | None = None,
+    ) -> Comparison:
+        """Finds what can be compared; arguments and errors as of `verify`."""
+        files, row_files = data_files(fat), data_files(rows)
+        with open_parquet(files[0]) as file:
+            fields = file.schema_arrow
+        total, others = row_count(rows), row_count(fat)
+        if total != others:
+            raise InputError(
+                f"{rows} has {total} rows and {fat} has {others}; compare files of the same "
+                f"requests."
+            )
+        store = client.describe_store()
+        groups = store.feature_groups
+        forms = {trait.name: form_of(trait) for group in groups for trait in group.traits}
+        for name in codes_of(fields):
+            if name in forms:
+                forms[name] = replace(forms[name], coded=None)
+        stored = list(forms)
+        known = {"event_ts", "event_id", "visible_ts", *stored}
+        lists = history_lists(files[0], fields)
+        traits = [name for name in lists if name in known]
+        with open_parquet(row_files[0]) as file:
+            names = file.schema_arrow.names
+        beside = [
+            name
+            for name in names
+            if name in fields.names and name not in {*known, *KEYS, *WRITTEN, STATUS_COLUMN}
+        ]
+        report = VerifyReport(
+            traits=traits,
+            beside=beside,
+            not_compared=[name for name in lists if name not in {*traits, *beside, "mutable"}],
+            not_in_fat=[name for name in stored if name not in lists],
         )
-    store = client.describe_store()
-    groups, kind = store.feature_groups, from_wire_kind(store.user_id_kind)
-    forms = {trait.name: form_of(trait) for group in groups for trait in group.traits}
-    for name in codes_of(file.schema_arrow):
-        if name in forms:
-            forms[name] = replace(forms[name], coded=None)
-    stored = list(forms)
-    known = {"event_ts", "event_id", "visible_ts", *stored}
-    lists = history_lists(files[0], file.schema_arrow)
-    traits = [name for name in lists if name in known]
-    beside = [
-        name
-        for name in open_parquet(data_files(rows)[0]).schema_arrow.names
-        if name in file.schema_arrow.names and name not in {*known, *KEYS, *WRITTEN, STATUS_COLUMN}
-    ]
-    report = VerifyReport(
-        traits=traits,
-        beside=beside,
-        not_compared=[name for name in lists if name not in {*traits, *beside, "mutable"}],
-        not_in_fat=[name for name in stored if name not in lists],
-    )
-    if not report.traits:
-        raise InputError(f"{fat} has no list column named as a trait of the store; check the file.")
-    for key in KEYS:
-        if key not in file.schema_arrow.names:
-            raise InputError(f"{fat} has no column {key}, which identifies the rows.")
-    projection = Projection(sequence_length, traits=tuple(report.traits))
-    others_read = {name: name for name in (*KEYS, *report.beside)}
-    parts = _Reader(files, others_read | {name: lists[name] for name in report.traits})
-    shown = files[0] if len(files) == 1 else DataFile(str(fat))
-    tally = LayoutTally(layout or FatLayout())
-    for batch, table in stream_rows(client, rows, projection):
-        part = _laid_out(parts.read(len(batch)), report.traits, tally, shown, time_unit, kind)
-        compared = {name: forms[name] for name in report.traits if name in forms}
-        part = _counted(client, part, compared, shown)
-        part = _with_event_ids(part, from_wire_kind(store.event_id_kind), shown)
-        _compare(batch, with_users(rows, table, kind), part, report, shown, time_unit)
-        progress("Comparing rows", report.rows, total)
-    tally.check_padding(shown)
-    tally.check_direction(shown)
-    return report
+        if not report.traits:
+            raise InputError(
+                f"{fat} has no list column named as a trait of the store; check the file."
+            )
+        for key in KEYS:
+            if key not in fields.names:
+                raise InputError(f"{fat} has no column {key}, which identifies the rows.")
+        read = {name: name for name in (*KEYS, *beside)} | {name: lists[name] for name in traits}
+        if STATUS_COLUMN in fields.names:
+            read[STATUS_COLUMN] = STATUS_COLUMN
+        roots = dict.fromkeys(split_name(fields, column)[0] for column in read.values())
+        return Comparison(
+            rows=RowRanges.of(thin_row_files(rows)),
+            fat=RowRanges.of(files, [*roots]),
+            fields=read,
+            rows_shown=str(rows),
+            fat_shown=files[0] if len(files) == 1 else DataFile(str(fat)),
+            report=report,
+            forms={name: forms[name] for name in traits if name in forms},
+            user_ids=from_wire_kind(store.user_id_kind),
+            event_ids=from_wire_kind(store.event_id_kind),
+            sequence_length=sequence_length,
+            layout=layout or FatLayout(),
+            time_unit=time_unit,
+        )
+
+    def compare(
+        self,
+        client: Client,
+        first: int,
+        last: int,
+        progress: Callable[[str, int, int], None] = lambda *_: None,
+    ) -> ComparedRows:
+        """Compares rows `[first, last)`. Errors as of `verify`."""
+        report, tally = deepcopy(self.report), LayoutTally(self.layout)
+        projection = Projection(self.sequence_length, traits=tuple(report.traits))
+        parts = _Reader(self.fat.batches(first, last, FAT_ROWS), self.fat, self.fields)
+        thin = split_thin_rows(self.rows.batches(first, last, BATCH_EXAMPLES))
+        shown = self.fat_shown
+        for batch, table in stream_read(client, thin, projection):
+            part = _laid_out(
+                parts.read(len(batch)),
+                report.traits,
+                tally,
+                shown,
+                self.time_unit,
+                self.user_ids,
+            )
+            part = _counted(client, part, self.forms, shown)
+            part = _with_event_ids(part, self.event_ids, shown)
+            ours = with_users(self.rows_shown, table, self.user_ids)
+            _compare(batch, ours, part, report, first, shown, self.time_unit)
+            progress("Comparing rows", report.rows, last - first)
+        return ComparedRows(report, tally)
+
+    def total(self, parts: Iterable[ComparedRows]) -> VerifyReport:
+        """Joins the findings in all ranges, which come in the order of the rows.
+
+        Raises:
+            InputError: All rows together show another layout than the one named.
+        """
+        whole, tally = deepcopy(self.report), LayoutTally(self.layout)
+        for part in parts:
+            found = part.report
+            whole.filled = sorted({*whole.filled, *found.filled})
+            whole.rows += found.rows
+            whole.events += found.events
+            whole.values += found.values
+            whole.rows_that_differ += found.rows_that_differ
+            whole.differences += found.differences
+            tally.add_tally(part.tally)
+        del whole.differences[DIFFERENCES_SHOWN:]
+        tally.check_padding(self.fat_shown)
+        tally.check_direction(self.fat_shown)
+        return whole
 
 
 def _laid_out(
@@ -272,21 +386,22 @@ def one_chunk(column: pa.ChunkedArray) -> pa.Array:
 
 
 class _Reader:
-    """Reads Parquet files a chosen number of rows at a time.
+    """Reads fat rows a chosen number at a time.
 
     Args:
-        files: The files, of the same columns.
-        columns: Columns, or fields of them, by the names that they get.
+        batches: Batches of files.
+        source: The files.
+        fields: Columns, or fields of them, by the names that they get.
     """
 
-    def __init__(self, files: Sequence[DataFile], columns: Mapping[str, str]) -> None:
-        fields = open_parquet(files[0]).schema_arrow
-        self._columns = dict(columns)
-        if STATUS_COLUMN in fields.names:
-            self._columns[STATUS_COLUMN] = STATUS_COLUMN
-        roots = {split_name(fields, column)[0]: None for column in self._columns.values()}
-        schema, self._batches = joined_batches(files, 8192, [*roots])
-        self._rest = plain_schema(schema).empty_table()
+    def __init__(
+        self,
+        batches: Iterator[tuple[DataFile, pa.RecordBatch]],
+        source: RowRanges,
+        fields: Mapping[str, str],
+    ) -> None:
+        self._batches, self._fields = batches, fields
+        self._rest = plain_schema(source.columns.schema).empty_table()
 
     def read(self, rows: int) -> pa.Table:
         while len(self._rest) < rows:
@@ -294,8 +409,8 @@ class _Reader:
             self._rest = pa.concat_tables([self._rest, pa.table(one_batch(pa.table(more)))])
         part = pa.table(one_batch(self._rest.slice(0, rows)))
         self._rest = self._rest.slice(rows)
-        part = with_fields(part, [*self._columns.values()])
-        return part.select([*self._columns.values()]).rename_columns([*self._columns])
+        part = with_fields(part, [*self._fields.values()])
+        return part.select([*self._fields.values()]).rename_columns([*self._fields])
 
 
 def _compare(
@@ -303,9 +418,11 @@ def _compare(
     table: pa.Table,
     fat: pa.Table,
     report: VerifyReport,
+    first: int,
     path: AnyFile,
     unit: TimeUnit | None,
 ) -> None:
+    """Compares some rows, and adds to the report of those from row `first` on."""
     keys = {key: table.column(key).to_numpy() for key in KEYS}
     for key, ours in keys.items():
         theirs = fat.column(key).to_numpy()
@@ -313,25 +430,25 @@ def _compare(
         if misplaced.size:
             row = int(misplaced[0])
             raise InputError(
-                f"Row {report.rows + row} is of {key} {ours[row]} among the thin rows and of "
-                f"{theirs[row]} in {path}; sort both files alike, and name the --time-unit of "
+                f"Row {first + report.rows + row} is of {key} {ours[row]} among the thin rows and "
+                f"of {theirs[row]} in {path}; sort both files alike, and name the --time-unit of "
                 f"integer times if it is not ms."
             )
     differs = np.zeros(len(batch), dtype=np.bool_)
+    found: list[Difference] = []
 
     def note(row: int, where: str, theirs: object, ours: object) -> None:
         differs[row] = True
-        if len(report.differences) < DIFFERENCES_SHOWN:
-            report.differences.append(
-                Difference(
-                    row=report.rows + row,
-                    user_id=keys["user_id"].tolist()[row],
-                    request_ts=int(keys["request_ts"][row]),
-                    where=where,
-                    fat=str(theirs),
-                    thin=str(ours),
-                )
+        found.append(
+            Difference(
+                row=first + report.rows + row,
+                user_id=keys["user_id"].tolist()[row],
+                request_ts=int(keys["request_ts"][row]),
+                where=where,
+                fat=str(theirs),
+                thin=str(ours),
             )
+        )
 
     expected = ["OK"] * len(batch)
     if STATUS_COLUMN in fat.column_names:
@@ -363,6 +480,9 @@ def _compare(
         theirs_all, ours_all = one_chunk(fat.column(name)), one_chunk(table.column(name))
         for row in np.flatnonzero(_differing(path, name, theirs_all, ours_all)).tolist():
             note(row, name, theirs_all[row], ours_all[row])
+    # Those of a row together, so that batches do not decide which are the first.
+    found.sort(key=lambda one: one.row)
+    report.differences += found[: DIFFERENCES_SHOWN - len(report.differences)]
     report.filled = sorted(batch.filled.intersection(report.traits).union(report.filled))
     report.rows += len(batch)
     report.events += int(batch.offsets[-1])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
+    from thinrow.remote.generation_objects import RemoteGeneration
     from thinrow.remote.object_store import ObjectStore
     from thinrow.store.stored_files import StoredFile
 
@@ -84,6 +85,16 @@ class Copies:
             make_folder(path.parent)
             link_or_copy(source, path)
             fsync(path.parent)
+
+    def lay_out(self, generation: RemoteGeneration, folder: Path) -> None:
+        """Makes the folder of a generation from the copies of its files."""
+        make_folder(folder)
+        for number in generation.numbers:
+            make_folder(folder / generation.manifest.shards[number].name)
+        for place, file in generation.files:
+            make_folder((folder / place).parent)
+            link_or_copy(self.path(file), folder / place)
+        generation.write_manifests(folder)
 
     def keep(self, keys: Collection[str]) -> None:
         """Removes the copies that have another key and that no generation's folder links to."""

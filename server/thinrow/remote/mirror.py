@@ -37,7 +37,7 @@ from thinrow.store.layout import (
     generation_number,
 )
 from thinrow.store.manifest import read_manifest, shard_manifest
-from thinrow.store.shard import fsync, link_or_copy, storage_error
+from thinrow.store.shard import fsync, storage_error
 from thinrow.store.small_files import read_small, unreadable, write_atomically
 
 if TYPE_CHECKING:
@@ -274,13 +274,7 @@ class Mirror:
         pulling = self.folder / _PULLING
         if pulling.exists():
             shutil.rmtree(pulling)
-        make_folder(pulling)
-        for number in generation.numbers:
-            make_folder(pulling / generation.manifest.shards[number].name)
-        for place, file in files:
-            make_folder((pulling / place).parent)
-            link_or_copy(self.copies.path(file), pulling / place)
-        generation.write_manifests(pulling)
+        self.copies.lay_out(generation, pulling)
         folders = {pulling, *((pulling / place).parent for place, _ in files)}
         folders |= {self.copies.path(file).parent for _, file in files}
         # At once, so that the file system writes its journal a few times and not for each.

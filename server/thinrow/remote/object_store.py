@@ -188,6 +188,11 @@ class ObjectStore:
         with self._naming(key, "write"):
             self._api.put(self._store, key, path, max_concurrency=PARTS_AT_ONCE)
 
+    def copy(self, source: str, target: str) -> None:
+        """Copies an object within the store, which moves no data through this machine."""
+        with self._naming(source, "copy"):
+            self._api.copy(self._store, source, target)
+
     def download(
         self,
         key: str,

@@ -14,6 +14,7 @@ import xxhash
 from thinrow.core.ids import IdKind, canonical_text
 from thinrow.errors import InputError, StoreError
 from thinrow.schema import DIRECTORY_GROUP, USER_GROUP
+from thinrow.store.hashing import shard_of
 from thinrow.store.keys import pack_keys
 
 if TYPE_CHECKING:
@@ -141,9 +142,15 @@ def known_texts(generation: Generation, keys: NDArray[np.int64]) -> list[bytes |
 
 
 def _stand_in(generation: Generation, text: str) -> int:
-    """Returns a key that no user has."""
-    for seed in range(1, STAND_INS_MAX + 1):
+    """Returns a key that no user has, of a shard that is open here."""
+    tried = 0
+    for seed in range(1, STAND_INS_MAX * generation.shard_count + 1):
         key = np.array([text_hash(text.encode(), seed)], np.uint64).view(np.int64)
+        if int(shard_of(key, generation.shard_count)[0]) not in generation.shards:
+            continue
+        tried += 1
+        if tried > STAND_INS_MAX:
+            break
         pair = pack_keys(key, DIRECTORY_GROUP, 0) + pack_keys(key, USER_GROUP, 0)
         if generation.values(b"".join(pair)) == [None, None]:
             return int(key[0])

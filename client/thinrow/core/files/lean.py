@@ -8,7 +8,7 @@ from thinrow.core.files.arrow import load_pyarrow
 from thinrow.core.files.rows import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import pyarrow as pa
 
@@ -54,6 +54,15 @@ class LeanRows:
                 equal = compute.equal(arrival, columns["event_ts"])
                 if not compute.all(equal, min_count=0).as_py():
                     self._derivable.discard("arrival_ts")
+
+    def found(self) -> dict[str, list[str]]:
+        """Returns what was noted so far, for `add_found` of another object."""
+        return {"derivable": sorted(self._derivable), "nullable": sorted(self._nullable)}
+
+    def add_found(self, found: Mapping[str, list[str]]) -> None:
+        """Takes note of the rows that another object has seen."""
+        self._derivable &= {*found["derivable"]}
+        self._nullable |= {*found["nullable"]}
 
     def schema(self, thin: pa.Schema) -> pa.Schema:
         """Returns the fields ``uih`` and ``mutable`` of the rows, from those that they have."""

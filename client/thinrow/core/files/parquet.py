@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from thinrow.core.files.arrow import conformed_batch, joint_schema, leaf_count, load_pyarrow
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-__all__ = ["INT96_UNIT", "ParquetTable", "joined_batches", "open_parquet"]
+__all__ = ["INT96_UNIT", "JointColumns", "ParquetTable", "joined_batches", "open_parquet"]
 
 BUFFER_BYTES = 1 << 16
 """Bytes of a column that are read ahead where only its dictionary is wanted."""
@@ -127,13 +128,15 @@ class ParquetTable:
                 ]
                 yield pa.RecordBatch.from_arrays(arrays, names)
 
-    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Reads whole columns."""
+    def read(
+        self, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
+    ) -> pa.Table:
+        """Reads whole columns, or what some row groups have of them."""
         pa = load_pyarrow()
         names = self.schema_arrow.names if columns is None else list(columns)
         kinds = pa.schema([self.schema_arrow.field(name) for name in names])
-        batches = [batch.cast(kinds) for batch in self.iter_batches(BATCH_ROWS, columns=names)]
-        return pa.Table.from_batches(batches, kinds)
+        batches = self.iter_batches(BATCH_ROWS, columns=names, row_groups=row_groups)
+        return pa.Table.from_batches([batch.cast(kinds) for batch in batches], kinds)
 
     def _rows_max(self, groups: Sequence[int], leaves: frozenset[int]) -> list[int]:
         """Checks the sizes of row groups, and returns the most rows to read at once of each."""
@@ -183,6 +186,42 @@ def open_parquet(file: str | Path | DataFile) -> ParquetTable:
     return ParquetTable(file if isinstance(file, DataFile) else DataFile(str(file)))
 
 
+@dataclass(frozen=True, slots=True)
+class JointColumns:
+    """Columns of several files that make one table."""
+
+    schema: pa.Schema
+    is_common: bool
+    """True where every file has these very columns, so that nothing is converted."""
+
+    @classmethod
+    def of(cls, files: Sequence[DataFile], columns: Sequence[str] | None = None) -> JointColumns:
+        """Finds the columns of some files; None for all.
+
+        Raises:
+            InputError: A file cannot be read, lacks a column of another, or has it in another type.
+        """
+        schemas = []
+        for file in files:
+            with open_parquet(file) as table:
+                schemas.append(table.schema_arrow.remove_metadata())
+        every = dict.fromkeys(name for schema in schemas for name in schema.names)
+        names = list(every if columns is None else columns)
+        joint = joint_schema(files, schemas, names)
+        is_common = all(schema.equals(schemas[0]) for schema in schemas)
+        if is_common:
+            joint = load_pyarrow().schema([schemas[0].field(name) for name in names])
+        return cls(joint, is_common)
+
+    def batches(
+        self, file: DataFile, rows: int, row_groups: Sequence[int] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Reads one of the files, at most `rows` at a time; row groups None for all."""
+        with open_parquet(file) as table:
+            for batch in table.iter_batches(rows, columns=self.schema.names, row_groups=row_groups):
+                yield batch if self.is_common else conformed_batch(file, batch, self.schema)
+
+
 def joined_batches(
     files: Sequence[DataFile], rows: int, columns: Sequence[str] | None = None
 ) -> tuple[pa.Schema, Iterator[tuple[DataFile, pa.RecordBatch]]]:
@@ -194,21 +233,6 @@ def joined_batches(
     Raises:
         InputError: A file cannot be read, lacks a column of another, or has it in another type.
     """
-    schemas = []
-    for file in files:
-        with open_parquet(file) as table:
-            schemas.append(table.schema_arrow.remove_metadata())
-    every = dict.fromkeys(name for schema in schemas for name in schema.names)
-    names = list(every if columns is None else columns)
-    alike = all(schema.equals(schemas[0]) for schema in schemas)
-    joint = joint_schema(files, schemas, names)
-    if alike:
-        joint = load_pyarrow().schema([schemas[0].field(name) for name in names])
-
-    def read() -> Iterator[tuple[DataFile, pa.RecordBatch]]:
-        for file in files:
-            with open_parquet(file) as table:
-                for batch in table.iter_batches(rows, columns=names):
-                    yield file, batch if alike else conformed_batch(file, batch, joint)
-
-    return joint, read()
+    joint = JointColumns.of(files, columns)
+    batches = ((file, batch) for file in files for batch in joint.batches(file, rows))
+    return joint.schema, batches

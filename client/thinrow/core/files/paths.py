@@ -61,6 +61,12 @@ class DataFile:
         path, filesystem = located(self.name)
         return Path(path) if filesystem is None else None
 
+    @property
+    def absolute(self) -> DataFile:
+        """The same file by a path that holds in every folder."""
+        path = self.local
+        return self if path is None else replace(self, name=str(path.absolute()), shown=str(self))
+
     def blocks(self, block_bytes: int) -> Iterator[bytes]:
         """Yields the bytes of the file.
 

@@ -20,11 +20,11 @@ from thinrow.core.runs import offsets_of
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import pyarrow as pa
     from numpy.typing import NDArray
-    from thinrow.core.files.paths import Named
+    from thinrow.core.files.paths import DataFile, Named
 
 __all__ = [
     "check",
@@ -45,15 +45,28 @@ def read_thin_rows(path: Named, *, examples: int) -> Iterator[tuple[ThinRows, pa
     With each comes a table of the other columns, user_id and request_ts among them. Raises
     InputError, naming file and column, where one is no file of thin rows.
     """
-    pa = load_pyarrow()
+    load_pyarrow()
+    _, batches = joined_batches(thin_row_files(path), examples)
+    yield from split_thin_rows(batches)
+
+
+def thin_row_files(path: Named) -> list[DataFile]:
+    """Lists the files of thin rows that paths stand for. Raises InputError as `check` does."""
     files = data_files(path)
     for file in files:
         with open_parquet(file) as table:
             check(file, table.schema_arrow)
-    _, batches = joined_batches(files, examples)
+    return files
+
+
+def split_thin_rows(
+    batches: Iterable[tuple[DataFile, pa.RecordBatch]],
+) -> Iterator[tuple[ThinRows, pa.Table]]:
+    """Yields the thin rows of batches of files, and the other columns beside them."""
+    table = load_pyarrow().Table
     for file, batch in batches:
         others = batch.select(other_columns(batch.schema))
-        yield to_thin_rows(file, batch), pa.Table.from_batches([others])
+        yield to_thin_rows(file, batch), table.from_batches([others])
 
 
 def row_count(path: Named) -> int:

@@ -26,7 +26,7 @@ from thinrow.engines.spark.reading import SURVEY_COLUMNS, ReadPlan, SliceFacts, 
 from thinrow.engines.spark.session import Spark
 from thinrow.engines.spark.shuffled import COLUMNS
 from thinrow.engines.spark.slices import cut_files, user_bounds
-from thinrow.engines.spark.tasks import software
+from thinrow.engines.spark.tasks import check_numbers, software
 from thinrow.errors import EngineError, UsageError
 from thinrow.events.exported import check_exports
 from thinrow.events.order import planned_cuts
@@ -206,7 +206,7 @@ class _Compaction:
         for trait, value in self._spark.rows(frame.distinct(), "Surveying events"):
             found.setdefault(trait, []).append(value)
         spans = [json.loads(text) for text in found.pop("", [])]
-        _check_numbers("slices", [span.pop("slice") for span in spans], len(self._slices))
+        check_numbers("slices", [span.pop("slice") for span in spans], len(self._slices))
         for span in spans:
             arrivals.add(TimeSpan(**span))
         for trait, texts in found.items():
@@ -264,7 +264,7 @@ class _Compaction:
         )
         rows = self._spark.rows(frame, "Reading events and building shards")
         built = sorted((BuiltShard.decode(*row) for row in rows), key=lambda one: one.shard)
-        _check_numbers("shards", [one.shard for one in built], plan.shards)
+        check_numbers("shards", [one.shard for one in built], plan.shards)
         return built
 
     def _facts(self, built: Sequence[BuiltShard]) -> InputFacts:
@@ -275,7 +275,7 @@ class _Compaction:
             UsageError: Exports lack events, or have some twice.
         """
         found = [SliceFacts.decode(fact, self._slices) for one in built for fact in one.facts]
-        _check_numbers("slices", [one.slice for one in found], len(self._slices))
+        check_numbers("slices", [one.slice for one in found], len(self._slices))
         rows, received = sum(one.rows for one in found), sum(one.rows for one in built)
         if rows != received:
             raise EngineError(
@@ -291,12 +291,3 @@ class _Compaction:
                 times.setdefault(name, TimeSpan()).add(span)
         ignored = {name for one in found for name in one.ignored}
         return InputFacts(rows=rows, arrivals=arrivals, times=times, ignored=sorted(ignored))
-
-
-def _check_numbers(name: str, found: list[int], count: int) -> None:
-    """Checks that each number below `count` came once. Raises EngineError."""
-    if sorted(found) != list(range(count)):
-        raise EngineError(
-            f"Spark returned results of {len(set(found)):,} of {count:,} {name}, {len(found):,} in "
-            f"all; nothing was published, so run it again, and report this."
-        )

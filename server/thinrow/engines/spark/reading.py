@@ -112,9 +112,10 @@ class ReadPlan:
                 if number == 0:
                     # Shards without events are written, too.
                     yield from (Item(shard, -1, HEAD, b"") for shard in range(self.shards))
-                yield from self._slice(number)
+                yield from self.slice_items(number)
 
-    def _slice(self, number: int) -> Iterator[Item]:
+    def slice_items(self, number: int) -> Iterator[Item]:
+        """Reads one slice, and yields its events by shard and range of users, and its measures."""
         schema, times = self.schema.carried, TimeReader(self.time_unit)
         one, users = self.slices[number], UserIdReader(schema.user_ids)
         events = Scatter(self.shards, self.bounds, EVENTS)

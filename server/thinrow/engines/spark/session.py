@@ -83,6 +83,18 @@ class Spark:
         """Returns a frame of the numbers below `count` in a column `id`, each in its own task."""
         return self.session.range(0, count, 1, count)
 
+    @contextmanager
+    def kept(self, frame: Any) -> Iterator[Any]:  # noqa: ANN401
+        """Yields a frame whose rows stay on the executors' disks until the block ends."""
+        from pyspark import StorageLevel
+
+        kept = frame.persist(StorageLevel.DISK_ONLY)
+        try:
+            yield kept
+        finally:
+            with suppress(Exception):  # the session may be gone
+                kept.unpersist()
+
     def rows(self, frame: Any, stage: str) -> list[Any]:  # noqa: ANN401
         """Returns the rows of a frame, which its tasks make.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["COLUMNS", "Item", "Scatter", "batches", "items", "read_table"]
+__all__ = ["COLUMNS", "Item", "Scatter", "batches", "items", "message", "read_table"]
 
 COLUMNS = "part int, sub int, kind string, body binary"
 """Part: shard; sub: number of the range of users, or -1 for what comes before all of them."""
@@ -83,10 +83,10 @@ class Scatter:
         for owner, (first, last) in enumerate(pairwise(starts)):
             for start in range(first, last, rows_max):
                 for batch in table.slice(start, min(rows_max, last - start)).to_batches():
-                    yield Item(owner // ranges, owner % ranges, self._kind, _message(batch))
+                    yield Item(owner // ranges, owner % ranges, self._kind, message(batch))
 
 
-def _message(batch: pa.RecordBatch) -> pa.Buffer:
+def message(batch: pa.RecordBatch) -> pa.Buffer:
     """Returns an Arrow stream of one batch."""
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", ZSTD_LEVEL), use_threads=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,7 +53,7 @@ def cut_files(files: Sequence[DataFile]) -> list[Slice]:
     Raises:
         InputError: A file cannot be read.
     """
-    found = [_absolute(file) for file in files]
+    found = [file.absolute for file in files]  # executors run in folders of their own
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
         sizes = list(threads.map(lambda file: file.end(0)[0], found))
     slices = []
@@ -61,14 +61,6 @@ def cut_files(files: Sequence[DataFile]) -> list[Slice]:
         pieces = max(1, -(-size // SLICE_BYTES))
         slices += [Slice(file, piece, pieces, size // pieces) for piece in range(pieces)]
     return slices
-
-
-def _absolute(file: DataFile) -> DataFile:
-    """Returns a file by a path that holds in every folder: executors run in their own."""
-    path = file.local
-    if path is None:
-        return file
-    return replace(file, name=str(path.absolute()), shown=str(file))
 
 
 def user_bounds(slices: Sequence[Slice], kind: IdKind, shards: int) -> NDArray[np.uint64]:

@@ -13,15 +13,30 @@ from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import thinrow.errors
 from thinrow.errors import EngineError, ThinRowError
 from thinrow.store.shard import storage_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from typing import Any
 
-__all__ = ["Software", "attempt_name", "failure_of", "task"]
+__all__ = [
+    "RESULT_COLUMNS",
+    "Software",
+    "attempt_name",
+    "check_numbers",
+    "failure_of",
+    "numbers_in",
+    "result_row",
+    "software",
+    "task",
+]
 
+RESULT_COLUMNS = "number int, body string"
+"""Rows of results: what they are about, and JSON."""
+_RESULT = pa.schema([("number", pa.int32()), ("body", pa.large_string())])
 Software = dict[str, str]
 """Versions of what writes a store."""
 _FAILURE = re.compile(r'THINROW_TASK (?=\{")')
@@ -91,3 +106,28 @@ def failure_of(report: str) -> ThinRowError | None:
     failure, _ = json.JSONDecoder().raw_decode(report, found.end())
     kind: type[ThinRowError] = getattr(thinrow.errors, failure["kind"])
     return kind(failure["message"])
+
+
+def check_numbers(name: str, found: list[int], count: int) -> None:
+    """Checks that each number below `count` came once.
+
+    Raises:
+        EngineError: One is missing, or came twice.
+    """
+    if sorted(found) != list(range(count)):
+        raise EngineError(
+            f"Spark returned results of {len(set(found)):,} of {count:,} {name}, {len(found):,} in "
+            f"all; nothing was published, so run it again, and report this."
+        )
+
+
+def numbers_in(found: Iterable[pa.RecordBatch]) -> Iterator[int]:
+    """Yields the numbers of the work of a task: see `Spark.numbers`."""
+    for batch in found:
+        yield from batch.column("id").to_pylist()
+
+
+def result_row(number: int, body: dict[str, Any]) -> pa.RecordBatch:
+    """Returns a row of RESULT_COLUMNS."""
+    columns = {"number": [number], "body": [json.dumps(body)]}
+    return pa.RecordBatch.from_pydict(columns, schema=_RESULT)
