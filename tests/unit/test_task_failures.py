@@ -39,7 +39,7 @@ def test_an_error_of_ours_is_found_in_a_report(error: ThinRowError) -> None:
 
 
 def test_a_full_disk_has_its_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SPARK_LOCAL_DIRS", f"{tmp_path},/elsewhere")
+    monkeypatch.setenv("SPARK_LOCAL_DIRS", str(tmp_path))
     found = failure_of(report_of(OSError(errno.ENOSPC, "No space left on device")))
     assert isinstance(found, StoreFullError)
     assert f"The disk that holds {gethostname()}:{tmp_path} is full; free" in str(found)
@@ -47,3 +47,18 @@ def test_a_full_disk_has_its_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_a_report_of_another_error_has_none_of_ours() -> None:
     assert failure_of("Job aborted: OutOfMemoryError: Java heap space") is None
+
+
+def test_tasks_share_the_disks_of_an_executor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    disks = [tmp_path / "one", tmp_path / "two"]
+    for disk in disks:
+        disk.mkdir()
+    monkeypatch.setenv("SPARK_LOCAL_DIRS", ",".join(map(str, disks)))
+    used = set()
+    for _ in range(40):
+        with task(software()) as folder:
+            used.add(folder.parent)
+        assert not folder.exists()
+    assert used == set(disks)

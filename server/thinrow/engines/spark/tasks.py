@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import re
 import tempfile
 from contextlib import contextmanager
@@ -62,8 +63,9 @@ def task(expected: Software) -> Iterator[Path]:
     Raises:
         RuntimeError: Carries an error of ours through Spark.
     """
-    # The executor's disk for such files; its working folder may be small.
-    parent = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0] or tempfile.gettempdir()
+    # One of the executor's disks for such files, as Spark's own; its working folder may be small.
+    parents = [one for one in os.environ.get("SPARK_LOCAL_DIRS", "").split(",") if one]
+    parent = random.choice(parents or [tempfile.gettempdir()])
     try:
         for name, here in software().items():
             if here != expected[name]:
