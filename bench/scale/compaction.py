@@ -8,7 +8,6 @@ workers (`local[2]`), whose processor time includes the start of Java and of the
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import resource
@@ -61,8 +60,8 @@ FIRST_MILLIONS = (2, 8, 20)
 """Events of first builds, in millions; increments follow those but the first."""
 INCREMENTS_MILLIONS = (0.5, 2)
 WHOLE_EVERY = 7
-SUBREAPER = 36
-"""prctl's number that makes orphans of a process's children its own, so that their time counts."""
+SAMPLE_S = 0.2
+"""Interval at which processes are measured; the last one of each is lost."""
 MANY_SHARDS = 16_384
 DRIVER_HEAP = "512m"
 TEMPLATE = Path(__file__).with_name("compaction.md.in")
@@ -142,54 +141,58 @@ def canonical_bytes(folder: Path) -> int:
     )
 
 
-def is_below(folder: Path) -> bool:
-    """Returns True if a process descends from this one."""
-    while folder.name not in ("0", "1"):
-        if folder.name == str(os.getpid()):
-            return True
-        fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        folder = folder.with_name(fields[1])
-    return False
+class Processes(threading.Thread):
+    """Samples the processor time and the memory of the processes below this one.
 
-
-class Workers(threading.Thread):
-    """Samples the memory of the Python workers of Spark below this process."""
+    Java ends without waiting for its workers of Python, so the kernel adds their time to no one's.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.peak_bytes = 0
+        self.worker_bytes = 0
+        """Most memory of one worker of Python."""
+        self._cpu_s: dict[str, float] = {}
         self._ended = threading.Event()
 
+    @property
+    def cpu_s(self) -> float:
+        """Seconds of all processes."""
+        return sum(self._cpu_s.values())
+
     def run(self) -> None:
-        while not self._ended.wait(0.2):
+        while not self._ended.wait(SAMPLE_S):
             for folder in Path("/proc").glob("[0-9]*"):
                 with suppress(OSError, IndexError):  # it has ended
-                    if b"pyspark.daemon" in (folder / "cmdline").read_bytes() and is_below(folder):
-                        pages = int((folder / "statm").read_text(encoding="utf-8").split()[1])
-                        size = pages * resource.getpagesize()
-                        self.peak_bytes = max(self.peak_bytes, size)
+                    self._sample(folder)
+
+    def _sample(self, folder: Path) -> None:
+        if folder.name not in self._cpu_s and not _is_below(folder):
+            return
+        fields = _fields(folder)
+        self._cpu_s[folder.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        if b"pyspark.daemon" in (folder / "cmdline").read_bytes():
+            size = int(fields[21]) * resource.getpagesize()
+            self.worker_bytes = max(self.worker_bytes, size)
 
     def stop(self) -> None:
         self._ended.set()
         self.join()
 
 
-def cpu_s_of(command: Sequence[str]) -> tuple[float, float]:
-    """Runs a command; returns the seconds of all its processes, and those that passed."""
-    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started_s = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wall_s = time.perf_counter() - started_s
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    while True:
-        try:
-            os.wait()  # what outlived the command: Java, and workers
-        except ChildProcessError:
-            break
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall_s
+def _fields(folder: Path) -> list[str]:
+    """Returns the fields of a process from the third on: proc_pid_stat(5)."""
+    return (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+
+
+def _is_below(folder: Path) -> bool:
+    """Returns True if a process descends from this one."""
+    if folder.name == str(os.getpid()):
+        return False
+    while folder.name not in ("0", "1"):
+        folder = folder.with_name(_fields(folder)[1])
+        if folder.name == str(os.getpid()):
+            return True
+    return False
 
 
 def shuffled_bytes(log: Path) -> int:
@@ -238,10 +241,14 @@ def compacted(
         }
         for key, value in properties.items():
             command += ["--spark-conf", f"{key}={value}"]
-    workers = Workers()
-    workers.start()
-    cpu_s, wall_s = cpu_s_of(command)
-    workers.stop()
+    processes = Processes()
+    processes.start()
+    started_s = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wall_s = time.perf_counter() - started_s
+    processes.stop()
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
     after = current(store)
     old = set() if before is None else before.keys
     written = sum(file.bytes for _, file in after.files if file.object not in old)
@@ -251,9 +258,9 @@ def compacted(
         new=after.manifest.event_count - (0 if before is None else before.manifest.event_count),
         stored=0 if before is None else before.manifest.event_count,
         touched=touched,
-        cpu_s=cpu_s,
+        cpu_s=processes.cpu_s,
         wall_s=wall_s,
-        worker_bytes=workers.peak_bytes,
+        worker_bytes=processes.worker_bytes,
         shuffled=shuffled_bytes(log),
         digests=[shard.kv_xxh3_128 for shard in after.manifest.shards],
         stored_bytes=after.manifest.stored_bytes,
