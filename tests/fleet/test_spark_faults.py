@@ -7,6 +7,7 @@ serves; run again, it ends as if nothing had failed.
 from __future__ import annotations
 
 import random
+import shutil
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ READ = "thinrow.engines.spark.reading.read_events"
 FINISH = "thinrow.engines.spark.building.finish_shard"
 UPLOAD_ALL = "thinrow.engines.spark.building.upload_files"
 UPLOAD_ONE = "thinrow.remote.object_store.ObjectStore.upload"
+PAGE_BYTES = 4096
 RIGHT = "0 lost, doubled or wrong"
 
 
@@ -188,7 +190,9 @@ def test_the_disk_of_an_executor_is_full(
     for number in range(times(1, 20)):
         world = new_world()
         before = world.remote.objects.read("CURRENT", 1 << 20)
-        disk.leave(0 if number == 0 else rng.choice((0, ROOM_SPARE_BYTES)) + rng.randrange(200_000))
+        room = 0 if number == 0 else rng.choice((0, ROOM_SPARE_BYTES)) + rng.randrange(200_000)
+        disk.leave(room)
+        assert shutil.disk_usage(disk.path).free <= room + PAGE_BYTES
         try:
             world.build(4)
             seen["ended right"] += 1

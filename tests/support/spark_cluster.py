@@ -137,6 +137,8 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
     with suppress(pytest.skip.Exception):
         disk = stack.enter_context(small_disk(folder / "local" / WORKERS[0]))
         disk.resize(EXECUTOR_DISK_BYTES)
+        # A tmpfs of 0 bytes, which an empty one without room would be, has no limit at all.
+        (disk.path / "ballast").write_bytes(bytes(1 << 16))
     try:
         master = ["master.Master", "--host", MASTER, "--port", "0", "--webui-port", "0"]
         log = _daemon(folder, "master", MASTER, master, started)
