@@ -29,6 +29,7 @@ from thinrow.cli.app import app
 from thinrow.compaction.compact import compact
 from thinrow.core.engine_config import EngineConfig
 from thinrow.engines.choice import run_backfill
+from thinrow.engines.spark.outputs import output_folder
 from thinrow.errors import InputError, StoreFullError, ThinRowError, UsageError
 from thinrow.jobs.config import BackfillConfig
 from thinrow.remote.object_store import ObjectStore
@@ -116,6 +117,24 @@ def test_a_store_and_rows_in_an_object_store(
     assert rows_of(tmp_path).equals(expected_rows(world))
     with pytest.raises(UsageError, match="There is something at s3://"):
         run_backfill(config, ON_SPARK)
+
+
+def test_two_runs_never_mix_their_files(object_storage: ObjectStorage) -> None:
+    store = ObjectStore(object_storage.new_url())
+    with output_folder(store.url) as one, output_folder(store.url) as other:
+        for output in (one, other):
+            store.write(f"{output.scratch}/file.parquet", output.scratch.encode())
+        store.write("_thinrow-publishing", b"another run")
+        with pytest.raises(UsageError, match="There is something at"):
+            one.publish(["file.parquet"])
+        store.delete(["_thinrow-publishing"])
+        one.publish(["file.parquet"])
+        with pytest.raises(UsageError, match="There is something at"):
+            other.publish(["file.parquet"])
+    found = store.read("part-00000.parquet", 1 << 10)
+    assert found is not None
+    assert found.data == one.scratch.encode()
+    assert sorted(each.key for each in store.listed()) == ["_SUCCESS", "part-00000.parquet"]
 
 
 def test_a_full_disk_leaves_nothing(local_spark: Sparked, world: World, tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ __all__ = ["OutputFolder", "output_folder", "write_text"]
 SUCCESS = "_SUCCESS"
 """Last object of a folder in an object store, as other writers of folders have it."""
 _WHOLE = "whole"
+_CLAIM = "_thinrow-publishing"
+"""Object of the run that copies its files into place; a URL has no rename of folders."""
+CLAIM_BYTES_MAX = 1024
 _SCRATCH = "_thinrow"
 """Begins the name of a scratch folder in an object store; readers of folders leave it out."""
 
@@ -85,10 +88,12 @@ class OutputFolder:
         targets = [f"part-{place:0{digits}d}.parquet" for place in range(len(names))]
         if is_url(self.place):
             store = ObjectStore(self.place)
+            self._claim(store)
             with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
                 sources = [f"{self.scratch}/{name}" for name in names]
                 list(threads.map(store.copy, sources, targets))
             store.write(SUCCESS, b"")
+            store.delete([_CLAIM])
             return
         scratch = Path(self.scratch)
         whole = scratch / _WHOLE
@@ -101,6 +106,16 @@ class OutputFolder:
             fsync(Path(self.place).parent)
         except OSError as error:
             raise storage_error(error, Path(self.place)) from error
+
+    def _claim(self, store: ObjectStore) -> None:
+        """Refuses to mix files with those of another run. Raises UsageError."""
+        ours = self.scratch.encode()
+        if store.find(SUCCESS) is not None:
+            raise _in_use(self.place)
+        if not store.create(_CLAIM, ours):
+            found = store.read(_CLAIM, CLAIM_BYTES_MAX)
+            if found is None or found.data != ours:  # else a retry found what it had written
+                raise _in_use(self.place)
 
 
 @contextmanager
