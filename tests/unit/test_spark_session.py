@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from support.paths import DOCS, ROOT
 from thinrow.engines.spark.session import _cause, _failure, session_properties
 
 if TYPE_CHECKING:
@@ -82,3 +85,41 @@ def test_spark_submit_chooses_python(defaults: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PYSPARK_GATEWAY_PORT", "1")
     assert PYTHON_OF_TASKS not in session_properties({})
     assert not defaults.exists()
+
+
+OF_SPARK = {
+    "Initial job has not accepted any resources",
+    "ExecutorLostFailure",
+    "exit code 137",
+    "exited unexpectedly",
+    "java.lang.OutOfMemoryError: Java heap space",
+    "No space left on device",
+    ": No such file or directory",
+}
+"""Sentences in the guide that Spark and the system write."""
+
+
+def messages() -> str:
+    """All texts of the server's code, with an ellipsis for each value in them."""
+    found = []
+    for path in (ROOT / "server").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (one.value if isinstance(one, ast.Constant) else "…" for one in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_sentences_of_the_guide_are_those_of_the_code() -> None:
+    page = (DOCS / "guides/fleet.md").read_text(encoding="utf-8")
+    [table] = re.findall(r"\| the command says \| do \|\n.*?\n\n", page, re.DOTALL)
+    rows = [line.split(" | ")[0] for line in table.splitlines()[2:] if line]
+    sentences = [sentence for row in rows for sentence in re.findall("`([^`]+)`", row)]
+    assert len(sentences) > 10
+    ours = messages()
+    for sentence in sentences:
+        for part in map(str.strip, re.split("…|s3://|1\\.[23]", sentence)):
+            known = part in ours or any(part in one or one in part for one in OF_SPARK)
+            assert known or len(part) < 3, f"no message has {part!r}"
