@@ -105,7 +105,7 @@ def _option(name: str, hint: Any, default: Any, found: Setting) -> inspect.Param
     elif name.endswith("_ts"):
         kind = int
         given |= {"parser": parse_time, "metavar": "TIME", "help": f"{found.help[:-1]}: {TIME}."}
-    if default is None:
+    if default is None or default == ():
         given["show_default"] = found.default_text or False
     flag = option_of(name, found)
     if kind is bool and default is True:
