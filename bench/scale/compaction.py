@@ -270,7 +270,6 @@ def compacted(
 
 DRIVER = """
 import json, resource, sys
-from dataclasses import replace
 from uuid import uuid4
 import pyarrow as pa
 from thinrow.compaction.shard import ShardCounts
@@ -281,20 +280,25 @@ from thinrow.remote.generation_objects import require_generation
 from thinrow.remote.object_store import ObjectStore
 from thinrow.remote.publication import commit, complete_generation
 from thinrow.store.layout import shard_name
+from thinrow.store.manifest import ShardSummary
 
 store, many = sys.argv[1], int(sys.argv[2])
 objects = ObjectStore(store)
 base = require_current(objects)
 one = require_generation(objects, base.record.number, base.record.manifest_xxh3)
 manifest, few = one.manifest, one.manifest.shard_count
-wide = [manifest.shards[n % few].model_copy(update={"name": shard_name(n)}) for n in range(many)]
+previous = [manifest.shards[number % few].model_dump_json() for number in range(many)]
 
 def results(batches):
     for batch in batches:
         for number in batch.column("id").to_pylist():
-            shard = one.shards[number % few].model_copy(update={"name": shard_name(number)})
-            yield BuiltShard(shard=number, rows=1, counts=ShardCounts(), summary=wide[number],
-                             manifest=shard, uploaded={}, facts=[]).encode()
+            update = {"name": shard_name(number)}
+            summary = ShardSummary.model_validate_json(previous[number])
+            shard = one.shards[number % few]
+            yield BuiltShard(shard=number, rows=1, counts=ShardCounts(),
+                             summary=summary.model_copy(update=update),
+                             manifest=shard.model_copy(update=update),
+                             uploaded={}, facts=[]).encode()
 
 properties = {"spark.master": "local[2]", "spark.driver.memory": sys.argv[3],
               "spark.driver.host": "127.0.0.1", "spark.ui.enabled": "false"}
