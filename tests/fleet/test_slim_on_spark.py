@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from support.object_storage import ObjectStorage
     from support.oracle import Entry, Past
     from support.spark_cluster import Sparked
-    from thinrow.jobs.slim import SlimReport
+    from thinrow.jobs.slim_plan import SlimReport
 
 pytestmark = pytest.mark.timeout(1800)
 ON_SPARK = EngineConfig(engine="spark")
@@ -108,7 +108,7 @@ def test_engines_write_the_same_of_any_fat_rows(
         )
         with (
             sizes.applied(local_spark, {**PIECES}),
-            mock.patch("thinrow.jobs.slim.PARTITION_EVENTS", partition_events),
+            mock.patch("thinrow.jobs.slim_plan.PARTITION_EVENTS", partition_events),
             mock.patch("thinrow.jobs.fat.PIECE_ROWS", 4),
             mock.patch("thinrow.jobs.fat.BATCH_EVENTS", 10),
         ):
@@ -143,7 +143,7 @@ def small(local_spark: Sparked) -> Iterator[None]:
     """Small pieces, partitions and messages."""
     with (
         SMALL.applied(local_spark),
-        mock.patch("thinrow.jobs.slim.PARTITION_EVENTS", 100),
+        mock.patch("thinrow.jobs.slim_plan.PARTITION_EVENTS", 100),
         mock.patch("thinrow.jobs.fat.PIECE_ROWS", 10),
     ):
         yield

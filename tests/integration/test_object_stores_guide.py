@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from support.paths import ROOT
 from support.worlds import SCHEMA, running_server, some_events
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 PAGE = ROOT / "docs/guides/object-stores.md"
 
 SERVE = "thinrow serve --store s3://my-bucket/histories --mirror mirror-0 --group 0/2"
+
+REQUEST_TS = 1_700_006_400_000
+"""2023-11-15, the first watermark of the page."""
 
 
 def commands() -> list[str]:
@@ -35,6 +39,8 @@ def test_commands_of_the_guide(object_storage: ObjectStorage, tmp_path: Path) ->
     for day in (0, 1):
         events = some_events(40, days=1, first_day=day)
         pq.write_table(events, tmp_path / f"events-{day + 1}.parquet")
+    requests = pa.table({"user_id": [1, 2], "request_ts": [REQUEST_TS] * 2})
+    pq.write_table(requests, tmp_path / "requests.parquet")
     bucket = urllib.request.Request(f"{object_storage.endpoint}/my-bucket", method="PUT")
     with urllib.request.urlopen(bucket, timeout=60) as answer:
         assert answer.status == 200
@@ -54,8 +60,10 @@ def test_commands_of_the_guide(object_storage: ObjectStorage, tmp_path: Path) ->
     ]
     for each in done:
         assert each.returncode == 0, (each.args, each.stderr)
-    assert len(done) == 8
-    assert "item_id" in done[-1].stdout
+    assert len(done) == 9
+    assert "item_id" in next(each.stdout for each in done if "inspect" in str(each.args))
+    rows = pq.read_table(tmp_path / "rows.parquet")
+    assert rows.column("user_id").to_pylist() == [1, 2]
     _, _, _, store, *options = SERVE.split()
     options[1] = str(tmp_path / options[1])
     with running_server(store, *options, log=tmp_path / "log") as server:

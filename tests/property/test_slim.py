@@ -53,7 +53,7 @@ def test_every_row_comes_out_as_it_was(
         sequences = spoiled(sequences, schema, rng)
     with (
         TemporaryDirectory() as name,
-        mock.patch("thinrow.jobs.slim.PARTITION_EVENTS", 20 if small else 1 << 23),
+        mock.patch("thinrow.jobs.slim_plan.PARTITION_EVENTS", 20 if small else 1 << 23),
         mock.patch("thinrow.jobs.fat.PIECE_ROWS", 4),
         mock.patch("thinrow.jobs.fat.BATCH_EVENTS", 10),
     ):
@@ -357,7 +357,7 @@ def test_killed_at_its_steps(tmp_path: Path) -> None:
     fat = journey_fat_rows(tmp_path, max(20, 120 // REPEATS))
     script = (
         "import runpy, sys; from unittest import mock; sys.argv.pop(0)\n"
-        "with mock.patch('thinrow.jobs.slim.PARTITION_EVENTS', 8_000), "
+        "with mock.patch('thinrow.jobs.slim_plan.PARTITION_EVENTS', 8_000), "
         "mock.patch('thinrow.jobs.fat.PIECE_EVENTS', 16_000): runpy.run_path(sys.argv[0])"
     )
 

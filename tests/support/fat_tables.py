@@ -14,7 +14,7 @@ from thinrow.compaction.config import CompactionConfig
 from thinrow.jobs.config import SlimConfig
 from thinrow.jobs.layout import FatLayout
 from thinrow.jobs.materialize import materialize
-from thinrow.jobs.slim import SlimReport, slim
+from thinrow.jobs.slim import slim
 from thinrow.jobs.verify import verify
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from thinrow.events.units import TimeUnit
+    from thinrow.jobs.slim_plan import SlimReport
 
 
 SCHEMA = '[item]\nitem_id = { type = "int64", key = true }\n'

@@ -33,7 +33,7 @@ from thinrow.jobs.export import ExportReport
 from thinrow.jobs.materialize import MaterializeReport
 from thinrow.jobs.research import ResearchReport
 from thinrow.jobs.research import research as run_research
-from thinrow.jobs.slim import SlimReport
+from thinrow.jobs.slim_plan import SlimReport
 from thinrow.jobs.verify import VerifyReport
 
 __all__ = [

@@ -16,7 +16,7 @@ from thinrow.jobs.option_values import duration_text
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
-    from thinrow.jobs.slim import SlimReport
+    from thinrow.jobs.slim_plan import SlimReport
 
 __all__ = ["app"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from thinrow.jobs.backfill import BackfillReport
     from thinrow.jobs.config import BackfillConfig, FatLayoutConfig, SlimConfig, VerifyConfig
     from thinrow.jobs.connecting import Access
-    from thinrow.jobs.slim import SlimReport
+    from thinrow.jobs.slim_plan import SlimReport
     from thinrow.jobs.verify import VerifyReport
     from thinrow.schema.proposal import ProposedSchema
 

@@ -19,7 +19,7 @@ from thinrow.engines.spark.slimming import (
 from thinrow.engines.spark.tasks import RESULT_COLUMNS, check_numbers, software
 from thinrow.events.time_columns import TimeSpan
 from thinrow.jobs.facts import first_generation, total
-from thinrow.jobs.slim import SlimPlan, SlimReport, is_stitched_again
+from thinrow.jobs.slim_plan import SlimPlan, SlimReport, is_stitched_again
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -23,7 +23,7 @@ from thinrow.engines.spark.tasks import check_numbers, numbers_in, result_row, t
 from thinrow.events.time_columns import TimeReader, TimeSpan
 from thinrow.events.user_ids import USERS
 from thinrow.jobs.fat import event_schema
-from thinrow.jobs.slim import (
+from thinrow.jobs.slim_plan import (
     ROWS,
     facts_of,
     frame_of,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from thinrow.engines.spark.outputs import OutputFolder
     from thinrow.engines.spark.tasks import Software
     from thinrow.jobs.facts import Facts
-    from thinrow.jobs.slim import SlimPlan, StitchedRows
+    from thinrow.jobs.slim_plan import SlimPlan, StitchedRows
 
 __all__ = [
     "EventFile",
