@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from thinrow.jobs.verify import VerifyReport
+    from thinrow.jobs.compared_rows import VerifyReport
 
 pytestmark = [
     pytest.mark.usefixtures("local_spark"),

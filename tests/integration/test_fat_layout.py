@@ -15,12 +15,14 @@ from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig
 from thinrow.errors import InputError, UsageError
 from thinrow.jobs.layout import FatLayout
-from thinrow.jobs.verify import VerifyReport, verify
+from thinrow.jobs.verify import verify
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from thinrow.jobs.compared_rows import VerifyReport
 
 DEFAULT = FatLayout()
 TS = pa.list_(pa.int64())

@@ -17,8 +17,8 @@ from thinrow.client import Projection
 from thinrow.errors import InputError
 from thinrow.events.canonical import canonical_table, from_canonical
 from thinrow.events.time_columns import TimeReader
+from thinrow.jobs.compared_rows import rounded
 from thinrow.jobs.same_values import differing
-from thinrow.jobs.verify import rounded
 from thinrow.schema import Schema, TraitType, parse_schema
 from typer.testing import CliRunner
 

@@ -18,6 +18,7 @@ from thinrow.filling.config import FillConfig
 from thinrow.filling.fill import FillReport
 from thinrow.filling.fill import fill as run_fill
 from thinrow.jobs.backfill import BackfillReport
+from thinrow.jobs.compared_rows import VerifyReport
 from thinrow.jobs.config import (
     BackfillConfig,
     ExportConfig,
@@ -34,7 +35,6 @@ from thinrow.jobs.materialize import MaterializeReport
 from thinrow.jobs.research import ResearchReport
 from thinrow.jobs.research import research as run_research
 from thinrow.jobs.slim_plan import SlimReport
-from thinrow.jobs.verify import VerifyReport
 
 __all__ = [
     "backfill",

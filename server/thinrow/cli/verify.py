@@ -21,7 +21,7 @@ def verify_command(
 ) -> None:
     """Compare what training would see with fat rows, event by event; exit 1 if they differ."""
     from thinrow.engines.choice import run_verify
-    from thinrow.jobs.verify import difference_fields
+    from thinrow.jobs.compared_rows import difference_fields
 
     with progress_bar() as progress:
         report = run_verify(config, layout, access, engine, progress)

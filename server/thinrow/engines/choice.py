@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from thinrow.core.engine_config import EngineConfig
     from thinrow.events.split import Progress
     from thinrow.jobs.backfill import BackfillReport
+    from thinrow.jobs.compared_rows import VerifyReport
     from thinrow.jobs.config import BackfillConfig, FatLayoutConfig, SlimConfig, VerifyConfig
     from thinrow.jobs.connecting import Access
     from thinrow.jobs.slim_plan import SlimReport
-    from thinrow.jobs.verify import VerifyReport
     from thinrow.schema.proposal import ProposedSchema
 
 __all__ = ["run_backfill", "run_compact", "run_slim", "run_verify"]

@@ -16,6 +16,7 @@ from thinrow.jobs.verify import verify
 
 if TYPE_CHECKING:
     from thinrow.events.split import Progress
+    from thinrow.jobs.compared_rows import VerifyReport
     from thinrow.jobs.config import (
         ExportConfig,
         FatLayoutConfig,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from thinrow.jobs.connecting import Access
     from thinrow.jobs.export import ExportReport
     from thinrow.jobs.materialize import MaterializeReport
-    from thinrow.jobs.verify import VerifyReport
 
 __all__ = ["run_export", "run_materialize", "run_verify", "targets_of"]
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from thinrow.engines.spark.tasks import Software
     from thinrow.events.split import Progress
+    from thinrow.jobs.compared_rows import ComparedRows, VerifyReport
     from thinrow.jobs.config import FatLayoutConfig, VerifyConfig
     from thinrow.jobs.connecting import Access
-    from thinrow.jobs.verify import ComparedRows, VerifyReport
 
 __all__ = ["RANGE_ROWS", "verify"]
 
