@@ -140,10 +140,8 @@ def _session(properties: Mapping[str, str]) -> Iterator[Any]:
     if active is not None:
         yield _opened(SparkSession.builder, properties, properties)
         return
-    root = logging.getLogger()
-    root.addFilter(_is_worth_logging)
     interrupted = signal.getsignal(signal.SIGINT)
-    try:
+    with _interrupts_not_logged():
         wanted = session_properties(properties)
         session = _opened(SparkSession.builder, wanted, properties)
         if threading.current_thread() is threading.main_thread():
@@ -155,8 +153,6 @@ def _session(properties: Mapping[str, str]) -> Iterator[Any]:
             yield session
         finally:
             session.stop()
-    finally:
-        root.removeFilter(_is_worth_logging)
 
 
 def _opened(builder: Any, wanted: Mapping[str, str], properties: Mapping[str, str]) -> Any:  # noqa: ANN401
@@ -176,8 +172,23 @@ def _opened(builder: Any, wanted: Mapping[str, str], properties: Mapping[str, st
         ) from error
 
 
+@contextmanager
+def _interrupts_not_logged() -> Iterator[None]:
+    """Drops py4j's tracebacks of calls that an interrupt ended; others are raised besides.
+
+    Some of them go to py4j's own loggers, and some to the root.
+    """
+    root, own = logging.getLogger(), logging.getLogger("py4j")
+    propagates, own.propagate = own.propagate, False
+    root.addFilter(_is_worth_logging)
+    try:
+        yield
+    finally:
+        root.removeFilter(_is_worth_logging)
+        own.propagate = propagates
+
+
 def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Drops py4j's tracebacks of calls that an interrupt ended; others are raised besides."""
     return "py4j" not in Path(record.pathname).parts
 
 
