@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,8 @@ ARROW_BATCH_BYTES = 32 << 20
 """Bytes of the batches in which Spark gives rows to Python, about: rows have large values here."""
 POLL_S = 0.5
 """Interval at which the progress of a job is read."""
+TASKS_END_S = 10.0
+"""Longest wait for running tasks of a job that failed."""
 _DEFAULTS = {
     "spark.app.name": "thinrow",
     # An error of a task is shown in one sentence; Spark would log it as well, with its stack.
@@ -71,11 +74,12 @@ class Spark:
     def __init__(self, properties: Mapping[str, str], progress: Progress = lambda *_: None) -> None:
         self._properties = properties
         self._progress = progress
+        self._interrupted = threading.Event()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self.session = stack.enter_context(_session(self._properties))
+            self.session = stack.enter_context(_session(self._properties, self._interrupted))
             stack.enter_context(_runtime_properties(self.session))
             self._stack = stack.pop_all()
         return self
@@ -114,12 +118,15 @@ class Spark:
             try:
                 rows: list[Any] = frame.collect()
             except Exception as error:
+                if self._interrupted.is_set():
+                    # py4j may end a call for which it was waiting by an error of its own.
+                    raise KeyboardInterrupt from error
                 raise failure_of(str(error)) or _failure(error, stage) from error
             return rows
 
 
 @contextmanager
-def _session(properties: Mapping[str, str]) -> Iterator[Any]:
+def _session(properties: Mapping[str, str], interrupted: threading.Event) -> Iterator[Any]:
     try:
         # Only Arrow data passes between Spark and Python here.
         warnings.filterwarnings(
@@ -140,19 +147,28 @@ def _session(properties: Mapping[str, str]) -> Iterator[Any]:
     if active is not None:
         yield _opened(SparkSession.builder, properties, properties)
         return
-    interrupted = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
     with _interrupts_not_logged():
         wanted = session_properties(properties)
         session = _opened(SparkSession.builder, wanted, properties)
-        if threading.current_thread() is threading.main_thread():
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main:
             # pyspark's own handler calls Java while a call to Java waits, which fails.
-            signal.signal(signal.SIGINT, interrupted)
+            is_default = before is signal.default_int_handler
+            signal.signal(signal.SIGINT, interrupt if is_default else before)
         try:
             if "spark.log.level" not in properties:
                 _show_waiting(session)
             yield session
         finally:
             session.stop()
+            if is_main:
+                signal.signal(signal.SIGINT, before)
 
 
 def _opened(builder: Any, wanted: Mapping[str, str], properties: Mapping[str, str]) -> Any:  # noqa: ANN401
@@ -287,6 +303,7 @@ def _described(session: Any, stage: str, progress: Progress) -> Iterator[None]: 
     except BaseException:
         with suppress(Exception):
             context.cancelJobGroup(group)
+            _await_tasks(context.statusTracker(), group)
         raise
     finally:
         ended.set()
@@ -294,6 +311,23 @@ def _described(session: Any, stage: str, progress: Progress) -> Iterator[None]: 
         with suppress(Exception):
             context.setLocalProperty("spark.jobGroup.id", None)
             context.setLocalProperty("spark.job.description", None)
+
+
+def _await_tasks(tracker: Any, group: str) -> None:  # noqa: ANN401
+    """Waits a while for the tasks of jobs that have ended: Spark reports those that a session which
+    stops has left, with a stack."""
+    end_s = time.monotonic() + TASKS_END_S
+    while time.monotonic() < end_s:
+        if not any(info.numActiveTasks for info in _stages(tracker, group)):
+            return
+        time.sleep(POLL_S)
+
+
+def _stages(tracker: Any, group: str) -> list[Any]:  # noqa: ANN401
+    """Returns the stages of a group of jobs."""
+    jobs = map(tracker.getJobInfo, tracker.getJobIdsForGroup(group))
+    numbers = {number for job in jobs if job is not None for number in job.stageIds}
+    return [info for info in map(tracker.getStageInfo, sorted(numbers)) if info]
 
 
 def _tag(stage: str) -> str:
@@ -310,9 +344,7 @@ def _watch(
     """Reports the tasks of a group of jobs until it ends."""
     while not ended.wait(POLL_S):
         with suppress(Exception):  # a tracker of a session that is going away
-            jobs = map(tracker.getJobInfo, tracker.getJobIdsForGroup(group))
-            numbers = {number for job in jobs if job is not None for number in job.stageIds}
-            stages = [info for info in map(tracker.getStageInfo, sorted(numbers)) if info]
+            stages = _stages(tracker, group)
             done = sum(info.numCompletedTasks for info in stages)
             if stages:
                 progress(stage, done, sum(info.numTasks for info in stages))
