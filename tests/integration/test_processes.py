@@ -6,11 +6,14 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -229,6 +232,38 @@ def test_a_worker_that_hangs_is_killed_and_started_again(
         assert "worker killed: it hangs" in caplog.messages
         with connect(server.address, AT_ONCE) as client:
             assert len(client.materialize(pointers_to(days(3)), ALL))
+
+
+HALF_A_MESSAGE = """
+import os, sys, time
+from multiprocessing.connection import Connection
+
+connection = Connection(int(sys.argv[1]))
+connection.recv()
+connection.send(None)
+os.write(connection.fileno(), (1000).to_bytes(4, "big") + b"half of it")
+time.sleep(600)
+"""
+
+
+def test_a_worker_that_hangs_within_a_message_is_killed(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The parent does not wait for the rest."""
+    monkeypatch.setattr(processes, "BEAT_S", 0.1)
+    monkeypatch.setattr(processes, "HANG_S", 0.5)
+    start = subprocess.Popen
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def half(command: list[str], **options: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401
+        begun.append(start([sys.executable, "-c", HALF_A_MESSAGE, command[-1]], **options))
+        return begun[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", half)
+    monkeypatch.setattr(processes, "STOP_S", 0.5)
+    with Processes(replace(config_of(world, "127.0.0.1:0"), drain_s=0.5)):
+        until(lambda: sum(process.poll() is not None for process in begun) >= 2, 90)
+    assert caplog.messages.count("worker killed: it hangs") >= 2
 
 
 def test_counts_outlive_their_process_and_gauges_do_not(world: World) -> None:

@@ -157,6 +157,7 @@ class Worker:
         self._deaths = deaths
         self._stopping = threading.Event()
         self._end_s = 0.0
+        self._heard_s = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection[Any, Any] | None = None
         self._lock = threading.Lock()
@@ -249,8 +250,14 @@ class Worker:
                 self._connection = connection
             if self._stopping.is_set():
                 self._send(False)
+            self._heard_s = time.monotonic()
+            ended = threading.Event()
+            watcher = threading.Thread(target=self._watch, args=(self._process, ended))
+            watcher.start()
             with suppress(EOFError, OSError):
                 self._listen(connection)
+            ended.set()
+            watcher.join()
             self.serves = False
             with self._lock:
                 self._connection = None
@@ -261,20 +268,24 @@ class Worker:
         return self._process.wait()
 
     def _listen(self, connection: Connection[Any, Any]) -> None:
-        """Reads the worker's heartbeats; kills a worker that stops sending them."""
-        heard_s = time.monotonic()
+        """Reads the worker's messages until it ends."""
         while True:
-            if connection.poll(BEAT_S):
-                self._hear(connection.recv())
-                heard_s = time.monotonic()
-            elif self.serves and not self._stopping.is_set():
-                if time.monotonic() - heard_s > HANG_S:
-                    log.error("worker killed: it hangs", extra={"worker": self._number})
-                    assert self._process is not None
-                    self._process.kill()
-                    # Its end is heard next.
-                    heard_s = time.monotonic()
-                self.request_metrics()
+            self._hear(connection.recv())
+            self._heard_s = time.monotonic()
+
+    def _watch(self, process: subprocess.Popen[bytes], ended: threading.Event) -> None:
+        """Requests heartbeats, and kills a worker that stops sending them.
+
+        In a thread of its own, since a worker may stop in the middle of a message.
+        """
+        while not ended.wait(BEAT_S):
+            if not self.serves or self._stopping.is_set():
+                continue
+            if time.monotonic() - self._heard_s > HANG_S:
+                log.error("worker killed: it hangs", extra={"worker": self._number})
+                process.kill()
+                return
+            self.request_metrics()
 
     def _hear(self, message: object) -> None:
         if message is False:  # it drains, and sends nothing until it ends
