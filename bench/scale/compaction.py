@@ -273,8 +273,9 @@ import json, resource, sys
 from uuid import uuid4
 import pyarrow as pa
 from thinrow.compaction.shard import ShardCounts
-from thinrow.engines.spark.building import BUILT_COLUMNS, BuiltShard
+from thinrow.engines.spark.building import BuiltShard
 from thinrow.engines.spark.session import Spark
+from thinrow.engines.spark.tasks import RESULT_COLUMNS
 from thinrow.remote.current import require_current
 from thinrow.remote.generation_objects import require_generation
 from thinrow.remote.object_store import ObjectStore
@@ -303,7 +304,7 @@ def results(batches):
 properties = {"spark.master": "local[2]", "spark.driver.memory": sys.argv[3],
               "spark.driver.host": "127.0.0.1", "spark.ui.enabled": "false"}
 with Spark(properties) as spark:
-    frame = spark.session.range(0, many, 1, 64).mapInArrow(results, BUILT_COLUMNS)
+    frame = spark.session.range(0, many, 1, 64).mapInArrow(results, RESULT_COLUMNS)
     built = [BuiltShard.decode(*row) for row in spark.rows(frame, "Collecting results")]
 built.sort(key=lambda each: each.shard)
 update = {"shards": [each.summary for each in built], "shard_count": many, "run_id": uuid4(),

@@ -127,7 +127,7 @@ def _compact(
 
     with build_folder(config.folder) as building:
         times = TimeReader(config.time_unit)
-        values = RunValues(
+        observed = RunValues(
             run.schema,
             known_vocabularies(config.folder, run.schema, previous),
             since_ts=None if config.accept_late else previous_ts,
@@ -141,9 +141,9 @@ def _compact(
             building / "events",
             times,
             progress,
-            values.add,
+            observed.add,
         )
-        vocabularies = values.values.vocabularies()
+        vocabularies = observed.values.vocabularies()
         cuts = planned_cuts(
             previous_ts,
             split.arrivals.start_ts,

@@ -20,7 +20,6 @@ from thinrow.remote.generation_objects import (
     RUNS,
     RemoteGeneration,
     file_key,
-    key_of,
     listed_roots,
     root_key,
     shard_manifest_key,
@@ -38,6 +37,7 @@ from thinrow.store.shard_manifest import encode_shard_manifest
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+    from uuid import UUID
 
     from thinrow.remote.current import Current
     from thinrow.remote.object_store import ObjectStore
@@ -48,12 +48,12 @@ if TYPE_CHECKING:
 __all__ = [
     "SWAPS_MAX",
     "UPLOADS_AT_ONCE",
+    "Placement",
     "commit",
     "complete_generation",
     "highest_number",
     "publish",
     "upload_files",
-    "with_object",
 ]
 
 UPLOADS_AT_ONCE = 8
@@ -90,9 +90,9 @@ def publish(
         StoreCorruptError: An object that was written is not there.
         StoreUnavailableError: The object store does not answer.
     """
-    generation, uploads = _with_objects(folder, previous)
-    upload_files(store, uploads, progress)
-    commit(store, base, generation, {key: file.bytes for key, (_, file) in uploads.items()})
+    generation, placement = _with_objects(folder, previous)
+    upload_files(store, placement.uploads, progress)
+    commit(store, base, generation, placement.uploaded)
     return generation
 
 
@@ -120,50 +120,59 @@ def commit(
     _swap(store, base, generation)
 
 
+class Placement:
+    """Gives files their objects: the last generation's where they are the same, else new ones.
+
+    Args:
+        run_id: Identity of the run.
+        before: Files of the last generation, by their paths in its folder.
+    """
+
+    def __init__(self, run_id: UUID, before: Mapping[str, StoredFile]) -> None:
+        self._run_id, self._before = run_id, before
+        self.uploads: dict[str, tuple[Path, StoredFile]] = {}
+        """Files that are to be uploaded, by the keys of their objects."""
+
+    @property
+    def uploaded(self) -> dict[str, int]:
+        """Bytes of the new objects, by key."""
+        return {key: file.bytes for key, (_, file) in self.uploads.items()}
+
+    def place(self, file: StoredFile, path: Path, attempt: str = "") -> StoredFile:
+        """Returns a file with its object.
+
+        Args:
+            file: The file.
+            path: The folder that has it, named as in the generation.
+            attempt: Name of the attempt of a task, for the key of a new object; "" for none.
+        """
+        old = self._before.get(f"{path.name}/{file.name}")
+        if old is not None and old.has_content_of(file):
+            return file.model_copy(update={"object": old.object})
+        folder = f"{path.name}/{attempt}" if attempt else path.name
+        key = file_key(self._run_id.hex, folder, file.name)
+        self.uploads[key] = path / file.name, file
+        return file.model_copy(update={"object": key})
+
+
 def _with_objects(
     folder: Path, previous: RemoteGeneration | None
-) -> tuple[RemoteGeneration, dict[str, tuple[Path, StoredFile]]]:
-    """Gives every file an object: the last generation's where it is the same, else a new one."""
+) -> tuple[RemoteGeneration, Placement]:
+    """Gives every file of a generation an object."""
     manifest = read_manifest(folder)
     assert manifest.run_id is not None
-    run_id = manifest.run_id.hex
-    known = {} if previous is None else dict(previous.files)
-    kept = {file.object for file in known.values()}
-    uploads: dict[str, tuple[Path, StoredFile]] = {}
-
-    def stored(place: str, file: StoredFile) -> StoredFile:
-        placed = with_object(file, known.get(place), run_id, place.split("/")[0])
-        if placed.object not in kept:
-            uploads[key_of(placed)] = folder / place, file
-        return placed
-
+    placement = Placement(manifest.run_id, {} if previous is None else dict(previous.files))
     shards: dict[int, ShardManifest] = {}
     for number in range(manifest.shard_count):
         shard = shard_manifest(folder, manifest, number)
-        files = [stored(f"{shard.name}/{file.name}", file) for file in shard.files]
+        files = [placement.place(file, folder / shard.name) for file in shard.files]
         shards[number] = shard.model_copy(update={"files": files})
     vocabularies = [
-        one.model_copy(update={"file": stored(f"{VOCABULARIES}/{one.file.name}", one.file)})
+        one.model_copy(update={"file": placement.place(one.file, folder / VOCABULARIES)})
         for one in manifest.vocabularies
     ]
     manifest = manifest.model_copy(update={"vocabularies": vocabularies})
-    return complete_generation(manifest, shards), uploads
-
-
-def with_object(
-    file: StoredFile, before: StoredFile | None, run_id: str, folder: str
-) -> StoredFile:
-    """Returns a file with its object: the last generation's where it is the same, else a new one.
-
-    Args:
-        file: The file.
-        before: The last generation's file of that name; None for none.
-        run_id: Identity of the run.
-        folder: Name of the file's folder in the generation.
-    """
-    if before is not None and before.has_content_of(file):
-        return file.model_copy(update={"object": before.object})
-    return file.model_copy(update={"object": file_key(run_id, folder, file.name)})
+    return complete_generation(manifest, shards), placement
 
 
 def complete_generation(manifest: Manifest, shards: dict[int, ShardManifest]) -> RemoteGeneration:

@@ -22,13 +22,13 @@ from thinrow.engines.spark.reading import (
     read_vocabularies,
 )
 from thinrow.engines.spark.shuffled import Item, items, read_table
-from thinrow.engines.spark.tasks import attempt_name, task
+from thinrow.engines.spark.tasks import attempt_name, result_row, task
 from thinrow.events.canonical import canonical_schema
 from thinrow.events.user_ids import USERS
-from thinrow.remote.copies import Copies
-from thinrow.remote.generation_objects import key_of, read_shard
+from thinrow.remote.copies import OBJECTS, Copies
+from thinrow.remote.generation_objects import read_shard
 from thinrow.remote.object_store import ObjectStore
-from thinrow.remote.publication import upload_files, with_object
+from thinrow.remote.publication import Placement, upload_files
 from thinrow.store.hashing import shard_of
 from thinrow.store.layout import shard_name
 from thinrow.store.manifest import ShardSummary
@@ -46,10 +46,7 @@ if TYPE_CHECKING:
     from thinrow.store.stored_files import StoredFile
     from thinrow.store.user_texts import UserTexts
 
-__all__ = ["BUILT_COLUMNS", "BuildPlan", "BuiltShard"]
-
-BUILT_COLUMNS = "shard int, body string"
-_BUILT = pa.schema([("shard", pa.int32()), ("body", pa.large_string())])
+__all__ = ["BuildPlan", "BuiltShard"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +67,7 @@ class BuiltShard:
     """Measures of slices, which came with the rows: see `SliceFacts`."""
 
     def encode(self) -> pa.RecordBatch:
-        """Returns the result as a row for Spark."""
+        """Returns the result as a row of RESULT_COLUMNS."""
         body = {
             "rows": self.rows,
             "counts": asdict(self.counts),
@@ -79,9 +76,7 @@ class BuiltShard:
             "uploaded": self.uploaded,
             "facts": self.facts,
         }
-        return pa.RecordBatch.from_pydict(
-            {"shard": [self.shard], "body": [json.dumps(body)]}, schema=_BUILT
-        )
+        return result_row(self.shard, body)
 
     @classmethod
     def decode(cls, shard: int, text: str) -> BuiltShard:
@@ -125,7 +120,7 @@ class BuildPlan:
         schema = self.read.schema
         canonical = canonical_schema(schema.carried)
         store = ObjectStore(self.url)
-        vocabularies = read_vocabularies(self.url, schema.coded_traits, self.vocabularies, folder)
+        vocabularies = read_vocabularies(store, schema.coded_traits, self.vocabularies, folder)
         before = self._previous(store, shard, folder)
         path = folder / shard_name(shard)
         build = ShardBuild(before, self.shards.task(shard, vocabularies), path)
@@ -148,14 +143,17 @@ class BuildPlan:
         summary, manifest = finish_shard(shard, writer, counts, before)
         if before is not None:
             before.shard.close()
-        manifest, uploaded = self._uploaded(store, manifest, before, path)
+        known = [] if before is None else before.manifest.files
+        placement = Placement(self.run_id, {f"{path.name}/{file.name}": file for file in known})
+        files = [placement.place(file, path, attempt_name()) for file in manifest.files]
+        upload_files(store, placement.uploads)
         return BuiltShard(
             shard=shard,
             rows=row_count,
             counts=counts,
             summary=summary,
-            manifest=manifest,
-            uploaded=uploaded,
+            manifest=manifest.model_copy(update={"files": files}),
+            uploaded=placement.uploaded,
             facts=facts,
         )
 
@@ -174,34 +172,10 @@ class BuildPlan:
         summary = ShardSummary.model_validate_json(self.previous[shard])
         _, manifest = read_shard(store, self.previous_run_id, shard, summary)
         remedy = f"give executors on {gethostname()} a larger disk (spark.local.dir)"
-        copies = Copies(store, folder / "objects", remedy=remedy)
+        copies = Copies(store, folder / OBJECTS, remedy=remedy)
         copies.fetch(self.shards.generation - 1, manifest.files)
         path = folder / "previous" / manifest.name
         path.mkdir(parents=True)
         for file in manifest.files:
             link_or_copy(copies.path(file), path / file.name)
         return PreviousShard(shard=Shard(path), summary=summary, manifest=manifest)
-
-    def _uploaded(
-        self,
-        store: ObjectStore,
-        manifest: ShardManifest,
-        before: PreviousShard | None,
-        path: Path,
-    ) -> tuple[ShardManifest, dict[str, int]]:
-        """Uploads the files that are new, each as an object of this attempt.
-
-        Returns:
-            The shard's manifest, whose files have objects, and bytes of the new ones by key.
-        """
-        known = {} if before is None else {file.name: file for file in before.manifest.files}
-        folder = f"{manifest.name}/{attempt_name()}"
-        files, uploads = [], {}
-        for file in manifest.files:
-            old = known.get(file.name)
-            files.append(with_object(file, old, self.run_id.hex, folder))
-            if old is None or files[-1].object != old.object:
-                uploads[key_of(files[-1])] = path / file.name, file
-        upload_files(store, uploads)
-        uploaded = {key: file.bytes for key, (_, file) in uploads.items()}
-        return manifest.model_copy(update={"files": files}), uploaded

@@ -21,19 +21,18 @@ from thinrow.compaction.run import (
     report_of,
 )
 from thinrow.compaction.vocabularies import NewValues, known_vocabularies, write_vocabularies
-from thinrow.engines.spark.building import BUILT_COLUMNS, BuildPlan, BuiltShard
+from thinrow.engines.spark.building import BuildPlan, BuiltShard
 from thinrow.engines.spark.reading import SURVEY_COLUMNS, ReadPlan, SliceFacts, SurveyPlan
 from thinrow.engines.spark.session import Spark
 from thinrow.engines.spark.shuffled import COLUMNS
 from thinrow.engines.spark.slices import cut_files, user_bounds
-from thinrow.engines.spark.tasks import check_numbers, software
+from thinrow.engines.spark.tasks import RESULT_COLUMNS, check_numbers, software
 from thinrow.errors import EngineError, UsageError
 from thinrow.events.exported import check_exports
 from thinrow.events.order import planned_cuts
 from thinrow.events.time_columns import TimeSpan
 from thinrow.remote.checkout import Checkout
-from thinrow.remote.generation_objects import key_of
-from thinrow.remote.publication import commit, complete_generation, upload_files, with_object
+from thinrow.remote.publication import Placement, commit, complete_generation, upload_files
 from thinrow.store.current import current_folder
 from thinrow.store.generation import Generation
 from thinrow.store.layout import VOCABULARIES
@@ -228,18 +227,15 @@ class _Compaction:
     ) -> tuple[list[StoredVocabulary], dict[str, int]]:
         """Writes the generation's vocabularies to the object store."""
         stored = write_vocabularies(building, self._run.schema, vocabularies, self._previous)
-        before = {}
-        if self._previous is not None:
-            before = {one.file.name: one.file for one in self._previous.manifest.vocabularies}
-        placed, uploads = [], {}
-        for one in stored:
-            old = before.get(one.file.name)
-            file = with_object(one.file, old, self._run_id.hex, VOCABULARIES)
-            placed.append(one.model_copy(update={"file": file}))
-            if old is None or file.object != old.object:
-                uploads[key_of(file)] = building / VOCABULARIES / file.name, file
-        upload_files(self._checkout.store, uploads)
-        return placed, {key: file.bytes for key, (_, file) in uploads.items()}
+        known = [] if self._previous is None else self._previous.manifest.vocabularies
+        before = {f"{VOCABULARIES}/{one.file.name}": one.file for one in known}
+        placement = Placement(self._run_id, before)
+        folder = building / VOCABULARIES
+        placed = [
+            one.model_copy(update={"file": placement.place(one.file, folder)}) for one in stored
+        ]
+        upload_files(self._checkout.store, placement.uploads)
+        return placed, placement.uploaded
 
     def _build(self, plan: ShardPlan, vocabularies: list[StoredVocabulary]) -> list[BuiltShard]:
         """Reads all slices and builds all shards, in tasks."""
@@ -260,7 +256,7 @@ class _Compaction:
             .mapInArrow(self._read.scatter, COLUMNS)
             .repartitionById(plan.shards, "part")
             .sortWithinPartitions("part", "sub")
-            .mapInArrow(build.build, BUILT_COLUMNS)
+            .mapInArrow(build.build, RESULT_COLUMNS)
         )
         rows = self._spark.rows(frame, "Reading events and building shards")
         built = sorted((BuiltShard.decode(*row) for row in rows), key=lambda one: one.shard)

@@ -11,7 +11,7 @@ from thinrow.compaction.vocabularies import RunValues
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.ids import is_text_kind
 from thinrow.engines.spark.shuffled import Item, Scatter, batches
-from thinrow.engines.spark.tasks import Software, task
+from thinrow.engines.spark.tasks import Software, numbers_in, task
 from thinrow.events.canonical import ID_COLUMNS, ignored_columns, read_events
 from thinrow.events.exported import Span, export_span
 from thinrow.events.time_columns import TimeReader, TimeSpan
@@ -107,12 +107,11 @@ class ReadPlan:
             yield from batches(self._items(found))
 
     def _items(self, found: Iterable[pa.RecordBatch]) -> Iterator[Item]:
-        for batch in found:
-            for number in batch.column("id").to_pylist():
-                if number == 0:
-                    # Shards without events are written, too.
-                    yield from (Item(shard, -1, HEAD, b"") for shard in range(self.shards))
-                yield from self.slice_items(number)
+        for number in numbers_in(found):
+            if number == 0:
+                # Shards without events are written, too.
+                yield from (Item(shard, -1, HEAD, b"") for shard in range(self.shards))
+            yield from self.slice_items(number)
 
     def slice_items(self, number: int) -> Iterator[Item]:
         """Reads one slice, and yields its events by shard and range of users, and its measures."""
@@ -167,11 +166,10 @@ class SurveyPlan:
         """
         with task(self.read.software) as folder:
             known = read_vocabularies(
-                self.url, self.read.schema.coded_traits, self.vocabularies, folder
+                ObjectStore(self.url), self.read.schema.coded_traits, self.vocabularies, folder
             )
-            for batch in found:
-                for number in batch.column("id").to_pylist():
-                    yield from self._slice(number, known)
+            for number in numbers_in(found):
+                yield from self._slice(number, known)
 
     def _slice(self, number: int, known: Mapping[str, Vocabulary]) -> Iterator[pa.RecordBatch]:
         schema = self.read.schema
@@ -181,7 +179,7 @@ class SurveyPlan:
             for group in schema.groups
         )
         narrow = replace(schema, groups=tuple(groups))
-        values = RunValues(
+        observed = RunValues(
             narrow,
             known,
             since_ts=self.since_ts,
@@ -195,10 +193,10 @@ class SurveyPlan:
         times = TimeReader(self.read.time_unit)
         for table in read_events(one.file, narrow.carried, times, users, row_groups):
             users.take_users()
-            values.add(table)
+            observed.add(table)
             arrivals.add(TimeSpan.of(table.column("arrival_ts").to_numpy()))
         yield _found("", pa.array([json.dumps({"slice": number, **asdict(arrivals)})]))
-        for trait, found in values.values.found().items():
+        for trait, found in observed.values.found().items():
             yield _found(trait, found)
 
 
@@ -208,12 +206,12 @@ def _found(trait: str, values: pa.Array) -> pa.RecordBatch:
 
 
 def read_vocabularies(
-    url: str, traits: Iterable[Trait], files: Mapping[str, StoredFile], folder: Path
+    store: ObjectStore, traits: Iterable[Trait], files: Mapping[str, StoredFile], folder: Path
 ) -> dict[str, Vocabulary]:
     """Copies vocabularies of a store, and reads them; those without a file are empty.
 
     Args:
-        url: The store.
+        store: The store.
         traits: Traits with a vocabulary.
         files: Files by the names of traits.
         folder: Folder for the copies.
@@ -228,6 +226,6 @@ def read_vocabularies(
             known[trait.name] = Vocabulary.empty(trait)
             continue
         path = folder / file.name
-        ObjectStore(url).download(key_of(file), path, file.bytes, file.xxh3)
+        store.download(key_of(file), path, file.bytes, file.xxh3)
         known[trait.name] = Vocabulary.read(path, file)
     return known
