@@ -92,8 +92,6 @@ class Measured:
     shuffled: int
     digests: list[str | None]
     stored_bytes: int
-    moved_bytes: int
-    """Bytes of objects that were read and written."""
 
     @property
     def model_row(self) -> list[float]:
@@ -250,9 +248,6 @@ def compacted(
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
     after = current(store)
-    old = set() if before is None else before.keys
-    written = sum(file.bytes for _, file in after.files if file.object not in old)
-    read = 0 if before is None else before.manifest.stored_bytes
     return Measured(
         engine=engine,
         new=after.manifest.event_count - (0 if before is None else before.manifest.event_count),
@@ -264,7 +259,6 @@ def compacted(
         shuffled=shuffled_bytes(log),
         digests=[shard.kv_xxh3_128 for shard in after.manifest.shards],
         stored_bytes=after.manifest.stored_bytes,
-        moved_bytes=read + written,
     )
 
 

@@ -22,6 +22,7 @@ from support.past_requests import (
     rows_of,
 )
 from support.scenarios import events_table, examples
+from support.spark_worlds import ON_SPARK
 from support.task_hooks import Fault, Patch, hooked, new_traces
 from support.task_sizes import SIZES, SMALL, Sizes
 from support.worlds import World, as_of, new_world, some_events
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from support.spark_cluster import Sparked
 
 pytestmark = pytest.mark.timeout(1800)
-ON_SPARK = EngineConfig(engine="spark")
 THIN_ROWS = "thinrow.engines.spark.thin_rows"
 
 

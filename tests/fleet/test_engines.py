@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.built_worlds import Built, new_folder
 from support.scenarios import World, bulk, events_table, examples, worlds
+from support.spark_worlds import ON_SPARK
 from support.store_contents import contents
 from support.task_sizes import SIZES, Sizes
 from thinrow.compaction.compact import compact
-from thinrow.core.engine_config import EngineConfig
 from thinrow.engines.choice import run_compact
 from thinrow.remote.current import require_current
 from thinrow.remote.generation_objects import require_generation
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from thinrow.compaction.report import CompactionReport
     from thinrow.store.manifest import Manifest
 
-ON_SPARK = EngineConfig(engine="spark")
 STRIPES = "thinrow.compaction.rewrite.STRIPE_EVENTS_MAX"
 
 

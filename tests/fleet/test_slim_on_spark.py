@@ -16,6 +16,7 @@ from support.fat_tables import AS_THEY_STAND, hour_ts
 from support.fat_worlds import fat_tables, spoiled, write_fat
 from support.past_requests import content, rows_of
 from support.scenarios import examples, schema_toml
+from support.spark_worlds import ON_SPARK
 from support.task_sizes import SIZES, SMALL, Sizes
 from thinrow.cli.app import app
 from thinrow.core.engine_config import EngineConfig
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from thinrow.jobs.slim_plan import SlimReport
 
 pytestmark = pytest.mark.timeout(1800)
-ON_SPARK = EngineConfig(engine="spark")
 PIECES = {"thinrow.jobs.fat.PIECE_ROWS": 4, "thinrow.jobs.fat.BATCH_EVENTS": 10}
 """Small pieces and batches."""
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.past_requests import requested_world
+from support.spark_worlds import ON_SPARK
 from support.worlds import World, running_server
 from thinrow.cli.app import app
 from thinrow.client import Projection, connect
@@ -33,7 +34,6 @@ pytestmark = [
     pytest.mark.server,
     pytest.mark.timeout(1800),
 ]
-ON_SPARK = EngineConfig(engine="spark")
 RANGE_ROWS = "thinrow.engines.spark.verify.RANGE_ROWS"
 
 

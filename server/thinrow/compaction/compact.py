@@ -23,7 +23,7 @@ from thinrow.compaction.run import (
     report_of,
 )
 from thinrow.compaction.shard import ShardBuild
-from thinrow.compaction.shards import ENGINE, previous_shard, write_shards
+from thinrow.compaction.shards import ENGINE, write_shards
 from thinrow.compaction.vocabularies import RunValues, known_vocabularies, write_vocabularies
 from thinrow.core.files.parquet import open_parquet
 from thinrow.errors import UsageError
@@ -54,6 +54,7 @@ from thinrow.store.shard import storage_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from thinrow.compaction.pair_writer import PreviousShard
     from thinrow.compaction.report import CompactionReport
     from thinrow.compaction.shard import ShardCounts
     from thinrow.schema.proposal import ProposedSchema
@@ -154,9 +155,9 @@ def _compact(
         number = highest_number(config.folder) + 1
         plan = ShardPlan.of(config, run, previous, number, cuts)
 
-        def write(shard: int) -> tuple[ShardCounts, ShardWriter]:
+        def write(shard: int, before: PreviousShard | None) -> tuple[ShardCounts, ShardWriter]:
             task = plan.task(shard, vocabularies)
-            build = ShardBuild(previous_shard(previous, shard), task, building / shard_name(shard))
+            build = ShardBuild(before, task, building / shard_name(shard))
             build.add(split.read(shard), texts=split.read_texts(shard, run.erased_texts))
             return build.finish()
 

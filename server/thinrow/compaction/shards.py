@@ -47,7 +47,7 @@ def is_whole_due(generation: int, shard: int) -> bool:
 
 def write_shards(
     shards: int,
-    write: Callable[[int], tuple[ShardCounts, ShardWriter]],
+    write: Callable[[int, PreviousShard | None], tuple[ShardCounts, ShardWriter]],
     previous: Generation | None,
     progress: Progress,
 ) -> tuple[list[ShardCounts], list[ShardSummary]]:
@@ -55,7 +55,8 @@ def write_shards(
 
     Args:
         shards: Number of shards.
-        write: Writes the shard of a number; returns what it counted, and the writer to be finished.
+        write: Receives the number of a shard, and the shard so far; writes it, and returns what it
+            counted, and the writer to be finished.
         previous: The last generation; None in a first build.
         progress: Receives the shards written.
 
@@ -67,10 +68,10 @@ def write_shards(
     with ThreadPoolExecutor(1) as background:
         for number in range(shards):
             progress("Writing shards", number, shards)
-            counts, writer = write(number)
+            below = previous_shard(previous, number)
+            counts, writer = write(number, below)
             totals.append(counts)
             # Much of finishing is waiting for the disk: the next shard is sorted meanwhile.
-            below = previous_shard(previous, number)
             summaries.append(background.submit(_finished, number, writer, counts, below))
         progress("Writing shards", shards, shards)
         return totals, [summary.result() for summary in summaries]

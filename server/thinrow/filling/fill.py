@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import polars as pl
 import pyarrow as pa
-from thinrow.compaction.shards import ENGINE, previous_shard, write_shards
+from thinrow.compaction.shards import ENGINE, write_shards
 from thinrow.compaction.vocabularies import (
     NewValues,
     VocabularyGrowth,
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from thinrow.compaction.pair_writer import PreviousShard
     from thinrow.compaction.shard import ShardCounts
     from thinrow.events.split import Progress
     from thinrow.filling.config import FillConfig
@@ -254,7 +255,7 @@ class _FilledShards:
         filled = [trait.name for trait in self._task.table.coded_filled]
         return {name: self._vocabularies[name] for name in filled}
 
-    def write(self, number: int) -> tuple[ShardCounts, ShardWriter]:
+    def write(self, number: int, shard: PreviousShard | None) -> tuple[ShardCounts, ShardWriter]:
         """Writes one shard."""
         rows, names = self._of_all, self._names()
         if self._scratch is not None:
@@ -262,7 +263,6 @@ class _FilledShards:
                 names = self._names(read_split(self._scratch / TEXTS, number))
             table = read_split(self._scratch, number)
             rows = self._fill_rows(_bounded(iter([table]), self._task.table), names)
-        shard = previous_shard(self._previous, number)
         assert rows is not None
         assert shard is not None
         folder = self._building / shard_name(number)

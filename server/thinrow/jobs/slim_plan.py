@@ -126,7 +126,7 @@ class SlimPlan:
     """Finest unit of the events' times."""
 
     @staticmethod
-    def of(config: SlimConfig, partitions_max: int = PARTITIONS_MAX) -> tuple[SlimPlan, str]:
+    def of(config: SlimConfig) -> tuple[SlimPlan, str]:
         """Finds the work, and the schema file that fits the events.
 
         Raises:
@@ -152,7 +152,7 @@ class SlimPlan:
             files=files,
             schema=schema,
             pieces=found,
-            partitions=min(events // PARTITION_EVENTS + 1, partitions_max),
+            partitions=min(events // PARTITION_EVENTS + 1, PARTITIONS_MAX),
             ids_given=ids_given,
             unit=finest_unit(files, config.time_unit) if ids_given else "ms",
         )

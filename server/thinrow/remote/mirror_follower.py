@@ -102,8 +102,9 @@ class MirrorFollower:
                 self._ready.set_result(None)
                 self._follow()
         except BaseException as error:
-            if not self._ready.done():
-                self._ready.set_exception(error)
+            if self._ready.done():
+                raise
+            self._ready.set_exception(error)
 
     def _follow(self) -> None:
         pause_s = 0.0  # a mirror of before may be old

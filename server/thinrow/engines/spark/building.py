@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from socket import gethostname
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -22,7 +21,7 @@ from thinrow.engines.spark.reading import (
     read_vocabularies,
 )
 from thinrow.engines.spark.shuffled import Item, items, read_table
-from thinrow.engines.spark.tasks import attempt_name, result_row, task
+from thinrow.engines.spark.tasks import attempt_name, disk_remedy, result_row, task
 from thinrow.events.canonical import canonical_schema
 from thinrow.events.user_ids import USERS
 from thinrow.remote.copies import OBJECTS, Copies
@@ -171,8 +170,7 @@ class BuildPlan:
             return None
         summary = ShardSummary.model_validate_json(self.previous[shard])
         _, manifest = read_shard(store, self.previous_run_id, shard, summary)
-        remedy = f"give executors on {gethostname()} a larger disk (spark.local.dir)"
-        copies = Copies(store, folder / OBJECTS, remedy=remedy)
+        copies = Copies(store, folder / OBJECTS, remedy=disk_remedy())
         copies.fetch(self.shards.generation - 1, manifest.files)
         path = folder / "previous" / manifest.name
         path.mkdir(parents=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from thinrow.engines.spark.tasks import disk_remedy
 from thinrow.errors import EngineError
 from thinrow.remote.copies import OBJECTS, Copies
 from thinrow.remote.current import require_current
@@ -60,7 +61,7 @@ class ReadGeneration:
             found = require_generation(
                 store, self.number, self.manifest_xxh3, choose=lambda _: (shard,)
             )
-            copies = Copies(store, folder / OBJECTS)
+            copies = Copies(store, folder / OBJECTS, remedy=disk_remedy())
             copies.fetch(self.number, [file for _, file in found.files])
             path = folder / generation_name(self.number)
             copies.lay_out(found, path)

@@ -7,7 +7,6 @@ results reached it, so that what other attempts wrote is never seen.
 from __future__ import annotations
 
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from thinrow.engines.spark.tasks import attempt_name
 from thinrow.errors import EngineError, ThinRowError, UsageError
 from thinrow.remote.generation_objects import REQUESTS_AT_ONCE
 from thinrow.remote.object_store import ObjectStore
+from thinrow.remote.threads import map_in_threads
 from thinrow.store.place import is_url
 from thinrow.store.scratch import scratch_beside
 from thinrow.store.shard import fsync, storage_error
@@ -89,9 +89,8 @@ class OutputFolder:
         if is_url(self.place):
             store = ObjectStore(self.place)
             self._claim(store)
-            with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-                sources = [f"{self.scratch}/{name}" for name in names]
-                list(threads.map(store.copy, sources, targets))
+            pairs = [(f"{self.scratch}/{n}", to) for n, to in zip(names, targets, strict=True)]
+            list(map_in_threads(lambda pair: store.copy(*pair), pairs, REQUESTS_AT_ONCE))
             store.write(SUCCESS, b"")
             store.delete([_CLAIM])
             return

@@ -28,6 +28,7 @@ __all__ = [
     "Software",
     "attempt_name",
     "check_numbers",
+    "disk_remedy",
     "failure_of",
     "numbers_in",
     "result_row",
@@ -81,6 +82,11 @@ def task(expected: Software) -> Iterator[Path]:
             ours = storage_error(error, Path(f"{gethostname()}:{parent}"))
         text = json.dumps({"kind": type(ours).__name__, "message": str(ours)})
         raise RuntimeError(f"THINROW_TASK {text}") from error
+
+
+def disk_remedy() -> str:
+    """Returns what to do where this executor's disk has no room."""
+    return f"give executors on {gethostname()} a larger disk (spark.local.dir)"
 
 
 def attempt_name() -> str:

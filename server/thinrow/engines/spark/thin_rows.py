@@ -19,7 +19,12 @@ from thinrow.core.files.parquet import open_parquet
 from thinrow.core.ids import is_text_kind
 from thinrow.engines.spark.reading import EVENTS, FACTS, HEAD, TEXTS
 from thinrow.engines.spark.shuffled import Item, Scatter, batches, items, message, read_table
-from thinrow.engines.spark.tasks import numbers_in, result_row, task
+from thinrow.engines.spark.tasks import (
+    check_numbers,
+    numbers_in,
+    result_row,
+    task,
+)
 from thinrow.errors import EngineError
 from thinrow.events.canonical import canonical_schema
 from thinrow.events.time_columns import TimeReader, TimeSpan
@@ -230,7 +235,6 @@ class ThinPlan:
             pa.array(np.full(rows, number)),
             pa.array(np.arange(rows)),
         ]
-        users.take_users()
         if is_text_kind(self._kind):
             columns.append(user_column(one.file, column, self._kind))
         yield from scatter.add(pa.Table.from_arrays(columns, schema=_request_schema(self._kind)))
@@ -339,12 +343,7 @@ class ThinPlan:
             EngineError: A shard is missing, or came twice.
         """
         found = [json.loads(bytes(item.body)) for item in heads if item.kind == FACTS]
-        shards = sorted(one["shard"] for one in found)
-        if shards != list(range(self.read.shards)):
-            raise EngineError(
-                f"A task received measures of {len(set(shards)):,} of {self.read.shards:,} shards, "
-                f"{len(shards):,} in all; nothing was published, so run it again, and report this."
-            )
+        check_numbers("shards", [one["shard"] for one in found], self.read.shards)
         lean, arrivals = LeanRows(nullable_traits(self.read.schema.carried)), TimeSpan()
         for one in found:
             lean.add_found(one["lean"])

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from thinrow.client.target import parse_targets
 from thinrow.engines.spark.session import Spark
-from thinrow.engines.spark.tasks import check_numbers, software, task
+from thinrow.engines.spark.tasks import (
+    check_numbers,
+    numbers_in,
+    software,
+    task,
+)
 from thinrow.errors import UsageError
 from thinrow.jobs.connected_jobs import targets_of
 from thinrow.jobs.connecting import connected
@@ -108,11 +113,10 @@ class VerifyPlan:
         """
         with task(self.software):
             ranges = list(pairwise(self.bounds))
-            for batch in found:
-                for number in batch.column("id").to_pylist():
-                    with connected(self.targets, self.access) as client:
-                        compared = self.comparison.compare(client, *ranges[number])
-                    yield _row(number, compared)
+            for number in numbers_in(found):
+                with connected(self.targets, self.access) as client:
+                    compared = self.comparison.compare(client, *ranges[number])
+                yield _row(number, compared)
 
 
 def _row(number: int, compared: ComparedRows) -> pa.RecordBatch:
