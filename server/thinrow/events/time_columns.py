@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,8 @@ from thinrow.events.units import (
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
     from thinrow.core.files.paths import AnyFile
 
@@ -30,6 +32,8 @@ __all__ = [
     "TimeReader",
     "TimeSpan",
     "Times",
+    "add_spans",
+    "read_spans",
     "times_ms",
 ]
 
@@ -117,6 +121,17 @@ class TimeSpan:
         return f"{readable_time(self.earliest_ts)} to {readable_time(self.latest_ts)}"
 
 
+def add_spans(spans: dict[str, TimeSpan], more: Mapping[str, TimeSpan]) -> None:
+    """Takes in the spans of other times, by column."""
+    for name, span in more.items():
+        spans.setdefault(name, TimeSpan()).add(span)
+
+
+def read_spans(body: Mapping[str, Mapping[str, Any]]) -> dict[str, TimeSpan]:
+    """Reads spans by column from their fields, as JSON keeps them."""
+    return {name: TimeSpan(**span) for name, span in body.items()}
+
+
 class TimeReader:
     """Reads the time columns of one run, all in one unit, and measures what it reads.
 
@@ -172,7 +187,7 @@ class TimeReader:
         for name, (kind, span, middle) in self._file.items():
             if 2 * max(span.before, span.after) > span.count:
                 self._refuse(path, name, kind, span, middle)
-            self.spans.setdefault(name, TimeSpan()).add(span)
+            add_spans(self.spans, {name: span})
         self._file = {}
 
     def _ticks(

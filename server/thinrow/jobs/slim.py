@@ -26,7 +26,7 @@ from thinrow.errors import UsageError
 from thinrow.events.canonical import (
     check_output,
 )
-from thinrow.events.time_columns import TimeSpan
+from thinrow.events.time_columns import TimeSpan, add_spans, read_spans
 from thinrow.jobs.batch_files import LZ4, open_batches, read_batch, write_batches
 from thinrow.jobs.facts import Facts, first_generation, total
 from thinrow.jobs.fat import (
@@ -144,8 +144,7 @@ class _Run:
             self.progress("Reading fat events", done, total)
             folder = self.scratch.part(_piece(number), partial(self._read, piece))
             spans = json.loads((folder / "times.json").read_text(encoding="utf-8"))
-            for name, span in spans.items():
-                self.times.setdefault(name, TimeSpan()).add(TimeSpan(**span))
+            add_spans(self.times, read_spans(spans))
             done += piece.events
             self.progress("Reading fat events", done, total)
 

@@ -22,13 +22,13 @@ from thinrow.core.files.permissions import file_mode, make_folder
 from thinrow.errors import StoreCorruptError, StoreError, StoreUnavailableError, UsageError
 from thinrow.remote.limits import PIECE_BYTES
 from thinrow.store.layout import HIGHEST
+from thinrow.store.place import SCHEMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["SCHEMES", "Content", "ListedObject", "ObjectStore"]
+__all__ = ["Content", "ListedObject", "ObjectStore"]
 
-SCHEMES = ("s3", "gs", "az", "file")
 DELETED_AT_ONCE = 500
 PARTS_AT_ONCE = 4
 """Parts of one large file that are uploaded at once, 5 MiB each."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thinrow.remote.mirror import Mirror
-from thinrow.remote.object_store import SCHEMES, ObjectStore
+from thinrow.remote.object_store import ObjectStore
 from thinrow.store.layout import ROOTS
-from thinrow.store.place import is_url
+from thinrow.store.place import SCHEMES, is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,7 +10,10 @@ from thinrow.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["check_folder", "check_place", "is_url"]
+__all__ = ["SCHEMES", "check_folder", "check_place", "is_url"]
+
+SCHEMES = ("s3", "gs", "az", "file")
+"""Schemes of the URLs of stores."""
 
 
 def is_url(store: str | Path) -> bool:
@@ -34,7 +37,7 @@ def check_folder(store: Path) -> None:
     Raises:
         UsageError: It is a URL, which as a path has lost one of its slashes.
     """
-    if re.match(r"(s3|gs|az|file):/", str(store)):
+    if re.match(rf"({'|'.join(SCHEMES)}):/", str(store)):
         raise UsageError(
             f"{store} is a URL; give the folder of a mirror, which thinrow serve --mirror keeps "
             f"like the store."

@@ -21,7 +21,7 @@ from thinrow.engines.spark.thin_rows import (
     WrittenSlice,
 )
 from thinrow.errors import EngineError, UsageError
-from thinrow.events.time_columns import TimeSpan
+from thinrow.events.time_columns import TimeSpan, add_spans
 from thinrow.jobs.backfill import BackfillReport, RowCounts, check_belonging
 from thinrow.jobs.served_requests import PastWatermarks
 
@@ -110,8 +110,7 @@ def _backfill(
     progress("Publishing", 1, 1)
     times = dict[str, TimeSpan]()
     for spans in (*(one.times for one in surveyed), facts.times):
-        for name, span in spans.items():
-            times.setdefault(name, TimeSpan()).add(span)
+        add_spans(times, spans)
     return BackfillReport(
         **asdict(counts),
         first_watermark_ts=manifest.watermarks[0],

@@ -30,7 +30,7 @@ from thinrow.engines.spark.tasks import RESULT_COLUMNS, check_numbers, software
 from thinrow.errors import EngineError, UsageError
 from thinrow.events.exported import check_exports
 from thinrow.events.order import planned_cuts
-from thinrow.events.time_columns import TimeSpan
+from thinrow.events.time_columns import TimeSpan, add_spans
 from thinrow.remote.checkout import Checkout
 from thinrow.remote.publication import Placement, commit, complete_generation, upload_files
 from thinrow.store.current import current_folder
@@ -283,7 +283,6 @@ class _Compaction:
         arrivals, times = TimeSpan(), dict[str, TimeSpan]()
         for one in found:
             arrivals.add(one.arrivals)
-            for name, span in one.times.items():
-                times.setdefault(name, TimeSpan()).add(span)
+            add_spans(times, one.times)
         ignored = {name for one in found for name in one.ignored}
         return InputFacts(rows=rows, arrivals=arrivals, times=times, ignored=sorted(ignored))

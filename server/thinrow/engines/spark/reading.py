@@ -14,7 +14,7 @@ from thinrow.engines.spark.shuffled import Item, Scatter, batches
 from thinrow.engines.spark.tasks import Software, numbers_in, task
 from thinrow.events.canonical import ID_COLUMNS, ignored_columns, read_events
 from thinrow.events.exported import Span, export_span
-from thinrow.events.time_columns import TimeReader, TimeSpan
+from thinrow.events.time_columns import TimeReader, TimeSpan, read_spans
 from thinrow.events.user_ids import UserIdReader
 from thinrow.remote.generation_objects import key_of
 from thinrow.remote.object_store import ObjectStore
@@ -72,7 +72,7 @@ class SliceFacts:
     def decode(cls, body: dict[str, Any], slices: list[Slice]) -> SliceFacts:
         """Reads what `encode` wrote."""
         span = body["span"]
-        times = {name: TimeSpan(**one) for name, one in body["times"].items()}
+        times = read_spans(body["times"])
         file = slices[body["slice"]].file
         return cls(
             slice=body["slice"],

@@ -14,10 +14,9 @@ from thinrow.engines.spark.slimming import (
     StitchedPartition,
     StitchPlan,
     WrittenPiece,
-    read_spans,
 )
 from thinrow.engines.spark.tasks import RESULT_COLUMNS, check_numbers, software
-from thinrow.events.time_columns import TimeSpan
+from thinrow.events.time_columns import TimeSpan, add_spans, read_spans
 from thinrow.jobs.facts import first_generation, total
 from thinrow.jobs.slim_plan import SlimPlan, SlimReport, is_stitched_again
 
@@ -89,8 +88,7 @@ def _slim(
         check_numbers("partitions", [*found], plan.partitions)
         times = dict[str, TimeSpan]()
         for one in found.values():
-            for name, span in one.times.items():
-                times.setdefault(name, TimeSpan()).add(span)
+            add_spans(times, one.times)
         pieces = [piece for one in found.values() for piece in one.pieces]
         check_numbers("pieces", pieces, len(plan.pieces))
         first = first_generation([one.facts for one in found.values()])

@@ -20,7 +20,7 @@ from thinrow.core.ids import is_text_kind
 from thinrow.core.runs import offsets_of
 from thinrow.engines.spark.shuffled import Item, Scatter, batches, items, message, read_table
 from thinrow.engines.spark.tasks import check_numbers, numbers_in, result_row, task
-from thinrow.events.time_columns import TimeReader, TimeSpan
+from thinrow.events.time_columns import TimeReader, TimeSpan, add_spans, read_spans
 from thinrow.events.user_ids import USERS
 from thinrow.jobs.fat import event_schema
 from thinrow.jobs.slim_plan import (
@@ -51,18 +51,12 @@ __all__ = [
     "StitchPlan",
     "StitchedPartition",
     "WrittenPiece",
-    "read_spans",
 ]
 
 ROW, EVENT, TEXT, TIMES, HEAD = "row", "event", "text", "times", "head"
 THIN, LEAN, EVENTS_FILE = "thin", "lean", "file"
 """Kinds of rows, of the first shuffle and of the second."""
 _NO_BOUNDS = np.empty(0, np.uint64)
-
-
-def read_spans(body: dict[str, Any]) -> dict[str, TimeSpan]:
-    """Reads the ranges of time columns from the JSON of their fields."""
-    return {name: TimeSpan(**span) for name, span in body.items()}
 
 
 def _spans(times: dict[str, TimeSpan]) -> dict[str, Any]:
@@ -228,8 +222,7 @@ class StitchPlan:
                 facts = received.stitch(self.requests, self._first(partition)).facts
                 times = dict[str, TimeSpan]()
                 for one in received.times:
-                    for name, span in read_spans(one["times"]).items():
-                        times.setdefault(name, TimeSpan()).add(span)
+                    add_spans(times, read_spans(one["times"]))
                 yield result_row(
                     partition,
                     {

@@ -27,7 +27,7 @@ from thinrow.engines.spark.tasks import (
 )
 from thinrow.errors import EngineError
 from thinrow.events.canonical import canonical_schema
-from thinrow.events.time_columns import TimeReader, TimeSpan
+from thinrow.events.time_columns import TimeReader, TimeSpan, add_spans, read_spans
 from thinrow.events.units import PLAUSIBLE_UNTIL_TS
 from thinrow.events.user_ids import USERS, UserIdReader, user_column
 from thinrow.jobs.backfill import (
@@ -90,7 +90,7 @@ class RequestSurvey:
     def decode(cls, number: int, text: str) -> RequestSurvey:
         """Reads the row of a task."""
         body = json.loads(text)
-        times = {name: TimeSpan(**span) for name, span in body["times"].items()}
+        times = read_spans(body["times"])
         return cls(slice=number, rows=body["rows"], times=times, latest_ts=body["latest_ts"])
 
 
@@ -112,7 +112,7 @@ class EventFacts:
     @staticmethod
     def decode(body: dict[str, Any]) -> EventFacts:
         """Reads what `asdict` returned."""
-        times = {name: TimeSpan(**span) for name, span in body["times"].items()}
+        times = read_spans(body["times"])
         arrivals = TimeSpan(**body["arrivals"])
         return EventFacts(**{**body, "arrivals": arrivals, "times": times})
 
@@ -122,8 +122,7 @@ class EventFacts:
         self.rows_read += other.rows_read
         self.rows_received += other.rows_received
         self.arrivals.add(other.arrivals)
-        for name, span in other.times.items():
-            self.times.setdefault(name, TimeSpan()).add(span)
+        add_spans(self.times, other.times)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
