@@ -300,3 +300,17 @@ def test_a_table_for_a_store_at_a_url(tmp_path: Path) -> None:
     options = {"store": url, "schema": world.schema, "watermark": DAY_2}
     done = [thinrow.compact(some_events(), **options).already_published for _ in range(2)]
     assert done == [False, True]
+
+
+def test_one_text_is_a_list_of_one(tmp_path: Path) -> None:
+    """A property of Spark alone is not read letter by letter."""
+    world = new_world(tmp_path)
+    with pytest.raises(UsageError) as raised:
+        thinrow.compact(
+            world.write("events.parquet", some_events()),
+            store=world.store,
+            watermark=DAY_2,
+            engine="spark",
+            spark_conf="spark.master=local[1]",
+        )
+    assert "it is a URL that every executor reaches" in str(raised.value)

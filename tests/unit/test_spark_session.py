@@ -6,10 +6,17 @@ import ast
 import re
 import sys
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 from support.paths import DOCS, ROOT
-from thinrow.engines.spark.session import _cause, _failure, session_properties
+from thinrow.engines.spark.session import (
+    _cause,
+    _failure,
+    _runtime_properties,
+    session_properties,
+)
+from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +50,19 @@ def test_executors_without_thinrow_are_named() -> None:
     other = PYTHON.replace("thinrow", "s3fs")
     sentence = str(_failure(RuntimeError(other), "Building shards"))
     assert sentence.startswith("Spark did not finish: building shards: ModuleNotFoundError: No m")
+
+
+def test_a_property_that_spark_cannot_read_is_one_sentence() -> None:
+    """Spark reads all of them at the first use of one."""
+    session = mock.Mock()
+    cause = "[INVALID_CONF_VALUE.TYPE_MISMATCH] The value 'abc' in the config is invalid"
+    session.conf.get.side_effect = RuntimeError(f"{cause}. It should be an int.\n\tat java")
+    with (
+        pytest.raises(UsageError, match=r"The value 'abc' .*; correct --spark-conf") as raised,
+        _runtime_properties(session),
+    ):
+        pass
+    assert "\n" not in str(raised.value)
 
 
 @pytest.fixture

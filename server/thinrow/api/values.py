@@ -59,6 +59,8 @@ def convert(
         return _paths(name, value, kinds)
     if int in kinds and not isinstance(value, bool) and hasattr(value, "__index__"):
         return operator.index(value)
+    if get_origin(hint) is Sequence and isinstance(value, str):
+        return [value]
     if any(kind in kinds and isinstance(value, kind) for kind in (str, bool)):
         return value
     is_several = Sequence[str] in (hint, *kinds) and isinstance(value, list | tuple)

@@ -265,10 +265,20 @@ def _python_of_tasks(path: str | None) -> Iterator[None]:
 
 @contextmanager
 def _runtime_properties(session: Any) -> Iterator[None]:  # noqa: ANN401
-    """Sets what jobs here need, and what was set before at the end."""
-    before = {key: session.conf.get(key, None) for key in _RUNTIME}
-    for key, value in _RUNTIME.items():
-        session.conf.set(key, value)
+    """Sets what jobs here need, and what was set before at the end.
+
+    Raises:
+        UsageError: A property of the session has a value that Spark cannot read.
+    """
+    try:
+        before = {key: session.conf.get(key, None) for key in _RUNTIME}
+        for key, value in _RUNTIME.items():
+            session.conf.set(key, value)
+    except Exception as error:  # the first use of properties of Spark SQL reads all of them
+        raise UsageError(
+            f"Spark cannot use its properties: {_cause(error)}; correct --spark-conf, or the "
+            f"configuration of Spark."
+        ) from error
     try:
         yield
     finally:
