@@ -110,6 +110,7 @@ protos: setup ## regenerate the stubs from the protos
 	$(call PROTOC,protos)
 
 native-stub: setup ## regenerate client/thinrow/_native.pyi from the built module
+	@mkdir -p .cache
 	$(BIN)/python .ci/native_stub.py > .cache/_native.pyi && mv .cache/_native.pyi client/thinrow/_native.pyi
 
 verify-protos: setup ## fail where the stubs are stale

@@ -234,10 +234,11 @@ void AnswerColumn::write(Writer &out) const {
 }
 
 Answer::Answer(const Plan &plan, const std::vector<Trait> &traits, int64_t generation,
-               int64_t watermark_ts, int64_t bytes_max)
+               int64_t watermark_ts, uint64_t map_version, int64_t bytes_max)
     : generation_(generation),
       watermark_ts_(watermark_ts),
       sequence_length_(plan.sequence_length()),
+      map_version_(map_version),
       truncation_(plan.is_head() ? Truncation::head : Truncation::newest) {
   const RunLayout run = lay_out(plan);
   std::vector<int64_t> statuses, lengths, block_lengths;
@@ -259,7 +260,8 @@ Answer::Answer(const Plan &plan, const std::vector<Trait> &traits, int64_t gener
                 optional_bytes(response::block_lengths, block_lengths_.size()) +
                 number_bytes(response::sequence_length, sequence_length_) +
                 number_bytes(response::truncation, static_cast<uint64_t>(truncation_)) +
-                tag_bytes(response::server_us) + server_us_bytes;
+                number_bytes(response::map_version, map_version_) + tag_bytes(response::server_us) +
+                server_us_bytes;
   columns_.reserve(traits.size());
   for (const Trait &trait : traits) {
     columns_.emplace_back(plan, run, trait);
@@ -295,6 +297,7 @@ void Answer::write_body(Writer &out) const {
   }
   out.number(response::sequence_length, sequence_length_);
   out.number(response::truncation, static_cast<uint64_t>(truncation_));
+  out.number(response::map_version, map_version_);
 }
 
 void Answer::write_server_us(Writer &out, uint64_t elapsed_us) const {

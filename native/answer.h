@@ -57,9 +57,10 @@ class AnswerColumn {
 // A MaterializeResponse whose size is known and which can be written.
 class Answer {
  public:
-  // Throws TooLarge beyond `bytes_max`, Corrupt if a stripe contradicts itself.
+  // `map_version` is 0 outside a cluster. Throws TooLarge beyond `bytes_max`, Corrupt if a stripe
+  // contradicts itself.
   Answer(const Plan &plan, const std::vector<Trait> &traits, int64_t generation,
-         int64_t watermark_ts, int64_t bytes_max);
+         int64_t watermark_ts, uint64_t map_version, int64_t bytes_max);
 
   // With a cursor, the message is wrapped in a MaterializeStreamResponse.
   int64_t bytes(std::optional<uint64_t> cursor) const;
@@ -78,6 +79,7 @@ class Answer {
   void write_server_us(Writer &out, uint64_t elapsed_us) const;
 
   int64_t generation_, watermark_ts_, sequence_length_;
+  uint64_t map_version_;
   Truncation truncation_;
   std::vector<uint8_t> statuses_, view_starts_, view_lengths_, block_lengths_; // packed
   std::vector<AnswerColumn> columns_;

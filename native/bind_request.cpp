@@ -28,6 +28,10 @@ std::optional<nb::bytes> projection_of(const MaterializeRequest &request) {
   return nb::bytes(request.projection()->data(), request.projection()->size());
 }
 
+void set_elsewhere(MaterializeRequest &request, const In<bool> &is_elsewhere) {
+  request.set_elsewhere(is_elsewhere.data(), static_cast<int64_t>(is_elsewhere.size()));
+}
+
 void set_user_ids(MaterializeRequest &request, const In<int64_t> &ids) {
   request.set_ids(ids.data(), static_cast<int64_t>(ids.size()));
 }
@@ -56,6 +60,16 @@ mutable_lengths and user_texts.)")
       .def_prop_ro(
           "user_ids", [](const MaterializeRequest &request) { return array_of(request.ids()); },
           nb::rv_policy::move, "Users given as ids; int64.")
+      .def_prop_ro("map_version", &MaterializeRequest::map_version,
+                   "Version of the cluster's map that the client knows; 0 for none.")
+      .def("set_elsewhere", &set_elsewhere, "is_elsewhere"_a,
+           R"(Mark the examples whose users' shards are not open here.
+
+Args:
+    is_elsewhere: bool, shape (examples,).
+
+Raises:
+    ValueError: The marks are not as many as the users.)")
       .def("set_user_ids", &set_user_ids, "user_ids"_a,
            R"(Give each example the key of its user.
 

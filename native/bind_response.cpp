@@ -21,7 +21,7 @@ using ColumnTuple =
 // Fields of thinrow.core.wire.response.Response.
 using ResponseTuple =
     nb::typed<nb::tuple, uint64_t, int64_t, int64_t, Out<int64_t>, Out<int64_t>, Out<int64_t>,
-              Out<int64_t>, nb::typed<nb::list, ColumnTuple>, int64_t, int64_t, int64_t>;
+              Out<int64_t>, nb::typed<nb::list, ColumnTuple>, int64_t, int64_t, int64_t, uint64_t>;
 
 // Limit on the columns of one message (core/wire/sizes.py: COLUMNS_MAX).
 constexpr size_t columns_max = 1 << 13;
@@ -45,6 +45,7 @@ class ResponseReader {
 
   ResponseTuple read(Bytes content, uint64_t cursor) {
     int64_t generation = 0, watermark_ts = 0, sequence_length = 0, truncation = 0, server_us = 0;
+    uint64_t map_version = 0;
     std::vector<int64_t> statuses, view_starts, view_lengths, block_lengths;
     nb::list columns;
     for (Reader in(content); in.next();) {
@@ -64,13 +65,14 @@ class ResponseReader {
         case response::sequence_length: sequence_length = in.number(); break;
         case response::truncation: truncation = in.number(); break;
         case response::server_us: server_us = in.number(); break;
+        case response::map_version: map_version = in.number(); break;
         default: break; // unknown fields are ignored
       }
     }
     return nb::make_tuple(cursor, generation, watermark_ts, array_of(std::move(statuses)),
                           array_of(std::move(view_starts)), array_of(std::move(view_lengths)),
                           array_of(std::move(block_lengths)), columns, sequence_length, truncation,
-                          server_us);
+                          server_us, map_version);
   }
 
  private:

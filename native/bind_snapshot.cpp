@@ -71,7 +71,7 @@ class CachedSnapshotPath {
       return nb::cast<uint64_t>(text_hash(nb::bytes(text.data, text.size)));
     };
     plan.resolve(key_traits, hash, memory);
-    const Answer immutable(plan, traits, generation_, watermarks_.back(), response_bytes_max);
+    const Answer immutable(plan, traits, generation_, watermarks_.back(), 0, response_bytes_max);
     const Example &example = plan.examples.front();
     const int64_t mutable_bytes =
         example.status == Status::ok ? static_cast<int64_t>(mutable_events.size()) : 0;

@@ -88,13 +88,14 @@ class BoundPlan {
   }
 
   EncodedAnswer answer(std::vector<Trait> traits, int64_t generation, int64_t watermark_ts,
-                       int64_t bytes_max, std::optional<uint64_t> cursor, uint64_t elapsed_us) {
+                       int64_t bytes_max, std::optional<uint64_t> cursor, uint64_t elapsed_us,
+                       uint64_t map_version) {
     const auto start = std::chrono::steady_clock::now();
     place(traits);
     std::optional<Answer> answer;
     {
       const auto release = released();
-      answer.emplace(plan_, traits, generation, watermark_ts, bytes_max);
+      answer.emplace(plan_, traits, generation, watermark_ts, map_version, bytes_max);
     }
     const int64_t size = answer->bytes(cursor);
     nb::bytes message = new_bytes(size);
@@ -265,7 +266,7 @@ Args:
       .def("selection", &BoundPlan::selection,
            R"(Return the statuses, first ordinals, counts, available counts and digests.)")
       .def("answer", &BoundPlan::answer, "traits"_a, "generation"_a, "watermark_ts"_a,
-           "bytes_max"_a, "cursor"_a.none(), "elapsed_us"_a,
+           "bytes_max"_a, "cursor"_a.none(), "elapsed_us"_a, "map_version"_a = 0,
            R"(Encode the selected events as a MaterializeResponse.
 
 Args:
@@ -273,6 +274,7 @@ Args:
     bytes_max: Limit on the bytes of the message.
     cursor: If given, the message is wrapped in a MaterializeStreamResponse.
     elapsed_us: Time already spent, which `server_us` includes.
+    map_version: Version of the cluster's map; 0 outside a cluster.
 
 Returns:
     The message, and the events of its examples.

@@ -14,6 +14,7 @@ enum class Status : uint8_t {
   digest_mismatch = 4,
   erased = 5,
   invalid = 6,
+  elsewhere = 7,
 };
 
 enum class Truncation : uint8_t { newest = 1, head = 2 };
@@ -34,7 +35,7 @@ namespace fields {
 namespace materialize_request {
 constexpr uint32_t tenant = 1, projection = 2, user_ids = 3, start_ts = 4, end_ts = 5,
                    max_lengths = 6, digests = 7, request_ts = 8, mutable_lengths = 9,
-                   user_id_kind = 10, user_texts = 11;
+                   user_id_kind = 10, user_texts = 11, map_version = 12;
 } // namespace materialize_request
 
 namespace materialize_stream_request {
@@ -44,7 +45,7 @@ constexpr uint32_t cursor = 1, request = 2, traceparent = 3;
 namespace materialize_response {
 constexpr uint32_t generation = 1, watermark_ts = 2, statuses = 3, view_starts = 4,
                    view_lengths = 5, block_lengths = 6, columns = 7, sequence_length = 8,
-                   truncation = 9, server_us = 10;
+                   truncation = 9, server_us = 10, map_version = 11;
 } // namespace materialize_response
 
 namespace materialize_stream_response {

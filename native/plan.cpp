@@ -17,6 +17,7 @@ constexpr int64_t directory_row_bytes = 24, header_rows = 2, directory_format = 
 constexpr int64_t header_bytes = header_rows * directory_row_bytes;
 
 Status status_without_reading(const Pointer &pointer, const std::vector<int64_t> &watermarks) {
+  if (pointer.is_elsewhere) return Status::elsewhere;
   const bool is_empty = pointer.start_ts == pointer.end_ts;
   const auto closing = std::lower_bound(watermarks.begin(), watermarks.end(), pointer.end_ts);
   const bool is_past = closing == watermarks.end();

@@ -21,6 +21,7 @@ struct Pointer {
   int64_t user_id, start_ts, end_ts, max_length;
   uint64_t digest; // 0 if none was recorded
   int64_t request_ts, mutable_length;
+  bool is_elsewhere = false; // the user's shard is not open here
 };
 
 struct Example {

@@ -79,6 +79,9 @@ void MaterializeRequest::merge(Bytes message) {
       case field::user_id_kind:
         if (in.type() == Wire::varint) user_id_kind_ = in.number();
         break;
+      case field::map_version:
+        if (in.type() == Wire::varint) map_version_ = in.number();
+        break;
       case field::user_texts:
         if (in.type() != Wire::length) break;
         if (counts_[user_texts]++ < examples_max_) texts_.push_back(text_of(in.bytes()));
@@ -101,6 +104,12 @@ void MaterializeRequest::set_ids(const int64_t *ids, int64_t size) {
     throw std::invalid_argument("keys and users differ in number");
   counts_[user_ids] = 0;
   for (int64_t row = 0; row < size; ++row) add(user_ids, &Pointer::user_id, ids[row]);
+}
+
+void MaterializeRequest::set_elsewhere(const bool *is_elsewhere, int64_t size) {
+  if (size != counts_[user_ids] || size > static_cast<int64_t>(rows_.size()))
+    throw std::invalid_argument("marks and users differ in number");
+  for (int64_t row = 0; row < size; ++row) rows_[row].is_elsewhere = is_elsewhere[row];
 }
 
 std::vector<Pointer> MaterializeRequest::pointers() const {

@@ -56,6 +56,11 @@ class MaterializeRequest {
   const std::vector<std::string> &texts() const { return texts_; }
   // Users given as ids.
   std::vector<int64_t> ids() const;
+  // Version of the cluster's map that the client knows; 0 for none.
+  uint64_t map_version() const { return map_version_; }
+  // Marks the examples whose users' shards are not open here. Throws std::invalid_argument if the
+  // marks are not as many as the users.
+  void set_elsewhere(const bool *is_elsewhere, int64_t size);
   // Gives each example the key of its user. Throws std::invalid_argument if they are not as many
   // as the users.
   void set_ids(const int64_t *ids, int64_t size);
@@ -69,7 +74,7 @@ class MaterializeRequest {
   std::optional<std::string> projection_;
   std::vector<Pointer> rows_;
   std::array<int64_t, columns> counts_{};
-  uint64_t user_id_kind_ = 0;
+  uint64_t user_id_kind_ = 0, map_version_ = 0;
   std::vector<std::string> texts_;
 };
 

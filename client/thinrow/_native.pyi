@@ -180,6 +180,21 @@ class MaterializeRequest:
     def user_ids(self) -> NDArray[numpy.int64]:
         """Users given as ids; int64."""
 
+    @property
+    def map_version(self) -> int:
+        """Version of the cluster's map that the client knows; 0 for none."""
+
+    def set_elsewhere(self, is_elsewhere: NDArray[numpy.bool_]) -> None:
+        """
+        Mark the examples whose users' shards are not open here.
+
+        Args:
+            is_elsewhere: bool, shape (examples,).
+
+        Raises:
+            ValueError: The marks are not as many as the users.
+        """
+
     def set_user_ids(self, user_ids: NDArray[numpy.int64]) -> None:
         """
         Give each example the key of its user.
@@ -264,6 +279,7 @@ def read_response(
     int,
     int,
     int,
+    int,
 ]:
     """
     Read an encoded MaterializeResponse.
@@ -305,6 +321,7 @@ def read_stream_response(
             bool,
         ]
     ],
+    int,
     int,
     int,
     int,
@@ -489,6 +506,7 @@ class Plan:
         bytes_max: int,
         cursor: int | None,
         elapsed_us: int,
+        map_version: int = 0,
     ) -> tuple[bytes, int]:
         """
         Encode the selected events as a MaterializeResponse.
@@ -498,6 +516,7 @@ class Plan:
             bytes_max: Limit on the bytes of the message.
             cursor: If given, the message is wrapped in a MaterializeStreamResponse.
             elapsed_us: Time already spent, which `server_us` includes.
+            map_version: Version of the cluster's map; 0 outside a cluster.
 
         Returns:
             The message, and the events of its examples.

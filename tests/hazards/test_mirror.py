@@ -16,6 +16,7 @@ from support.remote_stores import RemoteWorld, remote_world
 from support.server_processes import AT_ONCE, TWO, until
 from support.worlds import ALL, THINROW, Running, days, pointers_to, running_server, shown
 from thinrow.client import connect
+from thinrow.core.shards import shard_of
 from thinrow.errors import StoreFullError, StoreLockedError, UnavailableError, UsageError
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
@@ -23,7 +24,6 @@ from thinrow.remote import copies, mirror_follower, object_store
 from thinrow.remote.mirror import Mirror
 from thinrow.remote.object_store import ObjectStore
 from thinrow.remote.rollback import roll_back
-from thinrow.store.hashing import shard_of
 from thinrow.store.shard_choice import ShardChoice
 
 if TYPE_CHECKING:

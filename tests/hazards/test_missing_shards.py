@@ -18,6 +18,7 @@ from support.worlds import (
     thinrow,
 )
 from thinrow.client import ClientConfig, Projection, connect
+from thinrow.core.shards import shard_of
 from thinrow.errors import (
     ShardMissingError,
     StoreCorruptError,
@@ -33,7 +34,6 @@ from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 from thinrow.store.generation import Generation
 from thinrow.store.generations import problem_of
-from thinrow.store.hashing import shard_of
 from thinrow.store.history import digests_at
 from thinrow.store.manifest import (
     Manifest,

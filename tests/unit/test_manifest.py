@@ -14,11 +14,12 @@ import pytest
 from pydantic import ValidationError
 from support.worlds import World, new_world, some_events, thinrow
 from thinrow.compaction.config import EMBEDDED_SHARDS_MAX
+from thinrow.core.shards import SHARDS_MAX
 from thinrow.errors import StoreCorruptError, UsageError
 from thinrow.store.current import require_current_folder
 from thinrow.store.generation import Generation
 from thinrow.store.kv_digest import stream_digest
-from thinrow.store.layout import SHARDS_MAX, shard_manifest_name, shard_name
+from thinrow.store.layout import shard_manifest_name, shard_name
 from thinrow.store.manifest import (
     MANIFEST_BYTES_MAX,
     Manifest,

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 from support.paths import DOCS
 from thinrow.client.torch.kafka_messages import OFFSET_BITS, ROW_BITS
+from thinrow.core.shards import shard_of, xxh3
 from thinrow.core.wire.response import Column
 from thinrow.core.wire.widen import NarrowColumn
 from thinrow.errors import ThinRowError
 from thinrow.events.user_ids import UserIdReader
-from thinrow.store.hashing import shard_of, xxh3
 from thinrow.v1 import materialization_pb2 as wire
 from tools.make_vectors import as_json
 

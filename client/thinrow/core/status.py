@@ -16,6 +16,8 @@ class Status(IntEnum):
     DIGEST_MISMATCH = 4
     ERASED = 5
     INVALID = 6
+    ELSEWHERE = 7
+    """Between servers of a cluster and their clients only; no batch has it."""
 
 
 NAMES = {status.value: status.name for status in Status}

@@ -16,6 +16,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_DIGEST_MISMATCH: _ClassVar[Status]
     STATUS_ERASED: _ClassVar[Status]
     STATUS_INVALID: _ClassVar[Status]
+    STATUS_ELSEWHERE: _ClassVar[Status]
 
 class Truncation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -55,6 +56,7 @@ STATUS_EXPIRED: Status
 STATUS_DIGEST_MISMATCH: Status
 STATUS_ERASED: Status
 STATUS_INVALID: Status
+STATUS_ELSEWHERE: Status
 TRUNCATION_UNSPECIFIED: Truncation
 TRUNCATION_NEWEST: Truncation
 TRUNCATION_HEAD: Truncation
@@ -94,7 +96,7 @@ class Projection(_message.Message):
     def __init__(self, sequence_length: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., feature_groups: _Optional[_Iterable[str]] = ..., traits: _Optional[_Iterable[str]] = ..., as_served: _Optional[bool] = ...) -> None: ...
 
 class MaterializeRequest(_message.Message):
-    __slots__ = ("tenant", "projection", "user_ids", "start_ts", "end_ts", "max_lengths", "digests", "request_ts", "mutable_lengths", "user_id_kind", "user_texts")
+    __slots__ = ("tenant", "projection", "user_ids", "start_ts", "end_ts", "max_lengths", "digests", "request_ts", "mutable_lengths", "user_id_kind", "user_texts", "map_version")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PROJECTION_FIELD_NUMBER: _ClassVar[int]
     USER_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +108,7 @@ class MaterializeRequest(_message.Message):
     MUTABLE_LENGTHS_FIELD_NUMBER: _ClassVar[int]
     USER_ID_KIND_FIELD_NUMBER: _ClassVar[int]
     USER_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     projection: Projection
     user_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -117,10 +120,11 @@ class MaterializeRequest(_message.Message):
     mutable_lengths: _containers.RepeatedScalarFieldContainer[int]
     user_id_kind: IdKind
     user_texts: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, tenant: _Optional[str] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., user_ids: _Optional[_Iterable[int]] = ..., start_ts: _Optional[_Iterable[int]] = ..., end_ts: _Optional[_Iterable[int]] = ..., max_lengths: _Optional[_Iterable[int]] = ..., digests: _Optional[_Iterable[int]] = ..., request_ts: _Optional[_Iterable[int]] = ..., mutable_lengths: _Optional[_Iterable[int]] = ..., user_id_kind: _Optional[_Union[IdKind, str]] = ..., user_texts: _Optional[_Iterable[str]] = ...) -> None: ...
+    map_version: int
+    def __init__(self, tenant: _Optional[str] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., user_ids: _Optional[_Iterable[int]] = ..., start_ts: _Optional[_Iterable[int]] = ..., end_ts: _Optional[_Iterable[int]] = ..., max_lengths: _Optional[_Iterable[int]] = ..., digests: _Optional[_Iterable[int]] = ..., request_ts: _Optional[_Iterable[int]] = ..., mutable_lengths: _Optional[_Iterable[int]] = ..., user_id_kind: _Optional[_Union[IdKind, str]] = ..., user_texts: _Optional[_Iterable[str]] = ..., map_version: _Optional[int] = ...) -> None: ...
 
 class MaterializeResponse(_message.Message):
-    __slots__ = ("generation", "watermark_ts", "statuses", "view_starts", "view_lengths", "block_lengths", "columns", "sequence_length", "truncation", "server_us")
+    __slots__ = ("generation", "watermark_ts", "statuses", "view_starts", "view_lengths", "block_lengths", "columns", "sequence_length", "truncation", "server_us", "map_version")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     WATERMARK_TS_FIELD_NUMBER: _ClassVar[int]
     STATUSES_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +135,7 @@ class MaterializeResponse(_message.Message):
     SEQUENCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     SERVER_US_FIELD_NUMBER: _ClassVar[int]
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
     generation: int
     watermark_ts: int
     statuses: _containers.RepeatedScalarFieldContainer[Status]
@@ -141,7 +146,8 @@ class MaterializeResponse(_message.Message):
     sequence_length: int
     truncation: Truncation
     server_us: int
-    def __init__(self, generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., statuses: _Optional[_Iterable[_Union[Status, str]]] = ..., view_starts: _Optional[_Iterable[int]] = ..., view_lengths: _Optional[_Iterable[int]] = ..., block_lengths: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., sequence_length: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., server_us: _Optional[int] = ...) -> None: ...
+    map_version: int
+    def __init__(self, generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., statuses: _Optional[_Iterable[_Union[Status, str]]] = ..., view_starts: _Optional[_Iterable[int]] = ..., view_lengths: _Optional[_Iterable[int]] = ..., block_lengths: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., sequence_length: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., server_us: _Optional[int] = ..., map_version: _Optional[int] = ...) -> None: ...
 
 class Column(_message.Message):
     __slots__ = ("trait", "type", "vector_size", "nullable", "bases", "widths", "data", "present", "dictionary", "strings", "default_word", "default_string", "list_length_max", "list_lengths", "filled", "codes_end")
@@ -402,6 +408,46 @@ class LookUpCodesResponse(_message.Message):
     codes_end: int
     codes: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, generation: _Optional[int] = ..., codes_end: _Optional[int] = ..., codes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DescribeClusterRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DescribeClusterResponse(_message.Message):
+    __slots__ = ("map_version", "shards", "groups", "map_lifetime_ms", "group", "generation", "watermark_ts", "open_shards", "user_id_kind")
+    MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    MAP_LIFETIME_MS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    WATERMARK_TS_FIELD_NUMBER: _ClassVar[int]
+    OPEN_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_KIND_FIELD_NUMBER: _ClassVar[int]
+    map_version: int
+    shards: int
+    groups: _containers.RepeatedCompositeFieldContainer[ClusterGroup]
+    map_lifetime_ms: int
+    group: str
+    generation: int
+    watermark_ts: int
+    open_shards: _containers.RepeatedScalarFieldContainer[int]
+    user_id_kind: IdKind
+    def __init__(self, map_version: _Optional[int] = ..., shards: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[ClusterGroup, _Mapping]]] = ..., map_lifetime_ms: _Optional[int] = ..., group: _Optional[str] = ..., generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., open_shards: _Optional[_Iterable[int]] = ..., user_id_kind: _Optional[_Union[IdKind, str]] = ...) -> None: ...
+
+class ClusterGroup(_message.Message):
+    __slots__ = ("name", "targets", "serving", "loading", "leaving")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    SERVING_FIELD_NUMBER: _ClassVar[int]
+    LOADING_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    targets: _containers.RepeatedScalarFieldContainer[str]
+    serving: _containers.RepeatedScalarFieldContainer[int]
+    loading: _containers.RepeatedScalarFieldContainer[int]
+    leaving: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., targets: _Optional[_Iterable[str]] = ..., serving: _Optional[_Iterable[int]] = ..., loading: _Optional[_Iterable[int]] = ..., leaving: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("examples_max", "response_bytes_max", "streams_max", "request_bytes_max", "calls_max", "inspect_events_max")

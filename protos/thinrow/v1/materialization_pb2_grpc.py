@@ -65,6 +65,11 @@ class MaterializationServiceStub:
                 request_serializer=thinrow_dot_v1_dot_materialization__pb2.LookUpCodesRequest.SerializeToString,
                 response_deserializer=thinrow_dot_v1_dot_materialization__pb2.LookUpCodesResponse.FromString,
                 _registered_method=True)
+        self.DescribeCluster = channel.unary_unary(
+                '/thinrow.v1.MaterializationService/DescribeCluster',
+                request_serializer=thinrow_dot_v1_dot_materialization__pb2.DescribeClusterRequest.SerializeToString,
+                response_deserializer=thinrow_dot_v1_dot_materialization__pb2.DescribeClusterResponse.FromString,
+                _registered_method=True)
 
 
 class MaterializationServiceServicer:
@@ -126,6 +131,14 @@ class MaterializationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeCluster(self, request, context):
+        """Describes the cluster that this server belongs to: which group of servers has which shards.
+        Clients read it from any server of the cluster, and again before `map_lifetime_ms` have passed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MaterializationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -153,6 +166,11 @@ def add_MaterializationServiceServicer_to_server(servicer, server):
                     servicer.LookUpCodes,
                     request_deserializer=thinrow_dot_v1_dot_materialization__pb2.LookUpCodesRequest.FromString,
                     response_serializer=thinrow_dot_v1_dot_materialization__pb2.LookUpCodesResponse.SerializeToString,
+            ),
+            'DescribeCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeCluster,
+                    request_deserializer=thinrow_dot_v1_dot_materialization__pb2.DescribeClusterRequest.FromString,
+                    response_serializer=thinrow_dot_v1_dot_materialization__pb2.DescribeClusterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -296,6 +314,33 @@ class MaterializationService:
             '/thinrow.v1.MaterializationService/LookUpCodes',
             thinrow_dot_v1_dot_materialization__pb2.LookUpCodesRequest.SerializeToString,
             thinrow_dot_v1_dot_materialization__pb2.LookUpCodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/thinrow.v1.MaterializationService/DescribeCluster',
+            thinrow_dot_v1_dot_materialization__pb2.DescribeClusterRequest.SerializeToString,
+            thinrow_dot_v1_dot_materialization__pb2.DescribeClusterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,6 +26,7 @@ from thinrow.compaction.shard import ShardBuild
 from thinrow.compaction.shards import ENGINE, write_shards
 from thinrow.compaction.vocabularies import RunValues, known_vocabularies, write_vocabularies
 from thinrow.core.files.parquet import open_parquet
+from thinrow.core.shards import SHARDS_MAX
 from thinrow.errors import UsageError
 from thinrow.events.canonical import ID_COLUMNS, ignored_columns
 from thinrow.events.exported import check_exports, export_span
@@ -45,7 +46,7 @@ from thinrow.store.generations import (
     publish_built,
     remove_leftovers,
 )
-from thinrow.store.layout import SHARDS_MAX, shard_name
+from thinrow.store.layout import shard_name
 from thinrow.store.manifest import write_manifest
 from thinrow.store.marks import build_folder
 from thinrow.store.place import is_url

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from thinrow.core.files.paths import Named
 from thinrow.core.settings import check, setting
+from thinrow.core.shards import SHARDS_MAX
 from thinrow.errors import UsageError
 from thinrow.events.units import TimeUnit, check_watermark
-from thinrow.store.layout import SHARDS_MAX
 from thinrow.store.place import check_place, is_url
 from thinrow.store.times import DAY_MS, Cadence
 

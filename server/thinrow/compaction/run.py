@@ -15,12 +15,12 @@ from thinrow.compaction.shards import is_whole_due
 from thinrow.compaction.users import read_user_ids
 from thinrow.compaction.vocabularies import growths
 from thinrow.core.files.paths import data_files
+from thinrow.core.shards import SHARDS_MAX, shard_of
 from thinrow.errors import SchemaError, UsageError
 from thinrow.events.log_facts import propose_schema
 from thinrow.events.user_ids import UserIdReader
 from thinrow.schema import Schema, evolve, parse_schema, read_schema
-from thinrow.store.hashing import file_fingerprint, shard_of
-from thinrow.store.layout import SHARDS_MAX
+from thinrow.store.hashing import file_fingerprint
 from thinrow.store.manifest import RunInputs, new_manifest
 
 if TYPE_CHECKING:

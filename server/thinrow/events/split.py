@@ -14,10 +14,10 @@ import pyarrow as pa
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.ids import is_text_kind
 from thinrow.core.runs import offsets_of
+from thinrow.core.shards import shard_of
 from thinrow.events.canonical import canonical_schema, read_events
 from thinrow.events.time_columns import TimeSpan
 from thinrow.events.user_ids import USERS, UserIdReader
-from thinrow.store.hashing import shard_of
 from thinrow.store.user_texts import unique_texts
 
 if TYPE_CHECKING:

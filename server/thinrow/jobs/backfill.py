@@ -18,6 +18,7 @@ from thinrow.core.files.lean import LeanRows
 from thinrow.core.files.parquet import joined_batches
 from thinrow.core.files.paths import data_files
 from thinrow.core.files.user_columns import user_type
+from thinrow.core.shards import shard_of
 from thinrow.errors import UsageError
 from thinrow.events.canonical import check_output
 from thinrow.events.split import Progress, SplitEvents, split_events
@@ -34,7 +35,6 @@ from thinrow.jobs.thin_rows import (
 )
 from thinrow.remote.reading import local_store
 from thinrow.store.generation import Generation
-from thinrow.store.hashing import shard_of
 from thinrow.store.history import digests_at
 from thinrow.store.place import is_url
 from thinrow.store.scratch import scratch_beside

@@ -16,6 +16,7 @@ from thinrow.compaction.trait_values import digest_fields_of
 from thinrow.core.files.arrow import is_list_of_any_length, one_array, plain_type
 from thinrow.core.files.nested import field_names, field_type, split_name, with_fields
 from thinrow.core.files.parquet import open_parquet
+from thinrow.core.shards import xxh3
 from thinrow.errors import InputError
 from thinrow.events.canonical import (
     FINER_NS,
@@ -25,7 +26,7 @@ from thinrow.events.canonical import (
 from thinrow.events.user_ids import UserIdReader, user_column
 from thinrow.schema import RESERVED
 from thinrow.schema.proposal import id_kind, id_lines, trait_line
-from thinrow.store.hashing import event_digests, xxh3
+from thinrow.store.hashing import event_digests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from thinrow.core.files.lean import LeanRows
 from thinrow.core.runs import offsets_of, ranges
+from thinrow.core.shards import shard_of
 from thinrow.errors import UsageError
 from thinrow.events.canonical import (
     check_output,
@@ -52,7 +53,7 @@ from thinrow.jobs.thin_rows import (
     nullable_traits,
 )
 from thinrow.schema import to_stored
-from thinrow.store.hashing import file_fingerprint, shard_of
+from thinrow.store.hashing import file_fingerprint
 from thinrow.store.place import is_url
 from thinrow.store.shard import storage_error
 

@@ -46,6 +46,8 @@ class LocalRequest(PointerBatch):
     """Number of the kind of integers, where they are not int64."""
     user_texts: Sequence[str] = ()
     """Users named by texts, in place of `user_ids`."""
+    map_version: int = 0
+    """Always 0: a process that reads a store itself needs no map."""
 
     @property
     def counts(self) -> tuple[int, ...]:

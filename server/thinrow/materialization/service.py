@@ -26,7 +26,7 @@ from thinrow.materialization.request import (
     check_examples,
     request_decoder,
 )
-from thinrow.materialization.users import with_keys
+from thinrow.materialization.users import mark_elsewhere, with_keys
 from thinrow.store.budgeted_read import read_within_budget
 from thinrow.store.history import HistoryPlan, PointerBatch
 from thinrow.v1 import materialization_pb2 as wire
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["RIGHTS", "SERVICE", "MaterializationService"]
 
 SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
-RIGHTS: dict[str, Right | None] = {"Inspect": "inspect", "DescribeStore": None}
+RIGHTS: dict[str, Right | None] = {"Inspect": "inspect", "DescribeStore": None, "DescribeCluster": None}
 """Rights that methods need whose requests name no tenant."""
 
 
@@ -104,6 +104,11 @@ class MaterializationService:
                 self.look_up_codes,
                 wire.LookUpCodesRequest.FromString,
                 wire.LookUpCodesResponse.SerializeToString,
+            ),
+            "DescribeCluster": grpc.unary_unary_rpc_method_handler(
+                self.describe_cluster,
+                wire.DescribeClusterRequest.FromString,
+                wire.DescribeClusterResponse.SerializeToString,
             ),
         }
         server.add_registered_method_handlers(SERVICE, handlers)
@@ -170,6 +175,20 @@ class MaterializationService:
                 wanted = generation.schema.traits
             return looked_up(generation, wanted, request)
 
+    def describe_cluster(
+        self,
+        request: wire.DescribeClusterRequest,  # noqa: ARG002 - it has no fields
+        context: CallContext,
+    ) -> wire.DescribeClusterResponse:
+        """Describes what is open here."""
+        with self._measured(context, "DescribeCluster"), self._current.use() as generation:
+            return wire.DescribeClusterResponse(
+                generation=generation.number,
+                watermark_ts=generation.watermark_ts,
+                open_shards=generation.shards,
+                user_id_kind=to_wire_kind(generation.schema.user_ids),
+            )
+
     def _measured(self, context: CallContext, method: str) -> AbstractContextManager[None]:
         label = self._metrics.tenant(context.identity.effective)
         return self._metrics.request(method, label)
@@ -217,6 +236,7 @@ class MaterializationService:
             projection = self._projection(request, generation)
             check_examples(request, self._config.examples_max)
             request = with_keys(generation, request)
+            mark_elsewhere(generation, request)
             with self._selected(generation, request, projection, context) as (plan, selection):
                 message, events = plan.answer(
                     projection.traits,

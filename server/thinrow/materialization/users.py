@@ -13,17 +13,16 @@ from thinrow.core.ids import (
     to_wire_kind,
 )
 from thinrow.errors import InputError, RequestError
-from thinrow.materialization.request import LocalRequest
+from thinrow.materialization.request import LocalRequest, MaterializeRequest
 from thinrow.store.user_texts import look_up_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.core.ids import IdKind
-    from thinrow.materialization.request import MaterializeRequest
     from thinrow.store.generation import Generation
     from thinrow.v1 import materialization_pb2 as wire
 
-__all__ = ["inspected_key", "with_keys"]
+__all__ = ["inspected_key", "mark_elsewhere", "with_keys"]
 
 
 def with_keys(
@@ -42,7 +41,7 @@ def with_keys(
         if request.counts[0]:
             raise RequestError("A request names users by user_ids or by user_texts, not both.")
         try:
-            keys = look_up_keys(generation, texts)
+            keys = look_up_keys(generation, texts, may_lack=request.map_version > 0)
         except InputError as error:
             raise RequestError(str(error)) from error
         if isinstance(request, LocalRequest):
@@ -57,6 +56,14 @@ def with_keys(
     if kind == "uint64" and named != to_wire_kind(kind) and (request.user_ids < 0).any():
         raise _other_kind(kind, "negative integers")
     return request
+
+
+def mark_elsewhere(generation: Generation, request: MaterializeRequest | LocalRequest) -> None:
+    """Marks the examples of users whose shards are not open here, if the client knows the map."""
+    if request.map_version and isinstance(request, MaterializeRequest):
+        is_elsewhere = generation.is_elsewhere(request.user_ids)
+        if is_elsewhere.any():
+            request.set_elsewhere(is_elsewhere)
 
 
 def _kind_text(number: int) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from thinrow import _native
+from thinrow.core.shards import shard_of
 from thinrow.errors import (
     ShardMissingError,
     StoreCorruptError,
@@ -19,7 +20,6 @@ from thinrow.schema import DIRECTORY_GROUP
 from thinrow.store.completeness import check_files
 from thinrow.store.current import require_current_folder
 from thinrow.store.directory import Directories, parse_directories
-from thinrow.store.hashing import shard_of
 from thinrow.store.keys import KEY_BYTES, USER_BYTES, pack_keys
 from thinrow.store.layout import VOCABULARIES, generation_name
 from thinrow.store.manifest import read_manifest
@@ -168,6 +168,12 @@ class Generation:
                 f"holds a user of this request; use a replica that serves this shard."
             )
         return self.shards[number]
+
+    def is_elsewhere(self, user_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Returns True for users whose shards are not open here."""
+        is_open = np.zeros(self.shard_count, np.bool_)
+        is_open[list(self.shards)] = True
+        return ~is_open[shard_of(user_ids, self.shard_count)]
 
     def directories(self, user_ids: NDArray[np.int64]) -> Directories:
         """Directories of several users; unknown ones are empty."""

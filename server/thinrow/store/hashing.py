@@ -1,7 +1,4 @@
-"""XXH3 over arrays of 64-bit integers, and the digest of a history built on it.
-
-Source: the XXH3 specification (Cyan4973/xxHash, doc/xxhash_spec.md), inputs of 4 to 8 bytes.
-"""
+"""The digest of a history, and fingerprints of files."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
+from thinrow.core.shards import xxh3
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,40 +21,14 @@ __all__ = [
     "event_digests",
     "file_fingerprint",
     "fold",
-    "shard_of",
-    "xxh3",
 ]
 
 BLOCK_BYTES = 1 << 20
 FINGERPRINT_BYTES = 1 << 16
 """Bytes at the end of a file that its fingerprint covers."""
 
-_BITFLIP = np.uint64(0x1CAD21F72C81017C ^ 0xDB979083E96DD4DE)  # bytes 8..24 of XXH3's secret
-_PRIME_MX2 = np.uint64(0x9FB21C651E98DF25)
 _DIGEST_SEED = np.uint64(0x7468696E726F7731)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
-
-
-def xxh3(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """XXH3 (64 bits, seed 0) of each value's eight little-endian bytes. Same shape, uint64."""
-    keyed = (values >> np.uint64(32)) + (values << np.uint64(32))
-    keyed ^= _BITFLIP
-    keyed ^= _rotated_left(keyed, 49) ^ _rotated_left(keyed, 24)
-    keyed *= _PRIME_MX2
-    keyed ^= (keyed >> np.uint64(35)) + np.uint64(8)
-    keyed *= _PRIME_MX2
-    keyed ^= keyed >> np.uint64(28)
-    return keyed
-
-
-def _rotated_left(values: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
-    return (values << np.uint64(bits)) | (values >> np.uint64(64 - bits))
-
-
-def shard_of(user_ids: NDArray[np.int64], shards: int) -> NDArray[np.int64]:
-    """The shard of each user: XXH3 of the id's eight little-endian bytes, modulo ``shards``."""
-    hashed: NDArray[np.uint64] = xxh3(user_ids.astype(np.int64).view(np.uint64))
-    return (hashed % np.uint64(shards)).astype(np.int64)
 
 
 def event_digests(

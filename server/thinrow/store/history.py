@@ -255,6 +255,7 @@ class HistoryPlan:
         *,
         cursor: int | None = None,
         elapsed_us: int = 0,
+        map_version: int = 0,
     ) -> tuple[bytes, int]:
         """Encodes the selected events as a MaterializeResponse.
 
@@ -263,6 +264,7 @@ class HistoryPlan:
             response_bytes_max: the most bytes it may have.
             cursor: given, the answer is wrapped into a MaterializeStreamResponse.
             elapsed_us: time already spent on it; `server_us` is this and what is spent here.
+            map_version: version of the cluster's map; 0 outside a cluster.
 
         Returns:
             The message, and the events of its examples.
@@ -280,6 +282,7 @@ class HistoryPlan:
                 response_bytes_max,
                 cursor,
                 elapsed_us,
+                map_version,
             )
 
 

@@ -11,7 +11,6 @@ __all__ = [
     "MANIFEST",
     "NEW",
     "ROOTS",
-    "SHARDS_MAX",
     "UNPUBLISHED",
     "VOCABULARIES",
     "generation_name",
@@ -37,8 +36,6 @@ VOCABULARIES = "vocabularies"
 """Folder of a generation with its vocabularies, and of a store with those that it keeps."""
 NEW = ".new"
 """Suffix of a small file that is being replaced."""
-SHARDS_MAX = 1 << 16
-"""Limit on the shards of a store."""
 
 
 def generation_name(number: int) -> str:

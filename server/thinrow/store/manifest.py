@@ -15,9 +15,10 @@ from uuid import UUID
 import xxhash
 from pydantic import Field
 from thinrow.core.codes import FIRST_CODE
+from thinrow.core.shards import SHARDS_MAX
 from thinrow.errors import StoreError
 from thinrow.schema import Schema, from_stored, to_stored
-from thinrow.store.layout import MANIFEST, SHARDS_MAX, shard_manifest_name, shard_name
+from thinrow.store.layout import MANIFEST, shard_manifest_name, shard_name
 from thinrow.store.shard_manifest import ShardManifest, read_shard_manifest
 from thinrow.store.single_manifest import SINGLE_FORMATS, split_single
 from thinrow.store.small_files import damaged, read_small, reason_of, unreadable, write_atomically

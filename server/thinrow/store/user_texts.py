@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import xxhash
 from thinrow.core.ids import IdKind, canonical_text
+from thinrow.core.shards import shard_of
 from thinrow.errors import InputError, StoreError
 from thinrow.schema import DIRECTORY_GROUP, USER_GROUP
-from thinrow.store.hashing import shard_of
 from thinrow.store.keys import pack_keys
 
 if TYPE_CHECKING:
@@ -111,17 +111,22 @@ def collision(*texts: str) -> InputError:
     )
 
 
-def look_up_keys(generation: Generation, texts: Sequence[str]) -> NDArray[np.int64]:
+def look_up_keys(
+    generation: Generation, texts: Sequence[str], *, may_lack: bool = False
+) -> NDArray[np.int64]:
     """Returns the key by which each user is looked up in a generation.
 
-    It is a key that no user has, where the text's own key belongs to a user of another text.
+    It is a key that no user has, where the text's own key belongs to a user of another text. A text
+    whose own key's shard is not open here has that key, if `may_lack` allows it.
 
     Args:
         generation: The generation to read.
         texts: Users.
+        may_lack: Some of their shards may not be open here.
 
     Raises:
         InputError: A text is no id of the store's kind.
+        ShardMissingError: A shard is not open here.
     """
     kind = generation.schema.user_ids
     places: dict[str, int] = {}
@@ -130,7 +135,12 @@ def look_up_keys(generation: Generation, texts: Sequence[str]) -> NDArray[np.int
         return np.empty(0, np.int64)
     ids = [canonical_text(text, kind) for text in places]
     keys = text_keys((text.encode() for text in ids), len(ids))
-    for place, found in enumerate(known_texts(generation, keys)):
+    compared = np.arange(len(keys))
+    if may_lack:
+        compared = np.flatnonzero(~generation.is_elsewhere(keys))
+    for place, found in zip(
+        compared.tolist(), known_texts(generation, keys[compared]), strict=True
+    ):
         if found is not None and found != to_stored_text(ids[place], kind):
             keys[place] = _stand_in(generation, ids[place])
     return keys[np.array(users, np.int64)]

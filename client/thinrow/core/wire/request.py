@@ -26,10 +26,13 @@ LENGTH_DELIMITED = 2
 
 
 def to_request(
-    pointers: Pointers, mutable_lengths: NDArray[np.int64], projection: Projection | str
+    pointers: Pointers,
+    mutable_lengths: NDArray[np.int64],
+    projection: Projection | str,
+    map_version: int = 0,
 ) -> bytes:
     """Encodes a MaterializeRequest, without arrays of default values and without mutable events."""
-    head = wire.MaterializeRequest()
+    head = wire.MaterializeRequest(map_version=map_version)
     if isinstance(projection, str):
         head.tenant = projection
     else:

@@ -80,6 +80,8 @@ class Response(NamedTuple):
     sequence_length: int
     truncation: int
     server_us: int
+    map_version: int
+    """Version of the cluster's map at the server; 0 outside a cluster."""
 
     @staticmethod
     def read(message: bytes) -> Response:

@@ -12,6 +12,7 @@ from thinrow.compaction.pair_writer import PreviousShard
 from thinrow.compaction.shard import LAST_USER, ShardBuild, ShardCounts
 from thinrow.compaction.shards import finish_shard
 from thinrow.core.ids import is_text_kind
+from thinrow.core.shards import shard_of
 from thinrow.engines.spark.reading import (
     EVENTS,
     FACTS,
@@ -28,7 +29,6 @@ from thinrow.remote.copies import OBJECTS, Copies
 from thinrow.remote.generation_objects import read_shard
 from thinrow.remote.object_store import ObjectStore
 from thinrow.remote.publication import Placement, upload_files
-from thinrow.store.hashing import shard_of
 from thinrow.store.layout import shard_name
 from thinrow.store.manifest import ShardSummary
 from thinrow.store.shard import Shard, link_or_copy

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 from thinrow.core.runs import offsets_of
-from thinrow.store.hashing import shard_of
+from thinrow.core.shards import shard_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -1,0 +1,43 @@
+"""The shards of users: XXH3 over arrays of 64-bit integers.
+
+Source: the XXH3 specification (Cyan4973/xxHash, doc/xxhash_spec.md), inputs of 4 to 8 bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["SHARDS_MAX", "shard_of", "xxh3"]
+
+SHARDS_MAX = 65_536
+"""Most shards of a store, whose number is a power of two."""
+
+_BITFLIP = np.uint64(0x1CAD21F72C81017C ^ 0xDB979083E96DD4DE)  # bytes 8..24 of XXH3's secret
+_PRIME_MX2 = np.uint64(0x9FB21C651E98DF25)
+
+
+def xxh3(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """XXH3 (64 bits, seed 0) of each value's eight little-endian bytes. Same shape, uint64."""
+    keyed = (values >> np.uint64(32)) + (values << np.uint64(32))
+    keyed ^= _BITFLIP
+    keyed ^= _rotated_left(keyed, 49) ^ _rotated_left(keyed, 24)
+    keyed *= _PRIME_MX2
+    keyed ^= (keyed >> np.uint64(35)) + np.uint64(8)
+    keyed *= _PRIME_MX2
+    keyed ^= keyed >> np.uint64(28)
+    return keyed
+
+
+def _rotated_left(values: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
+    return (values << np.uint64(bits)) | (values >> np.uint64(64 - bits))
+
+
+def shard_of(user_ids: NDArray[np.int64], shards: int) -> NDArray[np.int64]:
+    """The shard of each user: XXH3 of the id's eight little-endian bytes, modulo ``shards``."""
+    hashed: NDArray[np.uint64] = xxh3(user_ids.astype(np.int64).view(np.uint64))
+    return (hashed % np.uint64(shards)).astype(np.int64)
