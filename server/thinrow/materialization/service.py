@@ -48,7 +48,11 @@ if TYPE_CHECKING:
 __all__ = ["RIGHTS", "SERVICE", "MaterializationService"]
 
 SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
-RIGHTS: dict[str, Right | None] = {"Inspect": "inspect", "DescribeStore": None, "DescribeCluster": None}
+RIGHTS: dict[str, Right | None] = {
+    "Inspect": "inspect",
+    "DescribeStore": None,
+    "DescribeCluster": None,
+}
 """Rights that methods need whose requests name no tenant."""
 
 
