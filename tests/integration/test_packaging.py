@@ -20,6 +20,7 @@ RANKS = {
     "events": 2,
     "remote": 2,
     "access": 3,
+    "cluster": 3,
     "compaction": 3,
     "filling": 4,
     "materialization": 4,

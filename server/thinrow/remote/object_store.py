@@ -165,7 +165,7 @@ class ObjectStore:
         """Replaces a file by comparing and writing under a lock, as a file system has no etags."""
         assert self._folder is not None
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        lock = os.open(self._folder / f".{key}.lock", flags, file_mode())
+        lock = os.open(self._folder / f".{key.replace('/', '-')}.lock", flags, file_mode())
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             current = self.read(key, max(len(replaced.data), 1))

@@ -1,0 +1,1 @@
+"""The cluster of a store: which group of servers has which shards, and how shards move."""
