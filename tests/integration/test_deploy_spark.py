@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FOLDER = DEPLOY / "kubernetes-spark"
 BASE = DEPLOY / "kubernetes-object-store"
-OPERATOR = FOLDER / "operator"
+OPERATOR = DEPLOY / "kubernetes-spark-operator"
 KUSTOMIZATION = read_yaml(FOLDER / "kustomization.yaml")
 ADDED = read_manifests(FOLDER)
 BELOW = read_manifests(BASE)
@@ -92,7 +92,7 @@ def test_application_has_only_fields_of_the_operator() -> None:
 
 
 def test_overlays_list_every_manifest_and_their_base() -> None:
-    names = {path.name for path in FOLDER.iterdir()} - {"kustomization.yaml", "operator"}
+    names = {path.name for path in FOLDER.iterdir()} - {"kustomization.yaml"}
     assert set(KUSTOMIZATION["resources"]) == names | {"../kubernetes-object-store"}
     assert not ADDED.keys() & BELOW.keys()
     base = read_yaml(BASE / "kustomization.yaml")
@@ -100,7 +100,7 @@ def test_overlays_list_every_manifest_and_their_base() -> None:
         assert KUSTOMIZATION[key] == base[key]
     assert all(image in KUSTOMIZATION["images"] for image in base["images"])
     operator = read_yaml(OPERATOR / "kustomization.yaml")
-    assert set(operator["resources"]) == {"../", "compact.yaml"}
+    assert set(operator["resources"]) == {"../kubernetes-spark", "compact.yaml"}
     for patches, below in ((KUSTOMIZATION, BELOW), (operator, ADDED)):
         for each in patches["patches"]:
             patch = yaml.safe_load(each["patch"])
