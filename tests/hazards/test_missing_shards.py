@@ -243,7 +243,7 @@ def test_a_server_of_some_of_the_shards(world: World) -> None:
     opened_whole = Generation.__init__
 
     def opened_part(
-        self: Generation, folder: Path, cache_bytes_max: int = 1 << 20, _: object = None
+        self: Generation, folder: Path, cache_bytes_max: int = 1 << 20, *_: object
     ) -> None:
         opened_whole(self, folder, cache_bytes_max, {1, 3})
 

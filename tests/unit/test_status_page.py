@@ -153,7 +153,7 @@ def test_it_says_what_is_wrong() -> None:
     page = rendered(of(metrics.registry), None)
     assert "not serving" in page
     assert "beyond the calendar" in page
-    metrics.mark_ready()
+    metrics.set_ready(True)
     metrics.open_failures.inc(3)
     page = rendered(of(metrics.registry), None)
     assert "not serving" not in page

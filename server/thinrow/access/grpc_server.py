@@ -17,6 +17,7 @@ from thinrow.access.delayed_rejections import HELD_MAX, DelayedRejections
 from thinrow.access.health import HEALTH, Health
 from thinrow.access.overload import CallPool, OverloadInterceptor
 from thinrow.access.quotas import TenantQuotas
+from thinrow.access.readiness import Readiness
 from thinrow.access.reflection import add_reflection
 from thinrow.access.tracing_interceptor import TracingInterceptor
 from thinrow.errors import UsageError
@@ -55,6 +56,8 @@ Clients may ping every 10 s (docs/operations/operations.md). Half of that is enf
 network can delay one ping more than the next.
 """
 KEEPALIVE_INTERVAL_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 GOAWAY_DELAY_S = 0.2
 """Pause between the first refusals and GOAWAY.
 
@@ -72,6 +75,7 @@ def grpc_server(
     metrics: ServiceMetrics,
     *,
     is_room_short: Callable[[], bool] = lambda: False,
+    readiness: Readiness | None = None,
     tracing: Tracing | None = None,
     certificates: Certificates | None = None,
     reuse_port: bool = False,
@@ -92,6 +96,7 @@ def grpc_server(
         metrics: Counts calls and errors.
         is_room_short: Returns True while requests wait for memory that unread responses may hold;
             calls then end sooner if their response is not read.
+        readiness: Reported by health of the services; None for one that is always ready.
         tracing: Makes a span for each single call.
         certificates: Certificates of TLS; None to serve in the clear.
         reuse_port: True if several processes share the port.
@@ -160,14 +165,18 @@ def grpc_server(
             ) from error
         server.start()
 
-        health_service.set(health_pb2.HealthCheckResponse.SERVING)
-        metrics.mark_ready()
+        def report(is_ready: bool) -> None:
+            health_service.set_services(SERVING if is_ready else NOT_SERVING)
+            metrics.set_ready(is_ready)
+
+        health_service.set(SERVING)
         try:
-            yield f"{host}:{port}"
+            with (readiness or Readiness()).reported(report):
+                yield f"{host}:{port}"
         finally:
-            health_service.set(health_pb2.HealthCheckResponse.NOT_SERVING)
+            health_service.set(NOT_SERVING)
             log.info("draining", extra={"drain_s": config.drain_s})
-            metrics.ready.set(0)
+            metrics.set_ready(False)
             admission.drain()
             rejections.close()
             time.sleep(GOAWAY_DELAY_S)

@@ -18,18 +18,29 @@ UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """Reports one status for the server and for each of its services."""
+    """Reports a status of the server, named "", and one of all its services.
+
+    They differ while the server is up and its services are not ready: one that waits must not be
+    restarted for it.
+    """
 
     def __init__(self, services: Iterable[str]) -> None:
         self._names = frozenset(("", *services))
-        self._status: int = health_pb2.HealthCheckResponse.NOT_SERVING
+        self._server_status: int = health_pb2.HealthCheckResponse.NOT_SERVING
+        self._services_status: int = health_pb2.HealthCheckResponse.NOT_SERVING
         self._has_ended = False
         self._changed = threading.Condition()
 
     def set(self, status: int) -> None:
-        """Sets the status, which watches report."""
+        """Sets the status of the server and of its services, which watches report."""
         with self._changed:
-            self._status = status
+            self._server_status = self._services_status = status
+            self._changed.notify_all()
+
+    def set_services(self, status: int) -> None:
+        """Sets the status of the services alone."""
+        with self._changed:
+            self._services_status = status
             self._changed.notify_all()
 
     def end_watches(self) -> None:
@@ -44,7 +55,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         """Returns the status; NOT_FOUND for a service that is not here."""
         if request.service not in self._names:
             context.abort(grpc.StatusCode.NOT_FOUND, "This server has no service of that name.")
-        return health_pb2.HealthCheckResponse(status=self._status)
+        return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
     def Watch(  # noqa: N802 - named by the protocol
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
@@ -54,7 +65,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         sent: int | None = None
 
         def current() -> int:
-            return self._status if is_known else UNKNOWN
+            return self._status(request.service) if is_known else UNKNOWN
 
         def wake() -> None:
             with self._changed:
@@ -70,3 +81,6 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
                     return
                 sent = current()
             yield health_pb2.HealthCheckResponse(status=sent)
+
+    def _status(self, service: str) -> int:
+        return self._services_status if service else self._server_status

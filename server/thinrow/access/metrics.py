@@ -36,6 +36,7 @@ class ServiceMetrics:
         self._tenants: set[str] = set()
         self._adding = threading.Lock()
         self._known: Callable[[], Collection[str]] = tuple
+        self._has_been_ready = False
         self.errors = self.counter(
             "thinrow_errors", "Calls that ended in an error, by the error's name.", "name"
         )
@@ -141,10 +142,12 @@ class ServiceMetrics:
         with self.tenant_streams.labels(self.tenant(tenant)).track_inprogress():
             yield
 
-    def mark_ready(self) -> None:
-        """Reports that the service accepts requests."""
-        self._ready_seconds.set(process_age_s())
-        self.ready.set(1)
+    def set_ready(self, is_ready: bool) -> None:
+        """Reports whether the service accepts requests."""
+        if is_ready and not self._has_been_ready:
+            self._has_been_ready = True
+            self._ready_seconds.set(process_age_s())
+        self.ready.set(is_ready)
 
 
 def process_age_s() -> float:

@@ -39,6 +39,7 @@ __all__ = [
     "WINDOW_S",
     "Look",
     "StatusPage",
+    "cluster_note",
     "counts",
     "mirror_note",
     "rendered",
@@ -207,6 +208,12 @@ def tiles(now: Look, grown: Look, elapsed_s: float | None) -> str:
             watermark = "beyond the calendar"
     tile("watermark age", age_s, duration, watermark)
     tile("mirror", now.sum("thinrow_mirror_generation"), integer, mirror_note(now))
+    for name in now.labels("thinrow_cluster_group", "group"):
+        shown.append(("cluster group", name, cluster_note(now)))
+        opened, wanted = (
+            integer(now.sum(f"thinrow_cluster_shards_{which}") or 0) for which in ("open", "wanted")
+        )
+        shown.append(("shards open", f"{opened} of {wanted}", ""))
     deaths = now.sum("thinrow_process_deaths_total")
     tile(
         "processes",
@@ -258,6 +265,18 @@ def mirror_note(now: Look) -> str:
         return f"copying generation {copying:.0f}: {share} of {bytes_text(missing)}"
     checked_s = now.sum("thinrow_mirror_checked_timestamp_seconds")
     return f"compared {duration(now.at_s - checked_s)} ago" if checked_s else ""
+
+
+def cluster_note(now: Look) -> str:
+    """The state of the cluster's map at a server that follows it."""
+    if now.sum("thinrow_cluster_map_failing"):
+        return "cannot follow the cluster's map: the log says why"
+    version = now.sum("thinrow_cluster_map_version") or 0
+    if not version:
+        return "waits for the cluster's map"
+    if not now.sum("thinrow_cluster_group"):
+        return f"not in the cluster's map, version {version:.0f}: what is open serves on"
+    return f"map version {version:.0f}"
 
 
 def tenants(now: Look, grown: Look, elapsed_s: float | None, period: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,8 +46,9 @@ class ServerConfig(ServiceConfig):
     group: str | None = field(
         default=None,
         metadata=setting(
-            "Serve the shards of group I, from 0, of G equal groups.",
-            metavar="I/G",
+            "Serve the shards that the cluster's map gives to group NAME, or those of group I, "
+            "from 0, of G equal groups.",
+            metavar="NAME|I/G",
             default_text="all",
         ),
     )
@@ -83,7 +85,36 @@ class ServerConfig(ServiceConfig):
             raise UsageError(
                 f"The store {self.store} is served from a local copy; give --mirror FOLDER."
             )
-        ShardChoice.parse(self.shards, self.group)
+        if self.group_name is None:
+            ShardChoice.parse(self.shards, self.group)
+        else:
+            self._check_group_name(self.group_name)
+
+    def _check_group_name(self, name: str) -> None:
+        from thinrow.cluster.cluster_map import GROUP_NAME
+
+        if self.shards is not None:
+            raise UsageError("--shards and --group both choose shards; give one of them.")
+        if re.match(GROUP_NAME, name) is None:
+            raise UsageError(
+                f"--group is {name!r}; write the name of a group of the cluster's map, such as 0, "
+                f"or I/G with I from 0 to G-1, such as 0/4."
+            )
+        if self.mirror is None:
+            raise UsageError(
+                f"--group {name} follows the cluster's map, which is in an object store; give "
+                f"--store URL and --mirror FOLDER, or a fixed --group I/G."
+            )
+
+    @property
+    def group_name(self) -> str | None:
+        """Name of the server's group in the cluster's map; None without one."""
+        return None if self.group is None or "/" in self.group else self.group
+
+    @property
+    def copies_store(self) -> bool:
+        """True if the process that serves keeps the mirror, too, and no parent process does."""
+        return self.mirror is not None and self.processes == 1
 
     @property
     def store_folder(self) -> Path:
@@ -92,7 +123,7 @@ class ServerConfig(ServiceConfig):
 
     @property
     def shard_choice(self) -> ShardChoice:
-        """The shards to serve."""
+        """The shards to serve, where no map gives them."""
         return ShardChoice.parse(self.shards, self.group)
 
     @property
@@ -101,7 +132,7 @@ class ServerConfig(ServiceConfig):
         calls = self.calls_max + self.streams_max
         return (
             BASE_BYTES
-            + (COPY_MEMORY_BYTES if self.mirror is not None else 0)
+            + (COPY_MEMORY_BYTES if self.copies_store else 0)
             # Two generations for a moment, each with its values.
             + 2 * self.cache_bytes_max
             + self.work_bytes_max

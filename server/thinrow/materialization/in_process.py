@@ -16,6 +16,7 @@ from thinrow.materialization.metrics import Metrics
 from thinrow.materialization.request import LocalRequest
 from thinrow.materialization.service import MaterializationService
 from thinrow.store.follower import GenerationFollower
+from thinrow.store.shard_source import FixedShards
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class StoreReader:
                     config.poll_s,
                     metrics.open_failures.inc,
                     config.cache_bytes_max,
-                    config.shard_choice,
+                    FixedShards(config.shard_choice),
                 )
             )
             self._tenants = opened.enter_context(Tenants(config, current.schema))

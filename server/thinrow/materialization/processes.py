@@ -26,6 +26,7 @@ from thinrow.access.metrics_endpoint import MetricsEndpoint
 from thinrow.errors import ThinRowError, UsageError
 from thinrow.materialization.merged_metrics import merged
 from thinrow.materialization.mirroring import mirror_follower
+from thinrow.remote.limits import COPY_MEMORY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -102,8 +103,6 @@ class Processes:
         work_max = max(2, config.work_max // config.processes)
         own = replace(
             config,
-            store=config.store_folder,
-            mirror=None,
             listen=self.address,
             metrics=None,
             work_max=work_max,
@@ -140,7 +139,8 @@ class Processes:
                 "address": self.address,
                 "metrics": self.metrics_address,
                 "processes": config.processes,
-                "memory_bound_bytes": config.processes * config.memory_bound_bytes,
+                "memory_bound_bytes": config.processes * config.memory_bound_bytes
+                + (COPY_MEMORY_BYTES if config.mirror is not None else 0),
             },
         )
 

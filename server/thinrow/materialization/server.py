@@ -10,15 +10,21 @@ from typing import TYPE_CHECKING, Self
 from thinrow.access.endpoints import start_endpoints
 from thinrow.access.grpc_server import grpc_server
 from thinrow.access.metrics_endpoint import MetricsEndpoint
+from thinrow.access.readiness import Readiness
 from thinrow.access.tenants import Tenants
+from thinrow.cluster.map_metrics import MemberSeries
+from thinrow.cluster.member import ClusterMember
 from thinrow.core.tracing import tracing
 from thinrow.materialization.metrics import Metrics
 from thinrow.materialization.mirroring import mirror_follower
 from thinrow.materialization.service import RIGHTS, SERVICE, MaterializationService
 from thinrow.store.follower import GenerationFollower
+from thinrow.store.shard_source import FixedShards
 
 if TYPE_CHECKING:
     from thinrow.materialization.config import ServerConfig
+    from thinrow.store.generation import Generation
+    from thinrow.store.shard_source import ShardSource
 
 __all__ = ["Server"]
 
@@ -41,6 +47,8 @@ class Server:
         self.metrics_address: str | None = config.metrics
         """HOST:PORT of the metrics, once entered."""
         self.metrics = Metrics()
+        self._member: ClusterMember | None = None
+        self._readiness = Readiness()
         self.is_copying = False
         """True while a store at a URL is copied before it can be served."""
 
@@ -63,7 +71,7 @@ class Server:
         metrics.bind_generation(lambda: current.number, lambda: current.watermark_ts)
         metrics.serve(current)
         metrics.memory_bound.set(config.memory_bound_bytes)
-        service = MaterializationService(config, current, tenants, metrics)
+        service = MaterializationService(config, current, tenants, metrics, self._member)
         certificates, self.metrics_address = start_endpoints(config, tenants, metrics, self._stack)
         self.address = self._stack.enter_context(
             grpc_server(
@@ -72,6 +80,7 @@ class Server:
                 RIGHTS,
                 tenants,
                 metrics,
+                readiness=self._readiness,
                 tracing=tracing("thinrow-server"),
                 certificates=certificates,
                 reuse_port=config.processes > 1,
@@ -92,15 +101,31 @@ class Server:
     def _follower(self) -> GenerationFollower:
         """Opens the store; one at a URL is copied first."""
         config = self._config
-        if config.mirror is not None:
+        if config.copies_store:
             self._start_mirror()
-        return GenerationFollower(
+        shards: ShardSource
+        if config.group_name is None:
+            shards = FixedShards(config.shard_choice)
+        else:
+            shards = self._member = ClusterMember(config.store_folder, config.group_name)
+        current = GenerationFollower(
             config.store_folder,
             config.poll_s,
             self.metrics.open_failures.inc,
             config.cache_bytes_max,
-            config.shard_choice,
+            shards,
+            self._check_ready,
         )
+        if self._member is not None:
+            self.metrics.registry.register(MemberSeries(self._member, lambda: current.shards_open))
+        with current.use() as generation:
+            self._check_ready(generation)
+        return current
+
+    def _check_ready(self, generation: Generation) -> None:
+        """Reports whether every shard that clients may request here is open."""
+        if self._member is not None:
+            self._readiness.set(self._member.is_ready(generation))
 
     def _start_mirror(self) -> None:
         """Copies the store, while the status page shows how far, and follows it from then on."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from thinrow.access.identity import CallContext
     from thinrow.access.projection import ResolvedProjection
     from thinrow.access.tenants import Right, Tenants
+    from thinrow.cluster.member import ClusterMember
     from thinrow.materialization.config import ServerConfig
     from thinrow.materialization.metrics import Metrics
     from thinrow.store.follower import GenerationFollower
@@ -65,8 +66,10 @@ class MaterializationService:
         current: GenerationFollower,
         tenants: Tenants,
         metrics: Metrics,
+        member: ClusterMember | None = None,
     ) -> None:
         self._config = config
+        self._member = member
         self._current = current
         self._tenants = tenants
         self._metrics = metrics
@@ -112,7 +115,6 @@ class MaterializationService:
             "DescribeCluster": grpc.unary_unary_rpc_method_handler(
                 self.describe_cluster,
                 wire.DescribeClusterRequest.FromString,
-                wire.DescribeClusterResponse.SerializeToString,
             ),
         }
         server.add_registered_method_handlers(SERVICE, handlers)
@@ -147,6 +149,7 @@ class MaterializationService:
             if not self._config.inspect:
                 raise PermissionDeniedError("Inspect is switched off at this server.")
             question = Question(generation, request, self._config.inspect_events_max)
+            generation.check_open(question.pointers.user_ids)
             with self._selected(
                 generation,
                 question.pointers,
@@ -183,15 +186,17 @@ class MaterializationService:
         self,
         request: wire.DescribeClusterRequest,  # noqa: ARG002 - it has no fields
         context: CallContext,
-    ) -> wire.DescribeClusterResponse:
-        """Describes what is open here."""
+    ) -> bytes:
+        """Describes the cluster's map, and what is open here; returns the encoded response."""
         with self._measured(context, "DescribeCluster"), self._current.use() as generation:
+            if self._member is not None:
+                return self._member.description(generation)
             return wire.DescribeClusterResponse(
                 generation=generation.number,
                 watermark_ts=generation.watermark_ts,
                 open_shards=generation.shards,
                 user_id_kind=to_wire_kind(generation.schema.user_ids),
-            )
+            ).SerializeToString()
 
     def _measured(self, context: CallContext, method: str) -> AbstractContextManager[None]:
         label = self._metrics.tenant(context.identity.effective)
@@ -247,6 +252,8 @@ class MaterializationService:
                     self._config.response_bytes_max,
                     cursor=cursor,
                     elapsed_us=int(1e6 * (time.perf_counter() - started_s)),
+                    # Read after the generation: a shard leaves by a map that is known here.
+                    map_version=0 if self._member is None else self._member.version,
                 )
                 sending.enter_context(self._work.sending(1, tenant))
             if span is not None:

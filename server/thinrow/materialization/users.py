@@ -59,11 +59,17 @@ def with_keys(
 
 
 def mark_elsewhere(generation: Generation, request: MaterializeRequest | LocalRequest) -> None:
-    """Marks the examples of users whose shards are not open here, if the client knows the map."""
-    if request.map_version and isinstance(request, MaterializeRequest):
-        is_elsewhere = generation.is_elsewhere(request.user_ids)
-        if is_elsewhere.any():
-            request.set_elsewhere(is_elsewhere)
+    """Marks the examples of users whose shards are not open here, if the client knows the map.
+
+    Raises:
+        ShardMissingError: There are some, and the client knows no map.
+    """
+    if not request.map_version or isinstance(request, LocalRequest):
+        generation.check_open(request.user_ids)
+        return
+    is_elsewhere = generation.is_elsewhere(request.user_ids)
+    if is_elsewhere.any():
+        request.set_elsewhere(is_elsewhere)
 
 
 def _kind_text(number: int) -> str:

@@ -128,11 +128,15 @@ class RemoteGeneration:
 
     def write_manifests(self, folder: Path) -> None:
         """Writes the manifests as a generation's folder has them, the root last."""
+        self.write_shard_manifests(folder)
+        path = folder / MANIFEST
+        write_beside(path, self.body.decode()).replace(path)
+
+    def write_shard_manifests(self, folder: Path) -> None:
+        """Writes the manifests of these shards, as a generation's folder has them."""
         for number, text in self.texts.items():
             path = folder / shard_manifest_name(number)
             write_beside(path, text).replace(path)
-        path = folder / MANIFEST
-        write_beside(path, self.body.decode()).replace(path)
 
 
 def key_of(file: StoredFile) -> str:

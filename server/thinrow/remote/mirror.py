@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import xxhash
@@ -20,6 +21,7 @@ from thinrow.remote.copies import OBJECTS, Copies
 from thinrow.remote.current import require_current
 from thinrow.remote.generation_objects import key_of, require_generation
 from thinrow.remote.threads import map_in_threads
+from thinrow.store.completeness import stored_shards
 from thinrow.store.current import current_folder
 from thinrow.store.generation import Generation
 from thinrow.store.generations import (
@@ -73,6 +75,8 @@ class Mirror:
         folder: The mirror's folder; created if it does not exist.
         choose: Receives the count of shards; returns the numbers of those to mirror.
         report: Receives the progress.
+        may_lack: True if `choose` may return other shards with time: what is here may lack some of
+            them, until `pull` has added them.
 
     Raises, when entered:
         UsageError: The folder holds something else.
@@ -85,6 +89,8 @@ class Mirror:
         folder: Path,
         choose: Callable[[int], Collection[int]] = range,
         report: Callable[[Pull], None] = lambda _: None,
+        *,
+        may_lack: bool = False,
     ) -> None:
         self.folder = folder
         self.store = store
@@ -92,8 +98,9 @@ class Mirror:
         self.current: Current | None = None
         """CURRENT of the store, as it was when its generation was last complete here."""
         self._choose = choose
-        self._complete_xxh3: str | None = None
-        """Checksum of the root manifest of the generation that is here, once it was checked."""
+        self._may_lack = may_lack
+        self._complete: _Complete | None = None
+        """The generation that is here, once it was checked."""
         self._lock: int | None = None
         self._pulls = threading.Lock()
 
@@ -165,8 +172,10 @@ class Mirror:
             return "the mirror is empty"
         try:
             manifest = read_manifest(folder)
-            numbers = self._choose(manifest.shard_count)
-            if not _is_published(folder, manifest, min(numbers)):
+            numbers = set(self._choose(manifest.shard_count))
+            if self._may_lack:
+                numbers &= stored_shards(folder)
+            if numbers and not _is_published(folder, manifest, min(numbers)):
                 return f"{folder.name} was built here, and not published"
             Generation(folder, cache_bytes_max=1, numbers=numbers).close()
         except StoreError as error:
@@ -176,12 +185,14 @@ class Mirror:
     def pull(self, *, is_open: bool = False, verify: bool = False) -> bool:
         """Copies the serving generation, and makes it the one that is here once it is complete.
 
+        Of a generation that is here already, shards that are new in the choice are added.
+
         Args:
             is_open: A reader may have the generation that is here open, so its folder stays.
             verify: Reads what was copied before again, and copies what is damaged once more.
 
         Returns:
-            True if another generation is here than before.
+            True if another generation is here than before, or more shards of it.
 
         Raises:
             StoreMissingError: The store holds no generation.
@@ -238,39 +249,73 @@ class Mirror:
         fsync(folder)
 
     def _is_complete(self, record: CurrentRecord) -> bool:
-        if self._complete_xxh3 == record.manifest_xxh3:
-            return True
+        known = self._complete
+        if known is not None and known.xxh3 == record.manifest_xxh3:
+            return known.shards >= set(self._choose(known.shard_count))
         folder = current_folder(self.folder)
-        if folder is None or folder.name != generation_name(record.number):
+        if folder is None or not _is_same(folder, record):
             return False
-        try:
-            if xxhash.xxh3_64_hexdigest((folder / MANIFEST).read_bytes()) != record.manifest_xxh3:
-                return False
-        except OSError:
-            return False
+        shard_count, shards = read_manifest(folder).shard_count, stored_shards(folder)
         # Another choice of shards than at the last start needs other files.
-        if not self._read(record).is_complete_in(folder):
+        if not shards >= set(self._choose(shard_count)):
             return False
-        self._complete_xxh3 = record.manifest_xxh3
+        if not self._may_lack and not self._read(record).is_complete_in(folder):
+            return False
+        self._complete = _Complete(record.manifest_xxh3, shard_count, shards)
         return True
 
-    def _read(self, record: CurrentRecord) -> RemoteGeneration:
-        return require_generation(self.store, record.number, record.manifest_xxh3, self._choose)
+    def _read(self, record: CurrentRecord, without: Collection[int] = ()) -> RemoteGeneration:
+        """Reads the manifests of the generation of a record, and of the shards of the choice."""
+
+        def choose(shard_count: int) -> Collection[int]:
+            return set(self._choose(shard_count)).difference(without)
+
+        return require_generation(self.store, record.number, record.manifest_xxh3, choose)
 
     def _pull(self, record: CurrentRecord, *, is_open: bool, verify: bool) -> None:
         name = generation_name(record.number)
         before = current_folder(self.folder)
         if is_open and before is not None and before.name == name:
+            self._add_shards(record, before)
+            return
+        generation = self._read(record)
+        keys = {key_of(file) for _, file in generation.files}
+        self._remove_generations({before})
+        self.copies.keep(keys)
+        pulled = self._copied(generation, verify=verify)
+        if (self.folder / name).exists():
+            (self.folder / name).rename(self.folder / _REMOVED)
+        pulled.rename(self.folder / name)
+        write_atomically(self.folder / CURRENT, name + "\n")
+        self._complete = _Complete.of(generation, set())
+        self._remove_generations({self.folder / name, before if is_open else None})
+        self.copies.keep(keys)
+
+    def _add_shards(self, record: CurrentRecord, folder: Path) -> None:
+        """Adds the shards that are missing to the generation that is here and may be open."""
+        if not _is_same(folder, record):
             raise StoreError(
                 f"{self.store.url} has another generation {record.number} than the mirror "
                 f"{self.folder}; restart the server, which copies it again."
             )
-        generation = self._read(record)
+        here = stored_shards(folder)
+        generation = self._read(record, without=here)
+        pulled = self._copied(generation)
+        for shard in generation.shards.values():
+            if (folder / shard.name).exists():  # of an addition that was interrupted
+                shutil.rmtree(folder / shard.name)
+            (pulled / shard.name).rename(folder / shard.name)
+        fsync(folder)
+        # From now on readers take the shards for complete.
+        generation.write_shard_manifests(folder)
+        fsync(folder)
+        self._complete = _Complete.of(generation, here)
+        shutil.rmtree(pulled)
+
+    def _copied(self, generation: RemoteGeneration, *, verify: bool = False) -> Path:
+        """Copies the shards of a generation; returns a folder with them, on disk."""
         files = generation.files
-        keys = {key_of(file) for _, file in files}
-        self._remove_generations({before})
-        self.copies.keep(keys)
-        self.copies.fetch(record.number, [file for _, file in files], verify=verify)
+        self.copies.fetch(generation.manifest.number, [file for _, file in files], verify=verify)
         pulling = self.folder / _PULLING
         if pulling.exists():
             shutil.rmtree(pulling)
@@ -280,13 +325,7 @@ class Mirror:
         # At once, so that the file system writes its journal a few times and not for each.
         for _ in map_in_threads(fsync, folders, SYNCS_AT_ONCE):
             pass
-        if (self.folder / name).exists():
-            (self.folder / name).rename(self.folder / _REMOVED)
-        pulling.rename(self.folder / name)
-        write_atomically(self.folder / CURRENT, name + "\n")
-        self._complete_xxh3 = record.manifest_xxh3
-        self._remove_generations({self.folder / name, before if is_open else None})
-        self.copies.keep(keys)
+        return pulling
 
     def _remove_generations(self, kept: Collection[Path | None]) -> None:
         removed = self.folder / _REMOVED
@@ -296,6 +335,34 @@ class Mirror:
             if folder not in kept:
                 folder.rename(removed)
                 shutil.rmtree(removed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Complete:
+    """A generation that is here."""
+
+    xxh3: str
+    """Checksum of its root manifest."""
+    shard_count: int
+    shards: set[int]
+    """Numbers of those that are here."""
+
+    @classmethod
+    def of(cls, generation: RemoteGeneration, added_to: set[int]) -> Self:
+        """Returns a generation whose shards were copied, and added to others."""
+        shards = added_to | set(generation.numbers)
+        return cls(generation.xxh3, generation.manifest.shard_count, shards)
+
+
+def _is_same(folder: Path, record: CurrentRecord) -> bool:
+    """Returns True if the generation in a folder is that of a record."""
+    if folder.name != generation_name(record.number):
+        return False
+    try:
+        body = (folder / MANIFEST).read_bytes()
+    except OSError:
+        return False
+    return xxhash.xxh3_64_hexdigest(body) == record.manifest_xxh3
 
 
 def _is_published(folder: Path, manifest: Manifest, number: int) -> bool:

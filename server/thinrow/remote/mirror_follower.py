@@ -15,11 +15,11 @@ from thinrow.remote.mirror_metrics import MirrorMetrics
 from thinrow.remote.object_store import ObjectStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from prometheus_client import CollectorRegistry
     from thinrow.remote.copies import Pull
-    from thinrow.store.shard_choice import ShardChoice
 
 __all__ = ["PAUSE_S_MAX", "REPORT_S", "MirrorFollower"]
 
@@ -48,6 +48,9 @@ class MirrorFollower:
         poll_s: Mean interval at which CURRENT is read; each wait is drawn from half to three halves
             of it, so that servers do not read at the same moment.
         registry: Registry that gets the mirror's series.
+        may_lack: True if `choose` may return other shards with time; then what is here already is
+            served first, and `wake` makes the mirror add the shards that it lacks.
+        prepare: Called once the folder is this process's own, before anything is copied.
 
     Raises, when entered:
         UsageError: The URL, the folder or the choice of shards cannot be used.
@@ -58,14 +61,19 @@ class MirrorFollower:
         self,
         url: str,
         folder: Path,
-        choose: ShardChoice,
+        choose: Callable[[int], Collection[int]],
         poll_s: float,
         registry: CollectorRegistry,
+        *,
+        may_lack: bool = False,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        self._mirror = Mirror(ObjectStore(url), folder, choose, self._show)
+        self._mirror = Mirror(ObjectStore(url), folder, choose, self._show, may_lack=may_lack)
+        self._prepare = prepare
         self._poll_s = poll_s
         self._metrics = MirrorMetrics(registry)
         self._stopping = threading.Event()
+        self._wake = threading.Event()
         # A daemon, since a request to an object store that does not answer takes a minute to fail.
         self._thread = threading.Thread(target=self._run, name="thinrow-mirror", daemon=True)
         self._ready: Future[None] = Future()
@@ -87,13 +95,19 @@ class MirrorFollower:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
+        self._wake.set()
         self._mirror.copies.stop()
         self._thread.join(STOP_S)
+
+    def wake(self) -> None:
+        """Makes the mirror look at the store and at its choice of shards now."""
+        self._wake.set()
 
     def _run(self) -> None:
         """Copies what is missing, then follows; the mirror is locked until the thread ends."""
         try:
             with self._mirror as mirror:
+                self._prepare()
                 problem = mirror.problem()
                 if problem is not None:
                     log.info("copying before serving", extra={"reason": problem})
@@ -108,7 +122,11 @@ class MirrorFollower:
 
     def _follow(self) -> None:
         pause_s = 0.0  # a mirror of before may be old
-        while not self._stopping.wait(pause_s):
+        while True:
+            self._wake.wait(pause_s)
+            self._wake.clear()
+            if self._stopping.is_set():
+                return
             try:
                 is_new = self._mirror.pull(is_open=True)
             except (ThinRowError, OSError) as error:

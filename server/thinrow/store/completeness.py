@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from thinrow.errors import StoreCorruptError
-from thinrow.store.layout import VOCABULARIES, is_shard_name
+from thinrow.store.layout import VOCABULARIES, is_shard_name, shard_manifest_number
 from thinrow.store.manifest import shard_manifest
 from thinrow.store.small_files import unreadable
 from thinrow.store.stored_files import check_file
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from thinrow.store.manifest import Manifest
     from thinrow.store.shard_manifest import ShardManifest
 
-__all__ = ["check_files"]
+__all__ = ["check_files", "stored_shards"]
 
 
 def check_files(
@@ -57,6 +57,21 @@ def check_files(
         path = folder / VOCABULARIES / vocabulary.file.name
         check_file(path, vocabulary.file, content=False)
     return found
+
+
+def stored_shards(folder: Path) -> set[int]:
+    """Returns the numbers of the shards in a generation's folder that a mirror keeps.
+
+    A mirror writes the manifest of a shard once it has all of the shard's files.
+
+    Raises:
+        StoreError: The folder cannot be read.
+    """
+    try:
+        found = {shard_manifest_number(path.name) for path in folder.iterdir()}
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    return {number for number in found if number is not None}
 
 
 def _check_no_more_shards(folder: Path, manifest: Manifest) -> None:

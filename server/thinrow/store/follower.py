@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Self
 from thinrow.errors import ThinRowError
 from thinrow.store.current import current_folder
 from thinrow.store.generation import CACHE_BYTES_MAX, Generation
-from thinrow.store.shard_choice import ALL_SHARDS, ShardChoice
+from thinrow.store.shard_source import EVERY_SHARD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from thinrow.schema import Schema
+    from thinrow.store.shard_source import ShardSource
 
 __all__ = ["GenerationFollower", "ReadCounts", "reads_of"]
 
@@ -47,7 +48,9 @@ class GenerationFollower:
         poll_s: Interval at which CURRENT is read.
         on_failure: Called for each failure to open a new generation.
         cache_bytes_max: Limit on the memory of a generation's cached values.
-        choose: The shards to open.
+        shards: The shards to open; looked at as often as CURRENT.
+        after_poll: Receives the serving generation after each look at CURRENT, in the thread of the
+            follower.
 
     Raises:
         StoreError: The serving generation cannot be opened.
@@ -59,15 +62,17 @@ class GenerationFollower:
         poll_s: float,
         on_failure: Callable[[], None],
         cache_bytes_max: int = CACHE_BYTES_MAX,
-        choose: ShardChoice = ALL_SHARDS,
+        shards: ShardSource = EVERY_SHARD,
+        after_poll: Callable[[Generation], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._cache_bytes_max = cache_bytes_max
         self._poll_s = poll_s
         self._on_failure = on_failure
         self._lock = threading.Lock()
-        self._choose = choose
-        self._generation = Generation.open_current(store, cache_bytes_max, choose)
+        self._shards = shards
+        self._after_poll = after_poll
+        self._generation = Generation.open_current(store, cache_bytes_max, shards)
         self._readers: dict[Generation, int] = {self._generation: 0}
         self._closed_reads = ReadCounts()
         self.opened_ts = time.time_ns() // 1_000_000
@@ -98,6 +103,11 @@ class GenerationFollower:
     def number(self) -> int:
         """Number of the serving generation."""
         return self._generation.number
+
+    @property
+    def shards_open(self) -> int:
+        """Number of shards that the serving generation has open."""
+        return len(self._generation.shards)
 
     @property
     def has_older_readers(self) -> bool:
@@ -156,27 +166,38 @@ class GenerationFollower:
             self._wake.clear()
             self._close_unused()
             try:
-                folder = current_folder(self._store)
-                if folder is None or folder.name == self._generation.folder.name:
-                    continue
-                opened = Generation.open_current(self._store, self._cache_bytes_max, self._choose)
+                self._poll()
+                failed = None
             except (ThinRowError, OSError) as error:
                 # The old generation is complete and keeps serving; the log names each reason once.
                 self._on_failure()
                 if str(error) != failed:
                     failed = str(error)
                     log.error("new generation cannot be opened", extra={"reason": failed})
-                continue
-            failed = None
-            with self._lock:
-                self._generation = opened
+            self._after_poll(self._generation)
+
+    def _poll(self) -> None:
+        """Opens what CURRENT names, if it is another generation or other shards of the same one."""
+        earlier = self._generation
+        folder = current_folder(self._store)
+        is_same = folder is None or folder.name == earlier.folder.name
+        if is_same and not self._shards.has_changed(earlier):
+            return
+        opened = Generation.open_current(self._store, self._cache_bytes_max, self._shards, earlier)
+        with self._lock:
+            self._generation = opened
+            if not is_same:
                 self.opened_ts = time.time_ns() // 1_000_000
-                self._readers[opened] = 0
-            self._close_unused()
-            log.info(
-                "generation opened",
-                extra={"generation": opened.number, "watermark_ts": opened.watermark_ts},
-            )
+            self._readers[opened] = 0
+        self._close_unused()
+        log.info(
+            "shards opened" if is_same else "generation opened",
+            extra={
+                "generation": opened.number,
+                "watermark_ts": opened.watermark_ts,
+                "shards": len(opened.shards),
+            },
+        )
 
 
 def reads_of(generation: Generation) -> ReadCounts:

@@ -24,7 +24,7 @@ from thinrow.store.keys import KEY_BYTES, USER_BYTES, pack_keys
 from thinrow.store.layout import VOCABULARIES, generation_name
 from thinrow.store.manifest import read_manifest
 from thinrow.store.shard import Shard
-from thinrow.store.shard_choice import ALL_SHARDS, ShardChoice
+from thinrow.store.shard_source import EVERY_SHARD
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.schema import Trait
     from thinrow.store.shard_manifest import ShardManifest
+    from thinrow.store.shard_source import ShardSource
     from thinrow.store.vocabulary import Vocabulary
 
 __all__ = [
@@ -53,6 +54,16 @@ VALUE_BYTES_ASSUMED = 1024 * 1024
 """Bytes of the largest value of a store whose manifest does not record it."""
 
 
+class _Memory:
+    """Values, digests and vocabularies that were read before; valid, as no generation changes."""
+
+    def __init__(self, cache_bytes_max: int) -> None:
+        self.values = _native.ValueCache(cache_bytes_max)
+        self.digests = _native.DigestMemory(DIGEST_SUMS_MAX)
+        self.vocabularies: dict[int, Vocabulary] = {}
+        self.reading_vocabulary = threading.Lock()
+
+
 class Generation:
     """One generation of a store, open for reading. Thread-safe.
 
@@ -65,6 +76,7 @@ class Generation:
         folder: Path,
         cache_bytes_max: int = CACHE_BYTES_MAX,
         numbers: Collection[int] | None = None,
+        earlier: Generation | None = None,
     ) -> None:
         """Opens the generation in `folder`.
 
@@ -72,6 +84,8 @@ class Generation:
             folder: Folder of the generation.
             cache_bytes_max: Limit on the memory of cached values.
             numbers: Shards to open; None for all.
+            earlier: A generation that stays open meanwhile. If it is the same one with other
+                shards, the two share their caches, and the shards that both have open.
 
         Raises:
             UsageError: The generation has no shard of one of the numbers.
@@ -88,14 +102,17 @@ class Generation:
         if self.manifest.vocabularies:
             # Polars and pyarrow take long to load: now, and not within the first request.
             import thinrow.store.vocabulary  # noqa: F401
-        files = check_files(folder, self.manifest, numbers)
+        wanted = set(range(self.shard_count) if numbers is None else numbers)
+        shared: dict[int, Shard] = {}
+        self._memory: _Memory
+        if earlier is not None and (earlier.folder, earlier.manifest) == (folder, self.manifest):
+            self._memory = earlier._memory
+            shared = {number: earlier.shards[number] for number in wanted & earlier.shards.keys()}
+        else:
+            self._memory = _Memory(cache_bytes_max)
+        files = check_files(folder, self.manifest, wanted - shared.keys())
         self.schema = self.manifest.schema_
         self.watermarks = np.array(self.manifest.watermarks, dtype=np.int64)
-        self.cache = _native.ValueCache(cache_bytes_max)
-        self.digest_memory = _native.DigestMemory(DIGEST_SUMS_MAX)
-        """Recently computed digests; they stay valid, as a generation never changes."""
-        self._vocabularies: dict[int, Vocabulary] = {}
-        self._reading_vocabulary = threading.Lock()
         self._counting = threading.Lock()
         self.values_requested = 0
         """Number of values that requests read."""
@@ -107,27 +124,33 @@ class Generation:
         self.shards: dict[int, Shard] = {}
         """The open shards, by number, ascending."""
         try:
-            for number, summary in enumerate(self.manifest.shards):
-                if numbers is None or number in numbers:
-                    self.shards[number] = Shard(folder / summary.name)
-                    self._check_shard(number, files[number])
+            for number in sorted(wanted):
+                if number in shared:
+                    self.shards[number] = shared[number].share()
+                    continue
+                self.shards[number] = Shard(folder / self.manifest.shards[number].name)
+                self._check_shard(number, files[number])
         except StoreError:
             self.close()
             raise
+        self._is_open = np.zeros(self.shard_count, np.bool_)
+        self._is_open[list(self.shards)] = True
 
     @classmethod
     def open_current(
         cls,
         store: Path,
         cache_bytes_max: int = CACHE_BYTES_MAX,
-        choose: ShardChoice = ALL_SHARDS,
+        shards: ShardSource = EVERY_SHARD,
+        earlier: Generation | None = None,
     ) -> Self:
         """Opens the serving generation of a store.
 
         Args:
             store: Folder of the store.
             cache_bytes_max: Limit on the memory of cached values.
-            choose: The shards to open.
+            shards: The shards to open.
+            earlier: A generation that stays open meanwhile; see `Generation`.
 
         Raises:
             UsageError: It has too few shards for the choice.
@@ -137,10 +160,7 @@ class Generation:
         for _ in range(OPEN_ATTEMPTS_MAX):
             folder = require_current_folder(store)
             try:
-                numbers = None
-                if choose != ALL_SHARDS:
-                    numbers = choose(read_manifest(folder).shard_count)
-                return cls(folder, cache_bytes_max, numbers)
+                return cls(folder, cache_bytes_max, shards.to_open(folder), earlier)
             except StoreError:
                 if require_current_folder(store) == folder:
                     raise
@@ -155,6 +175,16 @@ class Generation:
     def watermark_ts(self) -> int:
         """Watermark up to which the generation has events."""
         return self.manifest.watermark_ts
+
+    @property
+    def cache(self) -> _native.ValueCache:
+        """Recently read values."""
+        return self._memory.values
+
+    @property
+    def digest_memory(self) -> _native.DigestMemory:
+        """Recently computed digests."""
+        return self._memory.digests
 
     def shard(self, number: int) -> Shard:
         """Returns an open shard.
@@ -171,9 +201,19 @@ class Generation:
 
     def is_elsewhere(self, user_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Returns True for users whose shards are not open here."""
-        is_open = np.zeros(self.shard_count, np.bool_)
-        is_open[list(self.shards)] = True
-        return ~is_open[shard_of(user_ids, self.shard_count)]
+        if len(self.shards) == self.shard_count:
+            return np.zeros(len(user_ids), np.bool_)
+        return ~self._is_open[shard_of(user_ids, self.shard_count)]
+
+    def check_open(self, user_ids: NDArray[np.int64]) -> None:
+        """Checks that the shards of users are open, whatever is cached of others.
+
+        Raises:
+            ShardMissingError: One of them is not open here.
+        """
+        is_elsewhere = self.is_elsewhere(user_ids)
+        if is_elsewhere.any():
+            self.shard(int(shard_of(user_ids[is_elsewhere][:1], self.shard_count)[0]))
 
     def directories(self, user_ids: NDArray[np.int64]) -> Directories:
         """Directories of several users; unknown ones are empty."""
@@ -186,12 +226,12 @@ class Generation:
         Raises:
             StoreCorruptError: a file failed its checksum.
         """
-        values, missing = self.cache.look_up(keys)
+        values, missing = self._memory.values.look_up(keys)
         self.count_reads(len(values), len(missing))
         if missing:
             wanted = [keys[place * KEY_BYTES : (place + 1) * KEY_BYTES] for place in missing]
             found = self._read(wanted)
-            self.cache.add(b"".join(wanted), found)
+            self._memory.values.add(b"".join(wanted), found)
             for place, value in zip(missing, found, strict=True):
                 values[place] = value
         return values
@@ -247,13 +287,14 @@ class Generation:
         """
         from thinrow.store.vocabulary import Vocabulary
 
-        with self._reading_vocabulary:
-            if trait.number not in self._vocabularies:
+        memory = self._memory
+        with memory.reading_vocabulary:
+            if trait.number not in memory.vocabularies:
                 stored = {one.trait: one.file for one in self.manifest.vocabularies}
                 file = stored[trait.number]
                 path = self.folder / VOCABULARIES / file.name
-                self._vocabularies[trait.number] = Vocabulary.read(path, file)
-            return self._vocabularies[trait.number]
+                memory.vocabularies[trait.number] = Vocabulary.read(path, file)
+            return memory.vocabularies[trait.number]
 
     @contextmanager
     def naming_damage(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ __all__ = [
     "generation_number",
     "is_shard_name",
     "shard_manifest_name",
+    "shard_manifest_number",
     "shard_name",
 ]
 
@@ -62,3 +63,9 @@ def is_shard_name(name: str) -> bool:
 def shard_manifest_name(number: int) -> str:
     """Returns the file's name of a shard's manifest, which lies beside the shard's folder."""
     return f"{shard_name(number)}.json"
+
+
+def shard_manifest_number(name: str) -> int | None:
+    """Returns the number of the shard whose manifest has this name; None for another file."""
+    match = re.fullmatch(r"shard-(\d{4,5})\.json", name)
+    return int(match[1]) if match else None

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import shutil
+import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -236,6 +237,8 @@ class Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._users = 1
+        self._counting = threading.Lock()
         try:
             options = _options()
             options.set_db_log_dir("/dev/null")
@@ -341,9 +344,20 @@ class Shard:
         whole = sum(table["size"] for table in tables) - sum(layers)
         return bool(tables) and len(layers) < LAYERS_MAX and sum(layers) <= LAYERS_SHARE_MAX * whole
 
+    def share(self) -> Self:
+        """Returns this shard for one user more, who closes it, too."""
+        with self._counting:
+            assert self._users
+            self._users += 1
+        return self
+
     def close(self) -> None:
-        """Closes the files."""
-        self._database.close()
+        """Closes the files, once every user has."""
+        with self._counting:
+            self._users = max(0, self._users - 1)
+            is_unused = not self._users
+        if is_unused:
+            self._database.close()
 
     def __enter__(self) -> Self:
         return self
