@@ -265,7 +265,7 @@ def test_inspect_and_the_raw_stub(client: Client) -> None:
 
 
 def test_the_token_goes_along_and_is_not_shown(fake: Fake) -> None:
-    tokens = iter(["first", "second"])
+    tokens = iter(["for the map", "first", "second"])
     config = ClientConfig(token=lambda: next(tokens))
     with serving(fake) as (_, target), connect(target, config) as client:
         for token in ("first", "second"):

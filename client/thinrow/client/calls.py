@@ -10,9 +10,16 @@ if TYPE_CHECKING:
     import grpc
     from thinrow.client.closable import ClosableChannel
 
-__all__ = ["materialize", "materialize_stream"]
+__all__ = ["describe_cluster", "materialize", "materialize_stream"]
 
 SERVICE = wire.DESCRIPTOR.services_by_name["MaterializationService"].full_name
+
+
+def describe_cluster(channel: ClosableChannel) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
+    """Returns the method DescribeCluster of encoded messages, which are checked once decoded."""
+    calls: grpc.UnaryUnaryMultiCallable[bytes, bytes]
+    calls = channel.unary_unary(f"/{SERVICE}/DescribeCluster")
+    return calls
 
 
 def materialize(channel: ClosableChannel) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:

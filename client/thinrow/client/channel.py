@@ -1,20 +1,23 @@
-"""Channels to the replicas of one store: options, credentials and calls."""
+"""Channels to the replicas of one group: options, credentials and calls."""
 
 from __future__ import annotations
 
 import re
 import threading
 import time
+from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import grpc
-from thinrow.client.calls import materialize
+from thinrow.client.calls import describe_cluster, materialize
 from thinrow.client.closable import CLOSED, ClosableChannel
 from thinrow.client.connections import Connections
 from thinrow.client.counting_channel import CountingChannel
 from thinrow.client.credentials import bearer_metadata
-from thinrow.client.grpc_errors import translate
+from thinrow.client.grpc_errors import ShardElsewhereError, translate
+from thinrow.client.hedging import Hedging
+from thinrow.client.replica_health import ReplicaHealth
 from thinrow.client.retries import Patience, Retries
 from thinrow.core.tracing import traced_call
 from thinrow.core.wire.response import Response
@@ -23,11 +26,12 @@ from thinrow.v1 import materialization_pb2 as wire
 from thinrow.v1 import materialization_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from google.protobuf.message import Message
     from thinrow.client.config import ClientConfig
     from thinrow.core.lookup.batch_lookup import RequestSlice
+    from thinrow.errors import ThinRowError
 
 __all__ = ["Channels", "is_local", "open_channel"]
 
@@ -42,12 +46,34 @@ RECONNECT_BACKOFF_MS_MAX = 1_000
 
 
 class Channels:
-    """One channel per replica; calls go to the current one until it is unavailable."""
+    """One channel per replica; calls go to the current one until it is unavailable.
 
-    def __init__(self, targets: tuple[str, ...], config: ClientConfig) -> None:
+    The replicas are those of a store, in the order of preference, or of one group of a cluster.
+
+    Args:
+        targets: Addresses of the replicas.
+        config: Limits, deadlines and credentials.
+        first: Number of the replica to begin with, in a group of a cluster, where the replicas'
+            health decides which one is next. None for replicas in the order of preference.
+    """
+
+    def __init__(
+        self, targets: tuple[str, ...], config: ClientConfig, first: int | None = None
+    ) -> None:
         self.targets = targets
         self.config = config
-        self.current = 0
+        self.current = first or 0
+        self.health = None if first is None else ReplicaHealth(len(targets))
+        self.hedging = (
+            Hedging(config.hedged_share)
+            if first is not None and len(targets) > 1 and config.hedged_share
+            else None
+        )
+        self.find_elsewhere: Callable[[], bool] | None = None
+        """Looks for a newer map if a shard is missing; returns True if there is one."""
+        self.failovers = self.hedges = 0
+        self.streams = 0
+        """Streams, and calls, that keep a dropped group open until they end."""
         self._channels = [open_channel(target, config) for target in targets]
         self._stubs = [
             materialization_pb2_grpc.MaterializationServiceStub(CountingChannel(channel))  # type: ignore[no-untyped-call]
@@ -125,8 +151,63 @@ class Channels:
 
     def fail_over(self, failed: int) -> None:
         """Switches to the replica after `failed`, unless another caller already has."""
+        if self.health is not None:
+            self.health.failed(failed)
         if self.current == failed:
-            self.current = (failed + 1) % len(self.targets)
+            self.failovers += 1
+            self.current = self.next_replica(failed)
+
+    def next_replica(self, replica: int) -> int:
+        """Returns the replica to request after another one; the same if there is no other."""
+        if self.health is not None:
+            return self.health.best(replica)
+        return (replica + 1) % len(self.targets)
+
+    def prefer_healthy(self) -> None:
+        """Leaves a replica that failed recently or is a generation behind, if another is better."""
+        if self.health is not None and self.health.is_last_choice(self.current):
+            best = self.health.best(self.current)
+            if not self.health.is_last_choice(best):
+                self.current = best
+
+    def is_elsewhere(self, failure: ThinRowError) -> bool:
+        """Returns True if a newer map says where a missing shard is, so that the caller follows it.
+
+        It is read for that, if the failure is about a shard.
+        """
+        return (
+            isinstance(failure, ShardElsewhereError)
+            and self.find_elsewhere is not None
+            and self.find_elsewhere()
+        )
+
+    def describe(self, replica: int, deadline_s: float) -> grpc.Future[bytes]:
+        """Requests the description of the cluster from a replica; returns at once."""
+        self.check_open()
+        call: grpc.Future[bytes] = describe_cluster(self._channels[replica]).future(
+            b"", timeout=deadline_s, metadata=self.metadata, wait_for_ready=False
+        )
+        return call
+
+    def hedge(self, piece: RequestSlice, replica: int, deadline_s: float) -> grpc.Future[bytes]:
+        """Requests some examples from another replica than the current one; returns at once."""
+        self.check_open()
+        self.hedges += 1
+        call: grpc.Future[bytes] = materialize(self._channels[replica]).future(
+            piece.request(), timeout=deadline_s, metadata=self.metadata, wait_for_ready=False
+        )
+        return call
+
+    @contextmanager
+    def in_use(self) -> Iterator[Self]:
+        """Keeps the channels open until the block ends, also if the map drops the group."""
+        with self._lock:
+            self.streams += 1
+        try:
+            yield self
+        finally:
+            with self._lock:
+                self.streams -= 1
 
     def call(
         self,
@@ -155,6 +236,8 @@ class Channels:
             except grpc.RpcError as error:
                 self.check_open()
                 failure = translate(error, self.targets)
+                if self.is_elsewhere(failure):
+                    raise failure from error
                 if isinstance(failure, DeadlineError):
                     # Also on the last attempt, so that the next call starts at another replica.
                     self.fail_over(replica)

@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from thinrow.client.channel import Channels
 from thinrow.client.code_book import CodeBook
 from thinrow.client.config import ClientConfig
+from thinrow.client.grpc_errors import ShardElsewhereError
 from thinrow.client.local_store import LocalStore
-from thinrow.client.request_size import RequestSize
+from thinrow.client.router import Router
 from thinrow.client.stream import answers
 from thinrow.client.target import parse_targets
 from thinrow.core.codes import FIRST_CODE
 from thinrow.core.ids import from_wire_kind, given_users, parse_user_id
 from thinrow.core.lookup.batch import Batch
-from thinrow.core.lookup.batch_lookup import BatchLookup, RequestSlice
-from thinrow.core.pointers import integers
+from thinrow.core.lookup.batch_lookup import BatchLookup
+from thinrow.core.pointers import Pointers, integers
+from thinrow.core.user_keys import user_keys
 from thinrow.core.wire.request import to_wire_projection
-from thinrow.errors import AnswerTooLargeError, UsageError
+from thinrow.errors import UsageError
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     import uuid
     from collections.abc import Generator, Iterable, Sequence
 
+    from thinrow.client.router import Routing
     from thinrow.client.target import Target
     from thinrow.client.transport import Transport
     from thinrow.core.lookup.answer import Answer
     from thinrow.core.lookup.coding import Value
-    from thinrow.core.pointers import Pointers, Projection, ThinRows
+    from thinrow.core.pointers import Projection, ThinRows
     from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 
 __all__ = ["Client", "connect"]
 
+DESCRIPTION_S_MAX = 10.0
+"""Longest wait for the description of one group of a cluster."""
 DEADLINE_S_MAX = 7 * 86_400.0
 """Time that stands for longer ones and for no limit, which timers cannot count."""
 
 
 def connect(target: Target, config: ClientConfig | None = None) -> Client:
-    """Returns a client of a server, of several replicas of one store, or of a store in a folder.
+    """Returns a client of a server, of replicas, of a cluster, or of a store in a folder.
 
     A server is connected at the first call, so one that is not there yet is no error; the first
-    replica is used until it is unavailable, then the next. A store is opened at once, and read in
-    this process without any server; this needs the extra `[server]`.
+    replica is used until it is unavailable, then the next. Any server of a cluster names all the
+    others, so the address of one is enough. A store is opened at once, and read in this process
+    without any server; this needs the extra `[server]`.
 
     Args:
         target: HOST:PORT, several of them, or the path of a store.
@@ -78,7 +84,8 @@ class Client:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._code_book = CodeBook(transport.look_up_codes)
+        self._router = Router(transport)
+        self._code_book = CodeBook(self._look_up_codes)
 
     def __enter__(self) -> Self:
         return self
@@ -110,16 +117,24 @@ class Client:
         """True once the client was closed, or if it cannot be used in this process."""
         return self._transport.closed
 
+    @property
+    def routing(self) -> Routing:
+        """Numbers of maps, groups, hedges and failovers so far, for dashboards."""
+        return self._router.routing
+
     def interrupt(self) -> None:
         """Ends calls and streams in flight, also those of other threads.
 
         This closes a client of servers; one of a store stays open.
         """
         self._transport.interrupt()
+        if self._transport.closed:
+            self._router.close()
 
     def close(self) -> None:
         """Closes connections, or the store; calls and streams in flight fail."""
         self._transport.close()
+        self._router.close()
 
     def materialize(
         self,
@@ -143,22 +158,18 @@ class Client:
             InputError: Mutable events lack a trait they need.
         """
         deadline_s = self._deadline_s(deadline_s)
-        lookup = BatchLookup(rows, projection, self._code_book.coder(projection, deadline_s))
-        size = RequestSize(self.config, first=self.config.examples_per_request)
-        rest: RequestSlice | None = lookup.whole()
-        while rest is not None:
-            piece, later = rest.cut(size.examples)
-            try:
-                answer = self._transport.materialize(piece, deadline_s)
-                response = piece.answered(answer)
-            except AnswerTooLargeError:
-                if len(piece.examples) <= 1:
-                    raise
-                size.rejected(len(piece.examples))
-            else:
-                size.answered(response)
-                rest = later
-        return Batch.from_answers([lookup.answer()])
+        coder = self._code_book.coder(projection, deadline_s)
+        self._router.discover(deadline_s)
+        if not self._router.map_version:
+            lookup = BatchLookup(rows, projection, coder)
+            with suppress(ShardElsewhereError):  # there is a map by now
+                self._router.look_up(lookup.whole(), deadline_s)
+                return Batch.from_answers([lookup.answer()])
+        # Groups are requested side by side.
+        examples = self.config.examples_per_request
+        answered = answers(self._router, [rows], projection, deadline_s, coder, examples)
+        with closing(answered):
+            return Batch.from_answers([next(answered)])
 
     def stream(
         self,
@@ -193,7 +204,7 @@ class Client:
         """Yields the same as `stream`, not yet widened."""
         deadline_s = self._deadline_s(deadline_s)
         coder = self._code_book.coder(projection, deadline_s)
-        return answers(self._transport, batches, projection, deadline_s, coder)
+        return answers(self._router, batches, projection, deadline_s, coder)
 
     def inspect(
         self,
@@ -227,11 +238,30 @@ class Client:
             request.user = str(known)
         if projection is not None:
             request.projection.CopyFrom(to_wire_projection(projection))
-        return self._transport.inspect(request, self._deadline_s(None))
+        deadline_s = self._deadline_s(None)
+        self._router.discover(deadline_s)
+        while True:
+            version = self._router.map_version
+            group = self._router.group_of(self._key(known, version))
+            try:
+                with group.in_use():
+                    return group.inspect(request, deadline_s)
+            except ShardElsewhereError:
+                if self._router.map_version == version:
+                    raise
 
     def describe_store(self) -> wire.DescribeStoreResponse:
-        """Describes the store: schema, watermarks, shards, limits, versions."""
-        return self._transport.describe_store(self._deadline_s(None))
+        """Describes the store: schema, watermarks, shards, limits, versions.
+
+        In a cluster it is the description by the server whose generation is the oldest, of one
+        server of each group: every example up to its watermark has its history.
+        """
+        deadline_s = self._deadline_s(None)
+        self._router.discover(deadline_s)
+        if self._router.map_version:
+            deadline_s = min(deadline_s, DESCRIPTION_S_MAX)
+        described = self._router.of_each_group(lambda group: group.describe_store(deadline_s))
+        return min(described, key=lambda each: each.generation)
 
     def codes(
         self, trait: str, values: Sequence[Value], *, deadline_s: float | None = None
@@ -250,6 +280,21 @@ class Client:
             trait, list(dict.fromkeys(values)), self._codes_end(trait)
         )
         return [found[value] for value in values]
+
+    def _key(self, user: int | str, map_version: int) -> int:
+        """Returns the key of a user in the cluster's shards; any number without a cluster."""
+        if not map_version:
+            return 0
+        pointers = Pointers(user_ids=[user], end_ts=[0])
+        return int(user_keys(pointers, self._router.user_ids)[0])
+
+    def _look_up_codes(
+        self, request: wire.LookUpCodesRequest, deadline_s: float
+    ) -> wire.LookUpCodesResponse:
+        self._router.discover(deadline_s)
+        group = self._router.any_group()
+        with group.in_use():
+            return group.look_up_codes(request, deadline_s)
 
     def _codes_end(self, trait: str) -> int:
         groups = self.describe_store().feature_groups

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from thinrow.core.settings import require_bounds
+from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +72,10 @@ class ClientConfig:
     connections: int = 4
     """Most connections of one stream: one to each process of a server with several."""
 
+    hedged_share: float = 0.05
+    """Most requests, as a share of all, that are repeated at another replica because the first one
+    takes long; only in a cluster whose groups have several replicas. 0: none."""
+
     request_deadline_s: float = 60.0
     """Seconds to wait for a response before DeadlineError."""
 
@@ -124,4 +129,7 @@ class ClientConfig:
             "request_bytes_max",
             "response_bytes_max",
             retry_deadline_s=0,
+            hedged_share=0,
         )
+        if self.hedged_share > 1:
+            raise UsageError(f"hedged_share is {self.hedged_share}; it must be at most 1.")

@@ -21,6 +21,8 @@ from thinrow.core.wire.response import Response
 from thinrow.errors import DeadlineError, UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from thinrow.client.channel import Channels
     from thinrow.client.closable import ClosableChannel
     from thinrow.core.lookup.batch_lookup import RequestSlice
@@ -33,6 +35,11 @@ CLOSE_GRACE_S = 1.0
 # slowly, so that some thirty are tried in as many seconds: the kernel chooses processes at random.
 EXTRA_PAUSE_S_MIN, EXTRA_PAUSE_S_MAX = 0.01, 10.0
 EXTRA_PAUSE_GROWTH = 1.25
+EXTRA_TRIES_MAX = 64
+"""Connections in a row that find no further process, after which a server is taken to have fewer
+processes than it says."""
+PROCESSES_MAX = 4096
+PROCESS_NAME_LENGTH_MAX = 256
 
 
 class Connections:
@@ -48,7 +55,7 @@ class Connections:
         self._channels = channels
         self._open = [Connection(channels, channels.channel)]
         self._abandoned: list[Connection] = []
-        self._reached = 0
+        self._reached = self._tries = 0
         self._pause_s = EXTRA_PAUSE_S_MIN
         self._next_s = 0.0
         self._cursors = itertools.count(1)
@@ -75,8 +82,13 @@ class Connections:
                 connection.close()
         wanted = min(self._channels.config.connections, self._open[0].processes)
         if len(processes) > self._reached:
-            self._reached, self._pause_s = len(processes), EXTRA_PAUSE_S_MIN
-        if len(self._open) < wanted and time.monotonic() >= self._next_s:
+            self._reached, self._pause_s, self._tries = len(processes), EXTRA_PAUSE_S_MIN, 0
+        if (
+            len(self._open) < wanted
+            and self._tries < EXTRA_TRIES_MAX
+            and time.monotonic() >= self._next_s
+        ):
+            self._tries += 1
             self._next_s = time.monotonic() + self._pause_s
             self._pause_s = min(EXTRA_PAUSE_GROWTH * self._pause_s, EXTRA_PAUSE_S_MAX)
             channel = self._channels.open_extra(self.replica)
@@ -106,6 +118,18 @@ class SentRequest(NamedTuple):
         """Returns True if `receive` would return, or raise, at once."""
         return self.connection.has_answered()
 
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until `receive` would return, or raise, at once; returns False after the time."""
+        return self.connection.wait(timeout_s)
+
+    def silence_s(self) -> float:
+        """Returns the time since its connection last received something."""
+        return time.monotonic() - self.connection.arrived_s
+
+    def abandon(self) -> None:
+        """Drops the response, which another replica has given."""
+        self.connection.abandon(self.cursor)
+
     def receive(self, timeout_s: float, deadline_s: float) -> Response:
         """Waits for the response, or raises the error that ended its connection."""
         response = self.connection.receive(timeout_s, deadline_s)
@@ -132,7 +156,16 @@ class Connection:
         """Processes that share the address, once one has answered."""
         self.awaited = 0
         """Responses not yet received."""
+        self.arrived_s = time.monotonic()
+        """When the last response arrived, by `time.monotonic`; at first when it was opened."""
+        self.received_s = 0.0
+        """When the response received last had arrived."""
+        self.wake: threading.Event | None = None
+        """Set when something arrives."""
         self._sent = 0
+        self._first: tuple[Any, float] | None = None
+        """What arrived first of all that was not received, taken from the queue."""
+        self._abandoned: set[int] = set()
         self._channels = channels
         self._own = channel if is_own else None
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -159,11 +192,38 @@ class Connection:
 
     def unanswered(self) -> int:
         """Returns the number of requests without a response so far."""
-        return self.awaited - self._answers.qsize()
+        return self.awaited - self._answers.qsize() - (self._first is not None)
 
     def has_answered(self) -> bool:
         """Returns True if `receive` would return, or raise, at once."""
-        return not self._answers.empty()
+        if self._first is None and self._answers.empty():
+            return False
+        return self.wait(0.0)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until `receive` would return, or raise, at once; returns False after the time."""
+        until_s = time.monotonic() + timeout_s
+        while self._first is None:
+            try:
+                arrived = self._answers.get(timeout=max(0.0, until_s - time.monotonic()))
+            except queue.Empty:
+                return False
+            answer = arrived[0]
+            if isinstance(answer, Response) and answer.cursor in self._abandoned:
+                self._abandoned.remove(answer.cursor)
+                self._finished(answer)
+            else:
+                self._first = arrived
+        return True
+
+    def abandon(self, cursor: int) -> None:
+        """Drops the response to a request when it comes, or if it has just come."""
+        self._abandoned.add(cursor)
+        if self._first is not None and isinstance(self._first[0], Response):
+            (answer, _), self._first = self._first, None
+            assert answer.cursor == cursor, "only the oldest request is abandoned"
+            self._abandoned.remove(cursor)
+            self._finished(answer)
 
     def receive(self, timeout_s: float, deadline_s: float) -> Response:
         """Waits for the next response, or raises the error that ended the stream.
@@ -173,13 +233,15 @@ class Connection:
             deadline_s: Time for the response over all replicas, for the error's text.
         """
         targets = self._channels.targets
-        try:
-            answer = self._answers.get(timeout=timeout_s)
-        except queue.Empty:
+        if not self.wait(timeout_s):
             raise DeadlineError(
                 f"No answer came from {', '.join(targets)} in {deadline_s:g} s; allow more "
                 f"time, or request less."
-            ) from None
+            )
+        assert self._first is not None
+        answer, self.received_s = self._first
+        if isinstance(answer, Response):  # an error stays
+            self._first = None
         if answer is None or isinstance(answer, grpc.RpcError):
             self._channels.check_open()
         if isinstance(answer, grpc.RpcError):
@@ -192,14 +254,16 @@ class Connection:
                 f"answered; check its log."
             )
         assert isinstance(answer, Response)
+        self._finished(answer)
+        return answer
+
+    def _finished(self, answer: Response) -> None:
+        """Records that a response is no longer awaited."""
         self.awaited -= 1
         if self._trace is not None:
             self._trace.answered(answer)
         if self.process is None:
-            metadata = dict(self._call.initial_metadata() or ())
-            self.process = str(metadata.get("thinrow-process", ""))
-            self.processes = int(metadata.get("thinrow-processes", 1))
-        return answer
+            self.process, self.processes = _process(self._call.initial_metadata() or ())
 
     def end(self) -> None:
         """Signals that no more requests come; returns at once."""
@@ -231,8 +295,31 @@ class Connection:
                 # Otherwise a server could fill the memory with responses to no request.
                 require(answered < self._sent, f"{self._sent} requests have more answers")
                 answered += 1
-                self._answers.put(Response.read_from_stream(answer))
+                self._put(Response.read_from_stream(answer))
         except BaseException as error:  # the caller must not wait for more, whatever the error
-            self._answers.put(error)
+            self._put(error)
         else:
-            self._answers.put(None)
+            self._put(None)
+
+    def _put(self, answer: Response | BaseException | None) -> None:
+        self.arrived_s = time.monotonic()
+        self._answers.put((answer, self.arrived_s))
+        if self.wake is not None:
+            self.wake.set()
+
+
+def _process(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[str, int]:
+    """Returns the name of the process that answers, and how many share its address.
+
+    Raises:
+        MalformedError: They are no such things.
+    """
+    named = dict(metadata)
+    name, number = str(named.get("thinrow-process", "")), str(named.get("thinrow-processes", 1))
+    require(
+        len(name) <= PROCESS_NAME_LENGTH_MAX and number.isascii() and number.isdecimal(),
+        f"it is of process {name[:40]!r} of {number[:40]!r}",
+    )
+    processes = int(number[: len(str(PROCESSES_MAX)) + 1])
+    require(0 < processes <= PROCESSES_MAX, f"its server has {number[:40]} processes")
+    return name, processes

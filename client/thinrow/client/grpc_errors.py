@@ -10,6 +10,7 @@ from thinrow.errors import (
     DeadlineError,
     PermissionDeniedError,
     RequestError,
+    ShardMissingError,
     StoreCorruptError,
     StoreError,
     TenantLimitError,
@@ -20,13 +21,22 @@ from thinrow.errors import (
     UnknownTenantError,
 )
 
-__all__ = ["ERRORS_OF_GRPC", "translate"]
+__all__ = ["ERRORS_OF_GRPC", "ShardElsewhereError", "UnimplementedError", "translate"]
 
 # Upper bound on a server's retry hint.
 RETRY_AFTER_MS_MAX = 60_000
 
 # Details of calls that this side cancelled.
 CANCELLED_HERE = ("Locally cancelled", "Channel closed")
+
+
+class ShardElsewhereError(UnavailableError):
+    """A server without a map lacks the shard of a user; another replica, or group, may have it."""
+
+
+class UnimplementedError(RequestError):
+    """An older server, which does not have the method."""
+
 
 ERRORS_BY_NAME: dict[str, type[ThinRowError]] = {
     error.name: error
@@ -52,7 +62,7 @@ ERRORS_BY_CODE: dict[grpc.StatusCode, type[ThinRowError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: RequestError,
     grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
-    grpc.StatusCode.UNIMPLEMENTED: RequestError,
+    grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
 }
 ERRORS_OF_GRPC: dict[str, type[ThinRowError]] = {
     "Concurrent RPC limit exceeded": TooManyCallsError,
@@ -77,7 +87,9 @@ def translate(error: grpc.RpcError, targets: tuple[str, ...]) -> ThinRowError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "thinrow-error" not in metadata:
         kind = next((ERRORS_OF_GRPC[text] for text in ERRORS_OF_GRPC if text in details), kind)
     if kind is UnavailableError:
-        return UnavailableError(
+        if metadata.get("thinrow-error") == ShardMissingError.name:
+            kind = ShardElsewhereError
+        return kind(
             f"No server answered at {where} ({details}); check the address, and that "
             f"`thinrow serve` runs there."
         )

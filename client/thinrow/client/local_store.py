@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import deque
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import nullcontext
 from contextvars import copy_context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -19,10 +20,12 @@ from thinrow.errors import DeadlineError, UnavailableError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from thinrow.client.config import ClientConfig
     from thinrow.core.lookup.batch_lookup import RequestSlice
+    from thinrow.errors import ThinRowError
     from thinrow.materialization.config import ServerConfig
     from thinrow.materialization.in_process import StoreReader
     from thinrow.v1 import materialization_pb2 as wire
@@ -84,6 +87,14 @@ class LocalStore:
 
     def fail_over(self, failed: int) -> None:
         """Does nothing: a store in this process has no replica."""
+
+    def is_elsewhere(self, failure: ThinRowError) -> bool:  # noqa: ARG002 - as servers have it
+        """Returns False: a store in this process has all shards."""
+        return False
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """Does nothing: only `close` closes a store."""
+        return nullcontext()
 
     @property
     def closed(self) -> bool:

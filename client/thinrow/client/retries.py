@@ -34,10 +34,17 @@ class Patience:
     def timeout_s(self, replica: int) -> float:
         """Returns the time to wait for this replica's response."""
         left_s = max(self._deadline_s - self._waited_s, 0.0)
-        others = set(range(len(self._transport.targets))) - self._silent - {replica}
+        others = self._others(replica)
         if not others:
             return left_s
-        return min(self._transport.config.silence_timeout_s, left_s / (len(others) + 1))
+        return min(self._transport.config.silence_timeout_s, left_s / (others + 1))
+
+    def has_other(self, replica: int) -> bool:
+        """Returns True if a replica besides this one has not exceeded its time."""
+        return self._others(replica) > 0
+
+    def _others(self, replica: int) -> int:
+        return len(set(range(len(self._transport.targets))) - self._silent - {replica})
 
     def is_silent(self, replica: int, waited_s: float) -> bool:
         """Records that a replica exceeded its time; returns True if another one may try."""

@@ -1,132 +1,172 @@
 """Pipelined batches, each delivered exactly once, also when servers fail.
 
-The consumer's own thread pulls the input and tracks which requests are in flight. Responses are
-consumed in the order of the requests, from servers or from a store in this process.
+The consumer's own thread pulls the input and tracks which requests are in flight. Each batch is cut
+into requests to the groups that have its users; the batches are delivered in order.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from thinrow.client.request_size import RequestSize
-from thinrow.client.retries import Patience, Retries
-from thinrow.core.lookup.batch_lookup import BatchLookup, RequestSlice
-from thinrow.errors import (
-    AnswerTooLargeError,
-    DeadlineError,
-    TooManyCallsError,
-    UnauthenticatedError,
-    UnavailableError,
-)
+from thinrow.client.group_stream import UNKNOWN_SIZE_EXAMPLES, GroupStream
+from thinrow.core.lookup.batch_lookup import BatchLookup
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
-    from thinrow.client.transport import PendingResponse, RequestStream, Transport
+    from thinrow.client.router import Router
+    from thinrow.client.transport import Transport
     from thinrow.core.lookup.answer import Answer
+    from thinrow.core.lookup.batch_lookup import RequestSlice
     from thinrow.core.lookup.coding import Coder
     from thinrow.core.pointers import Pointers, Projection, ThinRows
 
 __all__ = ["answers"]
 
-# Used until the first response shows how large responses are.
-UNKNOWN_SIZE_EXAMPLES = 64
-UNKNOWN_SIZE_REQUESTS_MAX = 2
 # With fewer in flight the server may run out of work; with more, responses are consumed first.
 REQUESTS_BEFORE_RESPONSES = 4
 
 
 def answers(
-    transport: Transport,
+    router: Router,
     batches: Iterable[ThinRows | Pointers],
     projection: Projection | str,
     deadline_s: float,
     coder: Coder,
+    examples: int = UNKNOWN_SIZE_EXAMPLES,
 ) -> Generator[Answer, None, None]:
-    """Yields the answers to `batches`; see `Client.answers`."""
-    config = transport.config
+    """Yields the answers to `batches`; see `Client.answers`.
+
+    examples: Examples of each group's requests before its first response.
+    """
+    router.discover(deadline_s)
     inputs: Iterator[ThinRows | Pointers] = iter(batches)
-    retries, patience = Retries(config), Patience(transport, deadline_s)
-    size = RequestSize(config, UNKNOWN_SIZE_EXAMPLES)
-    planned: deque[RequestSlice] = deque()  # of the input pulled last, not yet sent
-    in_flight: deque[tuple[RequestSlice, PendingResponse]] = deque()
+    streams = GroupStreams(router, deadline_s, examples)
+    lookups: deque[BatchLookup] = deque()  # pulled, and not yet delivered
     draining = False  # after an empty batch, until all before it is delivered
-    answered = False  # since the last connection was opened for a new token
-    stream: RequestStream | None = None
     try:
         while True:
-            most = config.requests_in_flight if size.is_known else UNKNOWN_SIZE_REQUESTS_MAX
-            while len(in_flight) < min(most, config.requests_in_flight) and (
-                planned or not draining
-            ):
-                if len(in_flight) >= REQUESTS_BEFORE_RESPONSES and in_flight[0][1].has_answered():
+            while streams.send_planned(lookups[0] if lookups else None) and not draining:
+                rows = next(inputs, None)
+                if rows is None:
+                    inputs = iter(())
                     break
-                if not planned:
-                    rows = next(inputs, None)
-                    if rows is None:
-                        inputs = iter(())
-                        break
-                    planned.append(BatchLookup(rows, projection, coder).whole())
-                    draining = not len(rows)
-                if stream is None:
-                    stream = transport.open_stream()
-                piece, rest = planned.popleft().cut(size.examples)
-                if rest is not None:
-                    planned.appendleft(rest)
-                in_flight.append((piece, stream.send(piece)))
-            if not in_flight:
-                if stream is not None:
-                    stream.finish()
+                lookups.append(BatchLookup(rows, projection, coder))
+                streams.plan(lookups[-1].whole())
+                draining = not len(rows)
+            if not lookups:
+                streams.finish()
                 return
-            assert stream is not None
-            waiting_s = time.monotonic()
-            try:
-                piece, pending = in_flight[0]
-                answer = pending.receive(patience.timeout_s(stream.replica), deadline_s)
-                response = piece.answered(answer)
-            except (
-                AnswerTooLargeError,
-                DeadlineError,
-                TooManyCallsError,
-                UnauthenticatedError,
-                UnavailableError,
-            ) as error:
-                stream.close()
-                failed, stream = stream.replica, None
-                transport.check_open()
-                planned.extendleft(piece for piece, _ in reversed(in_flight))
-                in_flight.clear()
-                if isinstance(error, AnswerTooLargeError):
-                    # Responses come in order, so the first request without one was rejected.
-                    rejected = len(planned[0].examples)
-                    if rejected <= 1:
-                        raise
-                    size.rejected(rejected)
-                elif isinstance(error, UnauthenticatedError):
-                    # The token may have been replaced since the stream began.
-                    if not answered or not callable(config.token):
-                        raise
-                    answered = False
-                elif isinstance(error, DeadlineError):
-                    # Also on the last attempt, so that the next stream starts at another replica.
-                    transport.fail_over(failed)
-                    if not patience.is_silent(failed, time.monotonic() - waiting_s):
-                        raise
-                elif retries.pause(error):
-                    transport.fail_over(failed)
-                else:
-                    raise
-                continue
-            retries.reset()
-            patience.reset()
-            answered = True
-            in_flight.popleft()
-            draining = draining and bool(in_flight or planned)
-            size.answered(response)
-            if piece.last:
-                yield piece.lookup.answer()
+            streams.receive(lookups[0])
+            while lookups and lookups[0].is_complete:
+                draining = draining and len(lookups) > 1
+                yield lookups.popleft().answer()
     finally:
-        if stream is not None:
+        streams.close()
+
+
+class GroupStreams:
+    """The streams to all groups that the batches of one stream need."""
+
+    def __init__(self, router: Router, deadline_s: float, examples: int) -> None:
+        self._router = router
+        self._deadline_s = deadline_s
+        self._examples = examples
+        self._map_version = router.map_version
+        self._streams: dict[Transport, GroupStream] = {}
+
+    def plan(self, piece: RequestSlice) -> None:
+        """Plans the examples of a batch, after all others."""
+        for group, part in self._router.route(piece):
+            if group not in self._streams:
+                self._streams[group] = GroupStream(group, self._deadline_s, self._examples)
+            self._streams[group].planned.append(part)
+
+    def send_planned(self, first: BatchLookup | None) -> bool:
+        """Sends what is planned, within the limits on what is in flight.
+
+        Args:
+            first: The next batch to deliver. If a response about it is there, it comes first.
+
+        Returns:
+            True if everything is sent, and there is room for another batch.
+        """
+        has_room = True
+        for stream in self._streams.values():
+            while may_send := self._may_send(stream, first):
+                if not stream.planned:
+                    break
+                stream.send()
+            has_room = has_room and may_send
+        return has_room
+
+    def receive(self, first: BatchLookup) -> None:
+        """Waits for a response about a batch, and plans what has to be requested again.
+
+        Raises:
+            ThinRowError: A group does not answer, or no group has a user's shard.
+        """
+        stream = self._next(first)
+        received = stream.receive()
+        if received is None:
+            self._router.refresh()
+        else:
+            piece, response = received
+            self._router.heard(response.response.map_version)
+            away = piece.elsewhere(response)
+            if away is not None:
+                self._router.find_elsewhere(away, self._deadline_s)
+        if received is None or self._router.map_version != self._map_version:
+            self._follow_map()
+
+    def finish(self) -> None:
+        """Ends all connections in an orderly way."""
+        for stream in self._streams.values():
+            stream.finish()
+
+    def close(self) -> None:
+        """Ends all connections."""
+        for stream in self._streams.values():
             stream.close()
+
+    def _may_send(self, stream: GroupStream, first: BatchLookup | None) -> bool:
+        """Returns True if one more request is within the limits of a group, and of all together."""
+        if not stream.has_room or stream.has_answered(first, REQUESTS_BEFORE_RESPONSES):
+            return False
+        load = sum(stream.load for stream in self._streams.values())
+        return load < self._router.config.requests_in_flight
+
+    def _next(self, first: BatchLookup) -> GroupStream:
+        """Returns the stream to receive from: one with a response, else the oldest request."""
+        streams = [stream for stream in self._streams.values() if stream.is_next(first)]
+        if len(streams) == 1:
+            return streams[0]
+        for stream in streams:
+            if stream.has_answered(first, 1):
+                return stream
+        if streams:
+            return min(streams, key=lambda stream: stream.in_flight[0].sent_s)
+        # Requests that are sent again wait behind those of later batches.
+        for stream in self._streams.values():
+            if any(each.piece.lookup is first for each in stream.in_flight):
+                return stream
+        for stream in self._streams.values():
+            if any(piece.lookup is first for piece in stream.planned):
+                if not stream.in_flight:
+                    stream.send()
+                return stream
+        raise AssertionError("a batch is neither answered nor planned")
+
+    def _follow_map(self) -> None:
+        """Plans again what is not sent, and ends the streams to groups that have no more use."""
+        self._map_version = self._router.map_version
+        planned = [piece for stream in self._streams.values() for piece in stream.planned]
+        for stream in self._streams.values():
+            stream.planned.clear()
+        for piece in planned:
+            self.plan(piece)
+        for group, stream in list(self._streams.items()):
+            if not stream.in_flight and not stream.planned and not self._router.has(group):
+                stream.finish()
+                del self._streams[group]

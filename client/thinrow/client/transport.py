@@ -1,7 +1,7 @@
 """The seam between a client and the histories it looks up.
 
-There are two ways: `Channels` to servers (gRPC), and `LocalStore`, which reads the store in this
-process. What a client and a stream do beyond that is the same for both.
+There are two ways: `Channels` to the servers of one group (gRPC), and `LocalStore`, which reads the
+store in this process. What a client and a stream do beyond that is the same for both.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from thinrow.client.config import ClientConfig
     from thinrow.core.lookup.batch_lookup import RequestSlice
     from thinrow.core.wire.response import Response
+    from thinrow.errors import ThinRowError
     from thinrow.v1 import materialization_pb2 as wire
 
 __all__ = ["PendingResponse", "RequestStream", "Transport"]
@@ -49,7 +52,10 @@ class RequestStream(Protocol):
 
 
 class Transport(Protocol):
-    """One store, at one replica or more. Threads may share it. Errors are those of `Client`."""
+    """One group of servers, at one replica or more, or one store.
+
+    Threads may share it. Errors are those of `Client`.
+    """
 
     targets: tuple[str, ...]
     """Names of the replicas, as errors show them."""
@@ -76,6 +82,15 @@ class Transport(Protocol):
 
     def fail_over(self, failed: int) -> None:
         """Switches to the replica after `failed`, unless another caller already has."""
+
+    def is_elsewhere(self, failure: ThinRowError) -> bool:
+        """Returns True if a newer map says where a missing shard is, so that the caller follows it.
+
+        It is read for that, if the failure is about a shard.
+        """
+
+    def in_use(self) -> AbstractContextManager[object]:
+        """Keeps it open until the block ends, also if the cluster's map drops the group."""
 
     @property
     def closed(self) -> bool:

@@ -57,6 +57,9 @@ class Answer:
     answer_bytes: int
     """Size of the whole answer's columns on the wire."""
 
+    groups: int
+    """Groups of servers that the whole answer's requests went to; 1 without a cluster."""
+
     _joined: JoinedResponses
 
     _examples: NDArray[np.int64]
@@ -67,9 +70,12 @@ class Answer:
 
     @staticmethod
     def join(
-        rows: ThinRows, responses: Sequence[CheckedResponse], coder: Coder | None = None
+        rows: ThinRows,
+        responses: Sequence[CheckedResponse],
+        coder: Coder | None = None,
+        groups: int = 1,
     ) -> Answer:
-        """Joins the responses about `rows`; for each example the last one counts.
+        """Joins the responses of some groups about `rows`; for each example the last one counts.
 
         Raises:
             ThinRowError: They differ, for example because the schema changed.
@@ -83,6 +89,7 @@ class Answer:
             watermark_ts=oldest.watermark_ts,
             server_s=sum(part.response.server_us for part in responses) / 1e6,
             answer_bytes=sum(part.travelled_bytes for part in responses),
+            groups=groups,
             _joined=joined,
             _examples=np.arange(len(rows)),
         )
@@ -111,6 +118,7 @@ class Answer:
             self.watermark_ts,
             self.server_s,
             self.answer_bytes,
+            self.groups,
             self._joined,
             self._examples[examples],
             cut_from,
@@ -121,7 +129,12 @@ class Answer:
         later = (
             part._replace(examples=examples[part.examples]) for part in newer._joined.responses
         )
-        return Answer.join(self.rows, [*self._joined.responses, *later], self._joined.coder)
+        return Answer.join(
+            self.rows,
+            [*self._joined.responses, *later],
+            self._joined.coder,
+            max(self.groups, newer.groups),
+        )
 
     @property
     def rows(self) -> ThinRows:

@@ -8,6 +8,7 @@ import numpy as np
 from thinrow.core.lookup.answer import Answer
 from thinrow.core.lookup.checked_response import CheckedResponse
 from thinrow.core.pointers import Pointers, ThinRows
+from thinrow.core.wire.malformed import require
 from thinrow.core.wire.request import to_request
 
 if TYPE_CHECKING:
@@ -35,8 +36,11 @@ class BatchLookup:
         self.mutable_lengths = (
             np.zeros(len(self.rows), np.int64) if mutable is None else mutable.lengths
         )
+        self.groups: set[str] = set()
+        """Names of the groups of servers that requests went to; empty without a cluster."""
         self._coder = coder
         self._responses: list[CheckedResponse] = []
+        self._unanswered = len(self.rows)
 
     def whole(self) -> RequestSlice:
         """Returns the whole batch as one slice, grouped by user.
@@ -44,15 +48,24 @@ class BatchLookup:
         A user's events then travel once, however far apart the user's examples are in the batch.
         """
         order = np.argsort(self.rows.pointers.user_ids, kind="stable")
-        return RequestSlice(self, order, last=True)
+        return RequestSlice(self, order)
+
+    @property
+    def is_complete(self) -> bool:
+        """True once there is a response, and one about every example."""
+        return bool(self._responses) and not self._unanswered
 
     @property
     def tenant(self) -> str:
         """The tenant whose projection applies; "" if the lookup has its own."""
         return self.projection if isinstance(self.projection, str) else ""
 
-    def add(self, examples: NDArray[np.int64], response: Response) -> CheckedResponse:
+    def add(
+        self, examples: NDArray[np.int64], response: Response, map_version: int = 0
+    ) -> CheckedResponse:
         """Checks and keeps the response about some of the examples.
+
+        map_version: That of the request.
 
         Raises:
             MalformedError: The response contradicts the request or itself.
@@ -62,12 +75,16 @@ class BatchLookup:
         checked = CheckedResponse.read(
             response, examples, pointers, mutable_lengths, self.projection
         )
+        elsewhere = np.count_nonzero(checked.is_elsewhere)
+        require(map_version > 0 or not elsewhere, "a user is elsewhere, but there is no map")
         self._responses.append(checked)
+        self._unanswered -= len(examples) - int(elsewhere)
         return checked
 
     def answer(self) -> Answer:
         """Joins the responses, once every slice has one."""
-        return Answer.join(self.rows, self._responses, self._coder)
+        groups = max(1, len(self.groups))
+        return Answer.join(self.rows, self._responses, self._coder, groups)
 
 
 class RequestSlice(NamedTuple):
@@ -76,18 +93,15 @@ class RequestSlice(NamedTuple):
     lookup: BatchLookup
     examples: NDArray[np.int64]
     """Places in the batch."""
-    last: bool
-    """True if it completes its batch."""
+    map_version: int = 0
+    """Version of the cluster's map by which its group was chosen; 0 without a cluster."""
 
     def cut(self, examples_max: int) -> tuple[RequestSlice, RequestSlice | None]:
         """Returns its first examples, and the rest if there is any."""
         if len(self.examples) <= examples_max:
             return self, None
         first, rest = self.examples[:examples_max], self.examples[examples_max:]
-        return (
-            RequestSlice(self.lookup, first, last=False),
-            RequestSlice(self.lookup, rest, self.last),
-        )
+        return self._replace(examples=first), self._replace(examples=rest)
 
     @property
     def pointers(self) -> Pointers:
@@ -101,8 +115,15 @@ class RequestSlice(NamedTuple):
 
     def request(self) -> bytes:
         """Encodes its MaterializeRequest."""
-        return to_request(self.pointers, self.mutable_lengths, self.lookup.projection)
+        return to_request(
+            self.pointers, self.mutable_lengths, self.lookup.projection, self.map_version
+        )
 
     def answered(self, response: Response) -> CheckedResponse:
         """Checks and keeps its response; raises as `BatchLookup.add`."""
-        return self.lookup.add(self.examples, response)
+        return self.lookup.add(self.examples, response, self.map_version)
+
+    def elsewhere(self, response: CheckedResponse) -> RequestSlice | None:
+        """Returns the examples whose users' shards the server does not have; None without any."""
+        away = response.is_elsewhere
+        return self._replace(examples=self.examples[away]) if away.any() else None

@@ -34,6 +34,12 @@ class CheckedResponse(NamedTuple):
     """Immutable events."""
 
     @property
+    def is_elsewhere(self) -> NDArray[np.bool_]:
+        """True for examples of users whose shards the server does not have."""
+        is_elsewhere: NDArray[np.bool_] = self.statuses == Status.ELSEWHERE
+        return is_elsewhere
+
+    @property
     def travelled_bytes(self) -> int:
         """Size of the columns in the response."""
         return sum(column.travelled_bytes for column in self.columns.values())

@@ -1,0 +1,427 @@
+"""The router of one client: which group of servers has a user, by the cluster's map."""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+import grpc
+import numpy as np
+from thinrow.client.calls import describe_cluster
+from thinrow.client.channel import Channels
+from thinrow.client.grpc_errors import UnimplementedError
+from thinrow.client.request_size import RequestSize
+from thinrow.client.retries import Retries
+from thinrow.core.cluster_map import ServerState
+from thinrow.core.user_keys import user_keys
+from thinrow.errors import (
+    AnswerTooLargeError,
+    ShardMissingError,
+    ThinRowError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from thinrow.client.transport import Transport
+    from thinrow.core.cluster_map import ClusterMap, Group
+    from thinrow.core.ids import IdKind
+    from thinrow.core.lookup.batch_lookup import RequestSlice
+
+__all__ = ["Router", "Routing"]
+
+T = TypeVar("T")
+Polled: TypeAlias = "queue.SimpleQueue[tuple[Channels, int, grpc.Future[bytes]]]"
+
+POLL_S_MIN = 0.25
+"""Shortest pause between two polls of the replicas."""
+POLL_DEADLINE_S = 2.0
+POLLED_MAX = 256
+"""Replicas polled at once; with more, those of some groups wait for the next poll."""
+DROPPED_S = 5.0
+"""Time for which a group stays connected after the map has dropped it, at least."""
+AT_ONCE_MAX = 16
+"""Groups that are called side by side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What a client's router did so far."""
+
+    map_version: int
+    """Version of the map that it follows; 0 without a cluster."""
+    groups: int
+    """Groups that it has connections to."""
+    map_reads: int
+    """Maps that it took up."""
+    hedges: int
+    """Requests that were repeated at another replica because the first one took long."""
+    failovers: int
+    """Times that a replica was left because it failed or was silent."""
+    elsewhere: int
+    """Examples that were requested again because their shard had moved."""
+
+
+class Router:
+    """One group of servers, or the groups of a cluster. Thread-safe.
+
+    The first call discovers which it is. In a cluster a thread polls the replicas of the groups in
+    use, for the map and for their generations, three times in each lifetime of the map.
+
+    Args:
+        given: The servers that the caller named, or a store in this process.
+        chance: Chooses the replica of each group to begin with.
+    """
+
+    def __init__(self, given: Transport, chance: random.Random | None = None) -> None:
+        self.given = given
+        self.config = given.config
+        self._chance = chance or random.Random()
+        self._map: ClusterMap | None = None
+        self._is_known = not isinstance(given, Channels)
+        self._groups: dict[Group, Channels] = {}
+        self._dropped: list[tuple[float, Channels]] = []
+        """Groups of former maps that are still connected, and since when they are."""
+        self._map_reads = self._elsewhere = self._ended_hedges = self._ended_failovers = 0
+        self._lock = threading.RLock()
+        self._discovering = threading.Lock()
+        self._poll_now = threading.Event()
+        self._poller: threading.Thread | None = None
+        if isinstance(given, Channels):
+            given.find_elsewhere = _weak(self._read_newer)
+        weakref.finalize(self, self._poll_now.set)
+
+    @property
+    def map_version(self) -> int:
+        """Version of the map; 0 without a cluster."""
+        return 0 if self._map is None else self._map.version
+
+    @property
+    def user_ids(self) -> IdKind:
+        """The kind of the users' ids, in a cluster."""
+        return "int64" if self._map is None else self._map.user_ids
+
+    @property
+    def routing(self) -> Routing:
+        """What was done so far."""
+        with self._lock:
+            groups = [*self._groups.values(), *(group for _, group in self._dropped)]
+            return Routing(
+                self.map_version,
+                len(self._groups) or 1,
+                self._map_reads,
+                self._ended_hedges + sum(group.hedges for group in groups),
+                self._ended_failovers + sum(group.failovers for group in groups),
+                self._elsewhere,
+            )
+
+    def discover(self, deadline_s: float) -> None:
+        """Finds out whether the servers belong to a cluster, unless it is known.
+
+        Raises:
+            ThinRowError: No server answers.
+        """
+        if self._is_known:
+            return
+        with self._discovering:
+            if not self._is_known:
+                self._read_from_given(deadline_s)
+                self._is_known = True
+
+    def route(self, piece: RequestSlice, attempt: int = 0) -> list[tuple[Transport, RequestSlice]]:
+        """Returns the group of each part of a batch, and the part, in order of users.
+
+        Args:
+            piece: The examples.
+            attempt: As in `ClusterMap.groups_of`.
+
+        Raises:
+            InputError: A user is no id of the store's kind.
+        """
+        cluster = self._map
+        if cluster is None:
+            return [(self.given, piece)]
+        piece = piece._replace(map_version=cluster.version)
+        pointers = piece.lookup.rows.pointers
+        if len(piece.examples) < len(pointers):
+            keys = user_keys(piece.pointers, cluster.user_ids)
+        else:
+            keys = user_keys(pointers, cluster.user_ids)[piece.examples]
+        numbers = cluster.groups_of(keys, attempt)
+        if not len(numbers):  # an empty batch, too, has a response
+            numbers = np.array([self._chance.randrange(len(cluster.groups))])
+            parts = [(int(numbers[0]), piece)]
+        else:
+            order = np.argsort(numbers, kind="stable")
+            ends = np.flatnonzero(np.diff(numbers[order])) + 1
+            parts = [
+                (int(numbers[part[0]]), piece._replace(examples=piece.examples[part]))
+                for part in np.split(order, ends)
+            ]
+        piece.lookup.groups.update(cluster.groups[number].name for number, _ in parts)
+        return [(self._group(cluster, number), part) for number, part in parts]
+
+    def has(self, group: Transport) -> bool:
+        """Returns True if a group is one of the map, or the only one."""
+        with self._lock:
+            return group in self._groups.values() if self._map else group is self.given
+
+    def group_of(self, key: int) -> Transport:
+        """Returns the group that has a user."""
+        cluster = self._map
+        if cluster is None:
+            return self.given
+        return self._group(cluster, int(cluster.groups_of(np.array([key], np.int64))[0]))
+
+    def any_group(self) -> Transport:
+        """Returns a group, for calls about no user."""
+        cluster = self._map
+        if cluster is None:
+            return self.given
+        return self._group(cluster, self._chance.randrange(len(cluster.groups)))
+
+    def of_each_group(self, call: Callable[[Transport], T]) -> list[T]:
+        """Calls each group, several side by side; returns what each returned.
+
+        Raises:
+            ThinRowError: The first error.
+        """
+        cluster = self._map
+        if cluster is None:
+            return [call(self.given)]
+        groups = [self._group(cluster, number) for number in range(len(cluster.groups))]
+        with ThreadPoolExecutor(min(len(groups), AT_ONCE_MAX), "thinrow-groups") as pool:
+            return list(pool.map(call, groups))
+
+    def heard(self, map_version: int) -> None:
+        """Reads the map in the background if a server follows a newer one."""
+        if map_version > self.map_version:
+            self._start_poller()
+            self._poll_now.set()
+
+    def refresh(self) -> None:
+        """Reads the map in the background, if there is one."""
+        if self._map is not None:
+            self._poll_now.set()
+
+    def find_elsewhere(self, piece: RequestSlice, deadline_s: float) -> None:
+        """Requests examples whose shards have moved from the groups that have them now.
+
+        Raises:
+            ShardMissingError: None has them within the time for retries.
+        """
+        retries, size = Retries(self.config), RequestSize(self.config, len(piece.examples) or 1)
+        attempt = 0
+        with self._lock:
+            self._elsewhere += len(piece.examples)
+        while True:
+            if piece.map_version >= self.map_version and not self._read_newer():
+                # The same map: another replica may have opened the shard.
+                missing = UnavailableError("A shard is at none of its servers.")
+                if not retries.pause(missing):
+                    raise ShardMissingError(
+                        f"No server has the shards of {len(piece.examples)} examples, such as of "
+                        f"user {piece.pointers.user(0)}, by version {self.map_version} of the "
+                        f"cluster's map; see `thinrow cluster status`."
+                    )
+                attempt += 1
+            away = []
+            for group, part in self.route(piece, attempt):
+                if attempt:
+                    group.current = (group.current + 1) % len(group.targets)
+                away += [rest.examples for rest in self._requested(group, part, deadline_s, size)]
+            if not away:
+                return
+            piece = piece._replace(examples=np.concatenate(away), map_version=self.map_version)
+
+    def look_up(self, piece: RequestSlice, deadline_s: float) -> None:
+        """Requests the examples of a whole batch, one request after the other."""
+        size = RequestSize(self.config, self.config.examples_per_request)
+        for group, part in self.route(piece):
+            for away in self._requested(group, part, deadline_s, size):
+                self.find_elsewhere(away, deadline_s)
+
+    def close(self) -> None:
+        """Closes the connections to all groups."""
+        with self._lock:
+            groups = [*self._groups.values(), *(group for _, group in self._dropped)]
+        self._poll_now.set()
+        for group in groups:
+            group.close()
+
+    def _requested(
+        self, group: Transport, piece: RequestSlice, deadline_s: float, size: RequestSize
+    ) -> Iterator[RequestSlice]:
+        """Requests examples from a group; yields those that are elsewhere."""
+        rest: RequestSlice | None = piece
+        while rest is not None:
+            part, later = rest.cut(size.examples)
+            try:
+                with group.in_use():
+                    response = part.answered(group.materialize(part, deadline_s))
+            except AnswerTooLargeError:
+                if len(part.examples) <= 1:
+                    raise
+                size.rejected(len(part.examples))
+                continue
+            rest = later
+            size.answered(response)
+            self.heard(response.response.map_version)
+            away = part.elsewhere(response)
+            if away is not None:
+                yield away
+
+    def _group(self, cluster: ClusterMap, number: int) -> Channels:
+        """Returns the channels of a group, which are made when they are first needed."""
+        group = cluster.groups[number]
+        with self._lock:
+            channels = self._groups.get(group)
+            if channels is None:
+                self.given.check_open()
+                first = self._chance.randrange(len(group.targets))
+                channels = Channels(group.targets, self.config, first)
+                channels.find_elsewhere = _weak(self._read_newer)
+                self._groups[group] = channels
+            return channels
+
+    def _read_from_given(self, deadline_s: float) -> bool:
+        """Reads the map from the servers that the caller named; returns True if it is a newer one.
+
+        Raises:
+            ThinRowError: None answers.
+        """
+        given = self.given
+        assert isinstance(given, Channels)
+        try:
+            message = given.call(
+                lambda channels: describe_cluster(channels.channel), b"", deadline_s
+            )
+        except UnimplementedError:
+            return False
+        return self._take(ServerState.read(message))
+
+    def _read_newer(self) -> bool:
+        """Reads the map from the servers; returns True once one follows a newer one."""
+        before = self.map_version
+        self._poll(is_enough=lambda: self.map_version > before)
+        return self.map_version > before
+
+    def _take(self, state: ServerState) -> bool:
+        """Follows the map of a server if it is newer."""
+        if state.version <= self.map_version:
+            return False
+        cluster = state.map()
+        with self._lock:
+            if cluster.version <= self.map_version:
+                return False
+            self._map, self._map_reads = cluster, self._map_reads + 1
+            kept = set(cluster.groups)
+            for group in [group for group in self._groups if group not in kept]:
+                self._dropped.append((time.monotonic(), self._groups.pop(group)))
+        self._start_poller()
+        return True
+
+    def _poll(self, is_enough: Callable[[], bool] = lambda: False) -> None:
+        """Requests the map, and their generations, from the replicas of the groups in use.
+
+        If none answers, the servers that the caller named are next.
+
+        is_enough: Ends the poll early once it returns True.
+        """
+        with self._lock:
+            groups = list(self._groups.values())
+            self._close_dropped()
+        if not self._polled(groups, is_enough) and isinstance(self.given, Channels):
+            self._polled([self.given], is_enough)
+        for group in groups:
+            group.prefer_healthy()
+
+    def _polled(self, groups: list[Channels], is_enough: Callable[[], bool]) -> bool:
+        """Polls the replicas of some groups; returns True if one has answered."""
+        replicas = [(group, number) for group in groups for number in range(len(group.targets))]
+        self._chance.shuffle(replicas)
+        done: Polled = queue.SimpleQueue()
+        for group, number in replicas[:POLLED_MAX]:
+            arrived = partial(_put, done, group, number)
+            group.describe(number, POLL_DEADLINE_S).add_done_callback(arrived)
+        answered = False
+        for _ in replicas[:POLLED_MAX]:
+            group, number, call = done.get()
+            try:
+                state = ServerState.read(call.result())
+                self._take(state)
+            except (grpc.RpcError, grpc.FutureCancelledError, ThinRowError):
+                if group.health is not None:
+                    group.health.failed(number)
+                continue
+            answered = True
+            if group.health is not None:
+                group.health.answered(number, state.generation)
+            if is_enough():
+                break
+        return answered
+
+    def _close_dropped(self) -> None:
+        """Closes groups of former maps that no stream uses any more."""
+        now_s = time.monotonic()
+        for dropped in list(self._dropped):
+            since_s, group = dropped
+            if not group.streams and now_s - since_s > DROPPED_S:
+                self._dropped.remove(dropped)
+                self._ended_hedges += group.hedges
+                self._ended_failovers += group.failovers
+                group.close()
+
+    def _start_poller(self) -> None:
+        with self._lock:
+            if self._poller is None and isinstance(self.given, Channels):
+                self._poller = threading.Thread(
+                    target=_poll_often,
+                    args=(weakref.ref(self), self._poll_now),
+                    name="thinrow-router",
+                    daemon=True,
+                )
+                self._poller.start()
+
+    def _poll_pause_s(self) -> float:
+        return POLL_S_MIN if self._map is None else max(POLL_S_MIN, self._map.lifetime_s / 3)
+
+
+def _put(done: Polled, group: Channels, replica: int, call: grpc.Future[bytes]) -> None:
+    done.put((group, replica, call))
+
+
+def _poll_often(router: weakref.ref[Router], poll_now: threading.Event) -> None:
+    """Polls until the client is closed or dropped."""
+    pause_s = POLL_S_MIN
+    while True:
+        poll_now.wait(pause_s)
+        poll_now.clear()
+        alive = router()
+        if alive is None or alive.given.closed:
+            return
+        with suppress(ThinRowError):  # closed meanwhile
+            alive._poll()
+        pause_s = alive._poll_pause_s()
+        del alive
+        time.sleep(POLL_S_MIN)
+
+
+def _weak(method: Callable[[], bool]) -> Callable[[], bool]:
+    """Returns a method that does not keep its object."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> bool:
+        found = reference()
+        return found is not None and found()
+
+    return call
