@@ -137,7 +137,11 @@ def test_a_call_and_its_stages(
     assert served.end_time is not None
     assert before is not None
     assert before <= served.end_time
-    assert len({span.context.trace_id for span in made.get_finished_spans() if span.context}) == 1
+    # The client's question whether there is a cluster belongs to no request.
+    [discovered] = spans.pop(f"{SERVED}/DescribeCluster")
+    assert parent(discovered) is None
+    rest = [span.context for named in spans.values() for span in named]
+    assert len({context.trace_id for context in rest if context}) == 1
 
 
 def test_a_stream_and_its_requests(world: World, made: InMemorySpanExporter) -> None:
@@ -354,6 +358,9 @@ def test_a_server_sends_its_spans(
         assert server.stop() == 0
     assert {service for service, _ in collector.spans} == {"thinrow-server"}
     sent = [span for _, span in collector.spans]
+    discovered = [span for span in sent if span.name == f"{SERVED}/DescribeCluster"]
+    assert len(discovered) == 5
+    sent = [span for span in sent if span not in discovered]
     assert len(sent) == 5 * 4 * (1 + len(STAGES))
     own = {identity(span): span for span in made.get_finished_spans()}
     for span in sent:

@@ -157,14 +157,14 @@ class Connection:
         self.awaited = 0
         """Responses not yet received."""
         self.arrived_s = time.monotonic()
-        """When the last response arrived, by `time.monotonic`; at first when it was opened."""
+        """Arrival of the last response, by `time.monotonic`; at first the time of opening."""
         self.received_s = 0.0
-        """When the response received last had arrived."""
+        """Arrival of the response that was received last."""
         self.wake: threading.Event | None = None
         """Set when something arrives."""
         self._sent = 0
         self._first: tuple[Any, float] | None = None
-        """What arrived first of all that was not received, taken from the queue."""
+        """The next response to receive, or the error in its place, once taken from the queue."""
         self._abandoned: set[int] = set()
         self._channels = channels
         self._own = channel if is_own else None

@@ -46,7 +46,7 @@ class InFlight(NamedTuple):
     stream: RequestStream
     sent_s: float
     load: float
-    """Its examples, as a part of the most that a request has."""
+    """Number of its examples, as a part of the most that a request has."""
 
 
 class GroupStream:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import queue
 import random
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import grpc
 import numpy as np
 from thinrow.client.calls import describe_cluster
 from thinrow.client.channel import Channels
 from thinrow.client.grpc_errors import UnimplementedError
+from thinrow.client.polling import poll, start_polling, weak
 from thinrow.client.request_size import RequestSize
 from thinrow.client.retries import Retries
 from thinrow.core.cluster_map import ServerState
@@ -25,7 +22,6 @@ from thinrow.core.user_keys import user_keys
 from thinrow.errors import (
     AnswerTooLargeError,
     ShardMissingError,
-    ThinRowError,
     UnavailableError,
 )
 
@@ -40,13 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Router", "Routing"]
 
 T = TypeVar("T")
-Polled: TypeAlias = "queue.SimpleQueue[tuple[Channels, int, grpc.Future[bytes]]]"
 
-POLL_S_MIN = 0.25
-"""Shortest pause between two polls of the replicas."""
-POLL_DEADLINE_S = 2.0
-POLLED_MAX = 256
-"""Replicas polled at once; with more, those of some groups wait for the next poll."""
 DROPPED_S = 5.0
 """Time for which a group stays connected after the map has dropped it, at least."""
 AT_ONCE_MAX = 16
@@ -55,7 +45,7 @@ AT_ONCE_MAX = 16
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What a client's router did so far."""
+    """Numbers of what a client's router did so far."""
 
     map_version: int
     """Version of the map that it follows; 0 without a cluster."""
@@ -97,7 +87,7 @@ class Router:
         self._poll_now = threading.Event()
         self._poller: threading.Thread | None = None
         if isinstance(given, Channels):
-            given.find_elsewhere = _weak(self._read_newer)
+            given.find_elsewhere = weak(self._read_newer)
         weakref.finalize(self, self._poll_now.set)
 
     @property
@@ -106,13 +96,23 @@ class Router:
         return 0 if self._map is None else self._map.version
 
     @property
+    def is_closed(self) -> bool:
+        """True once the client was closed."""
+        return self.given.closed
+
+    @property
+    def poll_pause_s(self) -> float:
+        """Pause between two polls: there are three in each lifetime of the map."""
+        return 0.0 if self._map is None else self._map.lifetime_s / 3
+
+    @property
     def user_ids(self) -> IdKind:
         """The kind of the users' ids, in a cluster."""
         return "int64" if self._map is None else self._map.user_ids
 
     @property
     def routing(self) -> Routing:
-        """What was done so far."""
+        """Numbers of what was done so far."""
         with self._lock:
             groups = [*self._groups.values(), *(group for _, group in self._dropped)]
             return Routing(
@@ -289,7 +289,7 @@ class Router:
                 self.given.check_open()
                 first = self._chance.randrange(len(group.targets))
                 channels = Channels(group.targets, self.config, first)
-                channels.find_elsewhere = _weak(self._read_newer)
+                channels.find_elsewhere = weak(self._read_newer)
                 self._groups[group] = channels
             return channels
 
@@ -312,7 +312,7 @@ class Router:
     def _read_newer(self) -> bool:
         """Reads the map from the servers; returns True once one follows a newer one."""
         before = self.map_version
-        self._poll(is_enough=lambda: self.map_version > before)
+        self.poll(is_enough=lambda: self.map_version > before)
         return self.map_version > before
 
     def _take(self, state: ServerState) -> bool:
@@ -330,7 +330,7 @@ class Router:
         self._start_poller()
         return True
 
-    def _poll(self, is_enough: Callable[[], bool] = lambda: False) -> None:
+    def poll(self, is_enough: Callable[[], bool] = lambda: False) -> None:
         """Requests the map, and their generations, from the replicas of the groups in use.
 
         If none answers, the servers that the caller named are next.
@@ -340,35 +340,10 @@ class Router:
         with self._lock:
             groups = list(self._groups.values())
             self._close_dropped()
-        if not self._polled(groups, is_enough) and isinstance(self.given, Channels):
-            self._polled([self.given], is_enough)
+        if not poll(groups, self._take, is_enough) and isinstance(self.given, Channels):
+            poll([self.given], self._take, is_enough)
         for group in groups:
             group.prefer_healthy()
-
-    def _polled(self, groups: list[Channels], is_enough: Callable[[], bool]) -> bool:
-        """Polls the replicas of some groups; returns True if one has answered."""
-        replicas = [(group, number) for group in groups for number in range(len(group.targets))]
-        self._chance.shuffle(replicas)
-        done: Polled = queue.SimpleQueue()
-        for group, number in replicas[:POLLED_MAX]:
-            arrived = partial(_put, done, group, number)
-            group.describe(number, POLL_DEADLINE_S).add_done_callback(arrived)
-        answered = False
-        for _ in replicas[:POLLED_MAX]:
-            group, number, call = done.get()
-            try:
-                state = ServerState.read(call.result())
-                self._take(state)
-            except (grpc.RpcError, grpc.FutureCancelledError, ThinRowError):
-                if group.health is not None:
-                    group.health.failed(number)
-                continue
-            answered = True
-            if group.health is not None:
-                group.health.answered(number, state.generation)
-            if is_enough():
-                break
-        return answered
 
     def _close_dropped(self) -> None:
         """Closes groups of former maps that no stream uses any more."""
@@ -384,44 +359,4 @@ class Router:
     def _start_poller(self) -> None:
         with self._lock:
             if self._poller is None and isinstance(self.given, Channels):
-                self._poller = threading.Thread(
-                    target=_poll_often,
-                    args=(weakref.ref(self), self._poll_now),
-                    name="thinrow-router",
-                    daemon=True,
-                )
-                self._poller.start()
-
-    def _poll_pause_s(self) -> float:
-        return POLL_S_MIN if self._map is None else max(POLL_S_MIN, self._map.lifetime_s / 3)
-
-
-def _put(done: Polled, group: Channels, replica: int, call: grpc.Future[bytes]) -> None:
-    done.put((group, replica, call))
-
-
-def _poll_often(router: weakref.ref[Router], poll_now: threading.Event) -> None:
-    """Polls until the client is closed or dropped."""
-    pause_s = POLL_S_MIN
-    while True:
-        poll_now.wait(pause_s)
-        poll_now.clear()
-        alive = router()
-        if alive is None or alive.given.closed:
-            return
-        with suppress(ThinRowError):  # closed meanwhile
-            alive._poll()
-        pause_s = alive._poll_pause_s()
-        del alive
-        time.sleep(POLL_S_MIN)
-
-
-def _weak(method: Callable[[], bool]) -> Callable[[], bool]:
-    """Returns a method that does not keep its object."""
-    reference = weakref.WeakMethod(method)
-
-    def call() -> bool:
-        found = reference()
-        return found is not None and found()
-
-    return call
+                self._poller = start_polling(weakref.ref(self), self._poll_now)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ClusterMap", "Group", "ServerState"]
 
-STATE_BYTES_MAX = 4 << 20
-"""Limit on a description: each of 65,536 shards takes at most three bytes wherever it is listed."""
+STATE_BYTES_MAX = 8 << 20
+"""Limit on a description: its addresses, and up to three bytes wherever a shard is listed."""
 GROUPS_MAX = 4096
-TARGETS_MAX = 64
+TARGETS_MAX = 16
 """Limit on the replicas of one group."""
 NAME_LENGTH_MAX = 128
 TARGET_LENGTH_MAX = 256
@@ -31,6 +31,7 @@ LIFETIME_MS_MAX = 24 * 3_600_000
 TARGET = re.compile(r"([^\s/:@\[\]]+|\[[0-9a-fA-F:.%]+\]):\d{1,5}")
 GROUPS = wire.DescribeClusterResponse.GROUPS_FIELD_NUMBER
 TARGETS = wire.ClusterGroup.TARGETS_FIELD_NUMBER
+PARTS_MAX = (([GROUPS], GROUPS_MAX), ([GROUPS, TARGETS], GROUPS_MAX * TARGETS_MAX))
 
 
 class Group(NamedTuple):
@@ -44,7 +45,7 @@ class ClusterMap(NamedTuple):
     """The group of each shard."""
 
     version: int
-    """From 1; a later map has a higher one."""
+    """Number of the map, from 1; a later map has a higher one."""
     lifetime_s: float
     """Time for which a client may use the map."""
     user_ids: IdKind
@@ -82,7 +83,7 @@ class ServerState(NamedTuple):
         """
         require(len(message) <= STATE_BYTES_MAX, f"its map has {len(message):,} bytes")
         try:
-            for path, most in (([GROUPS], GROUPS_MAX), ([GROUPS, TARGETS], 4 * GROUPS_MAX)):
+            for path, most in PARTS_MAX:
                 parts = native.count_fields(message, path)
                 require(parts <= most, f"its map lists {parts:,} groups or replicas")
             decoded = wire.DescribeClusterResponse.FromString(message)
