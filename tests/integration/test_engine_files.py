@@ -18,9 +18,9 @@ from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
 from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig
 from thinrow.compaction.users import read_user_ids
+from thinrow.core.files import history_columns
 from thinrow.core.files.arrow import plain
 from thinrow.errors import InputError
-from thinrow.jobs import materialize as fat_rows
 from thinrow.jobs.backfill import backfill
 from thinrow.jobs.config import BackfillConfig, SlimConfig
 from thinrow.jobs.materialize import materialize
@@ -306,11 +306,11 @@ def test_text_beyond_one_array_is_split(tmp_path: Path, monkeypatch: pytest.Monk
     events = put(tmp_path / "events.parquet", events_of(1, 2, 3, 4, 5, 6, brand=brands))
     compacted(world, events, cadence_ms=3_600_000)
     rows = backfilled(world, put(tmp_path / "r.parquet", requests_of(*range(8))), events)
-    monkeypatch.setattr(fat_rows, "TEXT_BYTES_MAX", 13)
+    monkeypatch.setattr(history_columns, "TEXT_BYTES_MAX", 13)
     fat = fat_of(world, rows, "event_ts", "item_id", "brand")
     expected = [brands[: max(hour - 1, 0)] for hour in range(8)]
     assert fat["brand"].to_pylist() == expected
     assert fat["brand"].type == pa.list_(pa.string())
-    monkeypatch.setattr(fat_rows, "TEXT_BYTES_MAX", 9)
+    monkeypatch.setattr(history_columns, "TEXT_BYTES_MAX", 9)
     with pytest.raises(InputError, match=r"A history has 10 bytes of brand, .*--sequence-length"):
         fat_of(world, rows, "event_ts", "item_id", "brand")

@@ -33,8 +33,10 @@ from support.scenarios import (
     schema_toml,
 )
 from thinrow.client import ClientConfig, Projection, StoreConfig, connect, read_thin_rows
+from thinrow.client.arrow import ReadConfig, read
 from thinrow.compaction.compact import compact
 from thinrow.compaction.config import CompactionConfig
+from thinrow.core.files.history_columns import STATUS_COLUMN
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
 from thinrow.v1 import materialization_pb2 as wire
@@ -146,18 +148,26 @@ class Served:
         self.clients = clients
 
     def look_up(self, rows: Path, wanted: Wanted) -> list[Answer]:
-        """Returns the answers; both ways to the store have the same."""
+        """Returns the answers; both ways to the store, and the reader of Arrow, have the same."""
         answers, local = (self._look_up(client, rows, wanted) for client in self.clients)
         assert local == answers
+        assert self._read(rows, wanted) == answers
         return answers
 
+    def _read(self, rows: Path, wanted: Wanted) -> list[Answer]:
+        """Reads the rows as an engine does that knows Arrow only."""
+        config = ReadConfig(batch_rows=3, lookup_rows=8)
+        found = read(rows, self.address, projection_of(wanted), columns=(), config=config)
+        assert found.schema.names == [STATUS_COLUMN, *columns(wanted, self.built.world.schema)]
+        return [
+            Answer(
+                row.pop(STATUS_COLUMN), {name: bits(values or []) for name, values in row.items()}
+            )
+            for row in found.read_all().to_pylist()
+        ]
+
     def _look_up(self, client: Client, rows: Path, wanted: Wanted) -> list[Answer]:
-        projection = Projection(
-            sequence_length=wanted.sequence_length,
-            truncation="head" if wanted.head else "newest",
-            feature_groups=wanted.feature_groups,
-            traits=wanted.traits,
-        )
+        projection = projection_of(wanted)
         answers = []
         for piece, _ in read_thin_rows(rows, examples=8):
             batch = client.materialize(piece, projection)
@@ -222,6 +232,15 @@ class Served:
                 assert (shown.digest != 0) == known
                 found[user, end_ts] = shown.digest
         return found
+
+
+def projection_of(wanted: Wanted) -> Projection:
+    return Projection(
+        sequence_length=wanted.sequence_length,
+        truncation="head" if wanted.head else "newest",
+        feature_groups=wanted.feature_groups,
+        traits=wanted.traits,
+    )
 
 
 def bits(shown: Sequence[Value | list[float]]) -> list[Key]:

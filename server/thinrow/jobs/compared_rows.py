@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.core.files.arrow import shown_type
+from thinrow.core.files.history_columns import STATUS_COLUMN, event_values
 from thinrow.core.status import status_name
 from thinrow.errors import InputError
 from thinrow.events.time_columns import times_ms
 from thinrow.jobs.fat import is_list
-from thinrow.jobs.materialize import STATUS_COLUMN, to_arrow
 from thinrow.jobs.same_values import IncomparableError, differing
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -191,7 +191,7 @@ def _aligned(
     unit: TimeUnit | None,
 ) -> tuple[pa.Array, pa.Array]:
     """The events of some rows, as one side has them and as the other, of one type."""
-    ours = to_arrow(batch, trait)
+    ours = event_values(batch, trait)
     whole = pa.ListArray.from_arrays(pa.array(batch.offsets, pa.int32()), ours)
     theirs_flat = pc.list_flatten(column.take(pa.array(rows)))
     ours_flat = pc.list_flatten(whole.take(pa.array(rows)))

@@ -5,28 +5,24 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from thinrow.client import Batch, read_thin_rows, row_count
+from thinrow.core.files.history_columns import with_histories
 from thinrow.core.files.paths import data_files
-from thinrow.core.runs import offsets_of
 from thinrow.core.status import status_name
 from thinrow.errors import InputError
 from thinrow.events.canonical import check_output
 from thinrow.jobs.fat_codes import with_codes_named
 from thinrow.store.shard import storage_error
-from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from numpy.typing import NDArray
     from thinrow.client import Client, Projection, ThinRows
     from thinrow.core.files.paths import Named
 
@@ -34,22 +30,13 @@ __all__ = [
     "BATCH_EXAMPLES",
     "ROW_GROUP_BYTES",
     "ROW_GROUP_ROWS",
-    "STATUS_COLUMN",
-    "TEXT_BYTES_MAX",
     "MaterializeReport",
     "materialize",
     "stream_read",
     "stream_rows",
-    "text_bounds",
-    "to_arrow",
-    "to_fat",
-    "to_lists",
 ]
 
-STATUS_COLUMN = "uih_status"
 BATCH_EXAMPLES = 512
-TEXT_BYTES_MAX = (1 << 31) - 1
-"""Text in one Arrow array of 32-bit offsets."""
 ROW_GROUP_ROWS = 8192
 ROW_GROUP_BYTES = 64 << 20
 """A row group of a fat file is written once it has one or the other."""
@@ -112,7 +99,7 @@ def materialize(
         filled: set[str] = set()
         for batch, table in stream_rows(client, rows, projection):
             filled |= batch.filled
-            group.append(to_fat(batch, table, rows))
+            group.append(with_histories(batch, table, rows))
             if writer is None:
                 fat.parent.mkdir(parents=True, exist_ok=True)
                 fields = with_codes_named(group[0].schema, _coded(client))
@@ -153,87 +140,3 @@ def _coded(client: Client) -> list[str]:
     """Returns the traits of a store that have a vocabulary."""
     groups = client.describe_store().feature_groups
     return [t.name for group in groups for t in group.traits if t.HasField("vocabulary")]
-
-
-def to_fat(batch: Batch, table: pa.Table, source: Named) -> pa.Table:
-    """The columns of ``table``, the status, and a list column per trait.
-
-    A row whose status is not OK has null for every list. Raises InputError where a column of
-    ``table`` has the name of a trait.
-    """
-    for name in (STATUS_COLUMN, *batch.values):
-        if name in table.column_names:
-            raise InputError(
-                f"{source} has a column {name}, and fat rows have a history of that name; rename "
-                f"the column (for example label_{name}), or leave the trait out with --traits."
-            )
-    statuses = pa.array([status_name(number) for number in batch.statuses.tolist()])
-    table = table.append_column(STATUS_COLUMN, statuses)
-    for name in batch.values:
-        table = table.append_column(name, to_lists(batch, name))
-    return table
-
-
-def to_lists(batch: Batch, trait: str) -> pa.ChunkedArray:
-    """Makes a list of each row of a batch, in chunks that have room for their text.
-
-    Raises InputError where a single row has none.
-    """
-    values = to_arrow(batch, trait)
-    failed = batch.statuses != wire.STATUS_OK
-    bounds = [0, len(batch)]
-    kind, flat, ends = values.type, values, batch.offsets
-    if trait in batch.list_offsets:
-        kind, flat = pa.list_(kind.value_type), values.values
-        ends = batch.list_offsets[trait][ends]
-    if trait in batch.strings:
-        kind = pa.string() if flat is values else pa.list_(pa.string())
-        lengths = pc.fill_null(pc.binary_length(flat), 0).to_numpy()
-        bounds = text_bounds(trait, offsets_of(lengths)[ends])
-    lists = []
-    for first, last in pairwise(bounds):
-        offsets = batch.offsets[first : last + 1]
-        lists.append(
-            pa.ListArray.from_arrays(
-                pa.array(offsets - offsets[0], pa.int32()),
-                values.slice(offsets[0], offsets[-1] - offsets[0]).cast(kind),
-                mask=pa.array(failed[first:last]),
-            )
-        )
-    return pa.chunked_array(lists, pa.list_(kind))
-
-
-def text_bounds(trait: str, ends: NDArray[np.int64]) -> list[int]:
-    """Cuts rows so that each part has at most TEXT_BYTES_MAX; `ends[row]` are those before it."""
-    bounds = [0]
-    while bounds[-1] < len(ends) - 1:
-        first = bounds[-1]
-        last = int(np.searchsorted(ends, ends[first] + TEXT_BYTES_MAX, side="right")) - 1
-        if last == first:
-            raise InputError(
-                f"A history has {ends[first + 1] - ends[first]} bytes of {trait}, and Parquet's "
-                f"readers take {TEXT_BYTES_MAX} in a row; give a --sequence-length."
-            )
-        bounds.append(last)
-    return bounds
-
-
-def to_arrow(batch: Batch, trait: str) -> pa.Array:
-    """One trait of all events of a batch."""
-    values = batch.values[trait]
-    present = batch.present.get(trait)
-    mask = None if present is None else ~present
-    if trait in batch.list_offsets:
-        elements = pa.array(values)
-        if trait in batch.strings:
-            elements = pa.array(batch.strings[trait], pa.large_string()).take(elements)
-        null = None if mask is None else pa.array(mask)
-        return pa.LargeListArray.from_arrays(batch.list_offsets[trait], elements, mask=null)
-    if trait in batch.strings:
-        codes = pa.array(values, mask=mask)
-        return pa.array(batch.strings[trait], pa.large_string()).take(codes)
-    if values.ndim == 2:
-        flat = pa.array(values.reshape(-1))
-        null = None if mask is None else pa.array(mask)
-        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=null)
-    return pa.array(values, mask=mask)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from thinrow.client import Projection, row_count
 from thinrow.core.files.arrow import one_array, one_batch, plain_schema, relisted
+from thinrow.core.files.history_columns import STATUS_COLUMN
 from thinrow.core.files.nested import split_name, with_fields
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.paths import DataFile, data_files
@@ -35,7 +36,7 @@ from thinrow.jobs.compared_rows import (
 from thinrow.jobs.fat import WRITTEN, history_lists
 from thinrow.jobs.fat_codes import codes_of, fat_codes
 from thinrow.jobs.layout import FatLayout, LayoutTally
-from thinrow.jobs.materialize import BATCH_EXAMPLES, STATUS_COLUMN, stream_read
+from thinrow.jobs.materialize import BATCH_EXAMPLES, stream_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

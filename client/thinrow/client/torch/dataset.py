@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from thinrow.client.target import Target
     from thinrow.client.torch.rows.file_source import FileSource
-    from thinrow.client.torch.rows.files import Rows
+    from thinrow.core.files.tables import Rows
     from thinrow.core.pointers import Projection
 
 __all__ = ["ThinRowDataset"]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from thinrow.client.client import Client
     from thinrow.client.target import Target
     from thinrow.client.torch.batch import TensorBatch
-    from thinrow.client.torch.rows.files import Rows
     from thinrow.client.torch.source import RowSource
+    from thinrow.core.files.tables import Rows
     from thinrow.core.pointers import Projection
 
 __all__ = ["ThinRowLoader"]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from thinrow.core.files.arrow import load_pyarrow
 from thinrow.core.files.io_errors import first_line
-from thinrow.errors import InputError
+from thinrow.core.files.paths import Named
+from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Table", "is_table", "table_name", "to_reader", "to_table"]
+__all__ = ["Rows", "Table", "is_named", "is_table", "table_name", "to_reader", "to_table"]
 
 
 class Table(Protocol):
@@ -21,10 +24,30 @@ class Table(Protocol):
         """Returns a capsule of the stream of the table's record batches."""
 
 
+Rows: TypeAlias = Named | Table
+"""Names of files, or rows in memory."""
+
+
 def is_table(rows: object) -> bool:
     """Returns True for what `to_table` takes."""
     has_stream = hasattr(rows, "__arrow_c_stream__")
     return has_stream or _is_pandas(rows) or _is_hugging_face(rows) or _is_spark(rows)
+
+
+def is_named(rows: object) -> bool:
+    """Returns True for names of files, False for rows in memory.
+
+    Raises:
+        UsageError: The rows are neither.
+    """
+    if is_table(rows):
+        return False
+    if isinstance(rows, str | Path | list | tuple | set | frozenset | Iterator):
+        return True
+    raise UsageError(
+        f"The rows are a {type(rows).__name__}, but must be a path, a list of paths, or a table in "
+        f"memory; collect a lazy frame first."
+    )
 
 
 def table_name(rows: object) -> str:

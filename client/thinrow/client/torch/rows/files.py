@@ -6,10 +6,8 @@ docs/guides/training.md has the contract.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from copy import copy
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
@@ -27,25 +25,23 @@ from thinrow.client.torch.rows.groups import (
 from thinrow.client.torch.rows.order import EpochOrder, lane_count, shuffled
 from thinrow.client.torch.rows.selection import Selection, selections
 from thinrow.core.files.arrow import load_pyarrow
-from thinrow.core.files.paths import Named
 from thinrow.core.files.rows import other_columns
-from thinrow.core.files.tables import Table, is_table
+from thinrow.core.files.tables import Rows, is_named
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     import pyarrow as pa
     from numpy.typing import NDArray
     from thinrow.client.torch.rows.groups import RowGroups
     from thinrow.client.torch.rows.selection import Chooser
+    from thinrow.core.files.paths import Named
     from thinrow.core.files.row_filter import Condition
     from thinrow.core.pointers import Projection
 
 __all__ = ["RowFiles"]
 
-Rows = Named | Table
-"""Names of files, or rows in memory."""
 Order = Literal["users", "mixed", "rows", "files", "lengths"]
 ORDERS = get_args(Order)
 EVENT_TIMES = ("event_ts", "arrival_ts")
@@ -297,22 +293,6 @@ class RowFiles:
         self._selection = selection
         whole, kept = self._groups.fingerprint, selection.digest()
         self.fingerprint = sha256(f"{whole} {kept}".encode()).hexdigest()[:16] if kept else whole
-
-
-def is_named(rows: object) -> bool:
-    """Returns True for names of files, False for rows in memory.
-
-    Raises:
-        UsageError: The rows are neither.
-    """
-    if is_table(rows):
-        return False
-    if isinstance(rows, str | Path | list | tuple | set | frozenset | Iterator):
-        return True
-    raise UsageError(
-        f"The rows are a {type(rows).__name__}, but must be a path, a list of paths, or a table in "
-        f"memory; collect a lazy frame first."
-    )
 
 
 def traits_named(projection: Projection | str) -> tuple[str, ...] | None:
