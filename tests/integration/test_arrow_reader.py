@@ -53,7 +53,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def fat(address: str, rows: str, folder: Path) -> pa.Table:
-    """What `thinrow materialize` writes for the same rows."""
+    """Returns the fat rows that `thinrow materialize` writes for the same rows."""
     with connect(address) as client:
         report = materialize(client, rows, WANTED, folder / "fat.parquet")
     assert set(report.statuses) == {"OK", "NOT_READY"}
@@ -161,7 +161,7 @@ def test_a_reader_that_is_dropped_ends_its_calls(address: str, rows: str) -> Non
 
 def test_mistakes_are_errors_of_one_sentence(world: World, address: str, tmp_path: Path) -> None:
     table = rows_table(5)
-    nobody = ClientConfig(retry_deadline_s=0, connect_timeout_s=1)
+    unserved = ClientConfig(retry_deadline_s=0, connect_timeout_s=1)
     cases: list[tuple[type[ThinRowError], str, dict[str, Any]]] = [
         (RequestError, "There is no trait 'no'", {"projection": Projection(traits=("no",))}),
         (InputError, "no column 'x'; there are user_id", {"columns": ["x"]}),
@@ -177,7 +177,7 @@ def test_mistakes_are_errors_of_one_sentence(world: World, address: str, tmp_pat
         (
             UnavailableError,
             "127.0.0.1:1",
-            {"target": "127.0.0.1:1", "config": ReadConfig(client=nobody)},
+            {"target": "127.0.0.1:1", "config": ReadConfig(client=unserved)},
         ),
     ]
     for error, says, wrong in cases:
