@@ -359,6 +359,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 def test_shipped_configuration_passes_promtool() -> None:
     run("promtool", "check", "config", DEPLOY / "prometheus/prometheus.yaml")
     run("promtool", "check", "rules", DEPLOY / "prometheus/rules.yaml")
+    run("promtool", "test", "rules", ROOT / "tests/support/alert_cases.yaml")
 
 
 def test_server_image_holds_what_it_needs_and_no_more(images: dict[str, Image]) -> None:

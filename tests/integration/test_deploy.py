@@ -47,6 +47,8 @@ from thinrow.cli.app import app
 from thinrow.client import Pointers, Projection, connect
 from thinrow.client.online import connect_online
 from thinrow.client.torch import LoaderConfig, ThinRowLoader
+from thinrow.cluster.map_metrics import MapMetrics, MemberSeries
+from thinrow.cluster.member import ClusterMember
 from thinrow.errors import RequestError
 from thinrow.materialization.config import ServerConfig
 from thinrow.online.config import OnlineConfig
@@ -261,6 +263,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     world = built_world(tmp_path_factory.mktemp("world"))
     registry = CollectorRegistry()
     MirrorMetrics(registry)
+    MapMetrics(registry)
+    registry.register(MemberSeries(ClusterMember(world.folder, "0"), lambda: 0))
     with running_server(world.store) as server, connect(server.address) as client:
         assert health_of(server.address) == 0
         client.materialize(Pointers(user_ids=[1, 1], end_ts=[as_of(3), as_of(9)]), Projection(3))
@@ -380,7 +384,7 @@ def test_queries_are_understood() -> None:
 def test_every_panel_says_what_it_shows() -> None:
     assert all(panel["title"] and panel["description"] for panel in PANELS)
     questions = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
-    assert len(questions) == 7
+    assert len(questions) == 8
     source = read_yaml(DEPLOY / "grafana/provisioning/datasources/prometheus.yaml")
     [uid] = [each["uid"] for each in source["datasources"]]
     assert {panel["datasource"]["uid"] for panel in PANELS} == {uid}
@@ -440,6 +444,29 @@ def test_alerts_have_runbooks(alert: dict[str, Any]) -> None:
     [paragraph] = re.findall(rf"^#+ {alert['alert']}\n\n(.*?)(?=\n#|\Z)", text, re.S | re.M)
     assert len(paragraph.split()) > 30, "what it means, what to look at, what to do"
     assert alert["labels"]["severity"] in ("page", "ticket")
+
+
+def test_alerts_of_clusters_fire_when_they_should() -> None:
+    """Each has a case; promtool runs them here where it is installed, and in the image test."""
+    cases = ROOT / "tests/support/alert_cases.yaml"
+    tried = {
+        one["alertname"]
+        for case in read_yaml(cases)["tests"]
+        for one in case["alert_rule_test"]
+        if one.get("exp_alerts")
+    }
+    names = [alert["alert"] for alert in ALERTS]
+    assert tried == set(names[names.index("ThinRowGroupNotServed") :])
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed")
+    done = subprocess.run(
+        ["promtool", "test", "rules", cases],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # Kubernetes
