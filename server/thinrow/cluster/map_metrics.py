@@ -74,5 +74,10 @@ class MemberSeries(Collector):
                 len(member.wanted),
             ),
             ("shards_open", "Shards that are open.", self._open_count()),
+            (
+                "shards_moving",
+                "Shards of the cluster that are on the move, by the map.",
+                member.moving_count,
+            ),
         ):
             yield GaugeMetricFamily(f"thinrow_cluster_{name}", text, value)

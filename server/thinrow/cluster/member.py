@@ -52,6 +52,11 @@ class ClusterMember:
         """Shards that the map gives the group, those that it is loading included."""
         return self._known.wanted
 
+    @property
+    def moving_count(self) -> int:
+        """Number of the cluster's shards that are on the move, whichever group they belong to."""
+        return self._known.moving_count
+
     def to_open(self, folder: Path) -> frozenset[int]:
         """Returns those shards of the group that the mirror has; all that it has for no group."""
         self._refresh()
@@ -108,6 +113,10 @@ class _Known:
         self.group: Group | None = None if latest is None else latest.groups.get(name)
         self.wanted = _NOTHING if self.group is None else frozenset(self.group.opened)
         self.serving = _NOTHING if self.group is None else frozenset(self.group.serving)
+        groups = [] if latest is None else latest.groups.values()
+        self.moving_count = len(
+            {shard for each in groups for shard in (*each.loading, *each.leaving)}
+        )
         self.described: wire.DescribeClusterResponse | None = None
         """The map in a response of DescribeCluster."""
         if latest is not None:

@@ -20,6 +20,7 @@ _MERGED: dict[str, Callable[[Iterable[float]], float]] = {
     "thinrow_build_info": min,
     "thinrow_cluster_group": min,
     "thinrow_cluster_map_version": min,
+    "thinrow_cluster_shards_moving": max,
     "thinrow_cluster_shards_open": min,
     "thinrow_cluster_shards_wanted": max,
     "thinrow_generation": min,
