@@ -617,6 +617,16 @@ def test_waiting_is_measured_by_stage(
         assert registry.get_sample_value(
             "thinrow_trainer_examples_total", {"status": "OK"}
         ) == pytest.approx(60)
+        routed = {
+            name: registry.get_sample_value(f"thinrow_trainer_{name}")
+            for name in ("map_version", "groups", "hedges_total", "failovers_total")
+        }
+        assert routed == {
+            "map_version": 0,
+            "groups": 1,
+            "hedges_total": 0,
+            "failovers_total": 0,
+        }
     with ThinRowLoader(paths, server, ALL, SMALL) as loader:
         for number, _ in enumerate(loader):
             time.sleep(0.1 if number else 0.3)

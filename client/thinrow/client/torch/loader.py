@@ -10,6 +10,7 @@ from thinrow.client.target import parse_targets
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
 from thinrow.client.torch.pipeline import BATCHES_IN_USE, Pipeline
+from thinrow.client.torch.routing_series import RoutingSeries
 from thinrow.client.torch.rows.file_source import FileSource
 from thinrow.client.torch.rows.files import RowFiles, traits_named
 from thinrow.client.torch.starvation import Starvation
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from prometheus_client import CollectorRegistry
     from thinrow.client.client import Client
+    from thinrow.client.router import Routing
     from thinrow.client.target import Target
     from thinrow.client.torch.batch import TensorBatch
     from thinrow.client.torch.source import RowSource
@@ -52,7 +54,7 @@ class ThinRowLoader:
         projection: The wanted part of each history, or the name of a tenant.
         config: Batches, statuses and bounds.
         device: Device of the batches.
-        registry: Of Prometheus, for the metrics of `starvation`.
+        registry: Of Prometheus, for the metrics of `starvation` and of the routing to a cluster.
 
     Raises:
         StatusError: An example has a status whose policy is "fail".
@@ -80,6 +82,8 @@ class ThinRowLoader:
         self._starvation = Starvation(registry)
         self._pipeline: Pipeline | None = None
         self._client: Client | None = None
+        if registry is not None:
+            registry.register(RoutingSeries(self._routing))
         self._uncommitted = False
         self._loaded: Any = None
         self._closed = False
@@ -113,6 +117,9 @@ class ThinRowLoader:
             f"ThinRowLoader({self._source!r} at {names}, batches of "
             f"{self._config.batch_examples} examples on {self._copies.device})"
         )
+
+    def _routing(self) -> Routing | None:
+        return None if self._client is None else self._client.routing
 
     @property
     def starvation(self) -> Starvation:
