@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from thinrow.cli import (
     backfill,
+    cluster,
     compact,
     demo,
     explore,
@@ -64,3 +65,4 @@ for module in (
 ):
     app.add_typer(module.app)
 app.add_typer(store.app, name="store")
+app.add_typer(cluster.app, name="cluster")

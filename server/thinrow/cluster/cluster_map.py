@@ -32,6 +32,7 @@ __all__ = [
     "TARGETS_MAX",
     "ClusterMap",
     "Group",
+    "GroupName",
     "decode_map",
 ]
 
@@ -49,7 +50,7 @@ GROUP_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 """Names of groups, which have no slash, so that they differ from the fixed choice I/G."""
 _TARGET = r"^([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}$"
 
-_Name = Annotated[str, StringConstraints(pattern=GROUP_NAME)]
+GroupName = Annotated[str, StringConstraints(pattern=GROUP_NAME)]
 _Target = Annotated[str, StringConstraints(pattern=_TARGET)]
 _Shards = tuple[Annotated[int, Field(ge=0, lt=SHARDS_MAX)], ...]
 
@@ -106,7 +107,7 @@ class ClusterMap(Record):
     """Time for which a client may use this map."""
     changed_ts: Count
     """Time at which this version was written, ms."""
-    groups: Annotated[dict[_Name, Group], Field(min_length=1, max_length=GROUPS_MAX)]
+    groups: Annotated[dict[GroupName, Group], Field(min_length=1, max_length=GROUPS_MAX)]
     write_id: str = Field(default_factory=lambda: uuid4().hex, max_length=32)
     """Identifies this very write."""
 

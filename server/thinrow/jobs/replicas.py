@@ -1,0 +1,63 @@
+"""Requests to every replica of a cluster for a report about itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+from thinrow.client.channel import open_channel
+from thinrow.client.credentials import bearer_metadata
+from thinrow.cluster.replica_report import ReplicaReport
+from thinrow.remote.threads import map_in_threads
+from thinrow.v1 import materialization_pb2 as wire
+from thinrow.v1 import materialization_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from thinrow.client import ClientConfig
+    from thinrow.jobs.connecting import Access
+
+__all__ = ["REPORT_TIMEOUT_S", "replica_reports"]
+
+REPORT_TIMEOUT_S = 5.0
+"""Time for a replica to answer; one that hangs counts as one that does not answer."""
+REPORTS_AT_ONCE = 32
+PROBLEM_CHARACTERS_MAX = 200
+
+
+def replica_reports(targets: Sequence[str], access: Access) -> dict[str, ReplicaReport]:
+    """Requests a report of each replica; one that does not answer has a problem in its report.
+
+    Raises:
+        UsageError: A token would travel unencrypted to another machine.
+    """
+    config = access.config()
+    found = map_in_threads(lambda target: _report(target, config), targets, REPORTS_AT_ONCE)
+    return dict(zip(targets, found, strict=True))
+
+
+def _report(target: str, config: ClientConfig) -> ReplicaReport:
+    channel = open_channel(target, config)
+    try:
+        stub = materialization_pb2_grpc.MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
+        answer: wire.DescribeClusterResponse = stub.DescribeCluster(
+            wire.DescribeClusterRequest(),
+            timeout=REPORT_TIMEOUT_S,
+            metadata=bearer_metadata(config),
+        )
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # a server without clusters
+            return ReplicaReport(target)
+        details = (error.details() or "")[:PROBLEM_CHARACTERS_MAX]
+        return ReplicaReport(target, problem=f"{error.code().name}: {details}".strip(": "))
+    finally:
+        channel.close()
+    return ReplicaReport(
+        target,
+        group=answer.group,
+        map_version=answer.map_version,
+        generation=answer.generation,
+        watermark_ts=answer.watermark_ts,
+        open_shards=frozenset(answer.open_shards),
+    )
