@@ -340,7 +340,7 @@ def test_hedges_stay_within_their_share(doubled: MappedGroups) -> None:
         config = ClientConfig(hedged_share=share)
         before = sum(r.calls["MaterializeStream"] for r in doubled.all_replicas)
         with connect(doubled.address, config) as client:
-            for batch in client.stream([rows] * 150, ALL):
+            for batch in client.stream([rows] * 100, ALL):
                 right = right or shown(batch)
                 assert shown(batch) == right
             requests = sum(r.calls["MaterializeStream"] for r in doubled.all_replicas) - before
