@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.remote_stores import RemoteWorld, remote_world
-from support.server_processes import AT_ONCE, TWO, until
+from support.server_processes import TWO, until
 from support.worlds import ALL, days, pointers_to, read_store, running_server, shown
-from thinrow.client import connect
+from thinrow.client import Batch
 from thinrow.cluster.cluster_map import ClusterMap, Group
 from thinrow.cluster.map_objects import MAP, map_key, read_map, write_map
+from thinrow.core.lookup.batch_lookup import BatchLookup
+from thinrow.core.pointers import ThinRows
 from thinrow.core.shards import shard_of
-from thinrow.errors import UnavailableError, UsageError
+from thinrow.core.wire.response import Response
+from thinrow.errors import UsageError
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
 from thinrow.materialization.service import SERVICE
@@ -116,14 +119,21 @@ def page(server: Server, path: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
+def received_from(address: str, users: list[int]) -> Answers:
+    """Answers of this very server, to a request without a map."""
+    piece = BatchLookup(ThinRows(pointers_to(days(3), users)), ALL).whole()
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/Materialize")
+        piece.answered(Response.read(call(piece.request(), timeout=60)))
+    return shown(Batch.from_answers([piece.lookup.answer()]))
+
+
 def check_users(address: str, shards: set[int], whole: Answers) -> list[int]:
     """Users of these shards have their histories; returns them."""
     users = np.array(USERS)
     is_here = np.isin(shard_of(users, SHARDS), sorted(shards))
     here: list[int] = users[is_here].tolist()
-    with connect(address, AT_ONCE) as client:
-        found = shown(client.materialize(pointers_to(days(3), here), ALL))
-    assert found == [whole[place] for place in np.flatnonzero(is_here)]
+    assert received_from(address, here) == [whole[place] for place in np.flatnonzero(is_here)]
     return here
 
 
@@ -132,12 +142,16 @@ def check_answers(address: str, shards: set[int], whole: Answers) -> None:
     here = check_users(address, shards, whole)
     users = np.array(USERS)
     is_here = np.isin(users, here)
-    with connect(address, AT_ONCE) as client:
+    with grpc.insecure_channel(address) as channel:
+        stub = MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
         for user in users[~is_here][:3].tolist():
-            with pytest.raises(UnavailableError, match="without shard"):
-                client.materialize(pointers_to(days(3), [*here, user]), ALL)
-            with pytest.raises(UnavailableError, match="without shard"):
-                client.inspect(user, days(3)[0])
+            with pytest.raises(grpc.RpcError, match="without shard") as refused:
+                received_from(address, [*here, user])
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+            request = wire.InspectRequest(user_id=user, as_of_ts=days(3)[0])
+            with pytest.raises(grpc.RpcError, match="without shard") as refused:
+                stub.Inspect(request, timeout=60)
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
 
 
 def whole_answers(world: RemoteWorld) -> Answers:
