@@ -123,6 +123,7 @@ def received_from(address: str, users: list[int]) -> Answers:
     """Answers of this very server, to a request without a map."""
     piece = BatchLookup(ThinRows(pointers_to(days(3), users)), ALL).whole()
     with grpc.insecure_channel(address) as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes]
         call = channel.unary_unary(f"/{SERVICE}/Materialize")
         piece.answered(Response.read(call(piece.request(), timeout=60)))
     return shown(Batch.from_answers([piece.lookup.answer()]))
@@ -147,11 +148,11 @@ def check_answers(address: str, shards: set[int], whole: Answers) -> None:
         for user in users[~is_here][:3].tolist():
             with pytest.raises(grpc.RpcError, match="without shard") as refused:
                 received_from(address, [*here, user])
-            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
             request = wire.InspectRequest(user_id=user, as_of_ts=days(3)[0])
             with pytest.raises(grpc.RpcError, match="without shard") as refused:
                 stub.Inspect(request, timeout=60)
-            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def whole_answers(world: RemoteWorld) -> Answers:
