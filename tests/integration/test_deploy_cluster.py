@@ -205,6 +205,29 @@ def test_nothing_replaces_or_scales_pods_by_itself(one: Manifests) -> None:
     assert ("StatefulSet", "server") not in one
 
 
+def test_the_map_is_applied_by_hand(one: Manifests) -> None:
+    spec = one["CronJob", "cluster-apply"]["spec"]
+    assert spec["suspend"] is True
+    template = spec["jobTemplate"]["spec"]["template"]
+    [container] = template["spec"]["containers"]
+    store = one["ConfigMap", "object-store"]["data"]["STORE"]
+    words = [each.replace("$(STORE)", store) for each in container["args"]]
+    name, options = parsed(app, words)
+    assert name == "apply"
+    assert options["store"] == store
+    mounts = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
+    path = Path(words[2])
+    assert mounts[str(path.parent)] == "cluster"
+    [volume] = [each for each in template["spec"]["volumes"] if each["name"] == "cluster"]
+    generated = named(one, *GENERATED)
+    assert volume["configMap"]["name"] == generated["metadata"]["name"]
+    assert path.name in generated["data"]
+    assert template["spec"]["serviceAccountName"] == "store-writer"
+    gc = BELOW["CronJob", "gc"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert container["securityContext"] == gc["containers"][0]["securityContext"]
+    assert template["spec"]["securityContext"] == gc["securityContext"]
+
+
 def test_the_job_reaches_servers_and_the_object_store(one: Manifests) -> None:
     template = one["CronJob", "cluster-apply"]["spec"]["jobTemplate"]["spec"]["template"]
     labels = template["metadata"]["labels"]
@@ -247,6 +270,9 @@ def test_tls_reaches_probes_and_the_job() -> None:
     )
     mounts = {each["mountPath"] for each in container["volumeMounts"]}
     assert {str(options[key].parent) for key in ("tls_cert", "tls_key")} <= mounts
+    job = manifests["CronJob", "cluster-apply"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    words = [each.replace("$(STORE)", "s3://x/y") for each in job["containers"][0]["args"]]
+    assert parsed(app, words)[1]["ca"] == Path("/etc/tls/ca.crt")
 
 
 def test_ephemeral_volumes_replace_claims(tmp_path: Path) -> None:
