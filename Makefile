@@ -34,10 +34,12 @@ TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict
 # Spark Connect needs grpcio-status.
 SPARK := pyspark==4.3.0 py4j==0.10.9.9 grpcio-status==1.85.3
 
+RAY := ray[data]==2.60.0
+
 TRAINERS := lightning==2.6.6 transformers==5.24.0 accelerate==1.15.0 datasets==5.2.0
 
 .PHONY: help setup demo test test-recipes test-wheel test-docs test-fast test-long fleet-test
-.PHONY: torchrec trainers spark faults
+.PHONY: torchrec trainers spark ray faults
 .PHONY: check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors
 .PHONY: bench bench-peers bench-short bench-ids bench-scale bench-spark bench-research gpu docs wheel wheels lock pin-images image-test
 
@@ -68,7 +70,7 @@ test-wheel: setup ## build a wheel, and try it in environments without a compile
 test-docs: setup ## build the documentation site, check its links, and show it in a browser
 	$(BIN)/python -m pytest -m site tests/integration/test_site.py
 
-fleet-test: spark ## run jobs on Spark, with executors that are killed and object stores that fail; needs Java 17
+fleet-test: spark ray ## run jobs on Spark, with executors that are killed and object stores that fail; needs Java 17
 	@command -v java > /dev/null || { echo 'Install Java 17: apt-get install openjdk-17-jre-headless' >&2; exit 1; }
 	$(BIN)/python -m pytest -m fleet tests/fleet
 
@@ -83,6 +85,9 @@ torchrec: setup ## install torchrec, so that its tests run rather than skip
 
 spark: setup ## install pyspark, so that its tests run rather than skip
 	@$(BIN)/python -m pip install --quiet --no-deps $(SPARK)
+
+ray: setup ## install Ray Data, so that its tests run rather than skip
+	@$(BIN)/python -m pip install --quiet '$(RAY)'
 
 trainers: setup ## install Lightning, transformers and datasets, so that their tests run rather than skip
 	$(BIN)/python -m pip install --quiet $(TRAINERS)
