@@ -14,14 +14,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.remote_stores import RemoteWorld, remote_world
 from support.server_processes import TWO, until
-from support.worlds import ALL, days, pointers_to, read_store, running_server, shown
-from thinrow.client import Batch
+from support.unrouted import Unrouted
+from support.worlds import days, pointers_to, read_store, running_server
 from thinrow.cluster.cluster_map import ClusterMap, Group
 from thinrow.cluster.map_objects import MAP, map_key, read_map, write_map
-from thinrow.core.lookup.batch_lookup import BatchLookup
-from thinrow.core.pointers import ThinRows
 from thinrow.core.shards import shard_of
-from thinrow.core.wire.response import Response
 from thinrow.errors import UsageError
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
@@ -29,8 +26,6 @@ from thinrow.materialization.service import SERVICE
 from thinrow.remote import object_store
 from thinrow.remote.reading import local_store
 from thinrow.store.layout import shard_name
-from thinrow.v1 import materialization_pb2 as wire
-from thinrow.v1.materialization_pb2_grpc import MaterializationServiceStub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +33,7 @@ if TYPE_CHECKING:
 
     from support.object_storage import ObjectStorage
     from support.worlds import Answers, Running
+    from thinrow.v1 import materialization_pb2 as wire
 
 SHARDS = 8
 USERS = (*range(1, 41), 99)
@@ -88,12 +84,8 @@ def has_map(server: Server, version: int) -> None:
 
 
 def described(address: str) -> wire.DescribeClusterResponse:
-    with grpc.insecure_channel(address) as channel:
-        stub = MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
-        response: wire.DescribeClusterResponse = stub.DescribeCluster(
-            wire.DescribeClusterRequest(), timeout=60
-        )
-        return response
+    with Unrouted(address) as server:
+        return server.describe_cluster()
 
 
 def opens(address: str, *shards: int) -> None:
@@ -119,22 +111,14 @@ def page(server: Server, path: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def received_from(address: str, users: list[int]) -> Answers:
-    """Answers of this very server, to a request without a map."""
-    piece = BatchLookup(ThinRows(pointers_to(days(3), users)), ALL).whole()
-    with grpc.insecure_channel(address) as channel:
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes]
-        call = channel.unary_unary(f"/{SERVICE}/Materialize")
-        piece.answered(Response.read(call(piece.request(), timeout=60)))
-    return shown(Batch.from_answers([piece.lookup.answer()]))
-
-
 def check_users(address: str, shards: set[int], whole: Answers) -> list[int]:
     """Users of these shards have their histories; returns them."""
     users = np.array(USERS)
     is_here = np.isin(shard_of(users, SHARDS), sorted(shards))
     here: list[int] = users[is_here].tolist()
-    assert received_from(address, here) == [whole[place] for place in np.flatnonzero(is_here)]
+    with Unrouted(address) as server:
+        found = server.materialize(pointers_to(days(3), here))
+    assert found == [whole[place] for place in np.flatnonzero(is_here)]
     return here
 
 
@@ -143,15 +127,13 @@ def check_answers(address: str, shards: set[int], whole: Answers) -> None:
     here = check_users(address, shards, whole)
     users = np.array(USERS)
     is_here = np.isin(users, here)
-    with grpc.insecure_channel(address) as channel:
-        stub = MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
+    with Unrouted(address) as server:
         for user in users[~is_here][:3].tolist():
             with pytest.raises(grpc.RpcError, match="without shard") as refused:
-                received_from(address, [*here, user])
+                server.materialize(pointers_to(days(3), [*here, user]))
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-            request = wire.InspectRequest(user_id=user, as_of_ts=days(3)[0])
             with pytest.raises(grpc.RpcError, match="without shard") as refused:
-                stub.Inspect(request, timeout=60)
+                server.inspect(user, days(3)[0])
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 

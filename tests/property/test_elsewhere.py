@@ -5,29 +5,24 @@ from __future__ import annotations
 import random
 import uuid
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
 import pytest
-from support.worlds import ALL, as_of, new_world, shown, some_events
-from thinrow.client import Batch, Pointers
-from thinrow.core.lookup.batch_lookup import BatchLookup
-from thinrow.core.pointers import ThinRows
+from support.unrouted import Unrouted
+from support.worlds import as_of, new_world, some_events
+from thinrow.client import Pointers
 from thinrow.core.shards import shard_of
 from thinrow.core.status import Status
-from thinrow.core.wire.response import Response
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
-from thinrow.materialization.service import SERVICE
 from thinrow.store.user_texts import text_keys
-from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from support.worlds import Answers
 
 SHARDS = 8
 KNOWN = range(1, 61)
@@ -51,28 +46,6 @@ def keys_of(users: list[Any], kind: str) -> NDArray[np.int64]:
     return np.array(users, kind).view(np.int64)
 
 
-class Answering:
-    """A server, and requests as a router sends them."""
-
-    def __init__(self, server: Server) -> None:
-        self._channel = grpc.insecure_channel(server.address)
-        self._call: Any = self._channel.unary_unary(f"/{SERVICE}/Materialize")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._channel.close()
-
-    def __call__(self, pointers: Pointers, map_version: int) -> Answers:
-        piece = BatchLookup(ThinRows(pointers), ALL).whole()
-        request = wire.MaterializeRequest.FromString(piece.request())
-        request.map_version = map_version
-        response = self._call(request.SerializeToString(), timeout=60)
-        piece.answered(Response.read(response))
-        return shown(Batch.from_answers([piece.lookup.answer()]))
-
-
 @pytest.mark.parametrize("kind", ["int64", "uint64", "uuid", "string"])
 def test_each_example_is_that_of_a_full_server_or_elsewhere(tmp_path: Path, kind: str) -> None:
     rng = random.Random(kind)
@@ -88,14 +61,14 @@ def test_each_example_is_that_of_a_full_server_or_elsewhere(tmp_path: Path, kind
     counts: Counter[Status] = Counter()
     with (
         Server(config(world.store)) as full_server,
-        Answering(full_server) as full,
+        Unrouted(full_server.address) as full,
     ):
         for shards in ("2-4", "7", "0-7"):
             first, _, last = shards.partition("-")
             is_open = np.isin(np.arange(SHARDS), range(int(first), int(last or first) + 1))
             with (
                 Server(config(world.store, shards=shards)) as server,
-                Answering(server) as some,
+                Unrouted(server.address) as some,
             ):
                 for version in range(1, REQUESTS + 1):
                     some_users = [named(rng.randint(1, 70), kind) for _ in range(rng.randint(1, 9))]
@@ -104,7 +77,10 @@ def test_each_example_is_that_of_a_full_server_or_elsewhere(tmp_path: Path, kind
                     lengths = [rng.randint(0, 5) for _ in some_users]
                     pointers = Pointers(user_ids=some_users, end_ts=end_ts, max_lengths=lengths)
                     is_here = is_open[shard_of(keys_of(some_users, kind), SHARDS)]
-                    expected, found = full(pointers, 0), some(pointers, version)
+                    expected, found = (
+                        full.materialize(pointers),
+                        some.materialize(pointers, version),
+                    )
                     for place, (status, histories) in enumerate(found):
                         counts[Status(status)] += 1
                         if is_here[place]:
@@ -113,10 +89,10 @@ def test_each_example_is_that_of_a_full_server_or_elsewhere(tmp_path: Path, kind
                             assert status == Status.ELSEWHERE
                             assert not any(histories.values())
                     if is_here.all():
-                        assert some(pointers, 0) == expected
+                        assert some.materialize(pointers) == expected
                         continue
                     with pytest.raises(grpc.RpcError, match="without shard") as raised:
-                        some(pointers, 0)
+                        some.materialize(pointers)
                     assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
                 elsewhere = server.metrics.registry.get_sample_value(
                     "thinrow_examples_total", {"tenant": "", "status": "ELSEWHERE"}
