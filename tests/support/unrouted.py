@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
+import numpy as np
 from support.worlds import ALL, shown
 from thinrow.client import Batch, Pointers
 from thinrow.core.lookup.batch_lookup import BatchLookup
@@ -38,8 +39,15 @@ class Unrouted:
         piece = BatchLookup(ThinRows(pointers), ALL).whole()
         request = wire.MaterializeRequest.FromString(piece.request())
         request.map_version = map_version
-        piece.answered(Response.read(self._call("Materialize", request)))
-        return shown(Batch.from_answers([piece.lookup.answer()]))
+        response = wire.MaterializeResponse.FromString(self._call("Materialize", request))
+        is_elsewhere = np.array(response.statuses) == wire.STATUS_ELSEWHERE
+        for place in np.flatnonzero(is_elsewhere).tolist():
+            response.statuses[place] = wire.STATUS_NOT_READY  # the other is for routers alone
+        piece.answered(Response.read(response.SerializeToString()))
+        found = shown(Batch.from_answers([piece.lookup.answer()]))
+        for example in piece.examples[is_elsewhere].tolist():
+            found[example] = wire.STATUS_ELSEWHERE, found[example][1]
+        return found
 
     def inspect(self, user: int, as_of_ts: int) -> wire.InspectResponse:
         """Shows a user's history."""
