@@ -22,13 +22,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ORDERS = ("users", "mixed", "rows", "files", "lengths")
+PARTS = (0, 0, 1, 2, 4, 16)
+"""Numbers of parts, 0 for files without parts."""
+
+
+def parts_of(counts: list[int]) -> Callable[[int], st.SearchStrategy[list[int]]]:
+    """The part of each file, ascending."""
+
+    def drawn(parts: int) -> st.SearchStrategy[list[int]]:
+        if not parts:
+            return st.just([])
+        size = len(counts)
+        return st.lists(st.integers(0, parts - 1), min_size=size, max_size=size).map(sorted)
+
+    return drawn
 
 
 class Epoch:
     """An epoch of drawn files, and its order by the model."""
 
     def __init__(self, folder: Path, data: st.DataObject) -> None:
-        counts = data.draw(st.lists(st.integers(0, 90), min_size=1, max_size=3), "counts")
+        counts = data.draw(st.lists(st.integers(0, 90), min_size=1, max_size=4), "counts")
         row_group = data.draw(st.integers(9, 60), "row_group")
         rng = data.draw(st.randoms(use_true_random=False))
         tables = [
@@ -38,7 +52,8 @@ class Epoch:
             )
             for count in counts
         ]
-        self.paths = write_tables(folder, tables, row_group)
+        self.parts = data.draw(st.sampled_from(PARTS).flatmap(parts_of(counts)), "parts")
+        self.paths = write_tables(folder, tables, row_group, self.parts)
         self.options: Any = {
             "order": data.draw(st.sampled_from(ORDERS), "order"),
             "seed": data.draw(st.integers(0, 9), "seed"),
@@ -48,7 +63,7 @@ class Epoch:
             self.options["length_column"] = "length"
         self.batch = data.draw(st.sampled_from((1, 3, 4, 8, 17)), "batch")
         self.files = RowFiles(self.paths, **self.options)
-        self.order = model_order(self.files, tables, row_group, 0, self.batch)
+        self.order = model_order(self.files, tables, row_group, 0, self.batch, self.parts)
         assert sorted(self.order) == list(range(sum(counts)))
 
     def fleet(self, ranks: int, workers: int, saved: object = None, **dealing: Any) -> Fleet:  # noqa: ANN401
@@ -66,7 +81,10 @@ def epoch_of(
     def make(data: st.DataObject) -> Epoch:
         return Epoch(tmp_path_factory.mktemp("rows"), data)
 
-    with mock.patch.object(row_order, "FIRST_WINDOW_ROWS", 5):
+    with (
+        mock.patch.object(row_order, "FIRST_WINDOW_ROWS", 5),
+        mock.patch.object(row_order, "PART_LANE_ROWS_MIN", 6),
+    ):
         yield make
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from support.thin_rows import EVENT, UIH
 from thinrow.client.torch.rows import order as orders
 from thinrow.client.torch.rows.windows import MIXED_ROWS
+from thinrow.core.shards import part_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,14 +42,28 @@ def lengths_table(users: Sequence[int], lengths: Sequence[int]) -> pa.Table:
     )
 
 
-def write_tables(folder: Path, tables: Sequence[pa.Table], row_group: int) -> str:
+def write_tables(
+    folder: Path, tables: Sequence[pa.Table], row_group: int, parts: Sequence[int] = ()
+) -> str:
+    """Writes files, each into the folder of its part if there are parts, which ascend."""
+    for number, (table, part) in enumerate(zip(tables, parts, strict=False)):
+        (folder / part_folder(part)).mkdir(exist_ok=True)
+        path = folder / part_folder(part) / f"rows-{number:02}.parquet"
+        pq.write_table(table, path, row_group_size=row_group)
+    if parts:
+        return str(folder)
     for number, table in enumerate(tables):
         pq.write_table(table, folder / f"rows-{number:02}.parquet", row_group_size=row_group)
     return str(folder / "rows-*.parquet")
 
 
 def model_order(
-    files: RowFiles, tables: Sequence[pa.Table], row_group: int, epoch: int, batch: int
+    files: RowFiles,
+    tables: Sequence[pa.Table],
+    row_group: int,
+    epoch: int,
+    batch: int,
+    parts: Sequence[int] = (),
 ) -> list[int]:
     """The numbers of an epoch's rows in its order, row after row from plain lists."""
     users = [user for table in tables for user in table["user_id"].to_pylist()]
@@ -68,6 +83,15 @@ def model_order(
     rows = [row for number in numbers.tolist() for row in by_number[number]]
     lanes = files.epoch_order(batch).lanes
     edges = [lane * len(rows) // lanes for lane in range(lanes + 1)]
+    if parts:
+        part_of_row = [
+            part for part, table in zip(parts, tables, strict=True) for _ in range(len(table))
+        ]
+        of_lane = [
+            [row for row in rows if part_of_row[row] % lanes == lane] for lane in range(lanes)
+        ]
+        rows = list(itertools.chain(*of_lane))
+        edges = [0, *itertools.accumulate(map(len, of_lane))]
     ordered = []
     for first, last in itertools.pairwise(edges):
         lane: list[int] = []
@@ -99,10 +123,15 @@ def model_order(
             size = most * orders.WINDOW_GROWTH
         ordered.append(lane)
     result: list[int] = []
-    while lanes > 1 and all(len(lane) >= batch for lane in ordered):
-        for lane in ordered:
-            result += lane[:batch]
-            del lane[:batch]
+    while len(ordered) > 1:
+        while all(len(lane) >= batch for lane in ordered):
+            for lane in ordered:
+                result += lane[:batch]
+                del lane[:batch]
+        half = len(ordered) // 2
+        if not parts:
+            break
+        ordered = [ordered[lane] + ordered[lane + half] for lane in range(half)]
     return result + [row for lane in ordered for row in lane]
 
 

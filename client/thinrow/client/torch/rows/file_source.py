@@ -37,6 +37,8 @@ __all__ = ["READ_ROWS", "FileSource"]
 
 READ_ROWS = 4096
 """Rows decoded at once. Earlier rows of a row group are decoded and dropped."""
+OPEN_LANES_MAX = 64
+"""Lanes that keep their file open from window to window: those that were read last."""
 
 
 class FileSource:
@@ -145,6 +147,7 @@ class FileSource:
         rows = 0
         with ExitStack() as stack:
             readers: dict[int, LaneReader] = {}
+            opened: dict[int, LaneReader] = {}
             for lane, first, last in self._segments(order):
                 reader = readers.get(lane)
                 if reader is None:
@@ -156,6 +159,11 @@ class FileSource:
                         # Decoding a window takes time, and the trainer may wait for these rows.
                         yield joined(pieces)
                         pieces, rows = [], 0
+                    if not reader.holds(first):
+                        opened.pop(lane, None)
+                        opened[lane] = reader
+                        if len(opened) > OPEN_LANES_MAX:
+                            opened.pop(next(iter(opened))).close()
                     window, start, stop = reader.window(first)
                     taken = min(last, stop, first + examples - rows) - first
                     if not pieces or pieces[-1][0] is not window:

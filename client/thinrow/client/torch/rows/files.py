@@ -22,7 +22,12 @@ from thinrow.client.torch.rows.groups import (
     conformed_rows,
     joint_columns,
 )
-from thinrow.client.torch.rows.order import EpochOrder, lane_count, shuffled
+from thinrow.client.torch.rows.order import (
+    EpochOrder,
+    lane_count,
+    part_lane_count,
+    shuffled,
+)
 from thinrow.client.torch.rows.selection import Selection, selections
 from thinrow.core.files.arrow import load_pyarrow
 from thinrow.core.files.rows import other_columns
@@ -203,9 +208,12 @@ class RowFiles:
         rows = len(self)
         if self.order == "files":  # Rows need not wait for a full window.
             return EpochOrder(rows, 1, interleave_rows, READ_ROWS)
-        size = self._groups.size * rows // max(int(self._groups.rows.sum()), 1)
-        lanes = lane_count(rows, size, self.window_rows)
         by_length = self.order == "lengths"
+        if (lane_of := self._lane_of) is not None:
+            sizes = np.bincount(lane_of, self._selection.counts, self._part_lanes).astype(int)
+            lanes, each = self._part_lanes, tuple(sizes.tolist())
+            return EpochOrder(rows, lanes, interleave_rows, self.window_rows, by_length, each)
+        lanes = lane_count(rows, self._size, self.window_rows)
         return EpochOrder(rows, lanes, interleave_rows, self.window_rows, by_length)
 
     def group_end(self, epoch: int, place: int) -> int:
@@ -262,7 +270,31 @@ class RowFiles:
         groups = np.arange(len(counts))
         if self.order != "files":
             groups = shuffled(groups, self.seed, epoch)
+        if (lane_of := self._lane_of) is not None:
+            groups = groups[np.argsort(lane_of[groups], kind="stable")]
         return groups, np.cumsum(counts[groups])
+
+    @property
+    def _size(self) -> int:
+        """Bytes of the rows, as they are stored, if all of them are of average size."""
+        return self._groups.size * len(self) // max(int(self._groups.rows.sum()), 1)
+
+    @property
+    def _part_lanes(self) -> int:
+        """Lanes of files in parts."""
+        assert self._groups.row_parts is not None
+        parts = 1 << int(self._groups.row_parts.max(initial=0)).bit_length()
+        return part_lane_count(len(self), self._size, self.window_rows, parts)
+
+    @property
+    def _lane_of(self) -> NDArray[np.int64] | None:
+        """Shape (groups,): the lane of each row group; None if lanes do not have whole parts.
+
+        Parts of a lane agree in their low bits, as the shards of a group of servers do.
+        """
+        if self._groups.row_parts is None or self.order == "files":
+            return None
+        return self._groups.row_parts % self._part_lanes
 
     def _read_places(
         self, group: int, wanted: NDArray[np.int64], schema: pa.Schema

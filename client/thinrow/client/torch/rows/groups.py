@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -24,6 +25,7 @@ from thinrow.core.files.row_filter import known_of_key, known_of_range
 from thinrow.core.files.rows import check, fields, snapshots_type
 from thinrow.core.files.tables import table_name, to_table
 from thinrow.core.files.user_columns import user_words
+from thinrow.core.shards import PART_KEY, PARTS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,6 +44,8 @@ __all__ = [
     "conformed_rows",
     "joint_columns",
 ]
+
+log = logging.getLogger("thinrow.loader")
 
 FOOTER_THREADS_MAX = 16
 """Footers read at once; most of the time goes to waiting for a remote store."""
@@ -66,6 +70,8 @@ class RowGroups(Protocol):
     """Bytes of all rows, as they are stored."""
     fingerprint: str
     """Names the rows, wherever they lie."""
+    row_parts: NDArray[np.int64] | None
+    """Shape (groups,): the part of the users of each group, if files are in parts by user."""
 
     def batches(
         self, groups: Sequence[int], schema: pa.Schema, rows: int
@@ -104,9 +110,11 @@ class FileGroups:
             footers = list(pool.map(read_footer, self._files))
         self.schemas = [footer.schema for footer in footers]
         self.size = sum(sum(footer.group_bytes) for footer in footers)
-        self.fingerprint = fingerprint(self.names, footers)
         counts = [len(footer.group_rows) for footer in footers]
         self.parts = np.repeat(np.arange(len(footers)), counts)
+        row_parts = parts_of_files(self._files)
+        self.row_parts = None if row_parts is None else np.repeat(row_parts, counts)
+        self.fingerprint = fingerprint(self.names, footers, row_parts)
         self._places = np.concatenate([np.arange(count) for count in counts])
         self.rows = np.array([rows for footer in footers for rows in footer.group_rows], np.int64)
 
@@ -159,6 +167,7 @@ class TableGroups:
         )
         self.parts = np.zeros(len(self.rows), np.int64)
         self.size = table_size(self._table)
+        self.row_parts: NDArray[np.int64] | None = None
         self.fingerprint = self._fingerprint()
 
     def batches(
@@ -297,9 +306,26 @@ def leaves_of(table: ParquetTable, schema: pa.Schema) -> list[int]:
     return leaves
 
 
-def fingerprint(paths: Sequence[str], footers: Sequence[Footer]) -> str:
-    """Returns a fingerprint of a list of files, independent of their folders."""
-    digest = hashlib.sha256()
+def parts_of_files(files: Sequence[DataFile]) -> NDArray[np.int64] | None:
+    """Returns the part of the users of each file, shape (files,); None if one has none."""
+    keys = [dict(file.keys).get(PART_KEY) for file in files]
+    found = [part for part in keys if isinstance(part, int) and 0 <= part < PARTS_MAX]
+    if len(found) == len(files):
+        return np.array(found, np.int64)
+    if found:
+        log.warning(
+            "%d of %d files of thin rows have no part=NNNN folder, so no rank gets whole parts.",
+            len(files) - len(found),
+            len(files),
+        )
+    return None
+
+
+def fingerprint(
+    paths: Sequence[str], footers: Sequence[Footer], row_parts: NDArray[np.int64] | None
+) -> str:
+    """Returns a fingerprint of a list of files, independent of their folders but for parts."""
+    digest = hashlib.sha256(b"" if row_parts is None else row_parts.astype("<i8").tobytes())
     for path, footer in zip(paths, footers, strict=True):
         summary = (path.rsplit("/", 1)[-1], footer.group_rows, footer.group_bytes)
         digest.update(repr(summary).encode())

@@ -8,7 +8,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from itertools import accumulate, chain, pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["EpochOrder", "lane_count", "mixed", "shuffled", "shuffled_blocks", "sorted_runs"]
+__all__ = [
+    "EpochOrder",
+    "lane_count",
+    "mixed",
+    "part_lane_count",
+    "shuffled",
+    "shuffled_blocks",
+    "sorted_runs",
+]
 
 FIRST_WINDOW_ROWS = 1024
 """Rows of a lane's first window: the first lookup waits until they are decoded."""
@@ -28,6 +37,10 @@ LANE_WINDOWS_MIN = 2
 """Full windows that each lane has rows for."""
 LANES_BYTES_MAX = 256 << 20
 """Bytes, as Parquet encodes them, of one window of each lane: one shard holds all of them."""
+PART_LANES_MAX = 1024
+"""Limit on lanes of whole parts: as many ranks read parts of their own."""
+PART_LANE_ROWS_MIN = 4096
+"""Rows that a lane of whole parts has on average: those of a lookup by default."""
 
 
 def lane_count(rows: int, size: int, window_rows: int) -> int:
@@ -48,13 +61,61 @@ def lane_count(rows: int, size: int, window_rows: int) -> int:
     return lanes
 
 
+def part_lane_count(rows: int, size: int, window_rows: int, parts: int) -> int:
+    """Returns the number of lanes of files in parts: a power of two.
+
+    Args:
+        rows: Rows of the files.
+        size: Bytes of those rows.
+        window_rows: Rows of a window.
+        parts: Parts of the rows; a power of two, or rounded up to one.
+    """
+    lanes = 1
+    while 2 * lanes <= min(parts, PART_LANES_MAX) and 2 * lanes * PART_LANE_ROWS_MIN <= rows:
+        held = min(2 * lanes * window_rows, rows)
+        if held * size > LANES_BYTES_MAX * rows:
+            break
+        lanes *= 2
+    return lanes
+
+
+class LaneRows(NamedTuple):
+    """Places [first, last) of a lane."""
+
+    lane: int
+    first: int
+    last: int
+
+
+class Turns(NamedTuple):
+    """Positions at which some sequences of rows take turns."""
+
+    start: int
+    rows: int
+    """Rows of each turn."""
+    sequences: list[list[LaneRows]]
+
+    def segments(self, start: int, stop: int) -> Iterator[LaneRows]:
+        """Yields the rows at positions [start, stop), which lie within these turns."""
+        while start < stop:
+            turn, offset = divmod(start - self.start, self.rows)
+            number, sequence = divmod(turn, len(self.sequences))
+            count = min(stop - start, self.rows - offset)
+            place = number * self.rows + offset
+            yield from within(self.sequences[sequence], place, place + count)
+            start += count
+
+
 @dataclass(frozen=True)
 class EpochOrder:
     """Positions of an epoch's rows, whatever the number of ranks and workers.
 
-    The rows, in the order of the epoch's row groups, are cut into lanes of equal size. A lane is
-    ordered window by window. Lanes then take turns, `interleave_rows` rows at a time, for as long
-    as each of them has that many; what remains follows lane after lane.
+    The rows, in the order of the epoch's row groups, are cut into lanes. A lane is ordered window
+    by window. Lanes take turns, `interleave_rows` rows at a time, for as long as each of them has
+    that many. What remains of lanes of equal size follows lane after lane. What remains of lanes of
+    whole parts is joined in pairs, lane l of L with lane l + L/2, which take turns in their place,
+    and so on until one sequence is left: rank r of R, a power of two, reads rows of its own parts
+    until a rank has no more of its own, and then those that it shares with as few ranks as can be.
     """
 
     rows: int
@@ -63,28 +124,22 @@ class EpochOrder:
     window_rows: int
     whole_runs: bool = False
     """Windows end at multiples of `interleave_rows`."""
+    sizes: tuple[int, ...] = ()
+    """Rows of each lane of whole parts; nothing for lanes of equal size."""
 
     def bounds(self, lane: int) -> tuple[int, int]:
         """Returns the rows [start, stop) of a lane, in the order of row groups."""
-        return lane * self.rows // self.lanes, (lane + 1) * self.rows // self.lanes
+        return self._edges[lane], self._edges[lane + 1]
 
-    def segments(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Yields the positions [start, stop) in order, as (lane, first, last): places of a lane."""
-        turn = self.interleave_rows
-        while start < min(stop, self._interleaved):
-            block, offset = divmod(start, turn)
-            number, lane = divmod(block, self.lanes)
-            rows = min(stop - start, turn - offset)
-            first = number * turn + offset
-            yield lane, first, first + rows
-            start += rows
-        rest = self._rests
-        while start < stop:
-            lane = bisect_right(rest, start) - 1
-            rows = min(stop, rest[lane + 1]) - start
-            first = self._interleaved // self.lanes + start - rest[lane]
-            yield lane, first, first + rows
-            start += rows
+    def segments(self, start: int, stop: int) -> Iterator[LaneRows]:
+        """Yields the rows at the positions [start, stop), in order."""
+        number = bisect_right(self._turns, start, key=lambda turns: turns.start) - 1
+        for turns, after in zip(self._turns[number:], self._turns[number + 1 :], strict=False):
+            yield from turns.segments(start, min(stop, after.start))
+            start = max(start, after.start)
+            if start >= stop:
+                return
+        yield from self._turns[-1].segments(start, stop)
 
     def window(self, lane: int, place: int) -> tuple[int, int]:
         """Returns the places [start, stop) of the window that holds a place of a lane."""
@@ -102,19 +157,42 @@ class EpochOrder:
         return start, min(start + size, last - first)
 
     @cached_property
-    def _interleaved(self) -> int:
-        """The number of positions at which lanes take turns."""
-        if self.lanes == 1:
-            return 0
-        turns = self.rows // self.lanes // self.interleave_rows
-        return turns * self.interleave_rows * self.lanes
+    def _edges(self) -> list[int]:
+        """The row at which each lane starts, and the end; shape (lanes + 1,)."""
+        if self.sizes:
+            return [0, *accumulate(self.sizes)]
+        return [lane * self.rows // self.lanes for lane in range(self.lanes + 1)]
 
     @cached_property
-    def _rests(self) -> list[int]:
-        """The position at which the rest of each lane starts, and the end; shape (lanes + 1,)."""
-        taken = self._interleaved // self.lanes
-        starts = [self.bounds(lane)[0] - lane * taken for lane in range(self.lanes)]
-        return [self._interleaved + start for start in starts] + [self.rows]
+    def _turns(self) -> list[Turns]:
+        """The turns of all lanes, and of what remains of them, in the order of positions."""
+        sizes = [last - first for first, last in pairwise(self._edges)]
+        sequences = [[LaneRows(lane, 0, size)] for lane, size in enumerate(sizes)]
+        found, start = list[Turns](), 0
+        while len(sequences) > 1:
+            found.append(Turns(start, self.interleave_rows, sequences))
+            each = min(map(row_count, sequences)) // self.interleave_rows * self.interleave_rows
+            start += each * len(sequences)
+            rests = [list(within(one, each, row_count(one))) for one in sequences]
+            joined = len(rests) // 2 if self.sizes else 1
+            sequences = [list(chain(*rests[first::joined])) for first in range(joined)]
+        return [*found, Turns(start, self.rows - start, sequences)]
+
+
+def row_count(sequence: list[LaneRows]) -> int:
+    """Returns the number of rows of a sequence."""
+    return sum(last - first for _, first, last in sequence)
+
+
+def within(sequence: list[LaneRows], start: int, stop: int) -> Iterator[LaneRows]:
+    """Yields the rows [start, stop) of a sequence."""
+    for lane, first, last in sequence:
+        begin, end = first + max(start, 0), min(first + stop, last)
+        if begin < end:
+            yield LaneRows(lane, begin, end)
+        start, stop = start - (last - first), stop - (last - first)
+        if stop <= 0:
+            return
 
 
 def shuffled(values: NDArray[np.int64], *salts: int) -> NDArray[np.int64]:

@@ -161,8 +161,8 @@ class LaneReader:
         return self._window, self._start, self._stop
 
     def close(self) -> None:
-        """Closes the file that is open."""
-        self._left = None
+        """Closes the file that is open; a later window opens it again."""
+        self._left, self._next = None, self._last
         if self._batches is not None:
             self._batches.close()
 
