@@ -18,16 +18,24 @@ from thinrow.core.files.lean import LeanRows
 from thinrow.core.files.parquet import joined_batches
 from thinrow.core.files.paths import data_files
 from thinrow.core.files.user_columns import user_type
-from thinrow.core.shards import shard_of
+from thinrow.core.shards import check_parts, shard_of
 from thinrow.errors import UsageError
 from thinrow.events.canonical import check_output
 from thinrow.events.split import Progress, SplitEvents, split_events
 from thinrow.events.time_columns import TimeReader, TimeSpan
 from thinrow.events.user_ids import USERS
+from thinrow.jobs.row_parts import (
+    ThinRowsFolder,
+    byte_count,
+    check_no_part_column,
+    check_unused,
+    publish_folder,
+)
 from thinrow.jobs.served_requests import ServedRequests, read_requests
 from thinrow.jobs.shard_events import ShardEvents, cut_by_events
 from thinrow.jobs.thin_rows import (
     ThinRowsFile,
+    ThinRowsWriter,
     mutable_type_of,
     nullable_traits,
     uih_column,
@@ -73,6 +81,8 @@ FAR_MS = 2 * DAY_MS
 """Rows that follow a watermark by more than this are reported: they carry many events inside."""
 OUTPUT_ROWS = 1 << 14
 """Limit on the rows read and written at once."""
+_ROWS = "rows"
+"""Name of the output in the scratch folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +152,7 @@ class BackfillReport(RowCounts):
 
 
 def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> BackfillReport:
-    """Writes a thin row for every request, in the order of the requests.
+    """Writes a thin row for every request, in the order of the requests, or of those of its part.
 
     Raises:
         UsageError: the store does not reach the requests, or was cut at other watermarks.
@@ -154,6 +164,8 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
             f"--out is {config.rows}; without --engine spark it is the path of a file."
         )
     rows = Path(config.rows)
+    if config.row_parts:
+        check_unused(rows)
     with (
         local_store(config.store, progress, config.mirror) as store,
         Generation.open_current(store) as generation,
@@ -161,6 +173,9 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
         files = data_files(config.events)
         request_files = data_files(config.requests)
         check_output(rows, [*request_files, *files])
+        if config.row_parts:
+            check_parts(config.row_parts, "--row-parts", generation.shard_count)
+            check_no_part_column(request_files)
         try:
             with scratch_beside(rows) as scratch:
                 shards = generation.shard_count
@@ -173,11 +188,14 @@ def backfill(config: BackfillConfig, progress: Progress = lambda *_: None) -> Ba
                 counts = _backfill(
                     config, request_files, generation, split, requests, scratch, progress
                 )
-                (scratch / "rows.parquet").replace(rows)
+                if config.row_parts:
+                    publish_folder(scratch / _ROWS, rows)
+                else:
+                    (scratch / _ROWS).replace(rows)
                 return BackfillReport(
                     **asdict(counts),
                     first_watermark_ts=int(generation.watermarks[0]),
-                    row_bytes=rows.stat().st_size,
+                    row_bytes=byte_count(rows),
                     times=times.spans,
                 )
         except (OSError, pa.ArrowException) as error:
@@ -243,7 +261,7 @@ def written_schema(requests: pa.Schema, thin: pa.Schema, kind: IdKind) -> pa.Sch
 
 
 def write_rows(
-    file: ThinRowsFile,
+    file: ThinRowsWriter,
     requests: pa.Table,
     carried: NDArray[np.int64],
     take: Callable[[int, int], pa.Table],
@@ -251,7 +269,7 @@ def write_rows(
     """Writes requests and thin columns side by side, few events at once.
 
     Args:
-        file: The file to write.
+        file: Writes them.
         requests: The requests' columns, with plain keys.
         carried: Events that each row carries; shape (rows,).
         take: Returns the thin columns of a range of these rows.
@@ -269,6 +287,7 @@ def _backfill(
     scratch: Path,
     progress: Progress,
 ) -> RowCounts:
+    """Writes all rows into the scratch folder."""
     owners = shard_of(requests.user_ids, generation.shard_count)
     parts, places, counts = [], [np.empty(0, dtype=np.int64)], []
     done, total = 0, len(requests.user_ids)
@@ -297,8 +316,13 @@ def _backfill(
     lean.add(thin)
     thin = lean.convert(thin)
     order = np.argsort(np.concatenate(places), kind="stable")
-    kind_of_users = generation.schema.user_ids
-    _write_rows(config, files, thin, order, scratch / "rows.parquet", kind_of_users)
+    kind, path = generation.schema.user_ids, scratch / _ROWS
+    if config.row_parts:
+        with ThinRowsFolder(path, scratch, config.row_parts, kind) as folder:
+            _write_rows(config, files, thin, order, folder, kind)
+    else:
+        with ThinRowsFile(path) as file:
+            _write_rows(config, files, thin, order, file, kind)
     return RowCounts.total(counts)
 
 
@@ -322,21 +346,20 @@ def _write_rows(
     files: Sequence[DataFile],
     thin: pa.Table,
     order: NDArray[np.int64],
-    path: Path,
+    file: ThinRowsWriter,
     kind: IdKind,
 ) -> None:
     """Writes all rows, in the order of the requests."""
     schema, batches = joined_batches(files, OUTPUT_ROWS)
     carried = pc.list_value_length(thin.column("mutable")).to_numpy()
     start = 0
-    with ThinRowsFile(path) as file:
-        for origin, batch in batches:
-            table = with_plain_keys(origin, pa.table(batch), config.time_unit, kind)
-            places = order[start : start + len(batch)]
+    for origin, batch in batches:
+        table = with_plain_keys(origin, pa.table(batch), config.time_unit, kind)
+        places = order[start : start + len(batch)]
 
-            def take(first: int, last: int, places: NDArray[np.int64] = places) -> pa.Table:
-                return thin.take(pa.array(places[first:last]))
+        def take(first: int, last: int, places: NDArray[np.int64] = places) -> pa.Table:
+            return thin.take(pa.array(places[first:last]))
 
-            write_rows(file, table, carried[places], take)
-            start += len(batch)
-        file.open(written_schema(schema, thin.schema, kind))
+        write_rows(file, table, carried[places], take)
+        start += len(batch)
+    file.open(written_schema(schema, thin.schema, kind))

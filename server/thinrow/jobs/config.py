@@ -11,6 +11,7 @@ from typing import Literal
 from thinrow.core.files.paths import Named, OneNamed
 from thinrow.core.files.tables import Table
 from thinrow.core.settings import check, setting
+from thinrow.core.shards import check_parts
 from thinrow.errors import UsageError
 from thinrow.events.units import TimeUnit, check_typed
 from thinrow.store.place import check_place, is_url
@@ -66,8 +67,8 @@ class BackfillConfig:
     events: Named = field(metadata=setting("Raw events as given to compact; may be repeated."))
     rows: str | Path = field(
         metadata=setting(
-            "Parquet file of thin rows to write; with --engine spark a new folder or URL of such "
-            "files.",
+            "Parquet file of thin rows to write; with --row-parts a new folder of such files, with "
+            "--engine spark a new folder or URL.",
             option="--out",
             metavar="FILE|FOLDER|URL",
         )
@@ -107,6 +108,14 @@ class BackfillConfig:
             "Maximum number of immutable events of a history; 0 for no limit.", minimum=0
         ),
     )
+    row_parts: int = field(
+        default=0,
+        metadata=setting(
+            "Write a folder of thin rows in folders part=NNNN by a hash of the user, so that each "
+            "trainer reads users of few groups of servers: a power of two; 0 for no parts.",
+            minimum=0,
+        ),
+    )
 
     mirror: Path | None = field(
         default=None,
@@ -118,6 +127,7 @@ class BackfillConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        check_parts(self.row_parts, "--row-parts")
         check_place(self.store, self.mirror)
         if self.cadence is not None:
             self.cadence.check("Backfill")
@@ -191,7 +201,7 @@ class SlimConfig:
     )
     rows: str | Path = field(
         metadata=setting(
-            "The same of thin rows, in the order of the fat rows.",
+            "The same of thin rows, in the order of the fat rows; with --row-parts a new folder.",
             option="--out-rows",
             metavar="FILE|FOLDER|URL",
         )
@@ -225,8 +235,17 @@ class SlimConfig:
         default="report",
         metadata=setting("If rows of one user contradict each other: report it, or write nothing."),
     )
+    row_parts: int = field(
+        default=0,
+        metadata=setting(
+            "Write a folder of thin rows in folders part=NNNN by a hash of the user, so that each "
+            "trainer reads users of few groups of servers: a power of two; 0 for no parts.",
+            minimum=0,
+        ),
+    )
 
     def __post_init__(self) -> None:
+        check_parts(self.row_parts, "--row-parts")
         self.cadence.check("Slim")
         if str(self.events) == str(self.rows):
             raise UsageError("--out-events and --out-rows are one file; name two.")

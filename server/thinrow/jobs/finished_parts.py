@@ -27,8 +27,11 @@ class Scratch:
         self.folder = folder
         wanted = json.dumps(identity)
         path = folder / IDENTITY
+        self.is_resumed = True
+        """A run of the same identity was here, and its parts are kept."""
         if path.exists() and path.read_text(encoding="utf-8") == wanted:
             return
+        self.is_resumed = False
         for item in folder.iterdir():
             if item.is_dir():
                 shutil.rmtree(item)

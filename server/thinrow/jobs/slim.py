@@ -35,7 +35,14 @@ from thinrow.jobs.fat import (
     event_schema,
 )
 from thinrow.jobs.fat_users import read_users, write_users
-from thinrow.jobs.finished_parts import Scratch, locked_folder
+from thinrow.jobs.finished_parts import IDENTITY, Scratch, locked_folder
+from thinrow.jobs.row_parts import (
+    ThinRowsFolder,
+    byte_count,
+    check_no_part_column,
+    check_unused,
+    publish_folder,
+)
 from thinrow.jobs.slim_plan import (
     KEYS,
     ROWS,
@@ -60,6 +67,7 @@ from thinrow.store.shard import storage_error
 if TYPE_CHECKING:
     from thinrow.events.split import Progress
     from thinrow.jobs.config import SlimConfig
+    from thinrow.jobs.thin_rows import ThinRowsWriter
 
 __all__ = ["VERSION", "slim"]
 
@@ -85,12 +93,16 @@ def slim(config: SlimConfig, progress: Progress = lambda *_: None) -> SlimReport
     events, rows, schema = (
         Path(each) for each in (config.events, config.rows, config.written_schema)
     )
+    folder = rows.with_name(f".{rows.name}-slim")
+    if config.row_parts and not (folder / IDENTITY).exists():
+        check_unused(rows)
     plan, text = SlimPlan.of(config)
     for out in (events, rows, schema):
         check_output(out, plan.files)
+    if config.row_parts:
+        check_no_part_column(plan.files)
     try:
         events.parent.mkdir(parents=True, exist_ok=True)
-        folder = rows.with_name(f".{rows.name}-slim")
         with locked_folder(folder):
             report = _Run(plan, events, rows, folder, progress).report()
             if report.written and config.schema is None:
@@ -125,8 +137,15 @@ class _Run:
                 "time_unit": config.time_unit,
                 "layout": asdict(config.layout),
                 "partitions": plan.partitions,
+                "row_parts": config.row_parts,
             },
         )
+        # A folder of rows that is there is whole, and of this run before it was killed.
+        self.has_rows = bool(config.row_parts) and rows.exists()
+        if not self.scratch.is_resumed:
+            self.has_rows = False
+            if config.row_parts:
+                check_unused(rows)
 
     def report(self) -> SlimReport:
         """Does the phases."""
@@ -135,7 +154,7 @@ class _Run:
         event_bytes = row_bytes = 0
         if self.plan.writes(facts):
             self._write()
-            event_bytes, row_bytes = self.events.stat().st_size, self.rows.stat().st_size
+            event_bytes, row_bytes = byte_count(self.events), byte_count(self.rows)
         return self.plan.report(facts, self.times, event_bytes, row_bytes)
 
     def _split(self) -> None:
@@ -249,20 +268,34 @@ class _Run:
         for file in thin:
             for number in range(file.num_record_batches):
                 lean.add(pa.table(file.get_batch(number)))
+        parts_of_rows, kind = self.plan.config.row_parts, self.plan.schema.user_ids
+        if parts_of_rows and not self.has_rows:
+            shutil.rmtree(new_rows, ignore_errors=True)
+            with ThinRowsFolder(new_rows, self.scratch.folder, parts_of_rows, kind) as folder:
+                self._write_rows(folder, thin, lean)
+        elif not parts_of_rows:
+            with ThinRowsFile(new_rows) as file:
+                self._write_rows(file, thin, lean)
+        new_events.replace(self.events)
+        if not parts_of_rows:
+            new_rows.replace(self.rows)
+        elif not self.has_rows:
+            publish_folder(new_rows, self.rows)
+
+    def _write_rows(
+        self, out: ThinRowsWriter, thin: list[pa.ipc.RecordBatchFileReader], lean: LeanRows
+    ) -> None:
         total, done = sum(piece.rows for piece in self.plan.pieces), 0
         passing = self.plan.passing()
-        with ThinRowsFile(new_rows) as out:
-            for number, piece in enumerate(self.plan.pieces):
-                self.progress("Writing thin rows", done, total)
-                added = pa.concat_tables(pa.table(file.get_batch(number)) for file in thin)
-                order = np.argsort(added.column("row").to_numpy())
-                write_thin_rows(
-                    out, self.plan, passing, piece, lean.convert(added).take(pa.array(order))
-                )
-                done += piece.rows
+        for number, piece in enumerate(self.plan.pieces):
             self.progress("Writing thin rows", done, total)
-        new_events.replace(self.events)
-        new_rows.replace(self.rows)
+            added = pa.concat_tables(pa.table(file.get_batch(number)) for file in thin)
+            order = np.argsort(added.column("row").to_numpy())
+            write_thin_rows(
+                out, self.plan, passing, piece, lean.convert(added).take(pa.array(order))
+            )
+            done += piece.rows
+        self.progress("Writing thin rows", done, total)
 
 
 def _piece(number: int) -> str:

@@ -34,7 +34,6 @@ from thinrow.jobs.fat_users import with_names
 from thinrow.jobs.layout import FatLayout, LayoutTally
 from thinrow.jobs.stitch import FatRows, Stitched
 from thinrow.jobs.thin_rows import (
-    ThinRowsFile,
     event_table,
     mutable_column,
     mutable_type_of,
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from thinrow.events.units import TimeUnit
     from thinrow.jobs.config import SlimConfig
+    from thinrow.jobs.thin_rows import ThinRowsWriter
     from thinrow.schema import Schema
     from thinrow.store.user_texts import UserTexts
 
@@ -346,12 +346,12 @@ def thin_schema(schema: Schema) -> pa.Schema:
 
 
 def write_thin_rows(
-    out: ThinRowsFile, plan: SlimPlan, columns: JointColumns, piece: Piece, added: pa.Table
+    out: ThinRowsWriter, plan: SlimPlan, columns: JointColumns, piece: Piece, added: pa.Table
 ) -> None:
     """Writes the thin rows of a piece.
 
     Args:
-        out: The file.
+        out: Writes them.
         plan: The run.
         columns: The columns that thin rows take over.
         piece: The piece.

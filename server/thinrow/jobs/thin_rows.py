@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ThinRowsFile",
+    "ThinRowsWriter",
     "event_table",
     "mutable_column",
     "mutable_type_of",
@@ -35,6 +36,7 @@ __all__ = [
     "uih_column",
     "with_finer_times",
     "with_plain_keys",
+    "with_thin_columns",
 ]
 
 NS_PER_MS = 1_000_000
@@ -125,6 +127,16 @@ def with_plain_keys(
     return table
 
 
+class ThinRowsWriter(Protocol):
+    """Writes thin rows somewhere: ThinRowsFile, or ThinRowsFolder."""
+
+    def open(self, schema: pa.Schema) -> object:
+        """Sets the columns, which the first rows set otherwise."""
+
+    def write(self, rows: pa.Table, thin: pa.Table) -> None:
+        """Writes rows, and ``uih`` and ``mutable`` from ``thin`` beside them."""
+
+
 class ThinRowsFile:
     """A file of thin rows, with the schema of the first table. A context manager."""
 
@@ -147,9 +159,15 @@ class ThinRowsFile:
 
     def write(self, rows: pa.Table, thin: pa.Table) -> None:
         """Writes rows, and ``uih`` and ``mutable`` from ``thin`` beside them."""
-        for name in ("uih", "mutable"):
-            rows = rows.append_column(thin.field(name), thin.column(name))
-        self.open(rows.schema).write_table(rows)
+        table = with_thin_columns(rows, thin)
+        self.open(table.schema).write_table(table)
+
+
+def with_thin_columns(rows: pa.Table, thin: pa.Table) -> pa.Table:
+    """Adds ``uih`` and ``mutable`` of ``thin`` to the columns of rows."""
+    for name in ("uih", "mutable"):
+        rows = rows.append_column(thin.field(name), thin.column(name))
+    return rows
 
 
 def thin_rows_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

@@ -59,6 +59,11 @@ def backfill(
             "--mirror keeps a copy of the store for the embedded engine; leave it out, since "
             "executors copy the shards that they read."
         )
+    if config.row_parts:
+        raise UsageError(
+            "--row-parts needs the embedded engine so far; leave out --engine spark, or partition "
+            "the rows by thinrow.core.shards.shard_of of the users' keys in Spark."
+        )
     with output_folder(config.rows) as output, Spark(properties, progress) as spark:
         return _backfill(config, output, spark, progress)
 

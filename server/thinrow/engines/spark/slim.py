@@ -16,6 +16,7 @@ from thinrow.engines.spark.slimming import (
     WrittenPiece,
 )
 from thinrow.engines.spark.tasks import RESULT_COLUMNS, check_numbers, software
+from thinrow.errors import UsageError
 from thinrow.events.time_columns import TimeSpan, add_spans, read_spans
 from thinrow.jobs.facts import first_generation, total
 from thinrow.jobs.slim_plan import SlimPlan, SlimReport, is_stitched_again
@@ -45,11 +46,16 @@ def slim(
         progress: Receives the work done.
 
     Raises:
-        UsageError: There is something at an output.
+        UsageError: There is something at an output, or rows are to be in parts.
         InputError: A file cannot be used as it is.
         EngineError: Spark did not finish; nothing was published.
         StoreError: The disk is full, or fails.
     """
+    if config.row_parts:
+        raise UsageError(
+            "--row-parts needs the embedded engine so far; leave out --engine spark, or partition "
+            "the rows by thinrow.core.shards.shard_of of the users' keys in Spark."
+        )
     plan, text = SlimPlan.of(config)
     with (
         output_folder(config.events) as events,
