@@ -116,12 +116,12 @@ def content(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def requested_world(folder: Path) -> World:
+def requested_world(folder: Path, shards: int = 2) -> World:
     """Requests, three days of events, a store of two of them, and its rows."""
     world = new_world(folder)
     events = some_events()
-    world.compact(events, 1)
-    world.compact(events, 2)
+    world.compact(events, 1, shards=shards)
+    world.compact(events, 2, shards=shards)
     requests = pa.table(
         {
             "user_id": events["user_id"],

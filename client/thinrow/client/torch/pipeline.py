@@ -246,6 +246,7 @@ class Pipeline:
                 chunk = self._in_flight.popleft()
                 if not len(answer):
                     continue
+                self._starvation.looked_up(answer.groups)
                 columns = chosen(chunk.columns, self._config.columns)
                 yield AnsweredRows(self._settled(answer), columns, chunk.example_ids)
         if self._input_error is not None:

@@ -99,6 +99,7 @@ class Starvation:
         self._waited_s = dict.fromkeys(STAGES, 0.0)
         self._elapsed_s = 0.0
         self._examples: dict[str, int] = {}
+        self._lookups = self._groups = 0
         self._metrics = None if registry is None else Metrics(registry)
 
     @property
@@ -129,12 +130,22 @@ class Starvation:
         """Examples so far by status, delivered or left out."""
         return dict(self._examples)
 
+    @property
+    def lookups(self) -> int:
+        """Lookups that were answered."""
+        return self._lookups
+
+    @property
+    def groups_per_lookup(self) -> float:
+        """Mean number of groups of a cluster that a lookup went to; 1 for one server, 0 so far."""
+        return self._groups / self._lookups if self._lookups else 0.0
+
     def __str__(self) -> str:
         stages = ", ".join(f"{stage} {share:.1%}" for stage, share in self.shares.items())
         statuses = ", ".join(f"{count} {status}" for status, count in self._examples.items())
         return (
             f"the trainer waited {self.share:.1%} of {self._elapsed_s:.1f} s ({stages}); "
-            f"examples: {statuses or 'none'}"
+            f"examples: {statuses or 'none'}; groups per lookup: {self.groups_per_lookup:.1f}"
         )
 
     def __repr__(self) -> str:
@@ -159,6 +170,13 @@ class Starvation:
             self._examples[status] = self._examples.get(status, 0) + count
             if self._metrics is not None:
                 self._metrics.examples.labels(status).inc(count)
+
+    def looked_up(self, groups: int) -> None:
+        """Adds a lookup, and the groups of servers that it went to; from one thread only."""
+        self._lookups, self._groups = self._lookups + 1, self._groups + groups
+        if self._metrics is not None:
+            self._metrics.lookups.inc()
+            self._metrics.groups.inc(groups)
 
 
 class Metrics:
@@ -186,6 +204,16 @@ class Metrics:
             "thinrow_trainer_examples",
             "Examples delivered or left out, by status.",
             ["status"],
+            registry=registry,
+        )
+        self.lookups: Any = Counter(
+            "thinrow_trainer_lookups",
+            "Lookups of rows that were answered.",
+            registry=registry,
+        )
+        self.groups: Any = Counter(
+            "thinrow_trainer_lookup_groups",
+            "Groups of servers that those lookups went to; 1 each if there is no cluster.",
             registry=registry,
         )
         for stage in STAGES:
