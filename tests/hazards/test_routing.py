@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,8 @@ from support.worlds import (
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.core.cluster_map import GROUPS_MAX, STATE_BYTES_MAX, TARGETS_MAX, ServerState
 from thinrow.core.status import Status
-from thinrow.errors import ShardMissingError, ThinRowError, UnavailableError
+from thinrow.core.user_keys import user_keys
+from thinrow.errors import ShardMissingError, ThinRowError, UnavailableError, UsageError
 from thinrow.store.generation import Generation
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -153,6 +155,7 @@ def test_each_user_is_requested_from_its_group_alone(world: World, cluster: Mapp
         assert len(client.materialize(Pointers(user_ids=[], end_ts=[]), ALL)) == 0
         assert client.inspect(7).event_count == 7
         assert client.describe_store().generation == 2
+        assert client.routing.groups == 4
         assert (client.routing.map_version, client.routing.elsewhere) == (1, 0)
     assert sum(replica.examples for replica in cluster.all_replicas) == 2 * len(right) + 1
     assert_no_thread_left()
@@ -286,6 +289,15 @@ def test_a_group_that_the_map_drops_is_left(world: World, cluster: MappedGroups)
         assert [shown(batch) for batch in batches] == [right] * 29
         assert shown(client.materialize(rows, ALL)) == right
     assert_no_thread_left()
+
+
+def test_texts_without_their_hash_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    users = Pointers(user_ids=["a", "b"], end_ts=[1, 1])
+    assert len(set(user_keys(users, "string").tolist())) == 2
+    monkeypatch.setitem(sys.modules, "xxhash", None)
+    with pytest.raises(UsageError, match=r"pip install 'thinrow\[cluster\]'"):
+        user_keys(users, "string")
+    assert user_keys(Pointers(user_ids=[5], end_ts=[1]), "int64").tolist() == [5]
 
 
 # Replicas

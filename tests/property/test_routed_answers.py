@@ -100,6 +100,8 @@ def test_a_cluster_answers_as_one_server(world: World, seed: int) -> None:
                 yield rows
 
         with connect(start, CONFIG) as client:
+            assert [shown(client.materialize(rows, ALL)) for rows in drawn[:2]] == right[:2]
+            assert client.routing.elsewhere == 0, "a user was requested from another group"
             assert [shown(batch) for batch in client.stream(moved(), ALL)] == right
             assert [shown(client.materialize(rows, ALL)) for rows in moved()] == right
             assert client.routing.map_version > 0

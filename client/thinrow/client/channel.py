@@ -71,6 +71,8 @@ class Channels:
         )
         self.find_elsewhere: Callable[[], bool] | None = None
         """Looks for a newer map if a shard is missing; returns True if there is one."""
+        self.on_failure: Callable[[], None] | None = None
+        """Called once a replica of a cluster failed or was silent."""
         self.failovers = self.hedges = 0
         self.streams = 0
         """Streams, and calls, that keep a dropped group open until they end."""
@@ -156,6 +158,13 @@ class Channels:
         if self.current == failed:
             self.failovers += 1
             self.current = self.next_replica(failed)
+        if self.on_failure is not None:
+            self.on_failure()
+
+    @property
+    def generation(self) -> int:
+        """The newest generation known; 0 if none is."""
+        return 0 if self.health is None else self.health.generation
 
     def next_replica(self, replica: int) -> int:
         """Returns the replica to request after another one; the same if there is no other."""

@@ -102,8 +102,8 @@ class GroupStream:
             return False
         return self.in_flight[0].pending.has_answered()
 
-    def send(self) -> None:
-        """Sends the examples planned first, as many as one request has."""
+    def send(self) -> float:
+        """Sends the examples planned first, as many as one request has; returns their load."""
         stream, hedging = self._stream, self._hedging
         if stream is not None and hedging is not None and stream.replica != self.group.current:
             self._draining.append(stream)
@@ -119,6 +119,7 @@ class GroupStream:
         self.load += load
         if hedging is not None:
             hedging.sent()
+        return load
 
     def receive(self) -> tuple[RequestSlice, CheckedResponse] | None:
         """Waits for the oldest response.
@@ -243,6 +244,7 @@ class GroupStream:
                     until_s = min(until_s, silent_since_s + hedging.silence_s)
         response = pending.receive(max(0.0, until_s - time.monotonic()), self._deadline_s)
         hedging.answered(pending.connection.received_s - first.sent_s)
+        group.health.answered(first.stream.replica, response.generation)
         self._hedges_won = 0
         return response
 

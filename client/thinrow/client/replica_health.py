@@ -30,6 +30,11 @@ class ReplicaHealth:
         self._failed_s[replica] = -math.inf
         self._generations[replica] = generation
 
+    @property
+    def generation(self) -> int:
+        """The newest generation known; 0 if none is."""
+        return max(self._generations)
+
     def has_failed(self, replica: int) -> bool:
         """Returns True if a replica failed, or was silent, recently."""
         return time.monotonic() - self._failed_s[replica] < FAILURE_S
@@ -46,4 +51,4 @@ class ReplicaHealth:
     def _rank(self, replica: int) -> tuple[bool, bool]:
         # One whose generation is unknown is not known to be behind.
         generation = self._generations[replica]
-        return self.has_failed(replica), 0 < generation < max(self._generations)
+        return self.has_failed(replica), 0 < generation < self.generation

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -87,7 +88,7 @@ class Router:
         self._poll_now = threading.Event()
         self._poller: threading.Thread | None = None
         if isinstance(given, Channels):
-            given.find_elsewhere = weak(self._read_newer)
+            given.find_elsewhere = weak(self._rediscover)
         weakref.finalize(self, self._poll_now.set)
 
     @property
@@ -183,10 +184,14 @@ class Router:
         return self._group(cluster, int(cluster.groups_of(np.array([key], np.int64))[0]))
 
     def any_group(self) -> Transport:
-        """Returns a group, for calls about no user."""
+        """Returns the group that serves the newest generation known, for calls about no user."""
         cluster = self._map
         if cluster is None:
             return self.given
+        with self._lock:
+            groups = list(self._groups.values())
+        if groups:
+            return max(groups, key=lambda group: group.generation)
         return self._group(cluster, self._chance.randrange(len(cluster.groups)))
 
     def of_each_group(self, call: Callable[[Transport], T]) -> list[T]:
@@ -198,19 +203,26 @@ class Router:
         cluster = self._map
         if cluster is None:
             return [call(self.given)]
-        groups = [self._group(cluster, number) for number in range(len(cluster.groups))]
-        with ThreadPoolExecutor(min(len(groups), AT_ONCE_MAX), "thinrow-groups") as pool:
-            return list(pool.map(call, groups))
+
+        def called(group: Group) -> T:
+            with self._lock:
+                channels = self._groups.get(group)
+            if channels is not None:
+                with channels.in_use():
+                    return call(channels)
+            # A client keeps no connection to a group whose users it does not request.
+            self.given.check_open()
+            first = self._chance.randrange(len(group.targets))
+            with closing(Channels(group.targets, self.config, first)) as passing:
+                return call(passing)
+
+        with ThreadPoolExecutor(AT_ONCE_MAX, "thinrow-groups") as pool:
+            return list(pool.map(called, cluster.groups))
 
     def heard(self, map_version: int) -> None:
         """Reads the map in the background if a server follows a newer one."""
         if map_version > self.map_version:
             self._start_poller()
-            self._poll_now.set()
-
-    def refresh(self) -> None:
-        """Reads the map in the background, if there is one."""
-        if self._map is not None:
             self._poll_now.set()
 
     def find_elsewhere(self, piece: RequestSlice, deadline_s: float) -> None:
@@ -290,6 +302,8 @@ class Router:
                 first = self._chance.randrange(len(group.targets))
                 channels = Channels(group.targets, self.config, first)
                 channels.find_elsewhere = weak(self._read_newer)
+                # It may be well by now, and the map may have changed.
+                channels.on_failure = self._poll_now.set
                 self._groups[group] = channels
             return channels
 
@@ -308,6 +322,10 @@ class Router:
         except UnimplementedError:
             return False
         return self._take(ServerState.read(message))
+
+    def _rediscover(self) -> bool:
+        """Looks for a map once a server without one lacks a shard; returns True if there is one."""
+        return self.map_version > 0 or self._read_newer()
 
     def _read_newer(self) -> bool:
         """Reads the map from the servers; returns True once one follows a newer one."""

@@ -92,12 +92,17 @@ class GroupStreams:
         Returns:
             True if everything is sent, and there is room for another batch.
         """
-        has_room = True
-        for stream in self._streams.values():
-            while may_send := self._may_send(stream, first):
+        has_room, streams = True, self._streams.values()
+        load = sum(stream.load for stream in streams)
+        for stream in streams:
+            while may_send := (
+                load < self._router.config.requests_in_flight
+                and stream.has_room
+                and not stream.has_answered(first, REQUESTS_BEFORE_RESPONSES)
+            ):
                 if not stream.planned:
                     break
-                stream.send()
+                load += stream.send()
             has_room = has_room and may_send
         return has_room
 
@@ -109,9 +114,7 @@ class GroupStreams:
         """
         stream = self._next(first)
         received = stream.receive()
-        if received is None:
-            self._router.refresh()
-        else:
+        if received is not None:
             piece, response = received
             self._router.heard(response.response.map_version)
             away = piece.elsewhere(response)
@@ -129,13 +132,6 @@ class GroupStreams:
         """Ends all connections."""
         for stream in self._streams.values():
             stream.close()
-
-    def _may_send(self, stream: GroupStream, first: BatchLookup | None) -> bool:
-        """Returns True if one more request is within the limits of a group, and of all together."""
-        if not stream.has_room or stream.has_answered(first, REQUESTS_BEFORE_RESPONSES):
-            return False
-        load = sum(stream.load for stream in self._streams.values())
-        return load < self._router.config.requests_in_flight
 
     def _next(self, first: BatchLookup) -> GroupStream:
         """Returns the stream to receive from: one with a response, else the oldest request."""
