@@ -166,6 +166,7 @@ def test_tenants_are_distinguished(world: World, options: tuple[object, ...]) ->
         "Materialize ranker": 10,
         "Materialize ": 20,
         "MaterializeStream ": 20,
+        "DescribeCluster ": 10,
         "DescribeStore ": 10,
         "Inspect ": 10,
     }
