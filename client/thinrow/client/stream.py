@@ -95,6 +95,8 @@ class GroupStreams:
         has_room, streams = True, self._streams.values()
         load = sum(stream.load for stream in streams)
         for stream in streams:
+            if not has_room and not stream.planned:
+                continue
             while may_send := (
                 load < self._router.config.requests_in_flight
                 and stream.has_room

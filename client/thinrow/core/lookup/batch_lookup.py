@@ -125,5 +125,7 @@ class RequestSlice(NamedTuple):
 
     def elsewhere(self, response: CheckedResponse) -> RequestSlice | None:
         """Returns the examples whose users' shards the server does not have; None without any."""
+        if not self.map_version:
+            return None
         away = response.is_elsewhere
         return self._replace(examples=self.examples[away]) if away.any() else None
