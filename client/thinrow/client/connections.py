@@ -196,9 +196,9 @@ class Connection:
 
     def has_answered(self) -> bool:
         """Returns True if `receive` would return, or raise, at once."""
-        if self._first is None and self._answers.empty():
-            return False
-        return self.wait(0.0)
+        if self._first is not None:
+            return True
+        return not self._answers.empty() and (not self._abandoned or self.wait(0.0))
 
     def wait(self, timeout_s: float) -> bool:
         """Waits until `receive` would return, or raise, at once; returns False after the time."""

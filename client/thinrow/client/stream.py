@@ -138,7 +138,7 @@ class GroupStreams:
     def _next(self, first: BatchLookup) -> GroupStream:
         """Returns the stream to receive from: one with a response, else the oldest request."""
         streams = [stream for stream in self._streams.values() if stream.is_next(first)]
-        if len(streams) == 1:
+        if len(streams) == 1:  # as always without a cluster
             return streams[0]
         for stream in streams:
             if stream.has_answered(first, 1):

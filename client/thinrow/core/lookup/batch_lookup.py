@@ -75,10 +75,10 @@ class BatchLookup:
         checked = CheckedResponse.read(
             response, examples, pointers, mutable_lengths, self.projection
         )
-        elsewhere = np.count_nonzero(checked.is_elsewhere)
+        elsewhere = int(np.count_nonzero(checked.is_elsewhere))
         require(map_version > 0 or not elsewhere, "a user is elsewhere, but there is no map")
         self._responses.append(checked)
-        self._unanswered -= len(examples) - int(elsewhere)
+        self._unanswered -= len(examples) - elsewhere
         return checked
 
     def answer(self) -> Answer:
