@@ -41,7 +41,7 @@ KINDS = {
 """Ways to read the rows, and the number of ranks."""
 IN_PARTS, IN_PARTS_ALONE, NOT_IN_PARTS = KINDS
 RANKS_READ, RANK_EPOCHS = 4, 8
-"""Where there are many ranks: those that read, one after the other, and their passes."""
+"""Ranks that read where there are many, one after the other, and their passes."""
 REQUEST_SIZES = (16, 64, 256, 1024)
 """Examples of requests whose times the simulation takes."""
 FAULT_GROUPS = 4
