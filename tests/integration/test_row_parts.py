@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import xxhash
 from support.past_requests import backfill_of, expected_rows, requested_world
+from support.row_parts import check_parts, fat_rows, part_of
 from thinrow.client.torch import RowFiles
 from thinrow.core.engine_config import EngineConfig
-from thinrow.core.shards import part_folder, shard_of
+from thinrow.core.shards import shard_of
 from thinrow.engines.choice import run_backfill, run_slim
 from thinrow.errors import InputError, UsageError
 from thinrow.jobs import row_parts
@@ -26,33 +25,10 @@ if TYPE_CHECKING:
 
     from support.worlds import World
 
-START_TS = 1_700_000_000_000
-ON_SPARK = EngineConfig(engine="spark")
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return requested_world(tmp_path_factory.mktemp("world"), shards=16)
-
-
-def part_of(user: int | str, parts: int) -> int:
-    """The rule of docs/guides/rows.md, with another implementation of the hash."""
-    if isinstance(user, str):
-        user = xxhash.xxh3_64_intdigest(user.encode())
-    return xxhash.xxh3_64_intdigest((user % (1 << 64)).to_bytes(8, "little")) % parts
-
-
-def check_parts(folder: Path, whole: pa.Table, parts: int) -> None:
-    """Each part has the rows of its users, in the order of `whole`; nothing else is there."""
-    users = whole["user_id"].to_pylist()
-    owners = np.array([part_of(user, parts) for user in users])
-    assert {path.name for path in folder.iterdir()} == {part_folder(n) for n in set(owners)}
-    for part in set(owners.tolist()):
-        found = pq.ParquetFile(folder / part_folder(part) / "part-00000.parquet").read()
-        assert found.schema.equals(whole.schema)
-        rows = np.flatnonzero(owners == part).tolist()
-        assert pa.concat_tables(whole.slice(row, 1) for row in rows).equals(found)
-    assert sum(1 for _ in folder.rglob("*.parquet")) == len(set(owners))
 
 
 @pytest.mark.parametrize("parts", [1, 4, 16])
@@ -83,8 +59,6 @@ def test_numbers_of_parts_are_checked(world: World, tmp_path: Path) -> None:
             replace(config, row_parts=wrong)
     with pytest.raises(UsageError, match=r"--row-parts is 4096, but must divide the store's"):
         run_backfill(replace(config, row_parts=4096), EngineConfig())
-    with pytest.raises(UsageError, match="needs the embedded engine"):
-        run_backfill(replace(config, row_parts=4), ON_SPARK)
 
 
 def test_a_folder_in_use_and_a_column_in_the_way_are_refused(world: World, tmp_path: Path) -> None:
@@ -99,24 +73,6 @@ def test_a_folder_in_use_and_a_column_in_the_way_are_refused(world: World, tmp_p
     pq.write_table(requests.append_column("part", requests["user_id"]), tmp_path / "r.parquet")
     with pytest.raises(InputError, match="has a column part"):
         run_backfill(replace(config, requests=tmp_path / "r.parquet"), EngineConfig())
-
-
-def fat_rows(path: Path, users: list[int] | list[str]) -> Path:
-    """Rows of users whose histories grow by one event a row, in an order by time."""
-    rows = [(user, START_TS + 1_000_000 * (n + 1), n + 1) for n in range(4) for user in users]
-    table = pa.table(
-        {
-            "user_id": pa.array([user for user, _, _ in rows]),
-            "request_ts": pa.array([ts for _, ts, _ in rows], pa.int64()),
-            "city": pa.array([f"c{n % 5}" for n in range(len(rows))], pa.string_view()),
-            "event_ts": pa.array(
-                [[START_TS + 1_000_000 * k + 1 for k in range(n)] for _, _, n in rows]
-            ),
-            "item_id": pa.array([list(range(n)) for _, _, n in rows]),
-        }
-    )
-    pq.write_table(table, path, row_group_size=20)
-    return path
 
 
 @pytest.mark.parametrize("users", [list(range(30)), [f"user {n}" for n in range(30)]])

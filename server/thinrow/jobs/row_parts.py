@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PART_FILE",
+    "DividedRows",
     "ThinRowsFolder",
     "by_part",
     "byte_count",
@@ -36,6 +37,7 @@ __all__ = [
     "check_unused",
     "parts_of_users",
     "publish_folder",
+    "rows_at",
     "write_part",
 ]
 
@@ -103,12 +105,16 @@ def by_part(table: pa.Table, kind: IdKind, parts: int) -> tuple[pa.Table, NDArra
     """
     owners = parts_of_users("The thin rows", table.column("user_id"), kind, parts)
     order = np.argsort(owners, kind="stable")
-    columns = [taken(column, pa.array(order)) for column in table.columns]
-    ordered = pa.Table.from_arrays(columns, schema=table.schema)
-    return ordered, offsets_of(np.bincount(owners, minlength=parts))
+    return rows_at(table, order), offsets_of(np.bincount(owners, minlength=parts))
 
 
-def taken(column: pa.ChunkedArray, places: pa.Array) -> pa.ChunkedArray:
+def rows_at(table: pa.Table, places: NDArray[np.int64]) -> pa.Table:
+    """Returns a copy of the rows at some places, which shares no memory with the table."""
+    columns = [_taken(column, pa.array(places)) for column in table.columns]
+    return pa.Table.from_arrays(columns, schema=table.schema)
+
+
+def _taken(column: pa.ChunkedArray, places: pa.Array) -> pa.ChunkedArray:
     """Returns the values at some places, in the column's own type."""
     try:
         return column.take(places)
@@ -160,33 +166,30 @@ def _cut(table: pa.Table) -> list[pa.Table]:
     return found or [table]
 
 
-class ThinRowsFolder:
-    """Thin rows in folders by the part of their user, whose order they keep. A context manager.
+class DividedRows:
+    """Thin rows, divided among the parts of their users, whose order they keep.
 
     Rows gather in memory up to SPILL_BYTES, and are then divided among parts in a scratch file.
-    At the end the files of parts are written one after another, so one is open at a time.
 
     Args:
-        folder: The folder, which is made.
         scratch: An empty folder for scratch files.
         parts: Number of parts.
         kind: Kind of the ids of users.
     """
 
-    def __init__(self, folder: Path, scratch: Path, parts: int, kind: IdKind) -> None:
-        self._folder, self._scratch = folder, scratch
-        self._parts, self._kind = parts, kind
+    def __init__(self, scratch: Path, parts: int, kind: IdKind) -> None:
+        self.parts = parts
+        self._scratch, self._kind = scratch, kind
         self._schema: pa.Schema | None = None
         self._waiting: list[pa.Table] = []
         self._byte_count = 0
         self._spilled: list[Path] = []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        if failure is None:
-            self._finish()
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns, once they are set."""
+        assert self._schema is not None
+        return self._schema
 
     def open(self, schema: pa.Schema) -> None:
         """Sets the columns, which the first rows set otherwise."""
@@ -202,29 +205,61 @@ class ThinRowsFolder:
             self._spill()
 
     def _spill(self) -> None:
-        table, bounds = by_part(pa.concat_tables(self._waiting), self._kind, self._parts)
+        table, bounds = by_part(pa.concat_tables(self._waiting), self._kind, self.parts)
         path = self._scratch / f"rows-{len(self._spilled):06d}.arrow"
         write_batches(path, table, bounds)
         self._spilled.append(path)
         self._waiting, self._byte_count = [], 0
 
-    def _finish(self) -> None:
-        assert self._schema is not None
+    def tables(self, part: int) -> Iterator[pa.Table]:
+        """Yields the rows of a part, in their order; no table is empty."""
         if self._waiting:
             self._spill()
-        make_folder(self._folder)
-        is_empty = True
-        for part in range(self._parts):
-            path = self._folder / part_folder(part) / PART_FILE
-            tables = (read_batch(spilled, part) for spilled in self._spilled)
-            filled = [table for table in tables if table.num_rows]
-            if filled or (is_empty and part == self._parts - 1):
-                make_folder(path.parent)
-                write_part(path, self._schema, filled)
-                fsync(path)
-                is_empty = False
+        tables = (read_batch(path, part) for path in self._spilled)
+        yield from (table for table in tables if table.num_rows)
+
+    def close(self) -> None:
+        """Removes the scratch files."""
         for path in self._spilled:
             path.unlink()
+        self._spilled = []
+
+
+class ThinRowsFolder(DividedRows):
+    """Thin rows in folders by the part of their user, whose order they keep. A context manager.
+
+    At the end the files of parts are written one after another, so one is open at a time.
+
+    Args:
+        folder: The folder, which is made.
+        scratch: An empty folder for scratch files.
+        parts: Number of parts.
+        kind: Kind of the ids of users.
+    """
+
+    def __init__(self, folder: Path, scratch: Path, parts: int, kind: IdKind) -> None:
+        super().__init__(scratch, parts, kind)
+        self._folder = folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is None:
+            self._finish()
+
+    def _finish(self) -> None:
+        make_folder(self._folder)
+        is_empty = True
+        for part in range(self.parts):
+            path = self._folder / part_folder(part) / PART_FILE
+            filled = [*self.tables(part)]
+            if filled or (is_empty and part == self.parts - 1):
+                make_folder(path.parent)
+                write_part(path, self.schema, filled)
+                fsync(path)
+                is_empty = False
+        self.close()
 
 
 def byte_count(place: Path) -> int:

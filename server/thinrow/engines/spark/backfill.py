@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 from thinrow.core.files.parquet import JointColumns
 from thinrow.core.files.paths import data_files
+from thinrow.core.shards import check_parts
 from thinrow.engines.spark.generations import serving_generation
 from thinrow.engines.spark.outputs import output_folder
 from thinrow.engines.spark.reading import ReadPlan
+from thinrow.engines.spark.row_parts import PartPlan
 from thinrow.engines.spark.session import Spark
 from thinrow.engines.spark.shuffled import COLUMNS
 from thinrow.engines.spark.slices import cut_files, user_bounds
@@ -23,16 +26,21 @@ from thinrow.engines.spark.thin_rows import (
 from thinrow.errors import EngineError, UsageError
 from thinrow.events.time_columns import TimeSpan, add_spans
 from thinrow.jobs.backfill import BackfillReport, RowCounts, check_belonging
+from thinrow.jobs.row_parts import check_no_part_column
 from thinrow.jobs.served_requests import PastWatermarks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from thinrow.engines.spark.outputs import OutputFolder
+    from thinrow.engines.spark.row_parts import WrittenParts
     from thinrow.events.split import Progress
     from thinrow.jobs.config import BackfillConfig
 
 __all__ = ["backfill"]
+
+_WRITING = "Reading events and writing thin rows"
 
 
 def backfill(
@@ -40,7 +48,8 @@ def backfill(
 ) -> BackfillReport:
     """Writes a thin row for every request into a new folder of files.
 
-    The rows of all files, in the order of their names, are those that the embedded engine writes.
+    The rows of all files, in the order of their names, are those that the embedded engine writes;
+    with `row_parts` the rows of each part are.
 
     Args:
         config: The run.
@@ -59,11 +68,6 @@ def backfill(
             "--mirror keeps a copy of the store for the embedded engine; leave it out, since "
             "executors copy the shards that they read."
         )
-    if config.row_parts:
-        raise UsageError(
-            "--row-parts needs the embedded engine so far; leave out --engine spark, or partition "
-            "the rows by thinrow.core.shards.shard_of of the users' keys in Spark."
-        )
     with output_folder(config.rows) as output, Spark(properties, progress) as spark:
         return _backfill(config, output, spark, progress)
 
@@ -74,6 +78,9 @@ def _backfill(
     files, request_files = data_files(config.events), data_files(config.requests)
     generation, manifest = serving_generation(config.store)
     schema, shards = manifest.schema_, manifest.shard_count
+    if config.row_parts:
+        check_parts(config.row_parts, "--row-parts", shards)
+        check_no_part_column(request_files)
     events, requests = cut_files(files), cut_files(request_files)
     past = PastWatermarks.of(manifest)
     plan = ThinPlan(
@@ -95,23 +102,32 @@ def _backfill(
     surveyed = _survey(plan, spark)
     latest_ts = [ts for one in surveyed for ts in one.latest_ts]
     past.check(config, np.array(latest_ts, dtype=np.int64))
-    written = _written(plan, spark)
+    parts = None
+    if config.row_parts:
+        parts = _divided(plan, spark)
+        written = [WrittenSlice.decode(result) for result in parts.results]
+    else:
+        written = _written(plan, spark)
     facts = written[0].events
     assert facts is not None
     check_numbers("slices", facts.slices, len(events))
     rows = sum(one.rows for one in surveyed)
     counts = RowCounts.total(one.counts for one in written)
-    if facts.rows_read != facts.rows_received or rows != counts.rows:
+    arrived = counts.rows if parts is None else parts.rows
+    if facts.rows_read != facts.rows_received or {rows} != {counts.rows, arrived}:
         raise EngineError(
             f"Tasks read {facts.rows_read:,} events and {rows:,} requests, and "
-            f"{facts.rows_received:,} and {counts.rows:,} arrived; nothing was published, so run "
+            f"{facts.rows_received:,} and {arrived:,} arrived; nothing was published, so run "
             f"it again, and report this."
         )
     check_belonging(manifest, facts.arrivals)
     # Empty files are of no use beside others.
     kept = [one for one in written if one.counts.rows] or written[:1]
     progress("Publishing", 0, 1)
-    output.publish([one.file for one in kept])
+    if parts is None:
+        output.publish([one.file for one in kept])
+    else:
+        parts.publish()
     progress("Publishing", 1, 1)
     times = dict[str, TimeSpan]()
     for spans in (*(one.times for one in surveyed), facts.times):
@@ -119,7 +135,7 @@ def _backfill(
     return BackfillReport(
         **asdict(counts),
         first_watermark_ts=manifest.watermarks[0],
-        row_bytes=sum(one.file_bytes for one in kept),
+        row_bytes=sum(one.file_bytes for one in kept) if parts is None else parts.file_bytes,
         times=times,
     )
 
@@ -133,9 +149,9 @@ def _survey(plan: ThinPlan, spark: Spark) -> list[RequestSurvey]:
     return found
 
 
-def _written(plan: ThinPlan, spark: Spark) -> list[WrittenSlice]:
-    """Computes and writes all thin rows, in tasks; returns their files in the order of the rows."""
-    frame = (
+def _thin(plan: ThinPlan, spark: Spark) -> Any:  # noqa: ANN401 - pyspark may not be installed
+    """Returns a frame of thin columns by slice, which tasks compute."""
+    return (
         spark.numbers(len(plan.read.slices) + len(plan.requests))
         .mapInArrow(plan.scatter, COLUMNS)
         .repartitionById(plan.read.shards, "part")
@@ -143,9 +159,23 @@ def _written(plan: ThinPlan, spark: Spark) -> list[WrittenSlice]:
         .mapInArrow(plan.thin, COLUMNS)
         .repartitionById(len(plan.requests), "part")
         .sortWithinPartitions("part", "sub")
-        .mapInArrow(plan.write, RESULT_COLUMNS)
     )
-    rows = spark.rows(frame, "Reading events and writing thin rows")
-    found = sorted((WrittenSlice.decode(*row) for row in rows), key=lambda one: one.slice)
+
+
+def _written(plan: ThinPlan, spark: Spark) -> list[WrittenSlice]:
+    """Computes and writes all thin rows, in tasks; returns their files in the order of the rows."""
+    rows = spark.rows(_thin(plan, spark).mapInArrow(plan.write, RESULT_COLUMNS), _WRITING)
+    found = [WrittenSlice.decode(json.loads(text)) for _, text in sorted(rows)]
     check_numbers("slices", [one.slice for one in found], len(plan.requests))
     return found
+
+
+def _divided(plan: ThinPlan, spark: Spark) -> WrittenParts:
+    """Computes all thin rows, and writes them by part, in tasks."""
+    parts = PartPlan(
+        software=plan.read.software,
+        slices=len(plan.requests),
+        parts=plan.config.row_parts,
+        output=plan.output,
+    )
+    return parts.collect(_thin(plan, spark).mapInArrow(plan.divide, COLUMNS), spark, _WRITING)

@@ -75,17 +75,19 @@ class OutputFolder:
             raise storage_error(error, folder) from error
         return name
 
-    def publish(self, names: Sequence[str]) -> None:
+    def publish(self, names: Sequence[str], targets: Sequence[str] = ()) -> None:
         """Lets the folder appear.
 
         Args:
             names: What `put` returned, in the order that the files get.
+            targets: Names of the files in the folder, which may lie in folders of it; numbered
+                ones if there are none.
 
         Raises:
             StoreError: It cannot be written, or there is something else by now.
         """
         digits = max(5, len(str(len(names))))
-        targets = [f"part-{place:0{digits}d}.parquet" for place in range(len(names))]
+        targets = targets or [f"part-{place:0{digits}d}.parquet" for place in range(len(names))]
         if is_url(self.place):
             store = ObjectStore(self.place)
             self._claim(store)
@@ -99,8 +101,10 @@ class OutputFolder:
         try:
             make_folder(whole)
             for name, target in zip(names, targets, strict=True):
+                make_folder((whole / target).parent)
                 (scratch / name).rename(whole / target)
-            fsync(whole)
+            for folder in {(whole / target).parent for target in targets} | {whole}:
+                fsync(folder)
             whole.rename(self.place)
             fsync(Path(self.place).parent)
         except OSError as error:

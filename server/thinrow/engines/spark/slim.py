@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from thinrow.engines.spark.outputs import output_folder, write_text
+from thinrow.engines.spark.row_parts import PartPlan
 from thinrow.engines.spark.session import Spark
 from thinrow.engines.spark.shuffled import COLUMNS
 from thinrow.engines.spark.slimming import (
@@ -15,10 +16,10 @@ from thinrow.engines.spark.slimming import (
     StitchPlan,
     WrittenPiece,
 )
-from thinrow.engines.spark.tasks import RESULT_COLUMNS, check_numbers, software
-from thinrow.errors import UsageError
+from thinrow.engines.spark.tasks import RESULT_COLUMNS, check_numbers, lost_rows, software
 from thinrow.events.time_columns import TimeSpan, add_spans, read_spans
 from thinrow.jobs.facts import first_generation, total
+from thinrow.jobs.row_parts import check_no_part_column
 from thinrow.jobs.slim_plan import SlimPlan, SlimReport, is_stitched_again
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def slim(
     """Writes events, and a thin row for every fat row, into new folders of files.
 
     The rows of all files of a folder, in the order of their names, are those that the embedded
-    engine writes.
+    engine writes; with `row_parts` the thin rows of each part are.
 
     Args:
         config: The run.
@@ -46,17 +47,14 @@ def slim(
         progress: Receives the work done.
 
     Raises:
-        UsageError: There is something at an output, or rows are to be in parts.
+        UsageError: There is something at an output.
         InputError: A file cannot be used as it is.
         EngineError: Spark did not finish; nothing was published.
         StoreError: The disk is full, or fails.
     """
-    if config.row_parts:
-        raise UsageError(
-            "--row-parts needs the embedded engine so far; leave out --engine spark, or partition "
-            "the rows by thinrow.core.shards.shard_of of the users' keys in Spark."
-        )
     plan, text = SlimPlan.of(config)
+    if config.row_parts:
+        check_no_part_column(plan.files)
     with (
         output_folder(config.events) as events,
         output_folder(config.rows) as rows,
@@ -141,20 +139,38 @@ def _write(
 ) -> tuple[int, int]:
     """Writes both outputs, and lets them appear; returns the bytes of events and of rows."""
     slim = plan.read.slim
-    written = (
+    thin = (
         frame.mapInArrow(plan.thin, COLUMNS)
         .repartitionById(len(slim.pieces), "part")
         .sortWithinPartitions("part", "sub")
-        .mapInArrow(plan.write, RESULT_COLUMNS)
     )
-    rows = spark.rows(written, "Writing events and thin rows")
-    found = sorted((WrittenPiece.decode(*row) for row in rows), key=lambda one: one.piece)
+    parts, stage = None, "Writing events and thin rows"
+    if slim.config.row_parts:
+        part_plan = PartPlan(
+            software=plan.read.software,
+            slices=len(slim.pieces),
+            parts=slim.config.row_parts,
+            output=plan.rows,
+        )
+        parts = part_plan.collect(thin.mapInArrow(plan.divide, COLUMNS), spark, stage)
+        results = parts.results
+    else:
+        rows = spark.rows(thin.mapInArrow(plan.write, RESULT_COLUMNS), stage)
+        results = [json.loads(text) for _, text in sorted(rows)]
+    found = [WrittenPiece.decode(result) for result in results]
     check_numbers("pieces", [one.piece for one in found], len(slim.pieces))
+    if parts is not None and parts.rows != sum(one.rows for one in found):
+        raise lost_rows()
     events = sorted(found[0].events)
     check_numbers("partitions", [one.partition for one in events], slim.partitions)
     events = [one for one in events if one.rows] or events[:1]
     progress("Publishing", 0, 1)
     plan.events.publish([one.file for one in events])
-    plan.rows.publish([one.file for one in found])
+    if parts is None:
+        plan.rows.publish([one.file for one in found])
+        row_bytes = sum(one.file_bytes for one in found)
+    else:
+        parts.publish()
+        row_bytes = parts.file_bytes
     progress("Publishing", 1, 1)
-    return sum(one.file_bytes for one in events), sum(one.file_bytes for one in found)
+    return sum(one.file_bytes for one in events), row_bytes

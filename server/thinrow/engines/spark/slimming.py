@@ -7,7 +7,7 @@ of the fat rows that they belong to.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,11 +18,13 @@ from thinrow.core.files.lean import LeanRows
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.ids import is_text_kind
 from thinrow.core.runs import offsets_of
+from thinrow.engines.spark.row_parts import part_items
 from thinrow.engines.spark.shuffled import Item, Scatter, batches, items, message, read_table
 from thinrow.engines.spark.tasks import check_numbers, numbers_in, result_row, task
 from thinrow.events.time_columns import TimeReader, TimeSpan, add_spans, read_spans
 from thinrow.events.user_ids import USERS
 from thinrow.jobs.fat import event_schema
+from thinrow.jobs.row_parts import DividedRows
 from thinrow.jobs.slim_plan import (
     ROWS,
     facts_of,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from thinrow.engines.spark.tasks import Software
     from thinrow.jobs.facts import Facts
     from thinrow.jobs.slim_plan import SlimPlan, StitchedRows
+    from thinrow.jobs.thin_rows import ThinRowsWriter
 
 __all__ = [
     "EventFile",
@@ -100,18 +103,17 @@ class WrittenPiece:
 
     piece: int
     file: str
-    """Name of the file in the scratch place of the output."""
+    """Name of the file in the scratch place of the output; none of rows that go to parts."""
     file_bytes: int
     rows: int
     events: list[EventFile]
     """Files of events; nothing for other pieces."""
 
     @classmethod
-    def decode(cls, number: int, text: str) -> WrittenPiece:
-        """Reads the row of a task."""
-        body = json.loads(text)
+    def decode(cls, body: dict[str, Any]) -> WrittenPiece:
+        """Reads what `asdict` returned."""
         events = [EventFile(*one) for one in body["events"]]
-        return cls(**{**body, "piece": number, "events": events})
+        return cls(**{**body, "events": events})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,9 +260,24 @@ class StitchPlan:
         """Writes the thin rows of pieces; see `WrittenPiece`."""
         with task(self.read.software) as folder:
             for piece, rows in groupby(items(found), key=lambda item: item.part):
-                yield self._written(piece, rows, folder / f"{piece}.parquet")
+                path = folder / f"{piece}.parquet"
+                with ThinRowsFile(path) as out:
+                    written = self._written(piece, rows, out)
+                file_bytes = path.stat().st_size
+                written = replace(written, file=self.rows.put(path), file_bytes=file_bytes)
+                yield result_row(piece, asdict(written))
 
-    def _written(self, number: int, rows: Iterator[Item], path: Path) -> pa.RecordBatch:
+    def divide(self, found: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Divides the thin rows of pieces among parts."""
+        slim = self.read.slim
+        with task(self.read.software) as folder:
+            for piece, rows in groupby(items(found), key=lambda item: item.part):
+                out = DividedRows(folder, slim.config.row_parts, slim.schema.user_ids)
+                written = self._written(piece, rows, out)
+                yield from batches(part_items(piece, out, asdict(written)))
+                out.close()
+
+    def _written(self, number: int, rows: Iterator[Item], out: ThinRowsWriter) -> WrittenPiece:
         slim = self.read.slim
         lean, partitions = LeanRows(nullable_traits(slim.schema)), []
         events: list[EventFile] = []
@@ -279,15 +296,8 @@ class StitchPlan:
         added = read_table(bodies, thin_schema(slim.schema)).sort_by("row")
         places = added.column("row").to_pylist()
         check_numbers("rows", places, slim.pieces[number].rows)
-        with ThinRowsFile(path) as out:
-            write_thin_rows(out, slim, self.passing, slim.pieces[number], lean.convert(added))
-        body = {
-            "file_bytes": path.stat().st_size,
-            "file": self.rows.put(path),
-            "rows": len(places),
-            "events": events,
-        }
-        return result_row(number, body)
+        write_thin_rows(out, slim, self.passing, slim.pieces[number], lean.convert(added))
+        return WrittenPiece(piece=number, file="", file_bytes=0, rows=len(places), events=events)
 
 
 class _Received:

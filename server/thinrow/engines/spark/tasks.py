@@ -30,6 +30,7 @@ __all__ = [
     "check_numbers",
     "disk_remedy",
     "failure_of",
+    "lost_rows",
     "numbers_in",
     "result_row",
     "software",
@@ -127,6 +128,14 @@ def check_numbers(name: str, found: list[int], count: int) -> None:
             f"Spark returned results of {len(set(found)):,} of {count:,} {name}, {len(found):,} in "
             f"all; nothing was published, so run it again, and report this."
         )
+
+
+def lost_rows() -> EngineError:
+    """Returns the error for rows that did not arrive once each."""
+    return EngineError(
+        "Rows were lost between tasks or came twice; nothing was published, so run it again, and "
+        "report this."
+    )
 
 
 def numbers_in(found: Iterable[pa.RecordBatch]) -> Iterator[int]:

@@ -7,7 +7,7 @@ there goes to the slice of the requests that it belongs to, block after block of
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
@@ -18,14 +18,15 @@ from thinrow.core.files.lean import LeanRows
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.ids import is_text_kind
 from thinrow.engines.spark.reading import EVENTS, FACTS, HEAD, TEXTS
+from thinrow.engines.spark.row_parts import part_items
 from thinrow.engines.spark.shuffled import Item, Scatter, batches, items, message, read_table
 from thinrow.engines.spark.tasks import (
     check_numbers,
+    lost_rows,
     numbers_in,
     result_row,
     task,
 )
-from thinrow.errors import EngineError
 from thinrow.events.canonical import canonical_schema
 from thinrow.events.time_columns import TimeReader, TimeSpan, add_spans, read_spans
 from thinrow.events.units import PLAUSIBLE_UNTIL_TS
@@ -38,6 +39,7 @@ from thinrow.jobs.backfill import (
     write_rows,
     written_schema,
 )
+from thinrow.jobs.row_parts import DividedRows
 from thinrow.jobs.served_requests import (
     PastWatermarks,
     check_request_columns,
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from thinrow.engines.spark.reading import ReadPlan
     from thinrow.engines.spark.slices import Slice
     from thinrow.jobs.config import BackfillConfig
+    from thinrow.jobs.thin_rows import ThinRowsWriter
     from thinrow.store.generation import Generation
 
 __all__ = [
@@ -131,23 +134,18 @@ class WrittenSlice:
 
     slice: int
     file: str
-    """Name of the file in the scratch place of the output."""
+    """Name of the file in the scratch place of the output; none of rows that go to parts."""
     file_bytes: int
     counts: RowCounts
     events: EventFacts | None
     """Measures of all events; those of slice 0 only."""
 
-    def encode(self) -> pa.RecordBatch:
-        """Returns the result as a row for Spark."""
-        return result_row(self.slice, asdict(self))
-
     @classmethod
-    def decode(cls, number: int, text: str) -> WrittenSlice:
-        """Reads what `encode` wrote."""
-        body = json.loads(text)
+    def decode(cls, body: dict[str, Any]) -> WrittenSlice:
+        """Reads what `asdict` returned."""
         events = body["events"]
         return cls(
-            slice=number,
+            slice=body["slice"],
             file=body["file"],
             file_bytes=body["file_bytes"],
             counts=RowCounts(**body["counts"]),
@@ -299,9 +297,23 @@ class ThinPlan:
         """Writes the slice whose thin columns these are, sorted by `sub`."""
         with task(self.read.software) as folder:
             for number, rows in groupby(items(found), key=lambda item: item.part):
-                yield self._write_slice(number, rows, folder / f"{number}.parquet").encode()
+                path = folder / f"{number}.parquet"
+                with ThinRowsFile(path) as out:
+                    written = self._write_slice(number, rows, out)
+                file_bytes = path.stat().st_size
+                written = replace(written, file=self.output.put(path), file_bytes=file_bytes)
+                yield result_row(number, asdict(written))
 
-    def _write_slice(self, number: int, rows: Iterator[Item], path: Path) -> WrittenSlice:
+    def divide(self, found: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Divides the slice whose thin columns these are, sorted by `sub`, among parts."""
+        with task(self.read.software) as folder:
+            for number, rows in groupby(items(found), key=lambda item: item.part):
+                out = DividedRows(folder, self.config.row_parts, self._kind)
+                written = self._write_slice(number, rows, out)
+                yield from batches(part_items(number, out, asdict(written)))
+                out.close()
+
+    def _write_slice(self, number: int, rows: Iterator[Item], out: ThinRowsWriter) -> WrittenSlice:
         one = self.requests[number]
         blocks = groupby(rows, key=lambda item: item.sub)
         _, heads = next(blocks)
@@ -310,27 +322,25 @@ class ThinPlan:
         counts, kind = [], self._kind
         with open_parquet(one.file) as file:
             groups = one.row_groups(file.metadata.num_row_groups)
-        with ThinRowsFile(path) as out:
-            for batch in self.columns.batches(one.file, OUTPUT_ROWS, groups):
-                table = with_plain_keys(one.file, pa.table(batch), self.config.time_unit, kind)
-                thin = reader.read(table.num_rows)
-                request_ts = table.column("request_ts").to_numpy()
-                served = self.past.serve(self.config, np.zeros_like(request_ts), request_ts)
-                counts.append(RowCounts.of(served, thin, arrivals.start_ts))
-                written = lean.convert(thin)
-                carried = pc.list_value_length(written.column("mutable")).to_numpy()
+        for batch in self.columns.batches(one.file, OUTPUT_ROWS, groups):
+            table = with_plain_keys(one.file, pa.table(batch), self.config.time_unit, kind)
+            thin = reader.read(table.num_rows)
+            request_ts = table.column("request_ts").to_numpy()
+            served = self.past.serve(self.config, np.zeros_like(request_ts), request_ts)
+            counts.append(RowCounts.of(served, thin, arrivals.start_ts))
+            written = lean.convert(thin)
+            carried = pc.list_value_length(written.column("mutable")).to_numpy()
 
-                def take(first: int, last: int, written: pa.Table = written) -> pa.Table:
-                    return written.slice(first, last - first)
+            def take(first: int, last: int, written: pa.Table = written) -> pa.Table:
+                return written.slice(first, last - first)
 
-                write_rows(out, table, carried, take)
-            reader.finish()
-            out.open(written_schema(self.columns.schema, lean.schema(self._thin_schema()), kind))
-        file_bytes = path.stat().st_size
+            write_rows(out, table, carried, take)
+        reader.finish()
+        out.open(written_schema(self.columns.schema, lean.schema(self._thin_schema()), kind))
         return WrittenSlice(
             slice=number,
-            file=self.output.put(path),
-            file_bytes=file_bytes,
+            file="",
+            file_bytes=0,
             counts=RowCounts.total(counts),
             events=totals,
         )
@@ -386,21 +396,14 @@ class _BlockReader:
         if not np.array_equal(
             part.column("row").to_numpy(), np.arange(self._row, self._row + count)
         ):
-            raise _lost_rows()
+            raise lost_rows()
         self._row += count
         return part
 
     def finish(self) -> None:
         """Checks that no row is left. Raises EngineError."""
         if self._rest.num_rows or next(self._blocks, None) is not None:
-            raise _lost_rows()
-
-
-def _lost_rows() -> EngineError:
-    return EngineError(
-        "Rows of the requests were lost or came twice; nothing was published, so run it again, and "
-        "report this."
-    )
+            raise lost_rows()
 
 
 def _by_block(
