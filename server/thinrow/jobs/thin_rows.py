@@ -128,7 +128,7 @@ def with_plain_keys(
 
 
 class ThinRowsWriter(Protocol):
-    """Writes thin rows somewhere: ThinRowsFile, or ThinRowsFolder."""
+    """Writes thin rows somewhere: ThinRowsFile, DividedRows, or ThinRowsFolder."""
 
     def open(self, schema: pa.Schema) -> object:
         """Sets the columns, which the first rows set otherwise."""

@@ -178,7 +178,7 @@ class PartPlan:
 def _tables(
     slices: Iterable[tuple[int, Iterator[Item]]], counts: dict[int, int]
 ) -> Iterator[pa.Table]:
-    """Yields the rows of a part, of which a message at once is in memory.
+    """Yields the rows of a part, message after message.
 
     Args:
         slices: Messages by slice, ascending.

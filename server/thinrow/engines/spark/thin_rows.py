@@ -1,7 +1,8 @@
 """Tasks of backfill: they read requests and events, compute thin rows by shard, and write them.
 
 Two shuffles: events and requests go to the shard and range of their users, and what is computed
-there goes to the slice of the requests that it belongs to, block after block of rows.
+there goes to the slice of the requests that it belongs to, block after block of rows. Rows in parts
+are shuffled once more: see row_parts.py.
 """
 
 from __future__ import annotations
