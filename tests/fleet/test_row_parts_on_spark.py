@@ -6,11 +6,10 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 from unittest import mock
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.past_requests import backfill_of, expected_rows, requested_world
-from support.row_parts import check_parts, fat_rows
+from support.row_parts import check_parts, fat_rows, no_messages
 from support.spark_worlds import ON_SPARK
 from support.task_hooks import Fault, Patch, hooked, new_traces
 from support.task_sizes import SMALL
@@ -127,15 +126,10 @@ def test_lost_messages_and_full_disks_publish_nothing(
     with hooked(local_spark.hooks, full), pytest.raises(StoreFullError, match="is full"):
         run_backfill(config, ON_SPARK)
     assert full.count == 1
-    lost = Patch("thinrow.engines.spark.row_parts._tables", no_tables)
+    lost = Patch("thinrow.engines.spark.row_parts.part_messages", no_messages)
     with hooked(local_spark.hooks, lost), pytest.raises(EngineError, match="nothing was published"):
         run_backfill(config, ON_SPARK)
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
-
-
-def no_tables(*_: object) -> list[pa.Table]:
-    """Stands for a task that loses its rows."""
-    return []
 
 
 @pytest.mark.usefixtures("local_spark")

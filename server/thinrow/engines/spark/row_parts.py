@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from thinrow.engines.spark.tasks import Software
     from thinrow.jobs.row_parts import DividedRows
 
-__all__ = ["PartPlan", "WrittenParts", "part_items"]
+__all__ = ["PartPlan", "WrittenParts", "part_items", "part_messages"]
 
 COUNT, SCHEMA, RESULT = "count", "schema", "result"
 """Kinds of rows that come before those of slices, with `sub` -1."""
@@ -57,17 +57,22 @@ def part_items(number: int, rows: DividedRows, result: dict[str, Any]) -> Iterat
         messages = count = 0
         for table in rows.tables(part):
             count += table.num_rows
-            rows_max = max(1, table.num_rows * shuffled.MESSAGE_BYTES // max(table.nbytes, 1))
-            for start in range(0, table.num_rows, rows_max):
-                places = np.arange(start, min(start + rows_max, table.num_rows))
-                # A copy, since messages of slices of views have all that the views point into.
-                [batch] = rows_at(table, places).combine_chunks().to_batches()
+            for batch in part_messages(table):
                 yield Item(part, number, _rows_kind(messages), message(batch))
                 messages += 1
         yield Item(part, -1, COUNT, json.dumps([number, count]).encode())
         if number == 0:
             yield Item(part, -1, SCHEMA, rows.schema.serialize())
     yield Item(0, -1, RESULT, json.dumps([number, result]).encode())
+
+
+def part_messages(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    """Cuts rows into messages of MESSAGE_BYTES, about."""
+    rows_max = max(1, table.num_rows * shuffled.MESSAGE_BYTES // max(table.nbytes, 1))
+    for start in range(0, table.num_rows, rows_max):
+        places = np.arange(start, min(start + rows_max, table.num_rows))
+        # A copy, since messages of slices of views have all that the views point into.
+        yield from rows_at(table, places).combine_chunks().to_batches()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
