@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from support.worlds import (
     shown,
     some_events,
 )
-from thinrow.client import ClientConfig, Pointers, Projection, connect
+from thinrow.client import Client, ClientConfig, Pointers, Projection, connect
 from thinrow.core.cluster_map import GROUPS_MAX, STATE_BYTES_MAX, TARGETS_MAX, ServerState
 from thinrow.core.status import Status
 from thinrow.core.user_keys import user_keys
@@ -213,6 +214,37 @@ def test_a_misrouted_user_is_an_error_and_never_empty(
         assert shown(client.materialize(everyone(), ALL)) == read_store(world.store, everyone())
 
 
+@pytest.mark.parametrize(
+    ("use", "rejects"), [("materialize", False), ("stream", True), ("inspect", True)]
+)
+def test_servers_whose_map_is_newer_each_time_do_not_hold_a_client_up(
+    cluster: MappedGroups, use: str, *, rejects: bool
+) -> None:
+    """They send users away, or reject their requests, by one map after the other."""
+    calls: dict[str, Callable[[Client], object]] = {
+        "materialize": lambda client: client.materialize(everyone(), ALL),
+        "stream": lambda client: list(client.stream([everyone()], ALL)),
+        "inspect": lambda client: [client.inspect(user) for user in EVERYONE],
+    }
+    lacking, state = cluster.replicas["2"][0], cluster.state
+    lacking.is_open = set()
+    if rejects:
+
+        def reject(request: object, context: grpc.ServicerContext, cursor: int | None) -> bytes:  # noqa: ARG001
+            lacking.refuse(context)
+            raise AssertionError("the call was aborted")
+
+        lacking.answer = reject  # type: ignore[method-assign]
+
+    def newer() -> wire.DescribeClusterResponse:
+        cluster.version += 1
+        return state()
+
+    cluster.state = newer  # type: ignore[method-assign]
+    with connect(cluster.address, SHORT) as client, pytest.raises(ThinRowError, match="shard"):
+        calls[use](client)
+
+
 def test_another_replica_may_have_opened_the_shard(world: World) -> None:
     with mapped_groups(world.store, OWNERS, copies=2) as cluster:
         for replicas in cluster.replicas.values():
@@ -289,6 +321,33 @@ def test_a_group_that_the_map_drops_is_left(world: World, cluster: MappedGroups)
         assert [shown(batch) for batch in batches] == [right] * 29
         assert shown(client.materialize(rows, ALL)) == right
     assert_no_thread_left()
+
+
+def test_a_stream_ends_its_use_of_a_group_that_the_map_drops(
+    world: World, cluster: MappedGroups
+) -> None:
+    """Requests to it are in flight when the map changes."""
+    rows, right = everyone(), read_store(world.store, everyone())
+    ended = threading.Event()
+    only = cluster.replicas["0"][0]
+    streaming = only.materialize_stream
+
+    def watched(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.add_callback(ended.set)
+        return streaming(messages, context)
+
+    only.materialize_stream = watched  # type: ignore[method-assign]
+    only.stop()
+    only.start()
+    with connect(cluster.replicas["3"][0].address) as client:
+        batches = client.stream(itertools.repeat(rows), ALL)
+        assert [shown(next(batches)) for _ in range(10)] == [right] * 10
+        cluster.move([0, 4], "1")
+        while client.routing.map_version < cluster.version:
+            assert shown(next(batches)) == right
+        assert [shown(next(batches)) for _ in range(20)] == [right] * 20
+        assert ended.wait(60), "the stream goes on, and uses the group no more"
+        batches.close()
 
 
 def test_texts_without_their_hash_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,6 +251,7 @@ def test_a_move_waits_for_every_replica_that_answers_and_for_no_other() -> None:
     ("fault", "sentence"),
     [
         ({"version": 1}, "follows version 1 of the map, and not yet 2."),
+        ({"version": 7}, "follows version 7 of the map, and the store has 2;"),
         ({"version": 0}, "follows no map; start it with --group 1."),
         ({"group": "7"}, "belongs to group 7 and not to 1"),
     ],

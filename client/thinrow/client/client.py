@@ -11,6 +11,7 @@ from thinrow.client.code_book import CodeBook
 from thinrow.client.config import ClientConfig
 from thinrow.client.grpc_errors import ShardElsewhereError
 from thinrow.client.local_store import LocalStore
+from thinrow.client.retries import Retries
 from thinrow.client.router import Router
 from thinrow.client.stream import answers
 from thinrow.client.target import parse_targets
@@ -240,14 +241,15 @@ class Client:
             request.projection.CopyFrom(to_wire_projection(projection))
         deadline_s = self._deadline_s(None)
         self._router.discover(deadline_s)
+        retries = Retries(self.config)
         while True:
             version = self._router.map_version
             group = self._router.group_of(self._key(known, version))
             try:
                 with group.in_use():
                     return group.inspect(request, deadline_s)
-            except ShardElsewhereError:
-                if self._router.map_version == version:
+            except ShardElsewhereError as error:
+                if self._router.map_version == version or not retries.pause(error):
                     raise
 
     def describe_store(self) -> wire.DescribeStoreResponse:

@@ -79,6 +79,7 @@ class GroupStream:
         self._stream: RequestStream | None = None
         self._draining: list[RequestStream] = []  # to a replica that is no longer preferred
         self._answered = False  # since the last connection was opened for a new token
+        self._has_followed = False  # a newer map, since the last response
         self._hedges_won = 0
         self._silent_since_s = 0.0
         self._use = ExitStack()
@@ -146,7 +147,7 @@ class GroupStream:
             return None
         self._retries.reset()
         self._patience.reset()
-        self._answered = True
+        self._answered, self._has_followed = True, False
         self.in_flight.popleft()
         self.load -= first.load
         self._size.answered(checked)
@@ -203,8 +204,9 @@ class GroupStream:
             self.group.fail_over(failed)
             if not self._patience.is_silent(failed, waited_s):
                 raise error
-        elif self.group.is_elsewhere(error):
-            return
+        elif not self._has_followed and self.group.is_elsewhere(error):
+            # Once between two responses: a server may reject requests by each of its maps.
+            self._has_followed = True
         elif self._retries.pause(error):
             self.group.fail_over(failed)
         else:

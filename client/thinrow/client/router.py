@@ -232,20 +232,24 @@ class Router:
             ShardMissingError: None has them within the time for retries.
         """
         retries, size = Retries(self.config), RequestSize(self.config, len(piece.examples) or 1)
-        attempt = 0
+        attempt, is_first = 0, True
         with self._lock:
             self._elsewhere += len(piece.examples)
         while True:
-            if piece.map_version >= self.map_version and not self._read_newer():
-                # The same map: another replica may have opened the shard.
-                missing = UnavailableError("A shard is at none of its servers.")
-                if not retries.pause(missing):
-                    raise ShardMissingError(
-                        f"No server has the shards of {len(piece.examples)} examples, such as of "
-                        f"user {piece.pointers.user(0)}, by version {self.map_version} of the "
-                        f"cluster's map; see `thinrow cluster status`."
-                    )
-                attempt += 1
+            is_newer = piece.map_version < self.map_version or self._read_newer()
+            # A newer map is followed at once, but only the first: servers may send users away for
+            # ever, each time with a newer map.
+            if not (is_newer and is_first) and not retries.pause(
+                UnavailableError("A shard is at none of its servers.")
+            ):
+                raise ShardMissingError(
+                    f"No server has the shards of {len(piece.examples)} examples, such as of "
+                    f"user {piece.pointers.user(0)}, by version {self.map_version} of the "
+                    f"cluster's map; see `thinrow cluster status`."
+                )
+            is_first = False
+            # The same map: another replica may have opened the shard.
+            attempt += not is_newer
             away = []
             for group, part in self.route(piece, attempt):
                 if attempt:

@@ -124,6 +124,8 @@ class GroupStreams:
                 self._router.find_elsewhere(away, self._deadline_s)
         if received is None or self._router.map_version != self._map_version:
             self._follow_map()
+        elif not stream.in_flight:
+            self._leave_unused(stream)
 
     def finish(self) -> None:
         """Ends all connections in an orderly way."""
@@ -164,7 +166,11 @@ class GroupStreams:
             stream.planned.clear()
         for piece in planned:
             self.plan(piece)
-        for group, stream in list(self._streams.items()):
-            if not stream.in_flight and not stream.planned and not self._router.has(group):
-                stream.finish()
-                del self._streams[group]
+        for stream in list(self._streams.values()):
+            self._leave_unused(stream)
+
+    def _leave_unused(self, stream: GroupStream) -> None:
+        """Ends the stream to a group that the map has dropped, once nothing is left of it."""
+        if not stream.in_flight and not stream.planned and not self._router.has(stream.group):
+            stream.finish()
+            del self._streams[stream.group]

@@ -267,6 +267,12 @@ class _Move:
                 f"{report.target} follows version {report.map_version} of the map, and not yet "
                 f"{self.current.version}."
             )
+        if report.map_version > self.current.version:
+            return (
+                f"{report.target} follows version {report.map_version} of the map, and the store "
+                f"has {self.current.version}; if no other command has just changed the map, it was "
+                f"set back: restore the newest cluster/MAP from a copy of the bucket."
+            )
         missing = len(shards - report.open_shards)
         if missing:
             return f"{report.target} has yet to open {missing:,} of {len(shards):,} shards."
