@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from thinrow.cli.command import command
 from thinrow.cli.values import parse_duration
@@ -14,8 +15,8 @@ from thinrow.jobs.console import EXIT_FAILED, err, out, progress_bar, readable_b
 
 if TYPE_CHECKING:
     from thinrow.cluster.cluster_map import ClusterMap
+    from thinrow.cluster.cluster_state import ClusterState
     from thinrow.cluster.desired import DesiredCluster
-    from thinrow.jobs.cluster import ClusterState
     from thinrow.remote.object_store import ObjectStore
 
 __all__ = ["app"]
@@ -35,7 +36,6 @@ Wait = Annotated[
     ),
 ]
 WAIT = "30m"
-SHARDS_SHOWN_MAX = 10
 
 
 @command(app, "plan")
@@ -45,7 +45,7 @@ def plan_command(file: File, store: Store) -> None:
     from thinrow.jobs.cluster import plan_cluster
 
     plans = plan_cluster(_objects(store), read_desired(file))
-    table = Table(title=store, title_justify="left")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in ("group", "shards", "arriving", "leaving", "to copy", "shards then", "bytes then"):
         table.add_column(name, justify="left" if name == "group" else "right", overflow="fold")
     for plan in plans:
@@ -104,13 +104,27 @@ def drain_command(
 
 
 @command(app, "status")
-def status_command(store: Store, access: Access) -> None:
+def status_command(
+    store: Store,
+    access: Access,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page for browsers, too.")
+    ] = None,
+) -> None:
     """Show every replica; the exit status is 1 if a shard has no ready replica."""
     from thinrow.jobs.cluster import cluster_state
+    from thinrow.jobs.cluster_page import write_page
+    from thinrow.remote.current import now_ts
     from thinrow.store.times import readable_time
 
     state = cluster_state(_objects(store), access)
-    out.print(_status_table(store, state))
+    if html is not None:
+        write_page(html, store, state, now_ts())
+    out.print(_status_table(state))
+    for name, target in state.replicas:
+        problem = state.reports[target].problem
+        if problem is not None:
+            out.print(f"{target} of group {name} does not respond: {problem}", soft_wrap=True)
     watermark = "unknown" if state.watermark_ts is None else readable_time(state.watermark_ts)
     moving = "no shard moves" if state.map.is_settled else "shards move"
     out.print(
@@ -118,45 +132,39 @@ def status_command(store: Store, access: Access) -> None:
         f"{len(state.map.groups):,} groups, {moving}; watermark of the cluster: {watermark}.",
         soft_wrap=True,
     )
-    unserved = state.unserved
-    if unserved:
-        shown = ", ".join(map(str, unserved[:SHARDS_SHOWN_MAX]))
-        more = ", …" if len(unserved) > SHARDS_SHOWN_MAX else ""
-        out.print(f"{len(unserved):,} shards have no ready replica: {shown}{more}.", soft_wrap=True)
+    out.print(
+        state.problem or f"All {len(state.replicas):,} replicas are ready.",
+        style="bold red" if state.unserved else None,
+        soft_wrap=True,
+    )
+    if state.unserved:
         raise typer.Exit(EXIT_FAILED)
 
 
-def _status_table(store: str, state: ClusterState) -> Table:
-    table = Table(title=store, title_justify="left")
+def _status_table(state: ClusterState) -> Table:
+    """A line for each replica, in 80 columns where addresses have up to 30 characters."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in ("group", "replica", "state"):
         table.add_column(name, overflow="fold")
-    for name in ("generation", "map", "open", "serving", "loading", "leaving"):
+    for name in ("gen.", "map", "open", "moving", "size"):
         table.add_column(name, justify="right")
-    for name, group in state.map.groups.items():
-        for target in group.targets:
-            report = state.reports[target]
-            counts = [f"{len(each):,}" for each in (group.serving, group.loading, group.leaving)]
-            if report.problem is not None:
-                table.add_row(name, target, f"no answer: {report.problem}", "", "", "", *counts)
-                continue
-            if state.is_ready(name, target):
-                condition = "ready"
-            elif report.map_version == 0:
-                condition = "follows no map"
-            elif report.group not in ("", name):
-                condition = f"of group {report.group}"
-            else:
-                condition = "opening shards"
-            lag = state.generation - report.generation
-            table.add_row(
-                name,
-                target,
-                condition,
-                f"{report.generation}" + (f" ({lag} behind)" if lag > 0 else ""),
-                str(report.map_version),
-                f"{len(report.open_shards):,}",
-                *counts,
-            )
+    for name, target in state.replicas:
+        group, report = state.map.groups[name], state.reports[target]
+        opened, wanted = state.open_of(name, target)
+        lag = state.lag(target)
+        loading, leaving = len(group.loading), len(group.leaving)
+        # A replica that does not respond reports neither generation nor shards.
+        known = report.problem is None
+        table.add_row(
+            name,
+            target,
+            state.condition(name, target) + (f", {lag:,} behind" if lag else ""),
+            str(report.generation) if known else "",
+            str(report.map_version) if known else "",
+            f"{opened:,}/{wanted:,}" if known else f"?/{wanted:,}",
+            f"+{loading:,} -{leaving:,}" if loading or leaving else "",
+            readable_bytes(state.bytes_of(group.opened)),
+        )
     return table
 
 

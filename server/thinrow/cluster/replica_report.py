@@ -21,3 +21,5 @@ class ReplicaReport:
     generation: int = 0
     watermark_ts: int = 0
     open_shards: frozenset[int] = frozenset()
+    response_ms: float = 0.0
+    """Time until it responded, connecting included."""

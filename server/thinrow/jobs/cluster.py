@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from thinrow.cluster.cluster_state import ClusterState
 from thinrow.cluster.desired import DesiredCluster
 from thinrow.cluster.map_objects import read_map, write_map
 from thinrow.cluster.moves import current_owners, first_map, next_step, wanted_placement
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from thinrow.store.manifest import Manifest
 
 __all__ = [
-    "ClusterState",
     "GroupPlan",
     "apply_cluster",
     "cluster_state",
@@ -52,48 +52,6 @@ class GroupPlan:
     arriving_bytes: int
     """Bytes of the serving generation that it copies."""
     after_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterState:
-    """The map, and the reports of all replicas."""
-
-    map: ClusterMap
-    reports: dict[str, ReplicaReport]
-    generation: int
-    """Number of the generation that serves in the object store."""
-
-    def is_ready(self, name: str, target: str) -> bool:
-        """Returns True if a replica has all shards open that clients may request of its group."""
-        report = self.reports[target]
-        return (
-            report.problem is None
-            and report.map_version > 0
-            and report.group in ("", name)
-            and report.open_shards.issuperset(self.map.groups[name].serving)
-        )
-
-    @property
-    def unserved(self) -> list[int]:
-        """Shards that no ready replica serves, ascending."""
-        served: set[int] = set()
-        for name, group in self.map.groups.items():
-            if any(self.is_ready(name, target) for target in group.targets):
-                served.update(group.serving)
-        return [shard for shard in range(self.map.shards) if shard not in served]
-
-    @property
-    def watermark_ts(self) -> int | None:
-        """The minimum over ready replicas, ms; None if there is none."""
-        return min(
-            (
-                self.reports[target].watermark_ts
-                for name, group in self.map.groups.items()
-                for target in group.targets
-                if self.is_ready(name, target)
-            ),
-            default=None,
-        )
 
 
 def plan_cluster(store: ObjectStore, desired: DesiredCluster) -> list[GroupPlan]:
@@ -241,11 +199,18 @@ def cluster_state(store: ObjectStore, access: Access) -> ClusterState:
 
     Raises:
         StoreMissingError: There is no map.
+        StoreError: The store or its map cannot be read.
     """
     current = _require_map(store).map
+    manifest = _manifest(store)
+    _check_shards(current, manifest)
     targets = [target for group in current.groups.values() for target in group.targets]
-    serving = require_current(store).record.number
-    return ClusterState(current, replica_reports(targets, access), serving)
+    return ClusterState(
+        current,
+        replica_reports(targets, access),
+        manifest.number,
+        [shard.stored_bytes for shard in manifest.shards],
+    )
 
 
 def _require_map(store: ObjectStore) -> StoredMap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["REPORT_TIMEOUT_S", "replica_reports"]
 
 REPORT_TIMEOUT_S = 5.0
-"""Time for a replica to answer; one that hangs counts as one that does not answer."""
+"""Time for a replica to answer; one that hangs counts as one that does not response."""
 REPORTS_AT_ONCE = 32
 PROBLEM_CHARACTERS_MAX = 200
 
@@ -38,14 +39,16 @@ def replica_reports(targets: Sequence[str], access: Access) -> dict[str, Replica
 
 
 def _report(target: str, config: ClientConfig) -> ReplicaReport:
+    started_s = time.perf_counter()
     channel = open_channel(target, config)
     try:
         stub = materialization_pb2_grpc.MaterializationServiceStub(channel)  # type: ignore[no-untyped-call]
-        answer: wire.DescribeClusterResponse = stub.DescribeCluster(
+        response: wire.DescribeClusterResponse = stub.DescribeCluster(
             wire.DescribeClusterRequest(),
             timeout=REPORT_TIMEOUT_S,
             metadata=bearer_metadata(config),
         )
+        response_ms = (time.perf_counter() - started_s) * 1000
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # a server without clusters
             return ReplicaReport(target)
@@ -55,9 +58,10 @@ def _report(target: str, config: ClientConfig) -> ReplicaReport:
         channel.close()
     return ReplicaReport(
         target,
-        group=answer.group,
-        map_version=answer.map_version,
-        generation=answer.generation,
-        watermark_ts=answer.watermark_ts,
-        open_shards=frozenset(answer.open_shards),
+        group=response.group,
+        map_version=response.map_version,
+        generation=response.generation,
+        watermark_ts=response.watermark_ts,
+        open_shards=frozenset(response.open_shards),
+        response_ms=response_ms,
     )
