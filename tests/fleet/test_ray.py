@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ray = pytest.importorskip("ray.data", reason="`make ray` installs Ray")
 from thinrow.client.ray import (  # noqa: E402
     ExampleIds,
+    LookupPool,
     RayBatches,
     ScalingLimits,
     ThinRowDatasource,
@@ -145,3 +146,30 @@ def test_the_pool_grows_on_starvation_and_shrinks_on_waste() -> None:
             starved, wasted = max(0.0, 1 - actors / 5), max(0.0, 1 - 5 / actors)
             actors = wanted_actors(actors, starved, wasted, limits)
         assert 5 <= actors <= 7
+
+
+def test_the_pool_delivers_each_example_once_and_follows_the_trainer(
+    session: Any, world: World, tmp_path: Path
+) -> None:
+    del session
+    rows = write_rows(tmp_path, [120, 80], row_group=10)
+    config = LoaderConfig(batch_examples=16)
+    server_config = ServerConfig(store=world.store, listen="127.0.0.1:0", metrics=None)
+    with Server(server_config) as server:
+        source = ThinRowDatasource(rows, server.address, Projection())
+        with ThinRowLoader(
+            RowFiles(rows, order="files"), server.address, Projection(), config
+        ) as loader:
+            expected = examples(loader)
+        limits = ScalingLimits(actors_max=2)
+        pool = LookupPool(source, limits=limits, tasks=20, actor_cpus=0, interval_s=0)
+        assert examples(RayBatches(pool, config)) == expected
+        assert pool.sizes[0] == 1
+        assert max(pool.sizes) == 2  # this trainer does nothing but wait
+        assert 0 < pool.starvation.shares["lookup"] <= 1
+
+        halves = [
+            RayBatches(LookupPool(source, tasks=20, rank=rank, world_size=2, actor_cpus=0), config)
+            for rank in range(2)
+        ]
+        assert examples(batch for half in halves for batch in half) == expected

@@ -14,6 +14,14 @@
 from thinrow.client.ray.batches import RayBatches
 from thinrow.client.ray.datasource import ThinRowDatasource
 from thinrow.client.ray.example_ids import ExampleIds
+from thinrow.client.ray.pool import LookupPool
 from thinrow.client.ray.scaling import ScalingLimits, wanted_actors
 
-__all__ = ["ExampleIds", "RayBatches", "ScalingLimits", "ThinRowDatasource", "wanted_actors"]
+__all__ = [
+    "ExampleIds",
+    "LookupPool",
+    "RayBatches",
+    "ScalingLimits",
+    "ThinRowDatasource",
+    "wanted_actors",
+]
