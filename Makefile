@@ -158,7 +158,7 @@ bench-scale: setup ## measure mirrors of stores in an object store, into docs/re
 	PYTHONPATH=bench $(BIN)/python bench/scale/mirror.py $(OPTIONS)
 
 bench-cluster: setup ## measure clusters of servers, and simulate larger ones, into docs/reports/cluster.md
-	PYTHONPATH=bench:tests $(BIN)/python bench/scale/cluster.py $(OPTIONS)
+	PYTHONPATH=bench:tests $(BIN)/python bench/scale/clusters.py $(OPTIONS)
 
 bench-spark: setup ## measure compaction on Spark, into docs/reports/compaction-spark.md; needs Java
 	$(MAKE) spark

@@ -23,6 +23,8 @@ from support.worlds import ALL, World, built_world, days, pointers_to, running_s
 from thinrow.access.metrics import TENANT_LABELS_MAX
 from thinrow.access.metrics_endpoint import MetricsEndpoint
 from thinrow.client import Pointers, connect
+from thinrow.cluster.map_metrics import MapMetrics, MemberSeries
+from thinrow.cluster.member import ClusterMember
 from thinrow.errors import RequestError, UsageError
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.metrics import METHODS, STAGES, Metrics
@@ -42,6 +44,8 @@ ONLY_OF_VOCABULARIES = {"thinrow_vocabulary_values", "thinrow_vocabulary_values_
 """Series of stores that have some; see test_vocabularies.py."""
 MIRRORED = "thinrow_mirror_"
 """Begins the names of series of servers that have a mirror."""
+CLUSTERED = "thinrow_cluster_"
+"""Begins the names of series of servers that belong to a cluster."""
 
 
 @pytest.fixture(scope="module")
@@ -107,21 +111,32 @@ def test_every_series_is_documented_and_every_documented_one_is_there(
         result = {
             name: labels for name, labels in result.items() if name not in ONLY_OF_VOCABULARIES
         }
-        mirrored = {name for name in result if name.startswith(MIRRORED)}
-        assert mirrored
+        of_others = {name for name in result if name.startswith((MIRRORED, CLUSTERED))}
+        assert of_others
         assert exported(server) == {
-            name: labels for name, labels in result.items() if name not in mirrored
+            name: labels for name, labels in result.items() if name not in of_others
         }
+
+
+def series_of(registry: CollectorRegistry) -> set[str]:
+    """Names of the series of a registry, as a scrape has them."""
+    return {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in registry.collect()
+    }
 
 
 def test_series_of_mirrors_are_documented() -> None:
     registry = CollectorRegistry()
     MirrorMetrics(registry)
-    own = {
-        family.name + ("_total" if family.type == "counter" else "")
-        for family in registry.collect()
-    }
-    assert own == {name for name in documented() if name.startswith(MIRRORED)}
+    assert series_of(registry) == {name for name in documented() if name.startswith(MIRRORED)}
+
+
+def test_series_of_clusters_are_documented(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    MapMetrics(registry)
+    registry.register(MemberSeries(ClusterMember(tmp_path, "0"), lambda: 0))
+    assert series_of(registry) == {name for name in documented() if name.startswith(CLUSTERED)}
 
 
 def test_series_are_there_before_the_first_call(world: World) -> None:
