@@ -100,10 +100,11 @@ def test_online_stopped_under_appends_and_idle_streams(tmp_path: Path) -> None:
                 for answered in (0, 2)
             ]
             result = client.append_all([batch(client, sent, APPENDED)])
-            assert next(result).appended == APPENDED
+            appended = next(result)
+            assert appended.appended == APPENDED
             sent += APPENDED
             # The client's own stream of appends stays open, too, until the server ends it.
-            assert ids_seen(client) == set(range(sent))
+            assert ids_seen(client, appended.arrival_ts) == set(range(sent))
             assert running.stop() == 0
             for stream in idle:
                 stream.check_ended_by_drain()
