@@ -38,7 +38,9 @@ def test_properties_are_known_to_spark(cluster_spark: Sparked) -> None:
     """Spark ignores a property that it does not know."""
     text = read_manifests(FOLDER)["ConfigMap", "spark"]["data"]["spark-defaults.conf"]
     lines = [line for line in text.splitlines() if line and line[0] != "#"]
-    application = yaml.safe_load((FOLDER.with_name("kubernetes-spark-operator") / "compact.yaml").read_text(encoding="utf-8"))
+    application = yaml.safe_load(
+        (FOLDER.with_name("kubernetes-spark-operator") / "compact.yaml").read_text(encoding="utf-8")
+    )
     keys = {line.split()[0] for line in lines} | set(application["spec"]["template"]["sparkConf"])
     jvm = cluster_spark.session._jvm
     # Spark knows the entries of an object once it is loaded.
