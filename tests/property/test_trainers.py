@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,29 @@ def test_a_loader_follows_a_rank_that_is_known_later(
         monkeypatch.undo()
     assert sorted(seen) == list(range(ROWS))
     assert seen != list(itertools.chain(*ids(make(kind))))
+
+
+def as_a_fork_server_left_it(_: int) -> None:
+    """Gives a worker the variables of a trainer that started the fork server earlier."""
+    os.environ.update(RANK="0", WORLD_SIZE="2")
+
+
+@pytest.mark.parametrize("rank", ["0", "1", None])
+def test_workers_have_the_rank_of_their_trainer_whatever_their_environment(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, rank: str | None
+) -> None:
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    expected = ids(make("dataset"))
+    workers = DataLoader(
+        make("dataset"),
+        batch_size=None,
+        num_workers=1,
+        multiprocessing_context=FORKSERVER,
+        worker_init_fn=as_a_fork_server_left_it,
+    )
+    assert ids(workers) == expected
 
 
 @pytest.mark.parametrize(

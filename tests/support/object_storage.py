@@ -24,7 +24,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 storage = DomainDispatcherApplication(create_backend_app)
-lock, faults = threading.Lock(), []
+lock, conditional, faults = threading.Lock(), threading.Lock(), []
 served = {"requests": 0, "bytes": 0, "hung": 0}
 
 def answered(start_response, status, body=b""):
@@ -55,7 +55,12 @@ def app(environ, start_response):
     if hit is not None and hit["kind"] == "lost":
         b"".join(storage(environ, lambda *_: None))
         return answered(start_response, "500 Internal Server Error")
-    body = list(storage(environ, start_response))
+    if "HTTP_IF_MATCH" in environ or "HTTP_IF_NONE_MATCH" in environ:
+        # moto compares and replaces in two steps, which S3 does in one.
+        with conditional:
+            body = list(storage(environ, start_response))
+    else:
+        body = list(storage(environ, start_response))
     if hit is not None and hit["kind"] in ("cut", "slow", "flipped"):
         return altered(hit["kind"], b"".join(body))
     with lock:

@@ -5,6 +5,7 @@ docs/guides/training.md has the contract.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from copy import copy
 from hashlib import sha256
@@ -33,6 +34,7 @@ from thinrow.core.files.arrow import load_pyarrow
 from thinrow.core.files.rows import other_columns
 from thinrow.core.files.tables import Rows, is_named
 from thinrow.errors import InputError, UsageError
+from torch.utils.data import get_worker_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -109,7 +111,8 @@ class RowFiles:
             if not 0 <= rank < world_size:
                 raise UsageError(f"rank is {rank}, but must be in 0..{world_size - 1}.")
             self._given_ranks = rank, world_size
-        self._ranks_of_origin = 0, 1
+        self._origin = os.getpid(), (0, 1)
+        """The process that this was copied from, and the ranks that it had."""
         self.order, self.seed, self.window_rows = order, seed, window_rows
         self.length_column = length_column
         self._groups: RowGroups = (
@@ -122,18 +125,28 @@ class RowFiles:
             self._select(self.filter(filter)._selection)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker process has no process group, so its copy keeps the rank of its trainer.
-        return {**vars(self), "_ranks_of_origin": (self.rank, self.world_size)}
+        return {**vars(self), "_origin": (os.getpid(), self._ranks())}
 
     @property
     def rank(self) -> int:
         """Rank of this trainer, as of now."""
-        return (self._given_ranks or ranks(self._ranks_of_origin))[0]
+        return self._ranks()[0]
 
     @property
     def world_size(self) -> int:
         """Number of trainers, as of now."""
-        return (self._given_ranks or ranks(self._ranks_of_origin))[1]
+        return self._ranks()[1]
+
+    def _ranks(self) -> tuple[int, int]:
+        if self._given_ranks is not None:
+            return self._given_ranks
+        origin, known = self._origin
+        parent = multiprocessing.parent_process()
+        if get_worker_info() is not None and parent is not None and parent.pid == origin:
+            # A worker process has no process group, and that of a fork server the environment of
+            # the time when that server started: the rank is that of the trainer that sent this.
+            return known
+        return ranks(known)
 
     def __len__(self) -> int:
         """Returns the number of rows."""
