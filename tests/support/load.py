@@ -145,6 +145,7 @@ class Load:
         leaves = rng.random() < 0.2
         with connect(self._server.address, ClientConfig(requests_in_flight=4)) as client:
             batches = client.stream(pointers(), Projection(length, traits=TRAITS))
+            number = -1  # a load that stops before the first batch requests none
             for number, batch in enumerate(batches):
                 self._check(batch, requested[number][0], length, requested[number][1])
                 if leaves and number == 2:
