@@ -256,7 +256,7 @@ def streamed(
         p99_s=float(np.quantile(gaps, 0.99)),
         longest_s=max(gaps),
         extra_requests=routing.hedges / (FAULT_GROUPS * (len(gaps) + 1)),
-        digest=xxhash.xxh3_128_hexdigest("".join(digests[n] for n in range(len(batches)))),
+        digest=xxhash.xxh3_128_hexdigest("".join(digests[n] for n in range(len(batches))).encode()),
     )
 
 
