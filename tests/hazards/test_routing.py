@@ -22,6 +22,7 @@ from support.worlds import (
     some_events,
 )
 from thinrow.client import Client, ClientConfig, Pointers, Projection, connect
+from thinrow.client.connections import Connection
 from thinrow.core.cluster_map import GROUPS_MAX, STATE_BYTES_MAX, TARGETS_MAX, ServerState
 from thinrow.core.status import Status
 from thinrow.core.user_keys import user_keys
@@ -348,6 +349,65 @@ def test_a_stream_ends_its_use_of_a_group_that_the_map_drops(
         assert [shown(next(batches)) for _ in range(20)] == [right] * 20
         assert ended.wait(60), "the stream goes on, and uses the group no more"
         batches.close()
+
+
+@pytest.fixture
+def waited_for(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
+    """Connections whose end a stream has waited for."""
+    waited_for: list[Connection] = []
+    finish = Connection.finish
+
+    def recorded(connection: Connection) -> None:
+        waited_for.append(connection)
+        finish(connection)
+
+    monkeypatch.setattr(Connection, "finish", recorded)
+    return waited_for
+
+
+def test_a_dropped_group_that_ends_its_streams_late_holds_nothing_up(
+    world: World, cluster: MappedGroups, waited_for: list[Connection]
+) -> None:
+    rows, right = everyone(), read_store(world.store, everyone())
+    with connect(cluster.replicas["3"][0].address) as client:
+        batches = client.stream(itertools.repeat(rows), ALL)
+        assert shown(next(batches)) == right
+        cluster.replicas["0"][0].may_end.clear()
+        cluster.move([0, 4], "1")
+        while client.routing.map_version < cluster.version:
+            assert shown(next(batches)) == right
+        assert [shown(next(batches)) for _ in range(20)] == [right] * 20
+        assert waited_for == []
+        batches.close()
+    cluster.replicas["0"][0].may_end.set()
+    assert_no_thread_left()
+
+
+def test_a_replica_that_ends_its_streams_late_is_left_without_a_wait(
+    world: World, doubled: MappedGroups, waited_for: list[Connection]
+) -> None:
+    """It falls a generation behind, so that the others are preferred in the middle of a stream."""
+    doubled.lifetime_ms = 1_500
+    rows = pointers_to(days(3), EVERYONE)
+    right, others = read_store(world.store, rows), []
+    with Generation(world.store / "generation-000001") as older, connect(doubled.address) as client:
+        batches = client.stream(itertools.repeat(rows), ALL)
+        assert shown(next(batches)) == right
+        for replicas in doubled.replicas.values():
+            behind, other = sorted(replicas, key=lambda replica: -replica.calls["streams"])
+            behind.generation = older
+            behind.may_end.clear()
+            others.append(other)
+        end_s = time.monotonic() + 60
+        while not all(other.calls["streams"] for other in others):
+            assert shown(next(batches)) == right
+            assert time.monotonic() < end_s
+        assert [shown(next(batches)) for _ in range(20)] == [right] * 20
+        assert waited_for == []
+        batches.close()
+    for replica in doubled.all_replicas:
+        replica.may_end.set()
+    assert_no_thread_left()
 
 
 def test_texts_without_their_hash_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

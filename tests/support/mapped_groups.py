@@ -48,6 +48,8 @@ class Replica:
     """Version that it reports; None for the cluster's."""
     pause_s: float = 0.0
     may_answer: threading.Event = field(default_factory=threading.Event)
+    may_end: threading.Event = field(default_factory=threading.Event)
+    """Set, unless streams stay open after the last request."""
     metadata: tuple[tuple[str, str], ...] = ()
     calls: Counter[str] = field(default_factory=Counter)
     examples: int = 0
@@ -56,6 +58,7 @@ class Replica:
 
     def start(self) -> None:
         self.may_answer.set()
+        self.may_end.set()
         server = grpc.server(futures.ThreadPoolExecutor(64), options=[("grpc.so_reuseport", 0)])
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
         handlers: dict[str, Any] = {
@@ -72,6 +75,7 @@ class Replica:
 
     def stop(self) -> None:
         self.may_answer.set()
+        self.may_end.set()
         if self.server is not None:
             self.server.stop(None).wait()
             self.server = None
@@ -104,6 +108,7 @@ class Replica:
             self._called("MaterializeStream")
             streamed = MaterializeStreamRequest(message, 1 << 20)
             yield self.answer(streamed.request, context, streamed.cursor)
+        self.may_end.wait(ABSENT_S)
 
     def answer(
         self, request: MaterializeRequest, context: grpc.ServicerContext, cursor: int | None

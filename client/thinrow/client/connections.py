@@ -95,10 +95,14 @@ class Connections:
             self._open.append(Connection(self._channels, channel, is_own=True))
         return min(self._open, key=Connection.unanswered)
 
-    def finish(self) -> None:
-        """Lets the server end the calls in an orderly way."""
+    def end(self) -> None:
+        """Signals that no more requests come; returns at once."""
         for connection in (*self._open, *self._abandoned):
             connection.end()
+
+    def finish(self) -> None:
+        """Lets the server end the calls in an orderly way."""
+        self.end()
         for connection in (*self._open, *self._abandoned):
             connection.finish()
 

@@ -78,6 +78,7 @@ class GroupStream:
         self._retries, self._patience = Retries(self._config), Patience(group, deadline_s)
         self._stream: RequestStream | None = None
         self._draining: list[RequestStream] = []  # to a replica that is no longer preferred
+        self._ended: RequestStream | None = None  # the last of those, once it has drained
         self._answered = False  # since the last connection was opened for a new token
         self._has_followed = False  # a newer map, since the last response
         self._hedges_won = 0
@@ -157,23 +158,32 @@ class GroupStream:
         for stream in self._draining:
             if all(each.stream is not stream for each in self.in_flight):
                 self._draining.remove(stream)
-                stream.finish()
+                self._end(stream)
                 break
         return first.piece, checked
 
+    def end(self) -> None:
+        """Signals the end of its connections, once every response was received; returns at once."""
+        for stream in self._connections:
+            stream.end()
+        self._use.close()
+
     def finish(self) -> None:
         """Ends its connections in an orderly way, once every response was received."""
-        for stream in (*self._draining, self._stream):
-            if stream is not None:
-                stream.finish()
-        self._use.close()
+        self.end()
+        for stream in self._connections:
+            stream.finish()
 
     def close(self) -> None:
         """Ends its connections; may be called again."""
-        for stream in (*self._draining, self._stream):
-            if stream is not None:
-                stream.close()
+        for stream in self._connections:
+            stream.close()
         self._use.close()
+
+    @property
+    def _connections(self) -> list[RequestStream]:
+        streams = (*self._draining, self._ended, self._stream)
+        return [stream for stream in streams if stream is not None]
 
     @property
     def _hedging(self) -> Hedging | None:
@@ -211,6 +221,13 @@ class GroupStream:
             self.group.fail_over(failed)
         else:
             raise error
+
+    def _end(self, stream: RequestStream) -> None:
+        """Lets the server end a connection that has drained, while the others go on."""
+        stream.end()
+        if self._ended is not None:
+            self._ended.close()
+        self._ended = stream
 
     def _close(self, stream: RequestStream) -> None:
         """Closes a connection, and plans its requests again, before all others."""

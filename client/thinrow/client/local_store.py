@@ -150,6 +150,9 @@ class LocalStream:
         self._in_flight.append(self._store.send(piece))
         return self._in_flight[-1]
 
+    def end(self) -> None:
+        """Does nothing: there is no server."""
+
     def finish(self) -> None:
         """Does nothing: every lookup is done."""
 

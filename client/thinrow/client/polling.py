@@ -48,14 +48,17 @@ class Polling(Protocol):
 
 
 def poll(
-    groups: list[Channels], take: Callable[[ServerState], object], is_enough: Callable[[], bool]
+    groups: list[Channels],
+    take: Callable[[ServerState], object],
+    until: Callable[[], bool] | None = None,
 ) -> bool:
     """Requests the map, and their generations, from the replicas of some groups.
 
     Args:
         groups: The groups.
         take: Called with each description.
-        is_enough: Ends the poll early once it returns True.
+        until: Ends the poll early, once it returns True or a replica of each group has answered.
+            None: all replicas are waited for.
 
     Returns:
         True if one has answered.
@@ -66,7 +69,7 @@ def poll(
     for group, number in replicas[:POLLED_MAX]:
         arrived = partial(_put, done, group, number)
         group.describe(number, POLL_DEADLINE_S).add_done_callback(arrived)
-    answered = False
+    answered: set[Channels] = set()
     for _ in replicas[:POLLED_MAX]:
         group, number, call = done.get()
         try:
@@ -76,12 +79,12 @@ def poll(
             if group.health is not None:
                 group.health.failed(number)
             continue
-        answered = True
+        answered.add(group)
         if group.health is not None:
             group.health.answered(number, state.generation)
-        if is_enough():
+        if until is not None and (until() or len(answered) == len(groups)):
             break
-    return answered
+    return bool(answered)
 
 
 def start_polling(router: weakref.ref[Polling], now: threading.Event) -> threading.Thread:

@@ -334,7 +334,7 @@ class Router:
     def _read_newer(self) -> bool:
         """Reads the map from the servers; returns True once one follows a newer one."""
         before = self.map_version
-        self.poll(is_enough=lambda: self.map_version > before)
+        self.poll(until=lambda: self.map_version > before)
         return self.map_version > before
 
     def _take(self, state: ServerState) -> bool:
@@ -352,18 +352,18 @@ class Router:
         self._start_poller()
         return True
 
-    def poll(self, is_enough: Callable[[], bool] = lambda: False) -> None:
+    def poll(self, until: Callable[[], bool] | None = None) -> None:
         """Requests the map, and their generations, from the replicas of the groups in use.
 
         If none answers, the servers that the caller named are next.
 
-        is_enough: Ends the poll early once it returns True.
+        until: As in `polling.poll`.
         """
         with self._lock:
             groups = list(self._groups.values())
             self._close_dropped()
-        if not poll(groups, self._take, is_enough) and isinstance(self.given, Channels):
-            poll([self.given], self._take, is_enough)
+        if not poll(groups, self._take, until) and isinstance(self.given, Channels):
+            poll([self.given], self._take, until)
         for group in groups:
             group.prefer_healthy()
 

@@ -75,6 +75,8 @@ class GroupStreams:
         self._examples = examples
         self._map_version = router.map_version
         self._streams: dict[Transport, GroupStream] = {}
+        self._left: list[GroupStream] = []
+        """Streams to groups that the map has dropped, which their servers end."""
 
     def plan(self, piece: RequestSlice) -> None:
         """Plans the examples of a batch, after all others."""
@@ -130,11 +132,13 @@ class GroupStreams:
     def finish(self) -> None:
         """Ends all connections in an orderly way."""
         for stream in self._streams.values():
+            stream.end()
+        for stream in (*self._left, *self._streams.values()):
             stream.finish()
 
     def close(self) -> None:
         """Ends all connections."""
-        for stream in self._streams.values():
+        for stream in (*self._left, *self._streams.values()):
             stream.close()
 
     def _next(self, first: BatchLookup) -> GroupStream:
@@ -161,6 +165,9 @@ class GroupStreams:
     def _follow_map(self) -> None:
         """Plans again what is not sent, and ends the streams to groups that have no more use."""
         self._map_version = self._router.map_version
+        for stream in self._left:
+            stream.close()
+        self._left.clear()
         planned = [piece for stream in self._streams.values() for piece in stream.planned]
         for stream in self._streams.values():
             stream.planned.clear()
@@ -172,5 +179,5 @@ class GroupStreams:
     def _leave_unused(self, stream: GroupStream) -> None:
         """Ends the stream to a group that the map has dropped, once nothing is left of it."""
         if not stream.in_flight and not stream.planned and not self._router.has(stream.group):
-            stream.finish()
-            del self._streams[stream.group]
+            stream.end()
+            self._left.append(self._streams.pop(stream.group))

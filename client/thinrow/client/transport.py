@@ -44,6 +44,9 @@ class RequestStream(Protocol):
     def send(self, piece: RequestSlice) -> PendingResponse:
         """Sends a request; returns at once."""
 
+    def end(self) -> None:
+        """Signals that no more requests come, so that the server ends it; returns at once."""
+
     def finish(self) -> None:
         """Ends the stream in an orderly way, once every response was received."""
 
