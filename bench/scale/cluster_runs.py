@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -27,24 +27,37 @@ from workload import SCHEMA, workload
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from thinrow.client.torch.rows.files import Order
+
 GROUPS = (1, 2, 4, 8, 16)
 SHARDS = 64
 PARTS = 16
 LOOKUP_EXAMPLES = 4096
 DAY_MS = 24 * 3600 * 1000
 PROJECTION = Projection(1024, traits=("item_id", "category", "action", "watch_ms"))
+
+
+class Kind(NamedTuple):
+    """A way to read the rows."""
+
+    in_parts: bool
+    ranks: int
+    order: Order
+
+
 KINDS = {
-    f"in parts, some of {PARTS} ranks": PARTS,
-    "in parts, one rank": 1,
-    "not in parts, one rank": 1,
+    f"in parts, some of {PARTS} ranks": Kind(True, PARTS, "mixed"),
+    "in parts, one rank": Kind(True, 1, "mixed"),
+    "not in parts, one rank": Kind(False, 1, "mixed"),
+    "not in parts, shuffled": Kind(False, 1, "rows"),
 }
-"""Ways to read the rows, and the number of ranks."""
-IN_PARTS, IN_PARTS_ALONE, NOT_IN_PARTS = KINDS
 RANKS_READ, RANK_EPOCHS = 4, 8
 """Ranks that read where there are many, one after the other, and their passes."""
 REQUEST_SIZES = (16, 64, 256, 1024)
 """Examples of requests whose times the simulation takes."""
 FAULT_GROUPS = 4
+FAULT_LIFETIME_S = 2.0
+"""Lifetime of the map where shards move: each move takes more than one."""
 FAULT_BATCH = 512
 TICKS = os.sysconf("SC_CLK_TCK")
 console = Console(highlight=False)
@@ -62,7 +75,7 @@ class Sizes:
     fault_batches: int
 
 
-FULL = Sizes(users=1000, events_median=3000, rows=32_768, rounds=3, calls=200, fault_batches=400)
+FULL = Sizes(users=8000, events_median=2000, rows=131_072, rounds=3, calls=200, fault_batches=400)
 QUICK = Sizes(users=100, events_median=200, rows=8192, rounds=1, calls=20, fault_batches=60)
 
 
@@ -99,9 +112,10 @@ def passed(cluster: Cluster, rows: Path, kind: str) -> Pass:
     hasher, examples, fan_outs = xxhash.xxh3_128(), 0, []
     server_s = client_s = 0.0
     config = LoaderConfig(lookup_examples=LOOKUP_EXAMPLES, batch_examples=512, columns=())
-    ranks, servers = KINDS[kind], pids(cluster)
+    _, ranks, order = KINDS[kind]
+    servers = pids(cluster)
     for rank in range(min(ranks, RANKS_READ)):
-        files = RowFiles(rows, order="mixed", seed=1, rank=rank, world_size=ranks)
+        files = RowFiles(rows, order=order, seed=1, rank=rank, world_size=ranks)
         with ThinRowLoader(
             files, cluster.addresses[rank % len(cluster.addresses)], PROJECTION, config
         ) as loader:
@@ -150,12 +164,14 @@ def built(folder: Path, sizes: Sizes) -> tuple[str, Path, Path, Pointers]:
 
 @contextmanager
 def cluster_of(
-    url: str, scratch: Path, name: str, *, groups: int, copies: int
+    url: str, scratch: Path, name: str, *, groups: int, copies: int, lifetime_s: float = 30
 ) -> Iterator[Cluster]:
     """Runs a cluster on a copy of the store, since a store has one map."""
     store = scratch / name / "store"
     shutil.copytree(url.removeprefix("file://"), store, copy_function=os.link)
-    with running_cluster(f"file://{store}", scratch / name, groups=groups, copies=copies) as made:
+    with running_cluster(
+        f"file://{store}", scratch / name, groups=groups, copies=copies, lifetime_s=lifetime_s
+    ) as made:
         yield made
 
 
@@ -171,8 +187,8 @@ def costs(scratch: Path, url: str, rows: Path, parts: Path, sizes: Sizes) -> lis
         ]
         for number in range(sizes.rounds + 1):
             for cluster in clusters if number % 2 else reversed(clusters):
-                for kind in KINDS:
-                    one = passed(cluster, rows if kind == NOT_IN_PARTS else parts, kind)
+                for kind, way in KINDS.items():
+                    one = passed(cluster, parts if way.in_parts else rows, kind)
                     if number:  # the first round fills caches
                         found.append(one)
                     console.print(f"{one.groups} groups, {kind}: {one.server_s:.2f} s")
@@ -263,7 +279,9 @@ def streamed(
 def faults(scratch: Path, url: str, pointers: Pointers, sizes: Sizes) -> list[Gaps]:
     """Streams while nothing happens, a replica pauses, one dies, and shards move."""
     found = []
-    with cluster_of(url, scratch, "faults", groups=FAULT_GROUPS, copies=2) as cluster:
+    with cluster_of(
+        url, scratch, "faults", groups=FAULT_GROUPS, copies=2, lifetime_s=FAULT_LIFETIME_S
+    ) as cluster:
         streamed("", cluster, pointers, sizes)  # fills caches
         for _ in range(sizes.rounds):
             found.append(streamed("healthy", cluster, pointers, sizes))
