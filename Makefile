@@ -70,7 +70,7 @@ test-wheel: setup ## build a wheel, and try it in environments without a compile
 test-docs: setup ## build the documentation site, check its links, and show it in a browser
 	$(BIN)/python -m pytest -m site tests/integration/test_site.py
 
-fleet-test: spark ray ## run jobs on Spark, with executors that are killed and object stores that fail; needs Java 17
+fleet-test: spark ray ## run jobs on Spark and Ray, and clusters of servers, with processes that are killed and object stores that fail; needs Java 17
 	@command -v java > /dev/null || { echo 'Install Java 17: apt-get install openjdk-17-jre-headless' >&2; exit 1; }
 	$(BIN)/python -m pytest -m fleet tests/fleet
 

@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from thinrow.api import (
         backfill,
+        cluster_apply,
+        cluster_drain,
+        cluster_plan,
+        cluster_status,
         compact,
         export,
         fill,
@@ -25,6 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "backfill",
+    "cluster_apply",
+    "cluster_drain",
+    "cluster_plan",
+    "cluster_status",
     "compact",
     "export",
     "fill",

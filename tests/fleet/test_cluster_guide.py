@@ -1,4 +1,4 @@
-"""docs/guides/cluster.md runs as written: four groups on one machine, and then three."""
+"""docs/guides/cluster.md runs as written: four groups on one machine, then three; a next day."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from support.cluster import free_port
 from support.paths import ROOT
-from support.worlds import SCHEMA, Running, some_events
+from support.worlds import Running
 
 pytestmark = pytest.mark.timeout(600)
 PAGE = ROOT / "docs/guides/cluster.md"
 
 
 def test_commands_of_the_guide(tmp_path: Path) -> None:
-    (tmp_path / "schema.toml").write_text(SCHEMA, encoding="utf-8")
-    pq.write_table(some_events(400, users=40), tmp_path / "events.parquet")
     text = PAGE.read_text(encoding="utf-8")
     for port in ("7878", "7879"):
         text = text.replace(port, str(free_port()))
-    build, apply, servers, check, change = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    build, apply, servers, check, change, next_day = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PWD": str(tmp_path),
@@ -45,8 +42,9 @@ def test_commands_of_the_guide(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    bash(build)
-    assert "16 shards in 4 groups, 4 to 4 each" in " ".join(bash(apply).split())
+    built = bash(build)
+    assert "events added" in built and "Warning" not in built
+    assert "16 shards in 4 groups, 4 each" in " ".join(bash(apply).split())
     with ExitStack() as stack:
         running = []
         for number, line in enumerate(servers.splitlines()):
@@ -62,5 +60,10 @@ def test_commands_of_the_guide(tmp_path: Path) -> None:
             server.wait_for("serving", 120)
         shown = bash(check)
         assert "no shard moves" in shown
+        assert "Nothing is wrong" in shown
+        assert "Nothing is wrong" in (tmp_path / "cluster.html").read_text(encoding="utf-8")
         assert "item_id" in shown
         assert "16 shards in 3 groups" in " ".join(bash(change).split())
+        shown = bash(next_day)
+        while "2023-11-17T00:00:00.000Z" not in shown:
+            shown = bash(next_day.splitlines()[-1])

@@ -216,7 +216,8 @@ def test_no_server_believes_a_damaged_map(objects: ObjectStore, kind: str) -> No
         objects.delete([key])
         if kind == "other version":
             objects.write(key, new_map(3, version=2).encoded())
-    match = rf"{key} is damaged .*restore the object from a copy of the bucket"
+    advice = "thinrow cluster restore" if key == MAP else "copy cluster-map.json of a mirror"
+    match = rf"{key} is damaged .*{advice}"
     # What was read before stands if MAP is the same; MAP that changes back is noticed as well.
     if key == MAP:
         with pytest.raises(StoreCorruptError, match=match):

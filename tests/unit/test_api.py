@@ -49,8 +49,10 @@ NESTED = pa.table(
 def test_options_are_those_of_the_command(name: str) -> None:
     """Names and defaults are the same, so that a command's page is also the function's."""
     command: Any = typer.main.get_command(app)
+    for word in name.split("_"):
+        command = command.commands[word]
     options = {}
-    for found in command.commands[name].params:
+    for found in command.params:
         if found.param_type_name == "argument":
             options[found.name] = found
         else:

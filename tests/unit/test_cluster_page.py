@@ -11,6 +11,7 @@ from thinrow.cluster.cluster_state import ClusterState
 from thinrow.cluster.replica_report import ReplicaReport
 from thinrow.errors import UsageError
 from thinrow.jobs.cluster_page import cluster_page, write_page
+from thinrow.jobs.console import readable_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,23 +104,28 @@ def test_the_map_draws_neighbours_once() -> None:
         ),
         (
             [ReplicaReport("a:2", "UNAVAILABLE: <i>")],
-            "1 of 4 replicas do not respond: a:2.",
+            "1 of 4 replicas does not respond: a:2.",
             "no response: UNAVAILABLE: &lt;i&gt;",
         ),
-        ([ReplicaReport("a:2")], "1 of 4 replicas follow no map, so start them with", "no map"),
+        ([ReplicaReport("a:2")], "1 of 4 replicas follows no map, so start it with", "no map"),
         (
             [report("a:2", group="<i>")],
-            "1 of 4 replicas belong to another group by their --group: a:2.",
+            "1 of 4 replicas belongs to another group by its --group: a:2.",
             "group &lt;i&gt;",
         ),
         (
             [report("a:2", open_shards=frozenset({2}))],
-            "1 of 4 replicas are still opening shards: a:2.",
+            "1 of 4 replicas is still opening shards: a:2.",
             "opening",
         ),
         (
             [report("a:2", generation=5)],
-            "1 of 4 replicas serve an earlier generation than 7: a:2.",
+            "1 of 4 replicas serves an earlier generation than 7: a:2.",
+            "ready",
+        ),
+        (
+            [report("a:2", generation=5), report("b:2", generation=6)],
+            "2 of 4 replicas serve an earlier generation than 7: a:2, b:2.",
             "ready",
         ),
     ],
@@ -135,6 +141,15 @@ def test_what_is_wrong_comes_first(
     assert "<i>" not in page
     assert rows(page, "Replicas")[0][1:3] == ["a:2", condition]
     assert ("class=unready x=" in page.split("Shards stand")[0]) == bool(found.unserved)
+
+
+def test_bytes_are_those_of_the_terminal() -> None:
+    found = state()
+    large = ClusterState(found.map, found.reports, 7, [1_500] * 8)
+    page = cluster_page(STORE, large, AT_TS)
+    assert [row[4] for row in rows(page, "Map")] == ["4.5 kB", "7.5 kB"]
+    assert rows(page, "Moves")[1][3] == readable_bytes(1_500) == "1.5 kB"
+    assert "KiB" not in page
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:

@@ -8,8 +8,12 @@ prints. Inputs are paths, URLs, globs, lists of them, or a table in memory.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from thinrow.api.options import job
+from thinrow.cluster.cluster_map import ClusterMap
+from thinrow.cluster.cluster_state import ClusterState
+from thinrow.cluster.desired import read_desired
 from thinrow.compaction.config import CompactionConfig
 from thinrow.compaction.report import CompactionReport
 from thinrow.core.engine_config import EngineConfig
@@ -18,6 +22,15 @@ from thinrow.filling.config import FillConfig
 from thinrow.filling.fill import FillReport
 from thinrow.filling.fill import fill as run_fill
 from thinrow.jobs.backfill import BackfillReport
+from thinrow.jobs.cluster import GroupPlan, apply_cluster, cluster_state, drained, plan_cluster
+from thinrow.jobs.cluster_config import (
+    ApplyConfig,
+    DrainConfig,
+    PlanConfig,
+    StatusConfig,
+    store_objects,
+)
+from thinrow.jobs.cluster_page import write_page
 from thinrow.jobs.compared_rows import VerifyReport
 from thinrow.jobs.config import (
     BackfillConfig,
@@ -35,9 +48,14 @@ from thinrow.jobs.materialize import MaterializeReport
 from thinrow.jobs.research import ResearchReport
 from thinrow.jobs.research import research as run_research
 from thinrow.jobs.slim_plan import SlimReport
+from thinrow.remote.current import now_ts
 
 __all__ = [
     "backfill",
+    "cluster_apply",
+    "cluster_drain",
+    "cluster_plan",
+    "cluster_status",
     "compact",
     "export",
     "fill",
@@ -96,3 +114,33 @@ def export(config: ExportConfig, access: Access) -> ExportReport:
 def research(config: ResearchConfig) -> ResearchReport:
     """Turns a raw interaction log into a store and thin rows to train on, validate and test."""
     return run_research(config)
+
+
+@job()
+def cluster_plan(config: PlanConfig) -> list[GroupPlan]:
+    """Returns which shards and bytes of each group would move; changes nothing."""
+    return plan_cluster(store_objects(config.store), read_desired(Path(config.file)))
+
+
+@job()
+def cluster_apply(config: ApplyConfig, access: Access) -> ClusterMap:
+    """Moves shards until the groups are as the file says; safe to run again."""
+    objects, desired = store_objects(config.store), read_desired(Path(config.file))
+    return apply_cluster(objects, desired, access, wait_s=config.wait_ms / 1000)
+
+
+@job()
+def cluster_drain(config: DrainConfig, access: Access) -> ClusterMap:
+    """Moves all shards off a group and removes it from the map, or removes a replica."""
+    objects = store_objects(config.store)
+    desired = drained(objects, config.what)
+    return apply_cluster(objects, desired, access, wait_s=config.wait_ms / 1000)
+
+
+@job()
+def cluster_status(config: StatusConfig, access: Access) -> ClusterState:
+    """Returns the map, the report of every replica, and what is wrong."""
+    state = cluster_state(store_objects(config.store), access)
+    if config.html is not None:
+        write_page(config.html, str(config.store), state, now_ts())
+    return state

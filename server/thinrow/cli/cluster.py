@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from thinrow.cli.command import command
-from thinrow.cli.values import parse_duration
+from thinrow.jobs.cluster_config import (
+    ApplyConfig,
+    DrainConfig,
+    PlanConfig,
+    RestoreConfig,
+    StatusConfig,
+    store_objects,
+)
 from thinrow.jobs.connecting import Access
-from thinrow.jobs.console import EXIT_FAILED, err, out, progress_bar, readable_bytes
+from thinrow.jobs.console import EXIT_FAILED, EXIT_STOPPED, err, out, progress_bar, readable_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from thinrow.cluster.cluster_map import ClusterMap
     from thinrow.cluster.cluster_state import ClusterState
     from thinrow.cluster.desired import DesiredCluster
@@ -23,28 +32,17 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Plan and make moves of shards between groups of servers; show replicas.")
 
-File = Annotated[
-    Path, typer.Argument(metavar="FILE", help="The groups as they are to be, such as cluster.toml.")
-]
-Store = Annotated[str, typer.Option(metavar="URL", help="URL of the store.")]
-Wait = Annotated[
-    int,
-    typer.Option(
-        parser=parse_duration,
-        metavar="DURATION",
-        help="Longest time without progress, in which servers may start and copy shards.",
-    ),
-]
-WAIT = "30m"
+WAITS_SHOWN_MAX = 3
 
 
 @command(app, "plan")
-def plan_command(file: File, store: Store) -> None:
+def plan_command(config: PlanConfig) -> None:
     """Show which shards and bytes would move; changes nothing."""
+    from thinrow.cluster.cluster_state import counted
     from thinrow.cluster.desired import read_desired
     from thinrow.jobs.cluster import plan_cluster
 
-    plans = plan_cluster(_objects(store), read_desired(file))
+    plans = plan_cluster(store_objects(config.store), read_desired(Path(config.file)))
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in ("group", "shards", "arriving", "leaving", "to copy", "shards then", "bytes then"):
         table.add_column(name, justify="left" if name == "group" else "right", overflow="fold")
@@ -62,7 +60,8 @@ def plan_command(file: File, store: Store) -> None:
     sizes = [plan.after_bytes for plan in plans if plan.after]
     arriving = sum(plan.arriving for plan in plans)
     out.print(
-        f"{arriving:,} of {sum(plan.after for plan in plans):,} shards would arrive at a group, "
+        f"{arriving:,} of {counted(sum(plan.after for plan in plans), 'shard')} would arrive at a "
+        f"group, "
         f"{readable_bytes(sum(plan.arriving_bytes for plan in plans))} for each copy; then groups "
         f"have {readable_bytes(min(sizes))} to {readable_bytes(max(sizes))}.",
         soft_wrap=True,
@@ -70,70 +69,64 @@ def plan_command(file: File, store: Store) -> None:
 
 
 @command(app, "apply")
-def apply_command(
-    file: File,
-    store: Store,
-    access: Access,
-    wait: Wait = WAIT,  # type: ignore[assignment] # the parser reads defaults, too
-) -> None:
+def apply_command(config: ApplyConfig, access: Access) -> None:
     """Move shards until the groups are as the file says; run it again if it was interrupted."""
     from thinrow.cluster.desired import read_desired
 
-    _apply(_objects(store), read_desired(file), access, wait)
+    desired = read_desired(Path(config.file))
+    _apply(store_objects(config.store), desired, access, config.wait_ms)
 
 
 @command(app, "drain")
-def drain_command(
-    what: Annotated[
-        str, typer.Argument(metavar="GROUP|HOST:PORT", help="The group, or one replica.")
-    ],
-    store: Store,
-    access: Access,
-    wait: Wait = WAIT,  # type: ignore[assignment] # the parser reads defaults, too
-) -> None:
+def drain_command(config: DrainConfig, access: Access) -> None:
     """Move all shards off a group and remove it from the map, or remove a replica."""
     from thinrow.jobs.cluster import drained
 
-    objects = _objects(store)
-    _apply(objects, drained(objects, what), access, wait)
+    objects = store_objects(config.store)
+    _apply(objects, drained(objects, config.what), access, config.wait_ms)
     out.print(
-        f"{what} is drained, and may be stopped; remove it from cluster.toml as well, or the next "
-        f"apply adds it again.",
+        f"{config.what} is drained, and may be stopped; remove it from cluster.toml as well, or "
+        f"the next apply adds it again.",
         soft_wrap=True,
     )
 
 
+@command(app, "restore")
+def restore_command(config: RestoreConfig, access: Access) -> None:
+    """Write the object cluster/MAP again, if it is lost, damaged or set back."""
+    from thinrow.jobs.cluster import restore_cluster
+
+    restored = restore_cluster(store_objects(config.store), access)
+    out.print(f"cluster/MAP names version {restored.version} of the map again.", soft_wrap=True)
+
+
 @command(app, "status")
-def status_command(
-    store: Store,
-    access: Access,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page for browsers, too.")
-    ] = None,
-) -> None:
+def status_command(config: StatusConfig, access: Access) -> None:
     """Show every replica; the exit status is 1 if a shard has no ready replica."""
+    from thinrow.cluster.cluster_state import counted
     from thinrow.jobs.cluster import cluster_state
     from thinrow.jobs.cluster_page import write_page
     from thinrow.remote.current import now_ts
     from thinrow.store.times import readable_time
 
-    state = cluster_state(_objects(store), access)
-    if html is not None:
-        write_page(html, store, state, now_ts())
+    state = cluster_state(store_objects(config.store), access)
+    if config.html is not None:
+        write_page(config.html, str(config.store), state, now_ts())
     out.print(_status_table(state))
     for name, target in state.replicas:
         problem = state.reports[target].problem
         if problem is not None:
-            out.print(f"{target} of group {name} does not respond: {problem}", soft_wrap=True)
+            out.print(f"{target} of group {name} does not respond: {problem}.", soft_wrap=True)
     watermark = "unknown" if state.watermark_ts is None else readable_time(state.watermark_ts)
     moving = "no shard moves" if state.map.is_settled else "shards move"
     out.print(
-        f"Version {state.map.version} of the map, {state.map.shards:,} shards in "
-        f"{len(state.map.groups):,} groups, {moving}; watermark of the cluster: {watermark}.",
+        f"Version {state.map.version} of the map, {counted(state.map.shards, 'shard')} in "
+        f"{counted(len(state.map.groups), 'group')}, {moving}; watermark of the cluster: "
+        f"{watermark}.",
         soft_wrap=True,
     )
     out.print(
-        state.problem or f"All {len(state.replicas):,} replicas are ready.",
+        state.problem or "Nothing is wrong: all replicas are ready.",
         style="bold red" if state.unserved else None,
         soft_wrap=True,
     )
@@ -168,34 +161,54 @@ def _status_table(state: ClusterState) -> Table:
     return table
 
 
-def _objects(store: str) -> ObjectStore:
-    from thinrow.errors import UsageError
-    from thinrow.remote.object_store import ObjectStore
-    from thinrow.store.place import is_url
-
-    if not is_url(store):
-        raise UsageError(f"A cluster has its store at a URL, and {store} is a folder.")
-    return ObjectStore(store)
-
-
 def _apply(objects: ObjectStore, desired: DesiredCluster, access: Access, wait_ms: int) -> None:
+    """Moves shards, shows each map that has moves, and why there is no progress.
+
+    Raises:
+        Exit: Ctrl-C was pressed.
+    """
+    from thinrow.cluster.cluster_state import counted
     from thinrow.jobs.cluster import apply_cluster
 
+    serving = "The map that is there serves as it is"
+
     def show(written: ClusterMap) -> None:
+        nonlocal serving
+        serving = f"Version {written.version} of the map serves as it is"
+        if written.is_settled:
+            return
         groups = written.groups.values()
+        loading = sum(len(each.loading) for each in groups)
+        leaving = sum(len(each.leaving) for each in groups)
         err.print(
-            f"Version {written.version} of the map: {sum(len(each.loading) for each in groups):,} "
-            f"shards loading, {sum(len(each.leaving) for each in groups):,} leaving.",
+            f"Version {written.version} of the map: {counted(loading, 'shard')} loading, "
+            f"{leaving:,} leaving.",
             soft_wrap=True,
         )
 
-    with progress_bar() as progress:
-        found = apply_cluster(
-            objects, desired, access, wait_s=wait_ms / 1000, progress=progress, written=show
-        )
+    def show_waits(reasons: Sequence[str]) -> None:
+        more = len(reasons) - WAITS_SHOWN_MAX
+        shown = [*reasons[:WAITS_SHOWN_MAX], *([f"({more:,} more.)"] if more > 0 else [])]
+        err.print(f"Waiting: {' '.join(shown)}", soft_wrap=True)
+
+    try:
+        with progress_bar() as progress:
+            found = apply_cluster(
+                objects,
+                desired,
+                access,
+                wait_s=wait_ms / 1000,
+                progress=progress,
+                written=show,
+                waiting=show_waits,
+            )
+    except KeyboardInterrupt:
+        err.print(f"Stopped. {serving}; run the command again to go on.", soft_wrap=True)
+        raise typer.Exit(EXIT_STOPPED) from None
     sizes = [len(group.serving) for group in found.groups.values()]
+    least, most = min(sizes), max(sizes)
     out.print(
-        f"Version {found.version} of the map: {found.shards:,} shards in {len(sizes):,} groups, "
-        f"{min(sizes):,} to {max(sizes):,} each.",
+        f"Version {found.version} of the map: {counted(found.shards, 'shard')} in "
+        f"{counted(len(sizes), 'group')}, {f'{least:,} to ' if least < most else ''}{most:,} each.",
         soft_wrap=True,
     )

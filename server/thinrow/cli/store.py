@@ -242,6 +242,7 @@ def gc_command(
         removed = clean_up(Path(store), keep, withdrawn=withdrawn)
         out.print(f"Removed {_named(removed)}.", soft_wrap=True)
         return
+    from thinrow.cluster.map_objects import old_maps
     from thinrow.remote.gc import collect_garbage
     from thinrow.remote.object_store import ObjectStore
 
@@ -252,6 +253,7 @@ def gc_command(
             withdrawn=withdrawn,
             grace_ms=parse_duration(GRACE) if grace is None else grace,
             is_trial=dry_run,
+            others=old_maps,
             progress=progress,
         )
     out.print(

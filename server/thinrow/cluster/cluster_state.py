@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from thinrow.cluster.cluster_map import ClusterMap
     from thinrow.cluster.replica_report import ReplicaReport
 
-__all__ = ["ClusterState", "listed"]
+__all__ = ["ClusterState", "counted", "listed"]
 
 LISTED_MAX = 10
 """Shards or replicas that a sentence lists; further ones are only counted."""
@@ -85,30 +85,46 @@ class ClusterState:
         unserved = self.unserved
         if unserved:
             return (
-                f"{len(unserved):,} of {self.map.shards:,} shards have no ready replica: "
+                f"{len(unserved):,} of {counted(self.map.shards, 'shard')} "
+                f"{'has' if len(unserved) == 1 else 'have'} no ready replica: "
                 f"{listed(map(str, unserved))}."
             )
         conditions = {target: self.condition(name, target) for name, target in self.replicas}
-        for condition, predicate in (
-            ("no response", "do not respond"),
-            ("no map", "follow no map, so start them with --group"),
-            ("opening", "are still opening shards"),
+        for condition, of_one, of_several in (
+            ("no response", "does not respond", "do not respond"),
+            (
+                "no map",
+                "follows no map, so start it with --group",
+                "follow no map, so start them with --group",
+            ),
+            ("opening", "is still opening shards", "are still opening shards"),
         ):
             found = [target for target, each in conditions.items() if each == condition]
             if found:
-                return self._some(found, predicate)
+                return self._some(found, of_one, of_several)
         foreign = [target for target, each in conditions.items() if each != "ready"]
         if foreign:
-            return self._some(foreign, "belong to another group by their --group")
+            return self._some(
+                foreign,
+                "belongs to another group by its --group",
+                "belong to another group by their --group",
+            )
         behind = [target for _, target in self.replicas if self.lag(target)]
         if behind:
-            return self._some(behind, f"serve an earlier generation than {self.generation}")
+            earlier = f"an earlier generation than {self.generation}"
+            return self._some(behind, f"serves {earlier}", f"serve {earlier}")
         return None
 
-    def _some(self, targets: list[str], predicate: str) -> str:
+    def _some(self, targets: list[str], of_one: str, of_several: str) -> str:
         return (
-            f"{len(targets):,} of {len(self.replicas):,} replicas {predicate}: {listed(targets)}."
+            f"{len(targets):,} of {counted(len(self.replicas), 'replica')} "
+            f"{of_one if len(targets) == 1 else of_several}: {listed(targets)}."
         )
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number and its noun, in the plural unless the number is 1."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(names: Iterable[str]) -> str:

@@ -14,12 +14,15 @@ from thinrow.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pydantic_core import ErrorDetails
+
 __all__ = ["DESIRED_BYTES_MAX", "DesiredCluster", "read_desired"]
 
 DESIRED_BYTES_MAX = 32 << 20
 LIFETIME_S = 30.0
 GROUP = "{group}"
 """Stands for the number of a group in the pattern of an address."""
+KEYS = "lifetime_s, groups and targets, or targets in a table [group.NAME] for each group"
 
 _Texts = Annotated[list[Annotated[str, StringConstraints(max_length=300)]], Field(min_length=1)]
 
@@ -79,10 +82,25 @@ def read_desired(path: Path) -> DesiredCluster:
                         f"to one group."
                     )
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {where}{': ' if where else ''}{first['msg']}.") from error
+        raise InputError(f"{path}: {_mistake(error.errors()[0])}") from error
     return DesiredCluster(round(found.lifetime_s * 1000), targets)
+
+
+def _mistake(found: ErrorDetails) -> str:
+    """Returns what is wrong with a key of the file, in one sentence."""
+    *_, last = found["loc"] or ("",)
+    where, given = ".".join(str(part) for part in found["loc"]), found["input"]
+    if found["type"] == "extra_forbidden":
+        return f"{where} is no key of this file; it has {KEYS}."
+    if found["type"] == "string_pattern_mismatch":
+        if last == "[key]":
+            return f"{given!r} is no name of a group; write letters, digits, _, . and -."
+        return f"{given!r} is not HOST:PORT."
+    message = found["msg"].removeprefix("Value error, ")
+    if message == found["msg"]:
+        _, _, wanted = message.partition(" ")  # Input should be …, List should have …
+        message = f"{where} is {given!r}; it {wanted}"
+    return f"{message}."
 
 
 def _targets(found: _File, path: Path) -> dict[str, tuple[str, ...]]:

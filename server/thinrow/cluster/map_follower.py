@@ -191,7 +191,8 @@ class MapFollower:
 
 def _damaged(store: ObjectStore, reason: str) -> StoreCorruptError:
     return StoreCorruptError(
-        f"{store.url}/{MAP} is damaged ({reason}); restore the object from a copy of the bucket."
+        f"{store.url}/{MAP} is damaged ({reason}); write it again with thinrow cluster restore "
+        f"--store {store.url}."
     )
 
 

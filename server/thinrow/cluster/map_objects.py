@@ -19,20 +19,39 @@ from uuid import uuid4
 import xxhash
 from pydantic import Field
 from thinrow.cluster.cluster_map import MAP_BYTES_MAX, decode_map
-from thinrow.errors import StoreCorruptError, StoreLockedError, StoreUnavailableError
+from thinrow.cluster.local_map import LOCAL_MAP
+from thinrow.errors import (
+    StoreCorruptError,
+    StoreLockedError,
+    StoreUnavailableError,
+    UsageError,
+)
 from thinrow.store.small_files import reason_of
 from thinrow.store.stored_files import Count, Record, Xxh64
 
 if TYPE_CHECKING:
     from thinrow.cluster.cluster_map import ClusterMap
-    from thinrow.remote.object_store import Content, ObjectStore
+    from thinrow.remote.object_store import Content, ListedObject, ObjectStore
 
-__all__ = ["FOLDER", "MAP", "StoredMap", "map_key", "map_versions", "read_map", "write_map"]
+__all__ = [
+    "FOLDER",
+    "MAP",
+    "StoredMap",
+    "map_key",
+    "map_versions",
+    "old_maps",
+    "read_map",
+    "read_version",
+    "restore_map",
+    "write_map",
+]
 
 FOLDER = "cluster"
 MAP = f"{FOLDER}/MAP"
 POINTER_BYTES_MAX = 4096
 FORMAT = 1
+KEPT = 16
+"""Versions that stay: the one that counts and those before it, for a look at recent moves."""
 CREATIONS_MAX = 16
 """Numbers that are tried for a new version, where other commands take the same ones."""
 _VERSION = re.compile(rf"{FOLDER}/map-(\d{{6,18}})\.json")
@@ -68,8 +87,32 @@ def map_key(version: int) -> str:
 
 def map_versions(store: ObjectStore) -> list[int]:
     """Returns the versions that have an object, ascending, also those that never counted."""
-    matches = (_VERSION.fullmatch(one.key) for one in store.listed(FOLDER))
-    return sorted(int(match[1]) for match in matches if match is not None)
+    return sorted(_listed(store))
+
+
+def _listed(store: ObjectStore) -> dict[int, ListedObject]:
+    """Returns the objects of versions, by their number."""
+    found = ((_VERSION.fullmatch(one.key), one) for one in store.listed(FOLDER))
+    return {int(match[1]): one for match, one in found if match is not None}
+
+
+def old_maps(store: ObjectStore, until_ts: int) -> list[ListedObject]:
+    """Returns the objects of versions that nothing needs any more.
+
+    Args:
+        store: The store.
+        until_ts: Time up to which they were written, ms, by the object store's clock.
+
+    Raises:
+        StoreCorruptError: It is unknown which version counts.
+        StoreUnavailableError: The object store does not answer.
+    """
+    stored = read_map(store)
+    if stored is None:
+        return []
+    before = {number: one for number, one in _listed(store).items() if number <= stored.map.version}
+    old = sorted(before)[:-KEPT]
+    return [before[number] for number in old if before[number].modified_ts <= until_ts]
 
 
 def read_map(store: ObjectStore, known: StoredMap | None = None) -> StoredMap | None:
@@ -97,7 +140,10 @@ def read_map(store: ObjectStore, known: StoredMap | None = None) -> StoredMap | 
         raise _damaged(store, MAP, reason)
     if pointer.version == 0:
         return None
-    return StoredMap(_read_version(store, pointer), content)
+    found, map_xxh3 = _read_version(store, pointer.version)
+    if map_xxh3 != pointer.map_xxh3:
+        raise _damaged(store, map_key(pointer.version), "it is another one than MAP names")
+    return StoredMap(found, content)
 
 
 def _parsed(store: ObjectStore, content: Content) -> _Pointer:
@@ -119,27 +165,65 @@ def _xxh3(data: bytes) -> str:
     return xxhash.xxh3_64_hexdigest(data)
 
 
-def _read_version(store: ObjectStore, pointer: _Pointer) -> ClusterMap:
-    key = map_key(pointer.version)
+def read_version(store: ObjectStore, version: int) -> ClusterMap:
+    """Returns one version of the map, whether or not it counts.
+
+    Raises:
+        StoreCorruptError: Its object is damaged or gone.
+        StoreUnavailableError: The object store does not answer.
+    """
+    return _read_version(store, version)[0]
+
+
+def _read_version(store: ObjectStore, version: int) -> tuple[ClusterMap, str]:
+    """Returns one version of the map, and the hash of its object."""
+    key = map_key(version)
     content = store.read(key, MAP_BYTES_MAX)
     if content is None:
         raise _damaged(store, key, "it is gone")
-    if _xxh3(content.data) != pointer.map_xxh3:
-        raise _damaged(store, key, "it is another one than MAP names")
     try:
         found = decode_map(content.data)
     except ValueError as error:
         raise _damaged(store, key, reason_of(error)) from None
-    if found.version != pointer.version:
+    if found.version != version:
         raise _damaged(store, key, f"it is version {found.version}")
-    return found
+    return found, _xxh3(content.data)
 
 
 def _damaged(store: ObjectStore, key: str, reason: str) -> StoreCorruptError:
-    return StoreCorruptError(
-        f"{store.url}/{key} is damaged ({reason}); restore the object from a copy of the bucket. "
-        f"Servers keep the map that they have."
+    repair = (
+        f"write it again with thinrow cluster restore --store {store.url}"
+        if key == MAP
+        else f"copy {LOCAL_MAP} of a mirror whose server follows this version there"
     )
+    return StoreCorruptError(
+        f"{store.url}/{key} is damaged ({reason}); {repair}. Servers keep the map that they have."
+    )
+
+
+def restore_map(store: ObjectStore, version: int) -> ClusterMap:
+    """Makes MAP name a version, if it is lost, damaged, or names an earlier one.
+
+    Raises:
+        UsageError: MAP is whole, and names this version or a later one.
+        StoreLockedError: Another command has changed MAP.
+        StoreCorruptError: The version's object is damaged or gone.
+        StoreUnavailableError: The object store does not answer.
+    """
+    restored, map_xxh3 = _read_version(store, version)
+    content = store.read(MAP, POINTER_BYTES_MAX)
+    if content is not None:
+        try:
+            named = _parsed(store, content).version
+        except StoreCorruptError:
+            named = 0
+        if named >= version:
+            raise UsageError(
+                f"{store.url}/{MAP} is whole and names version {named}, so there is nothing to "
+                f"restore."
+            )
+    _write_pointer(store, version, map_xxh3, content)
+    return restored
 
 
 def write_map(store: ObjectStore, replaced: StoredMap | None, new: ClusterMap) -> StoredMap:
@@ -160,18 +244,30 @@ def write_map(store: ObjectStore, replaced: StoredMap | None, new: ClusterMap) -
     """
     content = _first_content(store) if replaced is None else replaced.content
     written = _create_version(store, replaced, new)
-    write_id = uuid4().hex
-    data = _encoded(written.version, _xxh3(written.encoded()), write_id)
+    map_xxh3 = _xxh3(written.encoded())
+    return StoredMap(written, _write_pointer(store, written.version, map_xxh3, content))
+
+
+def _write_pointer(
+    store: ObjectStore, version: int, map_xxh3: str, replaced: Content | None
+) -> Content:
+    """Makes MAP name a version, if MAP is still as it was read; returns its content.
+
+    Raises:
+        StoreLockedError: It is another one by now.
+        StoreUnavailableError: The object store does not answer.
+    """
+    data = _encoded(version, map_xxh3, uuid4().hex)
     failure = None
     try:
-        store.replace(MAP, data, content)
+        store.replace(MAP, data, replaced)
     except StoreUnavailableError as error:
         failure = error
     # The answer may have been lost, or that of a first try: what is there decides.
     found = store.read(MAP, POINTER_BYTES_MAX)
     if found is not None and found.data == data:
-        return StoredMap(written, found)
-    if failure is not None and found == content:
+        return found
+    if failure is not None and found == replaced:
         raise failure
     raise _changed(store)
 

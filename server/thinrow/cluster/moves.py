@@ -271,7 +271,7 @@ class _Move:
             return (
                 f"{report.target} follows version {report.map_version} of the map, and the store "
                 f"has {self.current.version}; if no other command has just changed the map, it was "
-                f"set back: restore the newest cluster/MAP from a copy of the bucket."
+                f"set back: run thinrow cluster restore."
             )
         missing = len(shards - report.open_shards)
         if missing:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 from thinrow.cluster.cluster_state import ClusterState
 from thinrow.cluster.desired import DesiredCluster
-from thinrow.cluster.map_objects import read_map, write_map
+from thinrow.cluster.map_objects import (
+    map_versions,
+    read_map,
+    read_version,
+    restore_map,
+    write_map,
+)
 from thinrow.cluster.moves import current_owners, first_map, next_step, wanted_placement
 from thinrow.cluster.placement import placement
 from thinrow.errors import StoreError, StoreMissingError, UnavailableError, UsageError
@@ -18,7 +24,7 @@ from thinrow.remote.current import now_ts, require_current
 from thinrow.remote.generation_objects import require_generation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from thinrow.cluster.cluster_map import ClusterMap
     from thinrow.cluster.map_objects import StoredMap
@@ -33,10 +39,13 @@ __all__ = [
     "cluster_state",
     "drained",
     "plan_cluster",
+    "restore_cluster",
 ]
 
 POLL_S = 0.5
 """Pause between two rounds of requests to the replicas."""
+QUIET_S = 5.0
+"""Time without progress after which the reasons for it are reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +106,7 @@ def apply_cluster(
     wait_s: float,
     progress: Callable[[str, int, int], None] = lambda *_: None,
     written: Callable[[ClusterMap], None] = lambda _: None,
+    waiting: Callable[[Sequence[str]], None] = lambda _: None,
 ) -> ClusterMap:
     """Moves shards, step by step, until the map is as desired; returns it.
 
@@ -109,6 +119,7 @@ def apply_cluster(
         wait_s: Longest time without progress.
         progress: Receives stage, done and total.
         written: Receives each map that was written.
+        waiting: Receives the reasons, a sentence each, once there is no progress for a while.
 
     Raises:
         UsageError: The desired state cannot be reached.
@@ -123,6 +134,7 @@ def apply_cluster(
         written(stored.map)
     seen_s = moved_s = time.monotonic()
     opened_before = -1
+    is_quiet = True
     pause = threading.Event()
     while True:
         _check_shards(stored.map, manifest)
@@ -130,7 +142,7 @@ def apply_cluster(
         opened = _show_loading(stored.map, reports, progress)
         now_s = time.monotonic()
         if opened > opened_before:
-            moved_s = now_s
+            moved_s, is_quiet = now_s, True
         opened_before = opened
         # Of two machines' clocks one may be wrong, so the time that was waited here counts, too.
         age_ms = max(now_ts() - stored.map.changed_ts, int((now_s - seen_s) * 1000))
@@ -139,10 +151,13 @@ def apply_cluster(
             stored = write_map(store, stored, step.map)
             written(stored.map)
             seen_s = moved_s = time.monotonic()
-            opened_before = -1
+            opened_before, is_quiet = -1, True
             continue
         if not step.waits:
             return stored.map
+        if is_quiet and now_s - moved_s > QUIET_S:
+            waiting(step.waits)
+            is_quiet = False
         if now_s - moved_s > wait_s + stored.map.lifetime_ms / 1000:
             raise UnavailableError(
                 f"No progress for {wait_s:.0f} s: {' '.join(step.waits[:4])} Version "
@@ -213,13 +228,38 @@ def cluster_state(store: ObjectStore, access: Access) -> ClusterState:
     )
 
 
+def restore_cluster(store: ObjectStore, access: Access) -> ClusterMap:
+    """Makes MAP name again the version that counted, once it is lost, damaged or set back.
+
+    That is the newest version that a replica follows; if no replica answers, the newest that the
+    store has, which a killed command may have left, and which serves all the same.
+
+    Raises:
+        UsageError: MAP names that version, or a later one.
+        StoreMissingError: The store has no version of a map.
+        StoreError: The store or the version cannot be read.
+    """
+    versions = map_versions(store)
+    if not versions:
+        raise _no_map(store)
+    newest = read_version(store, versions[-1])
+    targets = [target for group in newest.groups.values() for target in group.targets]
+    followed = [report.map_version for report in replica_reports(targets, access).values()]
+    known = [version for version in followed if version in versions]
+    return restore_map(store, max(known, default=newest.version))
+
+
 def _require_map(store: ObjectStore) -> StoredMap:
     stored = read_map(store)
     if stored is None:
-        raise StoreMissingError(
-            f"{store.url} has no map of a cluster; write one with thinrow cluster apply."
-        )
+        raise _no_map(store)
     return stored
+
+
+def _no_map(store: ObjectStore) -> StoreMissingError:
+    return StoreMissingError(
+        f"{store.url} has no map of a cluster; write one with thinrow cluster apply."
+    )
 
 
 def _targets(current: ClusterMap, desired: DesiredCluster) -> list[str]:

@@ -10,7 +10,6 @@ from thinrow.access.page_html import (
     STYLE,
     Html,
     bar,
-    bytes_text,
     duration,
     html,
     integer,
@@ -20,6 +19,7 @@ from thinrow.access.page_html import (
 from thinrow.cluster.cluster_state import listed
 from thinrow.cluster.placement import dealing_order
 from thinrow.errors import UsageError
+from thinrow.jobs.console import readable_bytes
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ svg.map { display: block; width: 20rem; height: 1.1rem; background: var(--tile) 
 .loading { fill: var(--bar) } .leaving { fill: var(--good); opacity: .4 }
 .key svg { display: inline-block; width: 1.1rem; height: .7rem; margin: 0 .25rem 0 .9rem }
 .headline { margin: .75rem 0 }
+dl { grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)) }
 td:nth-child(2), th:nth-child(2), td:nth-child(3), th:nth-child(3) { text-align: left }
 td:nth-child(3) { white-space: normal; min-width: 8rem }
 """
@@ -103,7 +104,7 @@ def _tiles(state: ClusterState, at_ts: int) -> str:
         (
             "largest group",
             f"{max(sizes) * len(sizes) / (sum(sizes) or 1):.2f}x",
-            f"of the mean, {bytes_text(sum(sizes) / len(sizes))}",
+            f"of the mean, {readable_bytes(round(sum(sizes) / len(sizes)))}",
         ),
     ]
     if slowest is not None:
@@ -139,7 +140,7 @@ def _moves(state: ClusterState, at_ts: int) -> str:
                 f"{len(group.leaving):,}: {listed(map(str, group.leaving))}"
                 if group.leaving
                 else NOTHING,
-                bytes_text(state.bytes_of(group.loading)),
+                readable_bytes(state.bytes_of(group.loading)),
                 bar(share) if group.loading else "",
             )
         )
@@ -165,7 +166,7 @@ def _groups(state: ClusterState) -> str:
                     _drawn(state, name, order),
                     mark(f"{len(ready)} of {len(group.targets)}", good=good),
                     integer(len(group.serving)),
-                    bytes_text(final_bytes[name]),
+                    readable_bytes(final_bytes[name]),
                     bar(final_bytes[name] / most_bytes),
                     NOTHING if slowest_ms is None else duration(slowest_ms / 1000),
                 ),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXIT_FAILED",
+    "EXIT_STOPPED",
     "EXIT_USAGE",
     "err",
     "facts",
@@ -42,6 +43,7 @@ err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_STOPPED = 130
 
 
 @contextmanager
@@ -55,7 +57,7 @@ def one_sentence() -> Iterator[None]:
         raise typer.Exit(EXIT_USAGE if mistake else EXIT_FAILED) from None
     except KeyboardInterrupt:
         err.print("Stopped.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(EXIT_STOPPED) from None
 
 
 @contextmanager

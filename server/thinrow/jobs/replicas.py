@@ -22,9 +22,17 @@ if TYPE_CHECKING:
 __all__ = ["REPORT_TIMEOUT_S", "replica_reports"]
 
 REPORT_TIMEOUT_S = 5.0
-"""Time for a replica to answer; one that hangs counts as one that does not response."""
+"""Time for a replica to answer; one that hangs counts as one that does not respond."""
 REPORTS_AT_ONCE = 32
 PROBLEM_CHARACTERS_MAX = 200
+CONNECTION_FAILURES = {
+    "Connection refused": "connection refused",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is of no authority in the file of --ca",
+    "Hostname Verification": "its certificate is for other addresses",
+    "WRONG_VERSION_NUMBER": "it serves without TLS; leave --ca out",
+    "Socket closed": "it closed the connection; give --ca if it serves over TLS",
+}
+"""Reasons by a part of gRPC's text, which is for programmers."""
 
 
 def replica_reports(targets: Sequence[str], access: Access) -> dict[str, ReplicaReport]:
@@ -36,6 +44,18 @@ def replica_reports(targets: Sequence[str], access: Access) -> dict[str, Replica
     config = access.config()
     found = map_in_threads(lambda target: _report(target, config), targets, REPORTS_AT_ONCE)
     return dict(zip(targets, found, strict=True))
+
+
+def _problem(code: grpc.StatusCode, details: str) -> str:
+    """Returns the reason for which a replica gives no report, as a part of a sentence."""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"nothing came within {REPORT_TIMEOUT_S:g} s"
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return "it rejects the token; give one of its tenants' with --token-file"
+    for mark, reason in CONNECTION_FAILURES.items():
+        if code is grpc.StatusCode.UNAVAILABLE and mark in details:
+            return reason
+    return f"{code.name}: {details[:PROBLEM_CHARACTERS_MAX]}".strip(": ")
 
 
 def _report(target: str, config: ClientConfig) -> ReplicaReport:
@@ -52,8 +72,7 @@ def _report(target: str, config: ClientConfig) -> ReplicaReport:
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # a server without clusters
             return ReplicaReport(target)
-        details = (error.details() or "")[:PROBLEM_CHARACTERS_MAX]
-        return ReplicaReport(target, problem=f"{error.code().name}: {details}".strip(": "))
+        return ReplicaReport(target, problem=_problem(error.code(), error.details() or ""))
     finally:
         channel.close()
     return ReplicaReport(

@@ -56,6 +56,7 @@ def collect_garbage(
     withdrawn: bool,
     grace_ms: int,
     is_trial: bool = False,
+    others: Callable[[ObjectStore, int], list[ListedObject]] = lambda *_: [],
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> GcReport:
     """Removes generations and objects that nothing needs any more.
@@ -66,6 +67,8 @@ def collect_garbage(
         withdrawn: Removes generations that a rollback set aside, too.
         grace_ms: Time for which an object stays after it was written, or its generation replaced.
         is_trial: Reports only.
+        others: Returns objects of other kinds that nothing needs, of those that were written up to
+            a time, ms.
         progress: Receives stage, done and total.
 
     Raises:
@@ -84,6 +87,8 @@ def collect_garbage(
     # Each upload prolongs the life of a run's earlier ones.
     active = {_run_of(one) for one in listed if one.modified_ts > ends_ts}
     old = [one for one in listed if _run_of(one) not in active]
+    kept_by_grace = len(listed) - len(old)
+    old += others(store, ends_ts)
     if not is_trial and (doomed or old):
         record = current.record.changed(
             history=[number for number in current.record.history if number not in doomed],
@@ -98,7 +103,7 @@ def collect_garbage(
         object_count=len(old) + len(doomed),
         byte_count=sum(one.bytes for one in [*old, *(roots[number] for number in doomed)]),
         generations_kept_by_grace=sorted((wanted - doomed) & published),
-        kept_by_grace=len(listed) - len(old),
+        kept_by_grace=kept_by_grace,
         has_versions=store.has_versions(root_key(current.record.number)),
     )
 
