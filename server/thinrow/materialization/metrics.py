@@ -6,15 +6,19 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from thinrow.access.metrics import ServiceMetrics
 from thinrow.core.codes import FIRST_CODE
+from thinrow.core.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
 
-    from prometheus_client import Gauge, Histogram
+    from numpy.typing import NDArray
+    from prometheus_client import Counter, Gauge, Histogram
     from thinrow.schema import Schema
     from thinrow.store.follower import ReadCounts
 
@@ -85,8 +89,9 @@ class Metrics(ServiceMetrics):
             "thinrow_generation_opened_timestamp_seconds",
             "When the serving generation was opened, in seconds since the epoch.",
         )
-        for stage in STAGES:
-            self.stage_seconds.labels(stage)
+        # Looking a series up takes longer than counting.
+        self._stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
+        self._answers: dict[str, tuple[list[Counter], Counter]] = {}
         for method in METHODS:
             self.request_seconds.labels(method, "")
 
@@ -120,6 +125,35 @@ class Metrics(ServiceMetrics):
         finally:
             in_flight.dec()
             seconds.observe(time.perf_counter() - started_s)
+
+    def stage(self, name: str) -> AbstractContextManager[object]:
+        """Measures a stage of a request until the block ends, also if it fails."""
+        return self._stages[name].time()
+
+    def answered(
+        self, tenant: str, statuses: NDArray[np.uint8], events: int, sent_bytes: int
+    ) -> None:
+        """Counts a response.
+
+        Args:
+            tenant: Label of the tenant.
+            statuses: Shape (examples,): their statuses.
+            events: Events of all examples.
+            sent_bytes: Size of the response.
+        """
+        series = self._answers.get(tenant)
+        if series is None:
+            examples = [self.examples.labels(tenant, status.name) for status in Status]
+            series = examples, self.tenant_sent_bytes.labels(tenant)
+            self._answers[tenant] = series
+        examples, tenant_sent_bytes = series
+        counts = np.bincount(statuses, minlength=len(Status) + 1).tolist()
+        for status, counter in zip(Status, examples, strict=True):
+            if counts[status]:
+                counter.inc(counts[status])
+        self.events.inc(events)
+        self.sent_bytes.inc(sent_bytes)
+        tenant_sent_bytes.inc(sent_bytes)
 
     def serve(self, serving: Serving) -> None:
         """Sets the object that has the values of the store."""

@@ -9,13 +9,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import grpc
-import numpy as np
 from thinrow.access.code_lookup import looked_up
 from thinrow.access.fair_scheduler import FairScheduler
 from thinrow.access.projection import ProjectionCache, wire_groups
 from thinrow.core.ids import to_wire_kind
-from thinrow.core.status import Status
-from thinrow.core.tracing import UNTRACED, span_attributes, tracing
+from thinrow.core.tracing import span_attributes, tracing
 from thinrow.core.wire.response import Response
 from thinrow.errors import PermissionDeniedError, RequestError
 from thinrow.materialization.inspect import Question
@@ -264,13 +262,7 @@ class MaterializationService:
                         "thinrow.generation": generation.number,
                     }
                 )
-        counts = np.bincount(selection.statuses, minlength=len(Status) + 1)
-        for status in Status:
-            if counts[status]:
-                metrics.examples.labels(label, status.name).inc(int(counts[status]))
-        metrics.events.inc(events)
-        metrics.sent_bytes.inc(len(message))
-        metrics.tenant_sent_bytes.labels(label).inc(len(message))
+        metrics.answered(label, selection.statuses, events, len(message))
         return message
 
     def _projection(
@@ -339,14 +331,15 @@ class MaterializationService:
             with self._stage("assemble"):
                 yield plan, plan.resolve()
 
+    def _stage(self, name: str) -> AbstractContextManager[object]:
+        measured = self._metrics.stage(name)
+        return measured if self._tracing is None else self._traced(name, measured)
+
     @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            with UNTRACED if self._tracing is None else self._tracing.span(f"thinrow.{name}", {}):
-                yield
-        finally:
-            self._metrics.stage_seconds.labels(name).observe(time.perf_counter() - start)
+    def _traced(self, name: str, measured: AbstractContextManager[object]) -> Iterator[None]:
+        assert self._tracing is not None
+        with measured, self._tracing.span(f"thinrow.{name}", {}):
+            yield
 
     def _description(
         self, generation: Generation, caller: str | None
