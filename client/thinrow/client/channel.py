@@ -244,7 +244,7 @@ class Channels:
                 )
             except grpc.RpcError as error:
                 self.check_open()
-                failure = translate(error, self.targets)
+                failure = translate(error, self.targets[replica])
                 if self.is_elsewhere(failure):
                     raise failure from error
                 if isinstance(failure, DeadlineError):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "connect"]
 
-DESCRIPTION_S_MAX = 10.0
+DESCRIPTION_S_MAX = 5.0
 """Longest wait for the description of one group of a cluster."""
 DEADLINE_S_MAX = 7 * 86_400.0
 """Time that stands for longer ones and for no limit, which timers cannot count."""
@@ -256,7 +256,8 @@ class Client:
         """Describes the store: schema, watermarks, shards, limits, versions.
 
         In a cluster it is the description by the server whose generation is the oldest, of one
-        server of each group: every example up to its watermark has its history.
+        server of each group: every example up to its watermark has its history. A group whose
+        servers do not answer is an error after a few seconds, which names them.
         """
         deadline_s = self._deadline_s(None)
         self._router.discover(deadline_s)

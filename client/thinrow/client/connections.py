@@ -53,7 +53,7 @@ class Connections:
     def __init__(self, channels: Channels) -> None:
         self.replica = channels.current
         self._channels = channels
-        self._open = [Connection(channels, channels.channel)]
+        self._open = [Connection(channels, channels.channel, self.replica)]
         self._abandoned: list[Connection] = []
         self._reached = self._tries = 0
         self._pause_s = EXTRA_PAUSE_S_MIN
@@ -92,7 +92,7 @@ class Connections:
             self._next_s = time.monotonic() + self._pause_s
             self._pause_s = min(EXTRA_PAUSE_GROWTH * self._pause_s, EXTRA_PAUSE_S_MAX)
             channel = self._channels.open_extra(self.replica)
-            self._open.append(Connection(self._channels, channel, is_own=True))
+            self._open.append(Connection(self._channels, channel, self.replica, is_own=True))
         return min(self._open, key=Connection.unanswered)
 
     def end(self) -> None:
@@ -151,6 +151,7 @@ class Connection:
         self,
         channels: Channels,
         channel: ClosableChannel,
+        replica: int,
         *,
         is_own: bool = False,
     ) -> None:
@@ -172,6 +173,7 @@ class Connection:
         self._abandoned: set[int] = set()
         self._channels = channels
         self._own = channel if is_own else None
+        self._target = channels.targets[replica]
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         spans = tracing("thinrow-client")
@@ -236,11 +238,10 @@ class Connection:
             timeout_s: Time to wait.
             deadline_s: Time for the response over all replicas, for the error's text.
         """
-        targets = self._channels.targets
         if not self.wait(timeout_s):
             raise DeadlineError(
-                f"No answer came from {', '.join(targets)} in {deadline_s:g} s; allow more "
-                f"time, or request less."
+                f"No answer came from {', '.join(self._channels.targets)} in {deadline_s:g} s; "
+                f"allow more time, or request less."
             )
         assert self._first is not None
         answer, self.received_s = self._first
@@ -249,13 +250,13 @@ class Connection:
         if answer is None or isinstance(answer, grpc.RpcError):
             self._channels.check_open()
         if isinstance(answer, grpc.RpcError):
-            raise translate(answer, targets) from answer
+            raise translate(answer, self._target) from answer
         if isinstance(answer, BaseException):
             raise answer
         if answer is None:
             raise UnavailableError(
-                f"The server at {', '.join(targets)} ended the stream before it had "
-                f"answered; check its log."
+                f"The server at {self._target} ended the stream before it had answered; check its "
+                f"log."
             )
         assert isinstance(answer, Response)
         self._finished(answer)

@@ -71,12 +71,17 @@ ERRORS_OF_GRPC: dict[str, type[ThinRowError]] = {
 """Errors of gRPC itself, by text. All have the code RESOURCE_EXHAUSTED and no name."""
 
 
-def translate(error: grpc.RpcError, targets: tuple[str, ...]) -> ThinRowError:
-    """Converts a gRPC error to one of `thinrow.errors`."""
+def translate(error: grpc.RpcError, target: str, command: str = "thinrow serve") -> ThinRowError:
+    """Converts a gRPC error to one of `thinrow.errors`.
+
+    Args:
+        error: The error of a call.
+        target: The replica that was called.
+        command: The command that runs there.
+    """
     call = cast("grpc.Call", error)  # every RpcError of a call is that call
     code = call.code()
     details = call.details() or "no details given"
-    where = ", ".join(targets)
     if code is grpc.StatusCode.CANCELLED and not details.startswith(CANCELLED_HERE):
         # The call crossed a GOAWAY of a stopping server, which then never saw it.
         code = grpc.StatusCode.UNAVAILABLE
@@ -87,18 +92,20 @@ def translate(error: grpc.RpcError, targets: tuple[str, ...]) -> ThinRowError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "thinrow-error" not in metadata:
         kind = next((ERRORS_OF_GRPC[text] for text in ERRORS_OF_GRPC if text in details), kind)
     if kind is UnavailableError:
-        if metadata.get("thinrow-error") == ShardMissingError.name:
-            kind = ShardElsewhereError
+        if "thinrow-error" in metadata:  # the server has answered, and its sentence says what to do
+            if metadata["thinrow-error"] == ShardMissingError.name:
+                kind = ShardElsewhereError
+            return kind(f"{target}: {details}")
         return kind(
-            f"No server answered at {where} ({details}); check the address, and that "
-            f"`thinrow serve` runs there."
+            f"No server answered at {target} ({details}); check the address, and that "
+            f"`{command}` runs there."
         )
     if kind is DeadlineError:
         return DeadlineError(
-            f"No answer came from {where} before the deadline; allow more time, or request less."
+            f"No answer came from {target} before the deadline; allow more time, or request less."
         )
     if kind is ThinRowError:
-        return ThinRowError(f"The call to {where} failed with {code.name}: {details}")
+        return ThinRowError(f"The call to {target} failed with {code.name}: {details}")
     failure = kind(details)
     if isinstance(failure, TooManyCallsError):
         # Without a name the rejection is gRPC's own, which has no hint.

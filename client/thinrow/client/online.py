@@ -409,13 +409,7 @@ class OnlineClient:
     def _failure(self, error: grpc.RpcError) -> ThinRowError:
         if self._closed:
             return UnavailableError(CLOSED)
-        failure = translate(error, (self._target,))
-        if isinstance(failure, UnavailableError):
-            return UnavailableError(
-                f"No online server answered at {self._target}; check the address, and that "
-                f"`thinrow online` runs there."
-            )
-        return failure
+        return translate(error, self._target, "thinrow online")
 
 
 def _event_ids(values: Any) -> Any:  # noqa: ANN401 - as `OnlineClient.events`

@@ -49,14 +49,14 @@ class Polling(Protocol):
 
 def poll(
     groups: list[Channels],
-    take: Callable[[ServerState], object],
+    take: Callable[[ServerState, str], object],
     until: Callable[[], bool] | None = None,
 ) -> bool:
     """Requests the map, and their generations, from the replicas of some groups.
 
     Args:
         groups: The groups.
-        take: Called with each description.
+        take: Called with each description, and the address of its server.
         until: Ends the poll early, once it returns True or a replica of each group has answered.
             None: all replicas are waited for.
 
@@ -74,7 +74,7 @@ def poll(
         group, number, call = done.get()
         try:
             state = ServerState.read(call.result())
-            take(state)
+            take(state, group.targets[number])
         except (grpc.RpcError, grpc.FutureCancelledError, ThinRowError):
             if group.health is not None:
                 group.health.failed(number)

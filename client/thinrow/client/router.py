@@ -6,15 +6,15 @@ import random
 import threading
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from thinrow.client.calls import describe_cluster
 from thinrow.client.channel import Channels
+from thinrow.client.group_calls import call_each
 from thinrow.client.grpc_errors import UnimplementedError
+from thinrow.client.map_claims import confirmed
 from thinrow.client.polling import poll, start_polling, weak
 from thinrow.client.request_size import RequestSize
 from thinrow.client.retries import Retries
@@ -40,8 +40,6 @@ T = TypeVar("T")
 
 DROPPED_S = 5.0
 """Time for which a group stays connected after the map has dropped it, at least."""
-AT_ONCE_MAX = 16
-"""Groups that are called side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +80,8 @@ class Router:
         self._groups: dict[Group, Channels] = {}
         self._dropped: list[tuple[float, Channels]] = []
         """Groups of former maps that are still connected, and since when they are."""
+        self._heard = self._unconfirmed = 0
+        """Versions of which a response spoke, and that a poll did not find."""
         self._map_reads = self._elsewhere = self._ended_hedges = self._ended_failovers = 0
         self._lock = threading.RLock()
         self._discovering = threading.Lock()
@@ -195,33 +195,22 @@ class Router:
         return self._group(cluster, self._chance.randrange(len(cluster.groups)))
 
     def of_each_group(self, call: Callable[[Transport], T]) -> list[T]:
-        """Calls each group, several side by side; returns what each returned.
-
-        Raises:
-            ThinRowError: The first error.
-        """
+        """Calls each group, as `call_each` does; returns what each returned."""
         cluster = self._map
         if cluster is None:
             return [call(self.given)]
 
-        def called(group: Group) -> T:
-            with self._lock:
-                channels = self._groups.get(group)
-            if channels is not None:
-                with channels.in_use():
-                    return call(channels)
-            # A client keeps no connection to a group whose users it does not request.
-            self.given.check_open()
-            first = self._chance.randrange(len(group.targets))
-            with closing(Channels(group.targets, self.config, first)) as passing:
-                return call(passing)
-
-        with ThreadPoolExecutor(AT_ONCE_MAX, "thinrow-groups") as pool:
-            return list(pool.map(called, cluster.groups))
+        self.given.check_open()
+        # A client keeps no connection to a group whose users it does not request.
+        return call_each(cluster.groups, self.config, self._chance, call)
 
     def heard(self, map_version: int) -> None:
-        """Reads the map in the background if a server follows a newer one."""
-        if map_version > self.map_version:
+        """Reads the map in the background if a server follows a newer one.
+
+        A version that no server describes, or that others do not confirm, is looked for once.
+        """
+        if map_version > self.map_version and map_version != self._unconfirmed:
+            self._heard = map_version
             self._start_poller()
             self._poll_now.set()
 
@@ -325,7 +314,7 @@ class Router:
             )
         except UnimplementedError:
             return False
-        return self._take(ServerState.read(message))
+        return self._take(ServerState.read(message), given.targets[given.current])
 
     def _rediscover(self) -> bool:
         """Looks for a map once a server without one lacks a shard; returns True if there is one."""
@@ -337,8 +326,14 @@ class Router:
         self.poll(until=lambda: self.map_version > before)
         return self.map_version > before
 
-    def _take(self, state: ServerState) -> bool:
-        """Follows the map of a server if it is newer."""
+    def _take(self, state: ServerState, target: str) -> bool:
+        """Follows the map of a server if it is newer, and as new as that of another one."""
+        if state.version <= self.map_version:
+            return False
+        known = set(self.given.targets)
+        if self._map is not None:
+            known.update(_targets(self._map))
+        state = confirmed(state, target, known, _targets(state.map()), self.config, self._chance)
         if state.version <= self.map_version:
             return False
         cluster = state.map()
@@ -364,6 +359,8 @@ class Router:
             self._close_dropped()
         if not poll(groups, self._take, until) and isinstance(self.given, Channels):
             poll([self.given], self._take, until)
+        if self._heard > self.map_version:
+            self._unconfirmed = self._heard
         for group in groups:
             group.prefer_healthy()
 
@@ -382,3 +379,7 @@ class Router:
         with self._lock:
             if self._poller is None and isinstance(self.given, Channels):
                 self._poller = start_polling(weakref.ref(self), self._poll_now)
+
+
+def _targets(cluster: ClusterMap) -> Iterator[str]:
+    return (target for group in cluster.groups for target in group.targets)
