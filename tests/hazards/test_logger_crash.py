@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING
 import pytest
 from confluent_kafka import Producer
 from support.crashing_logger import ROWS
-from support.logged import Clock, a_row, config_in, features_of, published, request_ids
+from support.logged import (
+    Clock,
+    a_row,
+    check_layout,
+    config_in,
+    features_of,
+    pending,
+    published,
+    request_ids,
+    segments,
+)
 from support.paths import SUPPORT
 from support.small_disks import ROOMY, small_disk
 from support.worlds import REPEATS, flipped
@@ -35,14 +45,18 @@ if TYPE_CHECKING:
 CRASHING = SUPPORT / "crashing_logger.py"
 
 
+@pytest.mark.parametrize("layouts", [(0,), (4,), (0, 4, 16)])
 @pytest.mark.parametrize("seed", range(2 * REPEATS))
-def test_killed_at_any_moment(tmp_path: Path, seed: int) -> None:
+def test_killed_at_any_moment(tmp_path: Path, seed: int, layouts: tuple[int, ...]) -> None:
+    """Starts choose one of some numbers of parts; each batch is in those that it began in."""
     rng = random.Random(seed)
+    touches_max = 150 if layouts == (0,) else 500  # with parts there are more files to write
     acknowledged: set[int] = set()
     killed = 0
     for start in range(8):
-        countdown = rng.randrange(1, 150) if start < 7 else 0
-        command = [sys.executable, CRASHING, tmp_path, start * ROWS, countdown, rng.getrandbits(30)]
+        countdown = rng.randrange(1, touches_max) if start < 7 else 0
+        place = [start * ROWS, countdown, rng.getrandbits(30)]
+        command = [sys.executable, CRASHING, tmp_path, *place, *layouts]
         done = subprocess.run(
             [*map(str, command)],
             stdout=subprocess.PIPE,
@@ -54,6 +68,7 @@ def test_killed_at_any_moment(tmp_path: Path, seed: int) -> None:
         killed += done.returncode == -9
         acknowledged |= {int(number) for number in done.stdout.split()}
         assert set(request_ids(tmp_path).values()) <= {1}
+        check_layout(tmp_path, layouts)
     assert killed > 3
     assert len(acknowledged) > ROWS
     rows = {row["user_id"]: row for row in published(tmp_path)}
@@ -71,15 +86,6 @@ def journal(tmp_path: Path) -> Path:
             for n in range(5):
                 logger.log(f"r{half * 5 + n}", a_row(n), features_of(n)).wait()
     return tmp_path
-
-
-def pending(folder: Path) -> int:
-    with ThinRowLogger(config_in(folder), clock=Clock()) as logger:
-        return logger.counts.rows_pending
-
-
-def segments(folder: Path) -> list[Path]:
-    return sorted((folder / "journal").glob("segment-*"))
 
 
 def frame_starts(segment: Path) -> list[int]:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.past_requests import backfill_of, expected_rows, requested_world
 from support.row_parts import check_parts, fat_rows, part_of
+from thinrow.client import Projection, connect
 from thinrow.client.torch import RowFiles
 from thinrow.core.engine_config import EngineConfig
 from thinrow.core.shards import shard_of
@@ -19,6 +20,8 @@ from thinrow.engines.choice import run_backfill, run_slim
 from thinrow.errors import InputError, UsageError
 from thinrow.jobs import row_parts
 from thinrow.jobs.config import SlimConfig
+from thinrow.jobs.materialize import materialize
+from thinrow.jobs.verify import verify
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,6 +76,22 @@ def test_a_folder_in_use_and_a_column_in_the_way_are_refused(world: World, tmp_p
     pq.write_table(requests.append_column("part", requests["user_id"]), tmp_path / "r.parquet")
     with pytest.raises(InputError, match="has a column part"):
         run_backfill(replace(config, requests=tmp_path / "r.parquet"), EngineConfig())
+
+
+def test_rows_in_parts_are_verified_against_fat_rows_made_of_them(
+    world: World, tmp_path: Path
+) -> None:
+    config = replace(backfill_of(world), rows=tmp_path / "rows", row_parts=4)
+    run_backfill(config, EngineConfig())
+    whole = replace(config, rows=tmp_path / "rows.parquet", row_parts=0)
+    run_backfill(whole, EngineConfig())
+    with connect(world.store) as client:
+        materialize(client, config.rows, Projection(), tmp_path / "fat.parquet")
+        report = verify(client, config.rows, tmp_path / "fat.parquet")
+        assert report.rows == pq.read_table(whole.rows).num_rows
+        assert report.events > 0 and report.rows_that_differ == 0
+        with pytest.raises(InputError, match="sort both files alike"):
+            verify(client, whole.rows, tmp_path / "fat.parquet")
 
 
 @pytest.mark.parametrize("users", [list(range(30)), [f"user {n}" for n in range(30)]])

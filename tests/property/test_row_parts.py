@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.epochs import Fleet, lengths_table, write_tables
+from support.logged import HOUR_MS, NOW_TS, Clock, a_row, config_in, features_of
 from support.scenarios import examples
+from thinrow.client.logger import FileOutput, ThinRowLogger
 from thinrow.client.torch import RowFiles
 from thinrow.client.torch.rows import file_source
 from thinrow.client.torch.rows import order as row_order
@@ -21,7 +23,7 @@ from thinrow.client.torch.rows.order import EpochOrder, part_lane_count
 from thinrow.core.shards import shard_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 POWERS = st.integers(0, 5).map(lambda power: 1 << power)
@@ -48,6 +50,20 @@ def written(folder: Path, users: int, rows_each: int, parts: int) -> str:
         for part in range(parts)
     ]
     return write_tables(folder, tables, 50, range(parts))
+
+
+def logged(folder: Path, users: int, rows_each: int, parts: int) -> str:
+    """The same users in the files of a logger, by hour and part."""
+    clock = Clock()
+    files = FileOutput(folder=folder / "rows", part_ms=0, row_parts=parts)
+    with ThinRowLogger(config_in(folder, files=files), clock=clock) as logger:
+        for n in range(users * rows_each):
+            row = a_row(n // rows_each, request_ts=NOW_TS + n % 3 * HOUR_MS)
+            logger.log(f"r{n}", row, features_of(n))
+        logger.flush()
+        clock.now_ts += 1000
+        logger.drain(60)
+    return str(files.folder)
 
 
 def fleet(paths: str, ranks: int, workers: int, batch: int, order: str) -> Fleet:
@@ -93,11 +109,12 @@ def test_a_rank_leaves_its_parts_once_a_rank_has_no_batch_of_its_own(
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 1), (2, 1), (2, 4), (4, 2), (8, 1), (32, 1)])
+@pytest.mark.parametrize("writer", [written, logged])
 def test_ranks_request_users_of_few_groups(
-    tmp_path: Path, order: str, ranks: int, workers: int
+    tmp_path: Path, order: str, ranks: int, workers: int, writer: Callable[..., str]
 ) -> None:
     parts, batch = 16, 8
-    paths = written(tmp_path, 400, 5, parts)
+    paths = writer(tmp_path, 400, 5, parts)
     users = users_of(paths)
     shares = np.bincount(shard_of(np.array(users), parts), minlength=parts)
     lanes = RowFiles(paths).epoch_order(batch).lanes

@@ -1,6 +1,7 @@
 """A process that logs until it kills itself: at the n-th time it is about to touch the disk.
 
-python crashing_logger.py FOLDER FIRST N SEED; prints what was acknowledged. N of 0: ends well.
+python crashing_logger.py FOLDER FIRST N SEED PARTS…; prints what was acknowledged. N of 0: ends
+well. The files are in one of the given numbers of parts, by chance.
 """
 
 from __future__ import annotations
@@ -73,12 +74,19 @@ def armed(countdown: int, rng: random.Random) -> None:
 
 
 def main() -> None:
-    folder, first, countdown, seed = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])
+    folder = pathlib.Path(sys.argv[1])
+    first, countdown, seed, *row_parts = map(int, sys.argv[2:])
     rng = random.Random(seed)
+    files = FileOutput(
+        folder=folder / "rows",
+        part_ms=rng.choice((0, 50)),
+        part_rows=20,
+        row_parts=rng.choice(row_parts),
+    )
     config = config_in(
         folder,
         join_window_ms=WINDOW_MS,
-        files=FileOutput(folder=folder / "rows", part_ms=rng.choice((0, 50)), part_rows=20),
+        files=files,
         segment_bytes=rng.choice((1_000, 20_000)),
         commit_ms=1,
     )

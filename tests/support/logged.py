@@ -4,14 +4,19 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from thinrow.client.logger import FileOutput, LoggerConfig, ThinRow
+from support.row_parts import part_of
+from thinrow.client.logger import FileOutput, LoggerConfig, ThinRow, ThinRowLogger
+from thinrow.core.shards import part_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 HOUR_MS = 3_600_000
@@ -84,11 +89,11 @@ def config_in(folder: Path, **options: Any) -> LoggerConfig:
 
 
 def parts(folder: Path) -> list[Path]:
-    return sorted((folder / "rows").glob("hour=*/*.parquet"))
+    return sorted((folder / "rows").rglob("*.parquet"))
 
 
 def published(folder: Path) -> list[dict[str, Any]]:
-    """Every row in the files, each in its hour's folder."""
+    """Every row in the files."""
     rows: list[dict[str, Any]] = []
     for path in parts(folder):
         table = pq.ParquetFile(path).read()
@@ -99,3 +104,55 @@ def published(folder: Path) -> list[dict[str, Any]]:
 
 def request_ids(folder: Path) -> Counter[str]:
     return Counter(row["request_id"] for row in published(folder))
+
+
+def check_layout(folder: Path, layouts: Sequence[int]) -> dict[int, int]:
+    """Checks that each batch is in the folders of one layout, and each row where it belongs.
+
+    Args:
+        folder: The logger's folder.
+        layouts: Numbers of parts that files may have; 0 for none.
+
+    Returns:
+        The number of batches in each layout; files of so few rows that several fit count as the
+        first of these.
+    """
+    batches: dict[str, list[Path]] = {}
+    for path in parts(folder):
+        batches.setdefault(path.name, []).append(path)
+    found: Counter[int] = Counter()
+    for name, paths in batches.items():
+        fitting = [
+            layout
+            for layout in layouts
+            if all(
+                path.parent == folder / "rows" / place_of(row, layout)
+                for path in paths
+                for row in pq.ParquetFile(path).read().to_pylist()
+            )
+        ]
+        assert fitting, f"{name} has files of several layouts"
+        found[fitting[0]] += 1
+    return found
+
+
+def place_of(row: dict[str, Any], layout: int) -> str:
+    """Names the folder of a row, below that of the files."""
+    hour = datetime.fromtimestamp(row["request_ts"] / 1000, UTC).strftime("hour=%Y-%m-%dT%H")
+    return f"{hour}/{part_folder(part_of(row['user_id'], layout))}" if layout else hour
+
+
+def pending(folder: Path) -> int:
+    with ThinRowLogger(config_in(folder), clock=Clock()) as logger:
+        return logger.counts.rows_pending
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted((folder / "journal").glob("segment-*"))
+
+
+def wait_for(holds: Callable[[], bool], timeout_s: float = 60) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < end_s
+        time.sleep(0.005)

@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from support.logged import (
     parts,
     published,
     request_ids,
+    wait_for,
 )
 from support.paths import DOCS
 from support.worlds import new_world, running_server, some_events
@@ -45,16 +46,6 @@ from thinrow.core.thin_row import EventView
 from thinrow.errors import DeadlineError, InputError, UsageError
 from thinrow.jobs.thin_rows import mutable_type_of
 from thinrow.schema import read_schema
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-def wait_for(holds: Callable[[], bool], timeout_s: float = 60) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < end_s
-        time.sleep(0.005)
 
 
 def test_a_row_comes_out_as_it_went_in(tmp_path: Path) -> None:

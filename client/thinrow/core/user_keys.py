@@ -1,4 +1,4 @@
-"""The keys by which a cluster's shards know users: an integer is its own, a text has a hash."""
+"""The keys by which shards and parts know users: an integer is its own, a text has a hash."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from thinrow.core.ids import IdKind
     from thinrow.core.pointers import Pointers
 
-__all__ = ["user_keys"]
+__all__ = ["check_keys", "user_keys"]
 
 
 def user_keys(pointers: Pointers, kind: IdKind) -> NDArray[np.int64]:
@@ -36,13 +36,23 @@ def user_keys(pointers: Pointers, kind: IdKind) -> NDArray[np.int64]:
     return np.fromiter(keys, np.uint64, len(texts)).view(np.int64)
 
 
+def check_keys(kind: IdKind) -> None:
+    """Checks that users of a kind have keys here.
+
+    Raises:
+        UsageError: As `user_keys`.
+    """
+    if is_text_kind(kind):
+        _text_hash()
+
+
 def _text_hash() -> Callable[[bytes], int]:
     """Returns XXH3 (64 bits, seed 0); the one place where the client loads xxhash."""
     try:
         import xxhash
     except ImportError as error:
         raise UsageError(
-            f"The users of this cluster are texts, whose shards are found by a hash that is not "
+            f"Users are texts here, whose shards and parts are found by a hash that is not "
             f"installed ({error}); pip install 'thinrow[cluster]'."
         ) from error
     return xxhash.xxh3_64_intdigest

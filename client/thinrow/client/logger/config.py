@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import pyarrow as pa
 from thinrow.client.logger.values import UNFIT, exact
 from thinrow.core.settings import require_bounds
+from thinrow.core.shards import PART_KEY, check_parts
 from thinrow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ RESERVED = frozenset({"logged_ts", "request_id", "request_ts", "uih", "user_id",
 class FileOutput:
     """Parquet files `FOLDER/hour=2026-11-23T07/part-….parquet`, the hour that of request_ts, UTC.
 
+    With `row_parts` they are `FOLDER/hour=2026-11-23T07/part=0003/part-….parquet`.
+
     Raises:
         UsageError: A value is out of its range.
     """
@@ -36,13 +39,19 @@ class FileOutput:
     loggers may share it."""
 
     part_rows: int = 16_384
-    """Most rows in a file, held in memory while it is written."""
+    """Most rows in a file, and in all files that are written together: they are in memory
+    meanwhile, however many parts there are."""
 
     part_ms: int = 60_000
     """Longest time that a joined row waits for others to share its file."""
 
+    row_parts: int = 0
+    """Number of parts by the hash of the user, a power of two up to 4,096 that divides the store's
+    number of shards; 0 for none. A row is in one part, and each part has files of its own."""
+
     def __post_init__(self) -> None:
         require_bounds(self, part_rows=1, part_ms=0)
+        check_parts(self.row_parts, "row_parts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +202,11 @@ class LoggerConfig:
                 raise UsageError(
                     f"The column {name} is there twice or is the logger's own; rename it."
                 )
+        if self.files is not None and self.files.row_parts and PART_KEY in names:
+            raise UsageError(
+                f"There is a column {PART_KEY}, which row_parts makes of its folders; rename the "
+                f"column."
+            )
         for name in self.label_defaults:
             if name not in self.labels.names:
                 raise UsageError(f"label_defaults names {name}, which is no label; correct it.")

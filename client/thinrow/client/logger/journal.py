@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Entries", "Journal", "Place", "sync_folder"]
+__all__ = ["VERSION", "VERSION_OF_PARTS", "Entries", "Journal", "Place", "sync_folder"]
 
 log = logging.getLogger("thinrow.logger")
 
 VERSION = 1
+VERSION_OF_PARTS = 2
+"""Version of segments whose batches of files are in parts. A release that reads version 1 alone
+would publish an interrupted batch again in other folders, so it must refuse the journal."""
 MAGIC = 0x4C526854
 HEAD = struct.Struct("<IIII")
 LENGTHS = struct.Struct("<cII")
@@ -128,12 +131,15 @@ class Journal:
         self._end = self._sizes.get(self._segment, 0)
 
     def roll(self, checkpoint: dict[str, Any]) -> None:
-        """Begins a new segment with a checkpoint, after `replay` or a failed append."""
+        """Begins a new segment with a checkpoint, after `replay` or a failed append.
+
+        Args:
+            checkpoint: A summary of all segments before, and the version of the new one.
+        """
         with self._lock:
             number = self._segment + 1
             record = {
                 **checkpoint,
-                "version": VERSION,
                 "previous_bytes": self._end,
                 "schemas": [
                     base64.b64encode(schema.serialize().to_pybytes()).decode()
@@ -248,10 +254,10 @@ class Journal:
         if payload is None:
             raise self._damaged(number, 0)
         record = json.loads(payload[1:])
-        if record["version"] != VERSION:
+        if record["version"] not in (VERSION, VERSION_OF_PARTS):
             raise JournalError(
-                f"{path} has version {record['version']}, but this release reads {VERSION}; "
-                f"finish it with the release that wrote it."
+                f"{path} has version {record['version']}, but this release reads {VERSION} and "
+                f"{VERSION_OF_PARTS}; finish it with the release that wrote it."
             )
         rows, labels = (
             pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema)))

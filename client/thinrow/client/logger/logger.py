@@ -70,14 +70,14 @@ class ThinRowLogger:
                 log.warning("%d rows were logged for %s, which is no output any more", rows, name)
             for name, output in self._state.outputs.items():
                 if name == "kafka" and output.emitting is not None:
-                    log.warning("rows %d to %d may come twice to the topic", *output.emitting)
+                    log.warning("rows %d to %d may come twice to the topic", *output.emitting[:2])
             self._writer = JournalWriter(
                 config, tables, self._state, self._journal, clock or wall_clock()
             )
             self._journal.roll(self._state.checkpoint())
             outputs: dict[str, Output] = {}
             if config.files is not None:
-                outputs["files"] = Files(config.files, self._state.journal_id)
+                outputs["files"] = Files(config.files, self._state.journal_id, config.user_ids)
             if config.kafka is not None:
                 outputs["kafka"] = Topic(config.kafka)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Outputs of joined rows: Parquet files by hour, and a Kafka topic."""
+"""Outputs of joined rows: Parquet files by hour and by part of the users, and a Kafka topic."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ import pyarrow.parquet as pq
 from thinrow.client.logger.journal import sync_folder
 from thinrow.core.files.message import encode_thin_rows
 from thinrow.core.files.permissions import file_mode, private_umask
+from thinrow.core.files.rows import to_pointers
 from thinrow.core.kafka import load_kafka
+from thinrow.core.shards import part_folder, shard_of
+from thinrow.core.user_keys import check_keys, user_keys
 from thinrow.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from thinrow.client.logger.config import FileOutput, KafkaOutput
+    from thinrow.client.logger.state import RowBatch
+    from thinrow.core.ids import IdKind
 
 __all__ = ["Files", "Output", "Topic"]
 
@@ -29,41 +35,52 @@ HOUR_MS = 3_600_000
 class Output(Protocol):
     """Publishes joined rows, in the order in which they were logged."""
 
-    def publish(self, first: int, last: int, table: pa.Table) -> None:
-        """Publishes the rows numbered [first, last), perhaps after an interrupted attempt."""
+    def publish(self, batch: RowBatch, table: pa.Table) -> None:
+        """Publishes the rows of a batch, perhaps after an interrupted attempt."""
 
     def close(self) -> None:
         """Closes connections."""
 
 
 class Files:
-    """Writes each row to its hour's folder, exactly once.
+    """Writes each row to the folder of its hour, and of its part there, exactly once.
 
-    A file is written under a hidden name, synced and renamed. Its name has the rows' numbers, so
-    that an interrupted attempt is recognized.
+    A file is written under a hidden name, synced and renamed. Its name has the batch's numbers, so
+    that an interrupted attempt is recognized, and replaces the hidden file that a crash left. One
+    file is open at a time.
     """
 
-    def __init__(self, config: FileOutput, journal_id: str) -> None:
+    def __init__(self, config: FileOutput, journal_id: str, user_ids: IdKind) -> None:
         self._folder = config.folder
-        self._journal_id = journal_id
+        self._journal_id, self._user_ids = journal_id, user_ids
+        if config.row_parts:
+            check_keys(user_ids)
         make_folder(self._folder)
-        # Files that a crash left half written.
-        for path in self._folder.glob(f"hour=*/.part-{journal_id}-*"):
-            path.unlink()
 
-    def publish(self, first: int, last: int, table: pa.Table) -> None:
+    def publish(self, batch: RowBatch, table: pa.Table) -> None:
         """See Output. Raises OSError."""
+        name = f"part-{self._journal_id}-{batch.first:012}-{batch.last:012}.parquet"
         hours = table.column("request_ts").to_numpy() // HOUR_MS
-        for hour in np.unique(hours).tolist():
+        parts = self._parts(table, batch.row_parts)
+        for hour, part in sorted(set(zip(hours.tolist(), parts.tolist(), strict=True))):
             folder = self._folder / f"hour={hour_name(hour)}"
-            path = folder / f"part-{self._journal_id}-{first:012}-{last:012}.parquet"
-            if path.exists():
+            if batch.row_parts:
+                folder /= part_folder(part)
+            if (folder / name).exists():
                 continue
             make_folder(folder)
-            write_part(table.filter(pa.array(hours == hour)), path)
+            write_part(table.filter(pa.array((hours == hour) & (parts == part))), folder / name)
 
     def close(self) -> None:
         """See Output."""
+
+    def _parts(self, table: pa.Table, row_parts: int) -> NDArray[np.int64]:
+        """Returns the part of each row's user, shape (rows,); 0 if there are no parts."""
+        if not row_parts:
+            return np.zeros(len(table), np.int64)
+        pointers = (to_pointers("The rows", rows) for rows in table.to_batches())
+        keys = [user_keys(of_some, self._user_ids) for of_some in pointers]
+        return shard_of(np.concatenate(keys), row_parts)
 
 
 class Topic:
@@ -73,15 +90,15 @@ class Topic:
         self._kafka = load_kafka()
         self._config = config
         self._producer: Any = self._connect()
-        self._batch = (0, 0)
+        self._batch: RowBatch | None = None
         self._delivered: set[int] = set()
         """First rows of the batch's messages that brokers acknowledged."""
         self._error: Any = None
 
-    def publish(self, first: int, last: int, table: pa.Table) -> None:
+    def publish(self, batch: RowBatch, table: pa.Table) -> None:
         """See Output. Raises UnavailableError."""
-        if self._batch != (first, last):
-            self._batch, self._delivered = (first, last), set()
+        if self._batch != batch:
+            self._batch, self._delivered = batch, set()
         self._error = None
         end_s = time.monotonic() + self._config.deadline_ms / 1000
         if self._producer is None:

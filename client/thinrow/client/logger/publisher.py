@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from thinrow.client.logger.state import RowBatch
 from thinrow.errors import ThinRowError
 
 if TYPE_CHECKING:
@@ -93,26 +94,26 @@ class Publisher:
     def _publish(self, rows: Sequence[Joined], frames: Sequence[Frame]) -> None:
         progress = self._progress
         if progress.emitting is None:
-            first, last = rows[0].number, rows[-1].number + 1
+            batch = RowBatch(rows[0].number, rows[-1].number + 1, progress.row_parts)
 
             def begun() -> None:
-                progress.emitting = first, last
+                progress.emitting = batch
 
-            self._control(self._record("emit", first=first, last=last), begun)
+            self._control(self._record("emit", **batch._asdict()), begun)
         else:
-            first, last = progress.emitting
+            batch = progress.emitting
         count = 0
         if rows:
             table = self._table(rows, frames)
             count = len(table)
             if count:
-                self._output.publish(first, last, table)
+                self._output.publish(batch, table)
 
         def ended() -> None:
-            self._state.published(progress, last)
+            self._state.published(progress, batch.last)
             self._state.counts[f"published {self._name}"] += count
 
-        self._control(self._record("done", last=last), ended)
+        self._control(self._record("done", last=batch.last), ended)
 
     def _record(self, kind: str, **fields: int) -> dict[str, Any]:
         return {"kind": kind, "output": self._name, **fields}

@@ -8,9 +8,10 @@ from bisect import bisect_right
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from thinrow.client.logger.join import Join, Joined
+from thinrow.client.logger.journal import VERSION, VERSION_OF_PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from thinrow.client.logger.journal import Entries, Journal, Place
     from thinrow.client.logger.schema import Tables
 
-__all__ = ["Frame", "Progress", "State"]
+__all__ = ["Frame", "Progress", "RowBatch", "State"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +32,29 @@ class Frame:
     place: Place
 
 
+class RowBatch(NamedTuple):
+    """Rows that an output publishes together, and their layout, which never changes again."""
+
+    first: int
+    """Number of the first row."""
+    last: int
+    """Number after that of the last row."""
+    row_parts: int = 0
+    """Number of parts of files; 0 for none."""
+
+
 @dataclass(slots=True, eq=False)
 class Progress:
     """The progress of an output."""
 
     batch_rows: int
     wait_ms: int
+    row_parts: int = 0
+    """Number of parts of the batches that begin from now on."""
     done: int = 0
     """Rows with lower numbers are published."""
-    emitting: tuple[int, int] | None = None
-    """Numbers [first, last) of rows that are being published, or were at a crash."""
+    emitting: RowBatch | None = None
+    """The batch that is being published, or was at a crash."""
     ready: deque[Joined] = field(default_factory=deque)
     """Rows whose window is over, from `done` on."""
 
@@ -58,7 +72,8 @@ class State:
         self.frames: list[Frame] = []
         self.outputs: dict[str, Progress] = {}
         if config.files is not None:
-            self.outputs["files"] = Progress(config.files.part_rows, config.files.part_ms)
+            files = config.files
+            self.outputs["files"] = Progress(files.part_rows, files.part_ms, files.row_parts)
         if config.kafka is not None:
             self.outputs["kafka"] = Progress(config.kafka.batch_rows, config.kafka.linger_ms)
         self.counts: Counter[str] = Counter()
@@ -74,7 +89,7 @@ class State:
     def replay(self, journal: Journal, tables: Tables) -> dict[str, int]:
         """Folds a whole journal; returns the unpublished rows of outputs that exist no more."""
         known: dict[str, int] = {}
-        emitting: dict[str, tuple[int, int]] = {}
+        emitting: dict[str, RowBatch] = {}
         for record in journal.replay():
             if not isinstance(record, dict):
                 self.fold(record.place, *decoded(record, tables))
@@ -84,9 +99,15 @@ class State:
                 self.journal_id = record["id"]
                 self.next_row = record["next_row"]
                 known = record["done"]
-                emitting = {name: tuple(rows) for name, rows in record["emitting"].items()}
+                row_parts = record.get("row_parts", {})  # journals from before parts have none
+                emitting = {
+                    name: RowBatch(first, last, row_parts.get(name, 0))
+                    for name, (first, last) in record["emitting"].items()
+                }
             elif record["kind"] == "emit":
-                emitting[record["output"]] = record["first"], record["last"]
+                emitting[record["output"]] = RowBatch(
+                    record["first"], record["last"], record.get("row_parts", 0)
+                )
             else:
                 known[record["output"]] = record["last"]
                 emitting.pop(record["output"], None)
@@ -96,7 +117,8 @@ class State:
             output.done = known.get(name, self.next_row)
             output.emitting = emitting.get(name)
             # The window may be longer now; rows that an output has, or is publishing, stay closed.
-            self.join.close_before(max(output.done, *(output.emitting or (0, 0))))
+            begun = output.done if output.emitting is None else output.emitting.last
+            self.join.close_before(max(output.done, begun))
         self.distribute()
         done = min(output.done for output in self.outputs.values())
         for frame in self.frames:
@@ -161,7 +183,7 @@ class State:
         """Returns the rows to publish next; those of an interrupted attempt alone."""
         if output.emitting is None:
             return list(islice(output.ready, output.batch_rows))
-        last = output.emitting[1]
+        last = output.emitting.last
         return list(takewhile(lambda row: row.number < last, output.ready))
 
     def published(self, output: Progress, last: int) -> None:
@@ -200,17 +222,22 @@ class State:
 
     def checkpoint(self) -> dict[str, Any]:
         """Returns the record that a new segment begins with: a summary of all before it."""
+        emitting = {
+            name: output.emitting
+            for name, output in self.outputs.items()
+            if output.emitting is not None
+        }
+        row_parts = {name: batch.row_parts for name, batch in emitting.items()}
+        in_parts = any(row_parts.values()) or any(one.row_parts for one in self.outputs.values())
         return {
             "kind": "checkpoint",
+            "version": VERSION_OF_PARTS if in_parts else VERSION,
             "id": self.journal_id,
             "ts": self.now_ts,
             "next_row": self.next_row,
             "done": {name: output.done for name, output in self.outputs.items()},
-            "emitting": {
-                name: output.emitting
-                for name, output in self.outputs.items()
-                if output.emitting is not None
-            },
+            "emitting": {name: (batch.first, batch.last) for name, batch in emitting.items()},
+            "row_parts": row_parts,
         }
 
     def is_published(self, number: int) -> bool:

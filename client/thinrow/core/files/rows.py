@@ -33,6 +33,7 @@ __all__ = [
     "read_thin_rows",
     "row_count",
     "snapshots_type",
+    "to_pointers",
     "to_thin_rows",
 ]
 
