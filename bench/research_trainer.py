@@ -49,8 +49,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from thinrow.client import Projection
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
 from thinrow.demo.sample_data import movielens_100k
-from thinrow.jobs.config import ResearchConfig
 from thinrow.jobs.research import research
+from thinrow.jobs.research_config import ResearchConfig
 
 from server import machine
 

@@ -23,12 +23,12 @@ class Authority:
         self._key = folder / "ca.key"
         openssl("req", "-x509", *self._made(self._key, self.ca, "authority"))
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """A certificate for this machine's loopback address, and its key."""
+    def issue(self, name: str, host: str = "127.0.0.1") -> tuple[Path, Path]:
+        """A certificate for a loopback address of this machine, and its key."""
         cert, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         openssl(
             *("req", "-x509", "-CA", self.ca, "-CAkey", self._key),
-            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
+            *("-addext", f"subjectAltName=IP:{host},DNS:localhost"),
             *("-addext", "basicConstraints=critical,CA:FALSE"),
             *self._made(key, cert, name),
         )

@@ -18,7 +18,6 @@ from thinrow.client.torch import RowFiles, splits
 from thinrow.compaction.config import CompactionConfig
 from thinrow.core.files.arrow import mutable_type, uih_type
 from thinrow.errors import InputError, ThinRowError, UsageError
-from thinrow.jobs.config import ResearchConfig
 from thinrow.jobs.interaction_log import LogColumns, read_log
 from thinrow.jobs.interactions import (
     Interactions,
@@ -30,6 +29,7 @@ from thinrow.jobs.interactions import (
     thinned,
 )
 from thinrow.jobs.research import research
+from thinrow.jobs.research_config import ResearchConfig
 
 START_TS = 1_600_000_000_000
 NAMES = LogColumns(user="user_id", item="item_id", time="timestamp")

@@ -37,7 +37,6 @@ from thinrow.jobs.config import (
     ExportConfig,
     FatLayoutConfig,
     MaterializeConfig,
-    ResearchConfig,
     SlimConfig,
     VerifyConfig,
 )
@@ -47,6 +46,7 @@ from thinrow.jobs.export import ExportReport
 from thinrow.jobs.materialize import MaterializeReport
 from thinrow.jobs.research import ResearchReport
 from thinrow.jobs.research import research as run_research
+from thinrow.jobs.research_config import ResearchConfig
 from thinrow.jobs.slim_plan import SlimReport
 from thinrow.remote.current import now_ts
 

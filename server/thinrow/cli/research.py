@@ -8,8 +8,8 @@ import typer
 from thinrow.cli.command import command
 from thinrow.cli.time_reports import print_outliers
 from thinrow.events.units import UNIT_NAMES
-from thinrow.jobs.config import ResearchConfig
 from thinrow.jobs.console import facts, out, progress_bar, readable_bytes
+from thinrow.jobs.research_config import ResearchConfig
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
     from thinrow.events.split import Progress
     from thinrow.events.units import TimeUnit
-    from thinrow.jobs.config import ResearchConfig
     from thinrow.jobs.interactions import Interactions
+    from thinrow.jobs.research_config import ResearchConfig
 
 __all__ = ["CUTS_MAX", "FatBytes", "ResearchReport", "research"]
 

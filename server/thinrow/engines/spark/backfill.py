@@ -18,10 +18,9 @@ from thinrow.engines.spark.session import Spark
 from thinrow.engines.spark.shuffled import COLUMNS
 from thinrow.engines.spark.slices import cut_files, user_bounds
 from thinrow.engines.spark.tasks import RESULT_COLUMNS, check_numbers, software
+from thinrow.engines.spark.thin_facts import RequestSurvey, WrittenSlice
 from thinrow.engines.spark.thin_rows import (
-    RequestSurvey,
     ThinPlan,
-    WrittenSlice,
 )
 from thinrow.errors import EngineError, UsageError
 from thinrow.events.time_columns import TimeSpan, add_spans

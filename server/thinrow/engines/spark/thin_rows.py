@@ -28,8 +28,9 @@ from thinrow.engines.spark.tasks import (
     result_row,
     task,
 )
+from thinrow.engines.spark.thin_facts import EventFacts, WrittenSlice, slice_facts
 from thinrow.events.canonical import canonical_schema
-from thinrow.events.time_columns import TimeReader, TimeSpan, add_spans, read_spans
+from thinrow.events.time_columns import TimeReader, TimeSpan
 from thinrow.events.units import PLAUSIBLE_UNTIL_TS
 from thinrow.events.user_ids import USERS, UserIdReader, user_column
 from thinrow.jobs.backfill import (
@@ -66,92 +67,12 @@ if TYPE_CHECKING:
     from thinrow.jobs.thin_rows import ThinRowsWriter
     from thinrow.store.generation import Generation
 
-__all__ = [
-    "BLOCK_ROWS",
-    "EventFacts",
-    "RequestSurvey",
-    "ThinPlan",
-    "WrittenSlice",
-]
+__all__ = ["BLOCK_ROWS", "ThinPlan"]
 
 BLOCK_ROWS = 1 << 14
 """Rows of requests whose thin columns a task that writes has in memory at once, about."""
 REQUESTS, THIN, TOTALS = "requests", "thin", "totals"
 """Kinds of rows: requests by user, thin columns by slice, and measures of all events of a shard."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestSurvey:
-    """Measures of the requests of one slice."""
-
-    slice: int
-    rows: int
-    times: dict[str, TimeSpan]
-    latest_ts: list[int]
-    """The latest request, and the latest one that makes sense; nothing without any."""
-
-    @classmethod
-    def decode(cls, number: int, text: str) -> RequestSurvey:
-        """Reads the row of a task."""
-        body = json.loads(text)
-        times = read_spans(body["times"])
-        return cls(slice=number, rows=body["rows"], times=times, latest_ts=body["latest_ts"])
-
-
-@dataclass(slots=True, kw_only=True)
-class EventFacts:
-    """Measures of the events of some slices, and what a shard received of all."""
-
-    slices: list[int]
-    rows_read: int
-    rows_received: int
-    arrivals: TimeSpan
-    times: dict[str, TimeSpan]
-
-    @staticmethod
-    def none() -> EventFacts:
-        """Returns the measures of nothing."""
-        return EventFacts(slices=[], rows_read=0, rows_received=0, arrivals=TimeSpan(), times={})
-
-    @staticmethod
-    def decode(body: dict[str, Any]) -> EventFacts:
-        """Reads what `asdict` returned."""
-        times = read_spans(body["times"])
-        arrivals = TimeSpan(**body["arrivals"])
-        return EventFacts(**{**body, "arrivals": arrivals, "times": times})
-
-    def add(self, other: EventFacts) -> None:
-        """Takes in the measures of other slices or shards."""
-        self.slices += other.slices
-        self.rows_read += other.rows_read
-        self.rows_received += other.rows_received
-        self.arrivals.add(other.arrivals)
-        add_spans(self.times, other.times)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenSlice:
-    """Result of one task: the thin rows of a slice of the requests."""
-
-    slice: int
-    file: str
-    """Name of the file in the scratch place of the output; none of rows that go to parts."""
-    file_bytes: int
-    counts: RowCounts
-    events: EventFacts | None
-    """Measures of all events; those of slice 0 only."""
-
-    @classmethod
-    def decode(cls, body: dict[str, Any]) -> WrittenSlice:
-        """Reads what `asdict` returned."""
-        events = body["events"]
-        return cls(
-            slice=body["slice"],
-            file=body["file"],
-            file_bytes=body["file_bytes"],
-            counts=RowCounts(**body["counts"]),
-            events=None if events is None else EventFacts.decode(events),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +175,7 @@ class ThinPlan:
                 for item in members:
                     bodies[item.kind].append(item.body)
                 for body in bodies[FACTS]:
-                    facts.add(_slice_facts(json.loads(bytes(body))))
+                    facts.add(slice_facts(json.loads(bytes(body))))
                 if sub < 0:
                     continue
                 events = read_table(bodies[EVENTS], canonical_schema(carried))
@@ -424,16 +345,3 @@ def _request_schema(kind: IdKind) -> pa.Schema:
     names = ("user_id", "request_ts", "slice", "row")
     texts = [("text", pa.string())] if is_text_kind(kind) else []
     return pa.schema([*((name, pa.int64()) for name in names), *texts])
-
-
-def _slice_facts(body: dict[str, Any]) -> EventFacts:
-    """Returns the measures of one slice of events: see `SliceFacts`."""
-    return EventFacts.decode(
-        {
-            "slices": [body["slice"]],
-            "rows_read": body["rows"],
-            "rows_received": 0,
-            "arrivals": body["arrivals"],
-            "times": body["times"],
-        }
-    )
