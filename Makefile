@@ -34,14 +34,14 @@ TORCHREC := torchrec==1.9.2 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict
 # Spark Connect needs grpcio-status.
 SPARK := pyspark==4.3.0 py4j==0.10.9.9 grpcio-status==1.85.3
 
-RAY := ray[data]==2.60.0
+RAY := ray[data,train]==2.60.0
 
 TRAINERS := lightning==2.6.6 transformers==5.24.0 accelerate==1.15.0 datasets==5.2.0
 
 .PHONY: help setup demo test test-recipes test-wheel test-docs test-fast test-long fleet-test
 .PHONY: torchrec trainers spark ray faults
 .PHONY: check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors
-.PHONY: bench bench-peers bench-short bench-ids bench-scale bench-cluster bench-spark bench-research gpu docs wheel wheels lock pin-images image-test
+.PHONY: bench bench-peers bench-short bench-ids bench-scale bench-cluster bench-spark bench-ray bench-research gpu docs wheel wheels lock pin-images image-test
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -86,7 +86,7 @@ torchrec: setup ## install torchrec, so that its tests run rather than skip
 spark: setup ## install pyspark, so that its tests run rather than skip
 	@$(BIN)/python -m pip install --quiet --no-deps $(SPARK)
 
-ray: setup ## install Ray Data, so that its tests run rather than skip
+ray: setup ## install Ray Data and Ray Train, so that their tests run rather than skip
 	@$(BIN)/python -m pip install --quiet '$(RAY)'
 
 trainers: setup ## install Lightning, transformers and datasets, so that their tests run rather than skip
@@ -163,6 +163,9 @@ bench-cluster: setup ## measure clusters of servers, and simulate larger ones, i
 bench-spark: setup ## measure compaction on Spark, into docs/reports/compaction-spark.md; needs Java
 	$(MAKE) spark
 	PYTHONPATH=bench $(BIN)/python bench/scale/compaction.py $(OPTIONS)
+
+bench-ray: ray ## measure Ray Data and pools of actors against the loader, into docs/reports/ray.md
+	PYTHONPATH=bench $(BIN)/python bench/scale/ray_data.py $(OPTIONS)
 
 bench-research: torchrec ## train Meta's research HSTU from both, into docs/reports/research-trainer.md; needs its clone
 	@test -d '$(GENERATIVE_RECOMMENDERS)' || { echo 'Run: git clone https://github.com/facebookresearch/generative-recommenders, and name its folder: GENERATIVE_RECOMMENDERS=…' >&2; exit 1; }

@@ -4,12 +4,17 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
+import time
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from support.paths import ROOT
 from support.thin_rows import shown, write_rows
 from support.worlds import World, built_world
 from thinrow.client import Projection
@@ -21,7 +26,6 @@ from thinrow.materialization.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 ray = pytest.importorskip("ray.data", reason="`make ray` installs Ray")
 from thinrow.client.ray import (  # noqa: E402
@@ -35,6 +39,7 @@ from thinrow.client.ray import (  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")
 STORE_BYTES = 200 << 20
+PAGE = ROOT / "docs/guides/engines.md"
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +178,41 @@ def test_the_pool_delivers_each_example_once_and_follows_the_trainer(
             for rank in range(2)
         ]
         assert examples(batch for half in halves for batch in half) == expected
+
+
+def test_a_pool_shrinks_while_the_trainer_is_the_slow_side(
+    session: Any, world: World, tmp_path: Path
+) -> None:
+    del session
+    source = ThinRowDatasource(write_rows(tmp_path, [400], row_group=10), world.store, Projection())
+    limits = ScalingLimits(actors_min=1, actors_max=3)
+    pool = LookupPool(source, limits=limits, tasks=40, actor_cpus=0, interval_s=0.2)
+    place = 0
+    for batch in RayBatches(pool, LoaderConfig(batch_examples=10)):
+        place += len(batch)
+        if max(pool.sizes) > 1:  # once it has grown, the trainer has much to do
+            time.sleep(0.1)
+    assert place == 400
+    assert max(pool.sizes) > 1
+    assert pool.sizes[-1] == 1
+
+
+def test_programs_of_the_guide(
+    session: Any, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del session
+    (tmp_path / "rows").mkdir()
+    write_rows(tmp_path / "rows", [40, 30])
+    section = PAGE.read_text(encoding="utf-8").split("## Ray Data\n")[1]
+    programs = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(programs) == 3
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    server_config = ServerConfig(store=world.store, listen="127.0.0.1:0", metrics=None)
+    with Server(server_config) as server:
+        for program in programs:
+            exec(program.replace("localhost:7878", server.address), names)
+    assert names["state"] == names["done"].to_ranges() == [[0, 70]]
+    assert names["batches"].done.to_ranges() == [[0, 70]]
+    with names["result"].checkpoint.as_directory() as folder:
+        assert json.loads((Path(folder) / "done.json").read_text()) == [[0, 70]]

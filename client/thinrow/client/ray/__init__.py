@@ -11,11 +11,18 @@
         train(batch)
 """
 
-from thinrow.client.ray.batches import RayBatches
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from thinrow.client.ray.datasource import ThinRowDatasource
 from thinrow.client.ray.example_ids import ExampleIds
-from thinrow.client.ray.pool import LookupPool
 from thinrow.client.ray.scaling import ScalingLimits, wanted_actors
+
+if TYPE_CHECKING:
+    from thinrow.client.ray.batches import RayBatches
+    from thinrow.client.ray.pool import LookupPool
 
 __all__ = [
     "ExampleIds",
@@ -25,3 +32,13 @@ __all__ = [
     "ThinRowDatasource",
     "wanted_actors",
 ]
+
+TRAINER_MODULES = {"LookupPool": "pool", "RayBatches": "batches"}
+"""Modules that import PyTorch, which takes seconds: processes that look rows up do without."""
+
+
+def __getattr__(name: str) -> object:
+    """Imports a class of the trainer at its first use."""
+    if name not in TRAINER_MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{TRAINER_MODULES[name]}"), name)

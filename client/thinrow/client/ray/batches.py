@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 from thinrow.client.ray.example_ids import ExampleIds
 from thinrow.client.torch.batching import AnsweredRows, Batcher, to_tensors
@@ -44,7 +45,7 @@ class RayBatches:
             raise UsageError(
                 "Batches of Ray have no even_ends and no not_ready_wait_s; use ThinRowLoader."
             )
-        self.done = done or ExampleIds()
+        self.done = ExampleIds() if done is None else done
         """Examples of delivered batches; with state of the model, the place of the run."""
 
     def __iter__(self) -> Iterator[TensorBatch]:
@@ -79,7 +80,7 @@ def parts(blocks: Iterable[pa.Table]) -> Iterator[AnsweredRows]:
             block["example_ids"], block["answer"], block["columns"], strict=True
         ):
             yield AnsweredRows(
-                unpack(answer.as_buffer().to_pybytes()),
+                unpack(np.frombuffer(answer.as_buffer(), np.uint8)),
                 pa.ipc.open_stream(columns.as_buffer()).read_all(),
                 ids.values.to_numpy(),
             )

@@ -71,9 +71,14 @@ class ThinRowDatasource(Datasource):
             parse_targets(target),
             projection,
             chosen,
-            done or ExampleIds(),
+            ExampleIds(() if done is None else done.to_ranges()),
             config or ReadConfig(),
         )
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files, those in `done` included; example ids are below it."""
+        return self._lookups.ranges.rows
 
     def get_name(self) -> str:
         """Returns the name that Ray shows."""
@@ -141,16 +146,21 @@ class Lookups:
                 yield pa.table(
                     {
                         "example_ids": pa.array([ids], pa.large_list(pa.int64())),
-                        "answer": pa.array([pack(answer)], pa.large_binary()),
-                        "columns": pa.array([serialized(others)], pa.large_binary()),
+                        "answer": one_value(pa.py_buffer(pack(answer))),
+                        "columns": one_value(serialized(others)),
                     }
                 )
 
 
-def serialized(batch: pa.RecordBatch) -> bytes:
+def one_value(data: pa.Buffer) -> pa.LargeBinaryArray:
+    """Returns an array of one value, which shares its bytes with `data`."""
+    offsets = pa.py_buffer(np.array([0, data.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+
+
+def serialized(batch: pa.RecordBatch) -> pa.Buffer:
     """Returns a batch as a stream of Arrow."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
-    encoded: bytes = sink.getvalue().to_pybytes()
-    return encoded
+    return sink.getvalue()

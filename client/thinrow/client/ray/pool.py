@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
-import pyarrow as pa
 import ray
+from thinrow.client.ray.actor import LookupActor
 from thinrow.client.ray.scaling import ScalingLimits, wanted_actors
 from thinrow.client.torch.starvation import Starvation
 from thinrow.errors import UsageError
@@ -16,29 +17,17 @@ from thinrow.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import pyarrow as pa
     from ray.data import ReadTask
     from thinrow.client.ray.datasource import ThinRowDatasource
 
 __all__ = ["LookupPool"]
 
 TASKS_PER_ACTOR = 2
-"""Tasks that are in flight or wait for the trainer, per actor: one is done while one is read."""
+"""Tasks that are in flight or wait for the trainer, per actor: one is done while one is read, and
+an actor that ends its task has the next one before the trainer comes back."""
 RESTARTS_MAX = 3
 """Times that Ray restarts an actor that died, and repeats its task."""
-
-
-class LookupActor:
-    """Runs tasks of a datasource."""
-
-    def ready(self) -> None:
-        """Returns once the actor runs."""
-
-    def look_up(self, task: ReadTask) -> tuple[pa.Table | None, float]:
-        """Returns a task's answers, None if all of its rows are done, and the seconds it took."""
-        start_s = time.perf_counter()
-        tables = list(task())
-        answers = pa.concat_tables(tables) if tables else None
-        return answers, time.perf_counter() - start_s
 
 
 @dataclass(slots=True)
@@ -63,7 +52,7 @@ class LookupPool:
 
     Every `interval_s`, `wanted_actors` decides from the share of time that the trainer waited and
     the share that the actors were idle. An actor is given tasks once it runs, so that one for
-    which the cluster has no room delays nothing; one that is no longer wanted first ends its task.
+    which the cluster has no room delays nothing; one that is no longer wanted first ends its tasks.
 
     Args:
         source: The rows, server and projection.
@@ -105,9 +94,10 @@ class LookupPool:
         )
         self._starting: dict[Any, Any] = {}
         """Actors that do not run yet, by the reference that says they do."""
-        self._busy: dict[Any, tuple[Any, Any]] = {}
-        """Actors with a task and the reference to its answers, by that to its seconds."""
-        self._idle: list[Any] = []
+        self._running: dict[Any, int] = {}
+        """Actors that run, oldest first, and the number of tasks that each has in flight."""
+        self._in_flight: dict[Any, tuple[Any, Any]] = {}
+        """Actors of tasks and references to their answers, by the reference to the seconds."""
         self._wanted = 0
         self._interval = Interval()
         self.starvation = Starvation()
@@ -123,13 +113,9 @@ class LookupPool:
 
     def close(self) -> None:
         """Ends all actors; tasks in flight are lost and are not done."""
-        for actor in [
-            *self._idle,
-            *self._starting.values(),
-            *(actor for actor, _ in self._busy.values()),
-        ]:
+        for actor in [*self._running, *self._starting.values()]:
             ray.kill(actor)
-        self._idle, self._starting, self._busy = [], {}, {}
+        self._running, self._starting, self._in_flight = {}, {}, {}
 
     def iter_batches(self, **_: object) -> Iterator[pa.Table]:
         """Yields the answers of each task once, in the order in which tasks end."""
@@ -139,9 +125,9 @@ class LookupPool:
         try:
             while True:
                 start_s = time.perf_counter()
-                actors = self._actors
+                actors = len(self._running)
                 self._assign(waiting, ready)
-                if not ready and not waiting and not self._busy:
+                if not ready and not waiting and not self._in_flight:
                     return
                 self._collect(ready, waits=not ready)
                 self._assign(waiting, ready)
@@ -154,22 +140,19 @@ class LookupPool:
         finally:
             self.close()
 
-    @property
-    def _actors(self) -> int:
-        """Actors that run."""
-        return len(self._idle) + len(self._busy)
-
     def _assign(self, waiting: deque[ReadTask], ready: deque[Any]) -> None:
-        """Gives tasks to idle actors while the trainer keeps up."""
-        tasks_max = TASKS_PER_ACTOR * self._actors
-        while waiting and self._idle and len(self._busy) + len(ready) < tasks_max:
-            actor = self._idle.pop()
+        """Gives tasks to the actors that have fewest, while the trainer keeps up."""
+        wanted = list(islice(self._running, self._wanted))
+        room = TASKS_PER_ACTOR * len(wanted) - len(self._in_flight) - len(ready)
+        for _ in range(min(room, len(waiting))):
+            actor = min(wanted, key=self._running.__getitem__)
             answers, seconds = actor.look_up.options(num_returns=2).remote(waiting.popleft())
-            self._busy[seconds] = actor, answers
+            self._running[actor] += 1
+            self._in_flight[seconds] = actor, answers
 
     def _collect(self, ready: deque[Any], *, waits: bool) -> None:
-        """Takes in actors that have started or ended a task; waits for one if `waits`."""
-        pending = [*self._starting, *self._busy]
+        """Takes in started actors and ended tasks; waits for one if `waits`."""
+        pending = [*self._starting, *self._in_flight]
         if not pending:
             return
         ended, _ = ray.wait(
@@ -178,13 +161,13 @@ class LookupPool:
         for reference in ended:
             seconds = ray.get(reference)
             if reference in self._starting:
-                actor = self._starting.pop(reference)
-            else:
-                actor, answers = self._busy.pop(reference)
-                ready.append(answers)
-                self._interval.busy_s += seconds
-                self._interval.ended += 1
-            self._idle.append(actor)
+                self._running[self._starting.pop(reference)] = 0
+                continue
+            actor, answers = self._in_flight.pop(reference)
+            self._running[actor] -= 1
+            ready.append(answers)
+            self._interval.busy_s += seconds
+            self._interval.ended += 1
         self._release()
 
     def _count(self, actors: int, waited_s: float, elapsed_s: float) -> None:
@@ -198,12 +181,12 @@ class LookupPool:
 
     def _decide(self) -> None:
         """Changes the number of actors once the interval is over and shows what each one did."""
-        seen = self._interval
-        if seen.elapsed_s < self._interval_s or seen.ended < max(self._actors, 1):
+        seen, actors = self._interval, len(self._running)
+        if seen.elapsed_s < self._interval_s or seen.ended < max(actors, 1):
             return
         starved_share = min(seen.waited_s / seen.elapsed_s, 1.0)
         wasted_share = max(1 - seen.busy_s / seen.actors_s, 0.0)
-        wanted = wanted_actors(self._actors, starved_share, wasted_share, self._limits)
+        wanted = wanted_actors(actors, starved_share, wasted_share, self._limits)
         self._interval = Interval()
         self.sizes.append(wanted)
         self._resize(wanted)
@@ -211,14 +194,16 @@ class LookupPool:
     def _resize(self, wanted: int) -> None:
         """Starts actors that are missing; releases those that are too many."""
         self._wanted = wanted
-        for _ in range(wanted - self._actors - len(self._starting)):
+        for _ in range(wanted - len(self._running) - len(self._starting)):
             actor = self._actor.remote()
             self._starting[actor.ready.remote()] = actor
         self._release()
 
     def _release(self) -> None:
         """Ends actors beyond the wanted number: those that do not run yet, then idle ones."""
-        while self._starting and self._actors + len(self._starting) > self._wanted:
+        while self._starting and len(self._running) + len(self._starting) > self._wanted:
             ray.kill(self._starting.popitem()[1])
-        while self._idle and self._actors > self._wanted:
-            ray.kill(self._idle.pop())
+        for actor in list(islice(self._running, self._wanted, None)):
+            if not self._running[actor]:
+                ray.kill(actor)
+                del self._running[actor]
