@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from thinrow.core.files.tables import Rows
     from thinrow.core.pointers import ThinRows
 
-__all__ = ["RowBatches", "chosen_columns", "open_rows"]
+__all__ = ["POINTER_COLUMNS", "RowBatches", "chosen_columns", "open_rows"]
 
 POINTER_COLUMNS = ("user_id", "request_ts", "uih", "mutable")
 """Columns that every lookup needs."""

@@ -13,12 +13,12 @@ import pyarrow as pa
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from thinrow.client.arrow.config import ReadConfig
-from thinrow.client.arrow.thin_rows import chosen_columns
+from thinrow.client.arrow.thin_rows import POINTER_COLUMNS, chosen_columns
 from thinrow.client.client import connect
 from thinrow.client.ray.example_ids import ExampleIds
 from thinrow.client.target import parse_targets
 from thinrow.core.files.row_ranges import RowRanges
-from thinrow.core.files.rows import thin_row_files, to_thin_rows
+from thinrow.core.files.rows import thin_row_files, to_thin_rows, traits_named
 from thinrow.core.lookup.packed import pack
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class ThinRowDatasource(Datasource):
         super().__init__()
         ranges = RowRanges.of(thin_row_files(rows)).absolute
         chosen = tuple(chosen_columns(ranges.columns.schema, columns))
+        ranges = ranges.narrowed([*POINTER_COLUMNS, *chosen], traits_named(projection))
         self._lookups = Lookups(
             ranges,
             parse_targets(target),

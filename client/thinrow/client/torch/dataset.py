@@ -13,9 +13,10 @@ from thinrow.client.torch.batch import TensorBatch
 from thinrow.client.torch.config import LoaderConfig
 from thinrow.client.torch.device import DeviceCopy
 from thinrow.client.torch.pipeline import BATCHES_IN_USE, Pipeline
-from thinrow.client.torch.rows.files import RowFiles, traits_named
+from thinrow.client.torch.rows.files import RowFiles
 from thinrow.client.torch.rows.worker_progress import WorkerProgress
 from thinrow.client.torch.starvation import Starvation
+from thinrow.core.files.rows import traits_named
 from thinrow.errors import UsageError
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map

@@ -12,8 +12,9 @@ from thinrow.client.torch.device import DeviceCopy
 from thinrow.client.torch.pipeline import BATCHES_IN_USE, Pipeline
 from thinrow.client.torch.routing_series import RoutingSeries
 from thinrow.client.torch.rows.file_source import FileSource
-from thinrow.client.torch.rows.files import RowFiles, traits_named
+from thinrow.client.torch.rows.files import RowFiles
 from thinrow.client.torch.starvation import Starvation
+from thinrow.core.files.rows import traits_named
 from thinrow.core.files.tables import is_table
 from thinrow.errors import UsageError
 

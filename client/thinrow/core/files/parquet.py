@@ -13,7 +13,7 @@ from thinrow.core.files.paths import DataFile, located
 from thinrow.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -214,11 +214,25 @@ class JointColumns:
         return cls(joint, is_common)
 
     def batches(
-        self, file: DataFile, rows: int, row_groups: Sequence[int] | None = None
+        self,
+        file: DataFile,
+        rows: int,
+        row_groups: Sequence[int] | None = None,
+        leaves_of: Callable[[ParquetTable, pa.Schema], Sequence[int]] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Reads one of the files, at most `rows` at a time; row groups None for all."""
+        """Reads one of the files, at most `rows` at a time.
+
+        Args:
+            file: The file.
+            rows: Most rows of a batch.
+            row_groups: Numbers of the row groups to read; None for all.
+            leaves_of: Finds the numbers of Parquet's columns to read; None for all of the schema.
+        """
         with open_parquet(file) as table:
-            for batch in table.iter_batches(rows, columns=self.schema.names, row_groups=row_groups):
+            leaves = None if leaves_of is None else leaves_of(table, self.schema)
+            for batch in table.iter_batches(
+                rows, columns=self.schema.names, row_groups=row_groups, leaves=leaves
+            ):
                 yield batch if self.is_common else conformed_batch(file, batch, self.schema)
 
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from thinrow.core.files.arrow import load_pyarrow
 from thinrow.core.files.parquet import JointColumns, open_parquet
+from thinrow.core.files.rows import leaves_of, with_traits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,6 +27,8 @@ class RowRanges:
     group_rows: tuple[tuple[int, ...], ...]
     """Rows of each row group of each file."""
     columns: JointColumns
+    has_fewer_traits: bool = False
+    """True if not all traits of mutable events are read."""
 
     @classmethod
     def of(cls, files: Sequence[DataFile], columns: Sequence[str] | None = None) -> RowRanges:
@@ -39,6 +43,21 @@ class RowRanges:
                 count = table.metadata.num_row_groups
                 groups.append(tuple(table.metadata.row_group(n).num_rows for n in range(count)))
         return cls(tuple(files), tuple(groups), JointColumns.of(files, columns))
+
+    def narrowed(self, columns: Sequence[str], traits: Sequence[str] | None) -> RowRanges:
+        """Returns the same thin rows with no other columns, and no other traits of mutable events.
+
+        Args:
+            columns: Columns to read, `mutable` among them.
+            traits: Traits to read of mutable events; None for all.
+        """
+        joint = self.columns
+        schema = load_pyarrow().schema([field for field in joint.schema if field.name in columns])
+        # Files that differ are conformed to the joint schema, which needs all of a column.
+        has_fewer = traits is not None and joint.is_common
+        if traits is not None and has_fewer:
+            schema = with_traits(schema, traits)
+        return replace(self, columns=replace(joint, schema=schema), has_fewer_traits=has_fewer)
 
     @property
     def rows(self) -> int:
@@ -79,7 +98,8 @@ class RowRanges:
             if not groups:
                 continue
             place = ends[groups[0]]
-            for batch in self.columns.batches(file, rows, groups):
+            leaves = leaves_of if self.has_fewer_traits else None
+            for batch in self.columns.batches(file, rows, groups, leaves):
                 low, high = max(first - place, 0), min(last - place, len(batch))
                 place += len(batch)
                 if low < high:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from thinrow.core.files.arrow import (
     conformed,
+    leaf_count,
     load_pyarrow,
     plain,
     plain_type,
@@ -24,18 +25,26 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     from numpy.typing import NDArray
+    from thinrow.core.files.parquet import ParquetTable
     from thinrow.core.files.paths import DataFile, Named
+    from thinrow.core.pointers import Projection
 
 __all__ = [
     "check",
     "complete",
+    "leaves_of",
     "other_columns",
     "read_thin_rows",
     "row_count",
     "snapshots_type",
     "to_pointers",
     "to_thin_rows",
+    "traits_named",
+    "with_traits",
 ]
+
+EVENT_TIMES = ("event_ts", "arrival_ts")
+"""Fields of mutable events that are read for every projection."""
 
 
 def read_thin_rows(path: Named, *, examples: int) -> Iterator[tuple[ThinRows, pa.Table]]:
@@ -216,3 +225,40 @@ def to_column(path: object, name: str, array: pa.Array) -> MutableColumn:
     scattered = np.zeros((len(array), *values.shape[1:]), values.dtype)
     scattered[present] = values
     return MutableColumn(scattered, present)
+
+
+def leaves_of(table: ParquetTable, schema: pa.Schema) -> list[int]:
+    """Returns the numbers of Parquet's columns that a schema needs."""
+    leaves: list[int] = []
+    for name in schema.names:
+        if name != "mutable":
+            leaves += table.leaves(name)
+            continue
+        kind = plain_type(table.schema_arrow.field(name).type)
+        if snapshots_type(kind) != kind:  # no events, and one leaf of nulls
+            leaves += table.leaves(name)
+            continue
+        traits = set(schema.field(name).type.value_type.names)
+        first = table.leaves(name).start
+        for field in kind.value_type:
+            count = leaf_count(field.type)
+            if field.name in traits:
+                leaves += range(first, first + count)
+            first += count
+    return leaves
+
+
+def with_traits(schema: pa.Schema, traits: Sequence[str]) -> pa.Schema:
+    """Returns the schema of thin rows without the other traits of mutable events."""
+    arrow = load_pyarrow()
+    place = schema.get_field_index("mutable")
+    events = snapshots_type(schema.field(place).type).value_type
+    kept = [field for field in events if field.name in {*EVENT_TIMES, *traits}]
+    return schema.set(place, arrow.field("mutable", arrow.large_list(arrow.struct(kept))))
+
+
+def traits_named(projection: Projection | str) -> tuple[str, ...] | None:
+    """Returns the traits that a projection names; None if only the server knows them all."""
+    if isinstance(projection, str) or projection.feature_groups:
+        return None
+    return projection.traits or None

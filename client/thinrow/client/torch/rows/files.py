@@ -30,8 +30,7 @@ from thinrow.client.torch.rows.order import (
     shuffled,
 )
 from thinrow.client.torch.rows.selection import Selection, selections
-from thinrow.core.files.arrow import load_pyarrow
-from thinrow.core.files.rows import other_columns
+from thinrow.core.files.rows import other_columns, with_traits
 from thinrow.core.files.tables import Rows, is_named
 from thinrow.errors import InputError, UsageError
 from torch.utils.data import get_worker_info
@@ -45,14 +44,11 @@ if TYPE_CHECKING:
     from thinrow.client.torch.rows.selection import Chooser
     from thinrow.core.files.paths import Named
     from thinrow.core.files.row_filter import Condition
-    from thinrow.core.pointers import Projection
 
 __all__ = ["RowFiles"]
 
 Order = Literal["users", "mixed", "rows", "files", "lengths"]
 ORDERS = get_args(Order)
-EVENT_TIMES = ("event_ts", "arrival_ts")
-"""Fields of mutable events that are read for every projection."""
 
 
 class RowFiles:
@@ -249,13 +245,7 @@ class RowFiles:
         if columns is not None:
             others = [name for name in others if name in {*wanted, "user_id", "request_ts"}]
         schema = joint_columns(self._groups, [*others, "uih", "mutable"])
-        if traits is None:
-            return schema
-        arrow = load_pyarrow()
-        events = schema.field("mutable").type.value_type
-        kept = [field for field in events if field.name in {*EVENT_TIMES, *traits}]
-        mutable = arrow.large_list(arrow.struct(kept))
-        return schema.set(len(schema) - 1, arrow.field("mutable", mutable))
+        return schema if traits is None else with_traits(schema, traits)
 
     def read(
         self, epoch: int, start: int, stop: int, schema: pa.Schema
@@ -338,13 +328,6 @@ class RowFiles:
         self._selection = selection
         whole, kept = self._groups.fingerprint, selection.digest()
         self.fingerprint = sha256(f"{whole} {kept}".encode()).hexdigest()[:16] if kept else whole
-
-
-def traits_named(projection: Projection | str) -> tuple[str, ...] | None:
-    """Returns the traits that a projection names; None if only the server knows them all."""
-    if isinstance(projection, str) or projection.feature_groups:
-        return None
-    return projection.traits or None
 
 
 def ranks(default: tuple[int, int] = (0, 1)) -> tuple[int, int]:

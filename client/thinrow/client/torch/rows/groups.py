@@ -22,7 +22,7 @@ from thinrow.core.files.arrow import (
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.paths import data_files
 from thinrow.core.files.row_filter import known_of_key, known_of_range
-from thinrow.core.files.rows import check, fields, snapshots_type
+from thinrow.core.files.rows import check, fields, leaves_of, snapshots_type
 from thinrow.core.files.tables import table_name, to_table
 from thinrow.core.files.user_columns import user_words
 from thinrow.core.shards import PART_KEY, PARTS_MAX
@@ -283,27 +283,6 @@ def known_of_group(table: ParquetTable, group: int, schema: pa.Schema) -> pc.Exp
         of_field = known_of_range(field, statistics.min, statistics.max, has_nulls=has_nulls)
         known = known if of_field is None else known & of_field
     return known
-
-
-def leaves_of(table: ParquetTable, schema: pa.Schema) -> list[int]:
-    """Returns the numbers of Parquet's columns that a schema needs."""
-    leaves: list[int] = []
-    for name in schema.names:
-        if name != "mutable":
-            leaves += table.leaves(name)
-            continue
-        kind = plain_type(table.schema_arrow.field(name).type)
-        if snapshots_type(kind) != kind:  # no events, and one leaf of nulls
-            leaves += table.leaves(name)
-            continue
-        traits = set(schema.field(name).type.value_type.names)
-        first = table.leaves(name).start
-        for field in kind.value_type:
-            count = leaf_count(field.type)
-            if field.name in traits:
-                leaves += range(first, first + count)
-            first += count
-    return leaves
 
 
 def parts_of_files(files: Sequence[DataFile]) -> NDArray[np.int64] | None:
