@@ -85,7 +85,8 @@ class Run:
         self.given = given
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        self.model = ray.train.torch.prepare_model(Ranker())
+        self.ranker = Ranker()
+        self.model = ray.train.torch.prepare_model(self.ranker)  # with one worker, the same
         self.optimizer = torch.optim.Adam(self.model.parameters())
         self.place, self.done = Place(), ExampleIds()
         self.trained = torch.zeros(self.source().rows, dtype=torch.int32)
@@ -103,7 +104,7 @@ class Run:
 
     def load(self, folder: Path) -> None:
         saved = torch.load(folder / "run.pt")
-        self.model.load_state_dict(saved["model"])
+        self.ranker.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.place = Place(**saved["place"])
         if self.rank == 0:  # sums over all workers go to one of them
@@ -124,10 +125,13 @@ class Run:
             folder = Path(name)
             (folder / f"done-{self.rank}.json").write_text(json.dumps(self.done.to_ranges()))
             if self.rank == 0:
-                parts = {"model": self.model, "optimizer": self.optimizer}
-                states = {key: part.state_dict() for key, part in parts.items()}
-                place = asdict(self.place)
-                torch.save({**states, "place": place, "trained": trained}, folder / "run.pt")
+                saved = {
+                    "model": self.ranker.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "place": asdict(self.place),
+                    "trained": trained,
+                }
+                torch.save(saved, folder / "run.pt")
             ray.train.report(
                 {"epoch": self.place.epoch}, ray.train.Checkpoint.from_directory(folder)
             )

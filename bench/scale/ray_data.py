@@ -61,7 +61,7 @@ class Sizes:
     rounds: int
 
 
-FULL = Sizes(users=1000, events_median=3000, requests_per_day=120, rounds=5)
+FULL = Sizes(users=1000, events_median=3000, requests_per_day=200, rounds=5)
 QUICK = Sizes(users=100, events_median=300, requests_per_day=20, rounds=1)
 REQUEST_DAYS = 8
 

@@ -173,7 +173,7 @@ def test_a_run_that_is_killed_loses_and_doubles_no_example(
     assert saved
     assert saved.run["trained"].sum() > 0
     epochs = saved.run["place"]["epoch"] + 2
-    resumed = program("--epochs", epochs)
+    resumed = program("--epochs", epochs, "--workers", 1)
     printed, _ = resumed.communicate(timeout=WAIT_S)
     assert resumed.returncode == 0, logs(tmp_path)
     ended = latest(tmp_path)
