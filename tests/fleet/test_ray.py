@@ -68,8 +68,13 @@ def examples(batches: Any) -> list[Any]:
     return sorted((one for batch in batches for one in shown(batch)), key=lambda one: one[0])
 
 
+@pytest.mark.parametrize(
+    "projection",
+    [Projection(), Projection(20, traits=("item_id", "brand", "rating"))],
+    ids=["every trait", "some traits"],
+)
 def test_batches_are_the_loaders_and_a_resumed_job_skips_what_is_done(
-    session: Any, world: World, tmp_path: Path
+    session: Any, world: World, tmp_path: Path, projection: Projection
 ) -> None:
     del session
     rows = write_rows(tmp_path, [120, 80], row_group=40)
@@ -78,14 +83,12 @@ def test_batches_are_the_loaders_and_a_resumed_job_skips_what_is_done(
     server_config = ServerConfig(store=world.store, listen="127.0.0.1:0", metrics=None)
     with Server(server_config) as server:
         with ThinRowLoader(
-            RowFiles(rows, order="files"), server.address, Projection(), config
+            RowFiles(rows, order="files"), server.address, projection, config
         ) as loader:
             expected = examples(loader)
 
         def dataset(done: ExampleIds | None = None) -> Any:
-            source = ThinRowDatasource(
-                rows, server.address, Projection(), done=done, config=lookups
-            )
+            source = ThinRowDatasource(rows, server.address, projection, done=done, config=lookups)
             return ray.read_datasource(source, override_num_blocks=4)
 
         whole = RayBatches(dataset(), config)
