@@ -346,8 +346,8 @@ def test_a_stream_ends_its_use_of_a_group_that_the_map_drops(
         cluster.move([0, 4], "1")
         while client.routing.map_version < cluster.version:
             assert shown(next(batches)) == right
-        assert [shown(next(batches)) for _ in range(20)] == [right] * 20
-        assert ended.wait(60), "the stream goes on, and uses the group no more"
+        while not ended.is_set():  # once all requests in flight to the group were answered
+            assert shown(next(batches)) == right
         batches.close()
 
 
