@@ -33,6 +33,7 @@ GROUPS = (1, 2, 4, 8, 16)
 SHARDS = 64
 PARTS = 16
 LOOKUP_EXAMPLES = 4096
+LARGE_LOOKUP_EXAMPLES = 4 * LOOKUP_EXAMPLES
 DAY_MS = 24 * 3600 * 1000
 PROJECTION = Projection(1024, traits=("item_id", "category", "action", "watch_ms"))
 
@@ -43,6 +44,7 @@ class Kind(NamedTuple):
     in_parts: bool
     ranks: int
     order: Order
+    lookup_examples: int = LOOKUP_EXAMPLES
 
 
 KINDS = {
@@ -50,6 +52,9 @@ KINDS = {
     "in parts, one rank": Kind(True, 1, "mixed"),
     "not in parts, one rank": Kind(False, 1, "mixed"),
     "not in parts, shuffled": Kind(False, 1, "rows"),
+    f"not in parts, shuffled, lookups of {LARGE_LOOKUP_EXAMPLES:,}": Kind(
+        False, 1, "rows", LARGE_LOOKUP_EXAMPLES
+    ),
 }
 RANKS_READ, RANK_EPOCHS = 4, 8
 """Ranks that read where there are many, one after the other, and their passes."""
@@ -111,17 +116,16 @@ def passed(cluster: Cluster, rows: Path, kind: str) -> Pass:
     """Reads the rows, as a trainer that does nothing with its batches."""
     hasher, examples, fan_outs = xxhash.xxh3_128(), 0, []
     server_s = client_s = 0.0
-    config = LoaderConfig(lookup_examples=LOOKUP_EXAMPLES, batch_examples=512, columns=())
-    _, ranks, order = KINDS[kind]
-    servers = pids(cluster)
-    for rank in range(min(ranks, RANKS_READ)):
-        files = RowFiles(rows, order=order, seed=1, rank=rank, world_size=ranks)
+    way, servers = KINDS[kind], pids(cluster)
+    config = LoaderConfig(lookup_examples=way.lookup_examples, batch_examples=512, columns=())
+    for rank in range(min(way.ranks, RANKS_READ)):
+        files = RowFiles(rows, order=way.order, seed=1, rank=rank, world_size=way.ranks)
         with ThinRowLoader(
             files, cluster.addresses[rank % len(cluster.addresses)], PROJECTION, config
         ) as loader:
             loader.set_epoch(0)
             server_s, client_s = server_s - cpu_s(servers), client_s - time.process_time()
-            for _ in range(1 if ranks == 1 else RANK_EPOCHS):
+            for _ in range(1 if way.ranks == 1 else RANK_EPOCHS):
                 for batch in loader:
                     examples += len(batch)
                     hasher.update(batch.offsets.numpy())

@@ -206,6 +206,7 @@ def main() -> None:
         fault_batch=FAULT_BATCH,
         costs=costs_table(passes),
         faults=faults_table(gaps),
+        server_request_us=f"{1e6 * server.request_s:.0f}",
         request_us=f"{1e6 * latency.request_s:.0f}",
         example_us=f"{1e6 * latency.example_s:.1f}",
         slow_share=f"{SLOW_SHARE:.0%}",
