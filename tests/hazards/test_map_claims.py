@@ -114,6 +114,22 @@ def test_one_server_makes_no_client_follow_its_map(
         assert client.routing.map_version == 3
 
 
+@pytest.mark.parametrize("use", ["materialize", "stream"])
+def test_a_server_without_a_map_yet_is_passed_over(
+    cluster: MappedGroups, right: Answers, use: str
+) -> None:
+    """It waits for its map, and another server that the caller named has one."""
+    waiting = cluster.replicas["1"][0]
+    waiting.describe_cluster = lambda _, context: waiting.refuse(context)  # type: ignore[method-assign,assignment,return-value]
+    waiting.stop()
+    waiting.start()
+    with connect([waiting.address, cluster.address]) as client:
+        if use == "materialize":
+            assert shown(client.materialize(everyone(), ALL)) == right
+        else:
+            assert [shown(batch) for batch in client.stream([everyone()], ALL)] == [right]
+
+
 def test_a_map_that_two_replicas_have_is_followed(cluster: MappedGroups, right: Answers) -> None:
     """The other ones are cut off from the object store."""
     with connect(cluster.address) as client:

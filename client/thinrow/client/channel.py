@@ -71,8 +71,8 @@ class Channels:
         )
         self.find_elsewhere: Callable[[], bool] | None = None
         """Looks for a newer map if a shard is missing; returns True if there is one."""
-        self.on_failure: Callable[[], None] | None = None
-        """Called once a replica of a cluster failed or was silent."""
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called once a replica of a cluster failed or is silent."""
         self.failovers = self.hedges = 0
         self.streams = 0
         """Streams, and calls, that keep a dropped group open until they end."""
@@ -158,8 +158,7 @@ class Channels:
         if self.current == failed:
             self.failovers += 1
             self.current = self.next_replica(failed)
-        if self.on_failure is not None:
-            self.on_failure()
+        self.on_failure()
 
     @property
     def generation(self) -> int:

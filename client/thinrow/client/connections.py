@@ -309,8 +309,9 @@ class Connection:
     def _put(self, answer: Response | BaseException | None) -> None:
         self.arrived_s = time.monotonic()
         self._answers.put((answer, self.arrived_s))
-        if self.wake is not None:
-            self.wake.set()
+        wake = self.wake  # which the receiver may drop meanwhile
+        if wake is not None:
+            wake.set()
 
 
 def _process(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[str, int]:

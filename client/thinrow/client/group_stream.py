@@ -9,10 +9,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
+import numpy as np
 from thinrow.client.channel import Channels
 from thinrow.client.connections import SentRequest
 from thinrow.client.request_size import RequestSize
 from thinrow.client.retries import Patience, Retries
+from thinrow.core.status import Status
 from thinrow.core.wire.response import Response
 from thinrow.errors import (
     AnswerTooLargeError,
@@ -34,6 +36,10 @@ __all__ = ["GroupStream"]
 # Used until the first response shows how large responses are.
 UNKNOWN_SIZE_EXAMPLES = 64
 UNKNOWN_SIZE_REQUESTS_MAX = 2
+RECHECK_S = 0.5
+"""Pause before another replica is considered again, while one is silent: it may be well by now."""
+LACKED = (Status.NOT_READY, Status.ELSEWHERE)
+"""Statuses of examples whose histories another replica of the group may have."""
 HEDGES_WON_MAX = 2
 """Hedges in a row that another replica answers, after which a silent one is left."""
 
@@ -251,16 +257,20 @@ class GroupStream:
         assert isinstance(group, Channels) and group.health is not None
         until_s = time.monotonic() + timeout_s
         wait_s = first.sent_s + hedging.after_s - time.monotonic()
-        if not pending.wait(min(timeout_s, max(0.0, wait_s))):
-            other = group.next_replica(first.stream.replica)
-            if self._patience.has_other(first.stream.replica):
-                if not group.health.is_last_choice(other) and hedging.acquire():
-                    response = self._hedged(group, first.piece, pending, other, until_s)
-                    if response is not None:
-                        return response
-                elif not group.health.has_failed(other):
-                    silent_since_s = max(first.sent_s, pending.connection.arrived_s)
-                    until_s = min(until_s, silent_since_s + hedging.silence_s)
+        while not pending.wait(max(0.0, min(wait_s, until_s - time.monotonic()))):
+            if time.monotonic() >= until_s:
+                break
+            replica, wait_s = first.stream.replica, RECHECK_S
+            other = group.next_replica(replica)
+            if other == replica or group.health.has_failed(other):
+                group.on_failure()
+            elif not group.health.is_last_choice(other) and hedging.acquire():
+                response = self._hedged(group, first.piece, pending, other, until_s)
+                if response is not None:
+                    return response
+            elif self._patience.has_other(replica):
+                silent_since_s = max(first.sent_s, pending.connection.arrived_s)
+                until_s = min(until_s, silent_since_s + hedging.silence_s)
         response = pending.receive(max(0.0, until_s - time.monotonic()), self._deadline_s)
         hedging.answered(pending.connection.received_s - first.sent_s)
         group.health.answered(first.stream.replica, response.generation)
@@ -273,8 +283,10 @@ class GroupStream:
         """Requests the examples from another replica, too.
 
         Returns:
-            Its response; None if the first replica answers before, or no response comes from it.
+            Its response; None if the first replica answers before, or no response comes from it,
+            or one without histories that the first replica may have.
         """
+        assert group.health is not None
         connection = sent.connection
         wake = connection.wake = threading.Event()
         call = group.hedge(piece, other, self._deadline_s)
@@ -288,12 +300,14 @@ class GroupStream:
                 return None
             response = Response.read(call.result())
         except (grpc.RpcError, grpc.FutureCancelledError):
-            if group.health is not None:
-                group.health.failed(other)
+            group.health.failed(other)
             return None
         finally:
             connection.wake = None
             call.cancel()
+        group.health.answered(other, response.generation)
+        if np.isin(response.statuses, LACKED).any():
+            return None
         if connection.arrived_s != self._silent_since_s:
             self._silent_since_s, self._hedges_won = connection.arrived_s, 0
         self._hedges_won += 1

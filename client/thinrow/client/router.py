@@ -13,7 +13,7 @@ import numpy as np
 from thinrow.client.calls import describe_cluster
 from thinrow.client.channel import Channels
 from thinrow.client.group_calls import call_each
-from thinrow.client.grpc_errors import UnimplementedError
+from thinrow.client.grpc_errors import ShardElsewhereError, UnimplementedError
 from thinrow.client.map_claims import confirmed
 from thinrow.client.polling import poll, start_polling, weak
 from thinrow.client.request_size import RequestSize
@@ -314,6 +314,10 @@ class Router:
             )
         except UnimplementedError:
             return False
+        except ShardElsewhereError:  # it waits for its map, which another server may have described
+            if not self.map_version:
+                raise
+            return True
         return self._take(ServerState.read(message), given.targets[given.current])
 
     def _rediscover(self) -> bool:
