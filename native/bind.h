@@ -5,6 +5,7 @@
 
 namespace thinrow {
 
+void bind_events(nanobind::module_ &m);
 void bind_widen(nanobind::module_ &m);
 void bind_mutable(nanobind::module_ &m);
 void bind_records(nanobind::module_ &m);

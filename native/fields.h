@@ -68,6 +68,26 @@ namespace mutable_events {
 constexpr uint32_t arrival_ts = 1, columns = 2;
 } // namespace mutable_events
 
+namespace user_events {
+constexpr uint32_t user_id = 1, user_text = 2, events = 3;
+} // namespace user_events
+
+namespace event {
+constexpr uint32_t event_ts = 1, event_id = 2, event_id_text = 3, traits = 4;
+} // namespace event
+
+namespace traits_entry {
+constexpr uint32_t key = 1, value = 2;
+} // namespace traits_entry
+
+namespace trait_value {
+constexpr uint32_t integer = 1, number = 2, text = 3, elements = 4;
+} // namespace trait_value
+
+namespace trait_values {
+constexpr uint32_t integers = 1, numbers = 2, texts = 3;
+} // namespace trait_values
+
 } // namespace fields
 
 } // namespace thinrow

@@ -11,6 +11,7 @@ NB_MODULE(_native, m) {
       "Functions raise ValueError for arrays that do not fit together, and IndexError for "
       "positions "
       "out of bounds.";
+  thinrow::bind_events(m);
   thinrow::bind_widen(m);
   thinrow::bind_mutable(m);
   thinrow::bind_records(m);

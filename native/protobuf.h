@@ -125,6 +125,10 @@ class Reader {
     require(Wire::fixed64);
     return load<int64_t>(content_.data);
   }
+  double float64() const {
+    require(Wire::fixed64);
+    return load<double>(content_.data);
+  }
 
   // Appends a repeated number: a packed field, or one element of an unpacked one.
   template <typename Number>

@@ -10,6 +10,44 @@ from typing import overload
 import numpy
 from numpy.typing import NDArray
 
+def scan_events(
+    messages: list[bytes], traits: Sequence[tuple[str, int, bool]], events_max: int
+) -> tuple[
+    NDArray[numpy.int64],
+    list[str],
+    NDArray[numpy.int64],
+    NDArray[numpy.int64],
+    NDArray[numpy.int64],
+    NDArray[numpy.int64],
+    list[str],
+    list[
+        tuple[
+            NDArray[numpy.int64],
+            NDArray[numpy.int64],
+            NDArray[numpy.int64],
+            NDArray[numpy.float64],
+            list[str],
+        ]
+    ],
+]:
+    """
+    Read encoded UserEvents into columns.
+
+    Args:
+        messages: The messages.
+        traits: Of each trait its name, the field of its elements (0 integer, 1 number, 2 text), and
+            True for a vector or a list.
+        events_max: Most events of one message.
+
+    Returns:
+        User ids as integers, and as texts; the number of events of each message; event_ts; the rows of
+        events with ids, the ids as integers, and as texts; and for each trait the rows of the events
+        that have it, the lengths of vectors and lists, and integers, numbers or texts.
+
+    Raises:
+        ValueError: A message is malformed, or has a value of another type than its trait's.
+    """
+
 class Run:
     """One column of an answer, in narrow blocks."""
 

@@ -133,6 +133,11 @@ def test_the_online_service_loads_no_polars() -> None:
     assert not {"polars", "pyarrow", "torch"} & loaded
 
 
+def test_only_servers_of_a_topic_load_the_kafka_client() -> None:
+    loaded = modules_loaded_by("import thinrow.cli.online, thinrow.online.server")
+    assert "confluent_kafka" not in loaded
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_one_way(path: Path) -> None:
     if path.is_relative_to(ROOT / "client/thinrow/core"):

@@ -7,14 +7,18 @@ the last generation.
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.event_topics import TopicOnline
 from support.id_kinds import KINDS
+from support.kafka_broker import needs_broker, running_broker
 from support.online_worlds import Online, as_example, projection, same, some_events
 from support.oracle import (
     DAY_MS,
@@ -44,6 +48,8 @@ from thinrow.store.generation import Generation
 from thinrow.store.history import HistoryPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from thinrow.client import ThinRows
     from thinrow.client.online import Snapshot
 
@@ -67,10 +73,22 @@ def put_back(store: Path, rows: ThinRows, wanted: Wanted) -> Batch:
     return Batch.from_answers([piece.lookup.answer()])
 
 
+@pytest.fixture(scope="module", params=["own log", pytest.param("topic", marks=needs_broker)])
+def online_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., Online]]:
+    """Makes the online half of a world, on each of the logs that it may have."""
+    if request.param == "own log":
+        yield Online
+        return
+    with running_broker(in_memory=True) as broker:
+        yield partial(TopicOnline, broker=broker)
+
+
 @pytest.mark.server
 @examples(8)
 @given(st.data())
-def test_every_snapshot_is_exact_and_can_be_put_back(data: st.DataObject) -> None:
+def test_every_snapshot_is_exact_and_can_be_put_back(
+    online_of: Callable[..., Online], data: st.DataObject
+) -> None:
     schema = replace(
         data.draw(schemas()),
         user_ids=data.draw(st.sampled_from(KINDS)),
@@ -78,7 +96,7 @@ def test_every_snapshot_is_exact_and_can_be_put_back(data: st.DataObject) -> Non
     )
     wanted = data.draw(projections(schema))
     rng = data.draw(st.randoms(use_true_random=True))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         world = new_world(Path(folder), schema_toml(schema))
         now = [START_TS]
         config = OnlineConfig(
@@ -92,7 +110,8 @@ def test_every_snapshot_is_exact_and_can_be_put_back(data: st.DataObject) -> Non
             drain_s=1,
             wall=lambda: now[0],
         )
-        online = Online(world, schema, config, now)
+        online = online_of(world, schema, config, now)
+        stack.callback(online.close)
         taken: list[Snapshot] = []
         for _ in range(rng.choice((1, 2))):  # a second run starts again on the same files
             with online.running():
@@ -116,6 +135,7 @@ def test_every_snapshot_is_exact_and_can_be_put_back(data: st.DataObject) -> Non
                         taken += [seen] if seen is not None else []
                 now[0] += 30
                 online.hand_over()
+        online.finish()
         rows = [as_example(seen.thin_row, schema) for seen in taken]
         path = world.write(
             "rows.parquet", rows_table(rows, [s.thin_row.digest for s in taken], schema)

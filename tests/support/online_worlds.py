@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from support.worlds import World
+    from thinrow.client.online import Appended
     from thinrow.core.thin_row import ThinRow
     from thinrow.online.config import OnlineConfig
 
@@ -79,16 +80,7 @@ class Online:
 
     def append(self, events: Sequence[Event]) -> None:
         """Appends, and holds the server to what it may take."""
-        result = {
-            trait.name: [event.traits.get(trait.name) for event in events]
-            for trait in self.schema.traits
-        }
-        answer = self.client.append(
-            [known_id(event.user_id, self.schema.user_ids) for event in events],
-            [event.event_ts for event in events],
-            result,
-            [event.event_id for event in events],
-        )
+        answer = self._append(events)
         seen = {(event.user_id, event.event_id) for event in self.arrived}
         taken = []
         for event in sorted(events, key=lambda event: self.order(event)):
@@ -98,6 +90,18 @@ class Online:
             seen.add(name)
         assert (answer.appended, answer.duplicates) == (len(taken), len(events) - len(taken))
         self.arrived += taken
+
+    def _append(self, events: Sequence[Event]) -> Appended:
+        traits = {
+            trait.name: [event.traits.get(trait.name) for event in events]
+            for trait in self.schema.traits
+        }
+        return self.client.append(
+            [known_id(event.user_id, self.schema.user_ids) for event in events],
+            [event.event_ts for event in events],
+            traits,
+            [event.event_id for event in events],
+        )
 
     def order(self, event: Event) -> Any:
         traits = traits_order(event, self.schema)
@@ -139,7 +143,7 @@ class Online:
         wanted: Wanted,
     ) -> Snapshot | None:
         """Takes a snapshot, and compares everything in it; None where it was refused, rightly."""
-        kept_before = self.client.describe().kept_from_ts
+        before = self.client.describe()
         try:
             seen = self.client.snapshot(
                 known_id(user_id, self.schema.user_ids),
@@ -149,11 +153,10 @@ class Online:
                 max_length=max_length,
             )
         except RequestError as error:
-            kept_after = self.client.describe().kept_from_ts
-            assert "kept" in str(error) and moment_ts < kept_after, error
+            self.check_refusal(error, moment_ts, before.now_ts)
             return None
         row = seen.thin_row
-        assert row.request_ts >= kept_before
+        assert row.request_ts >= before.kept_from_ts
         assert row.request_ts == moment_ts or not moment_ts
         pointer, mutable, sequence = self.expected(
             user_id, row.request_ts, lookback_ms, max_length, wanted
@@ -167,6 +170,10 @@ class Online:
         assert same([dict(event) for event in row.mutable], [self.logged(e) for e in mutable])
         self.check_sequence(seen.batch, sequence, wanted)
         return seen
+
+    def check_refusal(self, error: RequestError, moment_ts: int, before_ts: int) -> None:  # noqa: ARG002
+        """Holds the server to the reasons for which it may refuse a moment."""
+        assert "kept" in str(error) and moment_ts < self.client.describe().kept_from_ts, error
 
     def check_sequence(self, batch: Batch, sequence: list[Entry], wanted: Wanted) -> None:
         names = columns(wanted, self.schema)
@@ -217,6 +224,12 @@ class Online:
         run = Run(due, watermark_ts, erase=erase)
         assert result.events_added == self.oracle.compact(run).events_added == len(due)
         self.wait_for(result.generation)
+
+    def finish(self) -> None:
+        """Publishes what is not handed over yet: nothing, after a last hand-over."""
+
+    def close(self) -> None:
+        """Closes what is open beside the server."""
 
     def wait_for(self, generation: int) -> None:
         end_s = time.monotonic() + 60

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import xxhash
+from thinrow.v1 import event_topic_pb2 as topic
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ BITS = {"INT8": 8, "INT16": 16, "INT32": 32, "INT64": 64}
 FLOATS = {"FLOAT16": 16, "FLOAT32": 32, "FLOAT64": 64}
 USER_IDS = (0, 1, 2, 42, 196, 1 << 32, (1 << 63) - 1, -1, -2, -(1 << 63))
 SHARDS = (1, 2, 3, 16, 64, 1000)
+PARTITIONS = (1, 3, 12, 64, 100)
 KNOWN_IDS: dict[str, tuple[int | str, ...]] = {
     "int64": (0, -1, (1 << 63) - 1),
     "uint64": (0, 1 << 63, (1 << 64) - 1),
@@ -361,6 +363,36 @@ def user_keys() -> list[dict[str, Any]]:
     return found
 
 
+def user_events() -> list[dict[str, Any]]:
+    """Messages of a topic of events, and the partition of each."""
+    found = []
+    for kind, ids in KNOWN_IDS.items():
+        for known in ids:
+            message = topic.UserEvents()
+            if isinstance(known, str):
+                key = xxhash.xxh3_64_intdigest(known.encode())
+                message.user_text = known
+            else:
+                key = known % (1 << 64)
+                message.user_id = key - (key >> 63 << 64)
+            event = message.events.add(event_ts=1_700_000_000_000, event_id=42)
+            event.traits["item_id"].integer = -7
+            event.traits["score"].number = 0.5
+            event.traits["surface"].text = "home"
+            event.traits["taste"].elements.numbers.extend([1.0, -2.0])
+            number = xxhash.xxh3_64_intdigest(struct.pack("<Q", key))
+            value = message.SerializeToString(deterministic=True)
+            found.append(
+                {
+                    "kind": kind,
+                    "id": str(known),
+                    "partition": {str(count): number % count for count in PARTITIONS},
+                    "value": base64.b64encode(value).decode(),
+                }
+            )
+    return found
+
+
 def vectors() -> dict[str, list[dict[str, Any]]]:
     """Every vector, by kind."""
     integers = [*BITS, *(f"U{kind}" for kind in BITS)]
@@ -376,6 +408,7 @@ def vectors() -> dict[str, list[dict[str, Any]]]:
         "malformed": malformed(),
         "shards": hashes(),
         "user_keys": user_keys(),
+        "user_events": user_events(),
         "kafka_example_ids": [
             {
                 "partition": partition,

@@ -6,8 +6,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from thinrow.v1 import materialization_pb2, online_pb2
+from thinrow.v1 import event_topic_pb2, materialization_pb2, online_pb2
 
 ROOT = Path(__file__).parents[2]
 FIELDS = (ROOT / "native" / "fields.h").read_text(encoding="utf-8")
@@ -26,8 +27,9 @@ def blocks(pattern: str) -> dict[str, dict[str, int]]:
     }
 
 
-FILES = (materialization_pb2.DESCRIPTOR, online_pb2.DESCRIPTOR)
-MESSAGES = {k: v for file in FILES for k, v in file.message_types_by_name.items()}
+FILES = (event_topic_pb2.DESCRIPTOR, materialization_pb2.DESCRIPTOR, online_pb2.DESCRIPTOR)
+MESSAGES: dict[str, Any] = {k: v for file in FILES for k, v in file.message_types_by_name.items()}
+MESSAGES["TraitsEntry"] = event_topic_pb2.Event.TraitsEntry.DESCRIPTOR
 ENUMERATIONS = {k: v for file in FILES for k, v in file.enum_types_by_name.items()}
 
 

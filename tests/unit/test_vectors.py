@@ -17,6 +17,10 @@ from thinrow.core.wire.response import Column
 from thinrow.core.wire.widen import NarrowColumn
 from thinrow.errors import ThinRowError
 from thinrow.events.user_ids import UserIdReader
+from thinrow.online.records import RecordFormat
+from thinrow.online.topic.decoding import MessageDecoder
+from thinrow.online.topic.messages import encode_messages, partition_of
+from thinrow.schema import parse_schema
 from thinrow.v1 import materialization_pb2 as wire
 from tools.make_vectors import as_json
 
@@ -112,6 +116,33 @@ def test_user_keys() -> None:
         assert str(keys[0]) == entry["key"]
         for count, shard in entry["shard"].items():
             assert shard_of(keys, int(count)).tolist() == [shard]
+
+
+def test_user_events() -> None:
+    """Messages lie in the partition where a server finds their users, and hold what pages show."""
+    text = '[g]\nitem_id = "int64"\nscore = "float32"\nsurface = "string"\n'
+    text += 'taste = { type = "float32", size = 2 }\n'
+    for entry in VECTORS["user_events"]:
+        schema = parse_schema(f'[user]\nid = "{entry["kind"]}"\n' + text)
+        record_format = RecordFormat(schema, 0)
+        value = base64.b64decode(entry["value"])
+        for count, number in entry["partition"].items():
+            decoder = MessageDecoder(record_format, int(count))
+            [found] = decoder.decode([value], [number])
+            assert not found.refused and found.counts == [1]
+            columns = record_format.decode(found.batch.records)
+            assert columns["event_ts"].to_list() == [1_700_000_000_000]
+            assert columns["event_id"].to_list() == [42]
+            traits = [columns[t].to_list() for t in ("item_id", "score", "surface", "taste")]
+            assert traits == [[-7], [0.5], ["home"], [[1.0, -2.0]]]
+            [again] = encode_messages(found.batch, record_format)
+            assert (again.key, partition_of(again.user_key, int(count))) == (
+                entry["id"].encode(),
+                number,
+            )
+            if int(count) > 1:
+                [elsewhere] = decoder.decode([value], [(number + 1) % int(count)])
+                assert "another partition" in elsewhere.refused
 
 
 def test_kafka_example_ids() -> None:

@@ -76,11 +76,12 @@ class Appended:
     """The result of appending a batch of events; all of them are durable."""
 
     appended: int
-    """Events that were new."""
+    """Events that were new; where the server's log is a Kafka topic, all of them."""
     duplicates: int
-    """Events dropped because their user had one of the same id."""
+    """Events dropped because their user had one of the same id; 0 with a topic, whose readers find
+    them."""
     arrival_ts: int
-    """Arrival of the appended events, ms: requests at any later moment see them."""
+    """Arrival of the appended events, ms: requests at any later moment see them. 0 with a topic."""
 
 
 def connect_online(target: str, config: ClientConfig | None = None) -> OnlineClient:

@@ -24,7 +24,8 @@ def online_command(config: OnlineConfig) -> None:
         from thinrow.online.server import OnlineServer
 
     # A garbage collection over everything that the start allocated would delay requests.
-    serve_until_stopped(OnlineServer(config), _freeze_garbage)
+    server = OnlineServer(config)
+    serve_until_stopped(server, _freeze_garbage, may_leave=lambda: server.is_rebuilding)
 
 
 def _freeze_garbage() -> None:

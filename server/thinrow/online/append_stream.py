@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
 
-    from thinrow.online.appends import Appends
     from thinrow.online.config import OnlineConfig
-    from thinrow.online.follower import TierFollower
+    from thinrow.online.event_tier import EventTier
+    from thinrow.online.follower import Generations
     from thinrow.online.records import Batch
-    from thinrow.online.tier import CommittedBatch, MutableTier
+    from thinrow.online.source import BatchLog
+    from thinrow.online.tier import CommittedBatch
     from thinrow.online.users import NamedUsers
 
 __all__ = ["AppendStreams", "SubmittedBatch"]
@@ -78,20 +79,20 @@ class AppendStreams:
     Args:
         config: Limits on a batch.
         tier: Its schema decodes the batches.
-        appends: Commits the batches.
+        batch_log: Makes the batches durable.
         published: The generation whose users appended ones are compared with.
     """
 
     def __init__(
         self,
         config: OnlineConfig,
-        tier: MutableTier,
-        appends: Appends,
-        published: TierFollower,
+        tier: EventTier,
+        batch_log: BatchLog,
+        published: Generations,
     ) -> None:
         self._config = config
         self._tier = tier
-        self._appends = appends
+        self._batch_log = batch_log
         self._published = published
         self._decoders = ThreadPoolExecutor(DECODING_MAX, "thinrow-decode")
 
@@ -149,7 +150,7 @@ class AppendStreams:
         try:
             if not request.HasField("events"):
                 raise RequestError("The message has no events; set them, also if none.")
-            outcome = self._appends.submit(self.decode(request.events))
+            outcome = self._batch_log.submit(self.decode(request.events))
         except ThinRowError as error:
             # Tracebacks, its own and its cause's, hold frames that hold it: cycles with the whole
             # batch, which only the garbage collector ends.

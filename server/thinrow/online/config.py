@@ -13,9 +13,11 @@ from thinrow.access.config import (
     ServiceConfig,
 )
 from thinrow.core.settings import setting
+from thinrow.errors import UsageError
 from thinrow.online.appends import PENDING_BYTES_MAX, PENDING_EVENTS_MAX
 from thinrow.online.clock import Wall, wall_ts
 from thinrow.online.limits import BLOCK_CACHE_BYTES, MEMTABLE_BYTES, MEMTABLES_MAX
+from thinrow.online.topic.settings import TOPIC, TOPIC_MEMORY_BYTES, parse_partitions
 from thinrow.store.place import check_folder
 from thinrow.store.times import DAY_MS
 
@@ -56,6 +58,29 @@ class OnlineConfig(ServiceConfig):
     data: Path | None = field(
         default=None,
         metadata=setting("Folder of the mutable tier.", default_text="STORE-online"),
+    )
+    events: str | None = field(
+        default=None,
+        metadata=setting(
+            "Topic of Kafka that is the log of events, as kafka:TOPIC; this server is then one of "
+            "its replicas.",
+            metavar="kafka:TOPIC",
+            default_text="a log of its own",
+        ),
+    )
+    bootstrap_servers: str | None = field(
+        default=None,
+        metadata=setting(
+            "HOST:PORT of some brokers of the topic, separated by commas.", metavar="HOST:PORT,…"
+        ),
+    )
+    partitions: str | None = field(
+        default=None,
+        metadata=setting(
+            "Partitions of the topic that this server reads, such as 0-3.",
+            metavar="FIRST-LAST",
+            default_text="all",
+        ),
     )
     schema: Path | None = field(
         default=None,
@@ -133,11 +158,23 @@ class OnlineConfig(ServiceConfig):
             + DECODING_MAX
             * (DECODED_BYTES_PER_BYTE * self.request_bytes_max + BATCH_COPIES * batch)
             + 2 * (PENDING_BYTES_MAX + RECORD_BYTES * PENDING_EVENTS_MAX + batch)
+            + (0 if self.events is None else TOPIC_MEMORY_BYTES)
         )
 
     def __post_init__(self) -> None:
         super(OnlineConfig, self).__post_init__()
         check_folder(self.store)
+        if self.events is None:
+            for name in ("bootstrap_servers", "partitions"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"{name} is for a topic; give --events kafka:TOPIC, too.")
+            return
+        if not TOPIC.fullmatch(self.events):
+            raise UsageError(f"events is {self.events!r}; give kafka:TOPIC, or leave it out.")
+        if not self.bootstrap_servers:
+            raise UsageError("events is a topic; give --bootstrap-servers HOST:PORT, too.")
+        if self.partitions is not None:
+            parse_partitions(self.partitions)
 
     @property
     def folder(self) -> Path:

@@ -20,6 +20,7 @@ from rocksdict import (
     ReadOptions,
     SliceTransform,
     WriteBatch,
+    WriteOptions,
 )
 from thinrow.core.files.permissions import make_folder
 from thinrow.errors import StoreError, StoreLockedError, StoreUnavailableError
@@ -102,6 +103,10 @@ class TierDatabase:
                     f"Another process has {folder} open; a tier has one writer."
                 ) from error
             raise storage_error(error, folder) from error
+        self._unlogged = WriteOptions()
+        self._unlogged.disable_wal = True  # type: ignore[method-assign, assignment]
+        # Keys of one batch are near each other: a user's events, and their ids.
+        self._unlogged.memtable_insert_hint_per_batch = True
         self._of_one_user = _read_options(total_order=False)
         self._of_all = _read_options(total_order=True)
         self._log = WriteAheadLog(folder)
@@ -156,6 +161,18 @@ class TierDatabase:
     def write(self, pairs: WriteBatch) -> None:
         """Writes pairs atomically, which are durable after `sync`."""
         self._rocksdb.write(pairs)
+
+    def write_unlogged(self, pairs: WriteBatch) -> None:
+        """Writes pairs atomically, which are durable after `flush`.
+
+        If the process dies before, all unlogged pairs since some such write are missing, and all
+        before it are there: RocksDB makes its memory tables durable whole, in order.
+        """
+        self._rocksdb.write(pairs, self._unlogged)
+
+    def flush(self) -> None:
+        """Makes all pairs durable, those of `write_unlogged` too."""
+        self._rocksdb.flush(True)
 
     def sync(self) -> None:
         """Makes all writes so far durable. Raises OSError."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from thinrow.online.records import Batch
     from thinrow.online.state import StoredState
 
-__all__ = ["EventLog", "keys_before", "keys_of_run"]
+__all__ = ["WRITE_PAIRS_MAX", "EventLog", "keys_before", "keys_of_run", "unsigned"]
 
 WRITE_PAIRS_MAX = 64
 """Pairs in one write, during which RocksDB's binding holds the interpreter's lock, some 0.15 ms."""
@@ -62,8 +62,8 @@ class EventLog:
         at_ts, sequence = self._sequence
         if at_ts != arrival_ts:
             sequence = 0
-        prefix = _epoch_prefix(self._state.now.epoch(arrival_ts))
-        arrived = _unsigned(arrival_ts)
+        prefix = self.prefix(arrival_ts)
+        arrived = unsigned(arrival_ts)
         pairs = WriteBatch(raw_mode=True)
         for batch, rows in zip(batches, chosen, strict=True):
             for row in rows:
@@ -79,6 +79,10 @@ class EventLog:
                     time.sleep(0)  # other threads get the interpreter
         self._database.write(pairs)
         self._sequence = (arrival_ts, sequence)
+
+    def prefix(self, arrival_ts: int) -> bytes:
+        """Returns the start of the keys of events that arrive at a moment."""
+        return _epoch_prefix(self._state.now.epoch(arrival_ts))
 
     def read(
         self,
@@ -156,8 +160,8 @@ class EventLog:
     def _of_user(
         self, user_id: int, from_ts: int, until_ts: int, text: bytes | None
     ) -> Iterator[tuple[bytes, bytes]]:
-        user = _unsigned(user_id)
-        first, last = _unsigned(max(from_ts, 0)), _unsigned(max(until_ts, 0))
+        user = unsigned(user_id)
+        first, last = unsigned(max(from_ts, 0)), unsigned(max(until_ts, 0))
         prefixes = (_epoch_prefix(n) + user for n in self._state.now.epochs(from_ts, until_ts))
         # Two generators, one within the other, would take a tenth longer for each event.
         found = chain.from_iterable(
@@ -227,8 +231,8 @@ def keys_before(epoch: int) -> list[tuple[bytes, bytes]]:
 
 def keys_of_run(epoch: int, user_id: int, until_ts: int) -> tuple[bytes, bytes]:
     """Returns the range of keys of a user's events in an epoch that arrived before a time."""
-    prefix = _epoch_prefix(epoch) + _unsigned(user_id)
-    return prefix, prefix + _unsigned(until_ts)
+    prefix = _epoch_prefix(epoch) + unsigned(user_id)
+    return prefix, prefix + unsigned(until_ts)
 
 
 def _epoch_prefix(epoch: int) -> bytes:
@@ -243,7 +247,8 @@ def _arrival_of(key: bytes) -> int:
     return int.from_bytes(key[-12:-4], "big")
 
 
-def _unsigned(number: int) -> bytes:
+def unsigned(number: int) -> bytes:
+    """Returns the eight bytes of a time or a user in a key."""
     return (number & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "big")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from thinrow.errors import StoreMissingError, ThinRowError
 from thinrow.online.erasure import erase_from_tier
@@ -23,11 +23,32 @@ if TYPE_CHECKING:
     from thinrow.online.tier import MutableTier
     from thinrow.store.generation import Generation
 
-__all__ = ["TierFollower"]
+__all__ = ["Generations", "TierFollower"]
 
 log = logging.getLogger("thinrow.online")
 
 _NONE_YET = nullcontext()
+
+
+class Generations(Protocol):
+    """The generations that a server's requests are served from."""
+
+    @property
+    def number(self) -> int:
+        """Number of the newest generation; 0 before the first."""
+
+    @property
+    def watermark_ts(self) -> int:
+        """Watermark of the newest generation; 0 before the first."""
+
+    def newest_ts(self) -> int:
+        """The watermark published at this moment; NEVER_TS before the first."""
+
+    def use(self) -> AbstractContextManager[Generation | None]:
+        """The newest generation, open until the block ends; None before the first."""
+
+    def refresh(self) -> None:
+        """Looks at the store at once."""
 
 
 class TierFollower:

@@ -57,7 +57,7 @@ class IdIndex:
                 ) < self._formats.order(batches[rival[0]].records[rival[1]]):
                     first[event_id] = (number, row)
             chosen.append(rows)
-        known = self._known(list(first))
+        known = self.known(list(first))
         for event_id, (number, row) in first.items():
             if event_id not in known:
                 chosen[number].append(row)
@@ -65,7 +65,8 @@ class IdIndex:
             rows.sort()
         return chosen
 
-    def _known(self, ids: list[bytes]) -> set[bytes]:
+    def known(self, ids: list[bytes]) -> set[bytes]:
+        """Returns those of some ids that are there already."""
         known: set[bytes] = set()
         for bucket in list(self._buckets):
             prefix = _prefix(bucket)

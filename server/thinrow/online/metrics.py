@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from thinrow.access.metrics import ServiceMetrics
 
 if TYPE_CHECKING:
-    from thinrow.online.tier import MutableTier
+    from thinrow.online.event_tier import EventTier
 
 __all__ = ["OnlineMetrics"]
 
@@ -36,7 +36,7 @@ class OnlineMetrics(ServiceMetrics):
             buckets=_SECONDS,
         )
 
-    def of_tier(self, tier: MutableTier) -> None:
+    def of_tier(self, tier: EventTier) -> None:
         """Sets the object that has the state of the tier at each scrape."""
         self.gauge(
             "thinrow_online_clock_ahead_seconds",

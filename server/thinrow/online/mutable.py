@@ -12,7 +12,7 @@ from thinrow.online.record_parts import TEXT_SIZE_BYTES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from thinrow.online.tier import MutableTier
+    from thinrow.online.event_tier import EventTier
     from thinrow.online.users import NamedUsers
 
 __all__ = ["COPIES", "EVENT_BYTES", "TEXT_BYTES", "MutableEvents"]
@@ -36,7 +36,7 @@ class MutableEvents:
 
     def __init__(
         self,
-        tier: MutableTier,
+        tier: EventTier,
         named: NamedUsers,
         arrived: tuple[int, int],
         response_bytes_max: int,

@@ -11,18 +11,15 @@ from thinrow.access.endpoints import start_endpoints
 from thinrow.access.grpc_server import grpc_server
 from thinrow.access.tenants import Tenants
 from thinrow.core.tracing import tracing
-from thinrow.errors import UsageError
-from thinrow.online.appends import Appends
-from thinrow.online.follower import TierFollower
 from thinrow.online.metrics import OnlineMetrics
 from thinrow.online.service import RIGHTS, SERVICE, OnlineService
 from thinrow.online.snapshots import Snapshots
-from thinrow.online.tier import MutableTier, TierConfig
+from thinrow.online.source import open_own_log
 from thinrow.online.traced import TracedSnapshots
-from thinrow.schema import read_schema
 
 if TYPE_CHECKING:
     from thinrow.online.config import OnlineConfig
+    from thinrow.online.follower import Generations
     from thinrow.schema import Schema
 
 __all__ = ["OnlineServer"]
@@ -35,7 +32,8 @@ class OnlineServer:
 
     Raises, when entered:
         StoreError: the store or the tier cannot be opened.
-        UsageError: a port cannot be had, a file is wrong, or there is no schema.
+        UsageError: a port cannot be had, a file is wrong, or there is no schema or no such topic.
+        UnavailableError: the brokers of a topic do not answer.
     """
 
     def __init__(self, config: OnlineConfig) -> None:
@@ -46,7 +44,9 @@ class OnlineServer:
         """HOST:PORT where gRPC is served, once entered."""
         self.metrics_address: str | None = config.metrics
         """HOST:PORT of the metrics, once entered."""
-        self.published: TierFollower
+        self.is_rebuilding = False
+        """True while entering waits for events of the log, and may be interrupted."""
+        self.published: Generations
         """The generations in use, once entered; `refresh` accepts a new one at once."""
 
     def __enter__(self) -> Self:
@@ -62,27 +62,14 @@ class OnlineServer:
 
     def _start(self) -> None:
         config, metrics, stack = self._config, self.metrics, self._stack
-        tier = MutableTier(
-            TierConfig(
-                folder=config.folder,
-                retention_ms=config.retention_ms,
-                dedup_window_ms=config.dedup_window_ms,
-                commit_lead_ms=config.commit_lead_ms,
-                wall=config.wall,
-            )
-        )
-        stack.callback(tier.close)
-        self.published = TierFollower(
-            config.store, tier, config.poll_s, metrics.open_failures.inc, config.cache_bytes_max
-        )
-        stack.enter_context(self.published)
-        if tier.format is None:
-            if config.schema is None:
-                raise UsageError(
-                    f"{config.store} holds no generation yet, which would have the schema; give "
-                    f"--schema FILE."
-                )
-            tier.use_schema(read_schema(config.schema))
+        if config.events is None:
+            source = open_own_log(config, metrics, stack)
+        else:
+            # Only servers of a topic need the Kafka client.
+            from thinrow.online.topic.source import open_topic
+
+            source = open_topic(config, metrics, stack)
+        tier, self.published = source.tier, source.published
         metrics.bind_generation(lambda: self.published.number, lambda: self.published.watermark_ts)
         metrics.of_tier(tier)
         metrics.memory_bound.set(config.memory_bound_bytes)
@@ -92,7 +79,6 @@ class OnlineServer:
             return tier.format.schema
 
         tenants = stack.enter_context(Tenants(config, schema))
-        appends = stack.enter_context(Appends(tier))
         spans = tracing("thinrow-online")
         made = Snapshots if spans is None else partial(TracedSnapshots, spans)
         snapshots = made(
@@ -104,8 +90,11 @@ class OnlineServer:
             config.calls_max + 2 * config.streams_max,
             config.response_bytes_max,
         )
-        service = OnlineService(config, tier, appends, self.published, snapshots, metrics)
+        service = OnlineService(config, source, snapshots, metrics)
         certificates, self.metrics_address = start_endpoints(config, tenants, metrics, stack)
+        self.is_rebuilding = True
+        source.wait_ready()
+        self.is_rebuilding = False
 
         self.address = stack.enter_context(
             grpc_server(

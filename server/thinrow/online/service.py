@@ -21,7 +21,6 @@ from thinrow.errors import (
 from thinrow.online.append_stream import AppendStreams
 from thinrow.online.config import SMALL_REQUEST_BYTES_MAX
 from thinrow.online.decoding import request_decoder
-from thinrow.online.exports import Exports
 from thinrow.online.snapshots import AnswerRoom
 from thinrow.online.streamed import REQUESTS_MAX, StreamedSnapshots
 from thinrow.store.directory import NEVER_TS
@@ -32,12 +31,10 @@ if TYPE_CHECKING:
 
     from thinrow.access.identity import CallContext
     from thinrow.access.tenants import Right
-    from thinrow.online.appends import Appends
     from thinrow.online.config import OnlineConfig
-    from thinrow.online.follower import TierFollower
     from thinrow.online.metrics import OnlineMetrics
     from thinrow.online.snapshots import Snapshots
-    from thinrow.online.tier import MutableTier
+    from thinrow.online.source import EventSource
 
 __all__ = ["RIGHTS", "SERVICE", "STREAMED_REQUESTS", "OnlineService"]
 
@@ -58,17 +55,15 @@ class OnlineService:
     def __init__(
         self,
         config: OnlineConfig,
-        tier: MutableTier,
-        appends: Appends,
-        published: TierFollower,
+        source: EventSource,
         snapshots: Snapshots,
         metrics: OnlineMetrics,
     ) -> None:
         self._config = config
-        self._tier = tier
-        self._append_streams = AppendStreams(config, tier, appends, published)
-        self._exports = Exports(tier, published)
-        self._published = published
+        self._tier = source.tier
+        self._append_streams = AppendStreams(config, source.tier, source.log, source.published)
+        self._exports = source.exports
+        self._published = source.published
         self._snapshots = snapshots
         self._metrics = metrics
         self._streamed = StreamedSnapshots(snapshots, metrics, config.response_bytes_max)
@@ -183,6 +178,11 @@ class OnlineService:
         self, request: online_pb2.ExportEventsRequest, context: CallContext
     ) -> Iterator[bytes]:
         """Seals a watermark, and sends the events that arrived before it."""
+        if self._exports is None:
+            raise RequestError(
+                "This server reads its events from a Kafka topic, from which exports are not there "
+                "yet; read the topic itself (docs/reference/other-languages.md)."
+            )
         for part in self._exports.parts(request):
             context.check_serving()
             with self._snapshots.hold(part.memory_bytes, context.remaining_s(), ""):

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from thinrow.access.fair_scheduler import Held
     from thinrow.access.projection import ResolvedProjection
     from thinrow.access.tenants_file import Tenant
-    from thinrow.online.follower import TierFollower
-    from thinrow.online.tier import MutableTier
+    from thinrow.online.event_tier import EventTier
+    from thinrow.online.follower import Generations
     from thinrow.online.users import NamedUsers
     from thinrow.schema import Schema
     from thinrow.store.generation import Generation
@@ -88,8 +88,8 @@ class Snapshots:
 
     def __init__(
         self,
-        tier: MutableTier,
-        published: TierFollower,
+        tier: EventTier,
+        published: Generations,
         tenants: Callable[[], Mapping[str, Tenant]],
         work_bytes_max: int,
         calls_max: int,
@@ -133,7 +133,7 @@ class Snapshots:
             if value < 0:
                 raise RequestError(f"{name} is {value}; use 0 for no limit, or more.")
         named = self._users(request)
-        request_ts = self._tier.begin(request.request_ts)
+        request_ts = self._tier.begin(request.request_ts, named.keys)
         held: Held | None
         with self._published.use() as generation, ExitStack() as work:
             # One choice of a watermark: events before it are immutable, all others mutable.

@@ -9,8 +9,8 @@ from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
     from thinrow.core.tracing import Tracing
+    from thinrow.online.event_tier import EventTier
     from thinrow.online.snapshots import AnswerRoom, AnySnapshotRequest
-    from thinrow.online.tier import MutableTier
 
 __all__ = ["TracedSnapshots", "TracedTier"]
 
@@ -21,8 +21,8 @@ class TracedSnapshots(Snapshots):
     What is left of the request's own span is the store's part.
     """
 
-    def __init__(self, spans: Tracing, tier: MutableTier, *rest: Any) -> None:  # noqa: ANN401
-        super().__init__(cast("MutableTier", TracedTier(spans, tier)), *rest)
+    def __init__(self, spans: Tracing, tier: EventTier, *rest: Any) -> None:  # noqa: ANN401
+        super().__init__(cast("EventTier", TracedTier(spans, tier)), *rest)
         self._spans = spans
 
     def take(
@@ -48,7 +48,7 @@ class TracedSnapshots(Snapshots):
 class TracedTier:
     """A tier whose reading and encoding have spans."""
 
-    def __init__(self, spans: Tracing, tier: MutableTier) -> None:
+    def __init__(self, spans: Tracing, tier: EventTier) -> None:
         self._spans = spans
         self._tier = tier
 

@@ -1,0 +1,187 @@
+"""Events that are too new for the store, in a RocksDB of their own, whichever log they come from.
+
+Keys by their first byte::
+
+    e    events                                          event_log.py
+    i    ids of events, to find duplicates               ids.py
+    m    the log, the state, the clock, offsets          here, state.py, clock.py, topic/places.py
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from thinrow.errors import RequestError, UsageError
+from thinrow.online.database import TierDatabase
+from thinrow.online.event_log import EventLog
+from thinrow.online.formats import RecordFormats
+from thinrow.online.ids import IdIndex
+from thinrow.online.state import StoredState
+from thinrow.schema.evolution import check_id_kinds
+from thinrow.store.user_texts import collision
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from thinrow.online.clock import Wall
+    from thinrow.online.records import Batch, RecordFormat
+    from thinrow.schema import Schema
+
+__all__ = ["EventTier"]
+
+BUCKET_MS_MIN = 3600 * 1000
+"""Shortest span of arrivals whose ids are forgotten together."""
+OWN_LOG = "the log of this server"
+"""Name of the log of a tier that is its own."""
+_LOG_KEY = b"mlog"
+
+
+class EventTier(ABC):
+    """Keeps events and answers what arrived before a moment; how events come in is the subclass'.
+
+    Reads are thread-safe. Every method may raise StoreError.
+
+    Args:
+        folder: Folder of the RocksDB; made if it is missing.
+        dedup_window_ms: Shortest span of arrivals for which ids are kept.
+        wall: The clock on the wall.
+        log: Name of the log that the events come from.
+
+    Raises:
+        StoreLockedError: Another process has the tier open.
+        UsageError: The folder's events come from another log.
+    """
+
+    def __init__(self, folder: Path, dedup_window_ms: int, wall: Wall, log: str = OWN_LOG) -> None:
+        self._changed = threading.Condition()
+        self.database = TierDatabase(folder)
+        """The RocksDB."""
+        bucket_ms = max(dedup_window_ms, BUCKET_MS_MIN)
+        self.state = StoredState(self.database, bucket_ms, wall())
+        """Watermarks and epochs."""
+        self.formats = RecordFormats(self.state)
+        self.ids = IdIndex(self.database, self.formats)
+        self.events = EventLog(self.database, self.state, self.formats)
+        try:
+            self._check_log(folder, log)
+        except BaseException:
+            self.database.close()
+            raise
+
+    def _check_log(self, folder: Path, log: str) -> None:
+        with self.database.reading():
+            stored = self.database.get(_LOG_KEY)
+        if stored is None and self.state.is_new and log != OWN_LOG:
+            with self.database.storing():
+                self.database.put(_LOG_KEY, log.encode())
+                self.database.sync()
+            return
+        known = OWN_LOG if stored is None else stored.decode()
+        if known != log:
+            raise UsageError(
+                f"{folder} holds events of {known}, and this server reads {log}; give another "
+                f"folder as --data."
+            )
+
+    @abstractmethod
+    def begin(self, request_ts: int, users: Sequence[int] = ()) -> int:
+        """Returns the moment of a request, ms; a ``request_ts`` of 0 stands for the newest.
+
+        From now on no event of these users arrives before that moment, and those that did can be
+        read.
+
+        Args:
+            request_ts: The moment, ms.
+            users: Keys of the request's users; none for all users.
+
+        Raises:
+            RequestError: The moment lies too far ahead.
+            StoreError: The disk failed, so that earlier arrivals are unknown.
+        """
+
+    @property
+    @abstractmethod
+    def now_ts(self) -> int:
+        """The tier's clock, ms."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes the files."""
+
+    def use_schema(self, schema: Schema) -> RecordFormat:
+        """Returns the format of events of this schema, durably registered if it is new.
+
+        Raises:
+            SchemaError: Its ids are of another kind than those of the tier.
+        """
+        with self._changed:
+            known = self.formats.newest
+            if known is not None:
+                check_id_kinds(known.schema, schema)
+            return self.formats.add(schema)
+
+    @property
+    def format(self) -> RecordFormat | None:
+        """The format of new events; None before the tier has a schema."""
+        return self.formats.newest
+
+    def to_wire(self, arrivals: Sequence[int], records: list[bytes]) -> bytes:
+        """Encodes events of any schemas as a MutableEvents of the newest schema."""
+        return self.formats.to_wire(arrivals, records)
+
+    @property
+    def sealed_ts(self) -> int:
+        """No event arrives before this watermark any more; NEVER_TS if nothing was sealed."""
+        return self.state.now.sealed_ts
+
+    @property
+    def kept_from_ts(self) -> int:
+        """The tier has all events since this watermark; NEVER_TS if it has all events."""
+        return self.state.now.kept_from_ts
+
+    def collision(self, batch: Batch, users: dict[bytes, str]) -> RequestError | None:
+        """Returns the error of a batch with a user whose key another text has; None for others.
+
+        The thread that commits calls it, before.
+
+        Args:
+            batch: The batch.
+            users: Texts of users by key, from batches to be committed together; those of this one
+                are added.
+        """
+        added: dict[bytes, str] = {}
+        for key, text in zip(batch.users, batch.texts, strict=False):
+            known = users.get(key, added.get(key))
+            if known is None:
+                stored = self.events.text_of(key)
+                known = added[key] = text if stored is None else stored.decode()
+            if known != text:
+                return RequestError(str(collision(known, text)))
+        users.update(added)
+        return None
+
+    def read(
+        self,
+        user_id: int,
+        from_ts: int,
+        until_ts: int,
+        bytes_max: int = sys.maxsize,
+        text: bytes | None = None,
+    ) -> tuple[list[int], list[bytes]]:
+        """Returns a user's events that arrived in a window; see `EventLog.read`."""
+        return self.events.read(user_id, from_ts, until_ts, bytes_max, text)
+
+    def measure(
+        self,
+        user_id: int,
+        from_ts: int,
+        until_ts: int,
+        bytes_max: int,
+        text: bytes | None = None,
+    ) -> tuple[int, int]:
+        """Returns the number and bytes of events that `read` would return."""
+        return self.events.measure(user_id, from_ts, until_ts, bytes_max, text)

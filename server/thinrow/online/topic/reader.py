@@ -1,0 +1,166 @@
+"""The reader of a topic: applies messages to a replica's tier as they come."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+from thinrow.core.kafka import load_kafka
+from thinrow.errors import StoreError, ThinRowError
+from thinrow.online.topic.settings import consumer_settings, make_client
+from thinrow.online.topic.tier import ReadMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from thinrow.online.topic.metrics import TopicMetrics
+    from thinrow.online.topic.settings import TopicSettings
+    from thinrow.online.topic.tier import AppliedMessages, TopicTier
+
+__all__ = ["TopicReader"]
+
+log = logging.getLogger("thinrow.online")
+
+POLL_S = 0.1
+"""Longest wait for a message, after which the reader looks if it is to stop."""
+GROUP_MESSAGES_MAX = 2048
+"""Most messages that are applied together."""
+GROUP_BYTES_MAX = 4 << 20
+"""Limit on the bytes of messages that are applied together, unless one has more."""
+REFUSALS_LOGGED_MAX = 10
+"""Refused messages of one group that the log names."""
+
+
+class TopicReader:
+    """Reads a replica's partitions from its places on, in a thread; a context manager.
+
+    After a failure the places stay, and requests at them are still answered exactly, unless the
+    disk failed.
+
+    Args:
+        settings: The topic and its partitions.
+        tier: Gets the messages.
+        metrics: Counts events.
+    """
+
+    def __init__(self, settings: TopicSettings, tier: TopicTier, metrics: TopicMetrics) -> None:
+        self._kafka: Any = load_kafka()
+        self._settings = settings
+        self._tier = tier
+        self._metrics = metrics
+        self._failure: ThinRowError | None = None
+        self._applied = threading.Condition()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="thinrow-topic", daemon=True)
+
+    def __enter__(self) -> Self:
+        settings = self._settings
+        self._consumer = make_client(
+            "Consumer", consumer_settings(settings.bootstrap_servers), self._on_error
+        )
+        self._consumer.assign(
+            [
+                self._kafka.TopicPartition(settings.topic, number, place.offset)
+                for number, place in self._tier.places.now.items()
+            ]
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self._consumer.close()
+
+    def wait_applied(self, offsets: Mapping[int, int]) -> None:
+        """Waits until the messages at these offsets, by partition, are applied.
+
+        Raises:
+            UsageError: The topic has lost messages that this replica needs.
+            UnavailableError: Kafka reports a fatal error.
+            StoreError: The disk failed.
+        """
+
+        def is_applied() -> bool:
+            places = self._tier.places.now
+            return all(places[number].offset > offset for number, offset in offsets.items())
+
+        with self._applied:
+            self._applied.wait_for(lambda: self._failure is not None or is_applied())
+            if self._failure is not None:
+                raise self._failure
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                for group in self._groups():
+                    self._count(self._tier.apply(group))
+                    with self._applied:
+                        self._applied.notify_all()
+        except Exception as error:
+            if isinstance(error, ThinRowError):
+                failure = error
+                log.error("reading the topic failed", extra={"reason": str(error)})
+            else:
+                failure = StoreError(f"The topic's reader failed ({type(error).__name__}).")
+                log.exception("reading the topic failed")
+            self._metrics.reader_failures.inc()
+            with self._applied:
+                self._failure = failure
+                self._applied.notify_all()
+
+    def _groups(self) -> Iterator[list[ReadMessage]]:
+        """Yields the messages that are here, after a wait for the first one."""
+        first = self._consumer.poll(POLL_S)
+        if first is None:
+            return
+        group: list[ReadMessage] = []
+        size = 0
+        for message in (first, *self._consumer.consume(GROUP_MESSAGES_MAX - 1, 0)):
+            if message.error() is not None:
+                self._check(message)
+                continue
+            value = message.value()
+            if group and size + len(value or b"") > GROUP_BYTES_MAX:
+                yield group
+                group, size = [], 0
+            _, timestamp_ts = message.timestamp()
+            group.append(ReadMessage(message.partition(), message.offset(), timestamp_ts, value))
+            size += len(value or b"")
+        if group:
+            yield group
+
+    def _check(self, message: Any) -> None:  # noqa: ANN401 - a message of librdkafka
+        """Raises the error in place of a message, unless librdkafka tries again."""
+        error = message.error()
+        if error.code() == self._kafka.KafkaError._AUTO_OFFSET_RESET:
+            number = message.partition()
+            place = self._tier.places.now[number]
+            raise StoreError(
+                f"Topic {self._settings.topic}, partition {number} has no message at offset "
+                f"{place.offset}, where this server's events end: the topic has lost messages, "
+                f"without which histories would be short. Keep its messages (retention.ms and "
+                f"retention.bytes of -1), and restore the folder of a replica that has them."
+            )
+        if error.fatal():
+            raise self._settings.unavailable(error.str())
+        log.warning("Kafka: %s", error.str())
+
+    def _on_error(self, error: Any) -> None:  # noqa: ANN401 - an error of librdkafka
+        """Logs an error; librdkafka retries unless it is fatal."""
+        log.warning("Kafka: %s", error.str())
+
+    def _count(self, applied: AppliedMessages) -> None:
+        self._metrics.applied.inc(applied.events)
+        self._metrics.duplicates.inc(applied.duplicates)
+        self._metrics.messages_refused.inc(len(applied.refused))
+        for message, reason in applied.refused[:REFUSALS_LOGGED_MAX]:
+            log.warning(
+                "refused a message of the topic",
+                extra={
+                    "partition": message.partition,
+                    "offset": message.offset,
+                    "reason": reason,
+                },
+            )

@@ -1,0 +1,209 @@
+"""Settings of a replica of a topic, and limits of its Kafka clients."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from thinrow.core.kafka import load_kafka
+from thinrow.errors import UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from thinrow.online.clock import Wall
+    from thinrow.online.config import OnlineConfig
+
+__all__ = [
+    "FETCH_BYTES_MAX",
+    "TOPIC",
+    "TOPIC_MEMORY_BYTES",
+    "TopicSettings",
+    "connect_topic",
+    "consumer_settings",
+    "make_client",
+    "parse_partitions",
+    "producer_settings",
+]
+
+log = logging.getLogger("thinrow.online")
+
+TOPIC = re.compile(r"kafka:([A-Za-z0-9._-]{1,249})")
+"""Name of a topic among the logs of events."""
+PARTITIONS_MAX = 4096
+"""Most partitions of a topic of events."""
+CONNECT_TIMEOUT_S = 30.0
+"""Longest wait for the brokers at the start."""
+FETCH_BYTES_MAX = 16 << 20
+"""Limit on the bytes of one fetch."""
+FETCHED_BYTES_MAX = 64 << 20
+"""Limit on the bytes of fetched messages that wait to be applied, exceeded by one fetch."""
+FETCHED_MESSAGES_MIN = 100_000
+"""Messages below which a partition is fetched ahead."""
+FETCH_WAIT_MS = 100
+"""Longest time that brokers hold a fetch without messages."""
+PRODUCED_BYTES_MAX = 64 << 20
+PRODUCED_MESSAGES_MAX = 100_000
+"""Limits on the messages that wait for the brokers' acknowledgement."""
+DELIVERY_TIMEOUT_MS = 30_000
+"""Longest wait for the acknowledgement of a message."""
+PRODUCE_LINGER_MS = 2
+"""Time that a message waits for others to be sent with."""
+MESSAGE_HEAD_BYTES = 100_000
+"""Room for the key, the headers and the batch of a message beside its value."""
+DECODED_BYTES_MAX = 128 << 20
+"""Memory of the messages that are applied together: eight times their bytes, and their records,
+of which there are five copies for a moment."""
+TOPIC_MEMORY_BYTES = (
+    FETCHED_BYTES_MAX + 2 * FETCH_BYTES_MAX + DECODED_BYTES_MAX + PRODUCED_BYTES_MAX
+)
+"""Memory of messages on their way to and from the brokers."""
+
+_RANGE = re.compile("([0-9]{1,6})(?:-([0-9]{1,6}))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicSettings:
+    """One replica's part of a topic."""
+
+    folder: Path
+    """Folder of the tier."""
+    dedup_window_ms: int
+    """Shortest span of arrivals for which ids are kept."""
+    wall: Wall
+    """The clock on the wall."""
+    topic: str
+    """Name of the topic."""
+    bootstrap_servers: str
+    """HOST:PORT of some brokers, separated by commas."""
+    partition_count: int
+    """Number of partitions of the topic."""
+    partitions: tuple[int, ...]
+    """The partitions that this replica reads, ascending."""
+
+    def unavailable(self, reason: str) -> UnavailableError:
+        """Returns the error of brokers that do not serve the topic."""
+        return _unavailable(self.bootstrap_servers, self.topic, reason)
+
+
+def parse_partitions(text: str) -> tuple[int, int]:
+    """Returns the first and the last partition of ``FIRST-LAST``, or of one number.
+
+    Raises:
+        UsageError: The text is no range.
+    """
+    match = _RANGE.fullmatch(text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if first > last:
+        raise UsageError(f"partitions is {text!r}; give FIRST-LAST, such as 0-3, or one number.")
+    return first, last
+
+
+def connect_topic(config: OnlineConfig) -> TopicSettings:
+    """Returns the settings of a replica, once the brokers have described its topic.
+
+    Raises:
+        UsageError: There is no such topic, or it lacks a partition.
+        UnavailableError: No broker answers.
+    """
+    kafka = load_kafka()
+    assert config.events is not None and config.bootstrap_servers is not None
+    topic, servers = config.events.partition(":")[2], config.bootstrap_servers
+    trouble: list[Any] = []
+    consumer = make_client("Consumer", consumer_settings(servers), trouble.append)
+    try:
+        described = consumer.list_topics(topic, timeout=CONNECT_TIMEOUT_S).topics[topic]
+    except kafka.KafkaException as error:
+        consumer.poll(0)  # only a poll reports the cause of the timeout
+        reason = trouble[-1] if trouble else error.args[0]
+        raise _unavailable(servers, topic, reason.str()) from error
+    finally:
+        consumer.close()
+    if described.error is not None:
+        raise UsageError(
+            f"Topic {topic} cannot be read: {described.error.str()}; make it first, with as many "
+            f"partitions as it will ever have, and check who may read it."
+        )
+    count = len(described.partitions)
+    first, last = (
+        (0, count - 1) if config.partitions is None else parse_partitions(config.partitions)
+    )
+    if not last < count <= PARTITIONS_MAX:
+        raise UsageError(
+            f"Topic {topic} has {count} partitions, and this server would read {first}-{last}; "
+            f"give --partitions that it has, and a topic of at most {PARTITIONS_MAX}."
+        )
+    return TopicSettings(
+        folder=config.folder,
+        dedup_window_ms=config.dedup_window_ms,
+        wall=config.wall,
+        topic=topic,
+        bootstrap_servers=servers,
+        partition_count=count,
+        partitions=tuple(range(first, last + 1)),
+    )
+
+
+def consumer_settings(bootstrap_servers: str) -> dict[str, Any]:
+    """Returns the settings that a reader relies on, independent of librdkafka's defaults."""
+    return {
+        "bootstrap.servers": bootstrap_servers,
+        # No group is joined, and nothing is committed for it: the tier has the places.
+        "group.id": "thinrow-online",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "enable.partition.eof": False,
+        "allow.auto.create.topics": False,
+        # Otherwise librdkafka would skip messages without a report.
+        "auto.offset.reset": "error",
+        "isolation.level": "read_committed",
+        "check.crcs": True,
+        "fetch.wait.max.ms": FETCH_WAIT_MS,
+        "fetch.max.bytes": FETCH_BYTES_MAX,
+        "queued.max.messages.kbytes": FETCHED_BYTES_MAX >> 10,
+        "queued.min.messages": FETCHED_MESSAGES_MIN,
+    }
+
+
+def producer_settings(bootstrap_servers: str, message_bytes_max: int) -> dict[str, Any]:
+    """Returns the settings that a producer relies on."""
+    return {
+        "bootstrap.servers": bootstrap_servers,
+        "acks": "all",
+        "enable.idempotence": True,
+        "allow.auto.create.topics": False,
+        "message.max.bytes": message_bytes_max + MESSAGE_HEAD_BYTES,
+        "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
+        "linger.ms": PRODUCE_LINGER_MS,
+        "queue.buffering.max.messages": PRODUCED_MESSAGES_MAX,
+        "queue.buffering.max.kbytes": PRODUCED_BYTES_MAX >> 10,
+    }
+
+
+def make_client(kind: str, settings: dict[str, Any], on_error: Callable[[Any], None]) -> Any:  # noqa: ANN401
+    """Returns a client of librdkafka, a ``Consumer`` or a ``Producer``.
+
+    Args:
+        kind: The class.
+        settings: Its settings.
+        on_error: Called with errors that librdkafka retries, or that are fatal.
+
+    Raises:
+        UsageError: librdkafka refuses the settings.
+    """
+    kafka = load_kafka()
+    try:
+        return getattr(kafka, kind)({**settings, "error_cb": on_error}, logger=log)
+    except kafka.KafkaException as error:
+        raise UsageError(
+            f"Kafka refuses the settings: {error.args[0].str()}; check --bootstrap-servers."
+        ) from error
+
+
+def _unavailable(servers: str, topic: str, reason: str) -> UnavailableError:
+    return UnavailableError(
+        f"Kafka at {servers} cannot serve topic {topic}: {reason}; check the brokers."
+    )

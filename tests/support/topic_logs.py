@@ -1,0 +1,94 @@
+"""Logs of a topic in memory, applied to tiers without a broker. Run as a program, applies one."""
+
+from __future__ import annotations
+
+import random
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from support.event_topics import encoded, partition
+from support.oracle import DAY_MS, Event, Schema, Trait
+from support.scenarios import schema_toml
+from thinrow.online import database
+from thinrow.online.topic.settings import TopicSettings
+from thinrow.online.topic.tier import ReadMessage, TopicTier
+from thinrow.schema import parse_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SCHEMA = Schema({"g": [Trait("x", "int64"), Trait("t", "string", sparse=True)]})
+PARTITIONS = 4
+START_TS = 1_700_000_000_000
+LOG_USERS = 50
+TEXTS = (None, "é")
+
+
+def messages(seed: int, count: int) -> list[ReadMessage]:
+    """A log: some events come twice, clocks are skewed, and some messages have no events."""
+    rng = random.Random(seed)
+    ends = [0] * PARTITIONS
+    log = []
+    for number in range(count):
+        user = rng.randrange(LOG_USERS)
+        place = partition(user, "int64", PARTITIONS)
+        now_ts = START_TS + number // 3
+        events = [
+            Event(
+                user, now_ts, 0, rng.randrange(count), {"x": number, "t": rng.choice((None, "é"))}
+            )
+            for _ in range(rng.choice((1, 1, 1, 4)))
+        ]
+        value = encoded(user, events, SCHEMA) if rng.random() < 0.9 else None
+        timestamp_ts = now_ts + rng.choice((0, 0, 0, 50, -50))
+        log.append(ReadMessage(place, ends[place], timestamp_ts, value))
+        ends[place] += 1
+    return log
+
+
+@contextmanager
+def opened_topic(
+    folder: Path, partitions: Sequence[int] = range(PARTITIONS)
+) -> Iterator[TopicTier]:
+    tier = TopicTier(
+        TopicSettings(
+            folder=folder,
+            dedup_window_ms=DAY_MS,
+            wall=lambda: START_TS,
+            topic="events",
+            bootstrap_servers="",
+            partition_count=PARTITIONS,
+            partitions=tuple(partitions),
+        )
+    )
+    try:
+        tier.use_schema(parse_schema(schema_toml(SCHEMA)))
+        yield tier
+    finally:
+        tier.close()
+
+
+def apply_all(tier: TopicTier, log: Sequence[ReadMessage], rng: random.Random) -> None:
+    """Applies what a tier lacks, in groups of any sizes."""
+    at = 0
+    while at < len(log):
+        size = rng.choice((1, 7, 100, 500))
+        tier.apply(log[at : at + size])
+        at += size
+
+
+def contents(tier: TopicTier) -> list[tuple[bytes, bytes]]:
+    """Events, ids and places."""
+    pairs = [*tier.database.items(b"e", b"f"), *tier.database.items(b"i", b"j")]
+    return [*pairs, *tier.database.items(b"mplace", b"mplacf")]
+
+
+if __name__ == "__main__":
+    folder, seed, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    # Memory tables become files often, so that a kill finds some of the log on disk.
+    database.MEMTABLE_BYTES = 1 << 16  # type: ignore[attr-defined]
+    with opened_topic(folder) as tier:
+        print("opened", flush=True)
+        apply_all(tier, messages(seed, count), random.Random())
