@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.paths import ROOT
-from support.thin_rows import shown, write_rows
+from support.thin_rows import rows_table, shown, write_rows
 from support.worlds import World, built_world
 from thinrow.client import Projection
 from thinrow.client.arrow import ReadConfig
@@ -104,6 +106,17 @@ def test_batches_are_the_loaders_and_a_resumed_job_skips_what_is_done(
         resumed = RayBatches(dataset(done), config, done)
         assert examples([*seen[:4], *resumed]) == expected
         assert len(resumed.done) == 200
+
+
+def test_rows_with_views_are_resumed(world: World, tmp_path: Path) -> None:
+    """Arrow itself selects no rows of views."""
+    rows = rows_table(20).append_column("query", pa.array(["so"] * 20, pa.string_view()))
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    done = ExampleIds([[3, 9]])
+    source = ThinRowDatasource(tmp_path, world.store, Projection(5), done=done)
+    [task] = source.get_read_tasks(1)
+    [block] = task()
+    assert block["example_ids"][0].as_py() == [*range(3), *range(9, 20)]
 
 
 def test_mistakes_are_found_before_any_task(world: World, tmp_path: Path) -> None:

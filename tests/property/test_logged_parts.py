@@ -126,6 +126,31 @@ def test_the_parts_of_a_batch_are_bounded_together(tmp_path: Path) -> None:
     assert set(counts.values()) == {100}
 
 
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.list_(pa.string_view())], ids=str)
+@pytest.mark.parametrize("row_parts", [0, 4])
+def test_columns_of_views_are_published(tmp_path: Path, kind: pa.DataType, row_parts: int) -> None:
+    """Arrow itself selects no rows of views, and rows of two hours lie in files of their own."""
+    clock = Clock()
+    said = "so" if kind == pa.string_view() else ["so", "and so"]
+    config = config_in(
+        tmp_path,
+        features=pa.schema([("query", kind)]),
+        unlabelled="drop",
+        files=FileOutput(folder=tmp_path / "rows", part_ms=0, row_parts=row_parts),
+        close_ms=300,
+    )
+    with ThinRowLogger(config, clock=clock) as logger:
+        for n in range(20):
+            row = a_row(n, request_ts=NOW_TS + n % 2 * HOUR_MS)
+            logger.log(f"r{n}", row, {"query": said})
+            if n % 4:
+                logger.label(f"r{n}", {"click": 1})
+        logger.flush()
+        clock.now_ts += 1000
+        logger.drain(10)
+    assert [row["query"] for row in published(tmp_path)] == [said] * 15
+
+
 def test_parts_are_checked_before_anything_is_logged(tmp_path: Path) -> None:
     for wrong in (3, -4, 8192):
         with pytest.raises(UsageError, match=r"row_parts is .*; give a power of two up to 4,096"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from thinrow.core.files.arrow import plain, plain_type
+from thinrow.core.files.arrow import rows_at
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.files.permissions import make_folder
 from thinrow.core.runs import offsets_of
@@ -37,7 +37,6 @@ __all__ = [
     "check_unused",
     "parts_of_users",
     "publish_folder",
-    "rows_at",
     "write_part",
 ]
 
@@ -106,21 +105,6 @@ def by_part(table: pa.Table, kind: IdKind, parts: int) -> tuple[pa.Table, NDArra
     owners = parts_of_users("The thin rows", table.column("user_id"), kind, parts)
     order = np.argsort(owners, kind="stable")
     return rows_at(table, order), offsets_of(np.bincount(owners, minlength=parts))
-
-
-def rows_at(table: pa.Table, places: NDArray[np.int64]) -> pa.Table:
-    """Returns a copy of the rows at some places, which shares no memory with the table."""
-    columns = [_taken(column, pa.array(places)) for column in table.columns]
-    return pa.Table.from_arrays(columns, schema=table.schema)
-
-
-def _taken(column: pa.ChunkedArray, places: pa.Array) -> pa.ChunkedArray:
-    """Returns the values at some places, in the column's own type."""
-    try:
-        return column.take(places)
-    except pa.ArrowNotImplementedError:  # Arrow takes nothing from views
-        chunks = [plain(chunk) for chunk in column.chunks]
-        return pa.chunked_array(chunks, plain_type(column.type)).take(places).cast(column.type)
 
 
 def write_part(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:

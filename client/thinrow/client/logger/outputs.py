@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from thinrow.client.logger.journal import sync_folder
+from thinrow.core.files.arrow import rows_at
 from thinrow.core.files.message import encode_thin_rows
 from thinrow.core.files.permissions import file_mode, private_umask
 from thinrow.core.files.rows import to_pointers
@@ -69,7 +70,8 @@ class Files:
             if (folder / name).exists():
                 continue
             make_folder(folder)
-            write_part(table.filter(pa.array((hours == hour) & (parts == part))), folder / name)
+            mine = np.flatnonzero((hours == hour) & (parts == part))
+            write_part(rows_at(table, mine), folder / name)
 
     def close(self) -> None:
         """See Output."""

@@ -6,8 +6,10 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 from thinrow.client.logger.state import RowBatch
+from thinrow.core.files.arrow import rows_at
 from thinrow.errors import ThinRowError
 
 if TYPE_CHECKING:
@@ -134,6 +136,6 @@ class Publisher:
                 continue
             batch = self._tables.conformed(self._journal.read(frame.place))
             if len(mine) < len(batch):
-                batch = batch.take(pa.array([row.number - frame.first for row in mine]))
+                batch = rows_at(batch, np.array([row.number - frame.first for row in mine]))
             batches.append(self._tables.join(batch, [row.labels for row in mine]))
         return pa.Table.from_batches(batches, self._tables.joined)

@@ -17,6 +17,7 @@ from thinrow.client.arrow.thin_rows import POINTER_COLUMNS, chosen_columns
 from thinrow.client.client import connect
 from thinrow.client.ray.example_ids import ExampleIds
 from thinrow.client.target import parse_targets
+from thinrow.core.files.arrow import rows_at
 from thinrow.core.files.row_ranges import RowRanges
 from thinrow.core.files.rows import thin_row_files, to_thin_rows, traits_named
 from thinrow.core.lookup.packed import pack
@@ -134,7 +135,7 @@ class Lookups:
                 if not left.any():
                     continue
                 if not left.all():
-                    ids, batch = ids[left], batch.filter(pa.array(left))
+                    ids, batch = ids[left], rows_at(batch, np.flatnonzero(left))
                 waiting.append((ids, batch.select(list(self.columns))))
                 yield to_thin_rows(file, batch)
 

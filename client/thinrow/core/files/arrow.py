@@ -5,7 +5,7 @@ Offsets of 64 bits hold any amount of text, so that a table always fits into one
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from thinrow.core.files.io_errors import first_line
 from thinrow.core.traits import TraitType
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import ModuleType
 
+    import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
@@ -32,12 +33,15 @@ __all__ = [
     "plain_type",
     "refuse_bad_utf8",
     "relisted",
+    "rows_at",
     "shown_type",
     "to_numpy",
     "to_pylist",
     "trait_type",
     "uih_type",
 ]
+
+RowsT = TypeVar("RowsT", "pa.Table", "pa.RecordBatch")
 
 
 def load_pyarrow() -> ModuleType:
@@ -236,6 +240,20 @@ def one_batch(table: pa.Table) -> pa.RecordBatch:
     """Joins all rows of a table, in the one layout."""
     columns = [one_array(column) for column in table.columns]
     return load_pyarrow().RecordBatch.from_arrays(columns, schema=plain_schema(table.schema))
+
+
+def rows_at(table: RowsT, places: NDArray[np.int64]) -> RowsT:
+    """Returns a copy of the rows at some places, in the table's own types."""
+    pa = load_pyarrow()
+    columns = [_taken(column, pa.array(places)) for column in table.columns]
+    return type(table).from_arrays(columns, schema=table.schema)
+
+
+def _taken(column: pa.Array | pa.ChunkedArray, places: pa.Array) -> pa.Array | pa.ChunkedArray:
+    try:
+        return column.take(places)
+    except load_pyarrow().ArrowNotImplementedError:  # Arrow takes nothing from views
+        return plain(column).take(places).cast(column.type)
 
 
 def is_list_of_any_length(kind: pa.DataType) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from thinrow.core.files.arrow import rows_at
 from thinrow.core.shards import part_folder
 from thinrow.engines.spark import shuffled
 from thinrow.engines.spark.shuffled import Item, items, message
@@ -23,7 +24,7 @@ from thinrow.engines.spark.tasks import (
     result_row,
     task,
 )
-from thinrow.jobs.row_parts import PART_FILE, rows_at, write_part
+from thinrow.jobs.row_parts import PART_FILE, write_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
