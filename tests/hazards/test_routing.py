@@ -8,6 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from support.fake_server import PROJECTION, Fake, assert_no_thread_left, inputs, serving, users
 from support.mapped_groups import MappedGroups, mapped_groups
@@ -24,6 +25,7 @@ from support.worlds import (
 from thinrow.client import Client, ClientConfig, Pointers, Projection, connect
 from thinrow.client.connections import Connection
 from thinrow.core.cluster_map import GROUPS_MAX, STATE_BYTES_MAX, TARGETS_MAX, ServerState
+from thinrow.core.shards import shard_of
 from thinrow.core.status import Status
 from thinrow.core.user_keys import user_keys
 from thinrow.errors import ShardMissingError, ThinRowError, UnavailableError, UsageError
@@ -383,6 +385,32 @@ def test_a_dropped_group_that_ends_its_streams_late_holds_nothing_up(
         batches.close()
     cluster.replicas["0"][0].may_end.set()
     assert_no_thread_left()
+
+
+@pytest.mark.timeout(60)
+def test_a_group_that_is_dropped_while_moved_examples_wait_for_another_one(
+    world: World, doubled: MappedGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are requested from one group after the other, by the map of the first request."""
+    monkeypatch.setattr("thinrow.client.router.DROPPED_S", 0.1)
+    doubled.lifetime_ms = 600
+    moving = [user for user in EVERYONE if shard_of(np.array([user]), SHARDS) in (3, 7)]
+    rows = pointers_to(days(3, 4), moving)
+    right = read_store(world.store, rows)
+
+    def slow(name: str) -> None:
+        if name == "Materialize":
+            doubled.replicas["1"].reverse()
+            doubled.version += 1
+            time.sleep(2)
+
+    for replica in doubled.replicas["0"]:
+        replica._called = slow  # type: ignore[method-assign]
+    with connect(doubled.address) as client:
+        assert shown(client.materialize(rows, ALL)) == right
+        doubled.move([3], "0")
+        doubled.move([7], "1")
+        assert shown(client.materialize(rows, ALL)) == right
 
 
 def test_a_replica_that_ends_its_streams_late_is_left_without_a_wait(

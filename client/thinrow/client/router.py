@@ -6,6 +6,7 @@ import random
 import threading
 import time
 import weakref
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,11 +21,7 @@ from thinrow.client.request_size import RequestSize
 from thinrow.client.retries import Retries
 from thinrow.core.cluster_map import ServerState
 from thinrow.core.user_keys import user_keys
-from thinrow.errors import (
-    AnswerTooLargeError,
-    ShardMissingError,
-    UnavailableError,
-)
+from thinrow.errors import AnswerTooLargeError, ShardMissingError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -240,10 +237,12 @@ class Router:
             # The same map: another replica may have opened the shard.
             attempt += not is_newer
             away = []
-            for group, part in self.route(piece, attempt):
-                if attempt:
-                    group.current = (group.current + 1) % len(group.targets)
-                away += [rest.examples for rest in self._requested(group, part, deadline_s, size)]
+            with self._routed(piece, attempt) as parts:
+                for group, part in parts:
+                    if attempt:
+                        group.current = (group.current + 1) % len(group.targets)
+                    rests = self._requested(group, part, deadline_s, size)
+                    away += [rest.examples for rest in rests]
             if not away:
                 return
             piece = piece._replace(examples=np.concatenate(away), map_version=self.map_version)
@@ -251,9 +250,10 @@ class Router:
     def look_up(self, piece: RequestSlice, deadline_s: float) -> None:
         """Requests the examples of a whole batch, one request after the other."""
         size = RequestSize(self.config, self.config.examples_per_request)
-        for group, part in self.route(piece):
-            for away in self._requested(group, part, deadline_s, size):
-                self.find_elsewhere(away, deadline_s)
+        with self._routed(piece) as parts:
+            for group, part in parts:
+                for away in self._requested(group, part, deadline_s, size):
+                    self.find_elsewhere(away, deadline_s)
 
     def close(self) -> None:
         """Closes the connections to all groups."""
@@ -263,6 +263,17 @@ class Router:
         for group in groups:
             group.close()
 
+    @contextmanager
+    def _routed(
+        self, piece: RequestSlice, attempt: int = 0
+    ) -> Iterator[list[tuple[Transport, RequestSlice]]]:
+        """Routes a batch; its groups stay open until the block ends, also if the map drops them."""
+        parts = self.route(piece, attempt)
+        with ExitStack() as uses:
+            for group, _ in parts:
+                uses.enter_context(group.in_use())
+            yield parts
+
     def _requested(
         self, group: Transport, piece: RequestSlice, deadline_s: float, size: RequestSize
     ) -> Iterator[RequestSlice]:
@@ -271,8 +282,7 @@ class Router:
         while rest is not None:
             part, later = rest.cut(size.examples)
             try:
-                with group.in_use():
-                    response = part.answered(group.materialize(part, deadline_s))
+                response = part.answered(group.materialize(part, deadline_s))
             except AnswerTooLargeError:
                 if len(part.examples) <= 1:
                     raise
