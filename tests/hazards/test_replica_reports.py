@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from support.remote_stores import remote_world
 from support.worlds import OWN_HOST, THINROW, thinrow
 from thinrow.cluster.desired import DesiredCluster, read_desired
 from thinrow.cluster.map_objects import read_map
+from thinrow.core.cluster_map import STATE_BYTES_MAX
 from thinrow.errors import InputError, UnavailableError, UsageError
 from thinrow.jobs import cluster as jobs
 from thinrow.jobs import replicas
@@ -26,7 +28,7 @@ from thinrow.jobs.replicas import replica_reports
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from support.remote_stores import RemoteWorld
@@ -42,7 +44,11 @@ def described(_: bytes, context: grpc.ServicerContext) -> bytes:
 
 
 @contextmanager
-def described_at(credentials: grpc.ServerCredentials | None, host: str) -> Iterator[str]:
+def described_at(
+    credentials: grpc.ServerCredentials | None,
+    host: str,
+    described: Callable[[bytes, grpc.ServicerContext], bytes] = described,
+) -> Iterator[str]:
     server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
     handler: Any = grpc.unary_unary_rpc_method_handler(described)
     server.add_registered_method_handlers(SERVICE, {"DescribeCluster": handler})
@@ -106,6 +112,35 @@ def test_why_a_replica_gives_no_report_is_said_in_words(
         ):
             shown = problem(target, access)
             assert shown is not None and reason in shown, shown
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (wire.DescribeClusterResponse(group="a\x1b[2J"), "its group has no such name"),
+        (wire.DescribeClusterResponse(group="a" * 1000), "its group has no such name"),
+        (wire.DescribeClusterResponse(open_shards=[1 << 31]), "it has a shard beyond 65,536"),
+        (b"\x00" * (STATE_BYTES_MAX + 1), r"its map has .* bytes"),
+        (b"\xff", "its map cannot be decoded|malformed"),
+    ],
+)
+def test_a_report_that_no_server_gives_is_none(
+    message: wire.DescribeClusterResponse | bytes, reason: str
+) -> None:
+    """Such as one that fills the memory, or that controls the terminal of an operator."""
+    encoded = message if isinstance(message, bytes) else message.SerializeToString()
+    with described_at(None, OWN_HOST, lambda *_: encoded) as target:
+        report = replica_reports([target], Access())[target]
+    assert report.problem is not None and re.search(reason, report.problem), report.problem
+    assert (report.group, report.open_shards) == ("", frozenset())
+
+
+def test_an_error_of_a_replica_has_no_control_characters() -> None:
+    def failing(_: bytes, context: grpc.ServicerContext) -> bytes:
+        context.abort(grpc.StatusCode.INTERNAL, "no\x1b[2J\nidea")
+
+    with described_at(None, OWN_HOST, failing) as target:
+        assert replica_reports([target], Access())[target].problem == "INTERNAL: no [2J idea"
 
 
 @pytest.fixture
