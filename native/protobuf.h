@@ -140,8 +140,10 @@ class Reader {
     const Reader packed(bytes());
     // The last byte of each number has its highest bit clear, so the count is known beforehand;
     // growing step by step would take twice the memory.
-    numbers.reserve(numbers.size() + std::count_if(packed.at_, packed.end_,
-                                                   [](uint8_t byte) { return byte < 0x80; }));
+    const size_t size = numbers.size() + std::count_if(packed.at_, packed.end_,
+                                                       [](uint8_t byte) { return byte < 0x80; });
+    // Twice at least, since many small fields would otherwise each move all numbers before.
+    if (size > numbers.capacity()) numbers.reserve(std::max(size, 2 * numbers.capacity()));
     for_each_number([&](uint64_t number) { numbers.push_back(static_cast<Number>(number)); });
   }
   // Calls a function with each number of a repeated field: packed ones, or one element.

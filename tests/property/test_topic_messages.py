@@ -77,14 +77,14 @@ def test_any_events_come_back(data: st.DataObject) -> None:
     values = [message.value for message in made]
     placed = [partition_of(message.user_key, PARTITIONS) for message in made]
     decoder = MessageDecoder(record_format, PARTITIONS)
-    parts = decoder.decode(values, placed)
+    parts = list(decoder.decode(values, placed))
     assert not any(part.refused for part in parts)
     found = [row for part in parts for row in rows(part.batch)]
     assert by_user(found) == by_user(rows(sent))
     # Another producer's bytes mean the same.
     others = [encoded(event.user_id, [event], schema) for event in events]
     numbers = [partition(event.user_id, schema.user_ids, PARTITIONS) for event in events]
-    parts = decoder.decode(others, numbers)
+    parts = list(decoder.decode(others, numbers))
     assert not any(part.refused for part in parts)
     assert [row for part in parts for row in rows(part.batch)] == rows(sent)
 
@@ -132,10 +132,10 @@ def test_bad_bytes_are_refused_whatever_comes_with_them(data: st.DataObject) -> 
         placed.append(partition(user, schema.user_ids, PARTITIONS))
     decoder = MessageDecoder(record_format, PARTITIONS)
     alone = [
-        each(decoder.decode([value], [number]))[0]
+        each(list(decoder.decode([value], [number])))[0]
         for value, number in zip(values, placed, strict=True)
     ]
-    assert each(decoder.decode(values, placed)) == alone
+    assert each(list(decoder.decode(values, placed))) == alone
 
 
 def test_batches_are_cut_to_the_limits_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_batches_are_cut_to_the_limits_of_a_message(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(messages, "MESSAGE_BYTES_MAX", bytes_max)
         made = [message.value for message in encode_messages(whole, record_format)]
         assert len(made) >= count and max(map(len, made)) <= bytes_max
-        parts = decoder.decode(made, [number] * len(made))
+        parts = list(decoder.decode(made, [number] * len(made)))
         assert [row for part in parts for row in rows(part.batch)] == rows(whole)
     [refused] = decoder.decode([made[0] + made[1] * 100], [number])
     assert refused.refused

@@ -50,7 +50,7 @@ def messages(seed: int, count: int) -> list[ReadMessage]:
 
 @contextmanager
 def opened_topic(
-    folder: Path, partitions: Sequence[int] = range(PARTITIONS)
+    folder: Path, partitions: Sequence[int] = range(PARTITIONS), toml: str = schema_toml(SCHEMA)
 ) -> Iterator[TopicTier]:
     tier = TopicTier(
         TopicSettings(
@@ -64,7 +64,7 @@ def opened_topic(
         )
     )
     try:
-        tier.use_schema(parse_schema(schema_toml(SCHEMA)))
+        tier.use_schema(parse_schema(toml))
         yield tier
     finally:
         tier.close()

@@ -23,7 +23,7 @@ from thinrow.online.users import named_users
 from thinrow.schema import TraitType
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from thinrow.online.records import RecordFormat
@@ -69,25 +69,29 @@ class MessageDecoder:
             for trait in self._traits
         ]
 
-    def decode(self, values: Sequence[bytes], placed: Sequence[int]) -> list[Decoded]:
-        """Decodes messages.
+    def decode(self, values: Sequence[bytes], placed: Sequence[int]) -> Iterator[Decoded]:
+        """Decodes messages, one after the other where their records would be too large together.
+
+        So memory is bounded if the caller keeps no part.
 
         Args:
             values: Values of the messages.
             placed: Partition of each message.
         """
         if not values:
-            return []
+            return
         try:
-            return [self._accepted(values, placed)]
+            part = self._accepted(values, placed)
         except RequestError as error:
             if len(values) == 1:
-                return [Decoded(1, Batch((), (), ()), (0,), " ".join(str(error).split()))]
+                yield Decoded(1, Batch((), (), ()), (0,), " ".join(str(error).split()))
+                return
+        else:
+            yield part
+            return
         half = len(values) // 2
-        return [
-            *self.decode(values[:half], placed[:half]),
-            *self.decode(values[half:], placed[half:]),
-        ]
+        yield from self.decode(values[:half], placed[:half])
+        yield from self.decode(values[half:], placed[half:])
 
     def _accepted(self, values: Sequence[bytes], placed: Sequence[int]) -> Decoded:
         """Decodes messages; raises RequestError if one of them is refused, or all are too large."""

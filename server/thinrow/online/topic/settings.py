@@ -54,9 +54,9 @@ PRODUCE_LINGER_MS = 2
 """Time that a message waits for others to be sent with."""
 MESSAGE_HEAD_BYTES = 100_000
 """Room for the key, the headers and the batch of a message beside its value."""
-DECODED_BYTES_MAX = 128 << 20
-"""Memory of the messages that are applied together: eight times their bytes, and their records,
-of which there are five copies for a moment."""
+DECODED_BYTES_MAX = 160 << 20
+"""Memory of the messages that are applied together: eight times their bytes, and the records of
+some of them, of which there are seven copies for a moment, those before and a write included."""
 TOPIC_MEMORY_BYTES = (
     FETCHED_BYTES_MAX + 2 * FETCH_BYTES_MAX + DECODED_BYTES_MAX + PRODUCED_BYTES_MAX
 )

@@ -20,7 +20,7 @@ from thinrow.online.topic.decoding import MessageDecoder
 from thinrow.online.topic.places import Place, Places, put_places
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from thinrow.online.records import RecordFormat
     from thinrow.online.topic.decoding import Decoded
@@ -149,18 +149,14 @@ class TopicTier(EventTier):
             [message.value for message in valued if message.value is not None],
             [message.partition for message in valued],
         )
-        ids = (key for part in decoded for key in part.batch.ids if key is not None)
-        with self.database.reading():
-            known = self.ids.known(list(dict.fromkeys(ids)))
-        return self._store(messages, _by_message(decoded), known)
+        return self._store(messages, decoded)
 
     def _store(
-        self,
-        messages: Sequence[ReadMessage],
-        events: Iterator[tuple[Batch, range, str]],
-        known: set[bytes],
+        self, messages: Sequence[ReadMessage], decoded: Iterable[Decoded]
     ) -> AppliedMessages:
         applied = AppliedMessages()
+        known: set[bytes] = set()
+        events = self._by_message(decoded, known)
         # While no one waits for the newest events, fewer and larger writes are faster.
         pairs_max = WRITE_PAIRS_MAX if len(messages) < BEHIND_MESSAGES else BEHIND_PAIRS_MAX
         users: dict[bytes, str] = {}
@@ -191,6 +187,22 @@ class TopicTier(EventTier):
         self._write(pairs, places)
         return applied
 
+    def _by_message(
+        self, decoded: Iterable[Decoded], known: set[bytes]
+    ) -> Iterator[tuple[Batch, range, str]]:
+        """Yields the events of each message, and the reason if it was refused.
+
+        Adds those of their ids that the tier has to ``known``.
+        """
+        for part in decoded:
+            ids = (key for key in part.batch.ids if key is not None)
+            with self.database.reading():
+                known |= self.ids.known(list(dict.fromkeys(ids)))
+            first = 0
+            for count in part.counts:
+                yield part.batch, range(first, first + count), part.refused
+                first += count
+
     def _put(
         self, pairs: WriteBatch, batch: Batch, rows: range, place: Place, known: set[bytes]
     ) -> int:
@@ -218,12 +230,3 @@ class TopicTier(EventTier):
         with self.database.storing():
             self.database.write_unlogged(pairs)
         self.places.advance(places)
-
-
-def _by_message(decoded: Sequence[Decoded]) -> Iterator[tuple[Batch, range, str]]:
-    """Yields the events of each message, and the reason if it was refused."""
-    for part in decoded:
-        first = 0
-        for count in part.counts:
-            yield part.batch, range(first, first + count), part.refused
-            first += count
