@@ -24,6 +24,8 @@ log = logging.getLogger("thinrow.online")
 
 POLL_S = 0.1
 """Longest wait for a message, after which the reader looks if it is to stop."""
+WAIT_S = 1.0
+"""Longest step of a wait until messages are applied."""
 GROUP_MESSAGES_MAX = 2048
 """Most messages that are applied together."""
 GROUP_BYTES_MAX = 4 << 20
@@ -46,6 +48,15 @@ class TopicReader:
 
     def __init__(self, settings: TopicSettings, tier: TopicTier, metrics: TopicMetrics) -> None:
         self._kafka: Any = load_kafka()
+        errors = self._kafka.KafkaError
+        # After these librdkafka goes on behind messages that it did not deliver.
+        self._passed_over = {
+            errors._BAD_MSG,
+            errors._BAD_COMPRESSION,
+            errors._NOT_IMPLEMENTED,
+            errors._UNDERFLOW,
+            errors._LOG_TRUNCATION,
+        }
         self._settings = settings
         self._tier = tier
         self._metrics = metrics
@@ -87,7 +98,11 @@ class TopicReader:
             return all(places[number].offset > offset for number, offset in offsets.items())
 
         with self._applied:
-            self._applied.wait_for(lambda: self._failure is not None or is_applied())
+            # In steps: Python runs a signal's handler only once a wait returns.
+            while not self._applied.wait_for(
+                lambda: self._failure is not None or is_applied(), WAIT_S
+            ):
+                pass
             if self._failure is not None:
                 raise self._failure
 
@@ -142,6 +157,13 @@ class TopicReader:
                 f"{place.offset}, where this server's events end: the topic has lost messages, "
                 f"without which histories would be short. Keep its messages (retention.ms and "
                 f"retention.bytes of -1), and restore the folder of a replica that has them."
+            )
+        if error.code() in self._passed_over:
+            raise StoreError(
+                f"Topic {self._settings.topic}, partition {message.partition()} has messages that "
+                f"cannot be read: {error.str()}. Without them histories would be short: start this "
+                f"server again, which fetches them again, and if that does not help, restore the "
+                f"brokers' files."
             )
         if error.fatal():
             raise self._settings.unavailable(error.str())
