@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from confluent_kafka import KafkaError
 from support.event_topics import TopicOnline, partition
 from support.kafka_broker import Broker, needs_broker, running_broker
 from support.kafka_topics import wait_for
@@ -29,7 +31,7 @@ from support.topic_replicas import (
     settled,
     use,
 )
-from support.worlds import START_TS, new_world, thinrow
+from support.worlds import START_TS, new_world, running_online, thinrow
 from thinrow.client import Projection
 from thinrow.client.online import connect_online
 from thinrow.errors import RequestError, StoreError, UnavailableError, UsageError
@@ -258,32 +260,64 @@ def test_brokers_that_do_not_answer(online: TopicOnline, monkeypatch: pytest.Mon
                 assert one.response(user, moment_ts) == answer
 
 
-def test_messages_that_the_topic_has_lost(online: TopicOnline) -> None:
+class Broken:
+    """An error of librdkafka in the place of messages."""
+
+    def __init__(self, code: int, number: int) -> None:
+        self._error = KafkaError(code)
+        self._number = number
+
+    def error(self) -> KafkaError:
+        return self._error
+
+    def partition(self) -> int:
+        return self._number
+
+
+@pytest.mark.parametrize(
+    ("code", "match"),
+    [
+        (KafkaError._AUTO_OFFSET_RESET, "the topic has lost messages"),
+        # librdkafka reports a wrong checksum, and goes on behind the batch.
+        (KafkaError._BAD_MSG, "partition 2 has messages that cannot be read"),
+        (KafkaError._BAD_COMPRESSION, "cannot be read"),
+    ],
+)
+def test_messages_that_do_not_come(online: TopicOnline, code: int, match: str) -> None:
     """A rebuild without them would give short histories: the server does not start."""
     with replica(online, "one") as one:
         use(online, one)
         act(online, random.Random(7), 10)
         settled(online, one)
 
-    class Lost:
-        def __init__(self, kafka: Any, number: int) -> None:  # noqa: ANN401
-            self._error = kafka.KafkaError(kafka.KafkaError._AUTO_OFFSET_RESET)
-            self._number = number
-
-        def error(self) -> Any:  # noqa: ANN401
-            return self._error
-
-        def partition(self) -> int:
-            return self._number
-
     poll = TopicReader._groups
 
     def groups(reader: TopicReader) -> Iterator[Any]:
-        reader._check(Lost(reader._kafka, 2))
+        reader._check(Broken(code, 2))
         yield from poll(reader)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TopicReader, "_groups", groups)
-        refuses(online, "two", StoreError, "the topic has lost messages")
+        refuses(online, "two", StoreError, match)
     with replica(online, "one") as one, replica(online, "two") as two:
         compared(online, one, two)
+
+
+def test_a_stop_while_brokers_are_away(online: TopicOnline) -> None:
+    """Calls that wait for the brokers end, and so does the process."""
+    with running_broker(in_memory=True) as dying, ExitStack() as stack:
+        topic = dying.topic(PARTITIONS).name
+        options = ["--events", f"kafka:{topic}", "--bootstrap-servers", dying.address]
+        server = stack.enter_context(running_online(online.world, *options, "--drain", "1s"))
+        client = stack.enter_context(connect_online(server.address))
+        online.client = client
+        online.append([EVENT])
+        dying.kill()
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        appended = pool.submit(online.append, [replace(EVENT, event_id=2)])
+        with pytest.raises(TimeoutError):
+            appended.result(1)
+        server.process.terminate()
+        assert server.process.wait(15) == 0
+        with pytest.raises(UnavailableError):
+            appended.result(1)

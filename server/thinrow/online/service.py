@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from thinrow.errors import (
     DeadlineError,
     RequestError,
     ThinRowError,
+    UnavailableError,
 )
 from thinrow.online.append_stream import AppendStreams
 from thinrow.online.config import SMALL_REQUEST_BYTES_MAX
@@ -28,6 +29,7 @@ from thinrow.v1 import materialization_pb2, online_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
 
     from thinrow.access.identity import CallContext
     from thinrow.access.tenants import Right
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from thinrow.online.metrics import OnlineMetrics
     from thinrow.online.snapshots import Snapshots
     from thinrow.online.source import EventSource
+    from thinrow.online.tier import CommittedBatch
 
 __all__ = ["RIGHTS", "SERVICE", "STREAMED_REQUESTS", "OnlineService"]
 
@@ -46,6 +49,8 @@ RIGHTS: dict[str, Right | None] = {
 }
 """Rights that methods need whose requests name no tenant."""
 STREAMED_REQUESTS = (online_pb2.SnapshotStreamRequest.REQUESTS_FIELD_NUMBER,)
+CALL_POLL_S = 1.0
+"""Interval at which a call that waits for a commit checks that it still goes on."""
 small_request = partial(request_decoder, bytes_max=SMALL_REQUEST_BYTES_MAX)
 
 
@@ -110,13 +115,13 @@ class OnlineService:
     def append_events(
         self,
         messages: Iterator[bytes],
-        context: CallContext,  # noqa: ARG002 - every method has one
+        context: CallContext,
     ) -> Iterator[online_pb2.AppendEventsResponse]:
         """Answers each batch, in order, once it is durable."""
         for batch in self._append_streams.submitted(messages):
             outcome = batch.outcome
             # Never raised here: a traceback would keep the whole batch.
-            error = outcome if isinstance(outcome, ThinRowError) else outcome.exception()
+            error = outcome if isinstance(outcome, ThinRowError) else _failure(outcome, context)
             if isinstance(error, RequestError):
                 self._metrics.refused.inc()
                 refused = " ".join(wire_message(error).split())
@@ -239,3 +244,17 @@ class OnlineService:
             yield
         finally:
             self._work.release()
+
+
+def _failure(outcome: Future[CommittedBatch], context: CallContext) -> BaseException | None:
+    """Waits for the end of a commit, and returns its exception; None if it has none.
+
+    Raises:
+        UnavailableError: The call has ended before, so that its thread need not wait.
+    """
+    while not outcome.done():
+        with suppress(TimeoutError):
+            return outcome.exception(CALL_POLL_S)
+        if not context.is_active():
+            raise UnavailableError("The call ended before its events were durable.")
+    return outcome.exception()

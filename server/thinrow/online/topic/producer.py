@@ -43,6 +43,8 @@ QUEUE_POLL_S = 0.01
 """Interval at which a batch looks for room among the messages that wait for the brokers."""
 FLUSH_S = 5.0
 """Longest wait for the brokers at the end."""
+PURGE_S = 1.0
+"""Longest wait for the reports of messages that are given up then."""
 
 
 class TopicProducer:
@@ -71,7 +73,10 @@ class TopicProducer:
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
         self._thread.join()
-        self._producer.flush(FLUSH_S)
+        if self._producer.flush(FLUSH_S):
+            # Their calls wait for them, and the process for its calls.
+            self._producer.purge()
+            self._producer.flush(PURGE_S)
 
     def submit(self, batch: Batch) -> Future[CommittedBatch]:
         """Takes a batch, waiting for room.
