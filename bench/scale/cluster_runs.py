@@ -20,6 +20,7 @@ import xxhash
 from rich.console import Console
 from simulation import Line, fitted
 from support.cluster import Cluster, running_cluster
+from support.worlds import cpu_s as process_cpu_s
 from thinrow.client import ClientConfig, Pointers, Projection, connect
 from thinrow.client.torch import LoaderConfig, RowFiles, ThinRowLoader
 from workload import SCHEMA, workload
@@ -56,15 +57,16 @@ KINDS = {
         False, 1, "rows", LARGE_LOOKUP_EXAMPLES
     ),
 }
-RANKS_READ, RANK_EPOCHS = 4, 8
-"""Ranks that read where there are many, one after the other, and their passes."""
+RANKS_READ = 4
+"""Ranks that read where there are many, one after the other."""
+EPOCHS = {1: 2, PARTS: 20}
+"""Passes over its rows that a rank makes, by the number of ranks; the first one is not measured."""
 REQUEST_SIZES = (16, 64, 256, 1024)
 """Examples of requests whose times the simulation takes."""
 FAULT_GROUPS = 4
 FAULT_LIFETIME_S = 2.0
 """Lifetime of the map where shards move: each move takes more than one."""
 FAULT_BATCH = 512
-TICKS = os.sysconf("SC_CLK_TCK")
 console = Console(highlight=False)
 
 
@@ -100,11 +102,7 @@ class Pass:
 
 def cpu_s(pids: Sequence[int]) -> float:
     """Returns the processor time of running processes so far."""
-    total = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / TICKS
+    return sum(map(process_cpu_s, pids))
 
 
 def pids(cluster: Cluster) -> list[int]:
@@ -124,10 +122,11 @@ def passed(cluster: Cluster, rows: Path, kind: str) -> Pass:
             files, cluster.addresses[rank % len(cluster.addresses)], PROJECTION, config
         ) as loader:
             loader.set_epoch(0)
-            server_s, client_s = server_s - cpu_s(servers), client_s - time.process_time()
-            for _ in range(1 if way.ranks == 1 else RANK_EPOCHS):
+            for epoch in range(EPOCHS[way.ranks]):
+                if epoch == 1:  # the map is read, and connections are open
+                    server_s, client_s = server_s - cpu_s(servers), client_s - time.process_time()
                 for batch in loader:
-                    examples += len(batch)
+                    examples += len(batch) if epoch else 0
                     hasher.update(batch.offsets.numpy())
                     for trait in PROJECTION.traits:
                         hasher.update(batch.values[trait].numpy())
@@ -189,12 +188,11 @@ def costs(scratch: Path, url: str, rows: Path, parts: Path, sizes: Sizes) -> lis
             )
             for groups in GROUPS
         ]
-        for number in range(sizes.rounds + 1):
+        for number in range(sizes.rounds):
             for cluster in clusters if number % 2 else reversed(clusters):
                 for kind, way in KINDS.items():
                     one = passed(cluster, parts if way.in_parts else rows, kind)
-                    if number:  # the first round fills caches
-                        found.append(one)
+                    found.append(one)
                     console.print(f"{one.groups} groups, {kind}: {one.server_s:.2f} s")
     digests = {(one.kind, one.digest) for one in found}
     assert len(digests) == len(KINDS), "clusters of different sizes delivered different batches"
@@ -209,6 +207,10 @@ def request_lines(scratch: Path, url: str, pointers: Pointers, sizes: Sizes) -> 
         cluster_of(url, scratch, "single", groups=1, copies=1) as cluster,
         connect(cluster.addresses[0]) as client,
     ):
+        starts = range(0, len(pointers), LOOKUP_EXAMPLES)
+        chunks = (pointers[start : start + LOOKUP_EXAMPLES] for start in starts)
+        for _ in client.stream(chunks, PROJECTION):
+            pass  # fills caches
         for size in REQUEST_SIZES:
             taken = []
             before_s = cpu_s(pids(cluster))
