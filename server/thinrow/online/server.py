@@ -45,7 +45,7 @@ class OnlineServer:
         self.metrics_address: str | None = config.metrics
         """HOST:PORT of the metrics, once entered."""
         self.is_rebuilding = False
-        """True while entering waits for events of the log, and may be interrupted."""
+        """True while entering waits for brokers or their events, and may be interrupted."""
         self.published: Generations
         """The generations in use, once entered; `refresh` accepts a new one at once."""
 
@@ -68,6 +68,7 @@ class OnlineServer:
             # Only servers of a topic need the Kafka client.
             from thinrow.online.topic.source import open_topic
 
+            self.is_rebuilding = True
             source = open_topic(config, metrics, stack)
         tier, self.published = source.tier, source.published
         metrics.bind_generation(lambda: self.published.number, lambda: self.published.watermark_ts)
@@ -92,7 +93,6 @@ class OnlineServer:
         )
         service = OnlineService(config, source, snapshots, metrics)
         certificates, self.metrics_address = start_endpoints(config, tenants, metrics, stack)
-        self.is_rebuilding = True
         source.wait_ready()
         self.is_rebuilding = False
 

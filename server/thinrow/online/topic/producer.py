@@ -65,8 +65,10 @@ class TopicProducer:
         self._thread = threading.Thread(target=self._run, name="thinrow-produce", daemon=True)
 
     def __enter__(self) -> Self:
-        settings = producer_settings(self._settings.bootstrap_servers, MESSAGE_BYTES_MAX)
-        self._producer = make_client("Producer", settings, self._on_error)
+        settings = producer_settings(
+            self._settings.bootstrap_servers, self._settings.connection, MESSAGE_BYTES_MAX
+        )
+        self._producer = make_client(self._kafka.Producer, settings, self._on_error)
         self._thread.start()
         return self
 

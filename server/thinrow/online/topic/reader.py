@@ -68,7 +68,9 @@ class TopicReader:
     def __enter__(self) -> Self:
         settings = self._settings
         self._consumer = make_client(
-            "Consumer", consumer_settings(settings.bootstrap_servers), self._on_error
+            self._kafka.Consumer,
+            consumer_settings(settings.bootstrap_servers, settings.connection),
+            self._on_error,
         )
         self._consumer.assign(
             [

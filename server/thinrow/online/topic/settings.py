@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+import time
+import tomllib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from thinrow.core.files.io_errors import failure_reason
 from thinrow.core.kafka import load_kafka
 from thinrow.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from thinrow.online.clock import Wall
@@ -27,6 +30,7 @@ __all__ = [
     "make_client",
     "parse_partitions",
     "producer_settings",
+    "read_connection",
 ]
 
 log = logging.getLogger("thinrow.online")
@@ -37,6 +41,8 @@ PARTITIONS_MAX = 4096
 """Most partitions of a topic of events."""
 CONNECT_TIMEOUT_S = 30.0
 """Longest wait for the brokers at the start."""
+CONNECT_STEP_S = 1.0
+"""Longest step of that wait, after which a signal is handled."""
 FETCH_BYTES_MAX = 16 << 20
 """Limit on the bytes of one fetch."""
 FETCHED_BYTES_MAX = 64 << 20
@@ -62,6 +68,12 @@ TOPIC_MEMORY_BYTES = (
 )
 """Memory of messages on their way to and from the brokers."""
 
+CONNECTION_SETTINGS = (
+    *("security.", "sasl.", "enable.sasl.", "ssl.", "enable.ssl."),
+    *("https.", "socket.", "client."),
+)
+"""Starts of the names of librdkafka's settings that say how to reach brokers. Others could change
+which messages a replica sees."""
 _RANGE = re.compile("([0-9]{1,6})(?:-([0-9]{1,6}))?")
 
 
@@ -83,6 +95,8 @@ class TopicSettings:
     """Number of partitions of the topic."""
     partitions: tuple[int, ...]
     """The partitions that this replica reads, ascending."""
+    connection: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Other settings of librdkafka's connections."""
 
     def unavailable(self, reason: str) -> UnavailableError:
         """Returns the error of brokers that do not serve the topic."""
@@ -102,24 +116,55 @@ def parse_partitions(text: str) -> tuple[int, int]:
     return first, last
 
 
+def read_connection(path: Path | None) -> dict[str, Any]:
+    """Reads a TOML file of librdkafka's settings of connections.
+
+    Raises:
+        UsageError: The file is unusable, or has another setting.
+    """
+    if path is None:
+        return {}
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            f"Cannot read the settings of Kafka {path}: {failure_reason(error)}."
+        ) from error
+    found = dict(_flat(tables))
+    for name, value in found.items():
+        if not name.startswith(CONNECTION_SETTINGS) or not isinstance(value, str | int | bool):
+            raise UsageError(
+                f"{path} has {name}; give settings of librdkafka's connections only, such as "
+                f'security.protocol = "SASL_SSL".'
+            )
+    return found
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields settings by their dotted names, which TOML reads as tables within tables."""
+    for name, value in tables.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def connect_topic(config: OnlineConfig) -> TopicSettings:
     """Returns the settings of a replica, once the brokers have described its topic.
 
     Raises:
-        UsageError: There is no such topic, or it lacks a partition.
+        UsageError: There is no such topic, it lacks a partition, or the settings are wrong.
         UnavailableError: No broker answers.
     """
-    kafka = load_kafka()
     assert config.events is not None and config.bootstrap_servers is not None
     topic, servers = config.events.partition(":")[2], config.bootstrap_servers
+    connection = read_connection(config.kafka_settings)
     trouble: list[Any] = []
-    consumer = make_client("Consumer", consumer_settings(servers), trouble.append)
+    consumer = make_client(
+        load_kafka().Consumer, consumer_settings(servers, connection), trouble.append
+    )
     try:
-        described = consumer.list_topics(topic, timeout=CONNECT_TIMEOUT_S).topics[topic]
-    except kafka.KafkaException as error:
-        consumer.poll(0)  # only a poll reports the cause of the timeout
-        reason = trouble[-1] if trouble else error.args[0]
-        raise _unavailable(servers, topic, reason.str()) from error
+        described = _described(consumer, servers, topic, trouble)
     finally:
         consumer.close()
     if described.error is not None:
@@ -144,12 +189,29 @@ def connect_topic(config: OnlineConfig) -> TopicSettings:
         bootstrap_servers=servers,
         partition_count=count,
         partitions=tuple(range(first, last + 1)),
+        connection=connection,
     )
 
 
-def consumer_settings(bootstrap_servers: str) -> dict[str, Any]:
+def _described(consumer: Any, servers: str, topic: str, trouble: list[Any]) -> Any:  # noqa: ANN401
+    """Returns the metadata of a topic; raises UnavailableError."""
+    kafka = load_kafka()
+    end_s = time.monotonic() + CONNECT_TIMEOUT_S
+    while True:
+        step_s = min(CONNECT_STEP_S, max(0.0, end_s - time.monotonic()))
+        try:
+            return consumer.list_topics(topic, timeout=step_s).topics[topic]
+        except kafka.KafkaException as error:
+            consumer.poll(0)  # only a poll reports the cause of the timeout
+            if time.monotonic() >= end_s:
+                reason = trouble[-1] if trouble else error.args[0]
+                raise _unavailable(servers, topic, reason.str()) from error
+
+
+def consumer_settings(bootstrap_servers: str, connection: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings that a reader relies on, independent of librdkafka's defaults."""
     return {
+        **connection,
         "bootstrap.servers": bootstrap_servers,
         # No group is joined, and nothing is committed for it: the tier has the places.
         "group.id": "thinrow-online",
@@ -168,9 +230,12 @@ def consumer_settings(bootstrap_servers: str) -> dict[str, Any]:
     }
 
 
-def producer_settings(bootstrap_servers: str, message_bytes_max: int) -> dict[str, Any]:
+def producer_settings(
+    bootstrap_servers: str, connection: Mapping[str, Any], message_bytes_max: int
+) -> dict[str, Any]:
     """Returns the settings that a producer relies on."""
     return {
+        **connection,
         "bootstrap.servers": bootstrap_servers,
         "acks": "all",
         "enable.idempotence": True,
@@ -183,8 +248,10 @@ def producer_settings(bootstrap_servers: str, message_bytes_max: int) -> dict[st
     }
 
 
-def make_client(kind: str, settings: dict[str, Any], on_error: Callable[[Any], None]) -> Any:  # noqa: ANN401
-    """Returns a client of librdkafka, a ``Consumer`` or a ``Producer``.
+def make_client(
+    kind: Callable[..., Any], settings: dict[str, Any], on_error: Callable[[Any], None]
+) -> Any:  # noqa: ANN401 - a client of any kind
+    """Returns a client of librdkafka, such as a ``Consumer``.
 
     Args:
         kind: The class.
@@ -196,10 +263,11 @@ def make_client(kind: str, settings: dict[str, Any], on_error: Callable[[Any], N
     """
     kafka = load_kafka()
     try:
-        return getattr(kafka, kind)({**settings, "error_cb": on_error}, logger=log)
+        return kind({**settings, "error_cb": on_error}, logger=log)
     except kafka.KafkaException as error:
         raise UsageError(
-            f"Kafka refuses the settings: {error.args[0].str()}; check --bootstrap-servers."
+            f"Kafka refuses the settings: {error.args[0].str()}; check --bootstrap-servers "
+            f"and --kafka-settings."
         ) from error
 
 

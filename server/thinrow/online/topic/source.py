@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from thinrow.errors import UsageError
 from thinrow.online.source import EventSource
+from thinrow.online.topic.cleanup import check_cleanup
 from thinrow.online.topic.metrics import TopicMetrics
 from thinrow.online.topic.producer import TopicProducer
 from thinrow.online.topic.reader import TopicReader
@@ -43,6 +44,7 @@ def open_topic(config: OnlineConfig, metrics: OnlineMetrics, stack: ExitStack) -
         raise UsageError("A topic's events have no schema of their own; give --schema FILE.")
     schema = read_schema(config.schema)
     settings = connect_topic(config)
+    check_cleanup(settings)
     tier = TopicTier(settings)
     stack.callback(tier.close)
     tier.use_schema(schema)

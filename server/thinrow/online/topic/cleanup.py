@@ -1,0 +1,71 @@
+"""The settings of a topic that say which messages brokers delete, though replicas need them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from thinrow.core.kafka import load_kafka
+from thinrow.errors import UsageError
+from thinrow.online.topic.settings import make_client
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from thinrow.online.topic.settings import TopicSettings
+
+__all__ = ["check_cleanup"]
+
+log = logging.getLogger("thinrow.online")
+
+DESCRIBE_TIMEOUT_S = 10.0
+"""Longest wait for the topic's settings."""
+
+
+def check_cleanup(settings: TopicSettings) -> None:
+    """Checks that the topic keeps its messages, and logs a warning if that is not certain.
+
+    Raises:
+        UsageError: The brokers compact the topic: they keep the last message of each user, and
+            drop those before, so that a later replica would have other histories.
+    """
+    found = _described(settings)
+    policy = found.get("cleanup.policy")
+    if policy is None:
+        log.warning(
+            "the brokers do not say what the topic deletes; check that its cleanup.policy is delete"
+        )
+        return
+    if "compact" in policy:
+        raise UsageError(
+            f"Topic {settings.topic} has cleanup.policy {policy}, with which the brokers drop "
+            f"events of users who have newer ones; set it to delete, and rebuild a topic that was "
+            f"compacted already from its producers."
+        )
+    for name in ("retention.ms", "retention.bytes"):
+        if found.get(name, "-1") != "-1":
+            log.warning(
+                "the topic deletes messages, and a replica that needs them does not start",
+                extra={"setting": name, "value": found[name]},
+            )
+
+
+def _described(settings: TopicSettings) -> Mapping[str, str | None]:
+    """Returns the topic's settings; none if the brokers do not say."""
+    kafka = load_kafka()
+    from confluent_kafka import admin as administration
+
+    made: Any = administration  # whose types hide what it exports
+    trouble: list[Any] = []
+    admin: Any = make_client(
+        made.AdminClient,
+        {**settings.connection, "bootstrap.servers": settings.bootstrap_servers},
+        trouble.append,
+    )
+    resource = made.ConfigResource(made.ResourceType.TOPIC, settings.topic)
+    [described] = admin.describe_configs([resource], request_timeout=DESCRIBE_TIMEOUT_S).values()
+    try:
+        return {name: entry.value for name, entry in described.result().items()}
+    except kafka.KafkaException as error:
+        log.warning("the topic's settings cannot be read", extra={"reason": error.args[0].str()})
+        return {}
