@@ -123,10 +123,19 @@ void EventScan::add_event(Bytes message) {
 void EventScan::add_trait(Bytes entry, int64_t row) {
   namespace traits_entry = fields::traits_entry;
   Bytes name, value;
+  int names = 0, values = 0;
   for (Reader reader(entry); reader.next();) {
-    if (reader.field() == traits_entry::key) name = reader.bytes();
-    if (reader.field() == traits_entry::value) value = reader.bytes();
+    if (reader.field() == traits_entry::key) {
+      name = reader.bytes();
+      ++names;
+    } else if (reader.field() == traits_entry::value) {
+      value = reader.bytes();
+      ++values;
+    }
   }
+  // Readers would choose one of several, or merge them: there is no one meaning.
+  if (names > 1 || values > 1)
+    throw std::invalid_argument("an event has a trait with several names or values");
   const TextKey key{text_of(name)};
   const uint32_t *place = by_name_.find(key, by_name_.hash_of(key));
   if (!place) throw std::invalid_argument("an event has a trait that the schema lacks");

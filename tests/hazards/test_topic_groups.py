@@ -6,6 +6,7 @@ import time
 import tracemalloc
 from typing import TYPE_CHECKING
 
+import pytest
 from support.event_topics import partition
 from support.topic_logs import PARTITIONS, START_TS, opened_topic
 from thinrow import _native
@@ -51,3 +52,29 @@ def test_records_much_larger_than_their_messages_are_not_all_held(tmp_path: Path
             assert tracemalloc.get_traced_memory()[1] < DECODED_BYTES_MAX
         finally:
             tracemalloc.stop()
+
+
+def test_a_partition_far_ahead_is_seen(tmp_path: Path) -> None:
+    """One fast producer does not hide behind the partitions that are right."""
+    with opened_topic(tmp_path) as tier:
+        tier.apply([ReadMessage(number, 0, START_TS, None) for number in range(PARTITIONS)])
+        tier.apply([ReadMessage(1, 1, 2 * START_TS, None)])
+        assert (tier.now_ts, tier.latest_ts) == (START_TS, 2 * START_TS)
+
+
+def test_a_trait_with_several_values_is_refused() -> None:
+    """Protobuf would merge them."""
+    value = wire.TraitValue(integer=1).SerializeToString()
+    name = b"\x0a\x01l"
+    one = b"\x12" + bytes([len(value)]) + value
+
+    def scanned(entry: bytes) -> None:
+        event = b"\x08\x01\x22" + bytes([len(entry)]) + entry
+        message = b"\x08\x01\x1a" + bytes([len(event)]) + event
+        assert wire.UserEvents.FromString(message).events[0].traits["l"].integer == 1
+        _native.scan_events([message], [("l", 0, False)], EVENTS)
+
+    scanned(name + one)
+    for entry in (name + one + one, name + name + one):
+        with pytest.raises(ValueError, match="several names or values"):
+            scanned(entry)

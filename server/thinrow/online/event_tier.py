@@ -108,6 +108,11 @@ class EventTier(ABC):
     def now_ts(self) -> int:
         """The tier's clock, ms."""
 
+    @property
+    def latest_ts(self) -> int:
+        """The latest clock of the tier's users, ms."""
+        return self.now_ts
+
     @abstractmethod
     def close(self) -> None:
         """Closes the files."""

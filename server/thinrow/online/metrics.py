@@ -40,8 +40,8 @@ class OnlineMetrics(ServiceMetrics):
         """Sets the object that has the state of the tier at each scrape."""
         self.gauge(
             "thinrow_online_clock_ahead_seconds",
-            "Seconds that the tier's clock is ahead of the machine's.",
-        ).set_function(lambda: max(0.0, tier.now_ts / 1000 - time.time()))
+            "Seconds that the tier's clock, or that of a partition, is ahead of the machine's.",
+        ).set_function(lambda: max(0.0, tier.latest_ts / 1000 - time.time()))
         self.gauge("thinrow_online_stored_bytes", "Bytes of the tier's tables.").set_function(
             lambda: tier.database.property_value("rocksdb.total-sst-files-size")
         )

@@ -112,6 +112,11 @@ class TopicTier(EventTier):
         """The latest moment at which every user of this replica can be requested, ms."""
         return self.places.as_of(())
 
+    @property
+    def latest_ts(self) -> int:
+        """The latest moment of a partition, ms."""
+        return max(place.as_of_ts for place in list(self.places.now.values()))
+
     def begin(self, request_ts: int, users: Sequence[int] = ()) -> int:
         """Returns the moment of a request, ms; a ``request_ts`` of 0 stands for the newest.
 
