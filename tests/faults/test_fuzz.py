@@ -30,6 +30,7 @@ FAULTS = {
     "online": "Arbitrary bytes as a request of the online service",
     "messages": "Arbitrary bytes, sizes and offsets as an Arrow message of thin rows",
     "native": "Arbitrary arguments of the native functions, in any order",
+    "events": "Arbitrary bytes as a message of a topic of events",
 }
 PROMISED = {
     "stripes": "an error that names the store, or an answer that holds together and has nothing "
@@ -41,9 +42,21 @@ PROMISED = {
     "there",
     "messages": "an error, or rows that hold together; memory within the message and its limit",
     "native": "an error or a result; nothing read or written out of bounds",
+    "events": "events as protobuf reads them, or the message refused by itself",
 }
-INPUTS = {**dict.fromkeys(TARGETS, 1_000_000), "online": 200_000, "messages": 200_000}
-SANITIZED_INPUTS = {"stripes": 40_000, "pointers": 20_000, "responses": 40_000, "native": 200_000}
+INPUTS = {
+    **dict.fromkeys(TARGETS, 1_000_000),
+    "online": 200_000,
+    "messages": 200_000,
+    "events": 200_000,
+}
+SANITIZED_INPUTS = {
+    "stripes": 40_000,
+    "pointers": 20_000,
+    "responses": 40_000,
+    "native": 200_000,
+    "events": 40_000,
+}
 SANITIZERS = "-fsanitize=address,undefined"
 
 

@@ -20,6 +20,7 @@ from unittest import mock
 import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
+from support.event_targets import EventTarget
 from support.fuzzed_world import SCHEMA, WATERMARKS, fuzzed_world
 from support.mutation import altered_bytes, altered_message, any_number
 from support.oracle import BUILT_IN, DAY_MS, Event, Pointer, Wanted, column
@@ -740,4 +741,5 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "online": OnlineTarget,
     "messages": MessageTarget,
     "native": NativeTarget,
+    "events": EventTarget,
 }
