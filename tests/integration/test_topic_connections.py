@@ -21,6 +21,7 @@ from support.topic_replicas import SCHEMA
 from support.worlds import OWN_HOST, START_TS, THINROW, World, new_world
 from thinrow.client import Projection
 from thinrow.client.online import connect_online
+from thinrow.core.kafka import load_kafka
 from thinrow.errors import UnavailableError, UsageError
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
@@ -198,3 +199,23 @@ def test_a_stop_before_any_broker_answers(world: World) -> None:
         finally:
             process.kill()
         assert b"Traceback" not in process.stderr.read()
+
+
+def test_the_log_stays_short_while_brokers_are_away(caplog: pytest.LogCaptureFixture) -> None:
+    kafka, seconds = load_kafka(), 4
+    with running_broker(in_memory=True) as broker:
+        topic = broker.topic(2).name
+        consumer = settings.make_client(
+            kafka.Consumer, settings.consumer_settings(broker.address, {}), lambda _: None
+        )
+        consumer.assign([kafka.TopicPartition(topic, number, 0) for number in range(2)])
+        try:
+            consumer.poll(2)
+            broker.kill()
+            caplog.clear()
+            end_s = time.monotonic() + seconds
+            while time.monotonic() < end_s:
+                consumer.poll(0.1)
+            assert 0 < len(caplog.records) < 6 * seconds
+        finally:
+            consumer.close()

@@ -54,6 +54,9 @@ FETCH_WAIT_MS = 100
 PRODUCED_BYTES_MAX = 64 << 20
 PRODUCED_MESSAGES_MAX = 100_000
 """Limits on the messages that wait for the brokers' acknowledgement."""
+RECONNECT_MS = 500
+"""Time between two attempts to connect to a broker. While all are away librdkafka would try, and
+log it, twenty times a second."""
 DELIVERY_TIMEOUT_MS = 30_000
 """Longest wait for the acknowledgement of a message."""
 PRODUCE_LINGER_MS = 2
@@ -213,6 +216,8 @@ def consumer_settings(bootstrap_servers: str, connection: Mapping[str, Any]) -> 
     return {
         **connection,
         "bootstrap.servers": bootstrap_servers,
+        "reconnect.backoff.ms": RECONNECT_MS,
+        "reconnect.backoff.max.ms": RECONNECT_MS,
         # No group is joined, and nothing is committed for it: the tier has the places.
         "group.id": "thinrow-online",
         "enable.auto.commit": False,
@@ -237,6 +242,8 @@ def producer_settings(
     return {
         **connection,
         "bootstrap.servers": bootstrap_servers,
+        "reconnect.backoff.ms": RECONNECT_MS,
+        "reconnect.backoff.max.ms": RECONNECT_MS,
         "acks": "all",
         "enable.idempotence": True,
         "allow.auto.create.topics": False,
