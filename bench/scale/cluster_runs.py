@@ -57,6 +57,8 @@ KINDS = {
         False, 1, "rows", LARGE_LOOKUP_EXAMPLES
     ),
 }
+IDLE_S = 20
+"""Time for which servers without requests are measured."""
 RANKS_READ = 4
 """Ranks that read where there are many, one after the other."""
 EPOCHS = {1: 2, PARTS: 20}
@@ -110,8 +112,23 @@ def pids(cluster: Cluster) -> list[int]:
     return [each.running.process.pid for each in cluster.replicas if each.running is not None]
 
 
-def passed(cluster: Cluster, rows: Path, kind: str) -> Pass:
-    """Reads the rows, as a trainer that does nothing with its batches."""
+def idle_share(clusters: Sequence[Cluster]) -> float:
+    """Returns the processor time that a server without requests uses in a second, seconds."""
+    servers = [pid for cluster in clusters for pid in pids(cluster)]
+    before_s = cpu_s(servers)
+    time.sleep(IDLE_S)
+    return (cpu_s(servers) - before_s) / IDLE_S / len(servers)
+
+
+def passed(cluster: Cluster, rows: Path, kind: str, idle: float) -> Pass:
+    """Reads the rows, as a trainer that does nothing with its batches.
+
+    Args:
+        cluster: The servers.
+        rows: The rows.
+        kind: The way to read them.
+        idle: Processor time that each server uses in a second without requests, left out.
+    """
     hasher, examples, fan_outs = xxhash.xxh3_128(), 0, []
     server_s = client_s = 0.0
     way, servers = KINDS[kind], pids(cluster)
@@ -125,12 +142,14 @@ def passed(cluster: Cluster, rows: Path, kind: str) -> Pass:
             for epoch in range(EPOCHS[way.ranks]):
                 if epoch == 1:  # the map is read, and connections are open
                     server_s, client_s = server_s - cpu_s(servers), client_s - time.process_time()
+                    server_s += idle * len(servers) * time.monotonic()
                 for batch in loader:
                     examples += len(batch) if epoch else 0
                     hasher.update(batch.offsets.numpy())
                     for trait in PROJECTION.traits:
                         hasher.update(batch.values[trait].numpy())
             server_s, client_s = server_s + cpu_s(servers), client_s + time.process_time()
+            server_s -= idle * len(servers) * time.monotonic()
             fan_outs.append(loader.starvation.groups_per_lookup)
     return Pass(
         groups=len(cluster.groups),
@@ -178,8 +197,14 @@ def cluster_of(
         yield made
 
 
-def costs(scratch: Path, url: str, rows: Path, parts: Path, sizes: Sizes) -> list[Pass]:
-    """Passes over clusters of every size, which all run all the time and take turns."""
+def costs(
+    scratch: Path, url: str, rows: Path, parts: Path, sizes: Sizes
+) -> tuple[list[Pass], float]:
+    """Passes over clusters of every size, which all run all the time and take turns.
+
+    Returns:
+        The passes, and the processor time of a server without requests in a second, seconds.
+    """
     found: list[Pass] = []
     with ExitStack() as stack:
         clusters = [
@@ -188,15 +213,16 @@ def costs(scratch: Path, url: str, rows: Path, parts: Path, sizes: Sizes) -> lis
             )
             for groups in GROUPS
         ]
+        idle = idle_share(clusters)
         for number in range(sizes.rounds):
             for cluster in clusters if number % 2 else reversed(clusters):
                 for kind, way in KINDS.items():
-                    one = passed(cluster, parts if way.in_parts else rows, kind)
+                    one = passed(cluster, parts if way.in_parts else rows, kind, idle)
                     found.append(one)
                     console.print(f"{one.groups} groups, {kind}: {one.server_s:.2f} s")
     digests = {(one.kind, one.digest) for one in found}
     assert len(digests) == len(KINDS), "clusters of different sizes delivered different batches"
-    return found
+    return found, idle
 
 
 def request_lines(scratch: Path, url: str, pointers: Pointers, sizes: Sizes) -> tuple[Line, Line]:

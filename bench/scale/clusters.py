@@ -188,7 +188,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="thinrow-bench-") as folder:
         scratch = Path(folder)
         url, rows, parts, pointers = built(scratch, sizes)
-        passes = costs(scratch, url, rows, parts, sizes)
+        passes, idle = costs(scratch, url, rows, parts, sizes)
         gaps = faults(scratch, url, pointers, sizes)
         latency, server = request_lines(scratch, url, pointers, sizes)
     simulation, shown = simulation_table(latency, server)
@@ -205,6 +205,7 @@ def main() -> None:
         fault_groups=FAULT_GROUPS,
         fault_batch=FAULT_BATCH,
         costs=costs_table(passes),
+        idle_ms=f"{1000 * idle:.1f}",
         faults=faults_table(gaps),
         server_request_us=f"{1e6 * server.request_s:.0f}",
         request_us=f"{1e6 * latency.request_s:.0f}",
