@@ -6,6 +6,7 @@ import itertools
 import sys
 import threading
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,7 @@ from support.worlds import (
     some_events,
 )
 from thinrow.client import Client, ClientConfig, Pointers, Projection, connect
+from thinrow.client.channel import Channels
 from thinrow.client.connections import Connection
 from thinrow.core.cluster_map import GROUPS_MAX, STATE_BYTES_MAX, TARGETS_MAX, ServerState
 from thinrow.core.shards import shard_of
@@ -469,6 +471,17 @@ def test_a_dead_replica_of_each_group_is_left(world: World, doubled: MappedGroup
             max(replicas, key=lambda replica: replica.examples).stop()
         assert [shown(batch) for batch in batches] == [right] * 35
         assert client.routing.failovers >= 1
+
+
+def test_a_failed_replica_that_a_poll_leaves_counts_as_a_failover() -> None:
+    """A poll may leave it before the stream that noticed."""
+    with closing(Channels(("localhost:1", "localhost:2"), ClientConfig(), 0)) as group:
+        assert group.health is not None
+        first = group.current
+        group.health.failed(first)
+        group.prefer_healthy()
+        group.fail_over(first)
+        assert (group.current != first, group.failovers) == (True, 1)
 
 
 def test_a_hung_replica_is_hedged_and_left(world: World, doubled: MappedGroups) -> None:

@@ -176,6 +176,7 @@ class Channels:
         if self.health is not None and self.health.is_last_choice(self.current):
             best = self.health.best(self.current)
             if not self.health.is_last_choice(best):
+                self.failovers += self.health.has_failed(self.current)
                 self.current = best
 
     def is_elsewhere(self, failure: ThinRowError) -> bool:
