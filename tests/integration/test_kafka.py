@@ -378,7 +378,7 @@ for _ in range(4):
 
 
 def test_closing_without_brokers_comes_to_an_end() -> None:
-    """In a process of its own, whose threads of librdkafka are those of the closed source."""
+    """Runs in a process of its own, whose threads of librdkafka are those of the closed source."""
     # When the brokers had just gone away, librdkafka retried its consumer's commit for ever, and
     # so close() never returned: about one time in eight.
     closed = subprocess.run(
