@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinrow.core.kafka import load_kafka
 from thinrow.errors import UsageError
-from thinrow.online.topic.settings import make_client
+from thinrow.online.topic.settings import client_settings, make_client
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,7 @@ def _described(settings: TopicSettings) -> Mapping[str, str | None]:
     trouble: list[Any] = []
     admin: Any = make_client(
         made.AdminClient,
-        {**settings.connection, "bootstrap.servers": settings.bootstrap_servers},
+        client_settings(settings.bootstrap_servers, settings.connection),
         trouble.append,
     )
     resource = made.ConfigResource(made.ResourceType.TOPIC, settings.topic)

@@ -25,6 +25,7 @@ __all__ = [
     "TOPIC",
     "TOPIC_MEMORY_BYTES",
     "TopicSettings",
+    "client_settings",
     "connect_topic",
     "consumer_settings",
     "make_client",
@@ -211,13 +212,20 @@ def _described(consumer: Any, servers: str, topic: str, trouble: list[Any]) -> A
                 raise _unavailable(servers, topic, reason.str()) from error
 
 
-def consumer_settings(bootstrap_servers: str, connection: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that a reader relies on, independent of librdkafka's defaults."""
+def client_settings(bootstrap_servers: str, connection: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that say how each client reaches the brokers."""
     return {
         **connection,
         "bootstrap.servers": bootstrap_servers,
         "reconnect.backoff.ms": RECONNECT_MS,
         "reconnect.backoff.max.ms": RECONNECT_MS,
+    }
+
+
+def consumer_settings(bootstrap_servers: str, connection: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that a reader relies on, independent of librdkafka's defaults."""
+    return {
+        **client_settings(bootstrap_servers, connection),
         # No group is joined, and nothing is committed for it: the tier has the places.
         "group.id": "thinrow-online",
         "enable.auto.commit": False,
@@ -240,10 +248,7 @@ def producer_settings(
 ) -> dict[str, Any]:
     """Returns the settings that a producer relies on."""
     return {
-        **connection,
-        "bootstrap.servers": bootstrap_servers,
-        "reconnect.backoff.ms": RECONNECT_MS,
-        "reconnect.backoff.max.ms": RECONNECT_MS,
+        **client_settings(bootstrap_servers, connection),
         "acks": "all",
         "enable.idempotence": True,
         "allow.auto.create.topics": False,
