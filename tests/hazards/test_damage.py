@@ -358,9 +358,10 @@ def test_a_damaged_new_generation_is_not_taken_up(tmp_path: Path) -> None:
 def test_a_manifest_of_another_format_is_not_called_damaged(tmp_path: Path) -> None:
     other = built_world(tmp_path)
     path = next(other.store.glob("generation-*")) / "manifest.json"
-    body = json.loads(path.read_text(encoding="utf-8")) | {"format": 5, "new": 1}
+    body = json.loads(path.read_text(encoding="utf-8")) | {"format": 6, "new": 1}
     del body["xxh3"]
     body["xxh3"] = xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
     path.write_text(json.dumps(body), encoding="utf-8")
-    with pytest.raises(StoreError, match="has format 5, and this ThinRow reads formats 2, 3 and 4"):
+    reads = "has format 6, and this ThinRow reads formats 2, 3, 4 and 5"
+    with pytest.raises(StoreError, match=reads):
         read_store(other.store, pointers_to(days(3)))

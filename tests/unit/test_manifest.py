@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import pytest
+import xxhash
 from pydantic import ValidationError
 from support.worlds import World, new_world, some_events, thinrow
 from thinrow.compaction.config import EMBEDDED_SHARDS_MAX
@@ -24,6 +25,7 @@ from thinrow.store.manifest import (
     MANIFEST_BYTES_MAX,
     Manifest,
     ShardSummary,
+    TopicSeal,
     encode_manifest,
     parse_manifest,
     read_manifest,
@@ -178,6 +180,42 @@ def test_a_root_manifest_that_says_less_or_other(folder: Path, edit: dict[str, o
     text = encode_manifest(manifest.model_copy(update={"shards": without}))
     with pytest.raises(StoreCorruptError, match="of shard-0000 it lacks a digest"):
         parse_manifest(text, "root")
+
+
+def with_topic(manifest: Manifest, topic: TopicSeal) -> Manifest:
+    return manifest.model_copy(update={"format": 5, "topic": topic})
+
+
+def test_a_root_with_offsets_of_a_topic_has_a_format_of_its_own(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    assert '"topic"' not in encode_manifest(manifest)
+    topic = TopicSeal(name="events", offsets=[7, 0, 1 << 62])
+    text = encode_manifest(with_topic(manifest, topic))
+    assert json.loads(text)["topic"] == {"name": "events", "offsets": [7, 0, 1 << 62]}
+    found = parse_manifest(text, "root")
+    assert (found.format, found.topic) == (5, topic)
+    body = json.loads(text)
+    for edit in ({"format": 4}, {"topic": None}):
+        altered = {name: value for name, value in (body | edit).items() if name != "xxh3"}
+        altered["xxh3"] = xxhash.xxh3_64_hexdigest(json.dumps(altered, sort_keys=True).encode())
+        with pytest.raises(StoreCorruptError, match="its format does not fit its topic"):
+            parse_manifest(json.dumps(altered), "root")
+    for offsets in ([], [-1], [1 << 63]):
+        with pytest.raises(ValidationError):
+            TopicSeal(name="events", offsets=offsets)
+
+
+def test_the_list_shows_the_offsets_of_a_topic(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    store = folder.parent
+    for count, said in ((2, "7, 8"), (40, "37, 38, and 8 more")):
+        topic = TopicSeal(name="events", offsets=[7 + number for number in range(count)])
+        write_manifest(folder, with_topic(manifest, topic))
+        (store / "CURRENT").write_text(f"{folder.name}\n")
+        shown = thinrow("store", "list", "--store", store)
+        assert shown.returncode == 0, shown.stderr
+        assert f"Topic events: {count} partitions, sealed at offsets 7, 8" in shown.stdout
+        assert f"{said}\n" in shown.stdout
 
 
 def test_a_root_of_very_many_shards_is_small(folder: Path) -> None:

@@ -21,6 +21,8 @@ app = typer.Typer(help="Show, verify, clean up and roll back the generations of 
 
 FILLS_SHOWN_MAX = 10
 """Fills that `list` shows, the newest, and the files of each."""
+OFFSETS_SHOWN_MAX = 32
+"""Partitions of a topic whose offsets `list` shows."""
 Store = Annotated[str, typer.Option(metavar="FOLDER|URL", help="Folder or URL of the store.")]
 GRACE = "1d"
 PROBLEMS_SHOWN_MAX = 20
@@ -53,6 +55,7 @@ def list_command(store: Store) -> None:
     for generation in found:
         if generation.is_current and generation.manifest is not None:
             _print_writer(generation.manifest)
+            _print_topic(generation.manifest)
             _print_fills(generation.manifest)
         if generation.problem is not None:
             out.print(f"{generation.folder.name}: {generation.problem}", soft_wrap=True)
@@ -83,6 +86,20 @@ def _print_writer(manifest: Manifest) -> None:
     out.print(
         f"Generation {manifest.number}: {manifest.shard_count:,} shards, manifest format "
         f"{manifest.format}{'' if manifest.run_id is None else written}",
+        soft_wrap=True,
+    )
+
+
+def _print_topic(manifest: Manifest) -> None:
+    """Shows how far a generation holds a topic, partition by partition."""
+    if manifest.topic is None:
+        return
+    offsets = manifest.topic.offsets
+    shown = ", ".join(map(str, offsets[:OFFSETS_SHOWN_MAX]))
+    more = len(offsets) - OFFSETS_SHOWN_MAX
+    out.print(
+        f"Topic {manifest.topic.name}: {len(offsets):,} partitions, sealed at offsets {shown}"
+        f"{f', and {more:,} more' if more > 0 else ''}",
         soft_wrap=True,
     )
 

@@ -292,6 +292,7 @@ def manifest_of(
         run=run.inputs,
         fills=[] if previous is None else previous.manifest.fills,
         vocabularies=vocabularies,
+        topic=None,
     )
 
 

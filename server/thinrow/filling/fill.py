@@ -180,6 +180,7 @@ def _fill(config: FillConfig, previous: Generation, progress: Progress) -> FillR
             run=manifest.run,
             fills=[*manifest.fills, record],
             vocabularies=write_vocabularies(building, schema, vocabularies, previous),
+            topic=manifest.topic,
         )
         shards.remove_scratch()
         write_manifest(building, filled)

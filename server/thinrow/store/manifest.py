@@ -31,11 +31,13 @@ __all__ = [
     "FORMAT",
     "MANIFEST_BYTES_MAX",
     "PART_FUNCTION",
+    "TOPIC_FORMAT",
     "FillRecord",
     "Manifest",
     "RunInputs",
     "ShardSummary",
     "StoredVocabulary",
+    "TopicSeal",
     "check_shard",
     "encode_manifest",
     "new_manifest",
@@ -47,6 +49,8 @@ __all__ = [
 
 FORMAT = 4
 """The format that is written; formats 2 and 3 are read, too."""
+TOPIC_FORMAT = 5
+"""The format of generations with offsets of a topic, which versions that would lose them refuse."""
 PART_FUNCTION: Literal["xxh3_64_le_mod"] = "xxh3_64_le_mod"
 """Gives each user a shard: XXH3 (64 bits) of the key's eight little-endian bytes, modulo their
 number."""
@@ -134,6 +138,16 @@ class FillRecord(Record):
     """Events that no row matched."""
 
 
+class TopicSeal(Record):
+    """A topic of Kafka, and the offsets up to which a generation holds its events."""
+
+    name: Annotated[str, Field(min_length=1, max_length=249)]
+    """Name of the topic."""
+    offsets: Annotated[list[Count], Field(min_length=1)]
+    """Sealing offset of each partition: that of the first message that arrived at the watermark or
+    later. The generation holds the events of all messages before it."""
+
+
 class Manifest(Record):
     """A complete generation."""
 
@@ -160,6 +174,8 @@ class Manifest(Record):
     """Fills so far, the oldest first."""
     vocabularies: list[StoredVocabulary] = Field(default_factory=list)
     """Those of traits with codes of a vocabulary, in schema order."""
+    topic: TopicSeal | None = None
+    """The topic that the store's events come from; None for a store of files."""
     single: tuple[ShardManifest, ...] = Field(default=(), exclude=True)
     """Manifests of all shards, which formats 2 and 3 have in the same file."""
 
@@ -210,10 +226,11 @@ def new_manifest(
     run: RunInputs,
     fills: list[FillRecord],
     vocabularies: list[StoredVocabulary],
+    topic: TopicSeal | None,
 ) -> Manifest:
     """Returns the manifest of a generation that this process writes."""
     return Manifest(
-        format=FORMAT,
+        format=FORMAT if topic is None else TOPIC_FORMAT,
         number=number,
         watermarks=watermarks,
         stored_schema=to_stored(schema),
@@ -230,12 +247,13 @@ def new_manifest(
         run=run,
         fills=fills,
         vocabularies=vocabularies,
+        topic=topic,
     )
 
 
 def encode_manifest(manifest: Manifest) -> str:
     """Returns the text of a root manifest, which has one line for each shard."""
-    assert manifest.format == FORMAT
+    assert manifest.format == (FORMAT if manifest.topic is None else TOPIC_FORMAT)
     body = manifest.model_dump(mode="json", exclude_defaults=True)
     body["xxh3"] = _checksum(body)
     shards = ",\n".join(f"  {json.dumps(shard)}" for shard in body.pop("shards"))
@@ -271,14 +289,17 @@ def _parsed(text: str, name: Path | str) -> Manifest:
     single: tuple[ShardManifest, ...] = ()
     if body["format"] in SINGLE_FORMATS:
         single = split_single(body, PART_FUNCTION)
-    elif body["format"] != FORMAT:
+    elif body["format"] not in (FORMAT, TOPIC_FORMAT):
         raise StoreError(
             f"{name} has format {body['format']}, and this ThinRow reads formats "
-            f"{', '.join(map(str, SINGLE_FORMATS))} and {FORMAT}; use the version that wrote it."
+            f"{', '.join(map(str, (*SINGLE_FORMATS, FORMAT)))} and {TOPIC_FORMAT}; use the version "
+            f"that wrote it."
         )
     manifest = Manifest.model_validate(body | {"single": single})
     if not single and (manifest.run_id is None or manifest.engine is None):
         raise ValueError("it does not name the run that wrote it")
+    if (manifest.topic is not None) != (manifest.format == TOPIC_FORMAT):
+        raise ValueError("its format does not fit its topic")
     _check_shards(manifest)
     return manifest
 
