@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from thinrow.errors import UsageError
@@ -9,7 +10,10 @@ from thinrow.errors import UsageError
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["load_kafka"]
+__all__ = ["TOPIC", "load_kafka"]
+
+TOPIC = re.compile(r"kafka:([A-Za-z0-9._-]{1,249})")
+"""Name of a topic among the logs of events."""
 
 
 def load_kafka() -> ModuleType:

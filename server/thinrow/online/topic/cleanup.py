@@ -12,9 +12,9 @@ from thinrow.online.topic.settings import client_settings, make_client
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from thinrow.online.topic.settings import TopicSettings
+    from thinrow.online.topic.settings import TopicAddress
 
-__all__ = ["check_cleanup"]
+__all__ = ["check_cleanup", "refuse_compacted"]
 
 log = logging.getLogger("thinrow.online")
 
@@ -22,26 +22,13 @@ DESCRIBE_TIMEOUT_S = 10.0
 """Longest wait for the topic's settings."""
 
 
-def check_cleanup(settings: TopicSettings) -> None:
+def check_cleanup(settings: TopicAddress) -> None:
     """Checks that the topic keeps its messages, and logs a warning if that is not certain.
 
     Raises:
-        UsageError: The brokers compact the topic: they keep the last message of each user, and
-            drop those before, so that a later replica would have other histories.
+        UsageError: As of `refuse_compacted`.
     """
-    found = _described(settings)
-    policy = found.get("cleanup.policy")
-    if policy is None:
-        log.warning(
-            "the brokers do not say what the topic deletes; check that its cleanup.policy is delete"
-        )
-        return
-    if "compact" in policy:
-        raise UsageError(
-            f"Topic {settings.topic} has cleanup.policy {policy}, with which the brokers drop "
-            f"events of users who have newer ones; set it to delete, and rebuild a topic that was "
-            f"compacted already from its producers."
-        )
+    found = refuse_compacted(settings)
     for name in ("retention.ms", "retention.bytes"):
         if found.get(name, "-1") != "-1":
             log.warning(
@@ -50,7 +37,30 @@ def check_cleanup(settings: TopicSettings) -> None:
             )
 
 
-def _described(settings: TopicSettings) -> Mapping[str, str | None]:
+def refuse_compacted(settings: TopicAddress) -> Mapping[str, str | None]:
+    """Returns the topic's settings, or none and a warning in the log if the brokers do not say.
+
+    Raises:
+        UsageError: The brokers compact the topic: they keep the last message of each user, and
+            drop those before, so that a later reader would have other histories.
+    """
+    found = _described(settings)
+    policy = found.get("cleanup.policy")
+    if policy is None:
+        log.warning(
+            "the brokers do not say what the topic deletes; check that its cleanup.policy is delete"
+        )
+        return {}
+    if "compact" in policy:
+        raise UsageError(
+            f"Topic {settings.topic} has cleanup.policy {policy}, with which the brokers drop "
+            f"events of users who have newer ones; set it to delete, and rebuild a topic that was "
+            f"compacted already from its producers."
+        )
+    return found
+
+
+def _described(settings: TopicAddress) -> Mapping[str, str | None]:
     """Returns the topic's settings; none if the brokers do not say."""
     kafka = load_kafka()
     from confluent_kafka import admin as administration

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from thinrow.core.files.io_errors import failure_reason
-from thinrow.core.kafka import load_kafka
+from thinrow.core.kafka import TOPIC, load_kafka
 from thinrow.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -24,10 +24,12 @@ __all__ = [
     "FETCH_BYTES_MAX",
     "TOPIC",
     "TOPIC_MEMORY_BYTES",
+    "TopicAddress",
     "TopicSettings",
     "client_settings",
     "connect_topic",
     "consumer_settings",
+    "find_topic",
     "make_client",
     "parse_partitions",
     "producer_settings",
@@ -36,8 +38,6 @@ __all__ = [
 
 log = logging.getLogger("thinrow.online")
 
-TOPIC = re.compile(r"kafka:([A-Za-z0-9._-]{1,249})")
-"""Name of a topic among the logs of events."""
 PARTITIONS_MAX = 4096
 """Most partitions of a topic of events."""
 CONNECT_TIMEOUT_S = 30.0
@@ -82,7 +82,25 @@ _RANGE = re.compile("([0-9]{1,6})(?:-([0-9]{1,6}))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopicSettings:
+class TopicAddress:
+    """A topic, and the way to it."""
+
+    topic: str
+    """Name of the topic."""
+    bootstrap_servers: str
+    """HOST:PORT of some brokers, separated by commas."""
+    partition_count: int
+    """Number of partitions of the topic."""
+    connection: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Other settings of librdkafka's connections."""
+
+    def unavailable(self, reason: str) -> UnavailableError:
+        """Returns the error of brokers that do not serve the topic."""
+        return _unavailable(self.bootstrap_servers, self.topic, reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicSettings(TopicAddress):
     """One replica's part of a topic."""
 
     folder: Path
@@ -91,20 +109,8 @@ class TopicSettings:
     """Shortest span of arrivals for which ids are kept."""
     wall: Wall
     """The clock on the wall."""
-    topic: str
-    """Name of the topic."""
-    bootstrap_servers: str
-    """HOST:PORT of some brokers, separated by commas."""
-    partition_count: int
-    """Number of partitions of the topic."""
     partitions: tuple[int, ...]
     """The partitions that this replica reads, ascending."""
-    connection: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """Other settings of librdkafka's connections."""
-
-    def unavailable(self, reason: str) -> UnavailableError:
-        """Returns the error of brokers that do not serve the topic."""
-        return _unavailable(self.bootstrap_servers, self.topic, reason)
 
 
 def parse_partitions(text: str) -> tuple[int, int]:
@@ -153,22 +159,25 @@ def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def connect_topic(config: OnlineConfig) -> TopicSettings:
-    """Returns the settings of a replica, once the brokers have described its topic.
+def find_topic(topic: str, bootstrap_servers: str, settings: Path | None) -> TopicAddress:
+    """Returns the address of a topic, once the brokers have described it.
+
+    Args:
+        topic: Name of the topic.
+        bootstrap_servers: HOST:PORT of some brokers, separated by commas.
+        settings: File of other settings of connections.
 
     Raises:
-        UsageError: There is no such topic, it lacks a partition, or the settings are wrong.
+        UsageError: There is no such topic, or the settings are wrong.
         UnavailableError: No broker answers.
     """
-    assert config.events is not None and config.bootstrap_servers is not None
-    topic, servers = config.events.partition(":")[2], config.bootstrap_servers
-    connection = read_connection(config.kafka_settings)
+    connection = read_connection(settings)
     trouble: list[Any] = []
     consumer = make_client(
-        load_kafka().Consumer, consumer_settings(servers, connection), trouble.append
+        load_kafka().Consumer, consumer_settings(bootstrap_servers, connection), trouble.append
     )
     try:
-        described = _described(consumer, servers, topic, trouble)
+        described = _described(consumer, bootstrap_servers, topic, trouble)
     finally:
         consumer.close()
     if described.error is not None:
@@ -177,23 +186,46 @@ def connect_topic(config: OnlineConfig) -> TopicSettings:
             f"partitions as it will ever have, and check who may read it."
         )
     count = len(described.partitions)
+    if not count <= PARTITIONS_MAX:
+        raise UsageError(
+            f"Topic {topic} has {count} partitions; give a topic of at most {PARTITIONS_MAX}."
+        )
+    return TopicAddress(
+        topic=topic,
+        bootstrap_servers=bootstrap_servers,
+        partition_count=count,
+        connection=connection,
+    )
+
+
+def connect_topic(config: OnlineConfig) -> TopicSettings:
+    """Returns the settings of a replica, once the brokers have described its topic.
+
+    Raises:
+        UsageError: There is no such topic, it lacks a partition, or the settings are wrong.
+        UnavailableError: No broker answers.
+    """
+    assert config.events is not None and config.bootstrap_servers is not None
+    topic = config.events.partition(":")[2]
+    found = find_topic(topic, config.bootstrap_servers, config.kafka_settings)
+    count = found.partition_count
     first, last = (
         (0, count - 1) if config.partitions is None else parse_partitions(config.partitions)
     )
-    if not last < count <= PARTITIONS_MAX:
+    if last >= count:
         raise UsageError(
             f"Topic {topic} has {count} partitions, and this server would read {first}-{last}; "
-            f"give --partitions that it has, and a topic of at most {PARTITIONS_MAX}."
+            f"give --partitions that it has."
         )
     return TopicSettings(
         folder=config.folder,
         dedup_window_ms=config.dedup_window_ms,
         wall=config.wall,
         topic=topic,
-        bootstrap_servers=servers,
+        bootstrap_servers=found.bootstrap_servers,
         partition_count=count,
         partitions=tuple(range(first, last + 1)),
-        connection=connection,
+        connection=found.connection,
     )
 
 
