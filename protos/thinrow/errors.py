@@ -25,6 +25,8 @@
     ├── LoggerFullError                 a bound of the thin-row logger is reached
     ├── JournalError                    the logger's journal cannot be used
     ├── UnavailableError                no replica answered within the retries allowed
+    │   ├── LaggingError                the server has not applied its topic as far as required
+    │   └── PartitionMissingError       the server does not read the user's partition
     └── DeadlineError                   the deadline passed first
 
 Every message is one sentence for the person who sees it.
@@ -40,7 +42,9 @@ __all__ = [
     "EngineError",
     "InputError",
     "JournalError",
+    "LaggingError",
     "LoggerFullError",
+    "PartitionMissingError",
     "PermissionDeniedError",
     "RequestError",
     "SchemaError",
@@ -200,6 +204,21 @@ class UnavailableError(ThinRowError):
     name = "UNAVAILABLE"
     grpc_code = "UNAVAILABLE"
     is_retryable = True
+
+
+class LaggingError(UnavailableError):
+    """The online server has not applied its topic as far as the request or its tenant requires.
+
+    Another replica, or the same one later, may have.
+    """
+
+    name = "LAGGING"
+
+
+class PartitionMissingError(UnavailableError):
+    """The online server does not read the partition of a user; another one may."""
+
+    name = "PARTITION_MISSING"
 
 
 class DeadlineError(ThinRowError):

@@ -34,7 +34,13 @@ from support.topic_replicas import (
 from support.worlds import START_TS, new_world, running_online, thinrow
 from thinrow.client import Projection
 from thinrow.client.online import connect_online
-from thinrow.errors import RequestError, StoreError, UnavailableError, UsageError
+from thinrow.errors import (
+    PartitionMissingError,
+    RequestError,
+    StoreError,
+    UnavailableError,
+    UsageError,
+)
 from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 from thinrow.online.topic import settings
@@ -103,7 +109,7 @@ def test_a_replica_of_some_partitions(online: TopicOnline) -> None:
             wait_for(partial(lambda user: some.as_of(user) >= moments[user], user))
             assert some.response(user, moments[user]) == whole.response(user, moments[user])
         for user in set(USERS) - set(mine):
-            with pytest.raises(RequestError, match=f"does not read partition {numbers[user]}"):
+            with pytest.raises(PartitionMissingError, match=f"read partition {numbers[user]}"):
                 some.client.snapshot(user, ALL)
         batch = some.client.snapshot_batch(mine, ALL)
         assert len({row.request_ts for row in batch.thin_rows}) == 1

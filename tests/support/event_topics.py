@@ -14,7 +14,7 @@ from support.online_worlds import Online
 from support.oracle import DAY_MS, Event, Run, Schema
 from support.scenarios import STRANGER, USERS, events_table
 from thinrow.compaction.compact import compact
-from thinrow.errors import RequestError
+from thinrow.errors import RequestError, ThinRowError
 from thinrow.jobs.export import export_events
 from thinrow.v1 import event_topic_pb2 as wire
 
@@ -219,7 +219,7 @@ class TopicOnline(Online):
         self.log.read_to({number: offset + 1 for number, offset in delivered.items()})
         return {user: self.log.as_of(user) for user in USERS}
 
-    def check_refusal(self, error: RequestError, moment_ts: int, before_ts: int) -> None:
+    def check_refusal(self, error: ThinRowError, moment_ts: int, before_ts: int) -> None:
         """A moment that is not applied yet is refused."""
         assert "has applied the topic" in str(error) and moment_ts > before_ts, error
 

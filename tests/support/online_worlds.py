@@ -35,7 +35,7 @@ from support.scenarios import (
 from thinrow.client import Batch, Projection
 from thinrow.client.online import OnlineClient, Snapshot, connect_online
 from thinrow.compaction.compact import compact
-from thinrow.errors import RequestError
+from thinrow.errors import LaggingError, RequestError, ThinRowError
 from thinrow.jobs.export import export_events
 from thinrow.online.server import OnlineServer
 from thinrow.v1 import materialization_pb2 as wire
@@ -152,7 +152,7 @@ class Online:
                 lookback_ms=lookback_ms,
                 max_length=max_length,
             )
-        except RequestError as error:
+        except (RequestError, LaggingError) as error:
             self.check_refusal(error, moment_ts, before.now_ts)
             return None
         row = seen.thin_row
@@ -171,7 +171,7 @@ class Online:
         self.check_sequence(seen.batch, sequence, wanted)
         return seen
 
-    def check_refusal(self, error: RequestError, moment_ts: int, before_ts: int) -> None:  # noqa: ARG002
+    def check_refusal(self, error: ThinRowError, moment_ts: int, before_ts: int) -> None:  # noqa: ARG002
         """Holds the server to the reasons for which it may refuse a moment."""
         assert "kept" in str(error) and moment_ts < self.client.describe().kept_from_ts, error
 

@@ -20,7 +20,8 @@ from thinrow.cli.app import app
 from thinrow.core.files.tables import to_table
 from thinrow.errors import InputError, UsageError
 from thinrow.jobs.memory_tables import GROUP_ROWS, write_scratch
-from thinrow.jobs.option_values import duration_ms, time_ts
+from thinrow.jobs.option_values import time_ts
+from thinrow.store.durations import duration_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable

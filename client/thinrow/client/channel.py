@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from thinrow.core.lookup.batch_lookup import RequestSlice
     from thinrow.errors import ThinRowError
 
-__all__ = ["Channels", "is_local", "open_channel"]
+__all__ = ["Channels", "check_token", "is_local", "open_channel"]
 
 T = TypeVar("T")
 
@@ -279,12 +279,8 @@ class Channels:
             channel.close()
 
 
-def open_channel(target: str, config: ClientConfig) -> ClosableChannel:
-    """Returns a channel, which connects when it is first used.
-
-    Raises:
-        UsageError: A token would travel unencrypted to another machine.
-    """
+def check_token(target: str, config: ClientConfig) -> None:
+    """Raises UsageError if a token would travel unencrypted to another machine."""
     if (
         config.token is not None
         and config.credentials is None
@@ -295,7 +291,21 @@ def open_channel(target: str, config: ClientConfig) -> ClosableChannel:
             f"The token would travel in the clear to {target}; give credentials for TLS, or "
             f"allow_clear_token where the network is trusted."
         )
-    options = [
+
+
+def open_channel(target: str, config: ClientConfig, name: str = "") -> ClosableChannel:
+    """Returns a channel, which connects when it is first used.
+
+    Args:
+        target: The server.
+        config: Limits, deadlines and credentials.
+        name: HOST:PORT by which the server's certificate knows it; empty if the target says so.
+
+    Raises:
+        UsageError: A token would travel unencrypted to another machine.
+    """
+    check_token(target, config)
+    options: list[tuple[str, int | str]] = [
         ("grpc.max_send_message_length", config.request_bytes_max),
         ("grpc.max_receive_message_length", config.response_bytes_max),
         ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
@@ -311,6 +321,10 @@ def open_channel(target: str, config: ClientConfig) -> ClosableChannel:
         ("grpc.enable_retries", 0),
         ("grpc.service_config_disable_resolution", 1),
     ]
+    if name:
+        options += [("grpc.default_authority", name)]
+        if config.credentials is not None:
+            options += [("grpc.ssl_target_name_override", name.rpartition(":")[0])]
     if config.credentials is None:
         return ClosableChannel(grpc.insecure_channel(target, options=options))
     return ClosableChannel(grpc.secure_channel(target, config.credentials, options=options))

@@ -34,10 +34,11 @@ RESPONSE = (*ANSWERS, wire.StreamedAnswer.RESPONSE_FIELD_NUMBER)
 GROUP_TRAITS = store.FeatureGroup.TRAITS_FIELD_NUMBER
 STORE_GROUPS = (store.DescribeStoreResponse.FEATURE_GROUPS_FIELD_NUMBER,)
 TIER_GROUPS = (wire.DescribeTierResponse.FEATURE_GROUPS_FIELD_NUMBER,)
+TIER_PARTITIONS = (wire.DescribeTierResponse.PARTITIONS_FIELD_NUMBER,)
 EVENTS = (store.InspectResponse.EVENTS_FIELD_NUMBER,)
 PATHS: dict[str, Sequence[tuple[int, ...]]] = {
     "DescribeStore": (STORE_GROUPS, (*STORE_GROUPS, GROUP_TRAITS)),
-    "DescribeTier": (TIER_GROUPS, (*TIER_GROUPS, GROUP_TRAITS)),
+    "DescribeTier": (TIER_GROUPS, (*TIER_GROUPS, GROUP_TRAITS), TIER_PARTITIONS),
     "Inspect": (EVENTS, (*EVENTS, store.InspectedEvent.TRAITS_FIELD_NUMBER)),
     "Snapshot": (MUTABLE, IMMUTABLE),
     "SnapshotBatch": (MUTABLE, IMMUTABLE),

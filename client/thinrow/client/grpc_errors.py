@@ -8,6 +8,8 @@ import grpc
 from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,
+    LaggingError,
+    PartitionMissingError,
     PermissionDeniedError,
     RequestError,
     ShardMissingError,
@@ -21,10 +23,19 @@ from thinrow.errors import (
     UnknownTenantError,
 )
 
-__all__ = ["ERRORS_OF_GRPC", "ShardElsewhereError", "UnimplementedError", "translate"]
+__all__ = [
+    "ERRORS_OF_GRPC",
+    "NotConnectedError",
+    "ShardElsewhereError",
+    "UnimplementedError",
+    "translate",
+]
 
 # Upper bound on a server's retry hint.
 RETRY_AFTER_MS_MAX = 60_000
+
+NEVER_CONNECTED = "failed to connect to all addresses"
+"""Text of gRPC itself for a call that left no connection."""
 
 # Details of calls that this side cancelled.
 CANCELLED_HERE = ("Locally cancelled", "Channel closed")
@@ -32,6 +43,10 @@ CANCELLED_HERE = ("Locally cancelled", "Channel closed")
 
 class ShardElsewhereError(UnavailableError):
     """A server without a map lacks the shard of a user; another replica, or group, may have it."""
+
+
+class NotConnectedError(UnavailableError):
+    """No connection could be made, so no server has seen the call."""
 
 
 class UnimplementedError(RequestError):
@@ -42,6 +57,8 @@ ERRORS_BY_NAME: dict[str, type[ThinRowError]] = {
     error.name: error
     for error in (
         AnswerTooLargeError,
+        LaggingError,
+        PartitionMissingError,
         PermissionDeniedError,
         TenantLimitError,
         TooManyCallsError,
@@ -96,6 +113,8 @@ def translate(error: grpc.RpcError, target: str, command: str = "thinrow serve")
             if metadata["thinrow-error"] == ShardMissingError.name:
                 kind = ShardElsewhereError
             return kind(f"{target}: {details}")
+        if NEVER_CONNECTED in details:
+            kind = NotConnectedError
         return kind(
             f"No server answered at {target} ({details}); check the address, and that "
             f"`{command}` runs there."

@@ -14,31 +14,26 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import uuid
-from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 import numpy as np
-from thinrow.client.channel import open_channel
+from thinrow.client.channel import check_token
 from thinrow.client.closable import CLOSED
 from thinrow.client.code_book import CodeBook
 from thinrow.client.config import ClientConfig
-from thinrow.client.counting_channel import CountingChannel
-from thinrow.client.credentials import bearer_metadata
-from thinrow.client.grpc_errors import translate
-from thinrow.client.online_stream import SnapshotStream
+from thinrow.client.online_appends import Appended, append_all
+from thinrow.client.online_replica import OnlineReplica
+from thinrow.client.online_replicas import OnlineReplicas, OnlineRouting
+from thinrow.client.online_topology import Topology
 from thinrow.client.received import received
-from thinrow.client.snapshots import (
-    Snapshot,
-    Snapshots,
-    decode_batch,
-    decode_stream,
-    read_snapshots,
-)
+from thinrow.client.server_addresses import ServerAddress, is_name, parse_addresses, resolve
+from thinrow.client.snapshots import Snapshot, Snapshots, read_snapshot, read_snapshots
 from thinrow.core.files.trait_arrays import arrow_column, is_arrow
 from thinrow.core.ids import (
     canonical_text,
@@ -50,75 +45,74 @@ from thinrow.core.ids import (
 )
 from thinrow.core.pointers import integers
 from thinrow.core.wire.columns import as_column, form_of, to_wire
-from thinrow.core.wire.malformed import require
 from thinrow.core.wire.request import to_wire_projection
-from thinrow.errors import InputError, RequestError, ThinRowError, UnavailableError
+from thinrow.errors import InputError, UnavailableError
 from thinrow.v1 import materialization_pb2 as wire
-from thinrow.v1 import online_pb2, online_pb2_grpc
+from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping
+    from collections.abc import Generator, Iterable, Mapping, Sequence
 
     from numpy.typing import ArrayLike
     from thinrow.core.ids import IdKind
     from thinrow.core.pointers import Projection
+    from thinrow.v1 import online_pb2_grpc
 
-__all__ = ["Appended", "OnlineClient", "Snapshot", "Snapshots", "connect_online"]
+__all__ = [
+    "Appended",
+    "OnlineClient",
+    "OnlineRouting",
+    "Snapshot",
+    "Snapshots",
+    "connect_online",
+]
 
 Request = TypeVar("Request", online_pb2.SnapshotRequest, online_pb2.SnapshotBatchRequest)
 
-SERVICE = online_pb2.DESCRIPTOR.services_by_name["OnlineService"].full_name
 EVENT_TS = wire.Trait(name="event_ts", type=wire.TRAIT_TYPE_INT64, vector_size=1, unit="ms")
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """The result of appending a batch of events; all of them are durable."""
+def connect_online(target: str | Sequence[str], config: ClientConfig | None = None) -> OnlineClient:
+    """Returns a client of an online server, or of the servers of one Kafka topic.
 
-    appended: int
-    """Events that were new; where the server's log is a Kafka topic, all of them."""
-    duplicates: int
-    """Events dropped because their user had one of the same id; 0 with a topic, whose readers find
-    them."""
-    arrival_ts: int
-    """Arrival of the appended events, ms: requests at any later moment see them. 0 with a topic."""
+    It connects at the first call.
 
+    Args:
+        target: HOST:PORT of a server; of several as a list, or separated by commas. A name with
+            several addresses stands for a server at each.
+        config: Limits, deadlines and credentials.
 
-def connect_online(target: str, config: ClientConfig | None = None) -> OnlineClient:
-    """Returns a client of the online server at HOST:PORT. It connects at the first call."""
+    Raises:
+        UsageError: An address is wrong, or a token would travel unencrypted to another machine.
+    """
     return OnlineClient(target, config or ClientConfig())
 
 
 class OnlineClient:
     """Appends events and takes snapshots. Made by `connect_online`; closed at its block's end.
 
-    Threads may share it. It repeats no call by itself.
+    Threads may share it. With one server it repeats no call by itself. With several, each request
+    goes to a replica that reads the user's partition of the topic, and to others if that one fails,
+    refuses, lags or is slow; appends go to any of them.
 
     Every call raises:
         RequestError: The server rejects it.
+        LaggingError: No replica has applied the topic as far as the request or its tenant requires.
         UnavailableError, DeadlineError, StoreError: The server cannot answer it.
         ThinRowError: The response contradicts itself.
     """
 
-    def __init__(self, target: str, config: ClientConfig) -> None:
-        self._target = target
+    def __init__(self, target: str | Sequence[str], config: ClientConfig) -> None:
         self.config = config
-        self._channel = open_channel(target, config)
-        counting = CountingChannel(self._channel)
-        self._stub = online_pb2_grpc.OnlineServiceStub(counting)  # type: ignore[no-untyped-call]
-        self._snapshot_batch = counting.unary_unary(
-            f"/{SERVICE}/SnapshotBatch",
-            request_serializer=online_pb2.SnapshotBatchRequest.SerializeToString,
-            response_deserializer=decode_batch,
-        )
-        stream = counting.stream_stream(
-            f"/{SERVICE}/SnapshotStream",
-            request_serializer=online_pb2.SnapshotStreamRequest.SerializeToString,
-            response_deserializer=decode_stream,
-        )
+        self._addresses = parse_addresses(target)
+        for address in self._addresses:
+            check_token(address, config)
         self._code_book = CodeBook(self._look_up_codes)
         self._closed = False
-        self._stream = SnapshotStream(stream, lambda: bearer_metadata(config), self._failure)
+        self._connecting = threading.Lock()
+        self._connected: OnlineReplica | OnlineReplicas | None = None
+        if len(self._addresses) == 1 and not is_name(self._addresses[0]):
+            self._connected = OnlineReplica(ServerAddress(self._addresses[0]), config)
 
     def __enter__(self) -> Self:
         return self
@@ -127,26 +121,44 @@ class OnlineClient:
         self.close()
 
     @property
-    def stub(self) -> online_pb2_grpc.OnlineServiceStub:
-        """The generated stub, for calls that this class does not have."""
-        self._check_open()
-        return self._stub
-
-    def _check_open(self) -> None:
+    def _servers(self) -> OnlineReplica | OnlineReplicas:
+        """The server, or the servers; names are resolved at the first use."""
         if self._closed:
             raise UnavailableError(CLOSED)
+        if self._connected is None:
+            with self._connecting:
+                if self._connected is None:
+                    found = resolve(self._addresses)
+                    if len(found) == 1:
+                        self._connected = OnlineReplica(found[0], self.config)
+                    else:
+                        topology = Topology(self._addresses, found, self.config)
+                        self._connected = OnlineReplicas(topology)
+        return self._connected
+
+    @property
+    def stub(self) -> online_pb2_grpc.OnlineServiceStub:
+        """The generated stub of a server, for calls that this class does not have."""
+        return self._servers.stub
+
+    @property
+    def routing(self) -> OnlineRouting:
+        """Numbers of what the client did to reach one of several servers."""
+        servers = self._servers
+        return OnlineRouting(1, 0, 0) if isinstance(servers, OnlineReplica) else servers.routing
 
     def close(self) -> None:
-        """Closes the connection; calls in flight fail."""
-        self._closed = True
-        self._stream.close()
-        self._channel.close()
+        """Closes the connections; calls in flight fail."""
+        with self._connecting:
+            self._closed = True
+        if self._connected is not None:
+            self._connected.close()
 
     def describe(self) -> online_pb2.DescribeTierResponse:
-        """Describes the tier: its clock, its contents, the schema of events, limits."""
+        """Describes the tier of a server: its clock, its contents, the schema of events, limits."""
         request = online_pb2.DescribeTierRequest()
         described: online_pb2.DescribeTierResponse
-        described = self._call(self.stub.DescribeTier, request, None)
+        described = self._servers.call("DescribeTier", request, self.config.request_deadline_s)
         return described
 
     @cached_property
@@ -253,6 +265,9 @@ class OnlineClient:
     ) -> Generator[Appended, None, None]:
         """Appends batch after batch on one stream, pipelined; yields for each, in order.
 
+        With several servers, the batches that have no answer when one fails go to another one,
+        unless an event of theirs has no id and may be there already.
+
         Args:
             batches: Pulled in a thread of its own.
             deadline_s: Time for the whole stream. None: no limit but that of silence.
@@ -263,44 +278,7 @@ class OnlineClient:
             DeadlineError: A batch has no response within `config.request_deadline_s`.
             UnavailableError: The server ended the stream before it had answered every batch.
         """
-        sent, is_complete = 0, False
-        sent_s: deque[float] = deque()
-
-        def requests() -> Iterator[online_pb2.AppendEventsRequest]:
-            nonlocal sent, is_complete
-            for batch in batches:
-                request = online_pb2.AppendEventsRequest(cursor=sent, events=batch)
-                sent += 1
-                sent_s.append(time.monotonic())
-                yield request
-            is_complete = True
-
-        metadata = bearer_metadata(self.config)
-        call = self.stub.AppendEvents(requests(), timeout=deadline_s, metadata=metadata)
-        answered, silence_s = 0, self.config.request_deadline_s
-        answers = received(call, silence_s, lambda: sent_s[0] if sent_s else None)
-        try:
-            with contextlib.closing(answers):
-                for answer in answers:
-                    require(
-                        answer.cursor == answered < sent,
-                        f"it has cursor {answer.cursor} after {answered} answers to {sent} batches",
-                    )
-                    answered += 1
-                    sent_s.popleft()
-                    if answer.refused:
-                        raise RequestError(answer.refused)
-                    yield Appended(answer.appended, answer.duplicates, answer.arrival_ts)
-        except grpc.RpcError as error:
-            raise self._failure(error) from error
-        finally:
-            call.cancel()
-            answers.close()
-        if answered != sent or not is_complete:
-            raise UnavailableError(
-                f"The online server at {self._target} ended the stream after {answered} answers "
-                f"to {sent} batches; append the others again."
-            )
+        return append_all(self._servers, batches, deadline_s)
 
     def snapshot(
         self,
@@ -339,11 +317,9 @@ class OnlineClient:
             lookback_ms=lookback_ms,
             max_length=max_length,
         )
-        answer = self._stream.request(request, self._timeout_s(deadline_s))
-        lengths = [len(answer.mutable.arrival_ts)]
+        answer = self._servers.snapshot(request, self._timeout_s(deadline_s))
         coder = self._code_book.coder(projection, self._timeout_s(deadline_s))
-        batch, rows = read_snapshots(answer, [shown], [answer.digest], lengths, projection, coder)
-        return Snapshot(batch, rows[0])
+        return read_snapshot(answer, shown, projection, coder)
 
     def snapshot_batch(
         self,
@@ -355,7 +331,12 @@ class OnlineClient:
         max_length: int = 0,
         deadline_s: float | None = None,
     ) -> Snapshots:
-        """Returns the histories that these users' requests see at one moment, as `snapshot`."""
+        """Returns the histories that these users' requests see, as `snapshot`.
+
+        They are of one moment if one server answers, or if `request_ts` gives one. Otherwise each
+        server answers at a moment of its own, which is the `request_ts` of its thin rows; they are
+        as few servers as read the users' partitions.
+        """
         users = self._users(user_ids)
         request = _request(
             online_pb2.SnapshotBatchRequest,
@@ -365,27 +346,26 @@ class OnlineClient:
             lookback_ms=lookback_ms,
             max_length=max_length,
         )
-        self._check_open()
-        answer: online_pb2.SnapshotBatchResponse
-        answer = self._call(self._snapshot_batch, request, deadline_s)
-        lengths = list(answer.mutable_lengths)
+        parts = self._servers.snapshot_batch(request, self._timeout_s(deadline_s))
         shown: list[Any] = [
             user if isinstance(user, str) or user >= 0 else shown_id(user, self.user_id_kind)
             for user in users
         ]
         coder = self._code_book.coder(projection, self._timeout_s(deadline_s))
-        return Snapshots(*read_snapshots(answer, shown, answer.digests, lengths, projection, coder))
+        return read_snapshots(parts, shown, projection, coder)
 
     def export(
         self, request: online_pb2.ExportEventsRequest
     ) -> Generator[online_pb2.ExportEventsResponse, None, None]:
         """Seals a watermark, and yields the events that arrived before."""
-        call = self.stub.ExportEvents(request, metadata=bearer_metadata(self.config))
+        server = self._servers.for_appends(())
+        assert server is not None, "there is a server"
+        call = server.stub.ExportEvents(request, metadata=server.metadata)
         sent_s = time.monotonic()
         try:
             yield from received(call, self.config.request_deadline_s, lambda: sent_s)
         except grpc.RpcError as error:
-            raise self._failure(error) from error
+            raise server.failure(error) from error
         finally:
             call.cancel()
 
@@ -394,23 +374,11 @@ class OnlineClient:
     ) -> wire.LookUpCodesResponse:
         wrapped = online_pb2.LookUpEventCodesRequest(values=request)
         answer: online_pb2.LookUpEventCodesResponse
-        answer = self._call(self.stub.LookUpEventCodes, wrapped, deadline_s)
+        answer = self._servers.call("LookUpEventCodes", wrapped, deadline_s)
         return answer.codes
 
     def _timeout_s(self, deadline_s: float | None) -> float:
         return self.config.request_deadline_s if deadline_s is None else deadline_s
-
-    def _call(self, method: Any, request: object, deadline_s: float | None) -> Any:  # noqa: ANN401
-        timeout_s, metadata = self._timeout_s(deadline_s), bearer_metadata(self.config)
-        try:
-            return method(request, timeout=timeout_s, metadata=metadata)
-        except grpc.RpcError as error:
-            raise self._failure(error) from error
-
-    def _failure(self, error: grpc.RpcError) -> ThinRowError:
-        if self._closed:
-            return UnavailableError(CLOSED)
-        return translate(error, self._target, "thinrow online")
 
 
 def _event_ids(values: Any) -> Any:  # noqa: ANN401 - as `OnlineClient.events`

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Metadata = tuple[tuple[str, str], ...]
-    Answers = queue.SimpleQueue[online_pb2.StreamedAnswer | ThinRowError]
+    Answer = online_pb2.StreamedAnswer | ThinRowError
+    Deliver = Callable[[Answer], None]
 
-__all__ = ["SnapshotStream"]
+__all__ = ["SnapshotStream", "no_answer"]
 
 MESSAGES_MAX = 2
 """Messages in flight: one that the server works on, and one that it finds afterwards."""
@@ -62,21 +64,41 @@ class SnapshotStream:
         self, request: online_pb2.SnapshotRequest, deadline_s: float
     ) -> online_pb2.SnapshotResponse:
         """Returns the response; raises as a call of its own would."""
-        connection, answers = self._send(request, deadline_s)
-        answer = connection.answer(answers, deadline_s)
-        if isinstance(answer, UnauthenticatedError) and connection.answered:
-            # The token of this stream has expired since it was opened.
-            connection, answers = self._send(request, deadline_s)
-            answer = connection.answer(answers, deadline_s)
-        if isinstance(answer, ThinRowError):
-            raise answer
-        if answer.HasField("error"):
-            raise self._failure(_Refused(answer.error))
-        return answer.response
+        answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self.send(request, deadline_s, answers.put)
+        try:
+            answer = answers.get(timeout=deadline_s)
+        except queue.Empty:
+            raise no_answer(deadline_s) from None
+        return self.response(answer)
 
-    def _send(
-        self, request: online_pb2.SnapshotRequest, deadline_s: float
-    ) -> tuple[_Connection, Answers]:
+    def send(
+        self,
+        request: online_pb2.SnapshotRequest,
+        deadline_s: float,
+        deliver: Deliver,
+        *,
+        is_repeated: bool = False,
+    ) -> None:
+        """Sends with the next message.
+
+        Args:
+            request: The request.
+            deadline_s: Time that it may wait at the server.
+            deliver: Called with the answer, or the error that ended the stream, in any thread.
+            is_repeated: True if the stream has refused the request's token before.
+        """
+
+        def outcome(answer: Answer) -> None:
+            if isinstance(answer, UnauthenticatedError) and connection.answered and not is_repeated:
+                # The token of this stream has expired since it was opened.
+                try:
+                    self.send(request, deadline_s, deliver, is_repeated=True)
+                except ThinRowError as error:
+                    deliver(error)
+            else:
+                deliver(answer)
+
         while True:
             with self._lock:
                 if self._closed:
@@ -84,9 +106,29 @@ class SnapshotStream:
                 if self._connection is None or self._connection.ended:
                     self._connection = _Connection(self._open, self._metadata(), self._failure)
                 connection = self._connection
-            answers = connection.send(request, deadline_s)
-            if answers is not None:
-                return connection, answers
+            if connection.send(request, deadline_s, outcome):
+                return
+
+    def response(self, answer: Answer) -> online_pb2.SnapshotResponse:
+        """Returns the response in an answer, or raises the error in its place."""
+        if isinstance(answer, ThinRowError):
+            raise answer
+        if answer.HasField("error"):
+            raise self._failure(_Refused(answer.error))
+        return answer.response
+
+    @property
+    def arrived_s(self) -> float:
+        """Time of the last message received, `time.monotonic`; 0 if the stream has ended."""
+        connection = self._connection
+        return 0.0 if connection is None else connection.arrived_s
+
+    def abandon(self, failure: ThinRowError) -> None:
+        """Fails the requests in flight at once; the next one opens the stream again."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abandon(failure)
 
     def close(self) -> None:
         """Ends the stream; requests in flight fail."""
@@ -109,7 +151,7 @@ class _Connection:
         self._failure = failure
         self._cursors = itertools.count(1)
         self._waiting: deque[online_pb2.StreamedRequest] = deque()
-        self._unanswered: dict[int, Answers] = {}
+        self._unanswered: dict[int, Deliver] = {}
         self._messages: deque[list[int]] = deque()
         """The cursors of each message in flight, oldest first."""
         self._changed = threading.Condition(threading.Lock())
@@ -117,44 +159,37 @@ class _Connection:
         """True once it accepts no more requests."""
         self.answered = False
         """True once a response has come."""
+        self.arrived_s = time.monotonic()
+        """Time of the last message received, `time.monotonic`; at first that of opening."""
         self._call = call(self._outgoing(), metadata=metadata)
         self._reader = threading.Thread(target=self._read, name="thinrow-snapshots", daemon=True)
         self._reader.start()
 
-    def send(self, request: online_pb2.SnapshotRequest, deadline_s: float) -> Answers | None:
-        """Sends with the next message.
-
-        Returns:
-            The queue that receives the response; None if the stream has ended.
-        """
-        answers: Answers = queue.SimpleQueue()
+    def send(
+        self, request: online_pb2.SnapshotRequest, deadline_s: float, deliver: Deliver
+    ) -> bool:
+        """Sends with the next message; returns False if the stream has ended."""
         deadline_ms = min(max(int(deadline_s * 1000), 1), DEADLINE_MS_MAX)
         with self._changed:
             if self.ended:
-                return None
+                return False
             cursor = next(self._cursors)
-            self._unanswered[cursor] = answers
+            self._unanswered[cursor] = deliver
             self._waiting.append(
                 online_pb2.StreamedRequest(cursor=cursor, request=request, deadline_ms=deadline_ms)
             )
             if len(self._messages) < MESSAGES_MAX:
                 self._changed.notify()
-        return answers
+        return True
 
-    @staticmethod
-    def answer(answers: Answers, deadline_s: float) -> online_pb2.StreamedAnswer | ThinRowError:
-        """Waits for a response, or for the error that ended the stream."""
-        try:
-            return answers.get(timeout=deadline_s)
-        except queue.Empty:
-            return DeadlineError(
-                f"No snapshot came in {deadline_s:g} s; allow more time, or request less."
-            )
+    def abandon(self, failure: ThinRowError) -> None:
+        """Ends the call, and fails its requests; does not wait for its thread."""
+        self._call.cancel()
+        self._end(failure)
 
     def close(self) -> None:
         """Ends the call and its thread."""
-        self._call.cancel()
-        self._end(UnavailableError(CLOSED))
+        self.abandon(UnavailableError(CLOSED))
         if self._reader is not threading.current_thread():
             self._reader.join()
 
@@ -198,10 +233,10 @@ class _Connection:
             )
             self._changed.notify()
             answered = [(self._unanswered.pop(each.cursor, None), each) for each in message.answers]
-        self.answered = True
-        for answers, answer in answered:
-            if answers is not None:
-                answers.put(answer)
+        self.answered, self.arrived_s = True, time.monotonic()
+        for deliver, answer in answered:
+            if deliver is not None:
+                deliver(answer)
 
     def _end(self, failure: ThinRowError) -> None:
         with self._changed:
@@ -210,8 +245,13 @@ class _Connection:
             self._unanswered.clear()
             self._waiting.clear()
             self._changed.notify()
-        for answers in unanswered:
-            answers.put(failure)
+        for deliver in unanswered:
+            deliver(failure)
+
+
+def no_answer(deadline_s: float) -> DeadlineError:
+    """Returns the error of a request that had no answer in time."""
+    return DeadlineError(f"No snapshot came in {deadline_s:g} s; allow more time, or request less.")
 
 
 class _Refused(grpc.RpcError):

@@ -5,10 +5,30 @@ from __future__ import annotations
 import math
 import time
 
-__all__ = ["ReplicaHealth"]
+__all__ = ["ReplicaHealth", "ServerHealth"]
 
 FAILURE_S = 30.0
 """Time for which a replica that failed, or was silent, is requested last."""
+
+
+class ServerHealth:
+    """The health of one server. Threads share it; a stale value only costs a worse choice."""
+
+    def __init__(self) -> None:
+        self._failed_s = -math.inf
+
+    def failed(self) -> None:
+        """Records that the server failed or was silent."""
+        self._failed_s = time.monotonic()
+
+    def answered(self) -> None:
+        """Records that the server works."""
+        self._failed_s = -math.inf
+
+    @property
+    def has_failed(self) -> bool:
+        """True if the server failed, or was silent, recently."""
+        return time.monotonic() - self._failed_s < FAILURE_S
 
 
 class ReplicaHealth:
@@ -18,16 +38,16 @@ class ReplicaHealth:
     """
 
     def __init__(self, replicas: int) -> None:
-        self._failed_s = [-math.inf] * replicas
+        self._servers = [ServerHealth() for _ in range(replicas)]
         self._generations = [0] * replicas
 
     def failed(self, replica: int) -> None:
         """Records that a replica failed or was silent."""
-        self._failed_s[replica] = time.monotonic()
+        self._servers[replica].failed()
 
     def answered(self, replica: int, generation: int) -> None:
         """Records that a replica works, and the generation that it serves."""
-        self._failed_s[replica] = -math.inf
+        self._servers[replica].answered()
         self._generations[replica] = generation
 
     @property
@@ -37,7 +57,7 @@ class ReplicaHealth:
 
     def has_failed(self, replica: int) -> bool:
         """Returns True if a replica failed, or was silent, recently."""
-        return time.monotonic() - self._failed_s[replica] < FAILURE_S
+        return self._servers[replica].has_failed
 
     def is_last_choice(self, replica: int) -> bool:
         """Returns True if a replica failed recently or is behind another one."""
@@ -45,7 +65,7 @@ class ReplicaHealth:
 
     def best(self, after: int) -> int:
         """Returns the best replica; of equals the first one after `after`, itself the last."""
-        count = len(self._failed_s)
+        count = len(self._servers)
         return min(((after + 1 + step) % count for step in range(count)), key=self._rank)
 
     def _rank(self, replica: int) -> tuple[bool, bool]:

@@ -13,7 +13,16 @@ from thinrow.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PARTS_MAX", "PART_KEY", "SHARDS_MAX", "check_parts", "part_folder", "shard_of", "xxh3"]
+__all__ = [
+    "PARTS_MAX",
+    "PART_KEY",
+    "SHARDS_MAX",
+    "check_parts",
+    "part_folder",
+    "shard_of",
+    "xxh3",
+    "xxh3_of",
+]
 
 SHARDS_MAX = 65_536
 """Most shards of a store, whose number is a power of two."""
@@ -22,8 +31,11 @@ PARTS_MAX = 4_096
 PART_KEY = "part"
 """Hive key of a part, and column of tables that are partitioned by it."""
 
-_BITFLIP = np.uint64(0x1CAD21F72C81017C ^ 0xDB979083E96DD4DE)  # bytes 8..24 of XXH3's secret
-_PRIME_MX2 = np.uint64(0x9FB21C651E98DF25)
+_FLIP = 0x1CAD21F72C81017C ^ 0xDB979083E96DD4DE  # bytes 8..24 of XXH3's secret
+_PRIME = 0x9FB21C651E98DF25
+_BITFLIP = np.uint64(_FLIP)
+_PRIME_MX2 = np.uint64(_PRIME)
+_UINT64_MAX = (1 << 64) - 1
 
 
 def xxh3(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -40,6 +52,17 @@ def xxh3(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def _rotated_left(values: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
     return (values << np.uint64(bits)) | (values >> np.uint64(64 - bits))
+
+
+def xxh3_of(value: int) -> int:
+    """XXH3 (64 bits, seed 0) of one value's eight little-endian bytes, as `xxh3` of an array."""
+    value &= _UINT64_MAX
+    keyed = (value >> 32 | value << 32) & _UINT64_MAX ^ _FLIP
+    keyed ^= (keyed << 49 | keyed >> 15) & _UINT64_MAX ^ (keyed << 24 | keyed >> 40) & _UINT64_MAX
+    keyed = keyed * _PRIME & _UINT64_MAX
+    keyed ^= (keyed >> 35) + 8
+    keyed = keyed * _PRIME & _UINT64_MAX
+    return keyed ^ keyed >> 28
 
 
 def shard_of(user_ids: NDArray[np.int64], shards: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from thinrow.core.ids import IdKind
     from thinrow.core.pointers import Pointers
 
-__all__ = ["check_keys", "user_keys"]
+__all__ = ["check_keys", "key_of", "user_keys"]
 
 
 def user_keys(pointers: Pointers, kind: IdKind) -> NDArray[np.int64]:
@@ -34,6 +34,15 @@ def user_keys(pointers: Pointers, kind: IdKind) -> NDArray[np.int64]:
     text_hash = _text_hash()
     keys = (text_hash(canonical_text(text, kind).encode()) for text in texts.tolist())
     return np.fromiter(keys, np.uint64, len(texts)).view(np.int64)
+
+
+def key_of(user: int | str) -> int:
+    """Returns the key of one user, whose text is canonical.
+
+    Raises:
+        UsageError: As `user_keys`.
+    """
+    return _text_hash()(user.encode()) if isinstance(user, str) else user
 
 
 def check_keys(kind: IdKind) -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from thinrow.v1 import materialization_pb2 as thinrow_dot_v1_dot_materialization__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17thinrow/v1/online.proto\x12\nthinrow.v1\x1a thinrow/v1/materialization.proto\"W\n\nEventBatch\x12\x10\n\x08user_ids\x18\x01 \x03(\x10\x12#\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x12.thinrow.v1.Column\x12\x12\n\nuser_texts\x18\x03 \x03(\t\"M\n\x13\x41ppendEventsRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12&\n\x06\x65vents\x18\x02 \x01(\x0b\x32\x16.thinrow.v1.EventBatch\"q\n\x14\x41ppendEventsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x10\n\x08\x61ppended\x18\x02 \x01(\r\x12\x12\n\nduplicates\x18\x03 \x01(\r\x12\x12\n\narrival_ts\x18\x04 \x01(\x03\x12\x0f\n\x07refused\x18\x05 \x01(\t\"\xc1\x01\n\x0fSnapshotRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x12\n\nrequest_ts\x18\x02 \x01(\x03\x12\x13\n\x0blookback_ms\x18\x03 \x01(\x03\x12\x12\n\nmax_length\x18\x04 \x01(\x03\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12*\n\nprojection\x18\x06 \x01(\x0b\x32\x16.thinrow.v1.Projection\x12\x16\n\tuser_text\x18\x07 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_user_text\"\xcc\x01\n\x10SnapshotResponse\x12\x12\n\nrequest_ts\x18\x01 \x01(\x03\x12\x10\n\x08start_ts\x18\x02 \x01(\x03\x12\x0e\n\x06\x65nd_ts\x18\x03 \x01(\x03\x12\x12\n\nmax_length\x18\x04 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x06\x12*\n\x07mutable\x18\x06 \x01(\x0b\x32\x19.thinrow.v1.MutableEvents\x12\x32\n\timmutable\x18\x07 \x01(\x0b\x32\x1f.thinrow.v1.MaterializeResponse\"H\n\rMutableEvents\x12\x12\n\narrival_ts\x18\x01 \x03(\x10\x12#\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x12.thinrow.v1.Column\"\xb5\x01\n\x14SnapshotBatchRequest\x12\x10\n\x08user_ids\x18\x01 \x03(\x10\x12\x12\n\nrequest_ts\x18\x02 \x01(\x03\x12\x13\n\x0blookback_ms\x18\x03 \x01(\x03\x12\x12\n\nmax_length\x18\x04 \x01(\x03\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12*\n\nprojection\x18\x06 \x01(\x0b\x32\x16.thinrow.v1.Projection\x12\x12\n\nuser_texts\x18\x07 \x03(\t\"\xeb\x01\n\x15SnapshotBatchResponse\x12\x12\n\nrequest_ts\x18\x01 \x01(\x03\x12\x10\n\x08start_ts\x18\x02 \x01(\x03\x12\x0e\n\x06\x65nd_ts\x18\x03 \x01(\x03\x12\x12\n\nmax_length\x18\x04 \x01(\x03\x12\x0f\n\x07\x64igests\x18\x05 \x03(\x06\x12*\n\x07mutable\x18\x06 \x01(\x0b\x32\x19.thinrow.v1.MutableEvents\x12\x32\n\timmutable\x18\x07 \x01(\x0b\x32\x1f.thinrow.v1.MaterializeResponse\x12\x17\n\x0fmutable_lengths\x18\x08 \x03(\r\"F\n\x15SnapshotStreamRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.thinrow.v1.StreamedRequest\"d\n\x0fStreamedRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.thinrow.v1.SnapshotRequest\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r\"E\n\x16SnapshotStreamResponse\x12+\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1a.thinrow.v1.StreamedAnswer\"\x85\x01\n\x0eStreamedAnswer\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.thinrow.v1.SnapshotResponseH\x00\x12&\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.thinrow.v1.CallErrorH\x00\x42\t\n\x07outcome\"8\n\tCallError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"M\n\x13\x45xportEventsRequest\x12\x14\n\x0cwatermark_ts\x18\x01 \x01(\x03\x12\x14\n\x07\x66rom_ts\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_from_ts\"c\n\x14\x45xportEventsResponse\x12\x0f\n\x07\x66rom_ts\x18\x01 \x01(\x03\x12\x12\n\narrival_ts\x18\x02 \x03(\x10\x12&\n\x06\x65vents\x18\x03 \x01(\x0b\x32\x16.thinrow.v1.EventBatch\"I\n\x17LookUpEventCodesRequest\x12.\n\x06values\x18\x01 \x01(\x0b\x32\x1e.thinrow.v1.LookUpCodesRequest\"J\n\x18LookUpEventCodesResponse\x12.\n\x05\x63odes\x18\x01 \x01(\x0b\x32\x1f.thinrow.v1.LookUpCodesResponse\"\x15\n\x13\x44\x65scribeTierRequest\"\x85\x03\n\x14\x44\x65scribeTierResponse\x12\x0e\n\x06now_ts\x18\x01 \x01(\x03\x12\x11\n\tsealed_ts\x18\x02 \x01(\x03\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12\x14\n\x0cwatermark_ts\x18\x04 \x01(\x03\x12\x19\n\x0ckept_from_ts\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x30\n\x0e\x66\x65\x61ture_groups\x18\x06 \x03(\x0b\x32\x18.thinrow.v1.FeatureGroup\x12\x18\n\x10\x62\x61tch_events_max\x18\x07 \x01(\r\x12\x17\n\x0f\x62\x61tch_users_max\x18\x08 \x01(\r\x12\x16\n\x0eserver_version\x18\t \x01(\t\x12\"\n\x06limits\x18\n \x01(\x0b\x32\x12.thinrow.v1.Limits\x12(\n\x0cuser_id_kind\x18\x0b \x01(\x0e\x32\x12.thinrow.v1.IdKind\x12)\n\revent_id_kind\x18\x0c \x01(\x0e\x32\x12.thinrow.v1.IdKindB\x0f\n\r_kept_from_ts2\xe7\x04\n\rOnlineService\x12U\n\x0c\x41ppendEvents\x12\x1f.thinrow.v1.AppendEventsRequest\x1a .thinrow.v1.AppendEventsResponse(\x01\x30\x01\x12\x45\n\x08Snapshot\x12\x1b.thinrow.v1.SnapshotRequest\x1a\x1c.thinrow.v1.SnapshotResponse\x12T\n\rSnapshotBatch\x12 .thinrow.v1.SnapshotBatchRequest\x1a!.thinrow.v1.SnapshotBatchResponse\x12[\n\x0eSnapshotStream\x12!.thinrow.v1.SnapshotStreamRequest\x1a\".thinrow.v1.SnapshotStreamResponse(\x01\x30\x01\x12S\n\x0c\x45xportEvents\x12\x1f.thinrow.v1.ExportEventsRequest\x1a .thinrow.v1.ExportEventsResponse0\x01\x12]\n\x10LookUpEventCodes\x12#.thinrow.v1.LookUpEventCodesRequest\x1a$.thinrow.v1.LookUpEventCodesResponse\x12Q\n\x0c\x44\x65scribeTier\x12\x1f.thinrow.v1.DescribeTierRequest\x1a .thinrow.v1.DescribeTierResponseB$\n\nthinrow.v1P\x01Z\x14thinrow/v1;thinrowv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17thinrow/v1/online.proto\x12\nthinrow.v1\x1a thinrow/v1/materialization.proto\"W\n\nEventBatch\x12\x10\n\x08user_ids\x18\x01 \x03(\x10\x12#\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x12.thinrow.v1.Column\x12\x12\n\nuser_texts\x18\x03 \x03(\t\"M\n\x13\x41ppendEventsRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12&\n\x06\x65vents\x18\x02 \x01(\x0b\x32\x16.thinrow.v1.EventBatch\"q\n\x14\x41ppendEventsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x10\n\x08\x61ppended\x18\x02 \x01(\r\x12\x12\n\nduplicates\x18\x03 \x01(\r\x12\x12\n\narrival_ts\x18\x04 \x01(\x03\x12\x0f\n\x07refused\x18\x05 \x01(\t\"\xc1\x01\n\x0fSnapshotRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x12\n\nrequest_ts\x18\x02 \x01(\x03\x12\x13\n\x0blookback_ms\x18\x03 \x01(\x03\x12\x12\n\nmax_length\x18\x04 \x01(\x03\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12*\n\nprojection\x18\x06 \x01(\x0b\x32\x16.thinrow.v1.Projection\x12\x16\n\tuser_text\x18\x07 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_user_text\"\xee\x01\n\x10SnapshotResponse\x12\x12\n\nrequest_ts\x18\x01 \x01(\x03\x12\x10\n\x08start_ts\x18\x02 \x01(\x03\x12\x0e\n\x06\x65nd_ts\x18\x03 \x01(\x03\x12\x12\n\nmax_length\x18\x04 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x06\x12*\n\x07mutable\x18\x06 \x01(\x0b\x32\x19.thinrow.v1.MutableEvents\x12\x32\n\timmutable\x18\x07 \x01(\x0b\x32\x1f.thinrow.v1.MaterializeResponse\x12\x10\n\x08\x61s_of_ts\x18\x08 \x01(\x03\x12\x0e\n\x06lag_ms\x18\t \x01(\x03\"H\n\rMutableEvents\x12\x12\n\narrival_ts\x18\x01 \x03(\x10\x12#\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x12.thinrow.v1.Column\"\xb5\x01\n\x14SnapshotBatchRequest\x12\x10\n\x08user_ids\x18\x01 \x03(\x10\x12\x12\n\nrequest_ts\x18\x02 \x01(\x03\x12\x13\n\x0blookback_ms\x18\x03 \x01(\x03\x12\x12\n\nmax_length\x18\x04 \x01(\x03\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12*\n\nprojection\x18\x06 \x01(\x0b\x32\x16.thinrow.v1.Projection\x12\x12\n\nuser_texts\x18\x07 \x03(\t\"\x8d\x02\n\x15SnapshotBatchResponse\x12\x12\n\nrequest_ts\x18\x01 \x01(\x03\x12\x10\n\x08start_ts\x18\x02 \x01(\x03\x12\x0e\n\x06\x65nd_ts\x18\x03 \x01(\x03\x12\x12\n\nmax_length\x18\x04 \x01(\x03\x12\x0f\n\x07\x64igests\x18\x05 \x03(\x06\x12*\n\x07mutable\x18\x06 \x01(\x0b\x32\x19.thinrow.v1.MutableEvents\x12\x32\n\timmutable\x18\x07 \x01(\x0b\x32\x1f.thinrow.v1.MaterializeResponse\x12\x17\n\x0fmutable_lengths\x18\x08 \x03(\r\x12\x10\n\x08\x61s_of_ts\x18\t \x01(\x03\x12\x0e\n\x06lag_ms\x18\n \x01(\x03\"F\n\x15SnapshotStreamRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.thinrow.v1.StreamedRequest\"d\n\x0fStreamedRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.thinrow.v1.SnapshotRequest\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r\"E\n\x16SnapshotStreamResponse\x12+\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1a.thinrow.v1.StreamedAnswer\"\x85\x01\n\x0eStreamedAnswer\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.thinrow.v1.SnapshotResponseH\x00\x12&\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.thinrow.v1.CallErrorH\x00\x42\t\n\x07outcome\"8\n\tCallError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"M\n\x13\x45xportEventsRequest\x12\x14\n\x0cwatermark_ts\x18\x01 \x01(\x03\x12\x14\n\x07\x66rom_ts\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_from_ts\"c\n\x14\x45xportEventsResponse\x12\x0f\n\x07\x66rom_ts\x18\x01 \x01(\x03\x12\x12\n\narrival_ts\x18\x02 \x03(\x10\x12&\n\x06\x65vents\x18\x03 \x01(\x0b\x32\x16.thinrow.v1.EventBatch\"I\n\x17LookUpEventCodesRequest\x12.\n\x06values\x18\x01 \x01(\x0b\x32\x1e.thinrow.v1.LookUpCodesRequest\"J\n\x18LookUpEventCodesResponse\x12.\n\x05\x63odes\x18\x01 \x01(\x0b\x32\x1f.thinrow.v1.LookUpCodesResponse\"\x15\n\x13\x44\x65scribeTierRequest\"\xdc\x03\n\x14\x44\x65scribeTierResponse\x12\x0e\n\x06now_ts\x18\x01 \x01(\x03\x12\x11\n\tsealed_ts\x18\x02 \x01(\x03\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12\x14\n\x0cwatermark_ts\x18\x04 \x01(\x03\x12\x19\n\x0ckept_from_ts\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x30\n\x0e\x66\x65\x61ture_groups\x18\x06 \x03(\x0b\x32\x18.thinrow.v1.FeatureGroup\x12\x18\n\x10\x62\x61tch_events_max\x18\x07 \x01(\r\x12\x17\n\x0f\x62\x61tch_users_max\x18\x08 \x01(\r\x12\x16\n\x0eserver_version\x18\t \x01(\t\x12\"\n\x06limits\x18\n \x01(\x0b\x32\x12.thinrow.v1.Limits\x12(\n\x0cuser_id_kind\x18\x0b \x01(\x0e\x32\x12.thinrow.v1.IdKind\x12)\n\revent_id_kind\x18\x0c \x01(\x0e\x32\x12.thinrow.v1.IdKind\x12\r\n\x05topic\x18\r \x01(\t\x12\x17\n\x0fpartition_count\x18\x0e \x01(\r\x12-\n\npartitions\x18\x0f \x03(\x0b\x32\x19.thinrow.v1.TierPartitionB\x0f\n\r_kept_from_ts\"A\n\rTierPartition\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x10\n\x08\x61s_of_ts\x18\x02 \x01(\x03\x12\x0e\n\x06lag_ms\x18\x03 \x01(\x03\x32\xe7\x04\n\rOnlineService\x12U\n\x0c\x41ppendEvents\x12\x1f.thinrow.v1.AppendEventsRequest\x1a .thinrow.v1.AppendEventsResponse(\x01\x30\x01\x12\x45\n\x08Snapshot\x12\x1b.thinrow.v1.SnapshotRequest\x1a\x1c.thinrow.v1.SnapshotResponse\x12T\n\rSnapshotBatch\x12 .thinrow.v1.SnapshotBatchRequest\x1a!.thinrow.v1.SnapshotBatchResponse\x12[\n\x0eSnapshotStream\x12!.thinrow.v1.SnapshotStreamRequest\x1a\".thinrow.v1.SnapshotStreamResponse(\x01\x30\x01\x12S\n\x0c\x45xportEvents\x12\x1f.thinrow.v1.ExportEventsRequest\x1a .thinrow.v1.ExportEventsResponse0\x01\x12]\n\x10LookUpEventCodes\x12#.thinrow.v1.LookUpEventCodesRequest\x1a$.thinrow.v1.LookUpEventCodesResponse\x12Q\n\x0c\x44\x65scribeTier\x12\x1f.thinrow.v1.DescribeTierRequest\x1a .thinrow.v1.DescribeTierResponseB$\n\nthinrow.v1P\x01Z\x14thinrow/v1;thinrowv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,35 +42,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SNAPSHOTREQUEST']._serialized_start=357
   _globals['_SNAPSHOTREQUEST']._serialized_end=550
   _globals['_SNAPSHOTRESPONSE']._serialized_start=553
-  _globals['_SNAPSHOTRESPONSE']._serialized_end=757
-  _globals['_MUTABLEEVENTS']._serialized_start=759
-  _globals['_MUTABLEEVENTS']._serialized_end=831
-  _globals['_SNAPSHOTBATCHREQUEST']._serialized_start=834
-  _globals['_SNAPSHOTBATCHREQUEST']._serialized_end=1015
-  _globals['_SNAPSHOTBATCHRESPONSE']._serialized_start=1018
-  _globals['_SNAPSHOTBATCHRESPONSE']._serialized_end=1253
-  _globals['_SNAPSHOTSTREAMREQUEST']._serialized_start=1255
-  _globals['_SNAPSHOTSTREAMREQUEST']._serialized_end=1325
-  _globals['_STREAMEDREQUEST']._serialized_start=1327
-  _globals['_STREAMEDREQUEST']._serialized_end=1427
-  _globals['_SNAPSHOTSTREAMRESPONSE']._serialized_start=1429
-  _globals['_SNAPSHOTSTREAMRESPONSE']._serialized_end=1498
-  _globals['_STREAMEDANSWER']._serialized_start=1501
-  _globals['_STREAMEDANSWER']._serialized_end=1634
-  _globals['_CALLERROR']._serialized_start=1636
-  _globals['_CALLERROR']._serialized_end=1692
-  _globals['_EXPORTEVENTSREQUEST']._serialized_start=1694
-  _globals['_EXPORTEVENTSREQUEST']._serialized_end=1771
-  _globals['_EXPORTEVENTSRESPONSE']._serialized_start=1773
-  _globals['_EXPORTEVENTSRESPONSE']._serialized_end=1872
-  _globals['_LOOKUPEVENTCODESREQUEST']._serialized_start=1874
-  _globals['_LOOKUPEVENTCODESREQUEST']._serialized_end=1947
-  _globals['_LOOKUPEVENTCODESRESPONSE']._serialized_start=1949
-  _globals['_LOOKUPEVENTCODESRESPONSE']._serialized_end=2023
-  _globals['_DESCRIBETIERREQUEST']._serialized_start=2025
-  _globals['_DESCRIBETIERREQUEST']._serialized_end=2046
-  _globals['_DESCRIBETIERRESPONSE']._serialized_start=2049
-  _globals['_DESCRIBETIERRESPONSE']._serialized_end=2438
-  _globals['_ONLINESERVICE']._serialized_start=2441
-  _globals['_ONLINESERVICE']._serialized_end=3056
+  _globals['_SNAPSHOTRESPONSE']._serialized_end=791
+  _globals['_MUTABLEEVENTS']._serialized_start=793
+  _globals['_MUTABLEEVENTS']._serialized_end=865
+  _globals['_SNAPSHOTBATCHREQUEST']._serialized_start=868
+  _globals['_SNAPSHOTBATCHREQUEST']._serialized_end=1049
+  _globals['_SNAPSHOTBATCHRESPONSE']._serialized_start=1052
+  _globals['_SNAPSHOTBATCHRESPONSE']._serialized_end=1321
+  _globals['_SNAPSHOTSTREAMREQUEST']._serialized_start=1323
+  _globals['_SNAPSHOTSTREAMREQUEST']._serialized_end=1393
+  _globals['_STREAMEDREQUEST']._serialized_start=1395
+  _globals['_STREAMEDREQUEST']._serialized_end=1495
+  _globals['_SNAPSHOTSTREAMRESPONSE']._serialized_start=1497
+  _globals['_SNAPSHOTSTREAMRESPONSE']._serialized_end=1566
+  _globals['_STREAMEDANSWER']._serialized_start=1569
+  _globals['_STREAMEDANSWER']._serialized_end=1702
+  _globals['_CALLERROR']._serialized_start=1704
+  _globals['_CALLERROR']._serialized_end=1760
+  _globals['_EXPORTEVENTSREQUEST']._serialized_start=1762
+  _globals['_EXPORTEVENTSREQUEST']._serialized_end=1839
+  _globals['_EXPORTEVENTSRESPONSE']._serialized_start=1841
+  _globals['_EXPORTEVENTSRESPONSE']._serialized_end=1940
+  _globals['_LOOKUPEVENTCODESREQUEST']._serialized_start=1942
+  _globals['_LOOKUPEVENTCODESREQUEST']._serialized_end=2015
+  _globals['_LOOKUPEVENTCODESRESPONSE']._serialized_start=2017
+  _globals['_LOOKUPEVENTCODESRESPONSE']._serialized_end=2091
+  _globals['_DESCRIBETIERREQUEST']._serialized_start=2093
+  _globals['_DESCRIBETIERREQUEST']._serialized_end=2114
+  _globals['_DESCRIBETIERRESPONSE']._serialized_start=2117
+  _globals['_DESCRIBETIERRESPONSE']._serialized_end=2593
+  _globals['_TIERPARTITION']._serialized_start=2595
+  _globals['_TIERPARTITION']._serialized_end=2660
+  _globals['_ONLINESERVICE']._serialized_start=2663
+  _globals['_ONLINESERVICE']._serialized_end=3278
 # @@protoc_insertion_point(module_scope)

@@ -58,7 +58,7 @@ class SnapshotRequest(_message.Message):
     def __init__(self, user_id: _Optional[int] = ..., request_ts: _Optional[int] = ..., lookback_ms: _Optional[int] = ..., max_length: _Optional[int] = ..., tenant: _Optional[str] = ..., projection: _Optional[_Union[_materialization_pb2.Projection, _Mapping]] = ..., user_text: _Optional[str] = ...) -> None: ...
 
 class SnapshotResponse(_message.Message):
-    __slots__ = ("request_ts", "start_ts", "end_ts", "max_length", "digest", "mutable", "immutable")
+    __slots__ = ("request_ts", "start_ts", "end_ts", "max_length", "digest", "mutable", "immutable", "as_of_ts", "lag_ms")
     REQUEST_TS_FIELD_NUMBER: _ClassVar[int]
     START_TS_FIELD_NUMBER: _ClassVar[int]
     END_TS_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,8 @@ class SnapshotResponse(_message.Message):
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     MUTABLE_FIELD_NUMBER: _ClassVar[int]
     IMMUTABLE_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_TS_FIELD_NUMBER: _ClassVar[int]
+    LAG_MS_FIELD_NUMBER: _ClassVar[int]
     request_ts: int
     start_ts: int
     end_ts: int
@@ -73,7 +75,9 @@ class SnapshotResponse(_message.Message):
     digest: int
     mutable: MutableEvents
     immutable: _materialization_pb2.MaterializeResponse
-    def __init__(self, request_ts: _Optional[int] = ..., start_ts: _Optional[int] = ..., end_ts: _Optional[int] = ..., max_length: _Optional[int] = ..., digest: _Optional[int] = ..., mutable: _Optional[_Union[MutableEvents, _Mapping]] = ..., immutable: _Optional[_Union[_materialization_pb2.MaterializeResponse, _Mapping]] = ...) -> None: ...
+    as_of_ts: int
+    lag_ms: int
+    def __init__(self, request_ts: _Optional[int] = ..., start_ts: _Optional[int] = ..., end_ts: _Optional[int] = ..., max_length: _Optional[int] = ..., digest: _Optional[int] = ..., mutable: _Optional[_Union[MutableEvents, _Mapping]] = ..., immutable: _Optional[_Union[_materialization_pb2.MaterializeResponse, _Mapping]] = ..., as_of_ts: _Optional[int] = ..., lag_ms: _Optional[int] = ...) -> None: ...
 
 class MutableEvents(_message.Message):
     __slots__ = ("arrival_ts", "columns")
@@ -102,7 +106,7 @@ class SnapshotBatchRequest(_message.Message):
     def __init__(self, user_ids: _Optional[_Iterable[int]] = ..., request_ts: _Optional[int] = ..., lookback_ms: _Optional[int] = ..., max_length: _Optional[int] = ..., tenant: _Optional[str] = ..., projection: _Optional[_Union[_materialization_pb2.Projection, _Mapping]] = ..., user_texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SnapshotBatchResponse(_message.Message):
-    __slots__ = ("request_ts", "start_ts", "end_ts", "max_length", "digests", "mutable", "immutable", "mutable_lengths")
+    __slots__ = ("request_ts", "start_ts", "end_ts", "max_length", "digests", "mutable", "immutable", "mutable_lengths", "as_of_ts", "lag_ms")
     REQUEST_TS_FIELD_NUMBER: _ClassVar[int]
     START_TS_FIELD_NUMBER: _ClassVar[int]
     END_TS_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +115,8 @@ class SnapshotBatchResponse(_message.Message):
     MUTABLE_FIELD_NUMBER: _ClassVar[int]
     IMMUTABLE_FIELD_NUMBER: _ClassVar[int]
     MUTABLE_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_TS_FIELD_NUMBER: _ClassVar[int]
+    LAG_MS_FIELD_NUMBER: _ClassVar[int]
     request_ts: int
     start_ts: int
     end_ts: int
@@ -119,7 +125,9 @@ class SnapshotBatchResponse(_message.Message):
     mutable: MutableEvents
     immutable: _materialization_pb2.MaterializeResponse
     mutable_lengths: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_ts: _Optional[int] = ..., start_ts: _Optional[int] = ..., end_ts: _Optional[int] = ..., max_length: _Optional[int] = ..., digests: _Optional[_Iterable[int]] = ..., mutable: _Optional[_Union[MutableEvents, _Mapping]] = ..., immutable: _Optional[_Union[_materialization_pb2.MaterializeResponse, _Mapping]] = ..., mutable_lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+    as_of_ts: int
+    lag_ms: int
+    def __init__(self, request_ts: _Optional[int] = ..., start_ts: _Optional[int] = ..., end_ts: _Optional[int] = ..., max_length: _Optional[int] = ..., digests: _Optional[_Iterable[int]] = ..., mutable: _Optional[_Union[MutableEvents, _Mapping]] = ..., immutable: _Optional[_Union[_materialization_pb2.MaterializeResponse, _Mapping]] = ..., mutable_lengths: _Optional[_Iterable[int]] = ..., as_of_ts: _Optional[int] = ..., lag_ms: _Optional[int] = ...) -> None: ...
 
 class SnapshotStreamRequest(_message.Message):
     __slots__ = ("requests",)
@@ -198,7 +206,7 @@ class DescribeTierRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeTierResponse(_message.Message):
-    __slots__ = ("now_ts", "sealed_ts", "generation", "watermark_ts", "kept_from_ts", "feature_groups", "batch_events_max", "batch_users_max", "server_version", "limits", "user_id_kind", "event_id_kind")
+    __slots__ = ("now_ts", "sealed_ts", "generation", "watermark_ts", "kept_from_ts", "feature_groups", "batch_events_max", "batch_users_max", "server_version", "limits", "user_id_kind", "event_id_kind", "topic", "partition_count", "partitions")
     NOW_TS_FIELD_NUMBER: _ClassVar[int]
     SEALED_TS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -211,6 +219,9 @@ class DescribeTierResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     USER_ID_KIND_FIELD_NUMBER: _ClassVar[int]
     EVENT_ID_KIND_FIELD_NUMBER: _ClassVar[int]
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
     now_ts: int
     sealed_ts: int
     generation: int
@@ -223,4 +234,17 @@ class DescribeTierResponse(_message.Message):
     limits: _materialization_pb2.Limits
     user_id_kind: _materialization_pb2.IdKind
     event_id_kind: _materialization_pb2.IdKind
-    def __init__(self, now_ts: _Optional[int] = ..., sealed_ts: _Optional[int] = ..., generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., kept_from_ts: _Optional[int] = ..., feature_groups: _Optional[_Iterable[_Union[_materialization_pb2.FeatureGroup, _Mapping]]] = ..., batch_events_max: _Optional[int] = ..., batch_users_max: _Optional[int] = ..., server_version: _Optional[str] = ..., limits: _Optional[_Union[_materialization_pb2.Limits, _Mapping]] = ..., user_id_kind: _Optional[_Union[_materialization_pb2.IdKind, str]] = ..., event_id_kind: _Optional[_Union[_materialization_pb2.IdKind, str]] = ...) -> None: ...
+    topic: str
+    partition_count: int
+    partitions: _containers.RepeatedCompositeFieldContainer[TierPartition]
+    def __init__(self, now_ts: _Optional[int] = ..., sealed_ts: _Optional[int] = ..., generation: _Optional[int] = ..., watermark_ts: _Optional[int] = ..., kept_from_ts: _Optional[int] = ..., feature_groups: _Optional[_Iterable[_Union[_materialization_pb2.FeatureGroup, _Mapping]]] = ..., batch_events_max: _Optional[int] = ..., batch_users_max: _Optional[int] = ..., server_version: _Optional[str] = ..., limits: _Optional[_Union[_materialization_pb2.Limits, _Mapping]] = ..., user_id_kind: _Optional[_Union[_materialization_pb2.IdKind, str]] = ..., event_id_kind: _Optional[_Union[_materialization_pb2.IdKind, str]] = ..., topic: _Optional[str] = ..., partition_count: _Optional[int] = ..., partitions: _Optional[_Iterable[_Union[TierPartition, _Mapping]]] = ...) -> None: ...
+
+class TierPartition(_message.Message):
+    __slots__ = ("number", "as_of_ts", "lag_ms")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_TS_FIELD_NUMBER: _ClassVar[int]
+    LAG_MS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    as_of_ts: int
+    lag_ms: int
+    def __init__(self, number: _Optional[int] = ..., as_of_ts: _Optional[int] = ..., lag_ms: _Optional[int] = ...) -> None: ...

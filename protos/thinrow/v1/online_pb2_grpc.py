@@ -102,7 +102,9 @@ class OnlineServiceServicer:
 
         Errors: INVALID_ARGUMENT (a moment that lies too far ahead of the clock, or before what
         retention has kept; a negative length; an unknown trait or feature group), NOT_FOUND (unknown
-        tenant), RESOURCE_EXHAUSTED, DATA_LOSS, UNAVAILABLE.
+        tenant), RESOURCE_EXHAUSTED, DATA_LOSS, UNAVAILABLE; with a Kafka topic as the log also UNAVAILABLE
+        named LAGGING (the server has not applied the topic as far as required) or PARTITION_MISSING (it
+        does not read the user's partition), where another replica may answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -5,9 +5,17 @@ from __future__ import annotations
 import tomllib
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 from thinrow.core.files.io_errors import failure_reason
-from thinrow.errors import InputError
+from thinrow.errors import InputError, UsageError
+from thinrow.store.durations import duration_ms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,10 +27,17 @@ TOKENS_MAX = 16
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+def _duration_ms(value: object) -> int:
+    try:
+        return duration_ms(value)
+    except UsageError as error:  # pydantic adds the key to the message of a ValueError
+        raise ValueError(str(error).removesuffix(".")) from error
+
+
 class Tenant(BaseModel):
     """A named projection, its tokens, and its quotas."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     sequence_length: Annotated[int, Field(ge=0)] = 0
     truncation: Literal["newest", "head"] = "newest"
@@ -42,6 +57,10 @@ class Tenant(BaseModel):
     """Most streams open at once, more are refused; None for half of the server's."""
     work_bytes_max: Annotated[int, Field(ge=1)] | None = None
     """Most decoded bytes at once, others wait; None for half of the server's."""
+    lag_max_ms: Annotated[
+        int | None, BeforeValidator(_duration_ms), Field(ge=1, alias="lag_max")
+    ] = None
+    """Longest lag of snapshots from a topic; beyond it they are refused. None for the server's."""
 
 
 def read_tenants(path: Path | None) -> Mapping[str, Tenant]:

@@ -17,6 +17,8 @@ from google.rpc.status_pb2 import Status
 from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,
+    LaggingError,
+    PartitionMissingError,
     PermissionDeniedError,
     RequestError,
     ShardMissingError,
@@ -98,6 +100,8 @@ ERRORS = tuple(
         StoreUnavailableError,
         ShardMissingError,
         UnavailableError,
+        LaggingError,
+        PartitionMissingError,
         DeadlineError,
         ThinRowError,
     )

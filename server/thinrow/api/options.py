@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 from thinrow.api.values import convert
 from thinrow.core.settings import built, option_of, settings_of, unit_ms
 from thinrow.errors import UsageError
-from thinrow.jobs.option_values import duration_text
+from thinrow.store.durations import duration_text
 from thinrow.store.place import is_url
 from thinrow.store.scratch import scratch_beside
 from thinrow.store.shard import storage_error

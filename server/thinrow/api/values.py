@@ -14,7 +14,8 @@ from thinrow.core.files.tables import Table, is_table
 from thinrow.core.settings import in_unit, unit_ms
 from thinrow.errors import UsageError
 from thinrow.jobs.memory_tables import write_scratch
-from thinrow.jobs.option_values import duration_ms, time_ts
+from thinrow.jobs.option_values import time_ts
+from thinrow.store.durations import duration_ms
 from thinrow.store.shard import storage_error
 
 __all__ = ["convert"]

@@ -13,7 +13,7 @@ import typer
 from thinrow.cli.values import parse_duration, parse_time
 from thinrow.core.settings import built, in_unit, option_of, settings_of, unit_ms
 from thinrow.jobs.console import one_sentence
-from thinrow.jobs.option_values import duration_text
+from thinrow.store.durations import duration_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

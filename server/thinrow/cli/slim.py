@@ -12,7 +12,7 @@ from thinrow.cli.time_reports import print_outliers, time_facts
 from thinrow.core.engine_config import EngineConfig
 from thinrow.jobs.config import FatLayoutConfig, SlimConfig
 from thinrow.jobs.console import EXIT_FAILED, facts, out, progress_bar, readable_bytes
-from thinrow.jobs.option_values import duration_text
+from thinrow.store.durations import duration_text
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:

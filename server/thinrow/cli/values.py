@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 from thinrow.errors import UsageError
-from thinrow.jobs.option_values import duration_ms, time_ts
+from thinrow.jobs.option_values import time_ts
+from thinrow.store.durations import duration_ms
 
 __all__ = ["parse_duration", "parse_time"]
 

@@ -328,7 +328,11 @@ class ExportConfig:
         UsageError: A time makes no sense.
     """
 
-    online: str = field(metadata=setting("The online server.", metavar="HOST:PORT"))
+    online: str = field(
+        metadata=setting(
+            "The online server; several of one topic are separated by commas.", metavar="HOST:PORT"
+        )
+    )
     watermark_ts: int = field(
         metadata=setting(
             "Write every event that arrived before this time, and close the past: no event can "

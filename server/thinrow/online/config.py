@@ -89,6 +89,15 @@ class OnlineConfig(ServiceConfig):
             default_text="all",
         ),
     )
+    lag_max_ms: int | None = field(
+        default=None,
+        metadata=setting(
+            "Longest time that answers of this replica may be behind its clock; beyond it requests "
+            "of the newest moment are refused, so that another replica answers. A tenant's own "
+            "lag_max comes before.",
+            default_text="any",
+        ),
+    )
     schema: Path | None = field(
         default=None,
         metadata=setting("TOML file of feature groups, used until the store has a generation."),
@@ -172,7 +181,7 @@ class OnlineConfig(ServiceConfig):
         super(OnlineConfig, self).__post_init__()
         check_folder(self.store)
         if self.events is None:
-            for name in ("bootstrap_servers", "kafka_settings", "partitions"):
+            for name in ("bootstrap_servers", "kafka_settings", "partitions", "lag_max_ms"):
                 if getattr(self, name) is not None:
                     raise UsageError(f"{name} is for a topic; give --events kafka:TOPIC, too.")
             return

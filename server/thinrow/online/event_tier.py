@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import threading
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from thinrow.errors import RequestError, UsageError
 from thinrow.online.database import TierDatabase
@@ -31,13 +31,24 @@ if TYPE_CHECKING:
     from thinrow.online.records import Batch, RecordFormat
     from thinrow.schema import Schema
 
-__all__ = ["EventTier"]
+__all__ = ["EventTier", "RequestMoment"]
 
 BUCKET_MS_MIN = 3600 * 1000
 """Shortest span of arrivals whose ids are forgotten together."""
 OWN_LOG = "the log of this server"
 """Name of the log of a tier that is its own."""
 _LOG_KEY = b"mlog"
+
+
+class RequestMoment(NamedTuple):
+    """The moment at which a request is answered."""
+
+    request_ts: int
+    """Everything that the request sees arrived before, ms."""
+    as_of_ts: int = 0
+    """Latest moment that the users' partitions of a topic have come to, ms; 0 without a topic."""
+    lag_ms: int = 0
+    """Time from then until now."""
 
 
 class EventTier(ABC):
@@ -55,6 +66,11 @@ class EventTier(ABC):
         StoreLockedError: Another process has the tier open.
         UsageError: The folder's events come from another log.
     """
+
+    topic = ""
+    """Name of the topic that is its log; empty for a log of its own."""
+    partition_count = 0
+    """Partitions of that topic."""
 
     def __init__(self, folder: Path, dedup_window_ms: int, wall: Wall, log: str = OWN_LOG) -> None:
         self._changed = threading.Condition()
@@ -102,6 +118,23 @@ class EventTier(ABC):
             RequestError: The moment lies too far ahead.
             StoreError: The disk failed, so that earlier arrivals are unknown.
         """
+
+    def begin_within(
+        self,
+        request_ts: int,
+        users: Sequence[int],
+        lag_max_ms: int | None,  # noqa: ARG002 - only a tier of a topic lags
+    ) -> RequestMoment:
+        """Does as `begin`, for a request that allows so much lag; None for any.
+
+        Raises:
+            LaggingError: The tier lags more, or has not come to the moment yet.
+        """
+        return RequestMoment(self.begin(request_ts, users))
+
+    def partitions(self) -> list[tuple[int, RequestMoment]]:
+        """Returns each partition of the topic that the tier has, and its latest moment."""
+        return []
 
     @property
     @abstractmethod

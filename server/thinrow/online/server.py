@@ -90,6 +90,7 @@ class OnlineServer:
             # A message of a stream may hold as much beside the answer that is made.
             config.calls_max + 2 * config.streams_max,
             config.response_bytes_max,
+            config.lag_max_ms,
         )
         service = OnlineService(config, source, snapshots, metrics)
         certificates, self.metrics_address = start_endpoints(config, tenants, metrics, stack)

@@ -147,7 +147,9 @@ class OnlineService:
         started_s = time.perf_counter()
         with AnswerRoom() as room:
             # One user's snapshot takes less time than a turn of threads.
-            answer = self._snapshots.take(request, context.remaining_s(), room)
+            answer = self._snapshots.take(
+                request, context.remaining_s(), room, context.identity.authenticated
+            )
             self._metrics.snapshots.inc()
             self._snapshot_seconds.observe(time.perf_counter() - started_s)
             yield answer
@@ -165,19 +167,20 @@ class OnlineService:
         with AnswerRoom() as room:
             with self._working(context):
                 remaining_s = context.remaining_s()
-                answer = self._snapshots.take(request, remaining_s, room)
+                caller = context.identity.authenticated
+                answer = self._snapshots.take(request, remaining_s, room, caller)
             self._metrics.snapshots.inc(users)
             yield answer
 
     def snapshot_stream(
         self,
         messages: Iterator[online_pb2.SnapshotStreamRequest],
-        context: CallContext,  # noqa: ARG002 - every method has one
+        context: CallContext,
     ) -> Iterator[bytes]:
         """Answers each message of requests with one message."""
         for message in messages:
             with AnswerRoom() as room:
-                yield self._streamed.answer(message, room)
+                yield self._streamed.answer(message, room, context.identity.authenticated)
 
     def export_events(
         self, request: online_pb2.ExportEventsRequest, context: CallContext
@@ -226,6 +229,14 @@ class OnlineService:
             event_id_kind=to_wire_kind(
                 record_format.schema.event_ids if record_format else "int64"
             ),
+            topic=tier.topic,
+            partition_count=tier.partition_count,
+            partitions=[
+                online_pb2.TierPartition(
+                    number=number, as_of_ts=moment.as_of_ts, lag_ms=moment.lag_ms
+                )
+                for number, moment in tier.partitions()
+            ],
             limits=materialization_pb2.Limits(
                 examples_max=self._config.batch_users_max,
                 response_bytes_max=self._config.response_bytes_max,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from thinrow.access.fair_scheduler import Held
     from thinrow.access.projection import ResolvedProjection
     from thinrow.access.tenants_file import Tenant
-    from thinrow.online.event_tier import EventTier
+    from thinrow.online.event_tier import EventTier, RequestMoment
     from thinrow.online.follower import Generations
     from thinrow.online.users import NamedUsers
     from thinrow.schema import Schema
@@ -67,11 +67,16 @@ assert (
 class _Moment:
     """State shared by all users of one call."""
 
-    request_ts: int
+    begun: RequestMoment
     start_ts: int
     end_ts: int
     mutable_from_ts: int
     """Events that arrived since then are mutable."""
+
+    @property
+    def request_ts(self) -> int:
+        """Time of the request, ms."""
+        return self.begun.request_ts
 
 
 class AnswerRoom(ExitStack):
@@ -94,8 +99,12 @@ class Snapshots:
         work_bytes_max: int,
         calls_max: int,
         response_bytes_max: int,
+        lag_max_ms: int | None = None,
     ) -> None:
-        """All calls at once, `calls_max`, hold `work_bytes_max` of events and answers at most."""
+        """All calls at once, `calls_max`, hold `work_bytes_max` of events and answers at most.
+
+        Requests allow a lag of `lag_max_ms` where their tenant has none of its own; None for any.
+        """
         self._tier = tier
         self._published = published
         self._tenants = tenants
@@ -104,6 +113,7 @@ class Snapshots:
         # A tenant whose callers read slowly leaves half of it to others.
         self._budget = FairScheduler(self._budget_bytes, reserve=self._budget_bytes // 2)
         self._response_bytes_max = response_bytes_max
+        self._lag_max_ms = lag_max_ms
         self._projections: ProjectionCache[tuple[ResolvedProjection, CachedSnapshotPath | None]] = (
             ProjectionCache()
         )
@@ -118,11 +128,16 @@ class Snapshots:
         request: AnySnapshotRequest,
         timeout_s: float | None,
         room: AnswerRoom,
+        caller: str | None = None,
     ) -> bytes:
         """The bytes of the answer that belongs to `request`, for which `room` holds memory.
 
+        `caller` is the tenant whose token the call carries, if tokens are required.
+
         Raises:
             RequestError: a moment that cannot be answered, a negative bound, an unknown name.
+            LaggingError: the tier lags more than the tenant allows.
+            PartitionMissingError: the tier does not have a user.
             AnswerTooLargeError: more events than this server sends, or decodes, at once.
             StoreError: the store or the tier cannot be read.
         """
@@ -133,11 +148,13 @@ class Snapshots:
             if value < 0:
                 raise RequestError(f"{name} is {value}; use 0 for no limit, or more.")
         named = self._users(request)
-        request_ts = self._tier.begin(request.request_ts, named.keys)
+        begun = self._tier.begin_within(
+            request.request_ts, named.keys, self._lag_max(caller or request.tenant)
+        )
         held: Held | None
         with self._published.use() as generation, ExitStack() as work:
             # One choice of a watermark: events before it are immutable, all others mutable.
-            moment = self._moment(request, request_ts, generation)
+            moment = self._moment(request, begun, generation)
             mutable = MutableEvents(
                 self._tier,
                 named,
@@ -273,7 +290,14 @@ class Snapshots:
         arrivals, records = events
         shown = self._tier.to_wire(arrivals, records) if records else b""
         times = (moment.start_ts, moment.end_ts, request.max_length, moment.request_ts)
-        return cached_path.answer(user_id, times, len(records), shown)
+        answer = cached_path.answer(user_id, times, len(records), shown)
+        if answer is None or not moment.begun.as_of_ts:
+            return answer
+        answer += online_pb2.SnapshotResponse(
+            as_of_ts=moment.begun.as_of_ts, lag_ms=moment.begun.lag_ms
+        ).SerializeToString()
+        # If these fields are too many, the plan of a batch says so.
+        return answer if len(answer) <= self._response_bytes_max else None
 
     @contextmanager
     def hold(self, amount: int, timeout_s: float | None, tenant: str) -> Iterator[Held | None]:
@@ -289,9 +313,16 @@ class Snapshots:
         with self._budget.hold(amount, timeout_s, tenant) as held:
             yield held
 
+    def _lag_max(self, tenant: str) -> int | None:
+        """Returns the lag that requests of a tenant allow, ms; None for any."""
+        found = self._tenants().get(tenant)
+        own = None if found is None else found.lag_max_ms
+        return self._lag_max_ms if own is None else own
+
     def _moment(
-        self, request: AnySnapshotRequest, request_ts: int, generation: Generation | None
+        self, request: AnySnapshotRequest, begun: RequestMoment, generation: Generation | None
     ) -> _Moment:
+        request_ts = begun.request_ts
         start_ts = request_ts - request.lookback_ms if request.lookback_ms else 0
         place = 0
         if generation is not None:
@@ -299,10 +330,10 @@ class Snapshots:
             newest_ts = min(request_ts, self._tier.sealed_ts)
             place = int(generation.watermarks.searchsorted(newest_ts, side="right"))
         if generation is None or place == 0:
-            return _Moment(request_ts, start_ts, start_ts, NEVER_TS)
+            return _Moment(begun, start_ts, start_ts, NEVER_TS)
         watermark_ts = int(generation.watermarks[place - 1])
         # A lookback shorter than the generation is old leaves nothing of it: an empty window.
-        return _Moment(request_ts, min(start_ts, watermark_ts), watermark_ts, watermark_ts)
+        return _Moment(begun, min(start_ts, watermark_ts), watermark_ts, watermark_ts)
 
     def _schema(self, generation: Generation | None) -> Schema:
         if generation is not None:
@@ -349,6 +380,7 @@ def _head(
     head.start_ts = moment.start_ts
     head.end_ts = moment.end_ts
     head.max_length = request.max_length
+    head.as_of_ts, head.lag_ms = moment.begun.as_of_ts, moment.begun.lag_ms
     return head.SerializeToString()
 
 

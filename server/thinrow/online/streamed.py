@@ -47,8 +47,12 @@ class StreamedSnapshots:
         self._metrics = metrics
         self._seconds = metrics.seconds.labels("snapshot")
 
-    def answer(self, message: online_pb2.SnapshotStreamRequest, room: AnswerRoom) -> bytes:
+    def answer(
+        self, message: online_pb2.SnapshotStreamRequest, room: AnswerRoom, caller: str | None = None
+    ) -> bytes:
         """The bytes of a SnapshotStreamResponse, for which `room` holds memory.
+
+        `caller` is the tenant whose token the stream carries, if tokens are required.
 
         Raises:
             RequestError: The message has too many requests.
@@ -62,7 +66,7 @@ class StreamedSnapshots:
         left = self._response_bytes_max
         for streamed in message.requests:
             started_s = time.perf_counter()
-            outcome = self._outcome(streamed, room)
+            outcome = self._outcome(streamed, room, caller)
             if len(outcome) > left:
                 outcome = self._refused(streamed, AnswerTooLargeError(TOO_LARGE))
             left -= len(outcome)
@@ -70,7 +74,9 @@ class StreamedSnapshots:
             self._seconds.observe(time.perf_counter() - started_s)
         return b"".join(parts)
 
-    def _outcome(self, streamed: online_pb2.StreamedRequest, room: AnswerRoom) -> bytes:
+    def _outcome(
+        self, streamed: online_pb2.StreamedRequest, room: AnswerRoom, caller: str | None
+    ) -> bytes:
         """The bytes of a StreamedAnswer."""
         request = streamed.request
         timeout_s = streamed.deadline_ms / 1000 if streamed.deadline_ms else None
@@ -82,7 +88,7 @@ class StreamedSnapshots:
                 raise RequestError(
                     f"The StreamedRequest with cursor {streamed.cursor} has no request; set it."
                 )
-            response = self._snapshots.take(request, timeout_s, room)
+            response = self._snapshots.take(request, timeout_s, room, caller)
         except DeadlineError as error:
             reason = AnswerTooLargeError(BESIDE_OTHERS) if room.is_held else error
             return self._refused(streamed, reason)

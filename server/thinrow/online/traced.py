@@ -30,6 +30,7 @@ class TracedSnapshots(Snapshots):
         request: AnySnapshotRequest,
         timeout_s: float | None,
         room: AnswerRoom,
+        caller: str | None = None,
     ) -> bytes:
         """Takes a snapshot as the base class does, in a span."""
         users = 1
@@ -40,7 +41,7 @@ class TracedSnapshots(Snapshots):
             "thinrow.users": users,
         }
         with self._spans.span("thinrow.snapshot", attributes) as span:
-            answer = super().take(request, timeout_s, room)
+            answer = super().take(request, timeout_s, room, caller)
             span.set_attribute("thinrow.bytes", len(answer))
             return answer
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thinrow.errors import RequestError
+from thinrow.errors import PartitionMissingError
 from thinrow.events.units import PLAUSIBLE_UNTIL_TS
 from thinrow.online.topic.messages import partition_of
 
@@ -88,7 +88,7 @@ class Places:
             users: Keys of the users; none for the users of all partitions.
 
         Raises:
-            RequestError: This replica does not read the partition of a user.
+            PartitionMissingError: This replica does not read the partition of a user.
         """
         if not users:
             return min(place.as_of_ts for place in list(self._now.values()))
@@ -97,7 +97,7 @@ class Places:
             number = partition_of(user, self._count)
             place = self._now.get(number)
             if place is None:
-                raise RequestError(
+                raise PartitionMissingError(
                     f"This server does not read partition {number} of the topic, which has a user "
                     f"of this request; request them from a server whose --partitions include it."
                 )

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rocksdict import WriteBatch
-from thinrow.errors import RequestError, UsageError
+from thinrow.errors import LaggingError, RequestError, UsageError
 from thinrow.online.event_log import WRITE_PAIRS_MAX, unsigned
-from thinrow.online.event_tier import EventTier
+from thinrow.online.event_tier import EventTier, RequestMoment
 from thinrow.online.records import Batch
 from thinrow.online.topic.decoding import MessageDecoder
 from thinrow.online.topic.places import Place, Places, put_places
@@ -78,7 +78,11 @@ class TopicTier(EventTier):
             settings.wall,
             f"topic {settings.topic} of {count} partitions",
         )
-        self._partition_count = count
+        self.topic = settings.topic
+        """Name of the topic."""
+        self.partition_count = count
+        """Number of its partitions, of which this replica may read some."""
+        self._wall = settings.wall
         self._bucket, self._id_prefix = -1, b""
         self.places = Places(self.database, settings.partitions, count)
         """The places up to which the partitions are applied."""
@@ -121,19 +125,51 @@ class TopicTier(EventTier):
         """Returns the moment of a request, ms; a ``request_ts`` of 0 stands for the newest.
 
         Raises:
-            RequestError: The moment lies after what this replica has applied, or it does not read
-                the partition of a user.
+            RequestError: The moment lies in the future.
+            LaggingError: The moment lies after what this replica has applied.
+            PartitionMissingError: This replica does not read the partition of a user.
             StoreError: The disk failed.
+        """
+        return self.begin_within(request_ts, users, None).request_ts
+
+    def begin_within(
+        self, request_ts: int, users: Sequence[int], lag_max_ms: int | None
+    ) -> RequestMoment:
+        """Does as `begin`, for a request that allows so much lag; None for any.
+
+        A request of a moment that this replica has come to is exact, however much it lags.
+
+        Raises:
+            LaggingError: This replica lags more, or has not come to the moment yet.
         """
         self.database.require_healthy()
         as_of_ts = self.places.as_of(users)
+        now_ts = self._wall()
+        lag_ms = max(0, now_ts - as_of_ts)
         if request_ts > as_of_ts:
-            raise RequestError(
+            # What lies in the future for this server is requested too early at every replica.
+            error = LaggingError if request_ts <= now_ts else RequestError
+            raise error(
                 f"The request lies {request_ts - as_of_ts} ms after {as_of_ts}, up to which this "
                 f"server has applied the topic; leave request_ts out for the newest moment, or "
                 f"send the request later."
             )
-        return request_ts or as_of_ts
+        if not request_ts and lag_max_ms is not None and lag_ms > lag_max_ms:
+            raise LaggingError(
+                f"This server has applied the topic up to {as_of_ts}, {lag_ms} ms ago, and the "
+                f"request allows a lag of {lag_max_ms} ms (lag_max); request another replica, or "
+                f"give a request_ts up to that moment."
+            )
+        return RequestMoment(request_ts or as_of_ts, as_of_ts, lag_ms)
+
+    def partitions(self) -> list[tuple[int, RequestMoment]]:
+        """Returns each partition that this replica reads, ascending, and its latest moment."""
+        now_ts = self._wall()
+        moments = [(number, place.as_of_ts) for number, place in sorted(self.places.now.items())]
+        return [
+            (number, RequestMoment(as_of_ts, as_of_ts, max(0, now_ts - as_of_ts)))
+            for number, as_of_ts in moments
+        ]
 
     def apply(self, messages: Sequence[ReadMessage]) -> AppliedMessages:
         """Applies the next messages of partitions, in the order of each log.
@@ -148,7 +184,7 @@ class TopicTier(EventTier):
             if message.offset >= self.places.now[message.partition].offset
         ]
         assert self.format is not None, "a schema comes before the first message"
-        decoder = MessageDecoder(self.format, self._partition_count)
+        decoder = MessageDecoder(self.format, self.partition_count)
         valued = [message for message in messages if message.value is not None]
         decoded = decoder.decode(
             [message.value for message in valued if message.value is not None],
