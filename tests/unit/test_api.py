@@ -17,6 +17,7 @@ import thinrow
 import typer
 from support.worlds import DAY_MS, START_TS, new_world, some_events
 from thinrow.cli.app import app
+from thinrow.cli.command import BY_NAME
 from thinrow.core.files.tables import to_table
 from thinrow.errors import InputError, UsageError
 from thinrow.jobs.memory_tables import GROUP_ROWS, write_scratch
@@ -53,7 +54,12 @@ def test_options_are_those_of_the_command(name: str) -> None:
     for word in name.split("_"):
         command = command.commands[word]
     options = {}
+    by_name = {
+        found.name.removesuffix(BY_NAME) for found in command.params if BY_NAME in found.name
+    }
     for found in command.params:
+        if found.name.endswith(BY_NAME):
+            continue
         if found.param_type_name == "argument":
             options[found.name] = found
         else:
@@ -63,7 +69,8 @@ def test_options_are_those_of_the_command(name: str) -> None:
     assert list(parameters) == list(options)
     for each, parameter in parameters.items():
         is_required = parameter.default is inspect.Parameter.empty
-        assert is_required == options[each].required, each
+        # Of an argument and the option in its place, the shell requires one.
+        assert is_required == (options[each].required or each in by_name), each
         if not is_required:
             assert parameter.default == options[each].default, each
 

@@ -48,6 +48,7 @@ from thinrow.jobs.research import ResearchReport
 from thinrow.jobs.research import research as run_research
 from thinrow.jobs.research_config import ResearchConfig
 from thinrow.jobs.slim_plan import SlimReport
+from thinrow.jobs.topic.config import BrokersConfig
 from thinrow.remote.current import now_ts
 
 __all__ = [
@@ -67,9 +68,11 @@ __all__ = [
 
 
 @job("store")
-def compact(config: CompactionConfig, engine: EngineConfig) -> CompactionReport:
+def compact(
+    config: CompactionConfig, brokers: BrokersConfig, engine: EngineConfig
+) -> CompactionReport:
     """Builds and publishes the next generation of a store from raw events."""
-    return run_compact(config, engine)
+    return run_compact(config, engine, brokers=brokers)
 
 
 @job("store")
@@ -105,9 +108,9 @@ def verify(
 
 
 @job("out")
-def export(config: ExportConfig, access: Access) -> ExportReport:
-    """Writes the mutable tier's events to a file, for compact; safe to run again."""
-    return run_export(config, access)
+def export(config: ExportConfig, brokers: BrokersConfig, access: Access) -> ExportReport:
+    """Writes the mutable tier's events, or a topic's, to a file, for compact; safe to run again."""
+    return run_export(config, access, brokers)
 
 
 @job("out")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 from thinrow.cli.values import parse_duration, parse_time
 from thinrow.core.settings import built, in_unit, option_of, settings_of, unit_ms
+from thinrow.errors import UsageError
 from thinrow.jobs.console import one_sentence
 from thinrow.store.durations import duration_text
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
     from thinrow.core.settings import Setting
 
-__all__ = ["TIME", "command"]
+__all__ = ["BY_NAME", "TIME", "command"]
 
 TIME = "milliseconds since the epoch, or ISO 8601 in UTC, such as 2026-01-31"
 OFF = "off"
+BY_NAME = "_by_name"
+"""End of the name of an option that stands for an argument."""
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -46,6 +49,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
         @wraps(function)
         def run(**given: Any) -> None:  # noqa: ANN401 - what the options are
             with one_sentence():
+                _join_options(configs.values(), given)
                 for each, kind in configs.items():
                     names = [field for field in settings_of(kind) if field in given]
                     values = {field: _to_field(field, given.pop(field)) for field in names}
@@ -73,11 +77,44 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
 def _options(config: type) -> list[inspect.Parameter]:
     hints = get_type_hints(config)
     fields = {field.name: field for field in dataclasses.fields(config)}
-    return [
-        _option(name, hints[name], fields[name].default, found)
-        for name, found in settings_of(config).items()
-        if found.option is not None
+    found = []
+    for name, each in settings_of(config).items():
+        if each.option is not None:
+            found.append(_option(name, hints[name], fields[name].default, each))
+        if each.argument and each.option:
+            found.append(_second_option(name, each))
+    return found
+
+
+def _second_option(name: str, found: Setting) -> inspect.Parameter:
+    """Returns the option that an argument may be given by instead."""
+    annotation = Annotated[
+        list[str] | None,
+        typer.Option(
+            found.option,
+            metavar=found.argument.rstrip("."),
+            help=f"{found.argument}, given by name.",
+            show_default=False,
+        ),
     ]
+    return inspect.Parameter(
+        name + BY_NAME, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def _join_options(configs: Iterable[type], given: dict[str, Any]) -> None:
+    """Joins arguments with the options that stand for them.
+
+    Raises:
+        UsageError: Both are given, or none.
+    """
+    for config in configs:
+        for name, found in settings_of(config).items():
+            if name + BY_NAME in given:
+                by_name = given.pop(name + BY_NAME)
+                if bool(by_name) == bool(given[name]):
+                    raise UsageError(f"Give {found.argument}, or {found.option} in its place.")
+                given[name] = by_name or given[name]
 
 
 def _option(name: str, hint: Any, default: Any, found: Setting) -> inspect.Parameter:  # noqa: ANN401
@@ -95,8 +132,19 @@ def _option(name: str, hint: Any, default: Any, found: Setting) -> inspect.Param
         kind = list[str]
     if found.argument:
         kind = list[str] if found.argument.endswith("...") else str
-        annotation: Any = Annotated[kind, typer.Argument(metavar=found.argument, help=found.help)]
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+        has_option = bool(found.option)
+        annotation: Any = Annotated[
+            kind | None if has_option else kind,
+            typer.Argument(
+                metavar=found.argument,
+                help=found.help,
+                show_default=f"or {found.option}" if has_option else True,
+            ),
+        ]
+        default = None if has_option else inspect.Parameter.empty
+        return inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        )
     if unit is not None:
         kind = int
         given |= {"parser": parse_duration, "metavar": "DURATION"}

@@ -12,12 +12,15 @@ from thinrow.cli.time_reports import print_outliers, print_ties, print_uncut, ti
 from thinrow.cli.vocabulary_reports import print_vocabularies
 from thinrow.compaction.config import CompactionConfig
 from thinrow.core.engine_config import EngineConfig
-from thinrow.jobs.console import err, facts, out, progress_bar, readable_bytes
+from thinrow.jobs.console import err, facts, out, progress_bar, readable_bytes, warn
+from thinrow.jobs.topic.config import BrokersConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from thinrow.schema.proposal import ProposedSchema
 
-__all__ = ["app"]
+__all__ = ["app", "print_refusals"]
 
 app = typer.Typer()
 
@@ -25,14 +28,14 @@ YEAR_2000_TS = 946_684_800_000
 
 
 @command(app, "compact")
-def compact_command(config: CompactionConfig, engine: EngineConfig) -> None:
+def compact_command(config: CompactionConfig, brokers: BrokersConfig, engine: EngineConfig) -> None:
     """Build and publish the next generation of a store from raw events."""
     from thinrow.engines.choice import run_compact
     from thinrow.store.place import is_url
     from thinrow.store.times import readable_time
 
     with progress_bar() as progress:
-        report = run_compact(config, engine, progress, print_proposed)
+        report = run_compact(config, engine, progress, print_proposed, brokers)
     if report.already_published:
         out.print(f"Generation {report.generation} was already built by this very run.")
         return
@@ -52,6 +55,7 @@ def compact_command(config: CompactionConfig, engine: EngineConfig) -> None:
         "stored": readable_bytes(report.stored_bytes),
     }
     out.print(facts(f"Generation {report.generation} of {config.store}", shown))
+    print_refusals(report.messages_refused, report.refusals)
     print_vocabularies(report.vocabularies)
     print_outliers(report.times)
     print_uncut(report)
@@ -69,6 +73,19 @@ def compact_command(config: CompactionConfig, engine: EngineConfig) -> None:
         )
     if report.ignored_columns:
         out.print(f"Not in the schema, so not stored: {', '.join(report.ignored_columns)}")
+
+
+def print_refusals(count: int, shown: Sequence[str]) -> None:
+    """Warns of messages of a topic that were refused, and names the first ones."""
+    if count:
+        warn(
+            f"{count:,} messages of the topic hold no events of this schema, and every server of "
+            f"the topic refuses them as well."
+        )
+        for line in shown:
+            out.print(line, soft_wrap=True)
+        if count > len(shown):
+            out.print(f"and {count - len(shown):,} more")
 
 
 def print_proposed(proposed: ProposedSchema) -> None:

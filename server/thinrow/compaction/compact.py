@@ -24,15 +24,16 @@ from thinrow.compaction.run import (
 )
 from thinrow.compaction.shard import ShardBuild
 from thinrow.compaction.shards import ENGINE, write_shards
+from thinrow.compaction.topic import Refusals, canonical_tables, files_seal
 from thinrow.compaction.vocabularies import RunValues, known_vocabularies, write_vocabularies
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.shards import SHARDS_MAX
 from thinrow.errors import UsageError
 from thinrow.events.canonical import ID_COLUMNS, ignored_columns
-from thinrow.events.exported import check_exports, export_span
 from thinrow.events.order import planned_cuts
-from thinrow.events.split import Progress, split_events
+from thinrow.events.split import Progress, split_events, split_tables
 from thinrow.events.time_columns import TimeReader
+from thinrow.events.user_ids import UserIdReader
 from thinrow.remote.checkout import Checkout
 from thinrow.store.current import current_folder
 from thinrow.store.generation import Generation
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from thinrow.compaction.pair_writer import PreviousShard
     from thinrow.compaction.report import CompactionReport
     from thinrow.compaction.shard import ShardCounts
+    from thinrow.compaction.topic import OpenTopic
     from thinrow.schema.proposal import ProposedSchema
     from thinrow.store.shard import ShardWriter
 
@@ -68,6 +70,7 @@ def compact(
     config: CompactionConfig,
     progress: Progress = lambda *_: None,
     proposed: Callable[[ProposedSchema], None] = lambda _: None,
+    open_topic: OpenTopic | None = None,
 ) -> CompactionReport:
     """Builds and publishes the next generation of a store.
 
@@ -77,6 +80,7 @@ def compact(
         config: The run.
         progress: Receives the work done.
         proposed: Receives the schema of a new store before it is built, if the run names none.
+        open_topic: Opens the topic that has the events, if the run names one.
 
     Raises:
         UsageError: the schema, the events, the watermark or the store's folder cannot be used as
@@ -95,7 +99,7 @@ def compact(
     if is_url(config.store):
         with Checkout(str(config.store), config.mirror, progress) as checkout:
             local = replace(config, store=checkout.folder, mirror=None)
-            report = compact(local, progress, proposed)
+            report = compact(local, progress, proposed, open_topic)
             return replace(report, generation=checkout.publish())
     try:
         make_store(config.folder)
@@ -107,7 +111,7 @@ def compact(
             previous = None
             if current_folder(config.folder) is not None:
                 previous = stack.enter_context(Generation.open_current(config.folder))
-            return _compact(config, previous, progress, proposed)
+            return _compact(config, previous, progress, proposed, open_topic)
     except OSError as error:
         raise storage_error(error, config.folder) from error
 
@@ -117,6 +121,7 @@ def _compact(
     previous: Generation | None,
     progress: Progress,
     proposed: Callable[[ProposedSchema], None],
+    open_topic: OpenTopic | None,
 ) -> CompactionReport:
     run = prepare(config, previous, progress, proposed)
     earlier = earlier_report(config, run, previous)
@@ -124,8 +129,13 @@ def _compact(
         _prune(config)
         return earlier
     previous_ts = None if previous is None else previous.watermark_ts
-    spans = [span for file in run.files if (span := export_span(file)) is not None]
-    check_exports(spans, previous_ts, config.watermark_ts)
+    before = None if previous is None else previous.manifest
+    topic = None
+    if config.topic is None:
+        run = replace(run, topic=files_seal(run.files, before, config.watermark_ts))
+    else:
+        assert open_topic is not None
+        topic = open_topic(run.schema, before, progress)
 
     with build_folder(config.folder) as building:
         times = TimeReader(config.time_unit)
@@ -136,15 +146,17 @@ def _compact(
             watermark_ts=config.watermark_ts,
             erased=run.erased,
         )
-        split = split_events(
-            run.files,
-            run.schema.carried,
-            run.shards,
-            building / "events",
-            times,
-            progress,
-            observed.add,
-        )
+        schema, folder = run.schema.carried, building / "events"
+        if topic is None:
+            split = split_events(
+                run.files, schema, run.shards, folder, times, progress, observed.add
+            )
+        else:
+            users = UserIdReader(schema.user_ids)
+            tables = canonical_tables(topic, schema, times.of_exports(), users)
+            split = split_tables(tables, schema, run.shards, folder, users, observed.add)
+            inputs = run.inputs.model_copy(update={"events": topic.inputs})
+            run = replace(run, inputs=inputs, topic=topic.seal)
         vocabularies = observed.values.vocabularies()
         cuts = planned_cuts(
             previous_ts,
@@ -183,7 +195,11 @@ def _compact(
         for name in ignored_columns(open_parquet(file).schema_arrow, known)
     }
     facts = InputFacts(
-        rows=split.rows, arrivals=split.arrivals, times=times.spans, ignored=sorted(ignored)
+        rows=split.rows,
+        arrivals=split.arrivals,
+        times=times.spans,
+        ignored=sorted(ignored),
+        refusals=Refusals() if topic is None else topic.refusals,
     )
     return report_of(config, run, previous, facts, totals, manifest, vocabularies)
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from thinrow.core.files.paths import Named
+from thinrow.core.kafka import topic_among
 from thinrow.core.settings import check, setting
 from thinrow.core.shards import SHARDS_MAX
 from thinrow.errors import UsageError
@@ -33,8 +34,10 @@ class CompactionConfig:
 
     events: Named = field(
         metadata=setting(
-            "Parquet files, folders, globs, URLs; tables of Delta Lake and Iceberg.",
+            "Parquet files, folders, globs, URLs; tables of Delta Lake and Iceberg; or a topic of "
+            "Kafka, as kafka:TOPIC.",
             argument="EVENTS...",
+            option="--events",
         )
     )
     store: str | Path = field(
@@ -143,6 +146,8 @@ class CompactionConfig:
                 f"--store {self.store} --keep {self.keep}."
             )
         check_watermark(self.watermark_ts)
+        if self.topic is not None and self.time_unit not in (None, "ms"):
+            raise UsageError("time_unit is for files; a topic's times are in milliseconds.")
         if self.cuts_ts is not None:
             every = [0, *self.cuts_ts, self.watermark_ts]
             if self.cadence_ms is not None or any(a >= b for a, b in pairwise(every)):
@@ -154,6 +159,11 @@ class CompactionConfig:
             self.cadence.check("Compaction")
         elif self.cadence_offset_ms:
             raise UsageError("--cadence-offset moves the cuts of --cadence; give both.")
+
+    @property
+    def topic(self) -> str | None:
+        """Name of the topic that has the events; None for files."""
+        return topic_among(self.events)
 
     @property
     def folder(self) -> Path:

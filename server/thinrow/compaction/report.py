@@ -21,6 +21,10 @@ class CompactionReport:
     already_published: bool = False
     """True where the very same run was done before; then nothing was done and counts are 0."""
     rows_read: int = 0
+    messages_refused: int = 0
+    """Messages of a topic that hold no events of the schema, as every replica refuses them."""
+    refusals: list[str] = field(default_factory=list)
+    """Place and reason of the first ones."""
     events_added: int = 0
     duplicates: int = 0
     late: int = 0

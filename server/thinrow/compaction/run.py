@@ -12,6 +12,7 @@ from thinrow.compaction.config import SHARDS_DEFAULT
 from thinrow.compaction.report import CompactionReport
 from thinrow.compaction.shard import ShardTask
 from thinrow.compaction.shards import is_whole_due
+from thinrow.compaction.topic import Refusals
 from thinrow.compaction.users import read_user_ids
 from thinrow.compaction.vocabularies import growths
 from thinrow.core.files.paths import data_files
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from thinrow.events.time_columns import TimeSpan
     from thinrow.schema.proposal import ProposedSchema
     from thinrow.store.generation import Generation
-    from thinrow.store.manifest import Manifest, ShardSummary, StoredVocabulary
+    from thinrow.store.manifest import Manifest, ShardSummary, StoredVocabulary, TopicSeal
     from thinrow.store.vocabulary import Vocabulary
 
 __all__ = [
@@ -64,6 +65,8 @@ class Run:
     erased_texts: pa.Table
     """Those whose ids are texts: see USERS."""
     inputs: RunInputs
+    topic: TopicSeal | None = None
+    """The offsets up to which the generation will hold a topic, once they are known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,8 @@ class InputFacts:
     """Range of the times read, by time column."""
     ignored: list[str]
     """Columns that the schema does not list, ascending."""
+    refusals: Refusals = field(default_factory=Refusals)
+    """Messages of a topic that were refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,12 +159,12 @@ def prepare(
         UsageError: The schema, the users to erase or the number of shards cannot be used.
         InputError: A file cannot be read.
     """
-    files = data_files(config.events)
+    files = [] if config.topic is not None else data_files(config.events)
     schema = _schema(config, files, previous, progress, proposed)
     users = UserIdReader(schema.user_ids)
     erased = np.unique(read_user_ids(config.erase_users, users))
     inputs = RunInputs(
-        events=sorted(file_fingerprint(file, PurePosixPath(file.name).name) for file in files),
+        events=_known_events(config, files, previous),
         erase_xxh3=xxhash.xxh3_64_hexdigest(erased.tobytes()),
         cadence_ms=config.cadence_ms,
         lookback_ms=config.lookback_ms,
@@ -179,6 +184,24 @@ def prepare(
     )
 
 
+def _known_events(
+    config: CompactionConfig, files: Sequence[DataFile], previous: Generation | None
+) -> list[str]:
+    """Returns the identity of the input, as far as it is known before it is read.
+
+    That of a topic follows from the generation before and the watermark. So a generation of this
+    very topic and watermark has it.
+    """
+    if config.topic is None:
+        return sorted(file_fingerprint(file, PurePosixPath(file.name).name) for file in files)
+    if previous is None or previous.watermark_ts != config.watermark_ts:
+        return []
+    manifest = previous.manifest
+    is_same = manifest.topic is not None and manifest.topic.name == config.topic
+    events = manifest.run.events
+    return events if is_same and all(one.startswith("kafka:") for one in events) else []
+
+
 def _schema(
     config: CompactionConfig,
     files: Sequence[DataFile],
@@ -190,6 +213,8 @@ def _schema(
     if previous is None:
         if config.schema is not None:
             return read_schema(config.schema)
+        if config.topic is not None:
+            raise UsageError("A topic's events have no schema of their own; give --schema FILE.")
         proposal = propose_schema(files, progress)
         proposed(proposal)
         return parse_schema(proposal.toml)
@@ -292,7 +317,7 @@ def manifest_of(
         run=run.inputs,
         fills=[] if previous is None else previous.manifest.fills,
         vocabularies=vocabularies,
-        topic=None,
+        topic=run.topic,
     )
 
 
@@ -310,6 +335,8 @@ def report_of(
         generation=manifest.number,
         watermark_ts=manifest.watermark_ts,
         rows_read=facts.rows,
+        messages_refused=facts.refusals.count,
+        refusals=facts.refusals.shown,
         events_added=sum(counts.events_added for counts in totals),
         duplicates=sum(counts.duplicates for counts in totals),
         late=sum(counts.late for counts in totals),

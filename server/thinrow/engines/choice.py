@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from thinrow.jobs.topic.config import BrokersConfig
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -26,15 +28,19 @@ def run_compact(
     engine: EngineConfig,
     progress: Progress = lambda *_: None,
     proposed: Callable[[ProposedSchema], None] = lambda _: None,
+    brokers: BrokersConfig | None = None,
 ) -> CompactionReport:
     """Builds and publishes the next generation of a store; see `compact` of each engine."""
+    brokers = brokers or BrokersConfig()
+    brokers.check(config.topic)
     if engine.engine == "spark":
         from thinrow.engines.spark.compact import compact as compact_on_spark
 
         return compact_on_spark(config, engine.spark_properties, progress, proposed)
     from thinrow.compaction.compact import compact
+    from thinrow.jobs.topic.opening import topic_opener
 
-    return compact(config, progress, proposed)
+    return compact(config, progress, proposed, topic_opener(config, brokers))
 
 
 def run_backfill(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from thinrow.core.files.parquet import open_parquet
 from thinrow.errors import InputError, UsageError
+from thinrow.store.manifest import TopicSeal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, Self
 
     import pyarrow.parquet as pq
     from thinrow.core.files.parquet import ParquetTable
@@ -19,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = [
     "EARLIEST_TS",
     "FROM_KEY",
+    "TOPIC_KEY",
     "UNTIL_KEY",
+    "ExportedTopic",
     "Span",
     "check_exports",
     "export_span",
@@ -27,7 +32,31 @@ __all__ = [
 ]
 
 FROM_KEY, UNTIL_KEY = b"thinrow.exported_from_ts", b"thinrow.exported_until_ts"
+TOPIC_KEY = b"thinrow.exported_topic"
 EARLIEST_TS = int(np.iinfo(np.int64).min)
+
+
+class ExportedTopic(NamedTuple):
+    """The part of a topic that a file holds, by partition: offsets in ``[first, sealed)``."""
+
+    name: str
+    first: tuple[int, ...]
+    sealed: tuple[int, ...]
+
+    @property
+    def seal(self) -> TopicSeal:
+        """The end of the part."""
+        return TopicSeal(name=self.name, offsets=list(self.sealed))
+
+    @classmethod
+    def read(cls, body: Sequence[Any]) -> Self:
+        """Reads the fields as JSON has them. Raises ValueError."""
+        name, first, sealed = body
+        TopicSeal(name=name, offsets=first)
+        TopicSeal(name=name, offsets=sealed)
+        if len(first) != len(sealed) or any(map(int.__gt__, first, sealed)):
+            raise ValueError("its offsets contradict each other")
+        return cls(name, tuple(first), tuple(sealed))
 
 
 class Span(NamedTuple):
@@ -36,10 +65,14 @@ class Span(NamedTuple):
     from_ts: int
     until_ts: int
     path: AnyFile
+    topic: ExportedTopic | None = None
+    """The part of a topic that they are; None for the events of a tier without one."""
 
     def mark(self, writer: pq.ParquetWriter) -> None:
         """Writes it down; the file may not be closed yet."""
         metadata = {FROM_KEY: str(self.from_ts), UNTIL_KEY: str(self.until_ts)}
+        if self.topic is not None:
+            metadata[TOPIC_KEY] = json.dumps(self.topic)
         writer.add_key_value_metadata({key.decode(): value for key, value in metadata.items()})
 
 
@@ -86,8 +119,11 @@ def export_span(path: AnyFile) -> Span | None:
         return None
     footer = file.metadata.metadata
     try:
-        return Span(int(footer[FROM_KEY]), int(footer[UNTIL_KEY]), path)
-    except (KeyError, ValueError) as error:
+        topic = None
+        if TOPIC_KEY in footer:
+            topic = ExportedTopic.read(json.loads(footer[TOPIC_KEY]))
+        return Span(int(footer[FROM_KEY]), int(footer[UNTIL_KEY]), path, topic)
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} does not say which arrivals it was exported for; export it again."
         ) from error

@@ -21,14 +21,22 @@ from thinrow.events.user_ids import USERS, UserIdReader
 from thinrow.store.user_texts import unique_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from thinrow.core.files.paths import AnyFile
     from thinrow.events.time_columns import TimeReader
     from thinrow.schema import Schema
     from thinrow.store.user_texts import UserTexts
 
-__all__ = ["TEXTS", "Progress", "ShardFiles", "SplitEvents", "read_split", "split_events"]
+__all__ = [
+    "TEXTS",
+    "Progress",
+    "ShardFiles",
+    "SplitEvents",
+    "read_split",
+    "split_events",
+    "split_tables",
+]
 
 Progress = Callable[[str, int, int], None]
 """Receives the stage, the amount done, and the total."""
@@ -137,27 +145,55 @@ def split_events(
     Raises:
         InputError: names the file, the column at fault and what would be right.
     """
-    total = sum(open_parquet(file).metadata.num_rows for file in files)
+    users = UserIdReader(schema.user_ids)
+
+    def tables() -> Iterator[pa.Table]:
+        total = sum(open_parquet(file).metadata.num_rows for file in files)
+        rows = 0
+        for file in files:
+            for table in read_events(file, schema, times, users):
+                yield table
+                rows += table.num_rows
+                progress("Reading events", rows, total)
+
+    return split_tables(tables(), schema, shards, folder, users, observe)
+
+
+def split_tables(
+    tables: Iterable[pa.Table],
+    schema: Schema,
+    shards: int,
+    folder: Path,
+    users: UserIdReader,
+    observe: Callable[[pa.Table], None] = lambda _: None,
+) -> SplitEvents:
+    """Writes events by shard into ``folder``, which it makes.
+
+    Args:
+        tables: Events in canonical form.
+        schema: The schema of the events.
+        shards: Number of shards.
+        folder: The folder.
+        users: Has read the users of each table.
+        observe: Receives the events, table after table.
+    """
     rows = 0
     arrivals = TimeSpan()
-    users = UserIdReader(schema.user_ids)
     has_texts = is_text_kind(schema.user_ids)
     with ExitStack() as stack:
         events = stack.enter_context(ShardFiles(folder, canonical_schema(schema), shards))
         texts = None
         if has_texts:
             texts = stack.enter_context(ShardFiles(folder / TEXTS, USERS, shards))
-        for file in files:
-            for table in read_events(file, schema, times, users):
-                if not table.num_rows:
-                    continue
-                events.write(table)
-                observe(table)
-                if texts is not None:
-                    texts.write(users.take_users())
-                rows += table.num_rows
-                arrivals.add(TimeSpan.of(table.column("arrival_ts").to_numpy()))
-                progress("Reading events", rows, total)
+        for table in tables:
+            if not table.num_rows:
+                continue
+            events.write(table)
+            observe(table)
+            if texts is not None:
+                texts.write(users.take_users())
+            rows += table.num_rows
+            arrivals.add(TimeSpan.of(table.column("arrival_ts").to_numpy()))
     return SplitEvents(
         folder=folder, shards=shards, rows=rows, arrivals=arrivals, has_texts=has_texts
     )

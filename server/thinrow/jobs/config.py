@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from thinrow.core.files.paths import Named, OneNamed
+from thinrow.core.kafka import topic_among
 from thinrow.core.settings import check, setting
 from thinrow.core.shards import check_parts
 from thinrow.errors import UsageError
-from thinrow.events.units import TimeUnit, check_typed
+from thinrow.events.units import TimeUnit, check_typed, check_watermark
 from thinrow.store.place import check_place, is_url
 from thinrow.store.times import DAY_MS, Cadence
 
@@ -322,16 +323,29 @@ class VerifyConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
-    """One export of a mutable tier's events.
+    """One export of a mutable tier's events, or of a topic's.
 
     Raises:
-        UsageError: A time makes no sense.
+        UsageError: A time makes no sense, or options contradict each other.
     """
 
-    online: str = field(
+    online: str | None = field(
+        default=None,
         metadata=setting(
-            "The online server; several of one topic are separated by commas.", metavar="HOST:PORT"
-        )
+            "The online server, if it has a log of its own.",
+            metavar="HOST:PORT",
+            default_text="none: give --events",
+        ),
+    )
+    topic_events: str | None = field(
+        default=None,
+        metadata=setting(
+            "Topic of Kafka that is the log of events, as kafka:TOPIC; each partition is read "
+            "up to the first message that arrived at the watermark or later.",
+            option="--events",
+            metavar="kafka:TOPIC",
+            default_text="none: give --online",
+        ),
     )
     watermark_ts: int = field(
         metadata=setting(
@@ -343,11 +357,44 @@ class ExportConfig:
     since_ts: int | None = field(
         default=None,
         metadata=setting(
-            "Leave out events that arrived before this time.",
+            "With --online: leave out events that arrived before this time.",
             default_text="the last published watermark",
+        ),
+    )
+    store: str | Path | None = field(
+        default=None,
+        metadata=setting(
+            "With --events: folder or URL of the store, whose last generation says where to begin "
+            "and which schema events have.",
+            metavar="FOLDER|URL",
+            default_text="none: the topic from its beginning",
+        ),
+    )
+    schema: Path | None = field(
+        default=None,
+        metadata=setting(
+            "With --events: TOML file of feature groups and traits.", default_text="the store's"
         ),
     )
 
     def __post_init__(self) -> None:
         check_typed(self.watermark_ts, "--watermark")
         check_typed(self.since_ts or 0, "--since")
+        if (self.online is None) == (self.topic is None):
+            raise UsageError("Give --online HOST:PORT or --events kafka:TOPIC, one of the two.")
+        if self.topic is None:
+            if self.store is not None or self.schema is not None:
+                raise UsageError("--store and --schema are for a topic; the server has its own.")
+            return
+        check_watermark(self.watermark_ts)
+        if self.since_ts is not None:
+            raise UsageError("--since is for --online; a topic is read from where --store ends.")
+        if self.store is None and self.schema is None:
+            raise UsageError("A topic's events have no schema of their own; give --schema FILE.")
+        if self.store is not None:
+            check_place(self.store, None)
+
+    @property
+    def topic(self) -> str | None:
+        """Name of the topic; None for a server."""
+        return topic_among(self.topic_events)

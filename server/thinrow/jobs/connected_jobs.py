@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from thinrow.client import Projection
 from thinrow.client.online import connect_online
-from thinrow.jobs.connecting import connected
+from thinrow.errors import UsageError
+from thinrow.jobs.connecting import Access, connected
 from thinrow.jobs.export import export_events
 from thinrow.jobs.layout import FatLayout
 from thinrow.jobs.materialize import materialize
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
         Servers,
         VerifyConfig,
     )
-    from thinrow.jobs.connecting import Access
     from thinrow.jobs.export import ExportReport
     from thinrow.jobs.materialize import MaterializeReport
+    from thinrow.jobs.topic.config import BrokersConfig
 
 __all__ = ["run_export", "run_materialize", "run_verify", "targets_of"]
 
@@ -70,9 +71,28 @@ def run_verify(
 
 
 def run_export(
-    config: ExportConfig, access: Access, progress: Progress = lambda *_: None
+    config: ExportConfig,
+    access: Access,
+    brokers: BrokersConfig,
+    progress: Progress = lambda *_: None,
 ) -> ExportReport:
-    """Writes the mutable tier's events; errors as of `connect_online` and `export_events`."""
+    """Writes the mutable tier's events, or a topic's.
+
+    Errors as of `connect_online` and `export_events`, or of `export_topic`.
+
+    Raises:
+        UsageError: Options contradict each other.
+    """
+    brokers.check(config.topic)
+    if config.topic is not None:
+        from thinrow.jobs.topic.export import export_topic
+
+        if access != Access():
+            raise UsageError(
+                "Credentials of servers are for --online; brokers have theirs in --kafka-settings."
+            )
+        return export_topic(config, brokers, progress)
+    assert config.online is not None
 
     def show(events: int) -> None:
         progress("Reading events", events, events)

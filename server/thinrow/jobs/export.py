@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +38,10 @@ class ExportReport:
     events: int
     from_ts: int | None
     """Events that arrived since then were written; None: all."""
+    messages_refused: int = 0
+    """Messages of a topic that hold no events of the schema, as every replica refuses them."""
+    refusals: list[str] = field(default_factory=list)
+    """Place and reason of the first ones."""
 
 
 def export_events(

@@ -19,7 +19,7 @@ from thinrow.errors import RequestError
 from thinrow.events.units import PLAUSIBLE_FROM_TS, PLAUSIBLE_UNTIL_TS, check_milliseconds
 from thinrow.online.records import Batch, batch_of
 from thinrow.online.topic.messages import MESSAGE_BYTES_MAX, MESSAGE_EVENTS_MAX, value_field
-from thinrow.online.users import named_users
+from thinrow.online.users import NamedUsers, named_users
 from thinrow.schema import TraitType
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from thinrow.online.records import RecordFormat
     from thinrow.schema import Trait
 
-__all__ = ["Decoded", "MessageDecoder"]
+    Columns = dict[str, MutableColumn]
+
+__all__ = ["Decoded", "DecodedColumns", "MessageDecoder"]
 
 RECORDS_BYTES_MAX = 16 << 20
 """Limit on the records of one message, where traits left out and equal texts count as well."""
@@ -46,6 +48,20 @@ class Decoded:
     """Number of messages."""
     batch: Batch
     """Their events, in order."""
+    counts: Sequence[int]
+    """Number of events of each message."""
+    refused: str = ""
+    """The reason, one sentence; empty for messages that were accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedColumns:
+    """The same as columns of a schema."""
+
+    users: NamedUsers
+    """The user of each event."""
+    columns: Columns
+    """All columns, as records have them; none of messages that were refused."""
     counts: Sequence[int]
     """Number of events of each message."""
     refused: str = ""
@@ -70,6 +86,16 @@ class MessageDecoder:
         ]
 
     def decode(self, values: Sequence[bytes], placed: Sequence[int]) -> Iterator[Decoded]:
+        """Decodes messages to records; see `decode_columns`."""
+        for part in self.decode_columns(values, placed):
+            batch = Batch((), (), ())
+            if not part.refused:
+                batch = batch_of(part.users, part.columns, self._format)
+            yield Decoded(len(part.counts), batch, part.counts, part.refused)
+
+    def decode_columns(
+        self, values: Sequence[bytes], placed: Sequence[int]
+    ) -> Iterator[DecodedColumns]:
         """Decodes messages, one after the other where their records would be too large together.
 
         So memory is bounded if the caller keeps no part.
@@ -84,16 +110,16 @@ class MessageDecoder:
             part = self._accepted(values, placed)
         except RequestError as error:
             if len(values) == 1:
-                yield Decoded(1, Batch((), (), ()), (0,), " ".join(str(error).split()))
+                yield DecodedColumns(NamedUsers(()), {}, (0,), " ".join(str(error).split()))
                 return
         else:
             yield part
             return
         half = len(values) // 2
-        yield from self.decode(values[:half], placed[:half])
-        yield from self.decode(values[half:], placed[half:])
+        yield from self.decode_columns(values[:half], placed[:half])
+        yield from self.decode_columns(values[half:], placed[half:])
 
-    def _accepted(self, values: Sequence[bytes], placed: Sequence[int]) -> Decoded:
+    def _accepted(self, values: Sequence[bytes], placed: Sequence[int]) -> DecodedColumns:
         """Decodes messages; raises RequestError if one of them is refused, or all are too large."""
         if any(len(value) > MESSAGE_BYTES_MAX for value in values):
             raise RequestError(f"A message has more than {MESSAGE_BYTES_MAX:,} bytes.")
@@ -131,7 +157,7 @@ class MessageDecoder:
             keys=keys[rows_of].tolist(),
             texts=None if named.texts is None else [named.texts[row] for row in rows_of.tolist()],
         )
-        return Decoded(len(values), batch_of(users, columns, self._format), counts.tolist())
+        return DecodedColumns(users, columns, counts.tolist())
 
 
 def _check_times(times: NDArray[np.int64], counts: NDArray[np.int64]) -> None:

@@ -1,0 +1,1 @@
+"""A Kafka topic of events as the input of jobs: each partition exactly up to a watermark."""
