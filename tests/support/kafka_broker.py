@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import urllib.request
@@ -15,7 +16,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from support.kafka_topics import PARTITIONS, TIMEOUT_S, Topic
 from support.object_storage import ObjectStorage, running_storage
-from support.worlds import OWN_HOST
+from support.worlds import OWN_HOST, freeze
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +65,15 @@ class Broker:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def pause(self) -> None:
+        """Stops the process, whose connections stay open, until `go_on`."""
+        assert self._process is not None
+        freeze(self._process.pid)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         self.kill()

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from support.kafka_broker import Broker
     from support.oracle import Schema
-    from support.worlds import Running
     from thinrow.client.online import Snapshot
 
 ALL = Projection()
@@ -59,9 +58,3 @@ def contents(seen: Snapshot) -> tuple[Any, ...]:
         batch.statuses.tolist(),
         {name: repr(batch.to_lists(name)) for name in batch.values},
     )
-
-
-def process_of(replicas: list[Running], address: str) -> Running:
-    """The replica that listens at an address."""
-    (found,) = [each for each in replicas if each.address == address]
-    return found

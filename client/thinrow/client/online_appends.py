@@ -15,7 +15,7 @@ from thinrow.client.received import received
 from thinrow.client.retries import Retries
 from thinrow.core.wire.columns import from_wire
 from thinrow.core.wire.malformed import require
-from thinrow.errors import RequestError, TooManyCallsError, UnavailableError
+from thinrow.errors import DeadlineError, RequestError, TooManyCallsError, UnavailableError
 from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ def append_all(
     If a server fails, the batches without an answer go to another one, unless an event without an
     id may be there already.
     """
-    feed, retries = _Feed(batches), Retries(servers.config)
+    config = servers.config
+    feed, retries = _Feed(batches), Retries(config)
     tried: set[OnlineReplica] = set()
     end_s = None if deadline_s is None else time.monotonic() + deadline_s
     server = servers.for_appends(())
@@ -121,9 +122,14 @@ def append_all(
         left_s = None if end_s is None else max(0.0, end_s - time.monotonic())
         answered = feed.answered
         assert server is not None, "there is a server to begin with"
+        is_last = servers.for_appends({*tried, server}) in (None, server)
+        silence_s = config.request_deadline_s if is_last else config.silence_timeout_s
         try:
-            yield from _appended(server, feed, left_s)
-        except (TooManyCallsError, UnavailableError) as failure:
+            yield from _appended(server, feed, silence_s, left_s)
+        except (DeadlineError, TooManyCallsError, UnavailableError) as failure:
+            is_late = end_s is not None and time.monotonic() >= end_s
+            if isinstance(failure, DeadlineError) and (is_last or is_late):
+                raise
             server.check_open()
             if feed.answered > answered:
                 retries.reset()
@@ -131,7 +137,7 @@ def append_all(
             # A thread of the failed stream may send no more: its call has ended.
             is_safe = feed.restart() or isinstance(failure, NotConnectedError)
             tried.add(server)
-            if isinstance(failure, UnavailableError):
+            if not isinstance(failure, TooManyCallsError):
                 server.health.failed()
             server = servers.for_appends(tried)
             if server is None and is_safe and retries.pause(failure):
@@ -144,7 +150,7 @@ def append_all(
 
 
 def _appended(
-    server: OnlineReplica, feed: _Feed, deadline_s: float | None
+    server: OnlineReplica, feed: _Feed, silence_s: float, deadline_s: float | None
 ) -> Generator[Appended, None, None]:
     """Appends the batches without an answer on one stream."""
     first = feed.answered
@@ -156,7 +162,7 @@ def _appended(
             number += 1
 
     call = server.stub.AppendEvents(requests(), timeout=deadline_s, metadata=server.metadata)
-    answers = received(call, server.config.request_deadline_s, feed.oldest_s)
+    answers = received(call, silence_s, feed.oldest_s)
     try:
         with contextlib.closing(answers):
             for answer in answers:

@@ -7,6 +7,7 @@ after a pause once all have failed.
 
 from __future__ import annotations
 
+import math
 import queue
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import grpc
 import numpy as np
+from thinrow.client.grpc_errors import NotConnectedError
 from thinrow.client.hedging import Hedging
 from thinrow.client.online_stream import no_answer
 from thinrow.client.online_topology import Topology, silent
@@ -42,6 +44,8 @@ __all__ = ["OnlineReplicas", "OnlineRouting"]
 
 ELSEWHERE = (LaggingError, PartitionMissingError, StoreError, TooManyCallsError, UnavailableError)
 """Errors of a server that another one may not have."""
+STREAM_SILENCE_S_MAX = 1.0
+"""Longest silence on a stream, on which answers of many requests come, before it is left."""
 RECHECK_S = 0.1
 """Pause before a replica that takes long is looked at again."""
 PARTS_MAX = 16
@@ -62,6 +66,10 @@ class OnlineRouting(NamedTuple):
 class Operation(Protocol):
     """One request, as it is sent to any server."""
 
+    @property
+    def silence_s_max(self) -> float:
+        """Longest silence of a server before another one gets the request, whatever the budget."""
+
     def start(
         self, server: OnlineReplica, deadline_s: float, deliver: Callable[[Any], None]
     ) -> Callable[[], object] | None:
@@ -75,6 +83,7 @@ class StreamedSnapshot(NamedTuple):
     """A request on the stream of a server."""
 
     request: online_pb2.SnapshotRequest
+    silence_s_max: float = STREAM_SILENCE_S_MAX
 
     def start(
         self, server: OnlineReplica, deadline_s: float, deliver: Callable[[Any], None]
@@ -92,6 +101,7 @@ class UnaryCall(NamedTuple):
 
     method: str
     request: Any
+    silence_s_max: float = math.inf
 
     def start(
         self, server: OnlineReplica, deadline_s: float, deliver: Callable[[Any], None]
@@ -305,13 +315,15 @@ class OnlineReplicas:
                     self._failovers += 1
                 elif time.monotonic() >= until_s:
                     raise no_answer(attempts.waited_s)
-                elif attempts.latest.health.has_failed or attempts.is_silent(hedging.silence_s):
+                elif attempts.latest.health.has_failed or attempts.is_silent(
+                    min(hedging.silence_s, operation.silence_s_max)
+                ):
                     self._leave(attempts.latest, operation)
                     self._failovers += 1
                 elif self.config.hedged_share and hedging.acquire():
                     self._hedges += 1
                 else:
-                    wait_s = max(hedging.silence_s, time.monotonic() - attempts.sent_s + RECHECK_S)
+                    wait_s = time.monotonic() - attempts.sent_s + RECHECK_S
                     continue
                 attempts.start(left.pop(0))
                 wait_s = hedging.after_s
@@ -320,7 +332,11 @@ class OnlineReplicas:
 
     def _leave(self, server: OnlineReplica, operation: Operation) -> None:
         """Leaves a server that is silent: what waits on its stream goes elsewhere at once."""
-        if isinstance(operation, StreamedSnapshot) and not server.health.has_failed:
+        if server.health.has_failed:
+            return
+        if not isinstance(operation, StreamedSnapshot):
+            self._topology.refresh_soon()  # it may be at work, or silent
+        else:
             failure = silent(server)
             self._topology.failed(server, failure)
             server.stream.abandon(failure)
@@ -344,12 +360,14 @@ class OnlineReplicas:
             if isinstance(failure, LaggingError):
                 return LaggingError(f"No replica of {names} has come far enough: {failure}")
         last = failures[-1][1]
-        if len(failures) == 1 or type(last) is not UnavailableError:
+        if len(failures) == 1 or not isinstance(last, UnavailableError):
             return last
-        return UnavailableError(
-            f"No server answered at {names}; check the addresses, and that `thinrow online` runs "
-            f"there."
-        )
+        if all(isinstance(failure, NotConnectedError) for _, failure in failures):
+            return UnavailableError(
+                f"No server answers at {names}; check the addresses, and that `thinrow online` "
+                f"runs there."
+            )
+        return type(last)(f"No server of {names} has answered: {last}")
 
     def _unread(self, partitions: Collection[int]) -> UnavailableError:
         described = self._topology.described()

@@ -27,7 +27,7 @@ from thinrow.errors import (
 from thinrow.v1 import online_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Sequence
 
     from thinrow.client.config import ClientConfig
     from thinrow.client.server_addresses import ServerAddress
@@ -65,7 +65,7 @@ class Topology:
     def __init__(
         self,
         addresses: Sequence[str],
-        servers: Iterable[ServerAddress],
+        servers: Sequence[ServerAddress],
         config: ClientConfig,
         chance: random.Random | None = None,
     ) -> None:
@@ -188,7 +188,7 @@ class Topology:
         if time.monotonic() - self._resolved_s > RESOLVE_PAUSE_S:
             self._resolved_s = time.monotonic()
             try:
-                self._use(resolve(self._addresses))
+                self._use(resolve(self._addresses, self._known))
             except UsageError as error:
                 log.warning("%s", error)
         self._close_dropped()
@@ -285,16 +285,20 @@ class Topology:
                 raise failure
         start_polling(weakref.ref(self), self._poll_now)
 
-    def _use(self, servers: Iterable[ServerAddress]) -> None:
-        """Connects to new servers, and leaves those that are no longer there."""
-        listed = list(servers)
-        if len(listed) > SERVERS_MAX:
-            raise UsageError(f"There are {len(listed)} servers; name at most {SERVERS_MAX}.")
+    def _use(self, servers: Sequence[ServerAddress]) -> None:
+        """Connects to new servers, and leaves those that are no longer there.
+
+        Raises:
+            UsageError: There are too many.
+        """
+        if len(servers) > SERVERS_MAX:
+            raise UsageError(f"There are {len(servers)} servers; name at most {SERVERS_MAX}.")
+        self._known = servers
         with self._lock:
             known = self._servers
             self._servers = {
                 each.target: known.get(each.target) or OnlineReplica(each, self.config)
-                for each in listed
+                for each in servers
             }
             now_s = time.monotonic()
             self._dropped += [

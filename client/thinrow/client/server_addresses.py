@@ -59,35 +59,39 @@ def is_name(address: str) -> bool:
     return False
 
 
-def resolve(addresses: Sequence[str]) -> tuple[ServerAddress, ...]:
+def resolve(
+    addresses: Sequence[str], known: Sequence[ServerAddress] = ()
+) -> tuple[ServerAddress, ...]:
     """Returns the servers at some addresses: a name with several addresses stands for all of them.
 
-    The addresses of one family count, since a server often has one of each. A name with fewer, or
-    one that cannot be resolved now, is left to gRPC.
+    The addresses of one family count, since a server often has one of each. A name with fewer is
+    left to gRPC, as is one that cannot be resolved.
+
+    Args:
+        addresses: As `parse_addresses` returns them.
+        known: Result of the call before. A name that stood for several servers goes on to stand
+            for each of its addresses, and if it cannot be resolved now, for the same.
     """
     found: dict[str, ServerAddress] = {}
     for address in addresses:
-        for each in _resolved(address):
+        for each in _resolved(address, known):
             found.setdefault(each.target, each)
     return tuple(found.values())
 
 
-def _resolved(address: str) -> list[ServerAddress]:
+def _resolved(address: str, known: Sequence[ServerAddress]) -> Sequence[ServerAddress]:
     match = NAME.fullmatch(address) if is_name(address) else None
     if match is None:
-        return [ServerAddress(address)]
+        return (ServerAddress(address),)
+    name = f"{match[1]}:{match[2]}"
+    before = [each for each in known if each.name == name]
     try:
         entries = socket.getaddrinfo(match[1], int(match[2]), type=socket.SOCK_STREAM)
     except OSError as error:
         log.warning("%s cannot be resolved (%s).", address, error)
-        return [ServerAddress(address)]
-    hosts: dict[int, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
-    for family, _, _, _, place in entries:
-        if family in hosts:
-            hosts[family].append(str(place[0]))
+        entries = []
     for family, scheme in ((socket.AF_INET, "ipv4:{}:{}"), (socket.AF_INET6, "ipv6:[{}]:{}")):
-        several = sorted(set(hosts[family]))
-        if len(several) > 1:
-            name = f"{match[1]}:{match[2]}"
-            return [ServerAddress(scheme.format(host, match[2]), name) for host in several]
-    return [ServerAddress(address)]
+        hosts = sorted({str(place[0]) for kind, _, _, _, place in entries if kind == family})
+        if len(hosts) > 1 or (hosts and before):
+            return [ServerAddress(scheme.format(host, match[2]), name) for host in hosts]
+    return before or (ServerAddress(address),)
