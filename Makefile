@@ -18,8 +18,9 @@ DIST := dist
 # Folder of the site that `make docs` builds.
 SITE := .cache/site
 # Many tests wait for processes and timers, so four workers have something to do on two cores. A worker that
-# has run its tests takes over some of another's; module fixtures are built again there.
-SHARED := --numprocesses 4 --dist worksteal
+# has run its tests takes over some of another's; module fixtures are built again there. Each worker imports every
+# test module, and those of the fleet import Ray.
+SHARED := --numprocesses 4 --dist worksteal --ignore tests/fleet
 # Four workers share the cores, where threads of PyTorch that spin would only take them from each other.
 test test-recipes test-fast test-long: export OMP_NUM_THREADS := 1
 # Containers often set it: every worker, and every process that a test starts, would then compile all modules again.

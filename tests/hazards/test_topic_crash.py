@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import subprocess
 import sys
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from support.paths import TESTS
@@ -19,18 +21,20 @@ KILLS = 6
 
 
 def test_a_kill_neither_loses_nor_doubles(tmp_path: Path) -> None:
-    seed, rng = 7, random.Random(7)
-    log = messages(seed, MESSAGES)
-    command = [sys.executable, TESTS / "support" / "topic_logs.py", tmp_path / "killed"]
+    rng = random.Random(7)
+    log = messages(7, MESSAGES)
+    file = tmp_path / "log"
+    file.write_bytes(pickle.dumps([astuple(message) for message in log]))
+    command = [sys.executable, TESTS / "support" / "topic_logs.py", tmp_path / "killed", file]
     ends = [0]
     for kill in range(KILLS):
         with subprocess.Popen(
-            [*map(str, command), str(seed), str(MESSAGES)],
+            [*map(str, command)],
             stdout=subprocess.PIPE,
             env={"PYTHONPATH": str(TESTS)},
         ) as process:
             assert process.stdout is not None and process.stdout.readline() == b"opened\n"
-            let_work(process, rng.uniform(0.1, 0.5))
+            let_work(process, rng.uniform(0.02, 0.15))
             process.kill()
         # As after the kill: what is there is the log up to the places.
         with (

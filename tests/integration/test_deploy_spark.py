@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import kubernetes_validate
 import pytest
 import yaml
-from kubeflow_spark_api.models import SparkV1beta2ScheduledSparkApplication
 from support.deployment import (
     ALERTS,
     DEPLOY,
@@ -86,6 +85,9 @@ def test_executors_fit_their_schema() -> None:
 
 
 def test_application_has_only_fields_of_the_operator() -> None:
+    # Its hundreds of models would otherwise be imported by every worker.
+    from kubeflow_spark_api.models import SparkV1beta2ScheduledSparkApplication
+
     read = SparkV1beta2ScheduledSparkApplication.from_dict(APPLICATION)
     assert read is not None
     assert read.to_dict() == APPLICATION

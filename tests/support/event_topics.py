@@ -129,7 +129,7 @@ class LogReader:
         self._schema = schema
         self._count = count
         self._consumer = Consumer(
-            {"bootstrap.servers": servers, "group.id": "oracle", "fetch.wait.max.ms": 10}
+            {"bootstrap.servers": servers, "group.id": "oracle", "fetch.wait.max.ms": 200}
         )
         self._consumer.assign([TopicPartition(topic, number, 0) for number in range(count)])
 

@@ -1,16 +1,18 @@
-"""Logs of a topic in memory, applied to tiers without a broker. Run as a program, applies one."""
+"""Logs of a topic in memory, applied to tiers without a broker.
+
+Run as a program, `topic_logs.py FOLDER LOG` applies a log that was pickled. It is started often,
+so it imports only what applying needs; making a log needs most of the tests' helpers.
+"""
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from support.event_topics import encoded, partition
-from support.oracle import DAY_MS, Event, Schema, Trait
-from support.scenarios import schema_toml
 from thinrow.online import database
 from thinrow.online.topic.settings import TopicSettings
 from thinrow.online.topic.tier import ReadMessage, TopicTier
@@ -19,7 +21,12 @@ from thinrow.schema import parse_schema
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-SCHEMA = Schema({"g": [Trait("x", "int64"), Trait("t", "string", sparse=True)]})
+SCHEMA = """
+[g]
+x = "int64"
+t = { type = "string", sparse = true }
+"""
+DAY_MS = 86_400_000
 PARTITIONS = 4
 START_TS = 1_700_000_000_000
 LOG_USERS = 50
@@ -28,6 +35,10 @@ TEXTS = (None, "é")
 
 def messages(seed: int, count: int) -> list[ReadMessage]:
     """A log: some events come twice, clocks are skewed, and some messages have no events."""
+    from support.event_topics import encoded, partition
+    from support.oracle import Event, Schema, Trait
+
+    schema = Schema({"g": [Trait("x", "int64"), Trait("t", "string", sparse=True)]})
     rng = random.Random(seed)
     ends = [0] * PARTITIONS
     log = []
@@ -41,7 +52,7 @@ def messages(seed: int, count: int) -> list[ReadMessage]:
             )
             for _ in range(rng.choice((1, 1, 1, 4)))
         ]
-        value = encoded(user, events, SCHEMA) if rng.random() < 0.9 else None
+        value = encoded(user, events, schema) if rng.random() < 0.9 else None
         timestamp_ts = now_ts + rng.choice((0, 0, 0, 50, -50))
         log.append(ReadMessage(place, ends[place], timestamp_ts, value))
         ends[place] += 1
@@ -50,7 +61,7 @@ def messages(seed: int, count: int) -> list[ReadMessage]:
 
 @contextmanager
 def opened_topic(
-    folder: Path, partitions: Sequence[int] = range(PARTITIONS), toml: str = schema_toml(SCHEMA)
+    folder: Path, partitions: Sequence[int] = range(PARTITIONS), toml: str = SCHEMA
 ) -> Iterator[TopicTier]:
     tier = TopicTier(
         TopicSettings(
@@ -86,9 +97,10 @@ def contents(tier: TopicTier) -> list[tuple[bytes, bytes]]:
 
 
 if __name__ == "__main__":
-    folder, seed, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    folder, log = map(Path, sys.argv[1:])
     # Memory tables become files often, so that a kill finds some of the log on disk.
     database.MEMTABLE_BYTES = 1 << 16  # type: ignore[attr-defined]
     with opened_topic(folder) as tier:
         print("opened", flush=True)
-        apply_all(tier, messages(seed, count), random.Random())
+        rows = pickle.loads(log.read_bytes())  # noqa: S301 - our own
+        apply_all(tier, [ReadMessage(*row) for row in rows], random.Random())
