@@ -42,7 +42,7 @@ TRAINERS := lightning==2.6.6 transformers==5.24.0 accelerate==1.15.0 datasets==5
 .PHONY: help setup demo test test-recipes test-wheel test-docs test-fast test-long fleet-test
 .PHONY: torchrec trainers spark ray faults
 .PHONY: check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors
-.PHONY: bench bench-peers bench-short bench-ids bench-scale bench-cluster bench-spark bench-ray bench-research gpu docs wheel wheels lock pin-images image-test
+.PHONY: bench bench-peers bench-short bench-ids bench-scale bench-cluster bench-online-replicas bench-spark bench-ray bench-research gpu docs wheel wheels lock pin-images image-test
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -160,6 +160,10 @@ bench-scale: setup ## measure mirrors of stores in an object store, into docs/re
 
 bench-cluster: setup ## measure clusters of servers, and simulate larger ones, into docs/reports/cluster.md
 	PYTHONPATH=bench:tests $(BIN)/python bench/scale/clusters.py $(OPTIONS)
+
+bench-online-replicas: setup ## measure two replicas of a Kafka topic, of which one is killed; prints a table
+	@mkdir -p .cache
+	PYTHONPATH=bench:tests $(BIN)/python bench/replica_load.py $(OPTIONS)
 
 bench-spark: setup ## measure compaction on Spark, into docs/reports/compaction-spark.md; needs Java
 	$(MAKE) spark
