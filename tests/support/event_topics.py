@@ -228,12 +228,12 @@ class TopicOnline(Online):
         return super().pointer(user_id, request_ts, lookback_ms, max_length)
 
     def hand_over(self, erase: frozenset[int] = frozenset()) -> None:  # noqa: ARG002
-        """Is not there yet, and says so."""
+        """Refuses an export, and says what to export instead."""
         path = self.world.folder / "export.parquet"
         try:
             export_events(self.client, self.client.describe().now_ts, path)
         except RequestError as error:
-            assert "not there yet" in str(error)
+            assert "thinrow export --events" in str(error)
         else:
             raise AssertionError("an export from a topic")
         assert not path.exists()

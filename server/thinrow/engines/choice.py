@@ -36,7 +36,7 @@ def run_compact(
     if engine.engine == "spark":
         from thinrow.engines.spark.compact import compact as compact_on_spark
 
-        return compact_on_spark(config, engine.spark_properties, progress, proposed)
+        return compact_on_spark(config, engine.spark_properties, progress, proposed, brokers)
     from thinrow.compaction.compact import compact
     from thinrow.jobs.topic.opening import topic_opener
 

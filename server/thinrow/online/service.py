@@ -188,8 +188,8 @@ class OnlineService:
         """Seals a watermark, and sends the events that arrived before it."""
         if self._exports is None:
             raise RequestError(
-                "This server reads its events from a Kafka topic, from which exports are not there "
-                "yet; read the topic itself (docs/reference/other-languages.md)."
+                "This server reads its events from a Kafka topic, which has all of them; export "
+                "the topic itself: thinrow export --events kafka:TOPIC."
             )
         for part in self._exports.parts(request):
             context.check_serving()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from thinrow.compaction.run import (
     prepare,
     report_of,
 )
+from thinrow.compaction.topic import Refusals, exported_seal, files_seal
 from thinrow.compaction.vocabularies import NewValues, known_vocabularies, write_vocabularies
 from thinrow.engines.spark.building import BuildPlan, BuiltShard
 from thinrow.engines.spark.reading import SURVEY_COLUMNS, ReadPlan, SliceFacts, SurveyPlan
@@ -27,10 +29,11 @@ from thinrow.engines.spark.session import Spark
 from thinrow.engines.spark.shuffled import COLUMNS
 from thinrow.engines.spark.slices import cut_files, user_bounds
 from thinrow.engines.spark.tasks import RESULT_COLUMNS, check_numbers, software
+from thinrow.engines.spark.topic_slices import cut_topic, topic_bounds
 from thinrow.errors import EngineError, UsageError
-from thinrow.events.exported import check_exports
 from thinrow.events.order import planned_cuts
 from thinrow.events.time_columns import TimeSpan, add_spans
+from thinrow.jobs.topic.opening import find_span
 from thinrow.remote.checkout import Checkout
 from thinrow.remote.publication import Placement, commit, complete_generation, upload_files
 from thinrow.store.current import current_folder
@@ -47,7 +50,12 @@ if TYPE_CHECKING:
     from thinrow.compaction.config import CompactionConfig
     from thinrow.compaction.report import CompactionReport
     from thinrow.compaction.run import Run
+    from thinrow.engines.spark.slices import Slice
+    from thinrow.engines.spark.topic_slices import TopicSlice
     from thinrow.events.split import Progress
+    from thinrow.jobs.topic.config import BrokersConfig
+    from thinrow.jobs.topic.tables import TopicSpan
+    from thinrow.online.topic.settings import TopicAddress
     from thinrow.schema.proposal import ProposedSchema
     from thinrow.store.manifest import StoredVocabulary
     from thinrow.store.stored_files import StoredFile
@@ -64,6 +72,7 @@ def compact(
     properties: Mapping[str, str],
     progress: Progress = lambda *_: None,
     proposed: Callable[[ProposedSchema], None] = lambda _: None,
+    brokers: BrokersConfig | None = None,
 ) -> CompactionReport:
     """Builds and publishes the next generation of a store at a URL.
 
@@ -74,6 +83,7 @@ def compact(
         properties: Properties of Spark by name.
         progress: Receives the work done.
         proposed: Receives the schema of a new store before it is built, if the run names none.
+        brokers: The brokers of the topic that has the events, if the run names one.
 
     Raises:
         UsageError: pyspark is not installed, or the schema, the events or the watermark cannot be
@@ -106,8 +116,39 @@ def compact(
         earlier = earlier_report(config, run, previous)
         if earlier is not None:
             return earlier
+        before = None if previous is None else previous.manifest
+        topic = None
+        if config.topic is not None:
+            assert brokers is not None
+            topic = find_span(config.topic, before, config.watermark_ts, brokers)
+        elif before is not None and before.topic is not None:
+            # Tasks find the spans of files, too, but a store of a topic refuses most files.
+            files_seal(run.files, before, config.watermark_ts)
+        read = _read_plan(config, run, topic)
         spark = stack.enter_context(Spark(properties, progress))
-        return _Compaction(config, run, previous, checkout, spark, progress).report()
+        return _Compaction(config, run, previous, checkout, spark, read, topic, progress).report()
+
+
+def _read_plan(
+    config: CompactionConfig, run: Run, topic: tuple[TopicAddress, TopicSpan] | None
+) -> ReadPlan:
+    """Returns the slices of the input, and ranges of users that fit into memory."""
+    if topic is None:
+        files = cut_files(run.files)
+        slices: Sequence[Slice | TopicSlice] = files
+        bounds = user_bounds(files, run.schema.user_ids, run.shards)
+    else:
+        partitions = cut_topic(*topic)
+        slices = partitions
+        bounds = topic_bounds(partitions, run.schema, run.shards)
+    return ReadPlan(
+        software=software(),
+        slices=slices,
+        schema=run.schema,
+        time_unit=config.time_unit,
+        shards=run.shards,
+        bounds=bounds,
+    )
 
 
 class _Compaction:
@@ -120,21 +161,15 @@ class _Compaction:
         previous: Generation | None,
         checkout: Checkout,
         spark: Spark,
+        read: ReadPlan,
+        topic: tuple[TopicAddress, TopicSpan] | None,
         progress: Progress,
     ) -> None:
         self._config, self._run, self._previous = config, run, previous
         self._checkout, self._spark, self._progress = checkout, spark, progress
         self._previous_ts = None if previous is None else previous.watermark_ts
         self._run_id = uuid4()
-        self._slices = cut_files(run.files)
-        self._read = ReadPlan(
-            software=software(),
-            slices=self._slices,
-            schema=run.schema,
-            time_unit=config.time_unit,
-            shards=run.shards,
-            bounds=user_bounds(self._slices, run.schema.user_ids, run.shards),
-        )
+        self._read, self._slices, self._topic = read, read.slices, topic
 
     def report(self) -> CompactionReport:
         """Builds and publishes, and returns what commands print."""
@@ -151,9 +186,9 @@ class _Compaction:
         with build_folder(self._checkout.folder) as building:
             stored, uploaded = self._upload_vocabularies(building, vocabularies)
             built = self._build(plan, stored)
-            facts = self._facts(built)
+            run, facts = self._finished(built)
             manifest = manifest_of(
-                self._run,
+                run,
                 plan,
                 self._previous,
                 run_id=self._run_id,
@@ -263,8 +298,11 @@ class _Compaction:
         check_numbers("shards", [one.shard for one in built], plan.shards)
         return built
 
-    def _facts(self, built: Sequence[BuiltShard]) -> InputFacts:
+    def _finished(self, built: Sequence[BuiltShard]) -> tuple[Run, InputFacts]:
         """Joins the measures of all slices, and checks that each counted once.
+
+        Returns:
+            The run, with the offsets up to which it has a topic, and what it read.
 
         Raises:
             EngineError: Rows were lost or came twice.
@@ -278,11 +316,25 @@ class _Compaction:
                 f"Tasks read {rows:,} events and shards received {received:,}; nothing was "
                 f"published, so run it again, and report this."
             )
-        spans = {one.span for one in found if one.span is not None}
-        check_exports([*spans], self._previous_ts, self._config.watermark_ts)
+        run, refusals = self._run, Refusals()
+        for one in found:
+            refusals.add(one.refusals)
+        if self._topic is None:
+            spans = {one.span for one in found if one.span is not None}
+            before = None if self._previous is None else self._previous.manifest
+            seal = exported_seal([*spans], len(run.files), before, self._config.watermark_ts)
+            run = replace(run, topic=seal)
+        else:
+            address, span = self._topic
+            sealed = {number: end for one in found for number, end in one.sealed.items()}
+            inputs = run.inputs.model_copy(update={"events": span.inputs(address.topic, sealed)})
+            run = replace(run, inputs=inputs, topic=span.seal(address.topic, sealed))
         arrivals, times = TimeSpan(), dict[str, TimeSpan]()
         for one in found:
             arrivals.add(one.arrivals)
             add_spans(times, one.times)
         ignored = {name for one in found for name in one.ignored}
-        return InputFacts(rows=rows, arrivals=arrivals, times=times, ignored=sorted(ignored))
+        facts = InputFacts(
+            rows=rows, arrivals=arrivals, times=times, ignored=sorted(ignored), refusals=refusals
+        )
+        return run, facts

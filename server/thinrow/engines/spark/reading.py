@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from thinrow.compaction.topic import Refusals
 from thinrow.compaction.vocabularies import RunValues
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.ids import is_text_kind
 from thinrow.engines.spark.shuffled import Item, Scatter, batches
+from thinrow.engines.spark.slices import Slice
 from thinrow.engines.spark.tasks import Software, numbers_in, task
+from thinrow.engines.spark.topic_slices import TopicReading, TopicSlice
 from thinrow.events.canonical import ID_COLUMNS, ignored_columns, read_events
-from thinrow.events.exported import Span, export_span
+from thinrow.events.exported import ExportedTopic, Span, export_span
 from thinrow.events.time_columns import TimeReader, TimeSpan, read_spans
 from thinrow.events.user_ids import UserIdReader
 from thinrow.remote.generation_objects import key_of
@@ -21,13 +24,12 @@ from thinrow.remote.object_store import ObjectStore
 from thinrow.store.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
     import numpy as np
     from numpy.typing import NDArray
-    from thinrow.engines.spark.slices import Slice
     from thinrow.events.units import TimeUnit
     from thinrow.schema import Schema, Trait
     from thinrow.store.stored_files import StoredFile
@@ -60,28 +62,70 @@ class SliceFacts:
     times: dict[str, TimeSpan]
     ignored: list[str]
     span: Span | None
-    """The arrivals that the file holds in full, if an online tier exported it."""
+    """The arrivals that the file holds in full, if it is an export."""
+    sealed: dict[int, int] = field(default_factory=dict)
+    """Offset up to which a partition of a topic was read."""
+    refusals: Refusals = field(default_factory=Refusals)
+    """Messages of the partition that were refused."""
 
     def encode(self) -> bytes:
         """Returns the facts as JSON."""
         body = asdict(replace(self, span=None))
-        body["span"] = None if self.span is None else self.span[:2]
+        body["span"] = None if self.span is None else [*self.span[:2], self.span.topic]
+        body["sealed"] = list(self.sealed.items())
         return json.dumps(body).encode()
 
     @classmethod
-    def decode(cls, body: dict[str, Any], slices: list[Slice]) -> SliceFacts:
+    def decode(cls, body: dict[str, Any], slices: Sequence[Slice | TopicSlice]) -> SliceFacts:
         """Reads what `encode` wrote."""
-        span = body["span"]
         times = read_spans(body["times"])
-        file = slices[body["slice"]].file
+        one, span = slices[body["slice"]], None
+        if body["span"] is not None:
+            assert isinstance(one, Slice)
+            from_ts, until_ts, topic = body["span"]
+            exported = None if topic is None else ExportedTopic.read(topic)
+            span = Span(from_ts, until_ts, one.file, exported)
         return cls(
             slice=body["slice"],
             rows=body["rows"],
             arrivals=TimeSpan(**body["arrivals"]),
             times=times,
             ignored=body["ignored"],
-            span=None if span is None else Span(span[0], span[1], file),
+            span=span,
+            sealed=dict(body["sealed"]),
+            refusals=Refusals(**body["refusals"]),
         )
+
+
+class FileReading:
+    """Reads a slice of a file.
+
+    Args:
+        one: The slice.
+        schema: The next generation's schema, or the part of it that is wanted.
+    """
+
+    def __init__(self, one: Slice, schema: Schema) -> None:
+        self._one, self._schema = one, schema.carried
+        self.sealed: dict[int, int] = {}
+        self.refusals = Refusals()
+
+    @property
+    def ignored(self) -> Sequence[str]:
+        """Columns that the schema does not list."""
+        with open_parquet(self._one.file) as file:
+            return ignored_columns(file.schema_arrow, {*ID_COLUMNS, *self._schema.by_name})
+
+    @property
+    def span(self) -> Span | None:
+        """The arrivals that the file holds in full, if it is an export."""
+        return export_span(self._one.file)
+
+    def tables(self, times: TimeReader, users: UserIdReader) -> Iterator[pa.Table]:
+        """Yields the events in canonical form."""
+        with open_parquet(self._one.file) as file:
+            row_groups = self._one.row_groups(file.metadata.num_row_groups)
+        return read_events(self._one.file, self._schema, times, users, row_groups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +133,7 @@ class ReadPlan:
     """Input of tasks that read slices; Spark carries it to them."""
 
     software: Software
-    slices: list[Slice]
+    slices: Sequence[Slice | TopicSlice]
     schema: Schema
     """The next generation's schema."""
     time_unit: TimeUnit | None
@@ -113,19 +157,27 @@ class ReadPlan:
                 yield from (Item(shard, -1, HEAD, b"") for shard in range(self.shards))
             yield from self.slice_items(number)
 
+    def reading(self, number: int, columns: Schema) -> FileReading | TopicReading:
+        """Returns what reads a slice.
+
+        Args:
+            number: Number of the slice.
+            columns: The part of the schema that is wanted, of which tables have all traits.
+        """
+        one = self.slices[number]
+        if isinstance(one, TopicSlice):
+            return TopicReading(one, self.schema)
+        return FileReading(one, columns)
+
     def slice_items(self, number: int) -> Iterator[Item]:
         """Reads one slice, and yields its events by shard and range of users, and its measures."""
-        schema, times = self.schema.carried, TimeReader(self.time_unit)
-        one, users = self.slices[number], UserIdReader(schema.user_ids)
+        times, users = TimeReader(self.time_unit), UserIdReader(self.schema.user_ids)
+        reading = self.reading(number, self.schema)
         events = Scatter(self.shards, self.bounds, EVENTS)
         texts = Scatter(self.shards, self.bounds, TEXTS)
-        has_texts = is_text_kind(schema.user_ids)
+        has_texts = is_text_kind(self.schema.user_ids)
         rows, arrivals = 0, TimeSpan()
-        with open_parquet(one.file) as file:
-            groups = one.row_groups(file.metadata.num_row_groups)
-            known = {*ID_COLUMNS, *schema.by_name}
-            ignored = ignored_columns(file.schema_arrow, known)
-        for table in read_events(one.file, schema, times, users, groups):
+        for table in reading.tables(times, users):
             if not table.num_rows:
                 continue
             rows += table.num_rows
@@ -140,8 +192,10 @@ class ReadPlan:
             rows=rows,
             arrivals=arrivals,
             times=times.spans,
-            ignored=ignored,
-            span=export_span(one.file),
+            ignored=list(reading.ignored),
+            span=reading.span,
+            sealed=reading.sealed,
+            refusals=reading.refusals,
         )
         yield Item(number % self.shards, -1, FACTS, facts.encode())
 
@@ -186,12 +240,10 @@ class SurveyPlan:
             watermark_ts=self.watermark_ts,
             erased=self.erased,
         )
-        one, arrivals = self.read.slices[number], TimeSpan()
-        with open_parquet(one.file) as file:
-            row_groups = one.row_groups(file.metadata.num_row_groups)
+        arrivals = TimeSpan()
         users = UserIdReader(schema.user_ids)
         times = TimeReader(self.read.time_unit)
-        for table in read_events(one.file, narrow.carried, times, users, row_groups):
+        for table in self.read.reading(number, narrow).tables(times, users):
             users.take_users()
             observed.add(table)
             arrivals.add(TimeSpan.of(table.column("arrival_ts").to_numpy()))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from thinrow.core.files.paths import DataFile
     from thinrow.core.ids import IdKind
 
-__all__ = ["SLICE_BYTES", "Slice", "cut_files", "user_bounds"]
+__all__ = ["SAMPLED_FILES", "SLICE_BYTES", "Slice", "cut_files", "ranges_of", "user_bounds"]
 
 SLICE_BYTES = 64 << 20
 """Bytes of Parquet that one task reads, about; row groups stay whole."""
@@ -101,7 +101,18 @@ def user_bounds(slices: Sequence[Slice], kind: IdKind, shards: int) -> NDArray[n
     if not rows:
         return np.empty(0, np.uint64)
     total = sum(one.byte_count for one in slices) * rows / max(group_bytes, 1)
+    return ranges_of(np.concatenate(keys), total, shards)
+
+
+def ranges_of(sampled: NDArray[np.int64], total: float, shards: int) -> NDArray[np.uint64]:
+    """Returns the last user of each range but the last one, as unsigned numbers, ascending.
+
+    Args:
+        sampled: Users of some events.
+        total: Number of all events, about.
+        shards: Number of shards.
+    """
     ranges = int(min(RANGES_MAX, max(1, -(-total // (shards * RANGE_EVENTS)))))
-    users = np.sort(np.concatenate(keys).view(np.uint64))
+    users = np.sort(sampled.view(np.uint64))
     places = (np.arange(1, ranges) * len(users)) // ranges
-    return np.unique(users[places])
+    return np.unique(users[places]) if len(users) else np.empty(0, np.uint64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from thinrow.online.topic.settings import TopicAddress
 
 __all__ = ["BrokersConfig"]
+
+log = logging.getLogger("thinrow.topic")
+# A command ends with one sentence; without a handler each attempt to connect would be printed.
+log.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +64,6 @@ class BrokersConfig:
 
         self.check(topic)
         assert self.bootstrap_servers is not None
-        address = find_topic(topic, self.bootstrap_servers, self.kafka_settings)
+        address = find_topic(topic, self.bootstrap_servers, self.kafka_settings, log)
         refuse_compacted(address)
         return address

@@ -18,17 +18,19 @@ from thinrow.online.topic.settings import consumer_settings, make_client
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
     from thinrow.events.split import Progress
     from thinrow.online.topic.settings import TopicAddress
 
-__all__ = ["ArrivedMessage", "SealedMessages"]
+__all__ = ["ArrivedMessage", "SealedMessages", "estimated_messages"]
 
 log = logging.getLogger("thinrow.topic")
 
 SEAL_WAIT_S = 60.0
 """Longest wait without a message for those that seal partitions: servers send some each second."""
+ESTIMATE_WAIT_S = 10.0
+"""Longest wait for the end of a partition."""
 POLL_S = 0.1
 """Longest wait for a message, after which the reader looks at the clock."""
 GROUP_MESSAGES_MAX = 2048
@@ -86,7 +88,7 @@ class SealedMessages:
         self.sealed: dict[int, int] = {}
         """Offset of the first message that arrived at the watermark or later, by partition."""
 
-    def groups(self) -> Iterator[list[ArrivedMessage]]:
+    def groups(self) -> Generator[list[ArrivedMessage], None, None]:
         """Yields the messages that arrived before, each partition's in order, until all are sealed.
 
         Raises:
@@ -99,6 +101,7 @@ class SealedMessages:
             self._kafka.Consumer,
             consumer_settings(address.bootstrap_servers, address.connection),
             self._on_error,
+            log,
         )
         try:
             consumer.assign([self._at(number, offset) for number, offset in self._first.items()])
@@ -221,3 +224,30 @@ class SealedMessages:
             f"kafka:{self._address.topic}, which sends such messages, or give an earlier "
             f"--watermark{earlier}."
         )
+
+
+def estimated_messages(address: TopicAddress, first: Mapping[int, int]) -> int:
+    """Returns how many messages the brokers say to have from some offsets on, which may be wrong.
+
+    Args:
+        address: The topic.
+        first: Offset of the first message to count, by partition.
+    """
+    kafka: Any = load_kafka()
+    consumer = make_client(
+        kafka.Consumer,
+        consumer_settings(address.bootstrap_servers, address.connection),
+        lambda error: log.info("Kafka: %s", error.str()),
+        log,
+    )
+    count = 0
+    try:
+        for number, offset in first.items():
+            place = kafka.TopicPartition(address.topic, number)
+            _, end = consumer.get_watermark_offsets(place, timeout=ESTIMATE_WAIT_S)
+            count += max(0, end - offset)
+    except kafka.KafkaException as error:
+        raise address.unavailable(error.args[0].str()) from error
+    finally:
+        consumer.close()
+    return count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
@@ -170,6 +171,12 @@ class TopicEvents:
                 waiting, rows, size = [], 0, 0
         if waiting:
             yield pa.Table.from_batches(waiting, self.columns)
+
+    def sample(self) -> tuple[int, pa.Table]:
+        """Returns the number of the first messages that are read together, and their events."""
+        with closing(self._messages.groups()) as groups:
+            group = next(groups, [])
+        return len(group), pa.Table.from_batches(self._batches(group), self.columns)
 
     def _batches(self, group: Sequence[ArrivedMessage]) -> Iterator[pa.RecordBatch]:
         values = [message.value for message in group]

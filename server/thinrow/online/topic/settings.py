@@ -159,13 +159,16 @@ def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def find_topic(topic: str, bootstrap_servers: str, settings: Path | None) -> TopicAddress:
+def find_topic(
+    topic: str, bootstrap_servers: str, settings: Path | None, logger: logging.Logger = log
+) -> TopicAddress:
     """Returns the address of a topic, once the brokers have described it.
 
     Args:
         topic: Name of the topic.
         bootstrap_servers: HOST:PORT of some brokers, separated by commas.
         settings: File of other settings of connections.
+        logger: Gets librdkafka's own lines.
 
     Raises:
         UsageError: There is no such topic, or the settings are wrong.
@@ -174,7 +177,10 @@ def find_topic(topic: str, bootstrap_servers: str, settings: Path | None) -> Top
     connection = read_connection(settings)
     trouble: list[Any] = []
     consumer = make_client(
-        load_kafka().Consumer, consumer_settings(bootstrap_servers, connection), trouble.append
+        load_kafka().Consumer,
+        consumer_settings(bootstrap_servers, connection),
+        trouble.append,
+        logger,
     )
     try:
         described = _described(consumer, bootstrap_servers, topic, trouble)
@@ -293,7 +299,10 @@ def producer_settings(
 
 
 def make_client(
-    kind: Callable[..., Any], settings: dict[str, Any], on_error: Callable[[Any], None]
+    kind: Callable[..., Any],
+    settings: dict[str, Any],
+    on_error: Callable[[Any], None],
+    logger: logging.Logger = log,
 ) -> Any:  # noqa: ANN401 - a client of any kind
     """Returns a client of librdkafka, such as a ``Consumer``.
 
@@ -301,13 +310,14 @@ def make_client(
         kind: The class.
         settings: Its settings.
         on_error: Called with errors that librdkafka retries, or that are fatal.
+        logger: Gets librdkafka's own lines.
 
     Raises:
         UsageError: librdkafka refuses the settings.
     """
     kafka = load_kafka()
     try:
-        return kind({**settings, "error_cb": on_error}, logger=log)
+        return kind({**settings, "error_cb": on_error}, logger=logger)
     except kafka.KafkaException as error:
         raise UsageError(
             f"Kafka refuses the settings: {error.args[0].str()}; check --bootstrap-servers "
