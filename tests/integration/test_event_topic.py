@@ -45,7 +45,6 @@ from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 from thinrow.online.topic import settings
 from thinrow.online.topic.reader import TopicReader
-from thinrow.online.topic.source import NoGenerations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +85,7 @@ def test_replicas_rebuilds_and_restarts_answer_the_same_bytes(online: TopicOnlin
         act(online, rng, 40)
         seen = compared(online, one, two)
         refused = len(online.log.refused)
-        assert refused and online.log.repeated
+        assert refused and online.log.meaning.repeated
     shutil.rmtree(online.world.folder / "one")  # a lost disk
     with replica(online, "one") as one, replica(online, "two") as two:
         for (user, moment_ts), answer in seen.items():
@@ -162,17 +161,17 @@ def test_a_timestamp_of_another_unit(online: TopicOnline) -> None:
         assert all(event.arrival_ts < 2 * START_TS for event in online.arrived)
 
 
-def test_what_is_not_there_yet_is_refused(online: TopicOnline, broker: Broker) -> None:
+def test_refusals(online: TopicOnline, broker: Broker) -> None:
     with replica(online, "one") as one:
         use(online, one)
         online.append(some_events(random.Random(4), SCHEMA, START_TS))
-        online.hand_over()
         out = online.world.folder / "out.parquet"
         ended = thinrow(
             "export", "--online", one.server.address, "--watermark", START_TS, "--out", out
         )
-        assert ended.returncode != 0 and "export the topic itself" in ended.stderr
-        assert "Traceback" not in ended.stderr
+        assert ended.returncode != 0
+        assert f"thinrow export --events kafka:{online.topic}" in ended.stderr
+        assert "Traceback" not in ended.stderr and not out.exists()
         with pytest.raises(RequestError, match="has applied the topic"):
             one.client.snapshot(1, ALL, request_ts=one.as_of(1) + 60_000)
     own = replace(online.config, events=None, bootstrap_servers=None)
@@ -189,13 +188,10 @@ def test_what_is_not_there_yet_is_refused(online: TopicOnline, broker: Broker) -
     refuses(online, "one", UsageError, "holds events of topic", events=f"kafka:{other}")
     refuses(online, "two", UsageError, "has 5 partitions", partitions="3-5")
     refuses(online, "two", UsageError, "cannot be read", events="kafka:missing")
+    refuses(online, "two", UsageError, "give --schema FILE", schema=None)
     schema = online.world.folder / "other.toml"
     schema.write_text(online.world.schema.read_text() + '[more]\nx = "int8"\n')
     refuses(online, "one", UsageError, "another one than the tier's", schema=schema)
-    online.finish()
-    refuses(online, "one", UsageError, "holds a generation")
-    with pytest.raises(UsageError, match="do not serve yet"):
-        NoGenerations(online.world.store)
 
 
 def test_an_event_that_no_message_holds_is_refused_by_itself(online: TopicOnline) -> None:
@@ -283,7 +279,7 @@ class Broken:
 @pytest.mark.parametrize(
     ("code", "match"),
     [
-        (KafkaError._AUTO_OFFSET_RESET, "the topic has lost messages"),
+        (KafkaError._AUTO_OFFSET_RESET, "the topic has lost messages"),  # and there is no store
         # librdkafka reports a wrong checksum, and goes on behind the batch.
         (KafkaError._BAD_MSG, "partition 2 has messages that cannot be read"),
         (KafkaError._BAD_COMPRESSION, "cannot be read"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from support.event_topics import END_TS, encoded, partition
+from support.event_topics import encoded, partition
 from support.kafka_topics import TIMEOUT_S
 from support.online_worlds import some_events
+from support.topic_meaning import END_TS
 from support.worlds import START_TS
 from thinrow.v1 import event_topic_pb2 as wire
 

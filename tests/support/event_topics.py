@@ -5,17 +5,20 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
+import pyarrow as pa
 import xxhash
 from confluent_kafka import Consumer, Producer, TopicPartition
-from support.id_kinds import known_id, oracle_id
-from support.kafka_topics import TIMEOUT_S
+from support.id_kinds import id_array, known_id, oracle_id
+from support.kafka_topics import TIMEOUT_S, wait_for
 from support.online_worlds import Online
-from support.oracle import DAY_MS, Event, Run, Schema
+from support.oracle import Event, Run, Schema
 from support.scenarios import STRANGER, USERS, events_table
+from support.topic_meaning import TopicMeaning
+from thinrow.compaction import compact as compaction
 from thinrow.compaction.compact import compact
-from thinrow.errors import RequestError, ThinRowError
-from thinrow.jobs.export import export_events
+from thinrow.store.manifest import TopicSeal
 from thinrow.v1 import event_topic_pb2 as wire
 
 if TYPE_CHECKING:
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
 
     from support.kafka_broker import Broker
     from support.oracle import Trait
-
-END_TS = 4_102_444_800_000  # 2100: later timestamps are no times in milliseconds
+    from thinrow.compaction.report import CompactionReport
+    from thinrow.errors import ThinRowError
 
 
 def user_key(user_id: int, kind: str) -> int:
@@ -115,17 +118,15 @@ def signed(number: int) -> int:
 
 
 class LogReader:
-    """Everything that a topic means, by its own rules: arrivals and duplicates in log order."""
+    """Reads a topic, and knows what it means."""
 
-    def __init__(self, servers: str, topic: str, count: int, schema: Schema) -> None:
-        self.arrived: list[Event] = []
+    def __init__(
+        self, servers: str, topic: str, count: int, schema: Schema, window_ms: int
+    ) -> None:
+        self.meaning = TopicMeaning(window_ms)
         self.refused: set[tuple[int, bytes]] = set()
         """Partitions and values of messages that count as empty."""
-        self.repeated = 0
-        """Events that were duplicates."""
         self.ends = dict.fromkeys(range(count), 0)
-        self._as_of = dict.fromkeys(range(count), 0)
-        self._seen: set[tuple[int, object]] = set()
         self._schema = schema
         self._count = count
         self._consumer = Consumer(
@@ -137,7 +138,7 @@ class LogReader:
         self._consumer.close()
 
     def as_of(self, user_id: int) -> int:
-        return self._as_of[partition(user_id, self._schema.user_ids, self._count)]
+        return self.meaning.as_of[partition(user_id, self._schema.user_ids, self._count)]
 
     def read_until(self, user_id: int, moment_ts: int) -> None:
         """Reads until a user's partition has come to a moment."""
@@ -154,17 +155,9 @@ class LogReader:
         assert message is not None and message.error() is None
         number, timestamp = message.partition(), message.timestamp()[1]
         self.ends[number] = message.offset() + 1
-        if timestamp < END_TS:
-            self._as_of[number] = max(self._as_of[number], timestamp)
-        if message.value() is None or (number, message.value()) in self.refused:
-            return
-        for event in decoded(message.value(), self._schema):
-            name = (event.user_id, event.event_id)
-            if event.event_id is None or name not in self._seen:
-                self.arrived.append(replace(event, arrival_ts=self._as_of[number]))
-            else:
-                self.repeated += 1
-            self._seen.add(name)
+        is_empty = message.value() is None or (number, message.value()) in self.refused
+        events = [] if is_empty else decoded(message.value(), self._schema)
+        self.meaning.read(number, message.offset(), timestamp, events)
 
 
 @dataclass
@@ -179,8 +172,10 @@ class TopicOnline(Online):
         super().__post_init__()
         self.topic = self.broker.topic(self.partitions).name
         servers = self.broker.address
-        self.log = LogReader(servers, self.topic, self.partitions, self.schema)
-        self.arrived = self.log.arrived
+        self.log = LogReader(
+            servers, self.topic, self.partitions, self.schema, self.config.dedup_window_ms
+        )
+        self.arrived = self.log.meaning.arrived
         self.config = replace(self.config, events=f"kafka:{self.topic}", bootstrap_servers=servers)
         self.producer = Producer({"bootstrap.servers": servers, "enable.idempotence": True})
 
@@ -206,44 +201,81 @@ class TopicOnline(Online):
     def produce_raw(self, number: int, value: bytes | None, timestamp_ts: int) -> None:
         self.producer.produce(self.topic, value, partition=number, timestamp=timestamp_ts)
 
-    def mark(self) -> dict[int, int]:
-        """Ends each partition with a message of its own; returns a moment after all before it."""
+    def mark(self, timestamp_ts: int = 0) -> dict[int, int]:
+        """Ends each partition with a message of its own, of now if no timestamp is given.
+
+        Returns a moment after all before it.
+        """
         delivered: dict[int, int] = {}
 
         def count(_: object, message: Any) -> None:  # noqa: ANN401
             delivered[message.partition()] = message.offset()
 
         for number in range(self.partitions):
-            self.producer.produce(self.topic, None, partition=number, on_delivery=count)
+            self.producer.produce(
+                self.topic, None, partition=number, on_delivery=count, timestamp=timestamp_ts
+            )
         assert self.producer.flush(TIMEOUT_S) == 0
         self.log.read_to({number: offset + 1 for number, offset in delivered.items()})
         return {user: self.log.as_of(user) for user in USERS}
 
     def check_refusal(self, error: ThinRowError, moment_ts: int, before_ts: int) -> None:
-        """A moment that is not applied yet is refused."""
-        assert "has applied the topic" in str(error) and moment_ts > before_ts, error
+        """A moment that is not applied yet is refused, and one that is not kept."""
+        if moment_ts > before_ts:
+            assert "has applied the topic" in str(error), error
+        else:
+            super().check_refusal(error, moment_ts, before_ts)
 
     def pointer(self, user_id: int, request_ts: int, lookback_ms: int, max_length: int) -> Any:  # noqa: ANN401
         self.log.read_until(user_id, request_ts)
         return super().pointer(user_id, request_ts, lookback_ms, max_length)
 
-    def hand_over(self, erase: frozenset[int] = frozenset()) -> None:  # noqa: ARG002
-        """Refuses an export, and says what to export instead."""
-        path = self.world.folder / "export.parquet"
-        try:
-            export_events(self.client, self.client.describe().now_ts, path)
-        except RequestError as error:
-            assert "thinrow export --events" in str(error)
-        else:
-            raise AssertionError("an export from a topic")
-        assert not path.exists()
+    def hand_over(self, erase: frozenset[int] = frozenset()) -> None:
+        """Compacts what arrived before a new watermark; the server takes it up."""
+        log, watermarks = self.log.meaning, self.oracle.watermarks
+        watermark_ts = max(self.client.describe().now_ts, *log.as_of.values(), 1) + 1
+        self.mark(watermark_ts)
+        last_ts = watermarks[-1] if watermarks else 0
+        due = [event for event in self.arrived if last_ts <= event.arrival_ts < watermark_ts]
+        result = self.compact(due, watermark_ts, erase)
+        self.wait_for(result.generation)
+        log.know(self.oracle)
+
+    def compact(
+        self,
+        due: Sequence[Event],
+        watermark_ts: int,
+        erase: frozenset[int] = frozenset(),
+        *,
+        has_offsets: bool = True,
+    ) -> CompactionReport:
+        """Publishes a generation, with the topic's offsets or as one of files."""
+        path = self.world.write("topic.parquet", events_table(due, self.schema, plain=False))
+        ids = id_array(sorted(erase), self.schema.user_ids)
+        users = self.world.write("erase.parquet", pa.table({"user_id": ids}))
+        window_ms = self.config.dedup_window_ms
+        config = self.world.compaction(
+            [path], 0, erase_users=users if erase else None, dedup_window_ms=window_ms
+        )
+        seal = None
+        if has_offsets:
+            offset_of = self.log.meaning.sealing_offset
+            offsets = [offset_of(number, watermark_ts) for number in range(self.partitions)]
+            seal = TopicSeal(name=self.topic, offsets=offsets)
+        with mock.patch.object(compaction, "files_seal", lambda *_: seal):
+            result = compact(replace(config, watermark_ts=watermark_ts))
+        run = Run(list(due), watermark_ts, erase=erase, dedup_window_ms=window_ms)
+        assert result.events_added == self.oracle.compact(run).events_added
+        return result
+
+    def wait_for(self, generation: int) -> None:
+        """Waits until the server has taken a generation up."""
+        super().wait_for(generation)
+        wait_for(self.has_taken_up)
+
+    def has_taken_up(self) -> bool:
+        self.server.published.refresh()
+        return self.client.describe().sealed_ts >= self.server.published.watermark_ts
 
     def finish(self) -> None:
-        """Publishes a generation of the events, as another reader of the topic than the server."""
-        events = self.arrived
-        watermark_ts = max((event.arrival_ts for event in events), default=0) + DAY_MS
-        path = self.world.write("topic.parquet", events_table(events, self.schema, plain=False))
-        config = self.world.compaction([path], 0)
-        result = compact(replace(config, watermark_ts=watermark_ts))
-        run = Run(events, watermark_ts)
-        assert result.events_added == self.oracle.compact(run).events_added == len(events)
+        """Publishes what is not handed over yet: nothing, after a last hand-over."""

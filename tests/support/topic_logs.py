@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import random
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from thinrow.schema import parse_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from thinrow.store.generation import Generation
 
 SCHEMA = """
 [g]
@@ -61,12 +63,18 @@ def messages(seed: int, count: int) -> list[ReadMessage]:
 
 @contextmanager
 def opened_topic(
-    folder: Path, partitions: Sequence[int] = range(PARTITIONS), toml: str = SCHEMA
+    folder: Path,
+    partitions: Sequence[int] = range(PARTITIONS),
+    toml: str = SCHEMA,
+    dedup_window_ms: int = DAY_MS,
+    generation: Generation | None = None,
 ) -> Iterator[TopicTier]:
+    """A replica's tier, without a server; a new one begins behind a generation if one is given."""
     tier = TopicTier(
         TopicSettings(
             folder=folder,
-            dedup_window_ms=DAY_MS,
+            dedup_window_ms=dedup_window_ms,
+            retention_ms=DAY_MS,
             wall=lambda: START_TS,
             topic="events",
             bootstrap_servers="",
@@ -76,6 +84,11 @@ def opened_topic(
     )
     try:
         tier.use_schema(parse_schema(toml))
+        if generation is not None:
+            tier.histories = lambda: nullcontext(generation)
+            assert tier.take_up(generation).is_accepted
+        if not tier.has_begun:
+            tier.begin_with_first_message()
         yield tier
     finally:
         tier.close()

@@ -18,7 +18,6 @@ from thinrow.compaction.trait_values import to_series
 from thinrow.compaction.user_texts import not_stored
 from thinrow.compaction.vocabularies import coded
 from thinrow.core.ids import is_text_kind
-from thinrow.core.runs import ranges
 from thinrow.events.order import (
     Cuts,
     ordered,
@@ -27,11 +26,11 @@ from thinrow.events.order import (
     with_late_accepted,
     without_duplicates,
 )
-from thinrow.schema import DIRECTORY_GROUP, EVENT_GROUP, VISIBLE_TS
+from thinrow.schema import DIRECTORY_GROUP
 from thinrow.store.directory import NEVER_TS, parse_directories
-from thinrow.store.history import bisect_left
 from thinrow.store.keys import USER_BYTES, pack_keys
-from thinrow.store.stripe import STRIPE_EVENTS_MAX, decode_stripes
+from thinrow.store.recent_ids import stored_ids_since
+from thinrow.store.stripe import STRIPE_EVENTS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -234,21 +233,9 @@ def _recent_ids(
     parts = [new_events.select("user_id", "event_id").clear()]
     for start in range(0, len(user_ids), USERS_PER_CHUNK):
         chunk = user_ids[start : start + USERS_PER_CHUNK]
-        directories = parse_directories(shard.get(pack_keys(chunk, DIRECTORY_GROUP, 0)))
-        low, high = directories.starts[:-1], directories.starts[1:]
-        first = bisect_left(directories.stripe_ts, low, high, np.full(len(low), since_ts)) - 1
-        first = np.maximum(first, low)
-        counts = high - first
-        user = np.repeat(np.arange(len(chunk)), counts)
-        numbers = directories.first_stripe[user] + ranges(first - low, counts)
-        stripes = shard.get_all(pack_keys(chunk[user], EVENT_GROUP, numbers))
-        events = (directories.stripe_ends - directories.stripe_ordinals)[ranges(first, counts)]
-        ids, times = (
-            decode_stripes(stripes, events, trait, schema.native_traits[trait.name])
-            for trait in (schema.event_id, VISIBLE_TS)
-        )
-        owner, recent = np.repeat(chunk[user], events), times.words.view(np.int64) >= since_ts
-        seen = pl.DataFrame({"user_id": owner, "event_id": to_series(ids, len(owner))})
+        users, ids, visible_ts = stored_ids_since(shard, chunk, since_ts, schema)
+        seen = pl.DataFrame({"user_id": users, "event_id": to_series(ids, len(users))})
+        recent = visible_ts >= since_ts
         parts.append(seen.filter(pl.Series(recent) & pl.col("event_id").is_not_null()))
     return pl.concat(parts).unique()
 

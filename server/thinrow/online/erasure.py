@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from thinrow.online.tier import MutableTier
+    from thinrow.online.event_tier import EventTier
     from thinrow.store.generation import Generation
 
 __all__ = ["erase_from_tier"]
@@ -18,7 +18,7 @@ USERS_PER_STEP = 512
 """Users looked up at once; between two steps other threads get the interpreter."""
 
 
-def erase_from_tier(tier: MutableTier, generation: Generation) -> None:
+def erase_from_tier(tier: EventTier, generation: Generation) -> None:
     """Deletes what arrived of each user before the generation's history of them was erased.
 
     Requests of older generations must have ended: they would read shorter histories.

@@ -24,14 +24,15 @@ from thinrow.schema.evolution import check_id_kinds
 from thinrow.store.user_texts import collision
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from thinrow.online.clock import Wall
+    from thinrow.online.handover import HandOver
     from thinrow.online.records import Batch, RecordFormat
     from thinrow.schema import Schema
+    from thinrow.store.generation import Generation
 
-__all__ = ["EventTier", "RequestMoment"]
+__all__ = ["EventTier", "RequestMoment", "TakeUp"]
 
 BUCKET_MS_MIN = 3600 * 1000
 """Shortest span of arrivals whose ids are forgotten together."""
@@ -51,6 +52,15 @@ class RequestMoment(NamedTuple):
     """Time from then until now."""
 
 
+class TakeUp(NamedTuple):
+    """Outcome of showing a published generation to a tier."""
+
+    is_accepted: bool
+    """True if requests are served from it; else from older watermarks."""
+    refusal: str = ""
+    """The reason, if it will never be accepted; empty if it may be later."""
+
+
 class EventTier(ABC):
     """Keeps events and answers what arrived before a moment; how events come in is the subclass'.
 
@@ -59,7 +69,7 @@ class EventTier(ABC):
     Args:
         folder: Folder of the RocksDB; made if it is missing.
         dedup_window_ms: Shortest span of arrivals for which ids are kept.
-        wall: The clock on the wall.
+        from_ts: A moment before which no event arrives in a new tier, ms.
         log: Name of the log that the events come from.
 
     Raises:
@@ -71,13 +81,16 @@ class EventTier(ABC):
     """Name of the topic that is its log; empty for a log of its own."""
     partition_count = 0
     """Partitions of that topic."""
+    _hand_over: HandOver
 
-    def __init__(self, folder: Path, dedup_window_ms: int, wall: Wall, log: str = OWN_LOG) -> None:
+    def __init__(
+        self, folder: Path, dedup_window_ms: int, from_ts: int, log: str = OWN_LOG
+    ) -> None:
         self._changed = threading.Condition()
         self.database = TierDatabase(folder)
         """The RocksDB."""
         bucket_ms = max(dedup_window_ms, BUCKET_MS_MIN)
-        self.state = StoredState(self.database, bucket_ms, wall())
+        self.state = StoredState(self.database, bucket_ms, from_ts)
         """Watermarks and epochs."""
         self.formats = RecordFormats(self.state)
         self.ids = IdIndex(self.database, self.formats)
@@ -149,6 +162,29 @@ class EventTier(ABC):
     @abstractmethod
     def close(self) -> None:
         """Closes the files."""
+
+    @abstractmethod
+    def take_up(self, generation: Generation) -> TakeUp:
+        """Serves requests from a published generation if it can lack no event of this tier.
+
+        Called again for a generation that was accepted before: retention goes on.
+        """
+
+    @abstractmethod
+    def forget_ids(self) -> None:
+        """Forgets ids that are not needed any more, before the first generation."""
+
+    def user_runs(self, until_ts: int) -> Iterator[tuple[int, int, int]]:
+        """Yields epoch, user and first arrival of runs of events; see `EventLog.user_runs`."""
+        return self.events.user_runs(until_ts)
+
+    def erase(self, runs: Sequence[tuple[int, int, int]]) -> None:
+        """Deletes events of users; see `HandOver.erase`."""
+        self._hand_over.erase(runs)
+
+    def purge(self) -> None:
+        """Removes deleted events from all files."""
+        self._hand_over.purge()
 
     def use_schema(self, schema: Schema) -> RecordFormat:
         """Returns the format of events of this schema, durably registered if it is new.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from thinrow.online.tier import MutableTier
+    from thinrow.online.event_tier import EventTier
     from thinrow.store.generation import Generation
 
 __all__ = ["Generations", "TierFollower"]
@@ -57,7 +57,7 @@ class TierFollower:
     def __init__(
         self,
         store: Path,
-        tier: MutableTier,
+        tier: EventTier,
         poll_s: float,
         on_failure: Callable[[], None],
         cache_bytes_max: int,
@@ -70,6 +70,8 @@ class TierFollower:
         self._current: GenerationFollower | None = None
         self._taken_up = 0
         self._refused = 0
+        self.refusal = ""
+        """The reason for which the tier refused a generation last."""
         self._erased_by = 0
         self._lock = threading.Lock()
         self._stack = ExitStack()
@@ -122,24 +124,22 @@ class TierFollower:
                     )
                 except StoreMissingError as error:
                     self._check_none_yet(error)
+                    self._tier.forget_ids()
+                    self._tier.purge()
                     return
                 self._current = self._stack.enter_context(current)
             with self._current.use() as generation:
-                if self._taken_up < generation.number:
-                    self._tier.use_schema(generation.schema)
                 # Also looked at again where nothing is new: what retention keeps, time ends.
-                if self._tier.accept_generation(generation.watermarks.tolist()):
+                taken = self._tier.take_up(generation)
+                if taken.is_accepted:
                     self._taken_up = generation.number
-                elif self._refused < generation.number:
+                elif taken.refusal and self._refused < generation.number:
                     self._refused = generation.number
+                    self.refusal = taken.refusal
                     self._on_failure()
                     log.error(
-                        "generation was not sealed here",
-                        extra={
-                            "generation": generation.number,
-                            "watermark_ts": generation.watermark_ts,
-                            "sealed_ts": self._tier.sealed_ts,
-                        },
+                        "generation is not served",
+                        extra={"generation": generation.number, "reason": taken.refusal},
                     )
                 if (
                     self._erased_by != generation.number

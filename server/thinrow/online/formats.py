@@ -31,6 +31,11 @@ class RecordFormats:
         ]
 
     @property
+    def oldest(self) -> RecordFormat | None:
+        """The format that the tier began with; None before the tier has a schema."""
+        return self._formats[0] if self._formats else None
+
+    @property
     def newest(self) -> RecordFormat | None:
         """The format of new events; None before the tier has a schema."""
         return self._formats[-1] if self._formats else None

@@ -8,7 +8,7 @@ events of users whom the generation erased.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from thinrow.errors import RequestError
 from thinrow.online.database import EVERYTHING, KeyRange
@@ -19,13 +19,30 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Sequence
 
-    from thinrow.online.clock import TierClock
     from thinrow.online.database import TierDatabase
     from thinrow.online.event_log import EventLog
     from thinrow.online.ids import IdIndex
     from thinrow.online.state import StoredState
 
-__all__ = ["HandOver"]
+__all__ = ["HandOver", "WatermarkClock"]
+
+
+class WatermarkClock(Protocol):
+    """The clock of a tier, as far as watermarks need it."""
+
+    @property
+    def now_ts(self) -> int:
+        """The time, ms."""
+
+    @property
+    def floor_ts(self) -> int:
+        """The latest arrival of an event so far, or later, ms."""
+
+    def promise(self, moment_ts: int, subject: str = "") -> int:
+        """Lets no event arrive before a moment. Raises RequestError where that is not possible."""
+
+    def wait_committed(self, moment_ts: int) -> None:
+        """Waits until events that arrive before a moment can be read; the tier's lock is held."""
 
 
 class HandOver:
@@ -46,7 +63,7 @@ class HandOver:
         self,
         database: TierDatabase,
         state: StoredState,
-        clock: TierClock,
+        clock: WatermarkClock,
         changed: threading.Condition,
         events: EventLog,
         ids: IdIndex,
@@ -78,7 +95,7 @@ class HandOver:
             if watermark_ts <= self._state.now.sealed_ts:
                 return
             # A later seal would make such a generation pass for an exported one.
-            if not self._is_covered(published_ts):
+            if not self.is_covered(published_ts):
                 raise RequestError(
                     f"The store has a generation of watermark {published_ts} already, which this "
                     f"tier never sealed and which may lack events it holds; roll that generation "
@@ -104,11 +121,12 @@ class HandOver:
             epoch_starts=(*state.epoch_starts, start_ts),
         )
 
-    def accept_generation(self, watermarks: Sequence[int]) -> bool:
+    def accept_generation(self, watermarks: Sequence[int], *, is_whole: bool = False) -> bool:
         """Serves requests from a published generation, and forgets events by retention.
 
         Args:
             watermarks: All watermarks of the generation, ascending.
+            is_whole: True if the generation is known to have all that arrived before its watermark.
 
         Returns:
             False if the tier holds events that arrived before the generation's watermark and never
@@ -116,7 +134,7 @@ class HandOver:
         """
         with self._changed:
             newest_ts = watermarks[-1]
-            if not self._is_covered(newest_ts):
+            if not is_whole and not self.is_covered(newest_ts):
                 return False
             if newest_ts > self._state.now.sealed_ts:
                 if self._state.is_new:
@@ -128,8 +146,11 @@ class HandOver:
             self._forget(watermarks)
             return True
 
-    def _is_covered(self, watermark_ts: int) -> bool:
-        """Returns whether a generation of that watermark can lack no event that is here."""
+    def is_covered(self, watermark_ts: int) -> bool:
+        """Returns whether a generation of that watermark can lack no event that is here.
+
+        The caller holds the tier's lock.
+        """
         if watermark_ts <= self._state.now.sealed_ts:
             return True
         # Events of the commit in progress may arrive before the watermark.
@@ -160,6 +181,37 @@ class HandOver:
             purge_due=True,
         )
         self._delete(keys_before(epoch) + self._ids.forget(first_bucket))
+
+    def forget_ids(self, before_ts: int) -> None:
+        """Forgets the ids of buckets that end before an arrival."""
+        with self._changed:
+            first_bucket = self._state.now.bucket(before_ts)
+            if first_bucket <= self._state.now.first_bucket:
+                return
+            self._state.update(first_bucket=first_bucket, purge_due=True)
+        self._delete(self._ids.forget(first_bucket))
+
+    def restart(self, watermark_ts: int) -> None:
+        """Deletes all events and ids, and starts again behind a generation; the caller locks.
+
+        Args:
+            watermark_ts: Watermark of the generation; NEVER_TS for none.
+        """
+        state = self._state.now
+        epoch = state.first_epoch + len(state.epoch_starts) + 1
+        # The state is durable before the events are deleted: requests that read them are refused.
+        self._state.update(
+            kept_from_ts=watermark_ts,
+            sealed_ts=watermark_ts,
+            accepted_ts=watermark_ts,
+            epoch_sealed_ts=watermark_ts,
+            first_epoch=epoch,
+            epoch_starts=(),
+            first_bucket=0,
+            purge_due=True,
+        )
+        self._state.is_new = False
+        self._delete(keys_before(epoch) + self._ids.forget_all())
 
     def erase(self, runs: Sequence[tuple[int, int, int]]) -> None:
         """Deletes events of users; `purge` must follow.

@@ -1,7 +1,8 @@
 """The index of event ids that finds duplicates among recent arrivals.
 
-A key is ``i bucket(4) user(8) event_id(8)``, numbers big-endian. A bucket holds the ids of one
-dedup window of arrivals, and is deleted as a whole.
+A key is ``i bucket(4) user(8) event_id(8)``, numbers big-endian; the value is empty, or what a
+topic keeps of the event (topic/duplicates.py). A bucket holds the ids of one dedup window of
+arrivals, and is deleted as a whole.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class IdIndex:
                 ) < self._formats.order(batches[rival[0]].records[rival[1]]):
                     first[event_id] = (number, row)
             chosen.append(rows)
-        known = self.known(list(first))
+        known = self.values(list(first))
         for event_id, (number, row) in first.items():
             if event_id not in known:
                 chosen[number].append(row)
@@ -65,21 +66,19 @@ class IdIndex:
             rows.sort()
         return chosen
 
-    def known(self, ids: list[bytes]) -> set[bytes]:
-        """Returns those of some ids that are there already."""
-        known: set[bytes] = set()
-        for bucket in list(self._buckets):
+    def values(self, ids: list[bytes]) -> dict[bytes, bytes]:
+        """Returns the newest value of each id that is there already."""
+        found: dict[bytes, bytes] = {}
+        for bucket in sorted(self._buckets, reverse=True):
             prefix = _prefix(bucket)
             for at in range(0, len(ids), LOOKUP_IDS_MAX):
                 part = ids[at : at + LOOKUP_IDS_MAX]
                 values = self._database.get_many([prefix + event_id for event_id in part])
-                known.update(
-                    event_id
-                    for event_id, value in zip(part, values, strict=True)
-                    if value is not None
-                )
+                for event_id, value in zip(part, values, strict=True):
+                    if value is not None:
+                        found.setdefault(event_id, value)
                 time.sleep(0)  # other threads get the interpreter
-        return known
+        return found
 
     def add_bucket(self, bucket: int) -> bytes:
         """Returns the prefix of keys in a bucket, which later lookups include."""
@@ -92,6 +91,11 @@ class IdIndex:
             if bucket < first_bucket:
                 self._buckets.discard(bucket)
         return [(_prefix(0), _prefix(first_bucket))] if first_bucket else []
+
+    def forget_all(self) -> list[tuple[bytes, bytes]]:
+        """Excludes all buckets from lookups; returns their range of keys."""
+        self._buckets.clear()
+        return [(b"i", b"j")]
 
 
 def _prefix(bucket: int) -> bytes:

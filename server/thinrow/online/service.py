@@ -188,8 +188,9 @@ class OnlineService:
         """Seals a watermark, and sends the events that arrived before it."""
         if self._exports is None:
             raise RequestError(
-                "This server reads its events from a Kafka topic, which has all of them; export "
-                "the topic itself: thinrow export --events kafka:TOPIC."
+                "This server's events come from a Kafka topic, which is exported without it: run "
+                f"thinrow export --events {self._config.events} --bootstrap-servers …, or let "
+                f"thinrow compact read the topic itself."
             )
         for part in self._exports.parts(request):
             context.check_serving()

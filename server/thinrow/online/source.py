@@ -50,7 +50,7 @@ class EventSource:
     published: Generations
     """The generations that requests are served from."""
     exports: Exports | None
-    """Exports of the events; None of a topic, which commands read themselves."""
+    """Exports of the events; None for a topic, which is exported without this server."""
     wait_ready: Callable[[], None]
     """Waits until the tier has every event that was in the log before."""
 

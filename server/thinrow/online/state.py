@@ -89,17 +89,17 @@ class StoredState:
     Args:
         database: Holds the state.
         bucket_ms: Span of a bucket of ids in a new tier.
-        now_ts: The time on the wall clock.
+        from_ts: A moment before which no event arrives in a new tier, ms.
     """
 
-    def __init__(self, database: TierDatabase, bucket_ms: int, now_ts: int) -> None:
+    def __init__(self, database: TierDatabase, bucket_ms: int, from_ts: int) -> None:
         self._database = database
         with database.reading():
             stored = database.get(_KEY)
         self.is_new = stored is None
         """True until the tier keeps something."""
         if stored is None:
-            self.now = TierState(bucket_ms=bucket_ms, first_bucket=now_ts // bucket_ms)
+            self.now = TierState(bucket_ms=bucket_ms, first_bucket=from_ts // bucket_ms)
         else:
             fields = json.loads(stored)
             for name in ("epoch_starts", "schemas"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thinrow.online.clock import TierClock, Wall, wall_ts
-from thinrow.online.event_tier import EventTier
+from thinrow.online.event_tier import EventTier, TakeUp
 from thinrow.online.handover import HandOver
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.times import DAY_MS
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thinrow.online.records import Batch
+    from thinrow.store.generation import Generation
 
 __all__ = ["CommittedBatch", "MutableTier", "TierConfig"]
 
@@ -57,7 +58,8 @@ class MutableTier(EventTier):
     """
 
     def __init__(self, config: TierConfig) -> None:
-        super().__init__(config.folder, config.dedup_window_ms, config.wall)
+        super().__init__(config.folder, config.dedup_window_ms, config.wall())
+        self._taken_up = 0
         self.clock = TierClock(config.wall, self.database, self._changed, config.commit_lead_ms)
         self._hand_over = HandOver(
             self.database,
@@ -128,14 +130,18 @@ class MutableTier(EventTier):
         """Serves requests from a published generation; see `HandOver.accept_generation`."""
         return self._hand_over.accept_generation(watermarks)
 
-    def user_runs(self, until_ts: int) -> Iterator[tuple[int, int, int]]:
-        """Yields epoch, user and first arrival of runs of events; see `EventLog.user_runs`."""
-        return self.events.user_runs(until_ts)
+    def forget_ids(self) -> None:
+        """Keeps all ids: the first generation has every event, however old."""
 
-    def erase(self, runs: Sequence[tuple[int, int, int]]) -> None:
-        """Deletes events of users; see `HandOver.erase`."""
-        self._hand_over.erase(runs)
-
-    def purge(self) -> None:
-        """Removes deleted events from all files."""
-        self._hand_over.purge()
+    def take_up(self, generation: Generation) -> TakeUp:
+        """Serves requests from a published generation, whose schema new events have."""
+        if self._taken_up < generation.number:
+            self.use_schema(generation.schema)
+        if not self.accept_generation(generation.watermarks.tolist()):
+            return TakeUp(
+                False,
+                f"It was not sealed here: its watermark is {generation.watermark_ts}, and this "
+                f"tier has sealed {self.sealed_ts}.",
+            )
+        self._taken_up = generation.number
+        return TakeUp(True)

@@ -1,4 +1,4 @@
-"""The settings of a topic that say which messages brokers delete, though replicas need them."""
+"""The settings of a topic that say when brokers delete messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from thinrow.online.topic.settings import client_settings, make_client
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from thinrow.online.topic.settings import TopicAddress
+    from thinrow.online.topic.settings import TopicAddress, TopicSettings
 
 __all__ = ["check_cleanup", "refuse_compacted"]
 
@@ -22,19 +22,29 @@ DESCRIBE_TIMEOUT_S = 10.0
 """Longest wait for the topic's settings."""
 
 
-def check_cleanup(settings: TopicAddress) -> None:
-    """Checks that the topic keeps its messages, and logs a warning if that is not certain.
+def check_cleanup(settings: TopicSettings) -> int:
+    """Checks that the topic keeps its messages for as long as a hand-over may take.
+
+    Returns:
+        How long the topic keeps messages, ms; 0 for ever, or if the brokers do not say.
 
     Raises:
-        UsageError: As of `refuse_compacted`.
+        UsageError: The topic deletes messages sooner than that, or as of `refuse_compacted`.
     """
     found = refuse_compacted(settings)
-    for name in ("retention.ms", "retention.bytes"):
-        if found.get(name, "-1") != "-1":
-            log.warning(
-                "the topic deletes messages, and a replica that needs them does not start",
-                extra={"setting": name, "value": found[name]},
-            )
+    if found.get("retention.bytes", "-1") != "-1":
+        log.warning(
+            "the topic deletes messages by their bytes, however new they are",
+            extra={"retention.bytes": found["retention.bytes"]},
+        )
+    kept_ms = int(found.get("retention.ms") or -1)
+    if 0 <= kept_ms < settings.retention_ms:
+        raise UsageError(
+            f"Topic {settings.topic} keeps messages for {kept_ms} ms (retention.ms), which is less "
+            f"than --retention of {settings.retention_ms} ms, the time that a hand-over may take; "
+            f"let the topic keep them for longer."
+        )
+    return max(kept_ms, 0)
 
 
 def refuse_compacted(settings: TopicAddress) -> Mapping[str, str | None]:
@@ -48,7 +58,8 @@ def refuse_compacted(settings: TopicAddress) -> Mapping[str, str | None]:
     policy = found.get("cleanup.policy")
     if policy is None:
         log.warning(
-            "the brokers do not say what the topic deletes; check that its cleanup.policy is delete"
+            "the brokers do not say what the topic deletes; check that its cleanup.policy is "
+            "delete, and its retention.ms longer than --retention"
         )
         return {}
     if "compact" in policy:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thinrow.errors import PartitionMissingError
+from thinrow.errors import PartitionMissingError, RequestError
 from thinrow.events.units import PLAUSIBLE_UNTIL_TS
 from thinrow.online.topic.messages import partition_of
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rocksdict import WriteBatch
     from thinrow.online.database import TierDatabase
 
-__all__ = ["Place", "Places", "put_places"]
+__all__ = ["Place", "Places", "PlacesClock", "put_places"]
 
 _PLACE = struct.Struct(">qqI")
 
@@ -62,8 +62,7 @@ class Places:
             number: Place() if data is None else Place(*_PLACE.unpack(data))
             for number, data in stored.items()
         }
-        started_s = time.monotonic()
-        self._advanced_s = dict.fromkeys(self._now, started_s)
+        self._advanced_s = dict.fromkeys(self._now, time.monotonic())
 
     @property
     def now(self) -> Mapping[int, Place]:
@@ -80,6 +79,15 @@ class Places:
             if place.as_of_ts > self._now[number].as_of_ts:
                 self._advanced_s[number] = time.monotonic()
             self._now[number] = place
+
+    def reset(self, places: Mapping[int, Place]) -> None:
+        """Starts again from places, perhaps earlier ones."""
+        self._now = dict(places)
+
+    @property
+    def latest_ts(self) -> int:
+        """The latest moment of a partition, ms."""
+        return max(place.as_of_ts for place in list(self._now.values()))
 
     def as_of(self, users: Sequence[int]) -> int:
         """Returns the latest moment before which no more events of users arrive, ms.
@@ -103,6 +111,35 @@ class Places:
                 )
             moments.append(place.as_of_ts)
         return min(moments)
+
+
+class PlacesClock:
+    """The clock by which watermarks are handed over: the log's."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+
+    @property
+    def now_ts(self) -> int:
+        """No partition of this replica has an event that arrives before, ms."""
+        return self._places.as_of(())
+
+    @property
+    def floor_ts(self) -> int:
+        """The latest arrival of an event so far, or later, ms."""
+        return self._places.latest_ts
+
+    def promise(self, moment_ts: int, subject: str = "The moment") -> int:
+        """Returns the moment if all that arrived before it is applied; else raises RequestError."""
+        if moment_ts > self.now_ts:
+            raise RequestError(
+                f"{subject} lies after {self.now_ts}, up to which this server has applied the "
+                f"topic."
+            )
+        return moment_ts
+
+    def wait_committed(self, moment_ts: int) -> None:
+        """Returns at once: what is applied can be read."""
 
 
 def put_places(pairs: WriteBatch, places: Mapping[int, Place]) -> None:

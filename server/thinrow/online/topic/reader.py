@@ -12,7 +12,7 @@ from thinrow.online.topic.settings import consumer_settings, make_client
 from thinrow.online.topic.tier import ReadMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from thinrow.online.topic.metrics import TopicMetrics
     from thinrow.online.topic.settings import TopicSettings
@@ -44,9 +44,17 @@ class TopicReader:
         settings: The topic and its partitions.
         tier: Gets the messages.
         metrics: Counts events.
+        begin_again: Moves the tier behind the newest generation if a partition has no message at
+            its place; returns False if that does not help.
     """
 
-    def __init__(self, settings: TopicSettings, tier: TopicTier, metrics: TopicMetrics) -> None:
+    def __init__(
+        self,
+        settings: TopicSettings,
+        tier: TopicTier,
+        metrics: TopicMetrics,
+        begin_again: Callable[[int], bool],
+    ) -> None:
         self._kafka: Any = load_kafka()
         errors = self._kafka.KafkaError
         # After these librdkafka goes on behind messages that it did not deliver.
@@ -60,6 +68,7 @@ class TopicReader:
         self._settings = settings
         self._tier = tier
         self._metrics = metrics
+        self._begin_again = begin_again
         self._failure: ThinRowError | None = None
         self._applied = threading.Condition()
         self._stopping = threading.Event()
@@ -72,14 +81,17 @@ class TopicReader:
             consumer_settings(settings.bootstrap_servers, settings.connection),
             self._on_error,
         )
+        self._assign()
+        self._thread.start()
+        return self
+
+    def _assign(self) -> None:
         self._consumer.assign(
             [
-                self._kafka.TopicPartition(settings.topic, number, place.offset)
+                self._kafka.TopicPartition(self._settings.topic, number, place.offset)
                 for number, place in self._tier.places.now.items()
             ]
         )
-        self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
@@ -136,7 +148,8 @@ class TopicReader:
         size = 0
         for message in (first, *self._consumer.consume(GROUP_MESSAGES_MAX - 1, 0)):
             if message.error() is not None:
-                self._check(message)
+                if self._check(message):
+                    return
                 continue
             value = message.value()
             if group and size + len(value or b"") > GROUP_BYTES_MAX:
@@ -148,17 +161,29 @@ class TopicReader:
         if group:
             yield group
 
-    def _check(self, message: Any) -> None:  # noqa: ANN401 - a message of librdkafka
-        """Raises the error in place of a message, unless librdkafka tries again."""
+    def _check(self, message: Any) -> bool:  # noqa: ANN401 - a message of librdkafka
+        """Raises the error in place of a message, unless librdkafka tries again.
+
+        Returns:
+            True if the tier has begun again, and other messages come next.
+        """
         error = message.error()
         if error.code() == self._kafka.KafkaError._AUTO_OFFSET_RESET:
             number = message.partition()
             place = self._tier.places.now[number]
+            if self._begin_again(number):
+                log.warning(
+                    "messages are gone that the newest generation has; the tier begins behind it",
+                    extra={"partition": number, "offset": place.offset},
+                )
+                self._assign()
+                return True
             raise StoreError(
                 f"Topic {self._settings.topic}, partition {number} has no message at offset "
-                f"{place.offset}, where this server's events end: the topic has lost messages, "
-                f"without which histories would be short. Keep its messages (retention.ms and "
-                f"retention.bytes of -1), and restore the folder of a replica that has them."
+                f"{place.offset}, where this server's events end, and the store has no generation "
+                f"up to a later one: the topic has lost messages, without which histories would be "
+                f"short. Publish a generation that has them, from the folder of a replica or from "
+                f"the producers, and let the topic keep messages for longer (retention.ms)."
             )
         if error.code() in self._passed_over:
             raise StoreError(
@@ -170,6 +195,7 @@ class TopicReader:
         if error.fatal():
             raise self._settings.unavailable(error.str())
         log.warning("Kafka: %s", error.str())
+        return False
 
     def _on_error(self, error: Any) -> None:  # noqa: ANN401 - an error of librdkafka
         """Logs an error; librdkafka retries unless it is fatal."""

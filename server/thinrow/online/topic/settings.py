@@ -107,6 +107,8 @@ class TopicSettings(TopicAddress):
     """Folder of the tier."""
     dedup_window_ms: int
     """Shortest span of arrivals for which ids are kept."""
+    retention_ms: int
+    """Shortest time from arrival for which requests can be answered."""
     wall: Wall
     """The clock on the wall."""
     partitions: tuple[int, ...]
@@ -226,6 +228,7 @@ def connect_topic(config: OnlineConfig) -> TopicSettings:
     return TopicSettings(
         folder=config.folder,
         dedup_window_ms=config.dedup_window_ms,
+        retention_ms=config.retention_ms,
         wall=config.wall,
         topic=topic,
         bootstrap_servers=found.bootstrap_servers,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from thinrow.errors import UsageError
+from thinrow.online.follower import TierFollower
 from thinrow.online.source import EventSource
 from thinrow.online.topic.cleanup import check_cleanup
 from thinrow.online.topic.metrics import TopicMetrics
@@ -15,16 +15,12 @@ from thinrow.online.topic.reader import TopicReader
 from thinrow.online.topic.settings import connect_topic
 from thinrow.online.topic.tier import TopicTier
 from thinrow.schema import read_schema
-from thinrow.store.current import current_folder
-from thinrow.store.directory import NEVER_TS
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager, ExitStack
-    from pathlib import Path
+    from contextlib import ExitStack
 
     from thinrow.online.config import OnlineConfig
     from thinrow.online.metrics import OnlineMetrics
-    from thinrow.store.generation import Generation
 
 __all__ = ["open_topic"]
 
@@ -35,56 +31,46 @@ def open_topic(config: OnlineConfig, metrics: OnlineMetrics, stack: ExitStack) -
     """Opens a replica of a topic, until the stack is closed.
 
     Raises:
-        StoreError: The tier cannot be opened.
+        StoreError: The store or the tier cannot be opened.
         UnavailableError: The brokers do not answer.
-        UsageError: There is no schema or no such topic, or the store holds a generation.
+        UsageError: There is no schema or no such topic, the topic deletes messages too early, or
+            the store's events come from another topic.
     """
-    published = NoGenerations(config.store)
-    if config.schema is None:
-        raise UsageError("A topic's events have no schema of their own; give --schema FILE.")
-    schema = read_schema(config.schema)
     settings = connect_topic(config)
-    check_cleanup(settings)
+    topic_retention_ms = check_cleanup(settings)
     tier = TopicTier(settings)
     stack.callback(tier.close)
-    tier.use_schema(schema)
-    reader = stack.enter_context(TopicReader(settings, tier, TopicMetrics(metrics, tier)))
+    if config.schema is not None:
+        tier.use_schema(read_schema(config.schema))
+    published = TierFollower(
+        config.store, tier, config.poll_s, metrics.open_failures.inc, config.cache_bytes_max
+    )
+    tier.histories = published.use
+    stack.enter_context(published)
+    if tier.format is None:
+        raise UsageError(
+            f"{config.store} holds no generation yet, which would have the schema; give "
+            f"--schema FILE."
+        )
+    if not tier.has_begun:
+        if published.refusal:
+            raise UsageError(published.refusal)
+        tier.begin_with_first_message()
+
+    def begin_again(partition: int) -> bool:
+        published.refresh()
+        with published.use() as generation:
+            return generation is not None and tier.begin_again(generation.manifest, partition)
+
+    reader = stack.enter_context(
+        TopicReader(settings, tier, TopicMetrics(metrics, tier, topic_retention_ms), begin_again)
+    )
     producer = stack.enter_context(TopicProducer(settings, tier))
 
     def wait_ready() -> None:
         log.info("reading the topic", extra={"topic": settings.topic})
         reader.wait_applied(producer.first_heartbeats())
         producer.start_heartbeats()
+        published.refresh()
 
     return EventSource(tier, producer, published, None, wait_ready)
-
-
-class NoGenerations:
-    """The generations of a store that holds none, for a log that is not handed over to stores yet.
-
-    Raises:
-        UsageError: The store holds a generation, whose events the topic may hold as well.
-    """
-
-    number = 0
-    watermark_ts = 0
-
-    def __init__(self, store: Path) -> None:
-        self._store = store
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Checks that the store holds no generation."""
-        if current_folder(self._store) is not None:
-            raise UsageError(
-                f"{self._store} holds a generation, which servers of a Kafka topic do not serve "
-                f"yet; give a store without one, or leave --events out."
-            )
-
-    def newest_ts(self) -> int:
-        """The watermark of the newest generation: NEVER_TS."""
-        return NEVER_TS
-
-    def use(self) -> AbstractContextManager[Generation | None]:
-        """No generation."""
-        return nullcontext(None)
