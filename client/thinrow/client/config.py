@@ -74,7 +74,8 @@ class ClientConfig:
 
     hedged_share: float = 0.05
     """Most requests, as a share of all, that are repeated at another replica because the first one
-    takes long; only in a cluster whose groups have several replicas. 0: none."""
+    takes long; only in a cluster whose groups have several replicas, and of several online servers.
+    0: none."""
 
     request_deadline_s: float = 60.0
     """Seconds to wait for a response before DeadlineError."""

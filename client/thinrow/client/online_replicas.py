@@ -304,6 +304,8 @@ class OnlineReplicas:
                     if not isinstance(answer, ThinRowError):
                         server.health.answered()
                         hedging.answered(latency_s)
+                        if partitions:
+                            server.lags(partitions, answer.lag_ms)
                         return answer
                     self._note(server, partitions, answer)
                     if not isinstance(answer, ELSEWHERE):
