@@ -16,7 +16,7 @@ from support.scenarios import CROWD, STRANGER, USERS, rows_table
 from support.worlds import START_TS, World
 from thinrow.client import Projection, read_thin_rows
 from thinrow.compaction.compact import compact
-from thinrow.errors import RequestError
+from thinrow.errors import LaggingError, RequestError
 from thinrow.jobs.export import export_events
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
@@ -105,7 +105,7 @@ class HandOvers(Online):
     ) -> Snapshot | None:
         """A snapshot, which one of the generations there are explains in every column."""
         self.counts["snapshots"] += 1
-        known = len(self.generations)
+        known, before_ts = len(self.generations), self.now_ts()
         try:
             seen = self.client.snapshot(
                 user_id,
@@ -114,8 +114,8 @@ class HandOvers(Online):
                 lookback_ms=lookback_ms,
                 max_length=max_length,
             )
-        except RequestError as error:
-            assert "kept" in str(error) and moment_ts < self.client.describe().kept_from_ts, error
+        except (RequestError, LaggingError) as error:
+            self.check_refusal(error, moment_ts, before_ts)
             self.counts["refused"] += 1
             return None
         row = seen.thin_row

