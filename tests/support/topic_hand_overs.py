@@ -287,7 +287,7 @@ def serves_from(replica: Replica, user: int, watermark_ts: int) -> bool:
 
 
 def comparable(answer: online_pb2.SnapshotResponse) -> tuple[tuple[int, int], bytes]:
-    """What served an answer, and its bytes less what is the server's own: how late and slow it is."""
+    """What served an answer, and its bytes less how late and how slow the server is."""
     answer.immutable.ClearField("server_us")
     answer.ClearField("as_of_ts")
     answer.ClearField("lag_ms")
