@@ -22,7 +22,7 @@ from support.oracle import Run
 from support.scenarios import CROWD
 from support.worlds import THINROW, running_online
 from thinrow.client.online import OnlineClient, connect_online
-from thinrow.errors import LaggingError, RequestError, ThinRowError
+from thinrow.errors import LaggingError, ThinRowError
 from thinrow.store.current import current_folder
 from thinrow.store.manifest import Manifest, read_manifest
 from thinrow.v1 import online_pb2
@@ -208,9 +208,7 @@ class TopicHandOvers(HandOvers, TopicOnline):
             return None
         return super().look(user_id, moment_ts, lookback_ms, max_length, wanted)
 
-    def check_refusal(
-        self, error: RequestError | LaggingError, moment_ts: int, before_ts: int
-    ) -> None:
+    def check_refusal(self, error: ThinRowError, moment_ts: int, before_ts: int) -> None:
         """A moment that is not applied yet, or is forgotten, is refused."""
         if isinstance(error, LaggingError):
             assert moment_ts > before_ts, error
