@@ -9,9 +9,19 @@ import sys
 from dataclasses import astuple
 from typing import TYPE_CHECKING
 
+from support.oracle import Schema, Trait
 from support.paths import TESTS
-from support.topic_logs import PARTITIONS, apply_all, contents, messages, opened_topic
-from support.worlds import let_work
+from support.topic_logs import (
+    DAY_MS,
+    PARTITIONS,
+    SCHEMA,
+    apply_all,
+    contents,
+    messages,
+    opened_topic,
+)
+from support.topic_worlds import TOPIC_USERS, Topic
+from support.worlds import let_work, new_world
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +62,50 @@ def test_a_kill_neither_loses_nor_doubles(tmp_path: Path) -> None:
         apply_all(killed, log, rng)
         apply_all(whole, log, rng)
         assert contents(killed) == contents(whole)
+
+
+def test_a_kill_around_a_hand_over(tmp_path: Path) -> None:
+    """Once a generation is taken up, no crash takes back what arrived before it, or was erased."""
+    rng = random.Random(5)
+    schema = Schema({"g": [Trait("x", "int64"), Trait("t", "string", sparse=True)]})
+    topic = Topic(new_world(tmp_path / "world", SCHEMA), rng, DAY_MS, schema)
+    topic.produce(4000)
+    erased = frozenset((1, 2))
+    with topic.hand_over(erased) as generation:
+        watermark_ts = generation.watermark_ts
+        topic.produce(4000)
+        file = tmp_path / "log"
+        file.write_bytes(pickle.dumps([astuple(message) for message in topic.log]))
+        program = [sys.executable, TESTS / "support" / "topic_logs.py"]
+        taken_up = []
+        for kill in range(KILLS):
+            folder = tmp_path / f"killed-{kill}"
+            with subprocess.Popen(
+                [*map(str, (*program, folder, file, topic.world.store))],
+                stdout=subprocess.PIPE,
+                env={"PYTHONPATH": str(TESTS)},
+            ) as process:
+                assert process.stdout is not None and process.stdout.readline() == b"opened\n"
+                let_work(process, 0.01 + 0.07 * kill)
+                process.kill()
+            with opened_topic(folder) as killed:
+                taken_up.append(killed.sealed_ts == watermark_ts)
+                assert killed.now_ts >= watermark_ts or not taken_up[-1]
+                apply_all(killed, topic.log, rng, generation)
+                for user in TOPIC_USERS:
+                    arrivals, _ = killed.read(user, 0, killed.begin(0, [user]))
+                    expected = [
+                        event.arrival_ts
+                        for event in topic.meaning.arrived
+                        if event.user_id == user
+                        and event.arrival_ts < killed.begin(0, [user])
+                        and (user not in erased or event.arrival_ts >= watermark_ts)
+                    ]
+                    if user not in erased:
+                        assert sorted(arrivals) == sorted(expected)
+                    else:  # some of what came again was new, by when the erasure was known
+                        assert min(arrivals) >= watermark_ts and len(arrivals) >= len(expected)
+    assert len(set(taken_up)) == 2, "no kill came before the hand-over, or none after it"
 
 
 def test_groups_of_any_sizes_give_the_same_bytes(tmp_path: Path) -> None:

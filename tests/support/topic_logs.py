@@ -10,18 +10,19 @@ import pickle
 import random
 import sys
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thinrow.online import database
+from thinrow.online.erasure import erase_from_tier
 from thinrow.online.topic.settings import TopicSettings
 from thinrow.online.topic.tier import ReadMessage, TopicTier
 from thinrow.schema import parse_schema
+from thinrow.store.generation import Generation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from thinrow.store.generation import Generation
 
 SCHEMA = """
 [g]
@@ -94,13 +95,24 @@ def opened_topic(
         tier.close()
 
 
-def apply_all(tier: TopicTier, log: Sequence[ReadMessage], rng: random.Random) -> None:
-    """Applies what a tier lacks, in groups of any sizes."""
+def apply_all(
+    tier: TopicTier,
+    log: Sequence[ReadMessage],
+    rng: random.Random,
+    generation: Generation | None = None,
+) -> None:
+    """Applies what a tier lacks, in groups of any sizes, and takes a generation up when it may."""
     at = 0
-    while at < len(log):
+    is_taken_up = generation is None
+    while at < len(log) or not is_taken_up:
         size = rng.choice((1, 7, 100, 500))
         tier.apply(log[at : at + size])
         at += size
+        if generation is not None and not is_taken_up:
+            tier.histories = partial(nullcontext, generation)
+            is_taken_up = tier.take_up(generation).is_accepted
+            if is_taken_up:
+                erase_from_tier(tier, generation)
 
 
 def contents(tier: TopicTier) -> list[tuple[bytes, bytes]]:
@@ -110,10 +122,11 @@ def contents(tier: TopicTier) -> list[tuple[bytes, bytes]]:
 
 
 if __name__ == "__main__":
-    folder, log = map(Path, sys.argv[1:])
+    folder, log, *stores = map(Path, sys.argv[1:])
     # Memory tables become files often, so that a kill finds some of the log on disk.
     database.MEMTABLE_BYTES = 1 << 16  # type: ignore[attr-defined]
+    generation = Generation.open_current(stores[0]) if stores else None
     with opened_topic(folder) as tier:
         print("opened", flush=True)
         rows = pickle.loads(log.read_bytes())  # noqa: S301 - our own
-        apply_all(tier, [ReadMessage(*row) for row in rows], random.Random())
+        apply_all(tier, [ReadMessage(*row) for row in rows], random.Random(), generation)
