@@ -96,7 +96,7 @@ trainers: setup ## install Lightning, transformers and datasets, so that their t
 faults: spark ## try every fault as often as docs/reports/reliability.md says, and write its table; as root
 	@$(BIN)/python -m pip install --quiet --group faults || echo 'Without atheris all fuzzed input is altered at random.' >&2
 	@rm -f .cache/faults.jsonl && mkdir -p .cache
-	THINROW_FAULTS=full THINROW_FAULTS_FILE=$(CURDIR)/.cache/faults.jsonl $(BIN)/python -m pytest tests/faults tests/fleet/test_spark_faults.py tests/fleet/test_spark_runs.py
+	THINROW_FAULTS=full THINROW_FAULTS_FILE=$(CURDIR)/.cache/faults.jsonl $(BIN)/python -m pytest tests/faults tests/fleet/test_spark_faults.py tests/fleet/test_spark_runs.py tests/fleet/test_topic_attempts.py
 	PYTHONPATH=tests $(BIN)/python tests/tools/report.py .cache/faults.jsonl docs/reports/reliability.md
 
 check: setup verify-protos proto-lint check-native ## lint, formatting, types, English, stubs, protos and native code

@@ -89,6 +89,7 @@ def test_a_topic_that_lost_messages_is_an_error_of_the_task(
         bounds = "thinrow.engines.spark.compact.topic_bounds"
         with (
             mock.patch(bounds, return_value=np.empty(0, np.uint64)),
+            mock.patch("thinrow.online.topic.cleanup.DESCRIBE_TIMEOUT_S", 0.1),
             pytest.raises(InputError, match="it has lost messages"),
         ):
             run_compact(config, ON_SPARK, brokers=BrokersConfig(bootstrap_servers=servers))

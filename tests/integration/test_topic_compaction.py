@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-import subprocess
-import sys
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import thinrow as thinrow_package
 from hypothesis import given
 from hypothesis import strategies as st
 from support.built_worlds import Built, new_folder
@@ -22,6 +20,7 @@ from support.kafka_broker import Broker, needs_broker, running_broker
 from support.kafka_topics import PARTITIONS, mock_cluster
 from support.oracle import Oracle, Run
 from support.scenarios import World, events_table, examples, schema_toml, worlds
+from support.small_topics import Small, brokers, digests, manifest_of
 from support.topic_replicas import SCHEMA
 from support.worlds import START_TS, thinrow
 from thinrow.compaction.compact import compact
@@ -37,9 +36,7 @@ from thinrow.jobs.connecting import Access
 from thinrow.jobs.topic import sealed
 from thinrow.jobs.topic.config import BrokersConfig
 from thinrow.online.clock import wall_ts
-from thinrow.store.current import require_current_folder
-from thinrow.store.generation import Generation
-from thinrow.store.manifest import Manifest, TopicSeal, read_manifest, write_manifest
+from thinrow.online.topic import cleanup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -54,19 +51,6 @@ pytestmark = needs_broker
 def broker() -> Iterator[Broker]:
     with running_broker(in_memory=True) as broker:
         yield broker
-
-
-def brokers(broker: Broker) -> BrokersConfig:
-    return BrokersConfig(bootstrap_servers=broker.address)
-
-
-def manifest_of(store: Path) -> Manifest:
-    return read_manifest(require_current_folder(store))
-
-
-def digests(store: Path) -> list[str | None]:
-    with Generation.open_current(store) as generation:
-        return [shard.kv_xxh3_128 for shard in generation.manifest.shards]
 
 
 def compact_topic(broker: Broker, config: CompactionConfig) -> CompactionReport:
@@ -133,61 +117,6 @@ def test_generations_of_a_topic_are_those_of_its_events(
             last_ts = watermark_ts
 
 
-@dataclass
-class Small:
-    """A topic of a few messages, and a folder for stores."""
-
-    broker: Broker
-    folder: Path
-    topic: DrawnTopic = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.topic = DrawnTopic(self.broker, SCHEMA, random.Random(1), partitions=3)
-        (self.folder / "schema.toml").write_text(schema_toml(SCHEMA))
-
-    @property
-    def name(self) -> str:
-        return f"kafka:{self.topic.name}"
-
-    def step(self, messages: int = 12) -> int:
-        """Writes messages, and seals the partitions after them; returns the watermark."""
-        self.topic.act(messages)
-        watermark_ts = self.topic.now_ts = self.topic.now_ts + 1000
-        self.topic.seal(watermark_ts)
-        self.topic.act(5)
-        return watermark_ts
-
-    def config(self, store: str, watermark_ts: int, **more: Any) -> CompactionConfig:  # noqa: ANN401
-        options: dict[str, Any] = {
-            "events": self.name,
-            "store": self.folder / store,
-            "schema": self.folder / "schema.toml",
-            "watermark_ts": watermark_ts,
-        }
-        return CompactionConfig(**(options | more))
-
-    def compact(self, store: str, watermark_ts: int, **more: Any) -> CompactionReport:  # noqa: ANN401
-        config = self.config(store, watermark_ts, **more)
-        options = BrokersConfig() if config.topic is None else brokers(self.broker)
-        return run_compact(config, EngineConfig(), brokers=options)
-
-    def export(self, name: str, watermark_ts: int, **more: Any) -> Path:  # noqa: ANN401
-        path = self.folder / name
-        config = ExportConfig(
-            topic_events=self.name, watermark_ts=watermark_ts, events=path, **more
-        )
-        run_export(config, Access(), brokers(self.broker))
-        return path
-
-    def set_offsets(self, store: str, change: Callable[[list[int]], list[int]]) -> None:
-        folder = require_current_folder(self.folder / store)
-        manifest = read_manifest(folder)
-        assert manifest.topic is not None
-        offsets = change(manifest.topic.offsets)
-        topic = TopicSeal(name=manifest.topic.name, offsets=offsets)
-        write_manifest(folder, manifest.model_copy(update={"topic": topic}))
-
-
 @pytest.fixture
 def small(broker: Broker, tmp_path: Path) -> Small:
     return Small(broker, tmp_path)
@@ -243,8 +172,10 @@ def test_a_topic_that_does_not_continue(
     assert not (small.folder / "export").exists()
 
 
-def test_messages_that_a_topic_has_lost(tmp_path: Path) -> None:
+def test_messages_that_a_topic_has_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Brokers that keep 5 MB of each partition drop the oldest messages, before and after a run."""
+    # These brokers do not say what a topic deletes, and do not answer that either.
+    monkeypatch.setattr(cleanup, "DESCRIBE_TIMEOUT_S", 0.1)
     with mock_cluster() as (producer, servers):
 
         def send(values: Sequence[bytes | None], timestamp_ts: int) -> None:
@@ -337,8 +268,17 @@ def test_a_store_of_files_goes_on_with_a_topic(small: Small) -> None:
         expected.events_added,
         expected.duplicates,
     )
-    small.compact("whole", first_ts)
-    small.compact("whole", second_ts)
+    job: dict[str, Any] = {
+        "store": small.folder / "whole",
+        "schema": small.folder / "schema.toml",
+        "bootstrap_servers": small.broker.address,
+    }
+    thinrow_package.compact(small.name, watermark=first_ts, **job)
+    out = small.folder / "out"
+    thinrow_package.export(events=small.name, watermark=second_ts, out=out, **job)
+    small.compact("whole", second_ts, events=[out])
+    with pytest.raises(UsageError, match="export it to a file first"):
+        thinrow_package.backfill(plain, store=job["store"], events=small.name, out=out)
     assert digests(small.folder / "store") == digests(small.folder / "whole")
     assert manifest_of(small.folder / "store").topic == manifest_of(small.folder / "whole").topic
 
@@ -361,37 +301,6 @@ def test_a_fill_keeps_the_offsets(small: Small) -> None:
     assert manifest_of(store).is_fill
     assert manifest_of(store).topic == topic is not None
     assert small.compact("store", small.step(), schema=None).events_added
-
-
-def test_runs_that_are_killed(small: Small) -> None:
-    """Whenever it is killed, the next run publishes what one run does, once."""
-    times = [small.step(40) for _ in range(2)]
-    for watermark_ts in times:
-        small.compact("whole", watermark_ts)
-    rng = random.Random(7)
-    options = [
-        "--bootstrap-servers",
-        small.broker.address,
-        "--schema",
-        small.folder / "schema.toml",
-    ]
-    for number, watermark_ts in enumerate(times, 1):
-        command = ["compact", "--events", small.name, "--store", small.folder / "store", *options]
-        command += ["--watermark", watermark_ts]
-        for _ in range(3):
-            run = subprocess.Popen([sys.executable, "-m", "thinrow.cli.entry", *map(str, command)])
-            with suppress(subprocess.TimeoutExpired):
-                run.wait(rng.uniform(0.8, 2.5))
-            run.kill()
-            run.wait()
-        done = thinrow(*command)
-        assert done.returncode == 0, done.stderr
-        assert manifest_of(small.folder / "store").number == number
-        assert "already built" in thinrow(*command).stdout
-    assert digests(small.folder / "store") == digests(small.folder / "whole")
-    listed = thinrow("store", "list", "--store", small.folder / "store").stdout
-    seals = ", ".join(map(str, small.topic.seals(times[-1])))
-    assert f"Topic {small.topic.name}: 3 partitions, sealed at offsets {seals}" in listed
 
 
 def test_the_command_says_what_it_refused(small: Small) -> None:

@@ -11,9 +11,9 @@ from thinrow.errors import UsageError
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["TOPIC", "load_kafka", "topic_among"]
+__all__ = ["TOPIC", "TOPIC_PREFIX", "load_kafka", "topic_among"]
 
-PREFIX = "kafka:"
+TOPIC_PREFIX = "kafka:"
 TOPIC = re.compile(r"kafka:([A-Za-z0-9._-]{1,249})")
 """Name of a topic among the logs of events."""
 
@@ -39,7 +39,7 @@ def topic_among(named: object) -> str | None:
         UsageError: It names a topic wrongly, or something else as well.
     """
     names = list(named) if isinstance(named, Sequence) and not isinstance(named, str) else [named]
-    topics = [name for name in names if isinstance(name, str) and name.startswith(PREFIX)]
+    topics = [name for name in names if isinstance(name, str) and name.startswith(TOPIC_PREFIX)]
     if not topics:
         return None
     if len(names) > 1:

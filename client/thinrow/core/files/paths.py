@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from thinrow.core.files.io_errors import failure_reason
 from thinrow.core.files.table_range import TableRange, is_versioned
+from thinrow.core.kafka import TOPIC_PREFIX
 from thinrow.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -184,6 +185,11 @@ def _expand(name: str, suffixes: Sequence[str]) -> list[DataFile]:
         if is_folder is None and glob.has_magic(path):
             return _matches(name, path, tree, suffixes)
         if is_folder is None:
+            if name.startswith(TOPIC_PREFIX):
+                raise UsageError(
+                    f"{name} is a topic of Kafka, which thinrow compact and export read; export it "
+                    f"to a file first."
+                )
             raise InputError(f"There is no file {name}; check the name.")
         if is_folder:
             return _within(path, path, tree, suffixes)
