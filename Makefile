@@ -202,9 +202,9 @@ LOCK = $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --python-ve
 lock: setup ## lock what the images install, at the versions of .venv; UV_FIND_LINKS and such apply
 	$(BIN)/python -m pip install --quiet --group lock
 	@mkdir -p .cache && $(BIN)/python -m pip freeze --exclude-editable > .cache/versions.txt
-	$(LOCK)/server.txt pyproject.toml --extra server --extra remote
-	$(LOCK)/trainer.txt pyproject.toml --extra server --extra remote --extra torch
-	$(LOCK)/spark.txt pyproject.toml deploy/requirements/spark.in --extra spark
+	$(LOCK)/server.txt pyproject.toml --extra server --extra remote --extra kafka
+	$(LOCK)/trainer.txt pyproject.toml --extra server --extra remote --extra kafka --extra torch
+	$(LOCK)/spark.txt pyproject.toml deploy/requirements/spark.in --extra spark --extra kafka
 	$(LOCK)/build.txt deploy/requirements/build.in
 	$(LOCK)/samples.txt deploy/requirements/samples.in --no-deps
 

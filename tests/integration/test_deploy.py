@@ -12,7 +12,8 @@ import sys
 import tomllib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import kubernetes_validate
 import pytest
@@ -52,6 +53,8 @@ from thinrow.cluster.member import ClusterMember
 from thinrow.errors import RequestError
 from thinrow.materialization.config import ServerConfig
 from thinrow.online.config import OnlineConfig
+from thinrow.online.metrics import OnlineMetrics
+from thinrow.online.topic.metrics import TopicMetrics
 from thinrow.remote.mirror_metrics import MirrorMetrics
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
 
     import typer
     from support.worlds import World
+    from thinrow.online.topic.tier import TopicTier
 
 LONG_RUNNING = [name for name, service in SERVICES.items() if "restart" in service]
 PROMETHEUS = read_yaml(DEPLOY / "prometheus/prometheus.yaml")
@@ -224,9 +228,9 @@ def test_image_runs_as_no_one_and_ends_on_sigterm() -> None:
 @pytest.mark.parametrize(
     ("name", "extras"),
     [
-        ("server", ["server", "remote"]),
-        ("trainer", ["server", "remote", "torch"]),
-        ("spark", ["server", "remote", "spark"]),
+        ("server", ["server", "remote", "kafka"]),
+        ("trainer", ["server", "remote", "kafka", "torch"]),
+        ("spark", ["server", "remote", "kafka", "spark"]),
         ("build", []),
     ],
 )
@@ -290,7 +294,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
             series += online.scrape()
         server.stop()
         assert health_of(server.address) == 1
-    lines = generate_latest(registry).decode().splitlines()
+    topic = OnlineMetrics()
+    TopicMetrics(topic, cast("TopicTier", SimpleNamespace(now_ts=0, needed_from_ts=0)), 1)
+    lines = [
+        line
+        for each in (registry, topic.registry)
+        for line in generate_latest(each).decode().splitlines()
+    ]
     series += [line.rsplit(" ", 1)[0] for line in lines if not line.startswith("#")]
     labels: dict[str, set[str]] = {}
     for one in series:
@@ -384,7 +394,7 @@ def test_queries_are_understood() -> None:
 def test_every_panel_says_what_it_shows() -> None:
     assert all(panel["title"] and panel["description"] for panel in PANELS)
     questions = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
-    assert len(questions) == 8
+    assert len(questions) == 9
     source = read_yaml(DEPLOY / "grafana/provisioning/datasources/prometheus.yaml")
     [uid] = [each["uid"] for each in source["datasources"]]
     assert {panel["datasource"]["uid"] for panel in PANELS} == {uid}
@@ -446,7 +456,7 @@ def test_alerts_have_runbooks(alert: dict[str, Any]) -> None:
     assert alert["labels"]["severity"] in ("page", "ticket")
 
 
-def test_alerts_of_clusters_fire_when_they_should() -> None:
+def test_alerts_of_clusters_and_topics_fire_when_they_should() -> None:
     """Each has a case; promtool runs them here where it is installed, and in the image test."""
     cases = ROOT / "tests/support/alert_cases.yaml"
     tried = {
@@ -523,7 +533,11 @@ def test_images_of_others_stand_in_one_place() -> None:
     )
     for image in named.values():
         assert re.fullmatch(r"[a-z0-9./-]+:[\w.-]+(@sha256:[0-9a-f]{64})?", image)
-    used = {service["image"] for service in SERVICES.values() if "build" not in service}
+    composed = [
+        *SERVICES.values(),
+        *read_yaml(DEPLOY / "docker-compose-online.yaml")["services"].values(),
+    ]
+    used = {service["image"] for service in composed if not service.keys() & {"build", "extends"}}
     assert used == {f"${{{name}}}" for name in named if name != "DEBIAN_IMAGE"}
     for service in OURS.values():
         assert "DEBIAN_IMAGE" in service["build"]["args"]
@@ -540,7 +554,7 @@ def test_pin_images_adds_digests(tmp_path: Path) -> None:
     for _ in range(2):  # pinned images are pinned again
         subprocess.run([tmp_path / "pin-images"], check=True, env=environment)
     pinned = (tmp_path / ".env").read_text(encoding="utf-8")
-    assert pinned.count(f"@sha256:{'ab' * 32}\n") == 3
+    assert pinned.count(f"@sha256:{'ab' * 32}\n") == 4
     debian = re.findall(r"^DEBIAN_IMAGE=(.+)$", pinned, re.MULTILINE)
     assert f"\nARG DEBIAN_IMAGE={debian[0]}\n" in (tmp_path / "Dockerfile").read_text()
     docker.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
