@@ -80,8 +80,10 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[..., 
 
 
 def fleet(paths: str, ranks: int, workers: int, batch: int, order: str) -> Fleet:
-    files = [RowFiles(paths, order=order, rank=n, world_size=ranks) for n in range(ranks)]  # type: ignore[arg-type]
-    return Fleet(files, workers, Dealing(batch_examples=batch))
+    files = RowFiles(paths, order=order)  # type: ignore[arg-type]  # the footers are read once
+    return Fleet(
+        [files_of(files, n, ranks) for n in range(ranks)], workers, Dealing(batch_examples=batch)
+    )
 
 
 def users_of(paths: str) -> list[int]:
