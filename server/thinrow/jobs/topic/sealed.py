@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from thinrow.core.kafka import load_kafka
 from thinrow.errors import InputError, UsageError
 from thinrow.online.topic.places import Place
-from thinrow.online.topic.settings import consumer_settings, make_client
+from thinrow.online.topic.settings import consumer_settings, make_client, was_passed_over
 from thinrow.store.times import readable_time
 
 if TYPE_CHECKING:
@@ -71,15 +71,6 @@ class SealedMessages:
         progress: Progress,
     ) -> None:
         self._kafka: Any = load_kafka()
-        errors = self._kafka.KafkaError
-        # After these librdkafka goes on behind messages that it did not deliver.
-        self._passed_over = {
-            errors._BAD_MSG,
-            errors._BAD_COMPRESSION,
-            errors._NOT_IMPLEMENTED,
-            errors._UNDERFLOW,
-            errors._LOG_TRUNCATION,
-        }
         self._address, self._first, self._since_ts = address, dict(first), since_ts
         self._watermark_ts, self._progress = watermark_ts, progress
         self._places = {number: Place(offset) for number, offset in first.items()}
@@ -194,7 +185,7 @@ class SealedMessages:
                 f"brokers' files that have them, and keep messages until they are compacted "
                 f"(retention.ms); if they are lost forever, build a new store."
             )
-        if error.code() in self._passed_over:
+        if was_passed_over(error):
             raise InputError(
                 f"Topic {topic}, partition {number} has messages that cannot be read: "
                 f"{error.str()}. Without them histories would be short: run this again, and if "

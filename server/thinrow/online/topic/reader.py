@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from thinrow.core.kafka import load_kafka
 from thinrow.errors import StoreError, ThinRowError
-from thinrow.online.topic.settings import consumer_settings, make_client
+from thinrow.online.topic.settings import consumer_settings, make_client, was_passed_over
 from thinrow.online.topic.tier import ReadMessage
 
 if TYPE_CHECKING:
@@ -56,15 +56,6 @@ class TopicReader:
         begin_again: Callable[[int], bool],
     ) -> None:
         self._kafka: Any = load_kafka()
-        errors = self._kafka.KafkaError
-        # After these librdkafka goes on behind messages that it did not deliver.
-        self._passed_over = {
-            errors._BAD_MSG,
-            errors._BAD_COMPRESSION,
-            errors._NOT_IMPLEMENTED,
-            errors._UNDERFLOW,
-            errors._LOG_TRUNCATION,
-        }
         self._settings = settings
         self._tier = tier
         self._metrics = metrics
@@ -185,7 +176,7 @@ class TopicReader:
                 f"short. Publish a generation that has them, from the folder of a replica or from "
                 f"the producers, and let the topic keep messages for longer (retention.ms)."
             )
-        if error.code() in self._passed_over:
+        if was_passed_over(error):
             raise StoreError(
                 f"Topic {self._settings.topic}, partition {message.partition()} has messages that "
                 f"cannot be read: {error.str()}. Without them histories would be short: start this "

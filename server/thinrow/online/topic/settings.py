@@ -34,6 +34,7 @@ __all__ = [
     "parse_partitions",
     "producer_settings",
     "read_connection",
+    "was_passed_over",
 ]
 
 log = logging.getLogger("thinrow.online")
@@ -326,6 +327,18 @@ def make_client(
             f"Kafka refuses the settings: {error.args[0].str()}; check --bootstrap-servers "
             f"and --kafka-settings."
         ) from error
+
+
+def was_passed_over(error: Any) -> bool:  # noqa: ANN401 - an error of librdkafka
+    """Returns True if librdkafka goes on behind messages that it could not deliver."""
+    errors: Any = load_kafka().KafkaError
+    return error.code() in {
+        errors._BAD_MSG,
+        errors._BAD_COMPRESSION,
+        errors._NOT_IMPLEMENTED,
+        errors._UNDERFLOW,
+        errors._LOG_TRUNCATION,
+    }
 
 
 def _unavailable(servers: str, topic: str, reason: str) -> UnavailableError:
