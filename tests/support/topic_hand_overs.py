@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 USERS = sorted(set(CROWD))
 SKEWS_MS = (0, 0, 0, 20, -20, 400, -5000, -3_600_000)
-"""How wrong the clocks of producers are."""
+"""Errors of the clocks of producers."""
 
 
 def wall_ts() -> int:
@@ -203,7 +203,7 @@ class TopicHandOvers(HandOvers, TopicOnline):
     def look(
         self, user_id: int, moment_ts: int, lookback_ms: int, max_length: int, wanted: Wanted
     ) -> Snapshot | None:
-        """As without a topic, of a user whom the replica knows."""
+        """Looks as without a topic, for a user whom the replica knows."""
         if not self.reads(self.looked_at, user_id):
             return None
         return super().look(user_id, moment_ts, lookback_ms, max_length, wanted)
@@ -220,7 +220,7 @@ class TopicHandOvers(HandOvers, TopicOnline):
         """Publishes the log up to now, or to an earlier moment; killed at times, and run again."""
         rng = self.rng
         if not any((each.first, each.last) == (0, self.partitions - 1) for each in self.up):
-            return  # nobody would seal the partitions
+            return  # no server would seal the partitions
         last = self.oracle.watermarks[-1] if self.oracle.watermarks else 0
         watermark_ts = max(last + 1, wall_ts() - rng.choice((0, 0, 50, 1000)))
         erase = frozenset(rng.sample(USERS, 1) if rng.random() < 0.15 else ())
@@ -285,7 +285,7 @@ def serves_from(replica: Replica, user: int, watermark_ts: int) -> bool:
 
 
 def comparable(answer: online_pb2.SnapshotResponse) -> tuple[tuple[int, int], bytes]:
-    """What served an answer, and its bytes less how late and how slow the server is."""
+    """Returns what served an answer, and its bytes less how late and how slow the server is."""
     answer.immutable.ClearField("server_us")
     answer.ClearField("as_of_ts")
     answer.ClearField("lag_ms")
