@@ -42,7 +42,7 @@ TRAINERS := lightning==2.6.6 transformers==5.24.0 accelerate==1.15.0 datasets==5
 .PHONY: help setup demo test test-recipes test-wheel test-docs test-fast test-long fleet-test
 .PHONY: torchrec trainers spark ray faults
 .PHONY: check check-native protos native-stub verify-protos proto-lint proto-baseline reference vectors
-.PHONY: bench bench-peers bench-short bench-ids bench-scale bench-cluster bench-online-replicas bench-spark bench-ray bench-research gpu docs wheel wheels lock pin-images image-test
+.PHONY: bench bench-peers bench-short bench-wall bench-ids bench-scale bench-cluster bench-online-replicas bench-spark bench-ray bench-research gpu docs wheel wheels lock pin-images image-test
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -140,6 +140,9 @@ reference: setup ## regenerate docs/reference/commands.md
 
 vectors: setup ## regenerate docs/reference/test-vectors.json, for clients in other languages
 	$(BIN)/python tests/tools/make_vectors.py docs/reference/test-vectors.json
+
+bench-wall: setup ## measure the unit costs of thinrow wall, into server/thinrow/wall/figures.json
+	PYTHONPATH=bench $(BIN)/python bench/wall.py $(OPTIONS)
 
 bench: setup ## measure against fat rows; docs/reports/benchmarks.md explains it
 	$(BIN)/python bench/run.py

@@ -134,11 +134,13 @@ def check_equal(side: Side, reference: Iterator[Tensors]) -> None:
 
 def processor_s(pids: Sequence[int]) -> float:
     """Seconds of processor so far of this process and of others, their ended children included."""
-    ticks = 0
-    for pid in (os.getpid(), *pids):
-        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += sum(int(part) for part in stat[11:15])
-    return ticks / TICKS_PER_S
+    return sum(process_s(pid) for pid in (os.getpid(), *pids))
+
+
+def process_s(pid: int) -> float:
+    """Seconds of processor so far of one process, its ended children included."""
+    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(int(part) for part in stat[11:15]) / TICKS_PER_S
 
 
 def machine_s() -> float:

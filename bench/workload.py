@@ -59,6 +59,7 @@ def workload(
     days: int,
     request_days: int,
     requests_per_day: int = 20,
+    spread: float = 0.9,
     seed: int = 0,
 ) -> Workload:
     """Makes a workload.
@@ -68,10 +69,11 @@ def workload(
     days: how long the histories are.
     request_days: on how many of the last days there are requests.
     requests_per_day: of each user.
+    spread: standard deviation of the logarithm of a user's events; 0: all have the same number.
     """
     rng = np.random.default_rng(seed)
-    drawn = rng.lognormal(np.log(events_median), 0.9, users)
-    lengths = np.clip(drawn, 20, EVENTS_MAX).astype(np.int64)
+    drawn = rng.lognormal(np.log(events_median), spread, users)
+    lengths = np.clip(np.rint(drawn) if spread == 0 else drawn, 20, EVENTS_MAX).astype(np.int64)
     count = int(lengths.sum())
     user = np.repeat(np.arange(users), lengths)
     event_ts = session_times(rng, user, rng.integers(0, days, count))

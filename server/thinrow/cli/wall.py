@@ -21,9 +21,22 @@ def wall_command(
     figures: GivenFigures,
     power: Power,
     access: Access,
+    figures_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--figures",
+            metavar="FILE",
+            help="File of measured figures, as `make bench-wall` writes it. [default: those of "
+            "docs/reports/wall.md]",
+            show_default=False,
+        ),
+    ] = None,
     rows: Annotated[
         Path | None,
-        typer.Option(help="Thin rows to take figures from. [default: assumed]", show_default=False),
+        typer.Option(
+            help="Thin rows to take bytes and sizes from. [default: figures and assumptions]",
+            show_default=False,
+        ),
     ] = None,
     server: Annotated[
         list[str] | None,
@@ -40,9 +53,10 @@ def wall_command(
     ] = None,
     picture: Annotated[Path, typer.Option("--out", help="PNG file to draw.")] = Path("wall.png"),
 ) -> None:
-    """Report what fat rows and thin rows cost at every length, and where the fat-row wall is.
+    """Report what fat rows and thin rows cost at every length, and where their walls are.
 
-    Figures come from --rows and --server, or are assumed; a figure that is given replaces them.
+    Unit costs are measured ones, of --figures or of --rows and their --server. Sizes of the
+    platform and of its hosts are assumed. A figure that is given replaces either.
     """
     from thinrow.wall.command import parse_tenants, run_wall
 
@@ -50,6 +64,7 @@ def wall_command(
         parse_tenants(tenant or ["long=16384", "mid=4096", "short=256"]),
         power,
         figures,
+        figures_file,
         rows,
         server or [],
         picture,

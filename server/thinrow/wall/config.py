@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 
 from thinrow.core.settings import check, setting
 
-__all__ = ["GivenFigures", "Power"]
+__all__ = ["Amounts", "GivenFigures", "Joules", "Power", "Tenant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """A model and the length it trains with."""
+
+    name: str
+    length: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +39,7 @@ class GivenFigures:
         default=None, metadata=setting("Days that examples are kept.", option="--rows-kept")
     )
     epochs: float | None = field(
-        default=None, metadata=setting("Times that an example is trained on.")
-    )
-    sharing: float | None = field(
-        default=None,
-        metadata=setting("Examples of a batch that share one copy of a history."),
+        default=None, metadata=setting("Times that an example is trained on in batch.")
     )
     fat_row_event: float | None = field(
         default=None,
@@ -47,7 +51,9 @@ class GivenFigures:
     )
     answer_event: float | None = field(
         default=None,
-        metadata=setting("Bytes of an event in a response.", option="--sent-event-bytes"),
+        metadata=setting(
+            "Bytes of an event in a response, for each example.", option="--sent-event-bytes"
+        ),
     )
     thin_row: float | None = field(
         default=None, metadata=setting("Bytes of a thin row.", option="--thin-row-bytes")
@@ -55,6 +61,38 @@ class GivenFigures:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amounts:
+    """Work of data hosts for one example."""
+
+    disk_bytes: float
+    """Bytes read from disks and written to them."""
+    network_bytes: float
+    cpu_s: float
+
+    def plus(self, other: Amounts, share: float) -> Amounts:
+        """Adds a share of other work."""
+        return Amounts(
+            disk_bytes=self.disk_bytes + share * other.disk_bytes,
+            network_bytes=self.network_bytes + share * other.network_bytes,
+            cpu_s=self.cpu_s + share * other.cpu_s,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joules:
+    """Energy of that work, by the part of a host that limits it."""
+
+    disk: float
+    network: float
+    cpu: float
+
+    @property
+    def total(self) -> float:
+        """The sum: hosts of disks, of network and of processors are apart."""
+        return self.disk + self.network + self.cpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +111,29 @@ class Power:
         metadata=setting("Examples that a GPU trains on in a second.", option="--gpu-examples"),
     )
     service_watts: float = field(default=400, metadata=setting("Power that a data host draws."))
-    service_mb: float = field(
-        default=200, metadata=setting("Megabytes that a data host moves in a second.")
+    service_cores: float = field(
+        default=32,
+        metadata=setting("Cores of a data host, each as fast as one that was measured."),
+    )
+    service_network_mb: float = field(
+        default=3125,
+        metadata=setting("Megabytes that a data host's network moves in a second."),
+    )
+    service_disk_mb: float = field(
+        default=200, metadata=setting("Megabytes that a data host's disks move in a second.")
     )
 
     def __post_init__(self) -> None:
         check(self)
 
-    def share(self, bytes_per_example: float) -> float:
-        """Returns the power of data services as a share of the GPUs'."""
-        service = self.service_watts / (1e6 * self.service_mb) * bytes_per_example
-        return service * self.gpu_examples_per_second / self.gpu_watts
+    def joules(self, amounts: Amounts) -> Joules:
+        """Energy of data hosts for some work."""
+        return Joules(
+            disk=self.service_watts * amounts.disk_bytes / (1e6 * self.service_disk_mb),
+            network=self.service_watts * amounts.network_bytes / (1e6 * self.service_network_mb),
+            cpu=self.service_watts * amounts.cpu_s / self.service_cores,
+        )
+
+    def share(self, joules_per_example: float) -> float:
+        """Returns the power of data hosts as a share of the GPUs'."""
+        return joules_per_example * self.gpu_examples_per_second / self.gpu_watts
