@@ -327,6 +327,24 @@ def test_batches_go_to_as_few_servers_as_read_their_partitions() -> None:
     topology.close()
 
 
+def test_partitions_of_one_that_fails_are_divided_among_several() -> None:
+    whole, *halves = fakes = [Fake(), Fake(), Fake()]
+    halves[0].partitions, halves[1].partitions = range(2), range(2, PARTITIONS)
+    users = list(range(1, 41))
+    with ExitStack() as stack:
+        addresses = [stack.enter_context(serving(fake)) for fake in fakes]
+        client = stack.enter_context(connect_online(addresses, QUICK))
+        assert len(client.snapshot_batch(users, ALL).thin_rows) == len(users)
+        assert [fake.requests for fake in fakes] == [1, 0, 0]
+        whole.failure = UnavailableError
+        rows = client.snapshot_batch(users, ALL).thin_rows
+        assert [row.user_id for row in rows] == users
+        assert all(fake.requests == 1 for fake in halves)
+        halves[1].failure = UnavailableError
+        with pytest.raises(UnavailableError):
+            client.snapshot_batch(users, ALL)
+
+
 def test_addresses() -> None:
     assert parse_addresses("a:1, b:2,a:1") == ("a:1", "b:2")
     assert parse_addresses(["[::1]:1", "unix:/x"]) == ("[::1]:1", "unix:/x")

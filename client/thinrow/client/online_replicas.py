@@ -194,6 +194,7 @@ class OnlineReplicas:
             pending.setdefault(number, []).append(place)
         pending = pending or {0: []}  # an empty batch, too, has a response
         parts: list[BatchPart] = []
+        divisions = 0
 
         def answered(partitions: tuple[int, ...]) -> BatchPart | ThinRowError:
             places = sorted(place for number in partitions for place in pending[number])
@@ -223,7 +224,12 @@ class OnlineReplicas:
                 parts.append(outcome)
                 for number in partitions:
                     del pending[number]
-            if failure is not None:
+            if failure is None:
+                continue
+            divisions += 1
+            again = self._topology.assign(pending)
+            # Several others may read the partitions of one that failed, each a part of them.
+            if divisions > len(self._topology.servers) or set(again) <= set(assigned):
                 self._pause(retries, failure, until_s, is_dated=request.request_ts > 0)
         return parts
 
