@@ -221,6 +221,27 @@ def test_generations_of_other_events(online: TopicOnline) -> None:
     shutil.rmtree(online.world.store)
 
 
+def test_a_store_of_another_topic_is_not_read(online: TopicOnline) -> None:
+    """A store whose watermarks the tier knows, and whose histories are of other events."""
+    with replica(online, "one") as one:
+        use(online, one)
+        online.append([EVENT])
+        hand_over(online, one)
+        assert len(one.client.snapshot(1, Projection()).batch.to_lists("item_id")[0] or ()) == 1
+        watermark_ts = online.oracle.watermarks[-1]
+        online.mark(watermark_ts + 1)
+        online.topic = "other"
+        generation = online.compact([], watermark_ts + 1)
+        wait_for(lambda: one.server.published.number == generation.generation)
+        with pytest.raises(StoreError, match="come from topic other of 5 partitions"):
+            one.client.snapshot(1, Projection())
+        # Before its watermarks nothing of it is needed.
+        row = one.client.snapshot(1, Projection(), request_ts=watermark_ts - 1).thin_row
+        assert row.end_ts == 0 and len(row.mutable) == 1
+    online.config = replace(online.config, schema=None)
+    refuses(online, "one", UsageError, "come from topic other of 5 partitions")
+
+
 def test_a_store_of_files_before_the_topic(online: TopicOnline) -> None:
     """Events that arrived before its watermark are there already, and count once."""
     window_ms = online.log.meaning.window_ms = 3650 * DAY_MS  # it is long ago

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from thinrow.online.records import Batch, RecordFormat
     from thinrow.schema import Schema
     from thinrow.store.generation import Generation
+    from thinrow.store.manifest import Manifest
 
 __all__ = ["EventTier", "RequestMoment", "TakeUp"]
 
@@ -162,6 +163,10 @@ class EventTier(ABC):
     @abstractmethod
     def close(self) -> None:
         """Closes the files."""
+
+    def source_refusal(self, manifest: Manifest) -> str:  # noqa: ARG002 - for subclasses
+        """Returns why a generation has events of another log; empty if that is not known."""
+        return ""
 
     @abstractmethod
     def take_up(self, generation: Generation) -> TakeUp:

@@ -16,6 +16,7 @@ from thinrow.errors import (
     AnswerTooLargeError,
     DeadlineError,
     RequestError,
+    StoreError,
     UnavailableError,
 )
 from thinrow.online.cached_path import CachedSnapshotPath
@@ -331,6 +332,10 @@ class Snapshots:
             place = int(generation.watermarks.searchsorted(newest_ts, side="right"))
         if generation is None or place == 0:
             return _Moment(begun, start_ts, start_ts, NEVER_TS)
+        # Its earlier watermarks may be those of other events as well.
+        refusal = self._tier.source_refusal(generation.manifest)
+        if refusal:
+            raise StoreError(refusal)
         watermark_ts = int(generation.watermarks[place - 1])
         # A lookback shorter than the generation is old leaves nothing of it: an empty window.
         return _Moment(begun, min(start_ts, watermark_ts), watermark_ts, watermark_ts)

@@ -52,6 +52,10 @@ def open_topic(config: OnlineConfig, metrics: OnlineMetrics, stack: ExitStack) -
             f"{config.store} holds no generation yet, which would have the schema; give "
             f"--schema FILE."
         )
+    with published.use() as generation:
+        refusal = "" if generation is None else tier.source_refusal(generation.manifest)
+    if refusal:
+        raise UsageError(refusal)
     if not tier.has_begun:
         if published.refusal:
             raise UsageError(published.refusal)

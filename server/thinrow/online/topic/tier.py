@@ -185,7 +185,7 @@ class TopicTier(EventTier):
         seal = manifest.topic
         if (
             seal is None
-            or self._refusal(manifest)
+            or self.source_refusal(manifest)
             or seal.offsets[partition] <= self.places.now[partition].offset
         ):
             return False
@@ -195,7 +195,7 @@ class TopicTier(EventTier):
     def take_up(self, generation: Generation) -> TakeUp:
         """Serves requests from a published generation once each partition has come to it."""
         manifest, watermark_ts = generation.manifest, generation.watermark_ts
-        refusal = self._refusal(manifest)
+        refusal = self.source_refusal(manifest)
         if refusal:
             return TakeUp(False, refusal)
         super().use_schema(generation.schema)
@@ -234,7 +234,7 @@ class TopicTier(EventTier):
         first_ts = None if self._origin is None else self._origin.first_ts
         return self._settings.wall() if first_ts is None else first_ts
 
-    def _refusal(self, manifest: Manifest) -> str:
+    def source_refusal(self, manifest: Manifest) -> str:
         """Returns why a generation does not fit the topic; an empty text if it does."""
         seal = manifest.topic
         if seal is None:
