@@ -70,6 +70,7 @@ def export(broker: Broker, topic: DrawnTopic, built: Built, watermark_ts: int, *
     before_ts = report.from_ts or 0
     assert report.events == len(topic.arrived(before_ts, watermark_ts))
     assert report.messages_refused == topic.refused(before_ts, watermark_ts)
+    assert report.duplicates == topic.repeated(before_ts, watermark_ts)
     return path
 
 
@@ -101,7 +102,15 @@ def test_generations_of_a_topic_are_those_of_its_events(
                 config = replace(config, events=[export(broker, topic, one, watermark_ts)])
             with mock.patch("thinrow.compaction.rewrite.STRIPE_EVENTS_MAX", world.stripe_events):
                 result = compact_topic(broker, config) if is_direct else compact(config)
-            one.check(run, result)
+            repeated = topic.repeated(last_ts, watermark_ts) if is_direct else 0
+            one.check(
+                run,
+                replace(
+                    result,
+                    rows_read=result.rows_read - repeated,
+                    duplicates=result.duplicates - repeated,
+                ),
+            )
             assert result.messages_refused == (
                 topic.refused(last_ts, watermark_ts) if is_direct else 0
             )
@@ -155,7 +164,7 @@ def test_an_empty_topic_is_never_sealed(small: Small, monkeypatch: pytest.Monkey
     ("change", "match"),
     [
         (lambda offsets: offsets[:-1], "has 3 partitions, and had 2"),
-        (lambda offsets: [offsets[0] - 1, *offsets[1:]], "the topic was made again"),
+        (lambda offsets: [n - (n > 0) for n in offsets], "the topic was made again"),
     ],
 )
 def test_a_topic_that_does_not_continue(
@@ -266,7 +275,7 @@ def test_a_store_of_files_goes_on_with_a_topic(small: Small) -> None:
     assert report.late == expected.late > 10
     assert (report.events_added, report.duplicates) == (
         expected.events_added,
-        expected.duplicates,
+        expected.duplicates + small.topic.repeated(0, second_ts),
     )
     job: dict[str, Any] = {
         "store": small.folder / "whole",

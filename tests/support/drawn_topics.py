@@ -55,6 +55,8 @@ class DrawnTopic:
                     mine = [event for event in events if event.user_id == user_id]
                     for _ in range(rng.choice((1, 1, 1, 2))):  # a producer that retried
                         self._send_events(user_id, mine, timestamp_ts)
+                        if rng.random() < 0.1:  # the same ids, and earlier in a history
+                            mine = [replace(one, event_ts=one.event_ts - 1) for one in mine]
             elif kind < 0.9:
                 self._send(rng.randrange(self.count), None, Message(timestamp_ts, []))
             else:
@@ -72,13 +74,27 @@ class DrawnTopic:
         assert self._topic.producer.flush(TIMEOUT_S) == 0
 
     def arrived(self, from_ts: int, until_ts: int) -> list[Event]:
-        """Events that arrived in a window, repeated ones included."""
-        found = []
+        """Events that arrived in a window: of those repeated in one millisecond, the first."""
+        return self._sorted_out(from_ts, until_ts)[0]
+
+    def repeated(self, from_ts: int, until_ts: int) -> int:
+        """Number of the others."""
+        return self._sorted_out(from_ts, until_ts)[1]
+
+    def _sorted_out(self, from_ts: int, until_ts: int) -> tuple[list[Event], int]:
+        found, seen, repeated = [], set(), 0
         for number in range(self.count):
             for message, arrival_ts in self._arrivals(number):
-                if from_ts <= arrival_ts < until_ts:
-                    found += [replace(event, arrival_ts=arrival_ts) for event in message.events]
-        return found
+                if not from_ts <= arrival_ts < until_ts:
+                    continue
+                for event in message.events:
+                    name = (event.user_id, event.event_id, arrival_ts)
+                    if event.event_id is not None and name in seen:
+                        repeated += 1
+                        continue
+                    seen.add(name)
+                    found.append(replace(event, arrival_ts=arrival_ts))
+        return found, repeated
 
     def refused(self, from_ts: int, until_ts: int) -> int:
         """Number of messages that arrived in a window and are refused."""

@@ -27,6 +27,7 @@ def export_command(config: ExportConfig, brokers: BrokersConfig, access: Access)
         "events": report.events,
         "arrived since": "ever" if report.from_ts is None else readable_time(report.from_ts),
         "and before": readable_time(config.watermark_ts),
+        "duplicates dropped": report.duplicates,
         "written": readable_bytes(config.events.stat().st_size),
     }
     out.print(facts(str(config.events), shown))

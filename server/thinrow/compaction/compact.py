@@ -24,7 +24,7 @@ from thinrow.compaction.run import (
 )
 from thinrow.compaction.shard import ShardBuild
 from thinrow.compaction.shards import ENGINE, write_shards
-from thinrow.compaction.topic import Refusals, canonical_tables, files_seal
+from thinrow.compaction.topic import Skipped, canonical_tables, files_seal
 from thinrow.compaction.vocabularies import RunValues, known_vocabularies, write_vocabularies
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.shards import SHARDS_MAX
@@ -199,7 +199,7 @@ def _compact(
         arrivals=split.arrivals,
         times=times.spans,
         ignored=sorted(ignored),
-        refusals=Refusals() if topic is None else topic.refusals,
+        skipped=Skipped() if topic is None else topic.skipped,
     )
     return report_of(config, run, previous, facts, totals, manifest, vocabularies)
 

@@ -12,7 +12,7 @@ from thinrow.compaction.config import SHARDS_DEFAULT
 from thinrow.compaction.report import CompactionReport
 from thinrow.compaction.shard import ShardTask
 from thinrow.compaction.shards import is_whole_due
-from thinrow.compaction.topic import Refusals
+from thinrow.compaction.topic import Skipped
 from thinrow.compaction.users import read_user_ids
 from thinrow.compaction.vocabularies import growths
 from thinrow.core.files.paths import data_files
@@ -79,8 +79,8 @@ class InputFacts:
     """Range of the times read, by time column."""
     ignored: list[str]
     """Columns that the schema does not list, ascending."""
-    refusals: Refusals = field(default_factory=Refusals)
-    """Messages of a topic that were refused."""
+    skipped: Skipped = field(default_factory=Skipped)
+    """The part of a topic that was read and gave no event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,11 +334,11 @@ def report_of(
     return CompactionReport(
         generation=manifest.number,
         watermark_ts=manifest.watermark_ts,
-        rows_read=facts.rows,
-        messages_refused=facts.refusals.count,
-        refusals=facts.refusals.shown,
+        rows_read=facts.rows + facts.skipped.duplicates,
+        messages_refused=facts.skipped.messages_refused,
+        refusals=facts.skipped.refusals,
         events_added=sum(counts.events_added for counts in totals),
-        duplicates=sum(counts.duplicates for counts in totals),
+        duplicates=facts.skipped.duplicates + sum(counts.duplicates for counts in totals),
         late=sum(counts.late for counts in totals),
         left_for_later=sum(counts.left_for_later for counts in totals),
         erased_users=len(run.erased),

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "REFUSALS_SHOWN_MAX",
     "OpenTopic",
-    "Refusals",
     "SealedEvents",
+    "Skipped",
     "canonical_tables",
     "check_same_topic",
     "exported_seal",
@@ -38,23 +38,26 @@ REFUSALS_SHOWN_MAX = 10
 
 
 @dataclass(slots=True)
-class Refusals:
-    """Messages that were refused, as every replica of the topic refuses them."""
+class Skipped:
+    """The messages and events of a topic that its tables lack, as every replica skips them."""
 
-    count: int = 0
-    shown: list[str] = field(default_factory=list)
+    messages_refused: int = 0
+    refusals: list[str] = field(default_factory=list)
     """Place and reason of the first ones."""
+    duplicates: int = 0
+    """Events whose user had one of the same id before in the same millisecond."""
 
-    def add(self, other: Refusals) -> None:
-        """Takes in the refusals of another part of the topic."""
-        self.count += other.count
-        self.shown = [*self.shown, *other.shown][:REFUSALS_SHOWN_MAX]
+    def add(self, other: Skipped) -> None:
+        """Takes in what was skipped of another part of the topic."""
+        self.messages_refused += other.messages_refused
+        self.refusals = [*self.refusals, *other.refusals][:REFUSALS_SHOWN_MAX]
+        self.duplicates += other.duplicates
 
 
 class SealedEvents(Protocol):
     """The events of a topic from the last generation's offsets up to a watermark."""
 
-    refusals: Refusals
+    skipped: Skipped
 
     @property
     def name(self) -> str:

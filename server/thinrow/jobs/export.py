@@ -42,6 +42,9 @@ class ExportReport:
     """Messages of a topic that hold no events of the schema, as every replica refuses them."""
     refusals: list[str] = field(default_factory=list)
     """Place and reason of the first ones."""
+    duplicates: int = 0
+    """Events of a topic that were left out, since their user had one of the same id before in the
+    same millisecond."""
 
 
 def export_events(

@@ -21,7 +21,7 @@ from thinrow.compaction.run import (
     prepare,
     report_of,
 )
-from thinrow.compaction.topic import Refusals, exported_seal, files_seal
+from thinrow.compaction.topic import Skipped, exported_seal, files_seal
 from thinrow.compaction.vocabularies import NewValues, known_vocabularies, write_vocabularies
 from thinrow.engines.spark.building import BuildPlan, BuiltShard
 from thinrow.engines.spark.reading import SURVEY_COLUMNS, ReadPlan, SliceFacts, SurveyPlan
@@ -316,9 +316,9 @@ class _Compaction:
                 f"Tasks read {rows:,} events and shards received {received:,}; nothing was "
                 f"published, so run it again, and report this."
             )
-        run, refusals = self._run, Refusals()
+        run, skipped = self._run, Skipped()
         for one in found:
-            refusals.add(one.refusals)
+            skipped.add(one.skipped)
         if self._topic is None:
             spans = {one.span for one in found if one.span is not None}
             before = None if self._previous is None else self._previous.manifest
@@ -335,6 +335,6 @@ class _Compaction:
             add_spans(times, one.times)
         ignored = {name for one in found for name in one.ignored}
         facts = InputFacts(
-            rows=rows, arrivals=arrivals, times=times, ignored=sorted(ignored), refusals=refusals
+            rows=rows, arrivals=arrivals, times=times, ignored=sorted(ignored), skipped=skipped
         )
         return run, facts

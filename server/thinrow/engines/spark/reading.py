@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from thinrow.compaction.topic import Refusals
+from thinrow.compaction.topic import Skipped
 from thinrow.compaction.vocabularies import RunValues
 from thinrow.core.files.parquet import open_parquet
 from thinrow.core.ids import is_text_kind
@@ -65,8 +65,8 @@ class SliceFacts:
     """The arrivals that the file holds in full, if it is an export."""
     sealed: dict[int, int] = field(default_factory=dict)
     """Offset up to which a partition of a topic was read."""
-    refusals: Refusals = field(default_factory=Refusals)
-    """Messages of the partition that were refused."""
+    skipped: Skipped = field(default_factory=Skipped)
+    """The part of the partition that gave no event."""
 
     def encode(self) -> bytes:
         """Returns the facts as JSON."""
@@ -93,7 +93,7 @@ class SliceFacts:
             ignored=body["ignored"],
             span=span,
             sealed=dict(body["sealed"]),
-            refusals=Refusals(**body["refusals"]),
+            skipped=Skipped(**body["skipped"]),
         )
 
 
@@ -108,7 +108,7 @@ class FileReading:
     def __init__(self, one: Slice, schema: Schema) -> None:
         self._one, self._schema = one, schema.carried
         self.sealed: dict[int, int] = {}
-        self.refusals = Refusals()
+        self.skipped = Skipped()
 
     @property
     def ignored(self) -> Sequence[str]:
@@ -195,7 +195,7 @@ class ReadPlan:
             ignored=list(reading.ignored),
             span=reading.span,
             sealed=reading.sealed,
-            refusals=reading.refusals,
+            skipped=reading.skipped,
         )
         yield Item(number % self.shards, -1, FACTS, facts.encode())
 

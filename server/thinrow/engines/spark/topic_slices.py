@@ -52,7 +52,7 @@ class TopicReading:
     def __init__(self, one: TopicSlice, schema: Schema) -> None:
         self._schema = schema
         self._events = one.events(schema)
-        self.refusals = self._events.refusals
+        self.skipped = self._events.skipped
 
     @property
     def sealed(self) -> dict[int, int]:

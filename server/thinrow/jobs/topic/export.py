@@ -78,8 +78,9 @@ def export_topic(
     return ExportReport(
         events=events,
         from_ts=span.since_ts,
-        messages_refused=topic.refusals.count,
-        refusals=topic.refusals.shown,
+        messages_refused=topic.skipped.messages_refused,
+        refusals=topic.skipped.refusals,
+        duplicates=topic.skipped.duplicates,
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
-from thinrow.compaction.topic import Refusals
+from thinrow.compaction.topic import Skipped
 from thinrow.core.files.arrow import trait_type
 from thinrow.core.files.column_arrays import column_array
 from thinrow.core.files.user_columns import user_type
@@ -16,6 +16,7 @@ from thinrow.core.ids import id_type
 from thinrow.core.pointers import MutableColumn
 from thinrow.errors import UsageError
 from thinrow.events.canonical import arrow_type
+from thinrow.jobs.topic.moments import FirstOfMoment
 from thinrow.jobs.topic.sealed import SealedMessages
 from thinrow.online.clock import wall_ts
 from thinrow.online.records import RecordFormat
@@ -135,7 +136,8 @@ class TopicEvents:
         self._messages = SealedMessages(
             address, span.first, span.since_ts, span.watermark_ts, progress
         )
-        self.refusals = Refusals()
+        self.skipped = Skipped()
+        self._moments = FirstOfMoment()
 
     @property
     def name(self) -> str:
@@ -189,12 +191,23 @@ class TopicEvents:
                 (message,) = messages
                 self._refuse(message, part.refused)
             else:
-                arrivals = [message.arrival_ts for message in messages]
-                yield self._batch(part, np.repeat(np.array(arrivals, np.int64), part.counts))
+                arrivals, numbers = (
+                    np.repeat(np.array(values, np.int64), part.counts)
+                    for values in (
+                        [message.arrival_ts for message in messages],
+                        [message.partition for message in messages],
+                    )
+                )
+                batch = self._batch(part, arrivals)
+                is_first = self._moments.are_first(batch, numbers)
+                if not is_first.all():
+                    self.skipped.duplicates += int((~is_first).sum())
+                    batch = batch.filter(pa.array(is_first))
+                yield batch
 
     def _refuse(self, message: ArrivedMessage, reason: str) -> None:
         place = f"partition {message.partition}, offset {message.offset}"
-        self.refusals.add(Refusals(1, [f"{place}: {reason}"]))
+        self.skipped.add(Skipped(1, [f"{place}: {reason}"]))
 
     def _batch(self, part: DecodedColumns, arrivals: NDArray[np.int64]) -> pa.RecordBatch:
         kind = self.columns.field("user_id").type
