@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from confluent_kafka import KafkaError
 from support.event_topics import TopicOnline
+from support.hand_overs import has_erased
 from support.kafka_broker import Broker, needs_broker, running_broker
 from support.kafka_topics import wait_for
 from support.oracle import DAY_MS
@@ -29,7 +30,7 @@ from support.topic_replicas import (
     settled,
     use,
 )
-from support.worlds import START_TS, new_world
+from support.worlds import START_TS, new_world, thinrow
 from thinrow.client import Projection
 from thinrow.errors import RequestError, StoreError, UsageError
 from thinrow.online.config import OnlineConfig
@@ -142,6 +143,84 @@ def test_erased_users(online: TopicOnline) -> None:
             same_from_now(online, one, two)
         hand_over(online, one)
         assert len(one.client.snapshot(1, Projection()).batch.to_lists("item_id")[0] or ()) == 1
+
+
+def roll_back(online: TopicOnline, *replicas: Replica) -> None:
+    done = thinrow("store", "rollback", "--store", online.world.store, "--to", 1, "--newer", "keep")
+    assert done.returncode == 0, done.stderr
+    for one in replicas:
+        wait_for(partial(serves_first, one))
+
+
+def serves_first(one: Replica) -> bool:
+    return one.client.describe().generation == 1
+
+
+def catch_up(online: TopicOnline, one: Replica) -> None:
+    moment_ts = max(online.mark().values())
+    wait_for(lambda: one.client.describe().now_ts >= moment_ts)
+
+
+def items(one: Replica, user_id: int) -> list[int]:
+    """Items of a user's whole history, as a request at the newest moment sees it."""
+    seen = one.client.snapshot(user_id, Projection())
+    [past] = seen.batch.to_lists("item_id")
+    assert past is not None
+    return past
+
+
+def test_an_erasure_that_is_rolled_back(online: TopicOnline) -> None:
+    """A server that has deleted events says so, and never gives a short history."""
+    with replica(online, "one") as one:
+        use(online, one)
+        event = replace(EVENT, event_ts=time.time_ns() // 1_000_000)
+        online.append([event, replace(event, user_id=2)])
+        hand_over(online, one)
+        online.append([replace(event, event_id=2, user_id=user) for user in (1, 2)])
+        hand_over(online, one, erase=frozenset([1]))
+        wait_for(partial(has_erased, one.server))
+        roll_back(online, one)
+        online.append([replace(event, event_id=3, user_id=user) for user in (1, 2)])
+        catch_up(online, one)
+        for _ in range(2):
+            with pytest.raises(StoreError, match="has deleted what arrived of the user"):
+                one.client.snapshot(1, Projection())
+            assert len(items(one, 2)) == 3
+            with pytest.raises(StoreError, match="has deleted what arrived of the user"):
+                one.client.snapshot_batch([2, 1], Projection())
+            assert one.client.snapshot_batch([2], Projection()).batch.statuses.tolist() == [1]
+        # One that begins now reads the topic, which has the events.
+        with replica(online, "two") as two:
+            catch_up(online, two)
+            assert len(items(two, 1)) == len(items(two, 2)) == 3
+    with (
+        replica(online, "one") as one,
+        pytest.raises(StoreError, match="has deleted what arrived of the user"),
+    ):
+        one.client.snapshot(1, Projection())
+
+
+def test_a_replica_behind_a_generation_that_is_withdrawn(online: TopicOnline) -> None:
+    with replica(online, "one") as one:
+        use(online, one)
+        event = replace(EVENT, event_ts=time.time_ns() // 1_000_000)
+        online.append([event])
+        hand_over(online, one)
+        online.append([replace(event, event_id=2)])
+        hand_over(online, one)
+        with replica(online, "two") as two:
+            assert len(items(two, 1)) == 2
+            roll_back(online, one, two)
+            catch_up(online, one)
+            assert len(items(one, 1)) == 2
+            # It lacks what arrived between the two watermarks.
+            with pytest.raises(StoreError, match="start this server again"):
+                two.client.snapshot(1, Projection())
+        online.append([replace(event, event_id=3)])
+        with replica(online, "two") as two:
+            catch_up(online, one)
+            catch_up(online, two)
+            assert len(items(one, 1)) == len(items(two, 1)) == 3
 
 
 class Broken:

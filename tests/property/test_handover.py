@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -28,15 +29,17 @@ from support.hand_overs import (
     Logged,
     columns_of,
     hand_overs,
+    has_erased,
     opened,
     serving,
 )
+from support.kafka_topics import wait_for
 from support.online_events import item
 from support.online_worlds import Online, projection, same, some_events
 from support.oracle import DAY_MS, Event, Run, Schema, Trait, Wanted
 from support.scenarios import CROWD, STRANGER, schema_toml
 from support.small_disks import Disk, disk
-from support.worlds import REPEATS, START_TS, World, new_world, running_online
+from support.worlds import REPEATS, START_TS, World, new_world, running_online, thinrow
 from support.worlds import some_events as some_event_rows
 from thinrow.client import Projection, connect
 from thinrow.client.online import connect_online
@@ -146,6 +149,36 @@ def test_what_retention_dropped_and_erasure_removed(tmp_path: Path) -> None:
     counts = online.counts
     assert counts["EXPIRED"] and counts["ERASED"], counts
     assert counts["put back EXPIRED"] and counts["put back ERASED"] and counts["put back"], counts
+
+
+def test_an_erasure_that_is_rolled_back(tmp_path: Path) -> None:
+    """The tier has deleted events that the generation before lacks: an error, no short history."""
+    online = hand_overs(new_world(tmp_path, schema_toml(SCHEMA)), 0)
+    with online.running():
+
+        def act(erase: tuple[int, ...] = ()) -> None:
+            for user_id in (1, 2):
+                traits: dict[str, Any] = {"item_id": 1, "brand": "b", "taste": (1.0, 2.0), "codes": ()}
+                event = Event(user_id, online.now[0], 0, online.now[0] + user_id, traits)
+                online.append([event])
+            online.now[0] += 100
+            online.export()
+            online.publish(erase=erase)
+            online.accept_generation()
+
+        act()
+        act((1,))
+        wait_for(partial(has_erased, online.server))
+        done = thinrow(
+            "store", "rollback", "--store", online.world.store, "--to", 1, "--newer", "keep"
+        )
+        assert done.returncode == 0, done.stderr
+        online.server.published.refresh()
+        assert online.client.describe().generation == 1
+        with pytest.raises(StoreError, match="has deleted what arrived of the user"):
+            online.client.snapshot(1, Projection())
+        [known] = online.client.snapshot(2, Projection()).batch.to_lists("item_id")
+        assert known == [1, 1]
 
 
 # Killed at any moment

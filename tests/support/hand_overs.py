@@ -21,6 +21,7 @@ from thinrow.jobs.export import export_events
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
 from thinrow.online.config import OnlineConfig
+from thinrow.online.follower import TierFollower
 from thinrow.schema import read_schema
 from thinrow.v1 import materialization_pb2 as wire
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from thinrow.client import Client
     from thinrow.client.online import Snapshot
     from thinrow.core.thin_row import ThinRow
+    from thinrow.online.server import OnlineServer
     from thinrow.online.tier import MutableTier
 
 
@@ -280,6 +282,15 @@ class HandOvers(Online):
                     again = repr({name: column[place] for name, column in lists.items()})
                     assert again == each.sequence, each.row
                 self.counts["put back" if status == "OK" else f"put back {status}"] += 1
+
+
+def has_erased(server: OnlineServer) -> bool:
+    """Lets a server look at its store; true once it has deleted what a generation erased."""
+    published = server.published
+    assert isinstance(published, TierFollower)
+    published.refresh()
+    state = published._tier.state.now
+    return state.erased_until_ts > 0 and not state.purge_due
 
 
 def hand_overs(world: World, seed: int, **options: Any) -> HandOvers:  # noqa: ANN401

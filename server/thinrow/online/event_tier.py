@@ -4,6 +4,7 @@ Keys by their first byte::
 
     e    events                                          event_log.py
     i    ids of events, to find duplicates               ids.py
+    x    users whose events an erasure deleted           erased_users.py
     m    the log, the state, the clock, offsets          here, state.py, clock.py, topic/places.py
 """
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from thinrow.errors import RequestError, UsageError
 from thinrow.online.database import TierDatabase
+from thinrow.online.erased_users import check_not_erased
 from thinrow.online.event_log import EventLog
 from thinrow.online.formats import RecordFormats
 from thinrow.online.ids import IdIndex
@@ -186,6 +188,21 @@ class EventTier(ABC):
     def erase(self, runs: Sequence[tuple[int, int, int]]) -> None:
         """Deletes events of users; see `HandOver.erase`."""
         self._hand_over.erase(runs)
+
+    def may_lack_erased(self, from_ts: int) -> bool:
+        """Returns whether events of some users that arrived since were deleted by an erasure."""
+        return from_ts < self.state.now.erased_until_ts
+
+    def check_not_erased(self, users: Sequence[int], from_ts: int) -> None:
+        """Checks that no event of users that arrived since ``from_ts`` was deleted by an erasure.
+
+        Called after the events were read, since marks are written before events are deleted.
+
+        Raises:
+            StoreError: Some were.
+        """
+        if self.may_lack_erased(from_ts):
+            check_not_erased(self.database, users, from_ts)
 
     def purge(self) -> None:
         """Removes deleted events from all files."""

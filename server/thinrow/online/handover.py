@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from thinrow.errors import RequestError
 from thinrow.online.database import EVERYTHING, KeyRange
+from thinrow.online.erased_users import MARKS, mark_erased
 from thinrow.online.event_log import keys_before, keys_of_run
 from thinrow.store.directory import NEVER_TS
 
@@ -172,15 +173,19 @@ class HandOver:
         if (kept_from_ts, first_bucket) == (state.kept_from_ts, state.first_bucket):
             return
         epoch = state.epoch(kept_from_ts)
+        marks, erased_until_ts = [], state.erased_until_ts
+        if erased_until_ts <= kept_from_ts:  # of users whose events are forgotten anyway
+            marks, erased_until_ts = [MARKS], NEVER_TS
         # The state is durable before the events are deleted.
         self._state.update(
             kept_from_ts=kept_from_ts,
             first_bucket=first_bucket,
             first_epoch=epoch,
             epoch_starts=state.epoch_starts[epoch - state.first_epoch :],
+            erased_until_ts=erased_until_ts,
             purge_due=True,
         )
-        self._delete(keys_before(epoch) + self._ids.forget(first_bucket))
+        self._delete(keys_before(epoch) + self._ids.forget(first_bucket) + marks)
 
     def forget_ids(self, before_ts: int) -> None:
         """Forgets the ids of buckets that end before an arrival."""
@@ -208,10 +213,11 @@ class HandOver:
             first_epoch=epoch,
             epoch_starts=(),
             first_bucket=0,
+            erased_until_ts=NEVER_TS,
             purge_due=True,
         )
         self._state.is_new = False
-        self._delete(keys_before(epoch) + self._ids.forget_all())
+        self._delete([*keys_before(epoch), *self._ids.forget_all(), MARKS])
 
     def erase(self, runs: Sequence[tuple[int, int, int]]) -> None:
         """Deletes events of users; `purge` must follow.
@@ -222,6 +228,9 @@ class HandOver:
         with self._changed:
             erased_until_ts = max(until_ts for _, _, until_ts in runs)
             erased_until_ts = max(self._state.now.erased_until_ts, erased_until_ts)
+            # Durable with the state, before the events are deleted.
+            with self._database.storing():
+                mark_erased(self._database, runs)
             self._state.update(purge_due=True, erased_until_ts=erased_until_ts)
         self._delete([keys_of_run(*run) for run in runs])
 

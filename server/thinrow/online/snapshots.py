@@ -209,6 +209,12 @@ class Snapshots:
                 immutable, _ = plan.answer(projection.traits, self._response_bytes_max)
                 statuses, digests = selection.statuses.tolist(), selection.digests.tolist()
             events = mutable.load()
+            known = [
+                user
+                for user, status in zip(named.keys, statuses, strict=True)
+                if status == Status.OK
+            ]
+            self._tier.check_not_erased(known, moment.mutable_from_ts)
             for place, status in enumerate(statuses):
                 if status != Status.OK:
                     events[place] = ([], [])
@@ -286,7 +292,7 @@ class Snapshots:
     ) -> bytes | None:
         """The answer about a user of whom everything is in memory and small; else None."""
         events = mutable.of_first()
-        if events is None:
+        if events is None or self._tier.may_lack_erased(moment.mutable_from_ts):
             return None
         arrivals, records = events
         shown = self._tier.to_wire(arrivals, records) if records else b""

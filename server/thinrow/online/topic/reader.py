@@ -72,6 +72,7 @@ class TopicReader:
             consumer_settings(settings.bootstrap_servers, settings.connection),
             self._on_error,
         )
+        self._tier.start_reading()
         self._assign()
         self._thread.start()
         return self

@@ -119,6 +119,7 @@ class TopicTier(EventTier):
         )
         self._origin = Origin.stored(self.database)
         self._has_offsets = False
+        self._is_reading = False
         self._is_seeding = self._origin is not None and self._origin.built_ts != NEVER_TS
 
     def close(self) -> None:
@@ -135,6 +136,11 @@ class TopicTier(EventTier):
         """True once the tier has a place in each of this replica's partitions."""
         origin = self._origin
         return origin is not None and set(self._settings.partitions) <= set(origin.partitions)
+
+    def start_reading(self) -> None:
+        """Keeps the places from now on: a reader goes on from them."""
+        with self._changed:
+            self._is_reading = True
 
     def begin_with_first_message(self) -> None:
         """Begins with the first message of each partition, without events. Raises StoreError."""
@@ -195,6 +201,9 @@ class TopicTier(EventTier):
     def take_up(self, generation: Generation) -> TakeUp:
         """Serves requests from a published generation once each partition has come to it."""
         manifest, watermark_ts = generation.manifest, generation.watermark_ts
+        with self._changed:
+            if not self._is_reading and self._is_withdrawn(manifest):
+                self._origin = None  # begins again, behind this one
         refusal = self.source_refusal(manifest)
         if refusal:
             return TakeUp(False, refusal)
@@ -234,8 +243,21 @@ class TopicTier(EventTier):
         first_ts = None if self._origin is None else self._origin.first_ts
         return self._settings.wall() if first_ts is None else first_ts
 
+    def _is_withdrawn(self, manifest: Manifest) -> bool:
+        """Returns whether this tier lacks events that arrived since a generation's watermark.
+
+        It began behind a later one, or forgot what later ones had, which are published no more.
+        """
+        return self.has_begun and manifest.watermark_ts < self.kept_from_ts
+
     def source_refusal(self, manifest: Manifest) -> str:
-        """Returns why a generation does not fit the topic; an empty text if it does."""
+        """Returns why a generation does not fit the tier; an empty text if it does."""
+        if self._is_withdrawn(manifest):
+            return (
+                f"Its watermark is {manifest.watermark_ts}, and this server has what arrived since "
+                f"{self.kept_from_ts} only, as later generations were published and are not any "
+                f"more; start this server again, which begins behind this one."
+            )
         seal = manifest.topic
         if seal is None:
             return ""
