@@ -158,7 +158,12 @@ def test_an_erasure_that_is_rolled_back(tmp_path: Path) -> None:
 
         def act(erase: tuple[int, ...] = ()) -> None:
             for user_id in (1, 2):
-                traits: dict[str, Any] = {"item_id": 1, "brand": "b", "taste": (1.0, 2.0), "codes": ()}
+                traits: dict[str, Any] = {
+                    "item_id": 1,
+                    "brand": "b",
+                    "taste": (1.0, 2.0),
+                    "codes": (),
+                }
                 event = Event(user_id, online.now[0], 0, online.now[0] + user_id, traits)
                 online.append([event])
             online.now[0] += 100
