@@ -204,6 +204,8 @@ class UnavailableError(ThinRowError):
     name = "UNAVAILABLE"
     grpc_code = "UNAVAILABLE"
     is_retryable = True
+    was_sent = True
+    """False if no connection could be made, so that no server has seen the call."""
 
 
 class LaggingError(UnavailableError):

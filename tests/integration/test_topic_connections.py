@@ -9,6 +9,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -170,20 +171,24 @@ def test_a_compacted_topic_is_refused(world: World) -> None:
                 pass
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({}, "do not say what the topic deletes"),
-        ({"cleanup.policy": "delete", "retention.ms": "1000"}, "the topic deletes messages"),
-    ],
-)
-def test_a_topic_that_may_delete_messages(
-    world: World, options: dict[str, str], match: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_topic_that_may_delete_messages(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    deletes = {"cleanup.policy": "delete"}
+    topics = {
+        "unknown": ({}, "do not say what the topic deletes"),
+        "by-bytes": (deletes | {"retention.bytes": "1000"}, "deletes messages by their bytes"),
+    }
     with running_broker(in_memory=True) as broker:
-        make_topic(broker.address, "events", options)
-        with OnlineServer(config(world, "events", broker.address)):
-            assert any(match in record.getMessage() for record in caplog.records)
+        for topic, (options, match) in topics.items():
+            make_topic(broker.address, topic, options)
+            data = world.folder / topic
+            with OnlineServer(replace(config(world, topic, broker.address), data=data)):
+                assert any(match in record.getMessage() for record in caplog.records)
+        make_topic(broker.address, "by-age", deletes | {"retention.ms": "1000"})
+        with (
+            pytest.raises(UsageError, match="keeps messages for 1000 ms"),
+            OnlineServer(config(world, "by-age", broker.address)),
+        ):
+            pass
 
 
 def test_a_stop_before_any_broker_answers(world: World) -> None:

@@ -25,10 +25,10 @@ from thinrow.errors import (
 
 __all__ = [
     "ERRORS_OF_GRPC",
-    "NotConnectedError",
     "ShardElsewhereError",
     "UnimplementedError",
     "translate",
+    "was_not_sent",
 ]
 
 # Upper bound on a server's retry hint.
@@ -43,10 +43,6 @@ CANCELLED_HERE = ("Locally cancelled", "Channel closed")
 
 class ShardElsewhereError(UnavailableError):
     """A server without a map lacks the shard of a user; another replica, or group, may have it."""
-
-
-class NotConnectedError(UnavailableError):
-    """No connection could be made, so no server has seen the call."""
 
 
 class UnimplementedError(RequestError):
@@ -88,6 +84,11 @@ ERRORS_OF_GRPC: dict[str, type[ThinRowError]] = {
 """Errors of gRPC itself, by text. All have the code RESOURCE_EXHAUSTED and no name."""
 
 
+def was_not_sent(error: ThinRowError) -> bool:
+    """Returns whether no server has seen the call that ended with an error."""
+    return isinstance(error, UnavailableError) and not error.was_sent
+
+
 def translate(error: grpc.RpcError, target: str, command: str = "thinrow serve") -> ThinRowError:
     """Converts a gRPC error to one of `thinrow.errors`.
 
@@ -113,12 +114,12 @@ def translate(error: grpc.RpcError, target: str, command: str = "thinrow serve")
             if metadata["thinrow-error"] == ShardMissingError.name:
                 kind = ShardElsewhereError
             return kind(f"{target}: {details}")
-        if NEVER_CONNECTED in details:
-            kind = NotConnectedError
-        return kind(
+        unanswered = UnavailableError(
             f"No server answered at {target} ({details}); check the address, and that "
             f"`{command}` runs there."
         )
+        unanswered.was_sent = NEVER_CONNECTED not in details
+        return unanswered
     if kind is DeadlineError:
         return DeadlineError(
             f"No answer came from {target} before the deadline; allow more time, or request less."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import grpc
-from thinrow.client.grpc_errors import NotConnectedError
+from thinrow.client.grpc_errors import was_not_sent
 from thinrow.client.received import received
 from thinrow.client.retries import Retries
 from thinrow.core.wire.columns import from_wire
@@ -135,7 +135,7 @@ def append_all(
                 retries.reset()
                 tried.clear()
             # A thread of the failed stream may send no more: its call has ended.
-            is_safe = feed.restart() or isinstance(failure, NotConnectedError)
+            is_safe = feed.restart() or was_not_sent(failure)
             tried.add(server)
             if not isinstance(failure, TooManyCallsError):
                 server.health.failed()

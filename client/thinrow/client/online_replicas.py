@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import grpc
 import numpy as np
-from thinrow.client.grpc_errors import NotConnectedError
+from thinrow.client.grpc_errors import was_not_sent
 from thinrow.client.hedging import Hedging
 from thinrow.client.online_stream import no_answer
 from thinrow.client.online_topology import Topology, silent
@@ -370,7 +370,7 @@ class OnlineReplicas:
         last = failures[-1][1]
         if len(failures) == 1 or not isinstance(last, UnavailableError):
             return last
-        if all(isinstance(failure, NotConnectedError) for _, failure in failures):
+        if all(was_not_sent(failure) for _, failure in failures):
             return UnavailableError(
                 f"No server answers at {names}; check the addresses, and that `thinrow online` "
                 f"runs there."

@@ -340,8 +340,13 @@ def _fat_batch(
 def event_keys(events: pl.DataFrame, schema: Schema) -> NDArray[np.uint64]:
     """A hash of each event's user and values; uint64, shape (events,)."""
     events = events.with_columns(visible_ts="event_ts")
-    fields = digest_fields_of(events, schema.event_id, schema.traits)
-    return event_digests(events["user_id"].to_numpy(), fields[1:])
+    fields = digest_fields_of(events, schema.event_id, schema.traits)[1:]
+    # The digest's word of a list that begins with its own length is that of a shorter one.
+    for trait in schema.traits:
+        if trait.length_max:
+            lengths = events[trait.name].list.len().fill_null(0)
+            fields.append(lengths.cast(pl.UInt64).to_numpy())
+    return event_digests(events["user_id"].to_numpy(), fields)
 
 
 def check_keys(events: pl.DataFrame) -> None:
