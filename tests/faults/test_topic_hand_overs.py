@@ -31,7 +31,9 @@ def test_hand_overs_from_a_topic(tmp_path: Path) -> None:
     for number in range(0, hand_overs, HAND_OVERS_OF_ONE_WORLD):
         goal = min(hand_overs - number, HAND_OVERS_OF_ONE_WORLD)
         folder = tmp_path / f"world-{number}"
-        for name, count in one_world(folder, SEED + number, goal).items():
+        for name, count in one_world(
+            folder, SEED + number // HAND_OVERS_OF_ONE_WORLD, goal
+        ).items():
             totals[name] = totals.get(name, 0) + count
     troubles = ("kills", "broker hung", "kills of compactions")
     Tried(

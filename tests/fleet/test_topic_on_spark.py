@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from unittest import mock
 
@@ -54,7 +55,12 @@ def test_both_engines_build_the_same_of_a_topic(
             run = twins.next_run(drawn, rng.choice((3, 25)))
             with mock.patch(STRIPES, world.stripe_events):
                 expected = twins.compact(run, twins.urls[1], EngineConfig())
-            twins.built.check(run, expected)
+            read = replace(
+                expected,
+                rows_read=expected.rows_read - twins.repeated,
+                duplicates=expected.duplicates - twins.repeated,
+            )
+            twins.built.check(run, read)
             if rng.random() < 0.8:
                 with sizes.applied(local_spark, {STRIPES: world.stripe_events}):
                     report = twins.compact(run, twins.urls[0], ON_SPARK)

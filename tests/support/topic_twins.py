@@ -44,6 +44,8 @@ class TopicTwins:
         for name in ("spark", "embedded"):
             (folder / name).mkdir()
         self.last_ts = 0
+        self.repeated = 0
+        """Events of the last run that are repeated in one millisecond, which reading skips."""
 
     def next_run(self, drawn: Run, messages: int) -> Run:
         """Writes messages, and seals the partitions after them."""
@@ -56,6 +58,7 @@ class TopicTwins:
         run = replace(drawn, events=arrived, watermark_ts=watermark_ts)
         if any(event.arrival_ts == 0 for event in arrived):
             run = replace(run, cadence_ms=None)
+        self.repeated = topic.repeated(self.last_ts, watermark_ts)
         self.last_ts = watermark_ts
         return run
 
