@@ -92,7 +92,7 @@ def test_the_ceiling_on_disk_after_kills(tmp_path: Path) -> None:
             ) -> None:
                 for _ in range(30):
                     now[0] += rng.choice((0, 7, 400, 5000))
-                    given.append(tier.begin(tier.now_ts + rng.randrange(AHEAD_MS_MAX)))
+                    given.append(tier.begin(tier.now_ts + rng.randrange(AHEAD_MS_MAX)).request_ts)
 
             def seals(tier: MutableTier = tier, now: list[int] = now) -> None:
                 for _ in range(5):

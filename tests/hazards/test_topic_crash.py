@@ -93,12 +93,12 @@ def test_a_kill_around_a_hand_over(tmp_path: Path) -> None:
                 assert killed.now_ts >= watermark_ts or not taken_up[-1]
                 apply_all(killed, topic.log, rng, generation)
                 for user in TOPIC_USERS:
-                    arrivals, _ = killed.read(user, 0, killed.begin(0, [user]))
+                    arrivals, _ = killed.read(user, 0, killed.begin(0, [user]).request_ts)
                     expected = [
                         event.arrival_ts
                         for event in topic.meaning.arrived
                         if event.user_id == user
-                        and event.arrival_ts < killed.begin(0, [user])
+                        and event.arrival_ts < killed.begin(0, [user]).request_ts
                         and (user not in erased or event.arrival_ts >= watermark_ts)
                     ]
                     if user not in erased:

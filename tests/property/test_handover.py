@@ -420,7 +420,7 @@ def test_what_is_forgotten_is_an_error_and_not_a_short_answer(
     now[0] += 10
     tier.commit([a_batch(tier, [2])])
     now[0] += 200
-    until_ts = tier.begin(0)
+    until_ts = tier.begin(0).request_ts
     assert len(tier.read(1, START_TS, until_ts)[1]) == 2
     forgetting: AbstractContextManager[object] = nullcontext()
     if while_reading:
@@ -587,7 +587,7 @@ def test_the_same_event_in_two_schemas_at_once(tmp_path: Path) -> None:
     first, second = tier.commit([old, new])
     assert first.appended + second.appended == 2
     now[0] += 1
-    assert len(tier.read(1, START_TS, tier.begin(0))[1]) == 2
+    assert len(tier.read(1, START_TS, tier.begin(0).request_ts)[1]) == 2
     tier.close()
 
 
@@ -615,7 +615,7 @@ def test_a_log_torn_anywhere_gives_no_moment_twice(tmp_path: Path) -> None:
         kept.add(result.duplicates)
         until_ts = result.arrival_ts + 1
         now[0] += 60_000
-        assert again.begin(until_ts) == until_ts
+        assert again.begin(until_ts).request_ts == until_ts
         _, records = again.read(1, START_TS, until_ts)
         assert len(records) == len(set(records))
         assert len(records) == 300 or (not result.duplicates and len(records) >= 200)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def check(tier: TopicTier, meaning: TopicMeaning, schema: Schema, from_ts: int) -> None:
     """Holds what a tier shows of each user to what its log means."""
     for user in TOPIC_USERS:
-        until_ts = tier.begin(0, [user])
+        until_ts = tier.begin(0, [user]).request_ts
         arrivals, records = tier.read(user, from_ts, until_ts)
         shown = tier.formats.newest.decode(records) if records else {}  # type: ignore[union-attr]
         expected = sorted(
@@ -98,7 +98,7 @@ def test_replicas_agree_with_the_log_and_with_each_other(data: st.DataObject) ->
             if window_ms == DAY_MS:
                 # A replica that does not know yet of an erasure drops what comes again.
                 for user in set(TOPIC_USERS) - topic.oracle.erased_at.keys():
-                    until_ts = first.begin(0, [user])
+                    until_ts = first.begin(0, [user]).request_ts
                     assert first.read(user, from_ts, until_ts) == again.read(
                         user, from_ts, until_ts
                     )

@@ -96,9 +96,9 @@ class TopicHandOvers(HandOvers, TopicOnline):
 
     @property
     def erases(self) -> bool:
-        """Whether users are erased, after which an event delivered again is new to the store.
+        """True in worlds that erase users; in the others events are delivered again.
 
-        In other worlds events are delivered again.
+        An event that is delivered again after its user was erased is new to the store.
         """
         return self.seed % 2 == 1
 

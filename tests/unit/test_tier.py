@@ -67,7 +67,7 @@ def test_the_ceiling_on_disk_never_goes_back(tmp_path: Path, now: list[int]) -> 
     with opened(tmp_path / "tier", now) as tier:
         append(tier, 1, "a", 1)
         moments: list[int] = []
-        request = threading.Thread(target=lambda: moments.append(tier.begin(0)))
+        request = threading.Thread(target=lambda: moments.append(tier.begin(0).request_ts))
         write = Lease.write
 
         def slow(lease: Lease, ceiling_ts: int) -> None:
@@ -110,7 +110,7 @@ def test_the_ceiling_under_many_writers_and_restarts(tmp_path: Path, now: list[i
             def requests(tier: MutableTier = tier, seen: list[int] = seen) -> None:
                 for _ in range(40):
                     seen.append(stored_ceiling(tier))
-                    assert tier.begin(tier.now_ts + 900) < stored_ceiling(tier)
+                    assert tier.begin(tier.now_ts + 900).request_ts < stored_ceiling(tier)
 
             in_threads(appends, requests)
             assert seen == sorted(seen)
@@ -120,7 +120,7 @@ def test_the_ceiling_under_many_writers_and_restarts(tmp_path: Path, now: list[i
 
 def test_a_failed_write_of_the_ceiling_stops_the_tier(tmp_path: Path, now: list[int]) -> None:
     with pytest.raises(StoreError), opened(tmp_path / "tier", now) as tier:
-        moment_ts = tier.begin(0)
+        moment_ts = tier.begin(0).request_ts
         now[0] += 10 * LEASE_MS
 
         def fail() -> None:
@@ -172,14 +172,14 @@ def test_requests_read_as_much_after_many_exports(tmp_path: Path, now: list[int]
             tier.seal(now[0])
             if number == 20:
                 first = exported(tier, 0, now[0])
-                at_first = reads(tier, 0, tier.begin(0))
+                at_first = reads(tier, 0, tier.begin(0).request_ts)
                 cut_ts = now[0]
         assert len(first[0][0]) == 20
         assert exported(tier, 0, cut_ts) == first
-        assert reads(tier, 0, tier.begin(0)) == at_first <= 2
+        assert reads(tier, 0, tier.begin(0).request_ts) == at_first <= 2
     with opened(tmp_path / "tier", now) as tier:
         assert exported(tier, 0, cut_ts) == first
-        assert reads(tier, 0, tier.begin(0)) == at_first
+        assert reads(tier, 0, tier.begin(0).request_ts) == at_first
 
 
 def test_epochs_are_forgotten_with_their_generations(tmp_path: Path, now: list[int]) -> None:
@@ -194,9 +194,9 @@ def test_epochs_are_forgotten_with_their_generations(tmp_path: Path, now: list[i
             assert exported(tier, published_ts, now[0]) == part
             watermarks.append(now[0])
             assert tier.accept_generation(watermarks)
-            assert reads(tier, watermarks[-1], tier.begin(0)) <= 2
+            assert reads(tier, watermarks[-1], tier.begin(0).request_ts) <= 2
         assert len(tier.state.now.epoch_starts) <= 13
-        until_ts = tier.begin(0)
+        until_ts = tier.begin(0).request_ts
         kept = tier.read(1, tier.kept_from_ts, until_ts)
     with opened(tmp_path / "tier", now, retention_ms=10_000) as tier:
         assert tier.read(1, tier.kept_from_ts, until_ts) == kept

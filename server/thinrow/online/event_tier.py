@@ -120,8 +120,10 @@ class EventTier(ABC):
             )
 
     @abstractmethod
-    def begin(self, request_ts: int, users: Sequence[int] = ()) -> int:
-        """Returns the moment of a request, ms; a ``request_ts`` of 0 stands for the newest.
+    def begin(
+        self, request_ts: int, users: Sequence[int] = (), lag_max_ms: int | None = None
+    ) -> RequestMoment:
+        """Returns the moment of a request; a ``request_ts`` of 0 stands for the newest.
 
         From now on no event of these users arrives before that moment, and those that did can be
         read.
@@ -129,24 +131,14 @@ class EventTier(ABC):
         Args:
             request_ts: The moment, ms.
             users: Keys of the request's users; none for all users.
+            lag_max_ms: Lag that the request allows; None for any.
 
         Raises:
             RequestError: The moment lies too far ahead.
+            LaggingError: The tier lags more, or has not come to the moment yet.
+            PartitionMissingError: The tier does not have a user.
             StoreError: The disk failed, so that earlier arrivals are unknown.
         """
-
-    def begin_within(
-        self,
-        request_ts: int,
-        users: Sequence[int],
-        lag_max_ms: int | None,  # noqa: ARG002 - only a tier of a topic lags
-    ) -> RequestMoment:
-        """Does as `begin`, for a request that allows so much lag; None for any.
-
-        Raises:
-            LaggingError: The tier lags more, or has not come to the moment yet.
-        """
-        return RequestMoment(self.begin(request_ts, users))
 
     def partitions(self) -> list[tuple[int, RequestMoment]]:
         """Returns each partition of the topic that the tier has, and its latest moment."""

@@ -149,7 +149,7 @@ class Snapshots:
             if value < 0:
                 raise RequestError(f"{name} is {value}; use 0 for no limit, or more.")
         named = self._users(request)
-        begun = self._tier.begin_within(
+        begun = self._tier.begin(
             request.request_ts, named.keys, self._lag_max(caller or request.tenant)
         )
         held: Held | None

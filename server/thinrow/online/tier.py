@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thinrow.online.clock import TierClock, Wall, wall_ts
-from thinrow.online.event_tier import EventTier, TakeUp
+from thinrow.online.event_tier import EventTier, RequestMoment, TakeUp
 from thinrow.online.handover import HandOver
 from thinrow.store.directory import NEVER_TS
 from thinrow.store.times import DAY_MS
@@ -85,8 +85,13 @@ class MutableTier(EventTier):
         """The tier's clock, ms."""
         return self.clock.now_ts
 
-    def begin(self, request_ts: int, users: Sequence[int] = ()) -> int:  # noqa: ARG002 - one clock
-        """Returns the moment of a request, ms; a ``request_ts`` of 0 stands for now.
+    def begin(
+        self,
+        request_ts: int,
+        users: Sequence[int] = (),  # noqa: ARG002 - one clock
+        lag_max_ms: int | None = None,  # noqa: ARG002 - it never lags
+    ) -> RequestMoment:
+        """Returns the moment of a request; a ``request_ts`` of 0 stands for now.
 
         From now on no event arrives before that moment, and those that did can be read.
 
@@ -94,7 +99,7 @@ class MutableTier(EventTier):
             RequestError: The moment lies too far ahead of the clock.
             StoreError: The disk failed, so that earlier arrivals are unknown.
         """
-        return self.clock.promise(request_ts, "The request")
+        return RequestMoment(self.clock.promise(request_ts, "The request"))
 
     def commit(self, batches: Sequence[Batch]) -> list[CommittedBatch]:
         """Makes batches durable together: their events arrive at one moment.

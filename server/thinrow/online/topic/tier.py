@@ -202,15 +202,15 @@ class TopicTier(EventTier):
         """Serves requests from a published generation once each partition has come to it."""
         manifest, watermark_ts = generation.manifest, generation.watermark_ts
         with self._changed:
-            if not self._is_reading and self._is_withdrawn(manifest):
-                self._origin = None  # begins again, behind this one
+            # A reader goes on from the places that it was given.
+            may_begin = not self._is_reading and not self._foreign(manifest)
+            if may_begin and (not self.has_begun or self._is_withdrawn(manifest)):
+                self.begin_behind(manifest)
         refusal = self.source_refusal(manifest)
         if refusal:
             return TakeUp(False, refusal)
         super().use_schema(generation.schema)
         self._decoding = self.formats.oldest
-        if not self.has_begun:
-            self.begin_behind(manifest)
         watermarks = generation.watermarks.tolist()
         is_accepted = watermark_ts <= self.sealed_ts
         if not is_accepted:
@@ -248,16 +248,23 @@ class TopicTier(EventTier):
 
         It began behind a later one, or forgot what later ones had, which are published no more.
         """
-        return self.has_begun and manifest.watermark_ts < self.kept_from_ts
+        return manifest.watermark_ts < self.kept_from_ts
 
     def source_refusal(self, manifest: Manifest) -> str:
         """Returns why a generation does not fit the tier; an empty text if it does."""
+        foreign = self._foreign(manifest)
+        if foreign:
+            return foreign
         if self._is_withdrawn(manifest):
             return (
                 f"Its watermark is {manifest.watermark_ts}, and this server has what arrived since "
                 f"{self.kept_from_ts} only, as later generations were published and are not any "
                 f"more; start this server again, which begins behind this one."
             )
+        return ""
+
+    def _foreign(self, manifest: Manifest) -> str:
+        """Returns why a generation's events are of another topic; an empty text if they are not."""
         seal = manifest.topic
         if seal is None:
             return ""
@@ -308,26 +315,18 @@ class TopicTier(EventTier):
         """The latest moment of a partition, ms."""
         return self.places.latest_ts
 
-    def begin(self, request_ts: int, users: Sequence[int] = ()) -> int:
-        """Returns the moment of a request, ms; a ``request_ts`` of 0 stands for the newest.
-
-        Raises:
-            RequestError: The moment lies in the future.
-            LaggingError: The moment lies after what this replica has applied.
-            PartitionMissingError: This replica does not read the partition of a user.
-            StoreError: The disk failed.
-        """
-        return self.begin_within(request_ts, users, None).request_ts
-
-    def begin_within(
-        self, request_ts: int, users: Sequence[int], lag_max_ms: int | None
+    def begin(
+        self, request_ts: int, users: Sequence[int] = (), lag_max_ms: int | None = None
     ) -> RequestMoment:
-        """Does as `begin`, for a request that allows so much lag; None for any.
+        """Returns the moment of a request; a ``request_ts`` of 0 stands for the newest.
 
         A request of a moment that this replica has come to is exact, however much it lags.
 
         Raises:
+            RequestError: The moment lies in the future.
             LaggingError: This replica lags more, or has not come to the moment yet.
+            PartitionMissingError: This replica does not read the partition of a user.
+            StoreError: The disk failed.
         """
         self.database.require_healthy()
         as_of_ts = self.places.as_of(users)
