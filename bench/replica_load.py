@@ -11,6 +11,7 @@ import argparse
 import multiprocessing
 import queue
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,7 @@ FILLED_EVENTS = 200_000
 PROBERS = 4
 """Threads that append an event, and request it until it is visible."""
 PROBE_PAUSE_S, PROBE_POLL_S = 0.05, 0.002
+REBUILD_LOOK_S = 0.25
 PROJECTION = Projection(SEQUENCE_LENGTH)
 READY_S = 120.0
 ONE_RETRY = ClientConfig(retry_deadline_s=0, request_deadline_s=10)
@@ -92,6 +94,7 @@ class Replica:
         self._command = [sys.executable, "-m", "thinrow.cli.entry", "online"]
         listen = ["--listen", self.address, "--metrics", self.metrics, "--data", folder / name]
         self._command += map(str, [*options, *listen])
+        self._data = folder / name
         self._log = folder / f"{name}.log"
         self.process: subprocess.Popen[bytes]
 
@@ -115,12 +118,28 @@ class Replica:
         self.process.kill()
         self.process.wait()
 
+    def lose_disk(self) -> None:
+        shutil.rmtree(self._data)
+
+    def applied(self) -> float:
+        """Events that the process has applied; 0 before its metrics are served."""
+        try:
+            text = self._text_of_metrics()
+        except OSError:
+            return 0
+        found = re.search(r"thinrow_online_events_applied_total ([\d.e+]+)", text)
+        return float(found[1]) if found else 0
+
+    def _text_of_metrics(self) -> str:
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:
+            text: str = answer.read().decode()
+        return text
+
     def handler(self) -> dict[float, float]:
         """The histogram of the handler's times of snapshots: count by upper bound, seconds."""
-        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
         found = re.findall(
-            r'thinrow_online_seconds_bucket\{call="snapshot",le="([^"]+)"\} ([\d.e+]+)', text
+            r'thinrow_online_seconds_bucket\{call="snapshot",le="([^"]+)"\} ([\d.e+]+)',
+            self._text_of_metrics(),
         )
         return {float(bound): float(count) for bound, count in found}
 
@@ -269,6 +288,23 @@ def visible_after(both: list[Replica], seconds: float) -> list[float]:
     return took
 
 
+def rebuilt(replica: Replica) -> tuple[float, float, float]:
+    """Events, events/s and cores of a replica that has lost its disk, between its looks."""
+    replica.kill()
+    replica.lose_disk()
+    replica.start()
+    looks: list[tuple[float, float, float]] = []
+    while len(looks) < 2 or looks[-1][1] > looks[-2][1]:
+        events = replica.applied()
+        if events:
+            looks.append((time.perf_counter(), events, cpu_s(replica.process.pid)))
+        time.sleep(REBUILD_LOOK_S)
+    (began_s, first, cpu_before_s), (ended_s, last, cpu_after_s) = looks[0], looks[-2]
+    took_s = ended_s - began_s
+    replica.wait_ready()
+    return last, (last - first) / took_s, (cpu_after_s - cpu_before_s) / took_s
+
+
 @contextmanager
 def floor_of(address: str) -> Iterator[str]:
     """A server that returns the bytes of an answer: its address."""
@@ -315,6 +351,12 @@ def measure(seconds: float, rounds: int) -> Table:
         table.add_row("snapshot against its floor", "1.3x", between(ratios))
         table.add_row(
             "failed, server's cores", "0", f"{sum(shown['failed']):.0f}, {between(shown['cores'])}"
+        )
+        events, rate, cores = rebuilt(both[1])
+        table.add_row(
+            f"rebuild of {events:,.0f} events, events/s; cores",
+            "150,000 a core",
+            f"{rate:,.0f}; {cores:.2f}",
         )
         took = visible_after(both, seconds)
         table.add_row(

@@ -6,7 +6,6 @@ import pickle
 import random
 import subprocess
 import sys
-from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from support.oracle import Schema, Trait
@@ -34,7 +33,7 @@ def test_a_kill_neither_loses_nor_doubles(tmp_path: Path) -> None:
     rng = random.Random(7)
     log = messages(7, MESSAGES)
     file = tmp_path / "log"
-    file.write_bytes(pickle.dumps([astuple(message) for message in log]))
+    file.write_bytes(pickle.dumps([tuple(message) for message in log]))
     command = [sys.executable, TESTS / "support" / "topic_logs.py", tmp_path / "killed", file]
     ends = [0]
     for kill in range(KILLS):
@@ -75,7 +74,7 @@ def test_a_kill_around_a_hand_over(tmp_path: Path) -> None:
         watermark_ts = generation.watermark_ts
         topic.produce(4000)
         file = tmp_path / "log"
-        file.write_bytes(pickle.dumps([astuple(message) for message in topic.log]))
+        file.write_bytes(pickle.dumps([tuple(message) for message in topic.log]))
         program = [sys.executable, TESTS / "support" / "topic_logs.py"]
         taken_up = []
         for kill in range(KILLS):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -22,7 +21,6 @@ __all__ = [
     "GROUP_EVENTS_MAX",
     "PENDING_BYTES_MAX",
     "PENDING_EVENTS_MAX",
-    "SWITCH_INTERVAL_S",
     "Appends",
 ]
 
@@ -34,9 +32,6 @@ PENDING_EVENTS_MAX = 65_536
 """Events that wait for their turn; more wait in the streams that bring them."""
 PENDING_BYTES_MAX = 32 << 20
 """Limit on the bytes of the records that wait; a batch is admitted while they are below it."""
-SWITCH_INTERVAL_S = 0.0002
-"""Time that a thread waits for the interpreter before it requests it. With Python's own, 5 ms,
-requests would wait so long for appends."""
 
 
 class Appends:
@@ -51,8 +46,6 @@ class Appends:
         self._thread = threading.Thread(target=self._run, name="thinrow-commit", daemon=True)
 
     def __enter__(self) -> Self:
-        self._interval_s = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._thread.start()
         return self
 
@@ -61,7 +54,6 @@ class Appends:
             self._stopping = True
             self._changed.notify_all()
         self._thread.join()
-        sys.setswitchinterval(self._interval_s)
 
     def submit(self, batch: Batch) -> Future[CommittedBatch]:
         """Takes a batch, waiting for room. The future ends once it is durable, or with StoreError.

@@ -24,7 +24,12 @@ from rocksdict import (
 )
 from thinrow.core.files.permissions import make_folder
 from thinrow.errors import StoreError, StoreLockedError, StoreUnavailableError
-from thinrow.online.limits import BLOCK_CACHE_BYTES, MEMTABLE_BYTES, MEMTABLES_MAX
+from thinrow.online.limits import (
+    BLOCK_CACHE_BYTES,
+    MEMTABLE_BYTES,
+    MEMTABLES_FLUSHED,
+    MEMTABLES_MAX,
+)
 from thinrow.store.shard import fsync, storage_error
 
 if TYPE_CHECKING:
@@ -64,6 +69,7 @@ def _options() -> Options:
     chosen.set_compression_type(DBCompressionType.lz4())
     chosen.set_write_buffer_size(MEMTABLE_BYTES)
     chosen.set_max_write_buffer_number(MEMTABLES_MAX)
+    chosen.set_min_write_buffer_number_to_merge(MEMTABLES_FLUSHED)
     chosen.set_max_open_files(-1)
     chosen.set_paranoid_checks(True)
     # A torn end was never acknowledged; damage before it is an error, not a shorter past.

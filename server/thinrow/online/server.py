@@ -11,6 +11,7 @@ from thinrow.access.endpoints import start_endpoints
 from thinrow.access.grpc_server import grpc_server
 from thinrow.access.tenants import Tenants
 from thinrow.core.tracing import tracing
+from thinrow.online.interpreter import interpreter_of_a_server
 from thinrow.online.metrics import OnlineMetrics
 from thinrow.online.service import RIGHTS, SERVICE, OnlineService
 from thinrow.online.snapshots import Snapshots
@@ -62,6 +63,7 @@ class OnlineServer:
 
     def _start(self) -> None:
         config, metrics, stack = self._config, self.metrics, self._stack
+        stack.enter_context(interpreter_of_a_server())
         if config.events is None:
             source = open_own_log(config, metrics, stack)
         else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinrow.core.kafka import load_kafka
 from thinrow.errors import InputError, UsageError
-from thinrow.online.topic.places import Place
+from thinrow.online.topic.places import Place, arrival_of
 from thinrow.online.topic.settings import consumer_settings, make_client, was_passed_over
 from thinrow.store.times import readable_time
 
@@ -136,21 +136,22 @@ class SealedMessages:
             if number in self.sealed:
                 continue
             _, timestamp_ts = message.timestamp()
-            place = self._places[number].after(offset, timestamp_ts)
-            if self._places[number].offset == self._first[number]:
-                self._check_first(number, offset, place.as_of_ts)
-            if place.as_of_ts >= self._watermark_ts:
+            place = self._places[number]
+            arrival_ts = arrival_of(timestamp_ts, place.as_of_ts)
+            if place.offset == self._first[number]:
+                self._check_first(number, offset, arrival_ts)
+            if arrival_ts >= self._watermark_ts:
                 self.sealed[number] = offset
                 consumer.pause([self._at(number, offset)])
                 continue
-            self._places[number] = place
+            self._places[number] = Place(offset + 1, arrival_ts)
             self._messages += 1
             if value is None:
                 continue
             if group and size + len(value) > GROUP_BYTES_MAX:
                 yield group
                 group, size = [], 0
-            group.append(ArrivedMessage(number, offset, place.as_of_ts, value))
+            group.append(ArrivedMessage(number, offset, arrival_ts, value))
             size += len(value)
         if group:
             yield group

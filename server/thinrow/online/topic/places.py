@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from thinrow.errors import PartitionMissingError, RequestError
 from thinrow.events.units import PLAUSIBLE_UNTIL_TS
@@ -17,30 +17,52 @@ if TYPE_CHECKING:
     from rocksdict import WriteBatch
     from thinrow.online.database import TierDatabase
 
-__all__ = ["Place", "Places", "PlacesClock", "put_places"]
+__all__ = ["Place", "Places", "PlacesClock", "Progress", "arrival_of", "put_places"]
 
 _PLACE = struct.Struct(">qqI")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A place in one partition; all of it is a function of the log."""
 
     offset: int = 0
     """Offset of the next message to apply."""
     as_of_ts: int = 0
-    """Arrival of the last message applied, ms: the largest timestamp up to and including it."""
+    """Arrival of the last message applied, ms; see `arrival_of`."""
     events: int = 0
     """Number of events so far that arrived at that moment, which no request sees yet."""
 
-    def after(self, offset: int, timestamp_ts: int) -> Place:
-        """Returns the place after a message, whose events are not counted yet.
 
-        A timestamp after 2100 is no time in milliseconds, and counts as none.
-        """
-        if self.as_of_ts < timestamp_ts < PLAUSIBLE_UNTIL_TS:
-            return Place(offset + 1, timestamp_ts)
-        return Place(offset + 1, self.as_of_ts, self.events)
+@dataclass(slots=True)
+class Progress:
+    """A place that moves on with each message; see `Place`."""
+
+    offset: int
+    as_of_ts: int
+    events: int
+
+    def pass_message(self, offset: int, timestamp_ts: int) -> None:
+        """Moves behind a message, whose events are not counted yet."""
+        self.offset = offset + 1
+        arrival_ts = arrival_of(timestamp_ts, self.as_of_ts)
+        if arrival_ts != self.as_of_ts:
+            self.as_of_ts, self.events = arrival_ts, 0
+
+    def place(self) -> Place:
+        """Returns the place that was reached."""
+        return Place(self.offset, self.as_of_ts, self.events)
+
+
+def arrival_of(timestamp_ts: int, as_of_ts: int) -> int:
+    """Returns the arrival of a message, ms: the largest timestamp up to and including it.
+
+    A timestamp after 2100 is no time in milliseconds, and counts as none.
+
+    Args:
+        timestamp_ts: Timestamp of the message, ms.
+        as_of_ts: Arrival of the message before it in the partition.
+    """
+    return timestamp_ts if as_of_ts < timestamp_ts < PLAUSIBLE_UNTIL_TS else as_of_ts
 
 
 class Places:

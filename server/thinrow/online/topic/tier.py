@@ -11,7 +11,7 @@ import logging
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rocksdict import WriteBatch
 from thinrow.errors import LaggingError, RequestError, UsageError
@@ -22,11 +22,11 @@ from thinrow.online.records import Batch
 from thinrow.online.topic.decoding import MessageDecoder
 from thinrow.online.topic.duplicates import Duplicates, id_value
 from thinrow.online.topic.origin import Origin
-from thinrow.online.topic.places import Place, Places, PlacesClock, put_places
+from thinrow.online.topic.places import Place, Places, PlacesClock, Progress, put_places
 from thinrow.store.directory import NEVER_TS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from thinrow.online.records import RecordFormat
@@ -46,8 +46,7 @@ BEHIND_PAIRS_MAX = 1024
 """Pairs in one of its writes, unless one message has more."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReadMessage:
+class ReadMessage(NamedTuple):
     """A message of the topic."""
 
     partition: int
@@ -94,7 +93,7 @@ class TopicTier(EventTier):
         self.partition_count = count
         """Number of its partitions, of which this replica may read some."""
         self._settings = settings
-        self._bucket, self._id_prefix = -1, b""
+        self._keys_of_ts, self._keys = -1, (b"", b"", b"")
         self._decoding = self.formats.oldest
         self.histories: Callable[[], AbstractContextManager[Generation | None]] = nullcontext
         """Opens the newest generation of the store that this replica follows."""
@@ -162,7 +161,7 @@ class TopicTier(EventTier):
 
     def _begin(self, place: Place, offsets: Sequence[int], built_ts: int) -> None:
         origin = Origin(partitions=self._settings.partitions, built_ts=built_ts)
-        places = {number: replace(place, offset=offsets[number]) for number in origin.partitions}
+        places = {number: place._replace(offset=offsets[number]) for number in origin.partitions}
         log.info("tier begins", extra={"watermark_ts": built_ts, "offsets": offsets})
         with self._changed:
             self._hand_over.restart(built_ts)
@@ -174,7 +173,6 @@ class TopicTier(EventTier):
                 # Last: without it the tier begins again.
                 origin.write(self.database)
                 self.database.sync()
-            self._bucket = -1
             self.places.reset(places)
             self._origin, self._is_seeding = origin, built_ts != NEVER_TS
 
@@ -408,39 +406,43 @@ class TopicTier(EventTier):
     ) -> AppliedMessages:
         applied = AppliedMessages()
         known: dict[bytes, bytes] = {}
+        self._keys_of_ts = -1  # an epoch may have begun
         events = self._by_message(decoded, known)
         # While no one waits for the newest events, fewer and larger writes are faster.
         pairs_max = WRITE_PAIRS_MAX if len(messages) < BEHIND_MESSAGES else BEHIND_PAIRS_MAX
         built_ts = NEVER_TS if self._origin is None else self._origin.built_ts
         users: dict[bytes, str] = {}
-        places: dict[int, Place] = {}
-        pairs = WriteBatch(raw_mode=True)
+        moved: dict[int, Progress] = {}
+        pairs, count = WriteBatch(raw_mode=True), 0
         for message in messages:
-            place = places.get(message.partition) or self.places.now[message.partition]
-            place = place.after(message.offset, message.timestamp_ts)
-            if message.value is not None:
-                batch, rows, refused = next(events)
-                if batch.texts and rows:
-                    one = slice(rows.start, rows.start + 1)
-                    named = Batch(batch.users[one], (), (), batch.texts[one])
-                    collision = self.collision(named, users)
-                    if collision is not None:
-                        refused, rows = str(collision), range(0)
-                if refused:
-                    applied.refused.append((message, refused))
-                elif place.as_of_ts < built_ts:
-                    rows = range(0)  # the store has them
-                stored = self._put(pairs, batch, rows, place, known)
+            progress = moved.get(message.partition)
+            if progress is None:
+                progress = moved[message.partition] = Progress(*self.places.now[message.partition])
+            progress.pass_message(message.offset, message.timestamp_ts)
+            if message.value is None:
+                continue
+            batch, rows, refused = next(events)
+            if batch.texts and rows:
+                refused = self._collision_of(batch, rows, users)
+            if refused:
+                applied.refused.append((message, refused))
+            elif progress.as_of_ts >= built_ts:  # the store has those before
+                stored = self._put(pairs, batch, rows, progress, known)
                 applied.events += stored
                 applied.duplicates += len(rows) - stored
-                place = Place(place.offset, place.as_of_ts, place.events + stored)
-            places[message.partition] = place
-            if pairs.len() >= pairs_max:
-                self._write(pairs, places)
-                pairs, places = WriteBatch(raw_mode=True), {}
+                count += 2 * stored
+            if count >= pairs_max:
+                self._write(pairs, moved)
+                pairs, count, moved = WriteBatch(raw_mode=True), 0, {}
                 time.sleep(0)  # other threads get the interpreter
-        self._write(pairs, places)
+        self._write(pairs, moved)
         return applied
+
+    def _collision_of(self, batch: Batch, rows: range, users: dict[bytes, str]) -> str:
+        """Returns why the user of a message cannot be told from another; else an empty text."""
+        one = slice(rows.start, rows.start + 1)
+        collision = self.collision(Batch(batch.users[one], (), (), batch.texts[one]), users)
+        return "" if collision is None else str(collision)
 
     def _by_message(
         self, decoded: Iterable[Decoded], known: dict[bytes, bytes]
@@ -459,29 +461,40 @@ class TopicTier(EventTier):
                 first += count
 
     def _put(
-        self, pairs: WriteBatch, batch: Batch, rows: range, place: Place, known: dict[bytes, bytes]
+        self,
+        pairs: WriteBatch,
+        batch: Batch,
+        rows: range,
+        progress: Progress,
+        known: dict[bytes, bytes],
     ) -> int:
         """Adds the rows of a message that are no duplicates; returns their number."""
-        arrival_ts, number = place.as_of_ts, place.events
-        prefix, arrived = self.events.prefix(arrival_ts), unsigned(arrival_ts)
-        bucket = self.state.now.bucket(arrival_ts)
-        if bucket != self._bucket:
-            self._bucket, self._id_prefix = bucket, self.ids.add_bucket(bucket)
-        id_prefix = self._id_prefix
+        arrival_ts, first = progress.as_of_ts, progress.events
+        if arrival_ts != self._keys_of_ts:
+            bucket = self.state.now.bucket(arrival_ts)
+            self._keys_of_ts = arrival_ts
+            self._keys = (
+                self.events.prefix(arrival_ts),
+                unsigned(arrival_ts),
+                self.ids.add_bucket(bucket),
+            )
+        prefix, arrived, id_prefix = self._keys
+        number = first
         for row in rows:
-            event_id = batch.ids[row]
+            record, event_id = batch.records[row], batch.ids[row]
             if event_id is not None:
                 value = known.get(event_id)
                 if value is not None and self._duplicates.is_one(value, arrival_ts):
                     continue
-                known[event_id] = value = id_value(arrived, batch.records[row])
+                known[event_id] = value = id_value(arrived, record)
                 pairs.put(id_prefix + event_id, value)
-            key = prefix + batch.users[row] + arrived + number.to_bytes(4, "big")
-            pairs.put(key, batch.records[row])
+            pairs.put(prefix + batch.users[row] + arrived + number.to_bytes(4, "big"), record)
             number += 1
-        return number - place.events
+        progress.events = number
+        return number - first
 
-    def _write(self, pairs: WriteBatch, places: dict[int, Place]) -> None:
+    def _write(self, pairs: WriteBatch, moved: Mapping[int, Progress]) -> None:
+        places = {number: progress.place() for number, progress in moved.items()}
         put_places(pairs, places)
         with self.database.storing():
             self.database.write_unlogged(pairs)
