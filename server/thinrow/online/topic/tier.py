@@ -439,7 +439,7 @@ class TopicTier(EventTier):
         return applied
 
     def _collision_of(self, batch: Batch, rows: range, users: dict[bytes, str]) -> str:
-        """Returns why the user of a message cannot be told from another; else an empty text."""
+        """Returns why a message is refused whose user has the key of another; else no text."""
         one = slice(rows.start, rows.start + 1)
         collision = self.collision(Batch(batch.users[one], (), (), batch.texts[one]), users)
         return "" if collision is None else str(collision)
