@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -29,13 +30,17 @@ from support.worlds import (
     shown,
     some_events,
     store_files,
+    thinrow,
 )
 from thinrow.client import Pointers, connect
+from thinrow.compaction import shards
 from thinrow.compaction.compact import compact
+from thinrow.compaction.shards import WHOLE_EVERY
 from thinrow.errors import StoreCorruptError, StoreError
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
 from thinrow.store.shard import block_cache
+from thinrow.store.stored_files import StoredFile, file_summary
 from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
@@ -263,25 +268,92 @@ def test_shards_swapped(world: World, requested: Pointers, right: Answers) -> No
 # Through compaction.
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_compaction_does_not_build_on_damage(world: World, tmp_path: Path, *, shared: bool) -> None:
-    """True if the damaged file is shared with the next generation, not read and written."""
+def test_compaction_does_not_build_on_damage(world: World, tmp_path: Path) -> None:
     shutil.copytree(world.folder, tmp_path / "world")
     hurt = World(tmp_path / "world")
-    if shared:
-        # A whole writing, over which a few events are but a layer.
-        few = some_events(3, users=1, days=1, first_day=4)
-        hurt.compact(few, 5, lookback_ms=100 * DAY_MS)
     path = max(store_files(hurt), key=lambda path: path.stat().st_size)
-    serving = (hurt.store / "CURRENT").read_text(encoding="utf-8")
+    flipped(path, 8 * 5000)
+    refuses_to_compact(hurt, 5, path)
+
+
+def refuses_to_compact(world: World, day: int, path: Path) -> None:
+    """Compacts a day of a few events, which ends with an error that names a damaged file."""
+    serving = (world.store / "CURRENT").read_text(encoding="utf-8")
+    block_cache.cache_clear()
+    events = [world.write("next.parquet", some_events(3, users=1, days=1, first_day=day))]
+    with pytest.raises(StoreCorruptError) as raised:
+        compact(world.compaction(events, day + 1))
+    assert str(path.parent) in str(raised.value)
+    assert (world.store / "CURRENT").read_text(encoding="utf-8") == serving
+    assert not (world.store / "building").exists()
+
+
+@pytest.fixture
+def layered(world: World, tmp_path: Path) -> tuple[World, Path]:
+    """A world whose next days are layers over a whole writing, and its largest table."""
+    shutil.copytree(world.folder, tmp_path / "world")
+    made = World(tmp_path / "world")
+    made.compact(some_events(3, users=1, days=1, first_day=4), 5, lookback_ms=100 * DAY_MS)
+    return made, max(store_files(made), key=lambda path: path.stat().st_size)
+
+
+def test_damage_that_generations_share_is_found_before_it_is_served(
+    layered: tuple[World, Path], requested: Pointers
+) -> None:
+    """No run reads what it only shares, so the next one publishes it; no reader gets it."""
+    world, path = layered
+    fine = read_store(world.store, requested)
     flipped(path, 8 * 5000)
     block_cache.cache_clear()
-    events = [hurt.write("next.parquet", some_events(3, users=1, days=1, first_day=5))]
-    with pytest.raises(StoreCorruptError) as raised:
-        compact(hurt.compaction(events, 6))
-    assert str(path.parent) in str(raised.value)
-    assert (hurt.store / "CURRENT").read_text(encoding="utf-8") == serving
-    assert not (hurt.store / "building").exists()
+    world.compact(some_events(3, users=1, days=1, first_day=5), 6)
+    block_cache.cache_clear()
+    (shared,) = (file for file in store_files(world) if file.samefile(path))
+    assert shared != path
+    check_named(outcome(world, requested, fine), shared, world)
+    verified = thinrow("store", "verify", "--store", world.store)
+    assert verified.returncode == 1
+    assert str(shared) in verified.stdout
+    # The run that would write it again finds it, too.
+    for day in range(6, 6 + WHOLE_EVERY):
+        events = [world.write("next.parquet", some_events(3, users=1, days=1, first_day=day))]
+        block_cache.cache_clear()
+        try:
+            compact(world.compaction(events, day + 1))
+        except StoreCorruptError as error:
+            assert path.parent.name in str(error)
+            return
+    raise AssertionError("damage was written as if it were whole")
+
+
+def test_a_shared_table_that_was_cut_ends_compaction(layered: tuple[World, Path]) -> None:
+    world, path = layered
+    data = path.read_bytes()
+    shared = path.with_name("cut")
+    shared.write_bytes(data + b"x")
+    shared.replace(path)
+    refuses_to_compact(world, 5, path)
+
+
+def test_compaction_reads_no_table_that_it_shares(
+    layered: tuple[World, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, path = layered
+    read: list[str] = []
+
+    def counted(file: Path) -> StoredFile:
+        read.append(file.name)
+        return file_summary(file)
+
+    monkeypatch.setattr(shards, "file_summary", counted)
+    world.compact(some_events(3, users=1, days=1, first_day=5), 6)
+    own = [file for file in store_files(world) if file.stat().st_nlink == 1]
+    assert sorted(read) == sorted(file.name for file in own if "shard" in file.parent.name)
+    # Without hard links the copies are read, since they are new.
+    monkeypatch.setattr("os.link", Mock(side_effect=OSError))
+    block_cache.cache_clear()
+    world.compact(some_events(3, users=1, days=1, first_day=6), 7)
+    assert path.name in read
+    assert thinrow("store", "verify", "--store", world.store).returncode == 0
 
 
 # Through a server.

@@ -11,11 +11,12 @@ from thinrow.store.manifest import ShardSummary, shard_manifest
 from thinrow.store.shard import LAYERS_MAX
 from thinrow.store.shard_manifest import ShardManifest, write_shard_manifest
 from thinrow.store.small_files import damaged
-from thinrow.store.stored_files import file_summary
+from thinrow.store.stored_files import StoredFile, file_summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
+    from pathlib import Path
 
     from thinrow.compaction.shard import ShardCounts
     from thinrow.events.split import Progress
@@ -61,7 +62,8 @@ def write_shards(
         progress: Receives the shards written.
 
     Raises:
-        StoreError: the disk is full, or a file that is shared with the last generation is damaged.
+        StoreError: the disk is full, or a file that is shared with the last generation is another
+            one than its manifest has.
     """
     totals: list[ShardCounts] = []
     summaries: list[Future[ShardSummary]] = []
@@ -106,20 +108,22 @@ def finish_shard(
         Its part of the root manifest, without the checksum of its own, and its own.
 
     Raises:
-        StoreError: the disk is full, or a file that it shares with the last generation is damaged.
+        StoreError: the disk is full, or a file that it shares with the last generation is another
+            one than its manifest has.
     """
     writer.finish()
     name = shard_name(number)
     assert writer.path.name == name
-    files = [file_summary(file) for file in sorted(writer.path.iterdir())]
+    files = [
+        _shared_file(file, previous, is_linked=writer.shared[file.name])
+        if previous is not None and file.name in writer.shared
+        else file_summary(file)
+        for file in sorted(writer.path.iterdir())
+    ]
     value_bytes_max = writer.value_bytes_max
-    if previous is not None and writer.linked:
-        now = {file.name: file for file in files}
-        for file in previous.manifest.files:
-            if file.name in writer.linked and not now[file.name].has_content_of(file):
-                raise damaged(previous.shard.path / file.name, "its checksum differs")
-        below = previous.summary.value_bytes_max
-        value_bytes_max = below and max(below, value_bytes_max)
+    if previous is not None and writer.shared:
+        largest = previous.summary.value_bytes_max
+        value_bytes_max = largest and max(largest, value_bytes_max)
     manifest = ShardManifest(name=name, files=files)
     summary = ShardSummary(
         name=name,
@@ -131,3 +135,23 @@ def finish_shard(
         kv_xxh3_128=writer.kv_xxh3_128,
     )
     return summary, manifest
+
+
+def _shared_file(path: Path, previous: PreviousShard, *, is_linked: bool) -> StoredFile:
+    """Returns the record of a table that a layer shares with the shard below.
+
+    A table that is one file in both is not read again, which every day would be the whole store:
+    its blocks have checksums that each reading verifies, and it is read and written again within
+    WHOLE_EVERY generations.
+
+    Raises:
+        StoreCorruptError: It is not the file that the manifest of the shard below has.
+    """
+    below = {file.name: file for file in previous.manifest.files}.get(path.name)
+    if is_linked and below is not None:
+        now = StoredFile(name=path.name, bytes=path.stat().st_size, xxh3=below.xxh3)
+    else:
+        now = file_summary(path)
+    if below is None or not now.has_content_of(below):
+        raise damaged(previous.shard.path / path.name, "it is not the file of its manifest")
+    return now

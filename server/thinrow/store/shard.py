@@ -133,8 +133,8 @@ class ShardWriter:
         assert (over is None) == (kv_below is None)
         self.path = path
         self._digest = KeyValueDigest(kv_below)
-        self.linked: frozenset[str] = frozenset()
-        """Names of the files shared."""
+        self.shared: dict[str, bool] = {}
+        """Tables of the shard below, by name; True for those that are the same file."""
         self._files: list[Path] = []
         self._writer: SstFileWriter | None = None
         self._file_bytes = 0
@@ -142,7 +142,7 @@ class ShardWriter:
         self.value_bytes_max = 0
         path.mkdir(parents=True)
         if over is not None:
-            self.linked = _linked(over, path)
+            self.shared = _shared(over, path)
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Adds one pair; None takes away one below. Raises StoreError where the disk does."""
@@ -201,26 +201,36 @@ class ShardWriter:
             raise storage_error(error, self.path) from error
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Shares a file with another folder; copies it where the file system has no links."""
+def link_or_copy(source: Path, target: Path) -> bool:
+    """Shares a file with another folder; copies it where the file system has no links.
+
+    Returns:
+        True if both are one file.
+    """
     with suppress(OSError):
         os.link(source, target)
-        return
+        return True
     shutil.copyfile(source, target)
     fsync(target)
+    return False
 
 
-def _linked(source: Path, target: Path) -> frozenset[str]:
-    """Puts a finished shard's files into another folder: tables shared, the others copied."""
+def _shared(source: Path, target: Path) -> dict[str, bool]:
+    """Puts a finished shard's files into another folder: tables shared, the others copied.
+
+    Returns:
+        The tables, by name; True for those that are one file in both folders.
+    """
+    shared = {}
     try:
         for file in source.iterdir():
             if file.suffix == ".sst":
-                link_or_copy(file, target / file.name)
+                shared[file.name] = link_or_copy(file, target / file.name)
             else:
                 shutil.copyfile(file, target / file.name)
     except OSError as error:
         raise storage_error(error, target) from error
-    return frozenset(file.name for file in source.glob("*.sst"))
+    return shared
 
 
 def fsync(path: Path) -> None:
