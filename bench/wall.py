@@ -160,12 +160,13 @@ def daily_increments(
         before = read_by(os.getpid()), time.process_time()
         report = compact(config)
         after = read_by(os.getpid()), time.process_time()
-        for shard in new_bytes(store, seen):
-            if start_ts:
-                written[shard[0]] += shard[1]
-                shards[shard[0]] += 1
+        new = list(new_bytes(store, seen))
         if start_ts:
-            read_bytes += after[0] - before[0]
+            for kind, count in new:
+                written[kind] += count
+                shards[kind] += 1
+            # New files are read once for their checksums, from the page cache.
+            read_bytes += after[0] - before[0] - sum(count for _, count in new)
             cpu_s += after[1] - before[1]
             rewritten += int(rewritten_events(*user_counts(events, start_ts, until_ts)).sum())
         start_ts = until_ts

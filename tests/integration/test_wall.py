@@ -62,7 +62,7 @@ BY_HAND = Workload(
     thin_row=120,
     stored=Curve.line(0, 25),
     layer_event=30,
-    compaction_read_share=1.5,
+    compaction_read_per_written=1.5,
     compaction_cpu_s_per_mb=0.1,
     store_read=Curve.line(0, 5),
     answer=Curve.line(0, 3),
@@ -250,7 +250,7 @@ def test_costs_by_hand() -> None:
     store, layer = 10 * 65_536 * 25, 10 * 300 * 30
     written = (store + 6 * layer) / 7
     assert thin.written_per_day == pytest.approx(200 * 120 + written)
-    assert thin.once.disk_bytes == pytest.approx(120 + (written + 1.5 * store) / 200)
+    assert thin.once.disk_bytes == pytest.approx(120 + 2.5 * written / 200)
     assert thin.once.cpu_s == pytest.approx(0.1 * written / 1e6 / 200)
 
 

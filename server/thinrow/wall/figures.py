@@ -55,8 +55,10 @@ class Stored(BaseModel):
     """Events of all users."""
     layer_event_bytes: Positive | None = None
     """Bytes of an event that a layer holds, its share of directories and indexes with it."""
+    written_bytes_per_day: Positive | None = None
+    """Bytes that a daily compaction writes into the store."""
     read_bytes_per_day: Positive | None = None
-    """Bytes that a daily compaction reads from files."""
+    """Bytes that it reads from files, less those that it has just written."""
     cpu_s_per_written_mb: Positive | None = None
 
 
@@ -120,25 +122,26 @@ class Figures(BaseModel):
         return Curve(lengths, (0.0, *(one.length * one.event_bytes for one in stores)))
 
     def increments(self) -> tuple[float, float, float]:
-        """Bytes of an event in a layer, bytes read a day per byte stored, CPU seconds per MB.
+        """Bytes of an event in a layer, bytes read per byte written, CPU seconds per MB written.
 
         Means over the stores whose increments were measured.
         """
         found = [
             (
                 one.layer_event_bytes,
-                one.read_bytes_per_day / one.events / one.event_bytes,
+                one.read_bytes_per_day / one.written_bytes_per_day,
                 one.cpu_s_per_written_mb,
             )
             for one in self.stores
-            if one.layer_event_bytes and one.read_bytes_per_day and one.cpu_s_per_written_mb
+            if one.layer_event_bytes
+            and one.written_bytes_per_day
+            and one.read_bytes_per_day
+            and one.cpu_s_per_written_mb
         ]
         if not found:
             raise ValueError("a store needs its daily increments")
-        layer_event, read_share, cpu_s = (
-            sum(column) / len(found) for column in zip(*found, strict=True)
-        )
-        return layer_event, read_share, cpu_s
+        layer_event, read, cpu_s = (sum(column) / len(found) for column in zip(*found, strict=True))
+        return layer_event, read, cpu_s
 
 
 def read_figures(path: Path = SHIPPED) -> Figures:

@@ -76,8 +76,8 @@ class Workload:
     """Bytes of a user in the store, their share of directories and indexes with them."""
     layer_event: float
     """Bytes of an event in a layer, its share of directories and indexes with it."""
-    compaction_read_share: float
-    """Bytes that a daily compaction reads, for each byte of the store."""
+    compaction_read_per_written: float
+    """Bytes that a daily compaction reads, for each byte that it writes."""
     compaction_cpu_s_per_mb: float
     """CPU seconds of compactions for each megabyte that they write."""
     store_read: Curve
@@ -161,7 +161,7 @@ def costs_of(workload: Workload, length: int, union_length: int) -> tuple[Cost, 
         written_per_day=examples * workload.thin_row + written,
         once=Amounts(
             disk_bytes=workload.thin_row
-            + (written + workload.compaction_read_share * store) / examples,
+            + (1 + workload.compaction_read_per_written) * written / examples,
             network_bytes=workload.thin_row,
             cpu_s=workload.compaction_cpu_s_per_mb * written / 1e6 / examples,
         ),

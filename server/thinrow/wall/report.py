@@ -120,7 +120,12 @@ def _unit_table(
     add("CPU s, a million in thin rows, read", "", BENCH, of_event("thin_read_cpu_s", million))
     table.add_section()
     add("bytes of a thin row", "thin_row", measured, lambda one: one.thin_row)
-    add("compaction: bytes read, of all stored", "", BENCH, lambda one: one.compaction_read_share)
+    add(
+        "compaction: bytes read per byte written",
+        "",
+        BENCH,
+        lambda one: one.compaction_read_per_written,
+    )
     add("compaction: CPU s per MB written", "", BENCH, lambda one: one.compaction_cpu_s_per_mb)
     return table
 

@@ -24,7 +24,7 @@ LINES = {"fat_row": "fat_row_event", "answer": "answer_event", "stored": "store_
 
 def assumed_workload(figures: Figures, order: str) -> Workload:
     """A large platform, with the measured costs of examples in one order."""
-    layer_event, read_share, cpu_s_per_mb = figures.increments()
+    layer_event, read_per_written, cpu_s_per_mb = figures.increments()
     histories = np.array([HISTORY_EVENTS])
     return Workload(
         order=order,
@@ -42,7 +42,7 @@ def assumed_workload(figures: Figures, order: str) -> Workload:
         thin_row=figures.thin_row(order),
         stored=figures.stored(),
         layer_event=layer_event,
-        compaction_read_share=read_share,
+        compaction_read_per_written=read_per_written,
         compaction_cpu_s_per_mb=cpu_s_per_mb,
         store_read=figures.curve(order, "store_read_event_bytes"),
         answer=figures.curve(order, "sent_event_bytes"),
