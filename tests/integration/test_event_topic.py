@@ -15,9 +15,9 @@ from confluent_kafka import KafkaError
 from support.event_topics import TopicOnline, partition
 from support.kafka_broker import Broker, needs_broker, running_broker
 from support.kafka_topics import wait_for
+from support.online_replicas import new_online
 from support.online_worlds import same, some_events
 from support.oracle import Event
-from support.scenarios import schema_toml
 from support.topic_replicas import (
     EVENT,
     PARTITIONS,
@@ -31,7 +31,7 @@ from support.topic_replicas import (
     settled,
     use,
 )
-from support.worlds import START_TS, new_world, running_online, thinrow
+from support.worlds import START_TS, running_online, thinrow
 from thinrow.client import Projection
 from thinrow.client.online import connect_online
 from thinrow.errors import (
@@ -41,7 +41,6 @@ from thinrow.errors import (
     UnavailableError,
     UsageError,
 )
-from thinrow.online.config import OnlineConfig
 from thinrow.online.server import OnlineServer
 from thinrow.online.topic import settings
 from thinrow.online.topic.reader import TopicReader
@@ -63,15 +62,7 @@ def broker() -> Iterator[Broker]:
 
 @pytest.fixture
 def online(broker: Broker, tmp_path: Path) -> Iterator[TopicOnline]:
-    world = new_world(tmp_path, schema_toml(SCHEMA))
-    config = OnlineConfig(
-        store=world.store,
-        schema=world.schema,
-        listen="127.0.0.1:0",
-        metrics=None,
-        drain_s=1,
-    )
-    made = TopicOnline(world, SCHEMA, config, [], broker=broker, partitions=PARTITIONS)
+    made = new_online(broker, tmp_path, SCHEMA, PARTITIONS)
     yield made
     made.close()
 

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import KafkaError
-from support.event_topics import TopicOnline
 from support.hand_overs import has_erased
 from support.kafka_broker import Broker, needs_broker, running_broker
 from support.kafka_topics import wait_for
+from support.online_replicas import new_online
 from support.oracle import DAY_MS
-from support.scenarios import schema_toml
 from support.topic_replicas import (
     EVENT,
     PARTITIONS,
@@ -30,10 +29,9 @@ from support.topic_replicas import (
     settled,
     use,
 )
-from support.worlds import START_TS, new_world, thinrow
+from support.worlds import START_TS, thinrow
 from thinrow.client import Projection
 from thinrow.errors import RequestError, StoreError, UsageError
-from thinrow.online.config import OnlineConfig
 from thinrow.online.topic import cleanup
 from thinrow.online.topic.reader import TopicReader
 from thinrow.v1 import online_pb2
@@ -41,6 +39,8 @@ from thinrow.v1 import online_pb2
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from support.event_topics import TopicOnline
 
 pytestmark = [needs_broker, pytest.mark.usefixtures("no_pause_before_goaway")]
 
@@ -53,16 +53,7 @@ def broker() -> Iterator[Broker]:
 
 @pytest.fixture
 def online(broker: Broker, tmp_path: Path) -> Iterator[TopicOnline]:
-    world = new_world(tmp_path, schema_toml(SCHEMA))
-    config = OnlineConfig(
-        store=world.store,
-        schema=world.schema,
-        listen="127.0.0.1:0",
-        metrics=None,
-        poll_s=0.05,
-        drain_s=1,
-    )
-    made = TopicOnline(world, SCHEMA, config, [], broker=broker, partitions=PARTITIONS)
+    made = new_online(broker, tmp_path, SCHEMA, PARTITIONS, poll_s=0.05)
     yield made
     made.close()
 

@@ -25,11 +25,18 @@ QUICK = ClientConfig(retry_deadline_s=0, request_deadline_s=60)
 """Tries each replica once, so that a test need not wait for what is gone."""
 
 
-def new_online(broker: Broker, folder: Path, schema: Schema, partitions: int) -> TopicOnline:
+def new_online(
+    broker: Broker, folder: Path, schema: Schema, partitions: int, poll_s: float = 0.5
+) -> TopicOnline:
     """A world with a topic of its own."""
     world = new_world(folder, schema_toml(schema))
     config = OnlineConfig(
-        store=world.store, schema=world.schema, listen="127.0.0.1:0", metrics=None, drain_s=1
+        store=world.store,
+        schema=world.schema,
+        listen="127.0.0.1:0",
+        metrics=None,
+        drain_s=1,
+        poll_s=poll_s,
     )
     return TopicOnline(world, schema, config, [], broker=broker, partitions=partitions)
 

@@ -17,6 +17,7 @@ from thinrow.errors import UsageError
 from thinrow.online.appends import PENDING_BYTES_MAX, PENDING_EVENTS_MAX
 from thinrow.online.clock import Wall, wall_ts
 from thinrow.online.limits import BLOCK_CACHE_BYTES, MEMTABLE_BYTES, MEMTABLES_MAX
+from thinrow.online.topic.options import BOOTSTRAP_SERVERS, KAFKA_SETTINGS
 from thinrow.online.topic.settings import TOPIC, TOPIC_MEMORY_BYTES, parse_partitions
 from thinrow.store.place import check_folder
 from thinrow.store.times import DAY_MS
@@ -68,19 +69,8 @@ class OnlineConfig(ServiceConfig):
             default_text="a log of its own",
         ),
     )
-    bootstrap_servers: str | None = field(
-        default=None,
-        metadata=setting(
-            "HOST:PORT of some brokers of the topic, separated by commas.", metavar="HOST:PORT,…"
-        ),
-    )
-    kafka_settings: Path | None = field(
-        default=None,
-        metadata=setting(
-            "TOML file of librdkafka's settings of connections, such as security.protocol and "
-            "sasl.password."
-        ),
-    )
+    bootstrap_servers: str | None = field(default=None, metadata=BOOTSTRAP_SERVERS)
+    kafka_settings: Path | None = field(default=None, metadata=KAFKA_SETTINGS)
     partitions: str | None = field(
         default=None,
         metadata=setting(

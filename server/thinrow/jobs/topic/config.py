@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thinrow.core.settings import setting
 from thinrow.errors import UsageError
+from thinrow.online.topic.options import BOOTSTRAP_SERVERS, KAFKA_SETTINGS
 
 if TYPE_CHECKING:
     from thinrow.online.topic.settings import TopicAddress
@@ -24,19 +24,8 @@ log.addHandler(logging.NullHandler())
 class BrokersConfig:
     """The brokers of a topic."""
 
-    bootstrap_servers: str | None = field(
-        default=None,
-        metadata=setting(
-            "HOST:PORT of some brokers of the topic, separated by commas.", metavar="HOST:PORT,…"
-        ),
-    )
-    kafka_settings: Path | None = field(
-        default=None,
-        metadata=setting(
-            "TOML file of librdkafka's settings of connections, such as security.protocol and "
-            "sasl.password."
-        ),
-    )
+    bootstrap_servers: str | None = field(default=None, metadata=BOOTSTRAP_SERVERS)
+    kafka_settings: Path | None = field(default=None, metadata=KAFKA_SETTINGS)
 
     def check(self, topic: str | None) -> None:
         """Checks that brokers are given exactly if a topic is.

@@ -17,7 +17,7 @@ from thinrow.core.kafka import load_kafka
 from thinrow.errors import ThinRowError, UnavailableError
 from thinrow.online.tier import CommittedBatch
 from thinrow.online.topic.messages import MESSAGE_BYTES_MAX, encode_messages, partition_of
-from thinrow.online.topic.settings import CONNECT_TIMEOUT_S, make_client, producer_settings
+from thinrow.online.topic.settings import connect_end_s, make_client, producer_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +112,7 @@ class TopicProducer:
         """
         for number in self._beats:
             self._send_heartbeat(number)
-        end_s = time.monotonic() + CONNECT_TIMEOUT_S
+        end_s = connect_end_s()
         for beat in self._beats.values():
             if not beat.ended.wait(max(0.0, end_s - time.monotonic())) or beat.offset is None:
                 raise self._settings.unavailable(beat.reason or "no answer in time")

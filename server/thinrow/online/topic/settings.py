@@ -27,6 +27,7 @@ __all__ = [
     "TopicAddress",
     "TopicSettings",
     "client_settings",
+    "connect_end_s",
     "connect_topic",
     "consumer_settings",
     "find_topic",
@@ -239,10 +240,15 @@ def connect_topic(config: OnlineConfig) -> TopicSettings:
     )
 
 
+def connect_end_s() -> float:
+    """Returns when a wait that begins now for the brokers ends, `time.monotonic`."""
+    return time.monotonic() + CONNECT_TIMEOUT_S
+
+
 def _described(consumer: Any, servers: str, topic: str, trouble: list[Any]) -> Any:  # noqa: ANN401
     """Returns the metadata of a topic; raises UnavailableError."""
     kafka = load_kafka()
-    end_s = time.monotonic() + CONNECT_TIMEOUT_S
+    end_s = connect_end_s()
     while True:
         step_s = min(CONNECT_STEP_S, max(0.0, end_s - time.monotonic()))
         try:
