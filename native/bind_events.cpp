@@ -40,9 +40,12 @@ auto scan(const nb::typed<nb::list, nb::bytes> &messages,
     traits.push_back({name, static_cast<ValueField>(field), is_many, {}, {}, {}, {}, {}});
   }
   EventScan found(std::move(traits), events_max);
-  for (const Bytes &message : views_of(messages)) {
+  const std::vector<Bytes> views = views_of(messages);
+  for (const Bytes &message : views)
     if (!message.data) throw nb::type_error("a message must not be None");
-    found.add(message);
+  {
+    const nb::gil_scoped_release release;
+    for (const Bytes &message : views) found.add(message);
   }
   std::vector<TraitColumns> columns;
   columns.reserve(found.traits.size());

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "bind.h"
+#include "event_write.h"
 #include "python.h"
 #include "records.h"
 
@@ -43,6 +44,24 @@ std::optional<nb::bytes> events(const RecordFormat &format, const std::vector<in
   return bytes_of(format.events(arrival_ts, views));
 }
 
+nb::typed<nb::list, nb::bytes> topic_events(const RecordFormat &format, const Records &records) {
+  const std::vector<Bytes> views = records_of(records);
+  for (const Bytes &view : views)
+    if (!format.is_of(view)) throw std::invalid_argument("a record has another format");
+  WrittenEvents written;
+  {
+    const nb::gil_scoped_release release;
+    written = write_events(format, views);
+  }
+  nb::list made;
+  size_t start = 0;
+  for (const size_t end : written.ends) {
+    made.append(nb::bytes(written.data.data() + start, end - start));
+    start = end;
+  }
+  return nb::typed<nb::list, nb::bytes>(made);
+}
+
 } // namespace
 
 void bind_records(nb::module_ &m) {
@@ -66,6 +85,15 @@ Returns:
     None if a record has another format.
 
 Raises:
+    StoreCorruptError: A record is cut off.)")
+      .def("topic_events", &topic_events, "records"_a,
+           R"(Return each record as an encoded field ``events`` of a UserEvents.
+
+Args:
+    records: Records of this format.
+
+Raises:
+    ValueError: A record has another format.
     StoreCorruptError: A record is cut off.)");
   m.def(
       "record_order",

@@ -26,6 +26,9 @@ enum class TraitType : int {
   int32 = 3,
   int64 = 4,
   uint64 = 8,
+  float16 = 9,
+  float32 = 10,
+  float64 = 11,
   categorical = 13,
   string = 14,
 };

@@ -185,6 +185,9 @@ RecordFormat::RecordFormat(int number, int64_t record_bytes, std::vector<RecordC
         column.has_at >= record_bytes || column.length_max < 0 ||
         column.length_max > std::numeric_limits<uint16_t>::max() ||
         (column.type == TraitType::string && column.word_bytes != 4) ||
+        (column.type == TraitType::float16 && column.word_bytes != 2) ||
+        (column.type == TraitType::float32 && column.word_bytes != 4) ||
+        (column.type == TraitType::float64 && column.word_bytes != 8) ||
         (column.type == TraitType::categorical && column.word_bytes != 8))
       throw std::invalid_argument("a column lies outside its record");
   }

@@ -38,6 +38,11 @@ class RecordFormat {
   std::vector<uint8_t> events(const std::vector<int64_t> &arrival_ts,
                               const std::vector<Bytes> &records) const;
 
+  int64_t record_bytes() const { return record_bytes_; }
+
+  // event_ts, event_id and the traits in schema order.
+  const std::vector<RecordColumn> &columns() const { return columns_; }
+
  private:
   int number_;
   int64_t record_bytes_;

@@ -162,6 +162,18 @@ class RecordFormat:
             StoreCorruptError: A record is cut off.
         """
 
+    def topic_events(self, records: list[bytes]) -> list[bytes]:
+        """
+        Return each record as an encoded field ``events`` of a UserEvents.
+
+        Args:
+            records: Records of this format.
+
+        Raises:
+            ValueError: A record has another format.
+            StoreCorruptError: A record is cut off.
+        """
+
 def record_order(records: list[bytes], event_id: int) -> list[int]:
     """
     Return the order of records by event_ts, presence of event_id, and event_id.

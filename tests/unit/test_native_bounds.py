@@ -273,6 +273,11 @@ def test_records_check_their_lengths() -> None:
     with pytest.raises(ValueError, match="arrivals"):
         record_format.events([1, 2], [bytes(27)])
     assert record_format.events([5], [bytes(27)]) is not None
+    with pytest.raises(ValueError, match="event_id"):
+        record_format.topic_events([bytes(27)])
+    for kind in (9, 10, 11):  # floats of three bytes
+        with pytest.raises(ValueError, match="outside"):
+            _native.RecordFormat(0, 27, [("x", kind, 1, False, 3, 19, 0, 0)])
     with pytest.raises(TypeError, match="bytes"):
         record_format.events([1], [3])  # type: ignore[list-item]
     with pytest.raises(StoreCorruptError, match="cut off"):

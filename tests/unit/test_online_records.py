@@ -156,11 +156,16 @@ def test_damaged_and_foreign_records(schema: Schema) -> None:
     _, columns = columns_of(schema, 5, np.random.default_rng(0))
     record_format = RecordFormat(schema, 3)
     records = record_format.encode(columns, 5)
-    assert RecordFormat(schema, 2).to_wire([0] * 5, records) is None
+    foreign = RecordFormat(schema, 2)
+    assert foreign.to_wire([0] * 5, records) is None
+    with pytest.raises(ValueError, match="another format"):
+        foreign.to_topic(records)
     for record in records:
         for size in range(len(record)):
             with pytest.raises(StoreCorruptError, match="cut off"):
                 record_format.to_wire([0], [record[:size]])
+            with pytest.raises(StoreCorruptError, match="cut off"):
+                record_format.to_topic([record[:size]])
             if size < 19:
                 with pytest.raises(StoreCorruptError, match="cut off"):
                     _native.record_order([record[:size]], TraitType.INT64)

@@ -271,6 +271,10 @@ class RecordFormat:
         """Encodes records as a MutableEvents, traits in schema order; None for another schema."""
         return self._native.events(arrivals, records)
 
+    def to_topic(self, records: list[bytes]) -> list[bytes]:
+        """Encodes records of this format as fields ``events`` of a UserEvents, one each."""
+        return self._native.topic_events(records)
+
     def order(self, record: bytes) -> tuple[object, ...]:
         """Returns a key that sorts an event among others (docs/concepts/semantics.md, Time)."""
         columns = self.decode([record])

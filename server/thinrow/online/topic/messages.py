@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import xxhash
-from thinrow.core.wire.request import field_head
 from thinrow.errors import RequestError
 from thinrow.schema import TraitType
 from thinrow.v1 import event_topic_pb2 as topic_pb2
@@ -30,7 +29,6 @@ MESSAGE_EVENTS_MAX = 1024
 """Most events in one message."""
 MESSAGE_BYTES_MAX = 900_000
 """Largest value of a message; brokers take 1 MiB, its head included, by default."""
-_EVENTS = topic_pb2.UserEvents.EVENTS_FIELD_NUMBER
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +68,7 @@ def encode_messages(batch: Batch, record_format: RecordFormat) -> list[UserMessa
     rows_of: dict[bytes, list[int]] = {}
     for row, user in enumerate(batch.users):
         rows_of.setdefault(batch.texts[row].encode() if batch.texts else user, []).append(row)
-    fields = [
-        field_head(_EVENTS, len(event)) + event for event in _encoded_events(batch, record_format)
-    ]
+    fields = record_format.to_topic(list(batch.records))
     messages = []
     for user, rows in rows_of.items():
         user_key = int.from_bytes(batch.users[rows[0]], "big", signed=True)
@@ -105,43 +101,3 @@ def _values(head: bytes, fields: Sequence[bytes]) -> Iterator[bytes]:
         parts.append(field)
         size += len(field)
     yield b"".join(parts)
-
-
-def _encoded_events(batch: Batch, record_format: RecordFormat) -> Iterator[bytes]:
-    columns = record_format.decode(batch.records)
-    times = columns["event_ts"].to_list()
-    ids = columns["event_id"].to_list()
-    traits = [
-        (trait.name, _to_message(trait), columns[trait.name].to_list())
-        for trait in record_format.schema.carried.traits
-    ]
-    is_text = record_format.schema.event_id.type is TraitType.STRING
-    for row, (event_ts, event_id) in enumerate(zip(times, ids, strict=True)):
-        event = topic_pb2.Event(event_ts=event_ts)
-        if event_id is not None and is_text:
-            event.event_id_text = event_id
-        elif event_id is not None:
-            event.event_id = _signed(event_id)
-        for name, to_message, values in traits:
-            if values[row] is not None:
-                event.traits[name].CopyFrom(to_message(values[row]))
-        yield event.SerializeToString()
-
-
-def _to_message(trait: Trait) -> Any:  # noqa: ANN401 - a function of any value
-    """Returns the function that makes a TraitValue of a trait's value."""
-    field = value_field(trait)
-
-    def element(value: Any) -> Any:  # noqa: ANN401
-        return _signed(int(value)) if field == "integer" else value
-
-    if trait.size > 1 or trait.length_max:
-        return lambda values: topic_pb2.TraitValue(
-            elements=topic_pb2.TraitValues(**{f"{field}s": map(element, values)})
-        )
-    return lambda value: topic_pb2.TraitValue(**{field: element(value)})
-
-
-def _signed(number: int) -> int:
-    """Returns the int64 with the bits of an integer of 64 bits."""
-    return number - (1 << 64) if number >= 1 << 63 else number
