@@ -166,7 +166,7 @@ def test_an_erasure_that_is_rolled_back(tmp_path: Path) -> None:
                 }
                 event = Event(user_id, online.now[0], 0, online.now[0] + user_id, traits)
                 online.append([event])
-            online.now[0] += 100
+            online.now[0] += 1000  # beyond the latest arrival, however slow the disk is
             online.export()
             online.publish(erase=erase)
             online.accept_generation()
