@@ -45,6 +45,19 @@ if TYPE_CHECKING:
 CRASHING = SUPPORT / "crashing_logger.py"
 
 
+def logged_once(crashing: subprocess.Popen[str], *place: int) -> tuple[int, set[int]]:
+    """Starts a logger, waits for its end, and returns its exit status and what it acknowledged."""
+    assert crashing.stdin is not None
+    assert crashing.stdout is not None
+    print(*place, file=crashing.stdin, flush=True)
+    acknowledged: set[int] = set()
+    for line in crashing.stdout:
+        if line.startswith("ended"):
+            return int(line.split()[1]), acknowledged
+        acknowledged |= {int(number) for number in line.split()}
+    raise AssertionError(f"{CRASHING} itself ended")
+
+
 @pytest.mark.parametrize("layouts", [(0,), (4,), (0, 4, 16)])
 @pytest.mark.parametrize("seed", range(2 * REPEATS))
 def test_killed_at_any_moment(tmp_path: Path, seed: int, layouts: tuple[int, ...]) -> None:
@@ -53,22 +66,18 @@ def test_killed_at_any_moment(tmp_path: Path, seed: int, layouts: tuple[int, ...
     touches_max = 150 if layouts == (0,) else 500  # with parts there are more files to write
     acknowledged: set[int] = set()
     killed = 0
-    for start in range(8):
-        countdown = rng.randrange(1, touches_max) if start < 7 else 0
-        place = [start * ROWS, countdown, rng.getrandbits(30)]
-        command = [sys.executable, CRASHING, tmp_path, *place, *layouts]
-        done = subprocess.run(
-            [*map(str, command)],
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode in (0, -9)
-        killed += done.returncode == -9
-        acknowledged |= {int(number) for number in done.stdout.split()}
-        assert set(request_ids(tmp_path).values()) <= {1}
-        check_layout(tmp_path, layouts)
+    command = [sys.executable, CRASHING, tmp_path, *layouts]
+    with subprocess.Popen(
+        [*map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as crashing:
+        for start in range(8):
+            countdown = rng.randrange(1, touches_max) if start < 7 else 0
+            status, numbers = logged_once(crashing, start * ROWS, countdown, rng.getrandbits(30))
+            assert status in (0, -9)
+            killed += status == -9
+            acknowledged |= numbers
+            assert set(request_ids(tmp_path).values()) <= {1}
+            check_layout(tmp_path, layouts)
     assert killed > 3
     assert len(acknowledged) > ROWS
     rows = {row["user_id"]: row for row in published(tmp_path)}

@@ -1,7 +1,9 @@
-"""A process that logs until it kills itself: at the n-th time it is about to touch the disk.
+"""Processes that log until they kill themselves: at the n-th time they are about to touch the disk.
 
-python crashing_logger.py FOLDER FIRST N SEED PARTS…; prints what was acknowledged. N of 0: ends
-well. The files are in one of the given numbers of parts, by chance.
+python crashing_logger.py FOLDER PARTS…; each line FIRST N SEED of its input starts a process, which
+prints what was acknowledged. N of 0: ends well. The files are in one of the given numbers of parts,
+by chance. A line "ended" with its exit status follows. Processes are forked: what they import is
+imported once.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from thinrow.client.logger import FileOutput, ThinRowLogger
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -73,9 +76,7 @@ def armed(countdown: int, rng: random.Random) -> None:
         setattr(pathlib.Path, name, wrapped(getattr(pathlib.Path, name)))
 
 
-def main() -> None:
-    folder = pathlib.Path(sys.argv[1])
-    first, countdown, seed, *row_parts = map(int, sys.argv[2:])
+def log(folder: pathlib.Path, row_parts: list[int], first: int, countdown: int, seed: int) -> None:
     rng = random.Random(seed)
     files = FileOutput(
         folder=folder / "rows",
@@ -110,6 +111,19 @@ def main() -> None:
             logger.flush()
             print(*unknown, flush=True)
             logger.drain(30)
+
+
+def main() -> None:
+    folder, row_parts = pathlib.Path(sys.argv[1]), [*map(int, sys.argv[2:])]
+    pa.array([0])  # the first such call imports pandas, where it is installed
+    for line in iter(sys.stdin.readline, ""):
+        started = os.fork()
+        if not started:
+            log(folder, row_parts, *map(int, line.split()))
+            return
+        _, status = os.waitpid(started, 0)
+        # Who was killed may have left a line without its end.
+        print("\nended", os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":
