@@ -11,11 +11,11 @@ from thinrow.access.endpoints import start_endpoints
 from thinrow.access.grpc_server import grpc_server
 from thinrow.access.tenants import Tenants
 from thinrow.core.tracing import tracing
-from thinrow.online.interpreter import OWN_LOG_SWITCH_S, TOPIC_SWITCH_S, interpreter_of_a_server
 from thinrow.online.metrics import OnlineMetrics
 from thinrow.online.service import RIGHTS, SERVICE, OnlineService
 from thinrow.online.snapshots import Snapshots
 from thinrow.online.source import open_own_log
+from thinrow.online.thread_switches import OWN_LOG_SWITCH_S, TOPIC_SWITCH_S, thread_switches
 from thinrow.online.traced import TracedSnapshots
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class OnlineServer:
     def _start(self) -> None:
         config, metrics, stack = self._config, self.metrics, self._stack
         switch_s = OWN_LOG_SWITCH_S if config.events is None else TOPIC_SWITCH_S
-        stack.enter_context(interpreter_of_a_server(switch_s))
+        stack.enter_context(thread_switches(switch_s))
         if config.events is None:
             source = open_own_log(config, metrics, stack)
         else:
