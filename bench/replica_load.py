@@ -295,6 +295,8 @@ def rebuilt(replica: Replica) -> tuple[float, float, float]:
     replica.start()
     looks: list[tuple[float, float, float]] = []
     while len(looks) < 2 or looks[-1][1] > looks[-2][1]:
+        if replica.process.poll() is not None:
+            raise RuntimeError("the replica ended")
         events = replica.applied()
         if events:
             looks.append((time.perf_counter(), events, cpu_s(replica.process.pid)))

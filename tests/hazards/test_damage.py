@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import Mock
@@ -35,7 +36,7 @@ from support.worlds import (
 from thinrow.client import Pointers, connect
 from thinrow.compaction import shards
 from thinrow.compaction.compact import compact
-from thinrow.compaction.shards import WHOLE_EVERY
+from thinrow.compaction.shards import WHOLE_EVERY, previous_shard
 from thinrow.errors import StoreCorruptError, StoreError
 from thinrow.materialization.config import ServerConfig
 from thinrow.materialization.server import Server
@@ -45,6 +46,9 @@ from thinrow.v1 import materialization_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from thinrow.compaction.pair_writer import PreviousShard
+    from thinrow.store.generation import Generation
 
 USERS = range(1, 41)
 
@@ -325,12 +329,34 @@ def test_damage_that_generations_share_is_found_before_it_is_served(
     raise AssertionError("damage was written as if it were whole")
 
 
-def test_a_shared_table_that_was_cut_ends_compaction(layered: tuple[World, Path]) -> None:
+def test_a_shared_table_of_another_size_ends_compaction(layered: tuple[World, Path]) -> None:
     world, path = layered
-    data = path.read_bytes()
-    shared = path.with_name("cut")
-    shared.write_bytes(data + b"x")
-    shared.replace(path)
+    longer = path.with_name("longer")
+    longer.write_bytes(path.read_bytes() + b"x")
+    longer.replace(path)
+    refuses_to_compact(world, 5, path)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_shared_table_that_is_not_in_the_manifest_ends_compaction(
+    layered: tuple[World, Path], monkeypatch: pytest.MonkeyPatch, *, is_known: bool
+) -> None:
+    """RocksDB refuses a table of a wrong size itself; here it has none to refuse."""
+    world, path = layered
+
+    def altered_manifest(previous: Generation | None, number: int) -> PreviousShard | None:
+        shard = previous_shard(previous, number)
+        assert shard is not None
+        if shard.shard.path != path.parent:
+            return shard
+        files = [
+            file.model_copy(update={"bytes": file.bytes - (file.name == path.name)})
+            for file in shard.manifest.files
+            if is_known or file.name != path.name
+        ]
+        return replace(shard, manifest=shard.manifest.model_copy(update={"files": files}))
+
+    monkeypatch.setattr(shards, "previous_shard", altered_manifest)
     refuses_to_compact(world, 5, path)
 
 
