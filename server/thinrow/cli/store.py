@@ -211,10 +211,10 @@ def verify_command(
             found = verify_remote(ObjectStore(store), sizes_only=sizes_only, progress=progress)
         else:
             found = verify_store(Path(store), sizes_only=sizes_only, progress=progress)
-    numbers = ", ".join(map(str, found.generations))
+    numbers, problems = ", ".join(map(str, found.generations)), len(found.problems)
     out.print(
         f"Generations {numbers}: {found.file_count:,} files, {readable_bytes(found.byte_count)}, "
-        f"{len(found.problems)} problems.",
+        f"{problems} {'problem' if problems == 1 else 'problems'}.",
         soft_wrap=True,
     )
     for problem in found.problems[:PROBLEMS_SHOWN_MAX]:
